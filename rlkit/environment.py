@@ -1,0 +1,126 @@
+"""What rlkit trains on: an environment gives tasks, and rewards judge the answers to them.
+
+An environment is a class with an id, a method that makes tasks, and a table of rewards::
+
+    class Addition(Environment):
+        id = "addition-v1"
+        metric = "correct"
+        rewards = {"correct": lambda completion, total: float(completion.strip() == str(total))}
+        reward_weights = {"correct": 1.0}
+
+        def tasks(self, split, n=None, seed=0):
+            ...  # datasets.Dataset with columns prompt, task_id, total
+
+        def answer(self, task):
+            return str(task["total"])
+
+A task is a row of a dataset: `prompt` (chat messages), `task_id` (durable: the same content has the same
+id), and whatever columns the rewards read. A reward is a plain function that names those columns
+(see `rlkit.rewarding`). This module knows no task and does not import torch.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from rlkit.errors import UserError, nearest
+from rlkit.loading import load_object
+
+if TYPE_CHECKING:
+    import datasets
+
+Reward = Callable[..., Any]
+SPLITS = ("train", "dev", "test")
+
+# Our own environments. Anything else is "package.module:Class" or "path/file.py:Class".
+ENVIRONMENTS = {
+    "causal-v1": "envs.causal:CausalEnvironment",
+}
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One assistant turn: the task's row, and the messages so far, the assistant's last."""
+
+    task: Mapping[str, Any]
+    messages: Sequence[Mapping[str, str]]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What an environment answers to a turn: text to append, the end of the rollout, or `invalid`.
+
+    `invalid` says why the environment itself failed; such a rollout is left out of the loss, never scored 0.
+    """
+
+    text: str | None = None
+    done: bool = False
+    invalid: str | None = None
+
+
+class Environment(ABC):
+    """Tasks and the rewards that come with them. Subclasses take their options as constructor keywords."""
+
+    id: ClassVar[str]  # "causal-v1": the version rises when scores would change
+    metric: ClassVar[str]  # the reward that is reported as accuracy: 1.0 is right, 0.0 is wrong
+    rewards: Mapping[str, Reward]  # every reward it offers, by name
+    reward_weights: Mapping[str, float]  # those used unless a config says otherwise, with their weights
+    breakdown: Sequence[str] = ()  # columns by which an evaluation is broken down
+    max_turns: int = 1
+    stop: Sequence[str] = ()  # strings that end an assistant turn
+
+    @abstractmethod
+    def tasks(self, split: str, n: int | None = None, seed: int = 0) -> datasets.Dataset:
+        """Make `n` tasks of a split ("train", "dev", "test"); `None` is the environment's own number.
+
+        Task i depends on `(split, seed, i)` alone. Raises `UserError` on an unknown split.
+        """
+
+    @abstractmethod
+    def answer(self, task: Mapping[str, Any]) -> str:
+        """The right answer to a task, written as a model would: all default rewards give it full marks."""
+
+    def solution(self, task: Mapping[str, Any]) -> str | None:
+        """A worked solution that ends in the right answer, or None where the environment cannot write one."""
+        return None
+
+    def respond(self, turns: Sequence[Turn]) -> Sequence[Reply]:
+        """Answer a batch of assistant turns. Only environments of several turns define it."""
+        raise TypeError(f"{self.id} is a single-turn environment")
+
+    def score(self, task: Mapping[str, Any], completion: str) -> dict[str, float | None]:
+        """All rewards of one answer, by name. For tests, docs and people at a prompt; errors are raised."""
+        from rlkit.rewarding import call_reward
+
+        row = {**task, "completion": completion}
+        return {name: call_reward(reward, row) for name, reward in self.rewards.items()}
+
+
+def load_environment(name: str, **kwargs: Any) -> Environment:
+    """Build an environment from its id, `package.module:Class` or `path/file.py:Class`.
+
+    Raises:
+        UserError: no such environment, or arguments that its constructor does not take.
+    """
+    if ":" not in name and name not in ENVIRONMENTS:
+        raise UserError(f"there is no environment {name!r}{nearest(name, ENVIRONMENTS)}")
+    cls = load_object(ENVIRONMENTS.get(name, name))
+    if not (isinstance(cls, type) and issubclass(cls, Environment)):
+        raise UserError(f"{name} is not a subclass of rlkit.environment.Environment")
+    check_arguments(cls, kwargs)
+    return cls(**kwargs)
+
+
+def check_arguments(cls: type, kwargs: Mapping[str, Any]) -> None:
+    """Raise `UserError` for a keyword that the constructor of `cls` does not take, naming the nearest."""
+    import inspect
+
+    parameters = inspect.signature(cls).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    for key in kwargs:
+        if key not in parameters:
+            raise UserError(f"{cls.__name__} has no argument {key!r}{nearest(key, parameters)}")

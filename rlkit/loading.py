@@ -1,0 +1,58 @@
+"""Find an object by the text that names it: `package.module:Name` or `path/to/file.py:Name`."""
+
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from rlkit.errors import UserError, nearest
+
+
+def load_object(reference: str) -> Any:
+    """Import the object that `reference` names.
+
+    Args:
+        reference: `package.module:Name` or `path/to/file.py:Name`.
+
+    Raises:
+        UserError: the text has no colon, the module or file is missing, or it has no such name.
+            Errors inside the module itself are not caught: their traceback is what the author needs.
+    """
+    source, colon, name = reference.rpartition(":")
+    if not colon or not source or not name:
+        raise UserError(f"cannot load {reference!r}: write 'package.module:Name' or 'path/file.py:Name'")
+    module = _load_file(source) if source.endswith(".py") else _load_module(source)
+    if not hasattr(module, name):
+        public = [key for key in vars(module) if not key.startswith("_")]
+        raise UserError(f"{source} has no {name!r}{nearest(name, public)}")
+    return getattr(module, name)
+
+
+def _load_module(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name and (name == error.name or name.startswith(error.name + ".")):
+            raise UserError(f"there is no module {name!r}: is it installed, or on PYTHONPATH?") from error
+        raise
+
+
+def _load_file(file: str) -> ModuleType:
+    path = Path(file).expanduser().resolve()
+    if not path.is_file():
+        raise UserError(f"there is no file {file!r}")
+    # One module object per file, so that loading two names from a file runs it once.
+    name = "rlkit_file_" + "".join(c if c.isalnum() else "_" for c in str(path.with_suffix("")))
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None and spec.loader is not None  # always so for a .py file that exists
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
+    return sys.modules[name]
