@@ -1,0 +1,25 @@
+"""Evaluation on held-out tasks: accuracy, pass@k, breakdowns, and paired comparison of two models."""
+
+from rlkit.evaluation.evaluate import Runner, Scores, evaluate
+from rlkit.evaluation.result import Evaluation, compare, prompt_text
+from rlkit.evaluation.statistics import (
+    Interval,
+    accuracy_interval,
+    avg_at_k,
+    paired_permutation_test,
+    pass_at_k,
+)
+
+__all__ = [
+    "Evaluation",
+    "Interval",
+    "Runner",
+    "Scores",
+    "accuracy_interval",
+    "avg_at_k",
+    "compare",
+    "evaluate",
+    "paired_permutation_test",
+    "pass_at_k",
+    "prompt_text",
+]

@@ -1,0 +1,185 @@
+"""Evaluate a model: sample answers to the tasks of a split, score them, and average over tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from rich.progress import track
+
+from rlkit.environment import Environment
+from rlkit.errors import UserError
+from rlkit.evaluation.result import Evaluation, prompt_text
+from rlkit.evaluation.statistics import Interval, accuracy_interval, avg_at_k, pass_at_k
+from rlkit.rollouts import Completion
+
+Row = dict[str, Any]
+# generate(prompts, samples) answers B prompts with `samples` completions each.
+Generate = Callable[[list[Any], int], Sequence[Sequence[Completion]]]
+
+
+class Scores(Protocol):
+    """What a runner returns for B rollouts and R rewards (see `rlkit.rewarding`)."""
+
+    values: NDArray[np.floating]  # (B, R), NaN: does not apply, or invalid
+    invalid: Sequence[str | None]  # (B,) why a rollout could not be scored
+
+
+class Runner(Protocol):
+    """Scores rollouts that come in groups of `group_size` with the same task."""
+
+    rewards: Mapping[str, Any]  # by name, in the order of the columns of `Scores.values`
+
+    def __call__(self, rows: list[Row], group_size: int) -> Scores: ...  # noqa: D102
+
+
+def evaluate(
+    generate: Generate,
+    environment: Environment,
+    runner: Runner,
+    *,
+    split: str = "test",
+    n: int | None = None,
+    seed: int = 0,
+    samples: int = 1,
+    name: str,
+    model: str,
+    environment_args: Mapping[str, Any],
+    temperature: float,
+    batch_size: int = 256,
+) -> Evaluation:
+    """Answer `n` tasks of a split with `samples` completions each, `batch_size` tasks at a time.
+
+    `name`, `model`, `environment_args` and `temperature` are only recorded. An invalid rollout is counted and
+    left out of every mean; a task with no valid rollout is left out of the accuracy.
+
+    Raises:
+        UserError: no task, or the runner does not know the environment's metric.
+    """
+    rewards = list(runner.rewards)
+    if environment.metric not in rewards:
+        raise UserError(f"{environment.id} reports the reward {environment.metric!r}, which is not run")
+    tasks: list[Row] = list(environment.tasks(split, n, seed))
+    if not tasks:
+        raise UserError(f"{environment.id} has no task in the split {split!r}")
+    rows: list[Row] = []
+    values: list[NDArray[np.floating]] = []
+    invalid: list[str | None] = []
+    starts = range(0, len(tasks), batch_size)
+    for start in track(starts, description=f"evaluating {name}"):
+        batch = list(answer(generate, tasks[start : start + batch_size], samples))
+        scores = runner(batch, samples)
+        rows += batch
+        values.append(scores.values)
+        invalid += scores.invalid
+    frame = rollout_frame(environment, rewards, rows, np.concatenate(values), invalid)
+    task_scores = scores_by_task(frame)
+    return Evaluation(
+        name=name,
+        model=model,
+        environment=environment.id,
+        environment_args=environment_args,
+        split=split,
+        seed=seed,
+        temperature=temperature,
+        samples=samples,
+        metric=environment.metric,
+        accuracy=task_accuracy(frame),
+        pass_at=mean_at_k(task_scores, samples, lambda s, k: pass_at_k(len(s), sum(x >= 1.0 for x in s), k)),
+        avg_at=mean_at_k(task_scores, samples, avg_at_k),
+        rewards={reward: float(frame[f"rewards/{reward}"].mean()) for reward in rewards},
+        length=float(frame["length"].mean()),
+        truncated=float(frame["truncated"].mean()),
+        invalid=int(frame["invalid"].notna().sum()),
+        breakdown=breakdown(frame, environment.breakdown),
+        scores=task_scores,
+        completions=completion_records(environment, frame),
+    )
+
+
+def answer(generate: Generate, tasks: list[Row], samples: int) -> Iterator[Row]:
+    """Yield one row per completion: the task's columns, completion, completion_ids and truncated."""
+    groups = generate([task["prompt"] for task in tasks], samples)
+    for task, group in zip(tasks, groups, strict=True):
+        for completion in group:
+            yield {
+                **task,
+                "completion": completion.text,
+                "completion_ids": completion.ids,
+                "truncated": completion.truncated,
+            }
+
+
+def rollout_frame(
+    environment: Environment,
+    rewards: list[str],
+    rows: list[Row],
+    values: NDArray[np.floating],
+    invalid: Sequence[str | None],
+) -> pd.DataFrame:
+    """One line per rollout. Rewards and score of an invalid rollout are NaN."""
+    reason = pd.Series(list(invalid), dtype=object)
+    frame = pd.DataFrame(values, columns=[f"rewards/{reward}" for reward in rewards], dtype=float)
+    frame[reason.notna()] = np.nan
+    frame["score"] = frame[f"rewards/{environment.metric}"]
+    frame["invalid"] = reason
+    frame["row"] = pd.Series(rows, dtype=object)
+    frame["length"] = [len(row["completion_ids"]) for row in rows]
+    for column in ("task_id", "truncated", *environment.breakdown):
+        frame[column] = [row[column] for row in rows]
+    return frame
+
+
+def scores_by_task(frame: pd.DataFrame) -> dict[str, list[float]]:
+    """Valid scores of each task's samples; a task that has none keeps an empty list."""
+    groups = frame.groupby("task_id", sort=False)["score"]
+    return {str(task): scores.dropna().tolist() for task, scores in groups}
+
+
+def task_accuracy(frame: pd.DataFrame) -> Interval:
+    """Mean over tasks of the mean score of a task."""
+    return accuracy_interval(frame.groupby("task_id")["score"].mean().dropna())
+
+
+def mean_at_k(
+    task_scores: Mapping[str, list[float]], samples: int, statistic: Callable[[list[float], int], float]
+) -> dict[int, float]:
+    """Mean of a statistic over the tasks with k valid samples or more, for k = 1, 2, 4, … up to `samples`.
+
+    A task has `samples` scores, or a multiple of that where the split holds it more than once.
+    """
+    if samples == 1:
+        return {}
+    at: dict[int, float] = {}
+    for k in (2**i for i in range(samples.bit_length())):
+        enough = [statistic(scores, k) for scores in task_scores.values() if len(scores) >= k]
+        at[k] = float(np.mean(enough)) if enough else np.nan
+    return at
+
+
+def breakdown(frame: pd.DataFrame, columns: Sequence[str]) -> dict[str, dict[str, Interval]]:
+    """Accuracy for each value of each column, in the values' own order."""
+    return {
+        column: {str(value): task_accuracy(part) for value, part in frame.groupby(column)}
+        for column in columns
+    }
+
+
+def completion_records(environment: Environment, frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """What the report shows of each rollout."""
+    return [
+        {
+            "task_id": str(line["task_id"]),
+            "prompt": prompt_text(line["row"]["prompt"]),
+            "completion": line["row"]["completion"],
+            "answer": environment.answer(line["row"]),
+            "score": line["score"],
+            "invalid": line["invalid"],
+            "length": line["length"],
+            **{column: line[column] for column in environment.breakdown},
+        }
+        for line in frame.to_dict("records")
+    ]

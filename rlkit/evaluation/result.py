@@ -1,0 +1,152 @@
+"""The result of an evaluation: what it holds, its JSON file, and the paired comparison of two of them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlkit.errors import UserError
+from rlkit.evaluation.statistics import (
+    Interval,
+    mean_interval,
+    paired_differences,
+    paired_permutation_test,
+)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One model on one split of one environment. `<run>/evaluation/<name>.json` has the same fields.
+
+    Scores are values of the environment's metric. Invalid rollouts (a reward failed) are counted, and are in
+    no mean. `breakdown[column][value]` is the accuracy on the tasks with that value; `scores[task_id]` holds
+    the valid scores of a task's samples; `completions` are the rollouts, one dict each.
+    """
+
+    name: str
+    model: str
+    environment: str
+    environment_args: Mapping[str, Any]
+    split: str
+    seed: int
+    temperature: float
+    samples: int
+    metric: str
+    accuracy: Interval
+    pass_at: Mapping[int, float]
+    avg_at: Mapping[int, float]
+    rewards: Mapping[str, float]
+    length: float  # mean tokens of a completion
+    truncated: float  # share of completions
+    invalid: int  # rollouts
+    breakdown: Mapping[str, Mapping[str, Interval]]
+    scores: Mapping[str, Sequence[float]]
+    completions: Sequence[Mapping[str, Any]] = field(repr=False)
+
+    def save(self, path: str | Path) -> None:
+        """Write JSON in one step: a reader sees the whole file or the old one. NaN is written as null."""
+        text = json.dumps(without_nan(asdict(self)), indent=1, allow_nan=False, default=as_plain)
+        write_atomically(Path(path), text)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Evaluation:
+        """Read what `save` wrote.
+
+        Raises:
+            UserError: the file is not an evaluation.
+        """
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+            data = {f.name: data[f.name] for f in fields(cls)}
+            data["accuracy"] = as_interval(data["accuracy"])
+            for key in ("pass_at", "avg_at"):
+                data[key] = {int(k): as_number(value) for k, value in data[key].items()}
+            for key in ("length", "truncated"):
+                data[key] = as_number(data[key])
+            data["rewards"] = {name: as_number(value) for name, value in data["rewards"].items()}
+            data["breakdown"] = {
+                column: {value: as_interval(interval) for value, interval in values.items()}
+                for column, values in data["breakdown"].items()
+            }
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path} is not an evaluation: {type(error).__name__} {error}") from error
+        return cls(**data)
+
+
+def compare(before: Evaluation, after: Evaluation) -> dict[str, float]:
+    """Compare two evaluations on the tasks that both have valid scores for.
+
+    Returns `n` tasks, `before` and `after` (mean accuracies on these tasks), `difference` (after - before)
+    with its 95 % interval `low` to `high`, and `p` of the two-sided paired permutation test.
+
+    Raises:
+        UserError: another environment, other arguments, another metric, or no task in common.
+    """
+    for key in ("environment", "environment_args", "metric"):
+        a, b = getattr(before, key), getattr(after, key)
+        if a != b:
+            raise UserError(f"{before.name} and {after.name} differ in {key}: {a} and {b}")
+    common = [task for task, scores in before.scores.items() if scores and after.scores.get(task)]
+    if not common:
+        raise UserError(f"{before.name} and {after.name} have no task in common")
+    a = np.array([np.mean(before.scores[task]) for task in common])
+    b = np.array([np.mean(after.scores[task]) for task in common])
+    interval = mean_interval(paired_differences(a, b), bounds=(-1.0, 1.0))
+    return {
+        "n": interval.n,
+        "before": float(a.mean()),
+        "after": float(b.mean()),
+        "difference": interval.mean,
+        "low": interval.low,
+        "high": interval.high,
+        "p": paired_permutation_test(a, b),
+    }
+
+
+def prompt_text(prompt: str | Sequence[Mapping[str, str]]) -> str:
+    """Write a prompt for people: a single message as it is, several with their roles."""
+    if isinstance(prompt, str):
+        return prompt
+    if len(prompt) == 1:
+        return prompt[0]["content"]
+    return "\n\n".join(f"[{message['role']}] {message['content']}" for message in prompt)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file under a temporary name in the same folder, then rename it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def without_nan(value: Any) -> Any:
+    """Replace NaN and infinities by None, which JSON can hold, in nested dicts and lists."""
+    if isinstance(value, Mapping):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def as_plain(value: Any) -> Any:
+    """Turn numpy's arrays and scalars, which a task's columns may hold, into JSON's own types."""
+    if isinstance(value, np.ndarray | np.generic):
+        return without_nan(value.tolist())
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
+
+
+def as_number(value: float | None) -> float:
+    """Undo `without_nan`."""
+    return np.nan if value is None else value
+
+
+def as_interval(data: Mapping[str, Any]) -> Interval:
+    """Undo `without_nan(asdict(interval))`."""
+    return Interval(as_number(data["mean"]), as_number(data["low"]), as_number(data["high"]), data["n"])

@@ -1,0 +1,179 @@
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import ClassVar
+
+import numpy as np
+import pytest
+from datasets import Dataset
+
+from rlkit.environment import Environment
+from rlkit.errors import UserError
+from rlkit.evaluation import Evaluation, compare, evaluate, prompt_text
+from rlkit.rollouts import Completion
+
+
+def correct(completion, total):
+    return float(completion == str(total))
+
+
+def short(completion):
+    return 1.0 if len(completion) < 3 else None
+
+
+class Addition(Environment):
+    id = "addition-v1"
+    metric = "correct"
+    rewards: ClassVar = {"short": short, "correct": correct}
+    reward_weights: ClassVar = {"correct": 1.0}
+    breakdown = ("level",)
+
+    def tasks(self, split, n=None, seed=0):
+        rows = [
+            {
+                "task_id": f"{split}-{i}",
+                "prompt": [{"role": "user", "content": f"{i} + 1?"}],
+                "total": i + 1,
+                "level": i % 2,
+            }
+            for i in range(n if n is not None else 4)
+        ]
+        return Dataset.from_list(rows)
+
+    def answer(self, task):
+        return str(task["total"])
+
+
+@dataclass
+class PlainRunner:
+    """Runs rewards as they are; a completion "crash" is invalid."""
+
+    rewards: dict
+
+    def __call__(self, rows, group_size):
+        assert len(rows) % group_size == 0
+        values = [[short(row["completion"]), correct(row["completion"], row["total"])] for row in rows]
+        invalid = ["reward died" if row["completion"] == "crash" else None for row in rows]
+        return SimpleNamespace(values=np.array(values, dtype=float), invalid=invalid)
+
+
+def run(answers, samples=1, n=4, **options):
+    """Evaluate a model that gives `answers[i]`, a list of texts, to task i."""
+    answers = iter(answers)
+
+    def generate(prompts, samples):
+        assert prompts[0][0]["role"] == "user"
+        return [
+            [Completion(text, [0] * len(text), text == "long") for text in next(answers)] for _ in prompts
+        ]
+
+    options = {"name": "after", "model": "m", "environment_args": {}, "temperature": 0.0, **options}
+    runner = PlainRunner(dict(Addition.rewards))
+    return evaluate(generate, Addition(), runner, n=n, samples=samples, **options)
+
+
+def test_greedy_evaluation_counts_every_task():
+    result = run([["1"], ["2"], ["long"], ["9"]], batch_size=3)
+    assert (result.accuracy.mean, result.accuracy.n) == (0.5, 4)
+    assert result.accuracy.low == pytest.approx(0.15, abs=0.01)
+    assert result.rewards == {"short": 1.0, "correct": 0.5}
+    assert (result.length, result.truncated, result.invalid) == (1.75, 0.25, 0)
+    assert result.scores == {"test-0": [1.0], "test-1": [1.0], "test-2": [0.0], "test-3": [0.0]}
+    assert (result.pass_at, result.avg_at) == ({}, {})
+    assert {value: (i.n, i.mean) for value, i in result.breakdown["level"].items()} == {
+        "0": (2, 0.5),
+        "1": (2, 0.5),
+    }
+
+
+def test_invalid_rollouts_are_counted_and_left_out():
+    result = run([["1"], ["crash"], ["3"], ["9"]])
+    assert (result.invalid, result.accuracy.n) == (1, 3)
+    assert result.accuracy.mean == pytest.approx(2 / 3)
+    assert result.scores["test-1"] == []
+    assert result.breakdown["level"]["1"].n == 1
+    assert result.completions[1]["invalid"] == "reward died"
+
+
+def test_pass_and_average_at_k():
+    result = run([["1", "1", "9", "9"], ["2", "9", "crash", "crash"]], samples=4, n=2)
+    assert result.accuracy.mean == 0.5
+    assert result.pass_at == pytest.approx({1: 0.5, 2: (5 / 6 + 1) / 2, 4: 1.0})
+    assert result.avg_at == {1: 1.0, 2: 0.75, 4: 0.5}
+
+
+def test_completions_say_what_the_report_shows():
+    completion = run([["1"]], n=1).completions[0]
+    assert completion == {
+        "task_id": "test-0",
+        "prompt": "0 + 1?",
+        "completion": "1",
+        "answer": "1",
+        "score": 1.0,
+        "invalid": None,
+        "length": 1,
+        "level": 0,
+    }
+
+
+def test_saved_evaluation_loads_the_same(tmp_path):
+    result = run([["1", "1"], ["crash", "crash"]], samples=2, n=2)
+    path = tmp_path / "evaluation" / "after.json"
+    result.save(path)
+    assert [p.name for p in path.parent.iterdir()] == ["after.json"]
+    loaded = Evaluation.load(path)
+    np.testing.assert_equal(loaded.breakdown, result.breakdown)
+    assert loaded.accuracy == result.accuracy and loaded.pass_at == result.pass_at
+    assert loaded.scores == result.scores
+    assert loaded.completions[3]["score"] is None
+
+
+@pytest.mark.parametrize("text", ["{", "{}", "[]", '{"name": 1}'])
+def test_loading_something_else_is_a_user_error(tmp_path, text):
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(UserError, match=r"x\.json is not an evaluation"):
+        Evaluation.load(tmp_path / "x.json")
+
+
+def test_compare_pairs_tasks():
+    before = run([["9"], ["9"], ["9"], ["crash"]], name="before")
+    after = run([["1"], ["2"], ["9"], ["4"]])
+    result = compare(before, after)
+    assert (result["n"], result["before"], result["difference"]) == (3, 0.0, pytest.approx(2 / 3))
+    assert result["low"] < 2 / 3 < result["high"] <= 1
+    assert result["p"] == 0.5  # 2 differences: 2 of 4 sign flips
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"environment": "x"}, "environment"),
+        ({"environment_args": {"a": 1}}, "environment_args"),
+        ({"metric": "short"}, "metric"),
+        ({"scores": {"other": [1.0]}}, "no task in common"),
+    ],
+)
+def test_compare_refuses_what_cannot_be_compared(change, message):
+    result = run([["1"]], n=1)
+    with pytest.raises(UserError, match=message):
+        compare(result, replace(result, **change))
+
+
+def test_errors_name_what_is_missing():
+    with pytest.raises(UserError, match="no task"):
+        run([], n=0)
+    with pytest.raises(UserError, match="'correct'"):
+        evaluate(
+            None,
+            Addition(),
+            PlainRunner({"short": short}),
+            name="",
+            model="",
+            environment_args={},
+            temperature=0,
+        )
+
+
+def test_prompt_text_names_roles_of_several_messages():
+    assert prompt_text("plain") == "plain"
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1 + 1?"}]
+    assert prompt_text(messages) == "[system] Be brief.\n\n[user] 1 + 1?"
