@@ -1,0 +1,36 @@
+"""Running rewards: load them by name, call them on rollouts, and keep their failures apart from their scores.
+
+A reward is a plain function of one rollout that names the columns it reads::
+
+    def total_variation(completion: str, truth: list[float], tolerance: float = 0.01) -> float | None:
+        ...
+
+It returns a number, or None where it does not apply. Whatever else happens (an exception, a NaN, a text, more
+seconds than allowed, a dead process) makes the rollout *invalid with a reason*, which is not a score of 0: a
+trainer leaves such a rollout out of the loss. Three more shapes are known by their parameters:
+
+- `def f(group)` judges all answers to one task together: it gets the rows of the group and returns one value
+  a row. Other columns it names come from the first row, since the rows of a group share their task.
+- `def f(completions, ...)` is a TRL reward function and works unchanged, called with a batch of one.
+- an object with `__call__`, `state_dict` and `load_state_dict` has memory. It runs in the trainer's own
+  process, because that is where its state is saved: it can fail, but **cannot be killed** when it is slow.
+
+All others run in worker processes that are killed when they outrun their time (`runner.py`). Any of them may
+be `async def`. A row is a mapping of the data set's columns and `prompt`, `completion` (the text), and, from
+a trainer, `completion_ids` and `truncated`. Nothing here imports torch.
+"""
+
+from rlkit.rewarding.budget import ErrorBudget
+from rlkit.rewarding.calls import as_trl_reward, call_reward
+from rlkit.rewarding.load import check_columns, load_rewards
+from rlkit.rewarding.runner import RewardRunner, Scores
+
+__all__ = [
+    "ErrorBudget",
+    "RewardRunner",
+    "Scores",
+    "as_trl_reward",
+    "call_reward",
+    "check_columns",
+    "load_rewards",
+]

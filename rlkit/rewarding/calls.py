@@ -1,0 +1,152 @@
+"""Call a reward, whatever its shape: on one rollout, on a group of rollouts, or the way TRL does."""
+
+import asyncio
+import functools
+import inspect
+import math
+import numbers
+from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+from rlkit.environment import Reward
+
+Row = Mapping[str, Any]
+
+# TRL passes these to a reward function besides the columns.
+TRL_EXTRAS = ("trainer_state", "log_extra", "log_metric")
+TRL_ARGUMENTS = ("prompts", "completions", "completion_ids", *TRL_EXTRAS)
+
+
+class RewardCall:
+    """A reward with its signature read once.
+
+    Attributes:
+        per_group: it judges the rows of a whole group at once.
+        trl: it is a TRL reward function.
+        required: the columns it cannot do without.
+        columns: all columns it can read, or None when it takes any.
+    """
+
+    def __init__(self, reward: Reward):
+        parameters = inspect.signature(reward).parameters.values()
+        names = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+        self.reward = reward
+        self.trl = "completions" in names
+        self.per_group = "group" in names and not self.trl
+        self._any = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        self._names = set(names)
+        own = {"group"} if self.per_group else set(TRL_ARGUMENTS) if self.trl else set()
+        self.required = [p.name for p in parameters if p.name in self._names - own and p.default is p.empty]
+        read = (self._names - own) | ({"prompt", "completion", "completion_ids"} if self.trl else set())
+        self.columns = None if self._any or self.per_group else read
+
+    def __call__(self, rows: Sequence[Row]) -> list[float | None]:
+        """Judge the rows of one group, or a single row (a list of one).
+
+        Raises:
+            ValueError: the wrong number of values, NaN or infinity.
+            TypeError: something that is not a number.
+            Exception: whatever the reward itself raises.
+        """
+        result = self.reward(**(self._trl_arguments(rows) if self.trl else self._arguments(rows)))
+        if inspect.isawaitable(result):
+            result = event_loop().run_until_complete(result)
+        if not (self.trl or self.per_group):
+            return [as_number(result)]
+        values = [as_number(value) for value in result]
+        if len(values) != len(rows):
+            raise ValueError(f"returned {len(values)} values for {len(rows)} rollouts")
+        return values
+
+    def _arguments(self, rows: Sequence[Row]) -> dict[str, Any]:
+        row = {**rows[0], "completion": completion_text(rows[0]["completion"])}
+        if self.per_group:
+            row["group"] = [{**r, "completion": completion_text(r["completion"])} for r in rows]
+        return {key: value for key, value in row.items() if self._any or key in self._names}
+
+    def _trl_arguments(self, rows: Sequence[Row]) -> dict[str, Any]:
+        columns = {key for key in rows[0] if key not in ("prompt", "completion")}
+        arguments: dict[str, Any] = {key: [row[key] for row in rows] for key in columns}
+        arguments["prompts"] = [row.get("prompt") for row in rows]
+        arguments["completions"] = [trl_completion(row) for row in rows]
+        arguments |= {"trainer_state": None, "log_extra": ignore, "log_metric": ignore}
+        return {key: value for key, value in arguments.items() if self._any or key in self._names}
+
+
+def call_reward(reward: Reward, row: Row) -> float | None:
+    """Call a reward of any shape on one row, passing the columns it names; a group is a group of one.
+
+    Raises:
+        ValueError, TypeError: the value is not a finite number (a bool counts as one).
+        Exception: whatever the reward itself raises.
+    """
+    return RewardCall(reward)([row])[0]
+
+
+def as_trl_reward(reward: Reward, name: str) -> Callable[..., list[float | None]]:
+    """Make any reward a TRL reward function called `name`. Errors propagate, as TRL has it.
+
+    A group is a run of neighbours with the same `task_id`, or the same prompt where there is no such column.
+    On several processes TRL may split a group: keep the batch of a process a multiple of the group's size.
+    """
+    call = RewardCall(reward)
+
+    def trl_reward(
+        prompts: list[Any], completions: list[Any], completion_ids: list[Any] | None = None, **columns: Any
+    ) -> list[float | None]:
+        data = {key: value for key, value in columns.items() if key not in TRL_EXTRAS}
+        data |= {"prompt": prompts, "completion": completions}
+        if completion_ids is not None:
+            data["completion_ids"] = completion_ids
+        rows = [{key: data[key][i] for key in data} for i in range(len(completions))]
+        groups = split_groups(rows) if call.per_group else [[row] for row in rows]
+        return [value for group in groups for value in call(group)]
+
+    # A TRL function needs no translation, only the name under which TRL logs it.
+    function = functools.partial(reward) if call.trl else trl_reward
+    function.__name__ = name  # type: ignore[union-attr]
+    return function
+
+
+def split_groups(rows: Sequence[Row]) -> list[list[Row]]:
+    """Split rows into runs of neighbours that belong to the same task."""
+    return [list(group) for _, group in groupby(rows, lambda row: row.get("task_id", row["prompt"]))]
+
+
+def as_number(value: Any) -> float | None:
+    """Return the value of a reward as a float, or None; a scalar of numpy or torch counts as a number."""
+    if getattr(value, "ndim", None) == 0:
+        value = value.item()
+    if value is None:
+        return None
+    if not isinstance(value, numbers.Real):
+        raise TypeError(f"returned {value!r:.80}, which is not a number")
+    if not math.isfinite(value):
+        raise ValueError(f"returned {value}")
+    return float(value)
+
+
+def completion_text(completion: str | Sequence[Mapping[str, Any]]) -> str:
+    """Return a completion as text: of chat messages, what the assistant wrote."""
+    if isinstance(completion, str):
+        return completion
+    return "\n".join(m["content"] or "" for m in completion if m.get("role", "assistant") == "assistant")
+
+
+def trl_completion(row: Row) -> Any:
+    """Return the completion as TRL gives it: messages where the prompt is messages, a string otherwise."""
+    completion, prompt = row["completion"], row.get("prompt")
+    if isinstance(completion, str) and isinstance(prompt, Sequence) and not isinstance(prompt, str):
+        return [{"role": "assistant", "content": completion}]
+    return completion
+
+
+def ignore(*args: Any, **kwargs: Any) -> None:
+    """Stand in for TRL's `log_extra` and `log_metric`: a worker process has no trainer to log to."""
+
+
+@functools.cache
+def event_loop() -> asyncio.AbstractEventLoop:
+    """Return the one event loop of async rewards: a client that a reward keeps stays bound to a live loop."""
+    return asyncio.new_event_loop()
