@@ -11,7 +11,8 @@ trainer leaves such a rollout out of the loss. Three more shapes are known by th
 
 - `def f(group)` judges all answers to one task together: it gets the rows of the group and returns one value
   a row. Other columns it names come from the first row, since the rows of a group share their task.
-- `def f(completions, ...)` is a TRL reward function and works unchanged, called with a batch of one.
+- `def f(completions, ...)` or `def f(completion_ids, **kwargs)` is a TRL reward function and works unchanged,
+  called with a batch of one.
 - an object with `__call__`, `state_dict` and `load_state_dict` has memory. It runs in the trainer's own
   process, because that is where its state is saved: it can fail, but **cannot be killed** when it is slow.
 

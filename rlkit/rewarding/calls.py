@@ -31,10 +31,11 @@ class RewardCall:
     def __init__(self, reward: Reward):
         parameters = inspect.signature(reward).parameters.values()
         names = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
         self.reward = reward
-        self.trl = "completions" in names
+        self.trl = is_trl(names, takes_any)
         self.per_group = "group" in names and not self.trl
-        self._any = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        self._any = takes_any
         self._names = set(names)
         own = {"group"} if self.per_group else set(TRL_ARGUMENTS) if self.trl else set()
         self.required = [p.name for p in parameters if p.name in self._names - own and p.default is p.empty]
@@ -72,6 +73,15 @@ class RewardCall:
         arguments["completions"] = [trl_completion(row) for row in rows]
         arguments |= {"trainer_state": None, "log_extra": ignore, "log_metric": ignore}
         return {key: value for key, value in arguments.items() if self._any or key in self._names}
+
+
+def is_trl(names: Sequence[str], takes_any: bool) -> bool:
+    """Tell a TRL reward function by its parameters.
+
+    It names `completions`; or, as TRL's own overlong punishment, only `completion_ids`, and then `**kwargs`.
+    """
+    ids_only = "completion_ids" in names and "completion" not in names
+    return "completions" in names or (ids_only and takes_any)
 
 
 def call_reward(reward: Reward, row: Row) -> float | None:

@@ -1,0 +1,292 @@
+"""Real processes: rewards that hang, crash or misbehave spoil their own row and nothing else."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import cloudpickle
+import numpy as np
+import psutil
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from trl.rewards import think_format_reward
+
+from rlkit.errors import RewardError, UserError
+from rlkit.rewarding import RewardRunner, call_reward
+from rlkit.rewarding.load import load_object
+
+# Test modules are not importable by name from a worker.
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+CHAT = [{"role": "user", "content": "Misbehave."}]
+
+
+def rows_of(*completions):
+    return [{"prompt": CHAT, "completion": c, "truth": [0.5, 0.5]} for c in completions]
+
+
+def misbehave(completion: str):
+    """Do what the completion says."""
+    match completion:
+        case "loop":
+            while True:
+                pass
+        case "sleep":
+            time.sleep(60)
+        case "regex":
+            re.match(r"(a+)+$", "a" * 50 + "b")
+        case "exit":
+            os._exit(0)
+        case "segfault":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        case "sys.exit":
+            sys.exit(1)
+        case "memory":
+            raise MemoryError
+        case "raise":
+            raise ValueError("empty answer\nand more")
+        case "text":
+            return "1.0"
+        case "nan":
+            return float("nan")
+        case "none":
+            return None
+    return len(completion)
+
+
+def length(completion):
+    return len(completion)
+
+
+def scaled(completion, share, offset=0.5):
+    return share * len(completion) + offset if completion else None
+
+
+@pytest.fixture(scope="module")
+def random_runner():
+    with RewardRunner({"length": length, "scaled": scaled}) as runner:
+        yield runner
+
+
+@pytest.fixture(scope="module")
+def runner():
+    with RewardRunner({"length": length, "misbehave": misbehave}, time_limit=0.5) as runner:
+        yield runner
+
+
+@pytest.mark.parametrize(
+    ("deed", "reason"),
+    [
+        ("loop", r"misbehave: timed out after 0\.5 s"),
+        ("sleep", r"misbehave: timed out after 0\.5 s"),
+        ("regex", r"misbehave: timed out after 0\.5 s"),
+        ("exit", r"misbehave: worker died \(exit status 0\)"),
+        ("segfault", r"misbehave: worker died \(SIGSEGV\)"),
+        ("sys.exit", "misbehave: SystemExit: 1"),
+        ("memory", "misbehave: MemoryError"),
+        ("raise", "misbehave: ValueError: empty answer"),
+        ("text", "misbehave: TypeError: returned '1.0', which is not a number"),
+        ("nan", "misbehave: ValueError: returned nan"),
+    ],
+)
+def test_only_the_guilty_row_is_invalid(runner, deed, reason):
+    began = time.monotonic()
+    scores = runner(rows_of("a", "bb", deed, "dddd"), group_size=2)
+    assert time.monotonic() - began < 10
+    assert scores.values[[0, 1, 3]].tolist() == [[1, 1], [2, 2], [4, 4]]
+    assert np.isnan(scores.values[2]).all()
+    assert scores.invalid[2] is not None and re.fullmatch(reason, scores.invalid[2])
+    assert [scores.invalid[i] for i in (0, 1, 3)] == [None] * 3
+    assert scores.error_counts == {"misbehave": 1} and scores.first_row == 2
+
+
+def test_none_is_not_invalid(runner):
+    scores = runner(rows_of("none"), group_size=1)
+    assert scores.invalid == [None] and scores.values[0, 0] == 4 and np.isnan(scores.values[0, 1])
+    assert scores.error_counts == {} and scores.first_traceback is None and scores.first_row is None
+
+
+def test_the_first_traceback_is_that_of_the_first_row(runner):
+    scores = runner(rows_of("a", "raise", "memory", "raise"), group_size=1)
+    assert scores.first_row == 1 and 'raise ValueError("empty answer' in scores.first_traceback
+    assert scores.error_counts == {"misbehave": 3}
+
+
+def test_an_empty_batch(runner):
+    assert runner([], group_size=4).values.shape == (0, 2)
+
+
+def test_rows_must_fill_groups(runner):
+    with pytest.raises(ValueError, match="groups of 2"):
+        runner(rows_of("a"), group_size=2)
+
+
+def test_a_row_that_cannot_be_sent_is_invalid():
+    with RewardRunner({"columns": lambda **columns: len(columns)}) as runner:
+        rows = [{"completion": "a", "extra": value} for value in (1, lambda: 0, 3)]
+        scores = runner(rows, group_size=1)
+    assert scores.values[:, 0].tolist()[::2] == [2, 2] and "columns: " in scores.invalid[1]
+
+
+def test_columns_that_no_reward_names_are_not_sent(runner):
+    rows = [{**row, "generator": (x for x in ())} for row in rows_of("a")]
+    assert runner(rows, group_size=1).invalid == [None]
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.tuples(st.text(max_size=8), st.floats(0, 1)), min_size=1, max_size=12))
+def test_values_equal_direct_calls(random_runner, pairs):
+    rows = [{"completion": text, "share": share} for text, share in pairs]
+    values = random_runner(rows, group_size=1).values
+    expected = [[call_reward(length, row), call_reward(scaled, row)] for row in rows]
+    np.testing.assert_array_equal(values, np.array(expected, dtype=float))
+
+
+def test_many_workers_keep_the_order():
+    rows = rows_of(*("x" * (i % 7) for i in range(40)), "loop", "exit", "y")
+    with RewardRunner({"misbehave": misbehave}, time_limit=0.5, workers=2) as runner:
+        scores = runner(rows, group_size=1)
+    assert scores.values[:40, 0].tolist() == [i % 7 for i in range(40)] and scores.values[42, 0] == 1
+    assert [reason is None for reason in scores.invalid] == [True] * 40 + [False, False, True]
+
+
+def test_a_failing_group_reward_spoils_its_group():
+    def rank(group):
+        texts = [row["completion"] for row in group]
+        return [0.0] if "short" in texts else [float(text == max(texts)) for text in texts]
+
+    with RewardRunner({"length": length, "rank": rank}) as runner:
+        scores = runner(rows_of("a", "b", "short", "c"), group_size=2)
+    assert scores.values[:2].tolist() == [[1, 0], [1, 1]] and np.isnan(scores.values[2:]).all()
+    assert scores.invalid[2:] == ["rank: ValueError: returned 1 values for 2 rollouts"] * 2
+    assert scores.error_counts == {"rank": 2}
+
+
+def test_a_reward_with_memory_runs_here():
+    class Best:
+        best = 0
+
+        def __call__(self, completion):
+            if completion == "raise":
+                raise ValueError("no")
+            self.best = max(self.best, len(completion))
+            return self.best
+
+        def state_dict(self):
+            return {"best": self.best}
+
+        def load_state_dict(self, state):
+            self.best = state["best"]
+
+    best = Best()
+    with RewardRunner({"best": best}) as runner:
+        scores = runner(rows_of("aaa", "raise", "b"), group_size=1)
+    assert scores.values[[0, 2], 0].tolist() == [3, 3] and best.state_dict() == {"best": 3}
+    assert scores.invalid[1] == "best: ValueError: no" and "Traceback" in scores.first_traceback
+
+
+def test_every_shape_in_one_runner(tmp_path):
+    (tmp_path / "mine.py").write_text("SCALE = 2\ndef scaled(completion): return SCALE * len(completion)\n")
+
+    async def later(completion, truth):
+        return sum(truth)
+
+    rewards = {
+        "later": later,
+        "think": think_format_reward,
+        "file": load_object(f"{tmp_path / 'mine.py'}:scaled"),
+        "text": lambda prompts, completions: [len(completion[0]["content"]) for completion in completions],
+    }
+    with RewardRunner(rewards) as runner:
+        assert runner(rows_of("<think>x</think>y"), 1).values.tolist() == [[1, 1, 34, 17]]
+
+
+def test_workers_do_not_import_torch():
+    with RewardRunner({"torch": lambda completion: "torch" in sys.modules}) as runner:
+        assert runner(rows_of("a"), 1).values.tolist() == [[0]]
+
+
+def test_close_leaves_no_process_behind():
+    def spawn(completion):
+        return subprocess.Popen(["sleep", "60"]).pid
+
+    before = set(psutil.Process().children())
+    runner = RewardRunner({"spawn": spawn}, workers=2)
+    grandchild = int(runner(rows_of("a"), 1).values[0, 0])
+    assert len(set(psutil.Process().children()) - before) == 2
+    runner.close()
+    runner.close()
+    assert set(psutil.Process().children()) == before
+    assert not psutil.pid_exists(grandchild) or psutil.Process(grandchild).status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_worker_that_died_between_batches_is_replaced():
+    with RewardRunner({"pid": lambda completion: os.getpid()}) as runner:
+        pid = int(runner(rows_of("a"), 1).values[0, 0])
+        os.kill(pid, signal.SIGKILL)
+        psutil.wait_procs([psutil.Process(pid)], timeout=5)
+        assert runner(rows_of("a"), 1).invalid == [None]
+
+
+@pytest.mark.parametrize("ending", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
+def test_a_trainer_that_is_stopped_leaves_no_process_behind(ending, tmp_path):
+    (tmp_path / "train.py").write_text(
+        textwrap.dedent("""
+        import os
+        from rlkit.rewarding import RewardRunner
+
+        def hang(completion):
+            print(os.getpid(), flush=True)
+            while True: pass
+
+        with RewardRunner({"hang": hang}, time_limit=LIMIT) as runner:
+            runner([{"completion": "a"}], 1)
+        """).replace("LIMIT", "60" if ending == signal.SIGINT else "1")
+    )
+    process = subprocess.Popen(
+        [sys.executable, str(tmp_path / "train.py")], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    worker = psutil.Process(int(process.stdout.readline()))
+    process.send_signal(ending)
+    process.wait(timeout=10)
+    gone, _ = psutil.wait_procs([worker], timeout=15)
+    assert gone
+
+
+def test_a_reward_that_cannot_be_sent_is_named():
+    import threading
+
+    lock = threading.Lock()
+    with pytest.raises(UserError, match="reward 'locked' cannot be sent"):
+        RewardRunner({"locked": lambda completion: lock.locked()})
+
+
+def test_a_reward_that_cannot_be_loaded_stops_the_start():
+    class Absent:
+        def __reduce__(self):
+            return load_object, ("no_such_module:f",)
+
+        def __call__(self, completion):
+            return 0.0
+
+    with pytest.raises(RewardError, match="no_such_module"):
+        RewardRunner({"absent": Absent()})
+
+
+@pytest.mark.parametrize("arguments", [{"time_limit": 0}, {"time_limit": float("inf")}, {"workers": 0}])
+def test_limits_must_be_positive(arguments):
+    with pytest.raises(UserError):
+        RewardRunner({"length": length}, **arguments)
+
+
+def test_the_overhead_is_small(runner):
+    rows = rows_of(*["a" * 2000] * 512)
+    began = time.monotonic()
+    scores = runner(rows, group_size=8)
+    assert time.monotonic() - began < 2.0  # 0.05 s on an idle core
+    assert scores.invalid == [None] * 512
