@@ -1,0 +1,252 @@
+"""Checks of an environment that need no model.
+
+An environment is sound when its right answers get full marks, wrong ones get none, and its tasks are the same
+whenever they are made again. What is asked of it is the table `CHECKS`; each entry is a function that returns
+what is wrong, or None.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import combinations
+from math import isclose
+from typing import Any
+
+import cloudpickle
+
+from rlkit.environment import SPLITS, Environment, Reward
+from rlkit.rewarding import call_reward, check_columns, load_rewards
+
+ROLES = ("system", "user", "assistant", "tool")
+GARBAGE = "]] qwertz {{ \u2603 lorem ipsum"
+TOLERANCE = 1e-6  # of a sum of rewards
+
+Task = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Check:
+    """The outcome of one check; `detail` says what is wrong, and on which task."""
+
+    name: str
+    passed: bool
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The environment under check, and which tasks of it are looked at."""
+
+    environment: Environment
+    n: int
+    seed: int
+    split: str
+
+    @cached_property
+    def tasks(self) -> list[Task]:
+        """The tasks, made once."""
+        return self.make(self.split, self.n, self.seed)
+
+    def make(self, split: str, n: int, seed: int) -> list[Task]:
+        """Make tasks anew."""
+        return list(self.environment.tasks(split, n, seed))
+
+    @cached_property
+    def defaults(self) -> tuple[dict[str, Reward], list[float]]:
+        """The default rewards and their weights."""
+        return load_rewards(None, self.environment)
+
+    def total(self, task: Task, completion: str) -> tuple[float, float]:
+        """Return the weighted sum of the default rewards that apply, and the sum of their weights."""
+        rewards, weights = self.defaults
+        row = {**task, "completion": completion}
+        values = [call_reward(reward, row) for reward in rewards.values()]
+        applying = [
+            (value, weight) for value, weight in zip(values, weights, strict=True) if value is not None
+        ]
+        return sum(v * w for v, w in applying), sum(w for _, w in applying)
+
+    def accuracy(self, task: Task, completion: str) -> float | None:
+        """Return the environment's metric."""
+        reward = self.environment.rewards[self.environment.metric]
+        return call_reward(reward, {**task, "completion": completion})
+
+
+def check_environment(
+    environment: Environment, n: int = 32, seed: int = 0, split: str = "train"
+) -> list[Check]:
+    """Check an environment on `n` tasks of a split; an exception that it raises fails the check it is in."""
+    subject = Subject(environment, n, seed, split)
+    return [run_check(name, check, subject) for name, check in CHECKS.items()]
+
+
+def run_check(name: str, check: Callable[[Subject], str | None], subject: Subject) -> Check:
+    """Run one check."""
+    try:
+        problem = check(subject)
+    except Exception as error:  # whatever the environment raises is the finding
+        problem = f"{type(error).__name__}: {error}"
+    return Check(name, problem is None, problem or "")
+
+
+def on_each_task(find: Callable[[Subject, Task], str | None]) -> Callable[[Subject], str | None]:
+    """Make a check of a function of one task: the first task with a problem fails it."""
+
+    def check(subject: Subject) -> str | None:
+        for index, task in enumerate(subject.tasks):
+            where = f"task {index} ({str(task.get('task_id'))[:80]})"
+            try:
+                problem = find(subject, task)
+            except Exception as error:  # as in `run_check`, with the task
+                problem = f"{type(error).__name__}: {error}"
+            if problem:
+                return f"{where}: {problem}"
+        return None
+
+    return check
+
+
+def check_rewards(subject: Subject) -> str | None:
+    """Default rewards are known and weighted; the metric is one of the rewards."""
+    environment = subject.environment
+    load_rewards(None, environment)
+    if environment.metric not in environment.rewards:
+        return f"the metric {environment.metric!r} is not among the rewards {sorted(environment.rewards)}"
+    return None
+
+
+def check_has_columns(subject: Subject) -> str | None:
+    """The tasks have the columns that their readers need."""
+    columns = set(subject.environment.tasks(subject.split, 1, subject.seed).column_names)
+    missing = [name for name in ("prompt", "task_id", *subject.environment.breakdown) if name not in columns]
+    if missing:
+        return f"there is no column {', '.join(map(repr, missing))} among {sorted(columns)}"
+    check_columns(subject.defaults[0], columns)
+    return None
+
+
+def check_count(subject: Subject) -> str | None:
+    """As many tasks as were asked for."""
+    return (
+        None if len(subject.tasks) == subject.n else f"asked for {subject.n} tasks, got {len(subject.tasks)}"
+    )
+
+
+def check_prompt(subject: Subject, task: Task) -> str | None:
+    """The prompt is a chat that ends with the user's message, and the id a text."""
+    if not isinstance(task["task_id"], str) or not task["task_id"]:
+        return f"task_id is {task['task_id']!r}, not a text"
+    prompt = task["prompt"]
+    if not isinstance(prompt, list) or not prompt:
+        return "prompt is not a list of messages"
+    for message in prompt:
+        content = message.get("content")
+        if message.get("role") not in ROLES or not isinstance(content, str) or not content.strip():
+            return f"not a chat message: {str(message)[:100]}"
+    return None if prompt[-1]["role"] == "user" else f"the last message is the {prompt[-1]['role']}'s"
+
+
+def check_answer(subject: Subject, task: Task) -> str | None:
+    """The right answer gets full marks."""
+    return full_marks(subject, task, subject.environment.answer(task))
+
+
+def check_solution(subject: Subject, task: Task) -> str | None:
+    """A worked solution, where there is one, gets full marks."""
+    solution = subject.environment.solution(task)
+    return None if solution is None else full_marks(subject, task, solution)
+
+
+def full_marks(subject: Subject, task: Task, completion: str) -> str | None:
+    """Say what is missing from full marks: the metric is 1 and the rewards sum to their weights."""
+    metric, (total, full) = subject.accuracy(task, completion), subject.total(task, completion)
+    if metric == 1 and isclose(total, full, abs_tol=TOLERANCE):
+        return None
+    return f"{completion[-100:]!r} has {subject.environment.metric} {metric} and reward {total:g} of {full:g}"
+
+
+def check_empty(subject: Subject, task: Task) -> str | None:
+    """An empty answer gets nothing."""
+    metric, (total, _) = subject.accuracy(task, ""), subject.total(task, "")
+    if metric == 0 and isclose(total, 0, abs_tol=TOLERANCE):
+        return None
+    return f"the empty answer has {subject.environment.metric} {metric} and reward {total:g}"
+
+
+def check_garbage(subject: Subject, task: Task) -> str | None:
+    """Garbage is not right; it may still be paid, say for its length."""
+    metric = subject.accuracy(task, GARBAGE)
+    return None if metric == 0 else f"{GARBAGE!r} has {subject.environment.metric} {metric}"
+
+
+def check_pickling(subject: Subject) -> str | None:
+    """Rewards survive the way to a worker process."""
+    task = subject.tasks[0]
+    row = {**task, "completion": subject.environment.answer(task)}
+    for name, reward in subject.environment.rewards.items():
+        copy = cloudpickle.loads(cloudpickle.dumps(reward))
+        if call_reward(copy, row) != call_reward(reward, row):
+            return f"a pickled copy of the reward {name!r} scores {task['task_id']} differently"
+    return None
+
+
+def check_same_seed(subject: Subject) -> str | None:
+    """The same seed gives the same tasks."""
+    again = subject.make(subject.split, subject.n, subject.seed)
+    return first_difference(subject.tasks, again)
+
+
+def check_other_seed(subject: Subject) -> str | None:
+    """Another seed gives other tasks."""
+    other = subject.make(subject.split, subject.n, subject.seed + 1)
+    same = [task["task_id"] for task in subject.tasks] == [task["task_id"] for task in other]
+    return f"seeds {subject.seed} and {subject.seed + 1} give the same tasks" if same else None
+
+
+def check_prefix(subject: Subject) -> str | None:
+    """Task i does not depend on how many are asked for."""
+    few = subject.make(subject.split, 8, subject.seed)
+    return first_difference(few, subject.make(subject.split, 16, subject.seed)[:8])
+
+
+def first_difference(tasks: Sequence[Task], others: Sequence[Task]) -> str | None:
+    """Say which is the first task that differs."""
+    if len(tasks) != len(others):
+        return f"{len(tasks)} tasks became {len(others)}"
+    for index, (task, other) in enumerate(zip(tasks, others, strict=True)):
+        if task != other:
+            changed = [key for key in task if task[key] != other.get(key)]
+            return f"task {index} ({task['task_id']}) differs in {', '.join(changed)}"
+    return None
+
+
+def check_unique(subject: Subject) -> str | None:
+    """No task id is there twice in a split, or in two splits."""
+    ids = {
+        split: [task["task_id"] for task in subject.make(split, subject.n, subject.seed)] for split in SPLITS
+    }
+    for split, here in ids.items():
+        if len(set(here)) < len(here):
+            twice = next(task_id for task_id in here if here.count(task_id) > 1)
+            return f"{twice} is there twice in {split}"
+    for one, other in combinations(SPLITS, 2):
+        if shared := set(ids[one]) & set(ids[other]):
+            return f"{min(shared)} is in {one} and in {other}"
+    return None
+
+
+CHECKS: dict[str, Callable[[Subject], str | None]] = {
+    "rewards and weights are well formed": check_rewards,
+    "tasks have the columns they need": check_has_columns,
+    "there are as many tasks as asked for": check_count,
+    "prompts are chats, ids are texts": on_each_task(check_prompt),
+    "the right answer gets full marks": on_each_task(check_answer),
+    "the worked solution gets full marks": on_each_task(check_solution),
+    "an empty answer gets nothing": on_each_task(check_empty),
+    "garbage is not right": on_each_task(check_garbage),
+    "rewards can be pickled": check_pickling,
+    "the same seed gives the same tasks": check_same_seed,
+    "another seed gives other tasks": check_other_seed,
+    "the first 8 of 16 tasks are the 8": check_prefix,
+    "task ids are unique across splits": check_unique,
+}
