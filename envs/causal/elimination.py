@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
 from math import prod
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +19,8 @@ Scope = tuple[int, ...]
 Factor = tuple[Scope, np.ndarray]
 
 MAX_CELLS = 2**22  # cells of the largest table that an elimination may build
+SMALL_JOINT = 256  # cells of a joint table that is summed without an order
+MAX_OPERANDS = 8  # factors that one call of einsum multiplies
 
 
 @dataclass(frozen=True)
@@ -44,10 +46,10 @@ def plan(scopes: Iterable[Scope], cards: Mapping[int, int] | Sequence[int], keep
     """
     live = [set(scope) for scope in scopes]
     near = _neighbours(live)
-    remaining = set(near) - {keep}
+    remaining = sorted(set(near) - {keep})
     order, sums, products = [], 0, 0
     while remaining:
-        variable = min(remaining, key=lambda v: (_fill(near, v), v))
+        variable = _least_fill(near, remaining)
         joined = [scope for scope in live if variable in scope]
         new = set().union(*joined) - {variable}
         cells = prod(cards[v] for v in new)
@@ -72,6 +74,18 @@ def _neighbours(scopes: Iterable[set[int]]) -> dict[int, set[int]]:
     return near
 
 
+def _least_fill(near: dict[int, set[int]], variables: list[int]) -> int:
+    """The first of the variables whose elimination adds the fewest edges."""
+    best, least = variables[0], _fill(near, variables[0])
+    for variable in variables[1:]:
+        if least == 0:
+            break
+        fill = _fill(near, variable)
+        if fill < least:
+            best, least = variable, fill
+    return best
+
+
 def _fill(near: dict[int, set[int]], variable: int) -> int:
     """Twice the number of edges that eliminating the variable would add between its neighbours."""
     others = near[variable]
@@ -87,23 +101,17 @@ def _connect(near: dict[int, set[int]], variable: int) -> None:
         near[other] -= {variable, other}
 
 
-def eliminate(factors: Iterable[Factor], order: Iterable[int]) -> np.ndarray:
-    """Multiply the factors, sum out the variables in this order, and normalise.
-
-    Returns:
-        The distribution of the one variable that is not in `order`.
+def marginal(factors: list[Factor], target: int) -> np.ndarray:
+    """The normalised product of the factors, with all variables but the target summed out.
 
     Raises:
-        UserError: the evidence has probability zero, or a table would pass `MAX_CELLS`.
+        UserError: the product is zero everywhere (impossible evidence), or a table would pass `MAX_CELLS`.
     """
-    live = list(factors)
-    for variable in order:
-        joined = [factor for factor in live if variable in factor[0]]
-        live = [factor for factor in live if variable not in factor[0]]
-        scope, table = reduce(_multiply, joined)
-        axis = scope.index(variable)
-        live.append((scope[:axis] + scope[axis + 1 :], table.sum(axis=axis)))
-    _, table = reduce(_multiply, live)
+    cards = {v: size for scope, table in factors for v, size in zip(scope, table.shape, strict=True)}
+    # Summing a small joint table in one go is faster than finding a good order.
+    if prod(cards.values()) > SMALL_JOINT or len(factors) > MAX_OPERANDS:
+        factors = _eliminate(factors, plan([scope for scope, _ in factors], cards, target).order)
+    table = _product(factors, (target,))
     total = table.sum()
     if not total > 0:
         raise UserError(
@@ -112,14 +120,42 @@ def eliminate(factors: Iterable[Factor], order: Iterable[int]) -> np.ndarray:
     return table / total
 
 
-def _multiply(left: Factor, right: Factor) -> Factor:
-    (a, x), (b, y) = left, right
-    scope = a + tuple(v for v in b if v not in a)
-    if x.size * y.size > MAX_CELLS:
-        sizes = dict(zip(a + b, x.shape + y.shape, strict=True))
-        if prod(sizes.values()) > MAX_CELLS:
-            raise UserError(
-                "exact inference needs a table that is too large: use fewer nodes, parents or values"
-            )
-    axes = {v: i for i, v in enumerate(scope)}
-    return scope, np.einsum(x, [axes[v] for v in a], y, [axes[v] for v in b], range(len(scope)))
+def _eliminate(factors: list[Factor], order: Iterable[int]) -> list[Factor]:
+    """Sum out the variables one by one; returns the factors that are left."""
+    for variable in order:
+        joined = [factor for factor in factors if variable in factor[0]]
+        scope = tuple(v for v in _joint_scope(joined) if v != variable)
+        factors = [factor for factor in factors if variable not in factor[0]]
+        factors.append((scope, _product(joined, scope)))
+    return factors
+
+
+def _product(factors: list[Factor], kept: Scope) -> np.ndarray:
+    """Multiply factors and sum out what is not kept; the axes of the result are in the order of `kept`."""
+    while len(factors) > MAX_OPERANDS:
+        some = factors[:MAX_OPERANDS]
+        scope = _joint_scope(some)
+        factors = [(scope, _product(some, scope)), *factors[MAX_OPERANDS:]]
+    axes: dict[int, int] = {}
+    operands: list[Any] = []
+    cells = 1
+    for scope, table in factors:
+        for variable, size in zip(scope, table.shape, strict=True):
+            if variable not in axes:
+                axes[variable] = len(axes)
+                cells *= size
+        operands += [table, [axes[variable] for variable in scope]]
+    check_cells(cells)
+    return np.einsum(*operands, [axes[variable] for variable in kept])
+
+
+def _joint_scope(factors: list[Factor]) -> Scope:
+    return tuple(dict.fromkeys(variable for scope, _ in factors for variable in scope))
+
+
+def check_cells(cells: int) -> None:
+    """Raise `UserError` if a table of so many cells would be too large."""
+    if cells > MAX_CELLS:
+        raise UserError(
+            f"exact inference needs a table of {cells} cells, too large: use fewer nodes, parents or values"
+        )

@@ -74,8 +74,10 @@ def _read_domains(lines: Sequence[str]) -> dict[str, list[str]]:
     domains: dict[str, list[str]] = {}
     for match in filter(None, map(_DOMAIN.fullmatch, lines)):
         values = [value.strip() for value in match[2].split(",")]
-        if match[1] in domains or len(set(values)) != len(values) or not 1 <= len(values) <= MAX_VALUES:
-            raise UserError(f"the values of {match[1]} are listed twice, repeat or are too many")
+        if match[1] in domains or len(set(values)) != len(values) or not 2 <= len(values) <= MAX_VALUES:
+            raise UserError(
+                f"the values of {match[1]} are listed twice, repeat, or are not 2 to {MAX_VALUES}"
+            )
         domains[match[1]] = values
     if not 1 <= len(domains) <= MAX_VARIABLES:
         raise UserError(

@@ -1,0 +1,270 @@
+"""Exact inference against enumeration, against pgmpy, and by hand."""
+
+import logging
+from itertools import combinations, product
+from math import prod
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from envs.causal import elimination
+from envs.causal.difficulty import Difficulty, difficulty
+from envs.causal.elimination import plan
+from envs.causal.graphs import GraphLaw
+from envs.causal.inference import infer
+from envs.causal.model import LEVELS, CausalModel, Query, descendants, round_rows
+from envs.causal.queries import draw_model, draw_query
+from rlkit.errors import UserError
+
+
+def random_model(rng, num_nodes, cardinality=2, max_in_degree=2):
+    parents = GraphLaw(num_nodes, None, max_in_degree).draw(rng)
+    return draw_model(parents, cardinality, 1.0, rng)
+
+
+def enumerate_joint(model, query):
+    """Sum the joint distribution over all assignments."""
+    answer = np.zeros(model.cards[query.target])
+    for values in product(*map(range, model.cards)):
+        weight = 1.0
+        for node, above in enumerate(model.parents):
+            if query.intervened and node == query.intervened[0]:
+                weight *= values[node] == query.intervened[1]
+            else:
+                weight *= model.tables[node][tuple(values[p] for p in above)][values[node]]
+        if query.observed is None or values[query.observed[0]] == query.observed[1]:
+            answer[values[query.target]] += weight
+    return answer / answer.sum()
+
+
+def enumerate_selectors(model, query):
+    """Sum over all values of the exogenous selectors; each world then follows deterministically."""
+    rows = [
+        (node, above_values)
+        for node, above in enumerate(model.parents)
+        for above_values in product(*(range(model.cards[p]) for p in above))
+    ]
+    answer = np.zeros(model.cards[query.target])
+    for drawn in product(*(range(model.cards[node]) for node, _ in rows)):
+        selectors = dict(zip(rows, drawn, strict=True))
+        factual, twin = [], []
+        for node, above in enumerate(model.parents):
+            factual.append(selectors[node, tuple(factual[p] for p in above)])
+            value = selectors[node, tuple(twin[p] for p in above)]
+            twin.append(query.intervened[1] if node == query.intervened[0] else value)
+        if factual[query.observed[0]] == query.observed[1]:
+            answer[twin[query.target]] += prod(model.tables[n][key][v] for (n, key), v in selectors.items())
+    return answer / answer.sum()
+
+
+def selector_values(model):
+    return prod(
+        card ** prod(model.cards[p] for p in above)
+        for card, above in zip(model.cards, model.parents, strict=True)
+    )
+
+
+@pytest.fixture(params=["one sum", "min-fill"])
+def route(request, monkeypatch):
+    """Small joint tables are summed at once; the same answers must come from an elimination order."""
+    if request.param == "min-fill":
+        monkeypatch.setattr(elimination, "SMALL_JOINT", 0)
+
+
+@pytest.mark.usefixtures("route")
+@pytest.mark.parametrize("level", ["association", "intervention"])
+@pytest.mark.parametrize(("num_nodes", "cardinality"), [(2, 2), (5, 2), (8, 2), (5, 3)])
+def test_elimination_equals_enumeration(level, num_nodes, cardinality):
+    rng = np.random.default_rng(7)
+    for _ in range(8):
+        model = random_model(rng, num_nodes, cardinality)
+        query = draw_query(model, level, rng)
+        np.testing.assert_allclose(infer(model, query), enumerate_joint(model, query), atol=1e-12)
+
+
+@pytest.mark.usefixtures("route")
+@pytest.mark.parametrize(
+    ("num_nodes", "cardinality", "in_degree"), [(2, 3, 1), (3, 2, 2), (4, 2, 2), (4, 2, 3)]
+)
+def test_twin_network_equals_enumeration_of_selectors(num_nodes, cardinality, in_degree):
+    rng = np.random.default_rng(11)
+    checked = 0
+    while checked < 12:
+        model = random_model(rng, num_nodes, cardinality, in_degree)
+        query = draw_query(model, "counterfactual", rng)
+        if selector_values(model) <= 2**12:
+            np.testing.assert_allclose(infer(model, query), enumerate_selectors(model, query), atol=1e-12)
+            checked += 1
+
+
+CHAIN = CausalModel(("x", "y"), ((), (0,)), (np.array([0.5, 0.5]), np.array([[0.8, 0.2], [0.4, 0.6]])))
+
+
+@pytest.mark.parametrize(
+    ("observed", "intervened", "expected", "size"),
+    [
+        ((1, 1), (0, 0), [0.6, 0.4], 6),
+        ((1, 1), (0, 1), [0.1, 0.9], 6),
+        ((1, 0), (0, 0), [14 / 15, 1 / 15], 6),
+        ((1, 0), (0, 1), [0.6, 0.4], 6),
+        ((0, 1), (0, 0), [0.8, 0.2], 5),
+    ],
+)
+def test_counterfactuals_by_hand(observed, intervened, expected, size):
+    query = Query(1, observed, intervened)
+    np.testing.assert_allclose(infer(CHAIN, query), expected, atol=1e-12)
+    assert difficulty(CHAIN, query).relevant_size == size
+
+
+def test_selectors_are_not_one_shared_uniform():
+    # With one uniform per node, Y = 0 under X = 1 would imply Y = 0 under X = 0 here.
+    assert infer(CHAIN, Query(1, (1, 0), (0, 1)))[1] == pytest.approx(0.4)
+
+
+def test_counts_by_hand():
+    # Sum out y: the factor over x has 2 cells, made of P(y | x) and the indicator.
+    assert difficulty(CHAIN, Query(0, observed=(1, 1))) == Difficulty(2, sums=2, products=2)
+    assert difficulty(CHAIN, Query(1, observed=(1, 1))) == Difficulty(1, 0, 0)
+    assert difficulty(CHAIN, Query(1, intervened=(0, 1))) == Difficulty(2, sums=2, products=2)
+    assert difficulty(CHAIN, Query(0, intervened=(0, 1))) == Difficulty(1, 0, 0)
+    assert difficulty(CHAIN, Query(0, intervened=(1, 1))) == Difficulty(1, sums=1, products=0)
+
+
+def test_min_fill_takes_the_variable_that_joins_nobody():
+    # A star: its centre 0 would join the leaves 1, 2, 3, so leaves go first.
+    star = [(0, 1), (0, 2), (0, 3)]
+    chosen = plan(star, [2] * 4, keep=3)
+    assert chosen.order == (1, 2, 0)
+    assert (chosen.sums, chosen.products) == (2 + 2 + 2, 0 + 0 + 2 * 2)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.integers(2, 7), st.sampled_from([2, 3]), st.sampled_from(LEVELS))
+def test_answers_are_distributions(seed, num_nodes, cardinality, level):
+    rng = np.random.default_rng(seed)
+    model = random_model(rng, num_nodes, cardinality, max_in_degree=1 if num_nodes == 2 else 2)
+    query = draw_query(model, level, rng)
+    answer = infer(model, query)
+    assert answer.shape == (cardinality,)
+    assert np.all(answer >= 0)
+    assert answer.sum() == pytest.approx(1)
+    cost = difficulty(model, query)
+    assert 1 <= cost.relevant_size <= (num_nodes if level != "counterfactual" else 3 * num_nodes)
+    known = query.intervened or query.observed
+    if query.target == known[0]:
+        np.testing.assert_allclose(answer, np.eye(cardinality)[known[1]], atol=1e-12)
+        assert cost.relevant_size == 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.integers(3, 7))
+def test_intervention_reaches_only_descendants(seed, num_nodes):
+    rng = np.random.default_rng(seed)
+    model = random_model(rng, num_nodes)
+    query = draw_query(model, "intervention", rng)
+    if query.target not in descendants(model.parents, query.intervened[0]):
+        np.testing.assert_allclose(infer(model, query), infer(model, Query(query.target)), atol=1e-12)
+        observed = (num_nodes - 1, 0)
+        counterfactual = Query(query.target, observed, query.intervened)
+        factual = Query(query.target, observed)
+        np.testing.assert_allclose(infer(model, counterfactual), infer(model, factual), atol=1e-12)
+
+
+def test_a_variable_in_many_factors():
+    # A root with 40 observed children: more factors than one einsum multiplies.
+    tables = (
+        np.array([0.5, 0.5]),
+        *[np.array([[0.4, 0.6], [0.6, 0.4]])] * 40,
+        np.ones((2, 1)) * [[0.3, 0.7]],
+    )
+    parents = ((), *[(0,)] * 40, (0,))
+    model = CausalModel(tuple(f"v{i}" for i in range(42)), parents, tables)
+    factors = [((0,), tables[0]), *(((0,), table[:, 1]) for table in tables[1:41])]
+    odds = 1.5**40
+    assert elimination.marginal(factors, 0) == pytest.approx([odds / (1 + odds), 1 / (1 + odds)])
+    assert infer(model, Query(0, observed=(3, 1))) == pytest.approx([0.6, 0.4])
+
+
+def test_impossible_evidence_is_an_error():
+    tables = (np.array([1.0, 0.0]), np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([0.3, 0.7]))
+    model = CausalModel(("x", "y", "z"), ((), (0,), ()), tables)
+    for query in (Query(0, observed=(1, 1)), Query(1, (1, 1), (0, 0))):
+        with pytest.raises(UserError, match="probability zero"):
+            infer(model, query)
+    assert infer(model, Query(2, observed=(0, 1))) == pytest.approx([0.3, 0.7])
+
+
+def test_tables_too_large_are_an_error():
+    table = np.full((2,) * 12, 0.5)
+    families = [tuple(range(11)), tuple(range(11, 22))]
+    parents = (*[()] * 22, *families, (22, 23))
+    tables = (*[np.full(2, 0.5)] * 22, table, table, np.full((2, 2, 2), 0.5))
+    model = CausalModel(tuple(f"v{i}" for i in range(25)), parents, tables)
+    assert infer(model, Query(24)) == pytest.approx([0.5, 0.5])
+    with pytest.raises(UserError, match="too large"):
+        infer(model, Query(22, observed=(22, 0), intervened=(0, 0)))
+    clique = [(pair, np.ones((2, 2))) for pair in combinations(range(25), 2)]
+    with pytest.raises(UserError, match="too large"):
+        elimination.marginal(clique, 0)
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ([1 / 3, 1 / 3, 1 / 3], [0.34, 0.33, 0.33]),
+        ([0.124, 0.876], [0.12, 0.88]),
+        ([0.999, 0.001], [1.0, 0.0]),
+        ([0.29, 0.71], [0.29, 0.71]),
+        ([1.0, 0.0, 0.0], [1.0, 0.0, 0.0]),
+    ],
+)
+def test_printed_rows_sum_to_one(row, expected):
+    np.testing.assert_allclose(round_rows(np.array(row)), expected, atol=1e-12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from([2, 3, 5]))
+def test_rounded_rows_are_near(seed, cardinality):
+    table = np.random.default_rng(seed).dirichlet([0.3] * cardinality, size=(2, 3))
+    rounded = round_rows(table)
+    np.testing.assert_allclose(rounded.sum(axis=-1), 1, atol=1e-9)
+    assert np.all(rounded >= 0)
+    assert np.abs(rounded - table).max() < 0.01
+    np.testing.assert_array_equal(round_rows(rounded), rounded)
+    if cardinality == 2:
+        np.testing.assert_allclose(rounded, np.round(table, 2), atol=1e-12)
+
+
+def pgmpy_answer(model, query):
+    from pgmpy.factors.discrete import TabularCPD
+    from pgmpy.inference import VariableElimination
+    from pgmpy.models import DiscreteBayesianNetwork
+
+    network = DiscreteBayesianNetwork()
+    network.add_nodes_from(model.names)
+    for node, above in enumerate(model.parents):
+        network.add_edges_from((model.names[p], model.names[node]) for p in above)
+        columns = model.tables[node].reshape(-1, model.cards[node]).T
+        names, cards = [model.names[p] for p in above], [model.cards[p] for p in above]
+        network.add_cpds(TabularCPD(model.names[node], model.cards[node], columns, names, cards))
+    setting = query.observed or query.intervened
+    if query.intervened:
+        network = network.do([model.names[setting[0]]])
+    evidence = {model.names[setting[0]]: setting[1]}
+    target = model.names[query.target]
+    return VariableElimination(network).query([target], evidence, show_progress=False).values
+
+
+@pytest.mark.parametrize("level", ["association", "intervention"])
+def test_agrees_with_pgmpy_on_300_queries(level):
+    logging.getLogger("pgmpy").setLevel(logging.ERROR)
+    rng = np.random.default_rng(3)
+    checked = 0
+    while checked < 300:
+        model = random_model(rng, 10)
+        query = draw_query(model, level, rng)
+        if query.target != (query.observed or query.intervened)[0]:  # pgmpy refuses these
+            np.testing.assert_allclose(infer(model, query), pgmpy_answer(model, query), atol=1e-9)
+            checked += 1
