@@ -23,7 +23,7 @@ from envs.causal.foreign import Prompt, read_prompt
 from envs.causal.generation import TaskLaw, generate
 from envs.causal.graphs import GraphLaw
 from envs.causal.inference import infer
-from envs.causal.model import LEVELS
+from envs.causal.model import LEVELS, hundredths
 from envs.causal.problem import from_json
 from envs.causal.prompts import ANSWERS, PROMPTS, official_answer, short_name
 from envs.causal.solutions import work_out
@@ -160,7 +160,7 @@ class CausalEnvironment(Environment):
         Raises:
             UserError: the prompt cannot be read, contradicts itself, or is too large to solve.
         """
-        return [round(float(p), 2) for p in infer(*read_prompt(prompt))]
+        return [h / 100 for h in hundredths(infer(*read_prompt(prompt)))]
 
 
 def _rewards(tolerance: float, strict: bool, parser: str, which: str | None) -> dict[str, Reward]:

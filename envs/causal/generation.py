@@ -15,7 +15,7 @@ import numpy as np
 from envs.causal.difficulty import difficulty
 from envs.causal.graphs import GraphLaw, graph_stream, random_stream
 from envs.causal.inference import infer
-from envs.causal.model import CausalModel, Query
+from envs.causal.model import CausalModel, Query, hundredths
 from envs.causal.problem import to_json
 from envs.causal.prompts import PROMPTS, QUESTION_TEXTS
 from envs.causal.queries import draw_model, draw_query
@@ -57,7 +57,7 @@ class _Graph:
         self.hundredths = cache(self._hundredths)
 
     def _hundredths(self, query: Query) -> tuple[int, ...]:
-        return tuple(int(h) for h in np.rint(100 * infer(self.model, query)))
+        return tuple(hundredths(infer(self.model, query)))
 
     def task(self, rng: np.random.Generator) -> dict[str, Any]:
         """Draw a question and return its row."""

@@ -18,7 +18,7 @@ from rlkit.errors import UserError
 Parents = tuple[tuple[int, ...], ...]
 
 WL_ROUNDS = 4
-REPEATS = 100  # graphs in a row that were all used before, after which the structures are used again
+TRIES = 100  # draws in a row without a new graph of the split, after which its graphs may be used again
 ATTEMPTS = 20_000  # draws without a single graph of the split, after which there is taken to be none
 # Shares of the splits in percent. The salt spreads the few graphs of 3 to 5 nodes over all splits.
 SHARES = {"train": 70, "dev": 15, "test": 15}
@@ -95,30 +95,28 @@ def random_stream(
 def graph_stream(law: GraphLaw, split: str, seed: int) -> Iterator[tuple[Parents, str]]:
     """Yield graphs of a split with their hashes, without end; it depends on the arguments alone.
 
-    No hash repeats until `REPEATS` graphs in a row were all used before; then all may be used again.
+    No hash repeats until `TRIES` draws in a row gave no new graph; then all may be used again. With 10 nodes
+    that does not happen; with 3 there are 5 graphs, which come back with new tables and names.
 
     Raises:
         UserError: no graph of this law falls into the split.
     """
     rng = random_stream(0, split, seed)
     used: set[str] = set()
-    attempts = repeats = 0
+    tries = 0
     while True:
         parents = law.draw(rng)
         structure = structure_hash(parents)
-        attempts += 1
-        if split_of(structure) != split:
-            if attempts >= ATTEMPTS:
-                raise UserError(
-                    f"there is no {law.num_nodes}-node graph for the split {split!r}: raise num_nodes"
-                    " (or leave roots and max_in_degree at their defaults)"
-                )
+        if split_of(structure) == split and structure not in used:
+            used.add(structure)
+            tries = 0
+            yield parents, structure
             continue
-        if repeats == REPEATS:
+        tries += 1
+        if used and tries == TRIES:
             used.clear()
-        if structure in used:
-            repeats += 1
-            continue
-        used.add(structure)
-        attempts = repeats = 0
-        yield parents, structure
+        if tries == ATTEMPTS:
+            raise UserError(
+                f"there is no {law.num_nodes}-node graph for the split {split!r}: raise num_nodes"
+                " (or leave roots and max_in_degree at their defaults)"
+            )

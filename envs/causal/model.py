@@ -79,6 +79,14 @@ def round_rows(table: np.ndarray) -> np.ndarray:
     return (hundredths + (rank < missing)) / 100
 
 
+def hundredths(distribution: np.ndarray) -> list[int]:
+    """Round to whole hundredths, exact halves to even: so two values always sum to 100.
+
+    Answers are often exact halves, as products of two-decimal numbers, which floats miss on either side.
+    """
+    return [int(h) for h in np.rint(np.round(100 * distribution, 9))]
+
+
 def ancestors(parents: tuple[tuple[int, ...], ...], nodes: Iterable[int]) -> set[int]:
     """The given nodes and all their ancestors."""
     found: set[int] = set()

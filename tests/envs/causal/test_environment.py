@@ -1,0 +1,232 @@
+"""`CausalEnvironment`: arguments, tasks, rewards and solutions."""
+
+import pickle
+import subprocess
+import sys
+
+import pytest
+
+from envs.causal import CausalEnvironment
+from envs.causal.model import LEVELS
+from envs.causal.problem import from_json, to_json
+from rewards.distribution import parse_distribution
+from rlkit.environment import SPLITS, load_environment
+from rlkit.errors import UserError
+
+COLUMNS = {
+    *("prompt", "task_id", "truth", "level", "relevant_size", "is_core", "is_semicore"),
+    *("sums", "products", "graph_id", "question", "problem"),
+}
+
+
+def score(environment, task, completion):
+    """All rewards of a completion."""
+    columns = {"truth": task["truth"]}
+    return {
+        name: reward(completion, **(columns if name != "parsed" else {}))
+        for name, reward in environment.rewards.items()
+    }
+
+
+@pytest.mark.parametrize("style", ["official", "short"])
+@pytest.mark.parametrize("cardinality", [2, 3])
+@pytest.mark.parametrize("truth_from", ["printed", "exact"])
+def test_right_answers_get_full_marks_and_others_do_not(style, cardinality, truth_from):
+    environment = CausalEnvironment(
+        level=LEVELS, num_nodes=5, cardinality=cardinality, prompt_style=style, truth_from=truth_from
+    )
+    for task in environment.tasks("train", 60):
+        assert set(score(environment, task, environment.answer(task)).values()) == {1.0}
+        wrong = [*task["truth"][1:], task["truth"][0]]
+        if max(task["truth"]) - min(task["truth"]) > 0.05:
+            assert score(environment, task, f"ANSWER {wrong}")["correct"] == 0.0
+        assert set(score(environment, task, "no idea").values()) == {0.0}
+
+
+@pytest.mark.parametrize("style", ["official", "short"])
+@pytest.mark.parametrize("cardinality", [2, 3])
+def test_solutions_end_in_the_right_answer_and_derive_it(style, cardinality):
+    environment = CausalEnvironment(level=LEVELS, num_nodes=7, cardinality=cardinality, prompt_style=style)
+    solved = 0
+    for task in environment.tasks("train", 300):
+        solution = environment.solution(task)
+        if solution is None:
+            assert task["level"] == "counterfactual"
+            continue
+        assert set(score(environment, task, solution).values()) == {1.0}
+        steps = solution.split("ANSWER")[0]
+        if "known to be" in steps:
+            assert sorted(task["truth"])[-1] == 1.0
+        else:
+            derived = parse_distribution(steps.rpartition("] = ")[2] if "] = " in steps else steps)
+            assert derived == pytest.approx(task["truth"], abs=0.0051 + 1e-9)
+        solved += 1
+    assert solved > 220
+
+
+def test_a_worked_solution_reads_like_a_person_s():
+    environment = CausalEnvironment(level="association", prompt_style="short")
+    tables = '"tables":[[0.4,0.6],[[0.2,0.8],[0.5,0.5]],[[0.9,0.1],[0.3,0.7]]]'
+    head = '{"names":["v0","v1","v2"],"parents":[[],[0],[1]],' + tables
+    task = {"truth": [0.42, 0.58], "problem": head + ',"target":2,"observed":[0,0],"intervened":null}'}
+    assert environment.solution(task) == "\n".join(
+        [
+            "Relevant variables: a, b, c.",
+            "a=0 is given.",
+            "P(b) = [0.2, 0.8]",
+            "P(c=0) = 0.2*0.9 + 0.8*0.3 = 0.42",
+            "P(c=1) = 0.2*0.1 + 0.8*0.7 = 0.58",
+            "P(c) = [0.42, 0.58]",
+            "ANSWER [0.42, 0.58]",
+        ]
+    )
+    task = {"truth": [0.49, 0.51], "problem": head + ',"target":0,"observed":[2,1],"intervened":null}'}
+    lines = environment.solution(task).splitlines()
+    assert lines[1:3] == ["P(a) = [0.4, 0.6]", "P(a=0,b=0) = 0.4*0.2 = 0.08"]
+    assert "P(a=0,c=1) = 0.08*0.1 + 0.32*0.7 = 0.232" in lines
+    assert "P(c=1) = 0.232 + 0.24 = 0.472" in lines
+    assert "P(a|c=1) = [0.232/0.472, 0.24/0.472] = [0.4915, 0.5085]" in lines
+
+
+def test_tasks_have_the_same_columns_at_every_level():
+    features = {str(CausalEnvironment(level=level).tasks("dev", 12).features) for level in LEVELS}
+    assert len(features) == 1
+    tasks = CausalEnvironment(level=LEVELS).tasks("dev", 200)
+    assert set(tasks.column_names) == COLUMNS
+    assert set(tasks["level"]) == set(LEVELS)
+    for task in tasks:
+        assert abs(sum(task["truth"]) - 1) < 1e-9
+        assert task["is_core"] <= task["is_semicore"]
+        assert task["question"] in task["prompt"][-1]["content"]
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_task_i_depends_on_split_seed_and_i_alone(split):
+    environment = CausalEnvironment(level=LEVELS, questions_per_graph=4)
+    tasks = list(environment.tasks(split, 30, seed=3))
+    assert list(environment.tasks(split, 13, seed=3)) == tasks[:13]
+    assert list(CausalEnvironment(level=LEVELS, questions_per_graph=4).tasks(split, 30, seed=3)) == tasks
+    assert list(environment.tasks(split, 30, seed=4)) != tasks
+    ids = [task["task_id"] for task in tasks]
+    assert len(set(ids)) == len({str(task["prompt"]) for task in tasks})
+
+
+def test_task_ids_are_durable():
+    # A change here changes every task: then the environment needs a new version.
+    task = CausalEnvironment(num_nodes=4, prompt_style="short").tasks("train", 1)[0]
+    assert task["task_id"] == "0b650c54e77e8a04"
+
+
+def test_splits_share_no_graph():
+    for num_nodes in (4, 10):
+        environment = CausalEnvironment(num_nodes=num_nodes, questions_per_graph=2)
+        graphs = [
+            {graph for seed in (0, 1) for graph in environment.tasks(split, 100, seed)["graph_id"]}
+            for split in SPLITS
+        ]
+        assert sum(map(len, graphs)) == len(set.union(*graphs))
+
+
+def test_questions_per_graph():
+    assert len(set(CausalEnvironment().tasks("train", 250)["graph_id"])) == 3
+    assert len(set(CausalEnvironment().tasks("dev", 250)["graph_id"])) == 25
+    assert len(set(CausalEnvironment().tasks("test", 250)["graph_id"])) == 7
+    assert len(set(CausalEnvironment(questions_per_graph=125).tasks("test", 250)["graph_id"])) == 2
+
+
+@pytest.mark.slow
+def test_default_sizes():
+    sizes = {split: len(CausalEnvironment().tasks(split)) for split in SPLITS}
+    assert sizes == {"train": 8000, "dev": 2000, "test": 8000}
+
+
+def test_level_weights():
+    tasks = CausalEnvironment(level={"association": 3, "counterfactual": 1}).tasks("train", 400)
+    levels = list(tasks["level"])
+    assert levels.count("association") / 400 == pytest.approx(0.75, abs=0.08)
+    assert "intervention" not in levels
+
+
+def test_truth_from_exact_uses_unrounded_tables():
+    exact = CausalEnvironment(level="association", truth_from="exact").tasks("test", 200)
+    printed = CausalEnvironment(level="association").tasks("test", 200)
+    same = sum(a == b for a, b in zip(exact["truth"], printed["truth"], strict=True))
+    assert 100 < same < 200
+    tables = from_json(exact[0]["problem"])[0].tables
+    assert any((table != table.round(2)).any() for table in tables)
+    assert not any((table != table.round(2)).any() for table in from_json(printed[0]["problem"])[0].tables)
+
+
+def test_problems_are_read_as_written():
+    for task in CausalEnvironment(level=LEVELS).tasks("dev", 20):
+        assert to_json(*from_json(task["problem"])) == task["problem"]
+
+
+def test_reward_arguments():
+    task = {"truth": [0.4, 0.6]}
+    off = "ANSWER [0.41, 0.59]"
+    assert score(CausalEnvironment(), task, off)["distribution"] == 1.0
+    strict = score(CausalEnvironment(strict=True), task, off)
+    assert (strict["distribution"], strict["correct"]) == (0.0, 1.0)
+    assert score(CausalEnvironment(tolerance=0.0), task, off)["distribution"] == 0.0
+    official = CausalEnvironment(parser="official")
+    assert score(official, task, "ANSWER: [0.4, 0.6]")["parsed"] == 0.0
+    assert score(official, task, "ANSWER [0.4, 0.6] ANSWER [0.0, 1.0]")["correct"] == 1.0
+    first = CausalEnvironment(which="first")
+    assert score(first, task, "ANSWER: [0.4, 0.6] ANSWER: [0.0, 1.0]")["correct"] == 1.0
+    assert CausalEnvironment().reward_weights == {"parsed": 0.1, "right_length": 0.1, "distribution": 0.8}
+
+
+def test_environment_pickles():
+    environment = pickle.loads(pickle.dumps(CausalEnvironment(level=LEVELS)))
+    task = environment.tasks("dev", 1)[0]
+    assert score(environment, task, environment.answer(task))["correct"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"level": "interventoin"}, "did you mean 'intervention'"),
+        ({"level": []}, "no level"),
+        ({"level": {"association": 0}}, "no level has a positive weight"),
+        ({"level": {"association": -1}}, "weight of level 'association'"),
+        ({"level": {"association": float("nan")}}, "weight of level 'association'"),
+        ({"num_nodes": 1}, "num_nodes is 1"),
+        ({"num_nodes": 10.0}, "whole number"),
+        ({"num_nodes": 10**6}, "from 2 to 200"),
+        ({"cardinality": 1}, "cardinality is 1"),
+        ({"roots": 0}, "roots is 0"),
+        ({"roots": 10}, "from 1 to 9"),
+        ({"max_in_degree": 0}, "max_in_degree is 0"),
+        ({"max_in_degree": 10}, "at most 9 parents"),
+        ({"num_nodes": 20, "max_in_degree": 15}, "more than 4096 cells"),
+        ({"concentration": 0}, "concentration is 0"),
+        ({"concentration": float("nan")}, "concentration is nan"),
+        ({"questions_per_graph": 0}, "questions_per_graph is 0"),
+        ({"truth_from": "prnted"}, "did you mean 'printed'"),
+        ({"prompt_style": "long"}, "prompt_style cannot be 'long'"),
+        ({"tolerance": -0.1}, "tolerance is -0.1"),
+        ({"tolerance": 1}, "tolerance is 1"),
+        ({"parser": "loose"}, "parser cannot be 'loose'"),
+        ({"which": "best"}, "which cannot be 'best'"),
+        ({"parser": "official", "prompt_style": "short"}, "use prompt_style 'official'"),
+        ({"nodes": 3}, "no argument 'nodes'"),
+    ],
+)
+def test_impossible_arguments(arguments, reason):
+    with pytest.raises(UserError, match=reason) as error:
+        load_environment("causal-v1", **arguments)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("split", "n", "seed"), [("tset", 1, 0), ("test", 0, 0), ("test", -1, 0), ("test", 1, -1)]
+)
+def test_impossible_tasks(split, n, seed):
+    with pytest.raises(UserError):
+        CausalEnvironment().tasks(split, n, seed)
+
+
+def test_import_needs_no_torch():
+    code = "import sys; sys.modules['torch'] = None; import envs.causal; assert 'datasets' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
