@@ -1,5 +1,7 @@
 """Prompts of both styles, and reading prompts back, whoever wrote them."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -217,3 +219,14 @@ def test_mangled_prompts_never_crash(data):
         return
     assert 0 <= query.target < len(model)
     assert all(abs(table.sum(axis=-1) - 1).max() < 1e-9 for table in model.tables)
+
+
+def test_the_page_shows_real_tasks():
+    page = (Path(__file__).resolve().parents[3] / "docs" / "environments" / "causal.md").read_text()
+    for style in ("short", "official"):
+        environment = CausalEnvironment(num_nodes=4, prompt_style=style)
+        task = environment.tasks("train", 6)[5]
+        texts = [message["content"] for message in task["prompt"]] + [environment.answer(task)]
+        if style == "short":
+            texts.append(environment.solution(task))
+        assert all(text in page for text in texts)
