@@ -197,6 +197,11 @@ def test_what_is_not_a_distribution_is_never_right(completion):
     assert answer_format(completion, [0.5, 0.5]) == 1.0
 
 
+def test_negative_entries_are_never_right():
+    assert distribution("[-0.01, 0.51, 0.50]", [0.0, 0.5, 0.5], tolerance=0.1) == 0.0
+    assert distribution("[0.01, 0.50, 0.49]", [0.0, 0.5, 0.5], tolerance=0.1) == 1.0
+
+
 def test_tolerance_is_met_exactly():
     assert distribution("[0.13, 0.87]", TRUTH, tolerance=0.03) == 1.0
     assert distribution("[0.13, 0.87]", TRUTH, tolerance=0.03, strict=True) == 0.0

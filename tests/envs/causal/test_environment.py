@@ -88,6 +88,16 @@ def test_a_worked_solution_reads_like_a_person_s():
     assert "P(a|c=1) = [0.232/0.472, 0.24/0.472] = [0.4915, 0.5085]" in lines
 
 
+def test_a_worked_solution_leaves_out_what_does_not_matter():
+    environment = CausalEnvironment(level="association", prompt_style="short")
+    head = (
+        '{"names":["v0","v1","v2"],"parents":[[],[],[1]],"tables":[[0.4,0.6],[0.5,0.5],[[0.9,0.1],[0.3,0.7]]]'
+    )
+    task = {"truth": [0.4, 0.6], "problem": head + ',"target":0,"observed":[2,1],"intervened":null}'}
+    steps = ["Relevant variables: a.", "P(a) = [0.4, 0.6]", "ANSWER [0.40, 0.60]"]
+    assert environment.solution(task) == "\n".join(steps)
+
+
 def test_tasks_have_the_same_columns_at_every_level():
     features = {str(CausalEnvironment(level=level).tasks("dev", 12).features) for level in LEVELS}
     assert len(features) == 1
