@@ -31,9 +31,9 @@ class Scores(Protocol):
 class Runner(Protocol):
     """Scores rollouts that come in groups of `group_size` with the same task."""
 
-    rewards: Mapping[str, Any]  # by name, in the order of the columns of `Scores.values`
+    names: Sequence[str]  # of the rewards, in the order of the columns of `Scores.values`
 
-    def __call__(self, rows: list[Row], group_size: int) -> Scores: ...  # noqa: D102
+    def __call__(self, rows: Sequence[Row], group_size: int) -> Scores: ...  # noqa: D102
 
 
 def evaluate(
@@ -59,7 +59,7 @@ def evaluate(
     Raises:
         UserError: no task, or the runner does not know the environment's metric.
     """
-    rewards = list(runner.rewards)
+    rewards = runner.names
     if environment.metric not in rewards:
         raise UserError(f"{environment.id} reports the reward {environment.metric!r}, which is not run")
     tasks: list[Row] = list(environment.tasks(split, n, seed))
@@ -115,7 +115,7 @@ def answer(generate: Generate, tasks: list[Row], samples: int) -> Iterator[Row]:
 
 def rollout_frame(
     environment: Environment,
-    rewards: list[str],
+    rewards: Sequence[str],
     rows: list[Row],
     values: NDArray[np.floating],
     invalid: Sequence[str | None],

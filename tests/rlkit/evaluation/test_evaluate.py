@@ -47,7 +47,7 @@ class Addition(Environment):
 class PlainRunner:
     """Runs rewards as they are; a completion "crash" is invalid."""
 
-    rewards: dict
+    names: list
 
     def __call__(self, rows, group_size):
         assert len(rows) % group_size == 0
@@ -67,7 +67,7 @@ def run(answers, samples=1, n=4, **options):
         ]
 
     options = {"name": "after", "model": "m", "environment_args": {}, "temperature": 0.0, **options}
-    runner = PlainRunner(dict(Addition.rewards))
+    runner = PlainRunner(list(Addition.rewards))
     return evaluate(generate, Addition(), runner, n=n, samples=samples, **options)
 
 
@@ -165,7 +165,7 @@ def test_errors_name_what_is_missing():
         evaluate(
             None,
             Addition(),
-            PlainRunner({"short": short}),
+            PlainRunner(["short"]),
             name="",
             model="",
             environment_args={},

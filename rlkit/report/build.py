@@ -1,0 +1,96 @@
+"""Put the page together: `rlkit report RUN [RUN ...] [--out FILE]`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import jinja2
+import yaml
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from rlkit.errors import UserError
+from rlkit.evaluation.result import write_atomically
+from rlkit.report.figures import breakdown_panels, colour, health_panels, learning_panels, reward_panels
+from rlkit.report.run import read_run
+from rlkit.report.summary import evaluation_rows, facts, headline
+from rlkit.report.table import rollout_table
+
+HERE = Path(__file__).parent
+
+
+def build_report(run_dirs: Sequence[Path], out: Path | None = None) -> Path:
+    """Write one page about one run or several, and return its path.
+
+    The page needs nothing but itself: plotly.js is inside. `out` defaults to `report.html` in the run
+    directory, or beside the first one where there are several.
+
+    Raises:
+        UserError: no run is given, or a path is not a run directory.
+    """
+    if not run_dirs:
+        raise UserError("a report needs a run directory")
+    run_dirs = [Path(path) for path in run_dirs]
+    runs = [read_run(path) for path in run_dirs]
+    sections = (
+        ("Learning", "wide", learning_panels(runs)),
+        ("Held-out accuracy", "wide", breakdown_panels(runs)),
+        ("Rewards", "small", reward_panels(runs)),
+        ("Training", "small", health_panels(runs)),
+    )
+    table = rollout_table(runs)
+    page = template().render(
+        title=" · ".join(run.name for run in runs),
+        runs=[
+            {
+                "name": run.name,
+                "colour": colour(i),
+                "headline": headline(run),
+                "facts": facts(run),
+                "config": yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True),
+                "notes": run.notes,  # comes last: the headline may add one
+            }
+            for i, run in enumerate(runs)
+        ],
+        evaluations=evaluation_rows(runs),
+        sections=[section for section in sections if section[2]],
+        table=table,
+        data={"rows": table["rows"], "figures": [panel for *_, panels in sections for panel in panels]},
+        css=trusted("page.css"),
+        js=trusted("page.js"),
+        plotly=Markup(get_plotlyjs()),
+    )
+    default = run_dirs[0] if len(runs) == 1 else run_dirs[0].parent
+    out = out or default / "report.html"
+    write_atomically(out, page)
+    return out
+
+
+def template() -> jinja2.Template:
+    """The page's template. Texts of models are hostile: everything is escaped but what `trusted` reads."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False}
+    return environment.get_template("page.html")
+
+
+def trusted(name: str) -> Markup:
+    """A file of this package, put into the page as it is."""
+    return Markup((HERE / name).read_text(encoding="utf-8"))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `rlkit report` and print the page's path."""
+    parser = argparse.ArgumentParser(
+        prog="rlkit report", description="Write an HTML page about a run, or about several side by side."
+    )
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="run directory, such as runs/causal"
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE", help="default: report.html in the run directory")
+    options = parser.parse_args(arguments)
+    print(build_report(options.runs, options.out))
+    return 0

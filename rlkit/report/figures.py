@@ -1,0 +1,225 @@
+"""The plots of a report, as plain plotly.js figures: one colour per run, paler for earlier evaluations.
+
+A panel is {"title", "note", "traces", "layout"}; `page.js` adds the fonts and colours of the page's theme.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from rlkit.evaluation import Interval
+from rlkit.report.run import Run
+
+Panel = dict[str, Any]
+Trace = dict[str, Any]
+
+# Readable on a light and on a dark page.
+COLOURS = ("#3b7dd8", "#d9730d", "#2f9e6e", "#b0529b", "#c9444f", "#7a6ff0", "#1b98a6", "#8f7a2f")
+SHARE = {"tickformat": "~%"}
+OPACITY = {"before": 0.35, "warm-start": 0.6, "after": 1.0}  # of an evaluation's colour
+SMOOTH_FROM = 60  # steps from which a curve is shown as a running mean over the raw values
+
+# Metric in metrics.jsonl, title, y axis.
+HEALTH = (
+    ("completions/mean_length", "Completion length", {"title": "tokens, mean"}),
+    ("completions/clipped_ratio", "Truncated completions", {"title": "share of completions", **SHARE}),
+    ("frac_reward_zero_std", "Groups without reward spread", {"title": "share of groups", **SHARE}),
+    ("entropy", "Policy entropy", {"title": "nats per token"}),
+    ("kl", "KL to the reference", {"title": "nats per token"}),
+    ("loss", "Loss", {"title": "loss"}),
+    ("mean_token_accuracy", "Token accuracy", {"title": "share of tokens", **SHARE}),
+    ("grad_norm", "Gradient norm", {"title": "norm"}),
+    ("learning_rate", "Learning rate", {"title": "learning rate", "exponentformat": "e"}),
+)
+
+
+def colour(index: int) -> str:
+    """The colour of a run, everywhere on the page."""
+    return COLOURS[index % len(COLOURS)]
+
+
+def mixed(color: str, opacity: float) -> str:
+    """A colour that lets the page through; unlike a trace's opacity it shows in the legend too."""
+    red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red},{green},{blue},{opacity})"
+
+
+def learning_panels(runs: Sequence[Run]) -> list[Panel]:
+    """Accuracy, in training and held out, and reward."""
+    reward = curve_panel(runs, "reward", "Reward", {"title": "mean reward"})
+    return [panel for panel in (accuracy_panel(runs), reward) if panel]
+
+
+def reward_panels(runs: Sequence[Run]) -> list[Panel]:
+    """The mean of each reward, and the share of rollouts that a failing reward made invalid."""
+    metrics = (str(metric) for run in runs for metric in run.metrics)
+    names = dict.fromkeys(
+        metric.removeprefix("rewards/").rpartition("/")[0]
+        for metric in metrics
+        if metric.startswith("rewards/")
+    )
+    return [panel for name in names for panel in one_reward(runs, name)]
+
+
+def one_reward(runs: Sequence[Run], name: str) -> Iterator[Panel]:
+    """The panels of one reward."""
+    if panel := curve_panel(runs, f"rewards/{name}/mean", name, {"title": "mean reward"}):
+        yield panel
+    failing = f"rewards/{name}/error_rate"
+    if any(run.metrics.get(failing, pd.Series(dtype=float)).gt(0).any() for run in runs):
+        panel = curve_panel(runs, failing, f"{name}: errors", {"title": "share of rollouts", **SHARE})
+        yield from [panel] if panel else []
+
+
+def health_panels(runs: Sequence[Run]) -> list[Panel]:
+    """Length, spread, entropy, loss and the like, and the loss of the warm start."""
+    panels = [curve_panel(runs, metric, title, yaxis) for metric, title, yaxis in HEALTH]
+    return [panel for panel in (*panels, warm_start_panel(runs)) if panel]
+
+
+def warm_start_panel(runs: Sequence[Run]) -> Panel | None:
+    """The loss of the supervised steps before reinforcement learning."""
+    traces = [
+        t for i, run in enumerate(runs) if run.stage == "train" for t in curve(run, "loss", "sft", colour(i))
+    ]
+    layout = {"xaxis": {"title": "warm-start step"}, "yaxis": {"title": "loss, nats per token"}}
+    return panel("Warm start: loss", "", traces, layout) if traces else None
+
+
+def curve_panel(runs: Sequence[Run], metric: str, title: str, yaxis: dict[str, Any]) -> Panel | None:
+    """One metric over the steps of training, a curve per run; None where no run logged it."""
+    traces = [t for i, run in enumerate(runs) for t in curve(run, metric, run.stage, colour(i))]
+    return panel(title, "", traces, {"xaxis": {"title": "training step"}, "yaxis": yaxis}) if traces else None
+
+
+def curve(run: Run, metric: str, stage: str, color: str) -> list[Trace]:
+    """A metric as a line; a long one as a running mean over its pale raw values."""
+    if metric not in run.metrics:
+        return []
+    lines = run.metrics.loc[run.metrics["stage"] == stage, ["step", metric]].dropna()
+    if not len(lines):
+        return []
+    raw = line(lines["step"], lines[metric], run.name, color)
+    if len(lines) < SMOOTH_FROM:
+        return [
+            raw | {"mode": "lines+markers", "marker": {"size": 4 if len(lines) > 1 else 8, "color": color}}
+        ]
+    running = lines[metric].rolling(len(lines) // 25, center=True, min_periods=1).mean()
+    return [raw | {"opacity": 0.25, "hoverinfo": "skip"}, line(lines["step"], running, run.name, color, 2.4)]
+
+
+def line(x: pd.Series, y: pd.Series, name: str, color: str, width: float = 1.5) -> Trace:
+    """A line through finite points."""
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "x": [int(step) for step in x],
+        "y": [short(value) for value in y],
+        "name": name,
+        "line": {"color": color, "width": width},
+    }
+
+
+def accuracy_panel(runs: Sequence[Run]) -> Panel | None:
+    """The metric's mean over training batches as a line, the held-out accuracies as points with intervals."""
+    traces = []
+    for i, run in enumerate(runs):
+        traces += curve(run, f"rewards/{run.metric}/mean", run.stage, colour(i))
+        traces += held_out(run, colour(i))
+    note = "Line: training batches. Diamonds: held-out tasks, 95 % intervals."
+    layout = {
+        "xaxis": {"title": "training step"},
+        "yaxis": {"title": "accuracy", "rangemode": "tozero", **SHARE},
+    }
+    return panel("Accuracy", note, traces, layout) if traces else None
+
+
+def held_out(run: Run, color: str) -> list[Trace]:
+    """Held-out accuracies at the steps of their checkpoints."""
+    placed = [(run.step_of(name), name, e.accuracy) for name, e in run.evaluations.items()]
+    points = [(step, name, interval) for step, name, interval in placed if step is not None and interval.n]
+    if not points:
+        return []
+    steps, names, intervals = zip(*points, strict=True)
+    return [
+        {
+            "type": "scatter",
+            "mode": "markers",
+            "x": list(steps),
+            "y": [short(interval.mean) for interval in intervals],
+            "error_y": error_bars(intervals, color),
+            "text": list(names),
+            "name": f"{run.name}, held out",
+            "marker": {
+                "size": 11,
+                "symbol": "diamond",
+                "color": [mixed(color, OPACITY.get(name, 1.0)) for name in names],
+                "line": {"color": color, "width": 1.5},
+                "opacity": 1,
+            },
+        }
+    ]
+
+
+def breakdown_panels(runs: Sequence[Run]) -> list[Panel]:
+    """Accuracy by each column of the breakdown: bars before, after a warm start, and after training."""
+    columns = {c: None for run in runs for e in run.evaluations.values() for c in e.breakdown}
+    panels = []
+    for column in columns:
+        traces = [t for i, run in enumerate(runs) for t in bars(run, column, colour(i), len(runs) > 1)]
+        if traces and any(len(trace["x"]) > 1 for trace in traces):
+            title = column.replace("_", " ")
+            layout = {
+                "xaxis": {"title": title, "type": "category"},
+                "yaxis": {"title": "accuracy", "range": [0, 1.02], **SHARE},
+                "barmode": "group",
+                "showlegend": True,
+            }
+            panels.append(panel(f"Accuracy by {title}", "Held-out tasks, 95 % intervals.", traces, layout))
+    return panels
+
+
+def bars(run: Run, column: str, color: str, name_run: bool) -> Iterator[Trace]:
+    """One group of bars per evaluation: paler the earlier it was made."""
+    shown = [name for name in OPACITY if name in run.evaluations]
+    for name in shown:
+        values = run.evaluations[name].breakdown.get(column, {})
+        values = {value: interval for value, interval in values.items() if interval.n}
+        yield {
+            "type": "bar",
+            "x": list(values),
+            "y": [short(interval.mean) for interval in values.values()],
+            "error_y": error_bars(list(values.values()), "#808080"),
+            "customdata": [interval.n for interval in values.values()],
+            "hovertemplate": "%{y:.1%} of %{customdata} tasks",
+            "name": f"{run.name}, {name}" if name_run else name,
+            "marker": {"color": mixed(color, OPACITY[name])},
+        }
+
+
+def error_bars(intervals: Sequence[Interval], color: str) -> dict[str, Any]:
+    """The intervals as plotly's distances from the mean."""
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [short(interval.high - interval.mean) for interval in intervals],
+        "arrayminus": [short(interval.mean - interval.low) for interval in intervals],
+        "color": color,
+        "thickness": 1.4,
+        "width": 4,
+    }
+
+
+def panel(title: str, note: str, traces: list[Trace], layout: dict[str, Any]) -> Panel:
+    """A plot with its caption; plotly wants the title of an axis as an object."""
+    axes = {axis: {**layout[axis], "title": {"text": layout[axis]["title"]}} for axis in ("xaxis", "yaxis")}
+    return {"title": title, "note": note, "traces": traces, "layout": {"showlegend": False, **layout, **axes}}
+
+
+def short(value: float) -> float | None:
+    """Six digits are more than a plot can show; JSON has no NaN."""
+    return float(f"{value:.6g}") if np.isfinite(value) else None

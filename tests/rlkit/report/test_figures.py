@@ -1,0 +1,42 @@
+from rlkit.report.figures import breakdown_panels, health_panels, learning_panels, reward_panels
+from rlkit.report.run import read_run
+
+
+def titles(panels):
+    return [panel["title"] for panel in panels]
+
+
+def test_panels_of_a_run(make_run):
+    runs = [read_run(make_run(steps=40))]
+    assert titles(learning_panels(runs)) == ["Accuracy", "Reward"]
+    assert titles(breakdown_panels(runs)) == ["Accuracy by level", "Accuracy by relevant size"]
+    assert titles(reward_panels(runs)) == ["correct", "correct: errors", "format"]
+    assert "Warm start: loss" in titles(health_panels(runs))
+
+
+def test_held_out_points_stand_at_their_steps(make_run):
+    runs = [read_run(make_run(steps=40, evaluations=("before", "step-20", "after", "other")))]
+    points = learning_panels(runs)[0]["traces"][-1]
+    assert points["x"] == [0, 20, 40] and points["text"] == ["before", "step-20", "after"]
+    assert all(low > 0 for low in points["error_y"]["arrayminus"])
+
+
+def test_long_curves_are_smoothed_over_their_raw_values(make_run):
+    runs = [read_run(make_run(steps=100, rollouts=0))]
+    raw, running = learning_panels(runs)[1]["traces"]
+    assert raw["opacity"] < 1 and len(raw["y"]) == len(running["y"]) == 100
+
+
+def test_runs_keep_their_colours(make_run):
+    runs = [read_run(make_run(name, steps=5)) for name in ("a", "b")]
+    first, second = learning_panels(runs)[1]["traces"]
+    assert first["line"]["color"] != second["line"]["color"]
+    names = [trace["name"] for trace in breakdown_panels(runs)[0]["traces"]]
+    assert names == ["a, before", "a, after", "b, before", "b, after"]
+
+
+def test_nothing_logged_nothing_shown(make_run):
+    path = make_run(steps=1, evaluations=(), rollouts=0)
+    (path / "metrics.jsonl").unlink()
+    runs = [read_run(path)]
+    assert learning_panels(runs) == breakdown_panels(runs) == reward_panels(runs) == health_panels(runs) == []

@@ -1,0 +1,164 @@
+"""The page in a real browser, without a network."""
+
+import shutil
+
+import pytest
+from playwright.sync_api import expect, sync_playwright
+
+from rlkit.errors import UserError
+from rlkit.report import build_report, main
+
+HOSTILE = (
+    "</script><script>document.title = 'broken out'</script>"
+    "<img src=x onerror=\"document.title='broken out'\">\u2028 &amp; {{ 7 * 7 }}"
+)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip("there is no Chromium on this machine")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=path, args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser):
+    """Open a file offline; at the end, fail on any error the page reported."""
+    context = browser.new_context(offline=True)
+    errors = []
+
+    def open_file(path):
+        page = context.new_page()
+        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on(
+            "request", lambda request: errors.append(request.url) if "file://" not in request.url else None
+        )
+        page.goto(path.as_uri())
+        return page
+
+    yield open_file
+    context.close()
+    assert errors == []
+
+
+def shown(page):
+    return page.locator("#rollouts tbody tr:visible").count()
+
+
+def test_plots_have_points(open_page, make_run):
+    page = open_page(build_report([make_run(steps=80)]))
+    for i in range(page.locator(".plot").count()):
+        plot = page.locator(f"#figure-{i}")
+        assert plot.locator(".scatterlayer .trace path, .barlayer .trace .point path").count() > 0
+    assert page.locator("#figure-0 .points path").count() == 2  # held out: before and after
+    assert page.locator("#figure-2 .barlayer .point").count() == 6  # three levels, before and after
+
+
+def test_rows_are_filtered(open_page, make_run):
+    page = open_page(build_report([make_run(steps=10, tasks=30)]))
+    assert shown(page) == 40 + 60
+    page.fill("#search", "QUESTION OF STEP 7:")
+    assert shown(page) == 4
+    expect(page.locator("#count")).to_have_text("4 shown")
+    page.fill("#search", "")
+    page.select_option("#status", "invalid")
+    assert (
+        page.locator("#rollouts tbody tr:visible .tags", has_text="reward timed out").count()
+        == shown(page)
+        == 1
+    )
+    counts = []
+    for outcome in ("correct", "wrong"):
+        page.select_option("#status", outcome)
+        counts.append(shown(page))
+        assert page.locator(f"#rollouts tbody tr:visible .status.{outcome}").count() == counts[-1] > 0
+    assert sum(counts) == 99
+    page.select_option("#status", "")
+    page.select_option("#source", "training")
+    page.fill("#first", "3")
+    page.fill("#last", "4")
+    assert shown(page) == 8
+
+
+def test_headers_sort(open_page, make_run):
+    page = open_page(build_report([make_run(steps=10, evaluations=("after",))]))
+
+    def column(number):
+        return page.locator(f"#rollouts tbody td:nth-child({number})").all_inner_texts()
+
+    tokens = page.locator("#rollouts th[data-key=length] button")
+    tokens.click()
+    lengths = [int(text) for text in column(8)]
+    assert lengths == sorted(lengths) and len(set(lengths)) > 5
+    tokens.click()
+    assert [int(text) for text in column(8)] == sorted(lengths, reverse=True)
+    expect(page.locator("#rollouts th[data-key=length]")).to_have_attribute("aria-sort", "descending")
+    page.locator("#rollouts th[data-key=reward] button").click()
+    assert column(7)[0] == "0" and column(7)[-1] == "–"  # evaluations have no reward: last
+
+
+def test_hostile_text_stays_text(open_page, make_run):
+    path = make_run(steps=3, tasks=6, completion=HOSTILE.replace("{", "{{").replace("}", "}}"))
+    config = path / "config.yaml"
+    config.write_text(config.read_text() + "note: </pre><script>document.title='broken out'</script>\n")
+    page = open_page(build_report([path]))
+    assert page.title() == "causal-grpo"
+    assert page.locator("#rollouts img").count() == 0
+    text = page.locator("#rollouts tbody tr >> nth=0").locator("td >> nth=3").text_content()
+    assert HOSTILE in text
+    page.fill("#search", "</script>")
+    assert shown(page) == 3 * 4 + 2 * 6
+
+
+def test_long_text_is_folded(open_page, make_run):
+    page = open_page(build_report([make_run(steps=1, evaluations=(), completion="word " * 300 + "end {}")]))
+    completion = page.locator("#rollouts tbody tr >> nth=0").locator("td >> nth=3")
+    assert not completion.get_by_text("end 0").is_visible()
+    completion.locator("summary").click()
+    expect(completion.locator("pre")).to_be_visible()
+
+
+@pytest.mark.parametrize("scheme, dark", [("light", False), ("dark", True)])
+def test_page_follows_the_colour_scheme(open_page, make_run, scheme, dark):
+    page = open_page(build_report([make_run(steps=2)]))
+    page.emulate_media(color_scheme=scheme)
+    red = page.evaluate("parseInt(getComputedStyle(document.body).backgroundColor.slice(4))")
+    assert (red < 128) == dark
+
+
+def test_several_runs_share_a_page(open_page, make_run):
+    out = build_report([make_run(name, steps=5, tasks=12) for name in ("grpo", "dapo")])
+    page = open_page(out)
+    assert page.locator(".sentence").count() == 2
+    assert page.locator("#figure-1 .scatterlayer .trace").count() == 2
+    page.select_option("#source", "dapo, after")
+    assert shown(page) == 12
+    assert out.name == "report.html" and (out.parent / "dapo").is_dir()
+
+
+def test_a_bare_run_gives_a_page_with_notes(open_page, make_run):
+    path = make_run(steps=1, evaluations=(), rollouts=0)
+    (path / "metrics.jsonl").unlink()
+    page = open_page(build_report([path]))
+    assert page.locator(".notes li").count() == 3
+    assert page.get_by_text("No rollouts were kept").is_visible()
+
+
+def test_command_prints_the_path(make_run, tmp_path, capsys):
+    assert main([str(make_run(steps=2)), "--out", str(tmp_path / "page.html")]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "page.html")
+    assert "</html>" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def test_other_folders_are_a_user_error(tmp_path):
+    with pytest.raises(UserError, match="not a run directory"):
+        main([str(tmp_path)])
+    with pytest.raises(UserError, match="needs a run"):
+        build_report([])

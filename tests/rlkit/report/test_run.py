@@ -1,0 +1,75 @@
+import json
+
+import pytest
+
+from rlkit.errors import UserError
+from rlkit.report.run import read_run
+
+
+def test_evaluations_are_in_the_order_of_training(make_run):
+    names = ("after", "before", "other", "step-100", "step-40", "warm-start")
+    run = read_run(make_run(evaluations=names))
+    assert list(run.evaluations) == ["before", "warm-start", "step-40", "step-100", "after", "other"]
+    assert [run.step_of(name) for name in run.evaluations] == [0, 0, 40, 100, 40, None]
+    assert run.metric == "correct"
+
+
+def test_a_step_logged_again_after_a_resume_counts_as_it_was_last_logged(make_run):
+    path = make_run(steps=3)
+    with (path / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 2, "stage": "train", "seconds": 9, "reward": 7.0}) + "\n")
+        file.write(json.dumps({"step": 3, "stage": "train", "seconds": 10, "train_runtime": 10}) + "\n")
+    run = read_run(path)
+    assert run.training["step"].tolist() == [1, 2, 3]
+    assert run.training["reward"].tolist()[1] == 7.0
+    assert run.training["reward"].notna().all()  # the closing line of TRL takes nothing away
+
+
+def test_a_killed_run_leaves_half_a_line(make_run):
+    path = make_run(steps=3)
+    with (path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "sta')
+    run = read_run(path)
+    assert len(run.training) == 3 and run.notes == []
+
+
+def test_damaged_files_become_notes(make_run):
+    path = make_run(steps=3)
+    lines = (path / "metrics.jsonl").read_text().splitlines()
+    (path / "metrics.jsonl").write_text("\n".join(["{", *lines]) + "\n")
+    (path / "rollouts" / "step-000002.parquet").write_bytes(b"PAR1 not really")
+    (path / "evaluation" / "after.json").write_text("{}")
+    (path / "config.yaml").write_text("a: [")
+    run = read_run(path)
+    assert (
+        len(run.training) == 3 and set(run.rollouts["step"]) == {1, 3} and list(run.evaluations) == ["before"]
+    )
+    for text, note in zip(("config.yaml", "line 1", "step-000002", "after.json"), run.notes, strict=True):
+        assert text in note and "cannot be read" in note
+
+
+def test_secrets_are_masked(make_run):
+    config = read_run(make_run(steps=1)).config
+    assert config["hub_token"] == "***" and config["eos_token"] == "</s>"
+
+
+def test_missing_parts_are_noted(make_run):
+    path = make_run(steps=1, evaluations=(), rollouts=0)
+    notes = ["only one training step", "no held-out evaluation", "no training rollouts"]
+    for text, note in zip(notes, read_run(path).notes, strict=True):
+        assert text in note
+    (path / "metrics.jsonl").unlink()
+    assert "no training step" in read_run(path).notes[0]
+
+
+@pytest.mark.parametrize("name", ["missing", "empty", "file"])
+def test_another_path_is_a_user_error(tmp_path, name):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="not a run directory"):
+        read_run(tmp_path / name)
+
+
+def test_a_warm_start_alone_is_the_run(make_run):
+    run = read_run(make_run(steps=0, rollouts=0))
+    assert run.stage == "sft" and run.step_of("after") == 10

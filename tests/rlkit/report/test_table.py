@@ -1,0 +1,62 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from rlkit.report.run import read_run
+from rlkit.report.table import CHARACTERS, cut, rollout_table, sample_evenly, status
+
+
+def frame(groups, per_group):
+    steps = np.repeat(np.arange(groups), per_group)
+    return pd.DataFrame({"step": steps, "task_id": [f"t{i % per_group}" for i in range(len(steps))]})
+
+
+@pytest.mark.parametrize(
+    "groups, per_group, limit", [(10, 50, 100), (10, 50, 105), (300, 4, 100), (3, 5, 99)]
+)
+def test_sampling_is_even_over_steps(groups, per_group, limit):
+    counts = sample_evenly(frame(groups, per_group), "step", limit).groupby("step").size()
+    assert counts.sum() == min(limit, groups * per_group)
+    assert counts.max() - counts.reindex(range(groups), fill_value=0).min() <= 1
+    assert counts.index.max() > groups * 0.9 - 1  # the end of training is there too
+
+
+def test_evaluations_show_the_same_tasks():
+    shown = sample_evenly(frame(2, 500), "step", 20)
+    assert set(shown[shown["step"] == 0]["task_id"]) == set(shown[shown["step"] == 1]["task_id"])
+
+
+def test_rows_say_where_they_come_from(make_run):
+    table = rollout_table([read_run(make_run(steps=40, rollouts=4, tasks=60))])
+    assert table["total"] == len(table["rows"]) == 40 * 4 + 2 * 60
+    assert {row["source"] for row in table["rows"]} == {"before", "after", "training"}
+    invalid = [row for row in table["rows"] if row["status"] == "invalid"]
+    assert [(row["step"], row["reason"]) for row in invalid] == [(3, "reward timed out")]
+    training = next(row for row in table["rows"] if row["source"] == "training")
+    assert training["tags"] == "level association"
+    assert "format 1" in training["parts"] and "advantage" in training["parts"]
+
+
+def test_a_page_holds_a_thousand_rows_of_several_runs(make_run):
+    runs = [read_run(make_run(name, steps=100, rollouts=8, tasks=300)) for name in ("a", "b")]
+    table = rollout_table(runs)
+    assert (len(table["rows"]), table["total"]) == (1000, 2 * (800 + 600))
+    for name in ("a", "b"):
+        counts = pd.Series([row["source"] for row in table["rows"] if row["run"] == name]).value_counts()
+        assert counts.to_dict() == {"training": 250, "before": 125, "after": 125}
+
+
+def test_without_a_metric_the_reward_is_the_score(make_run):
+    rows = rollout_table([read_run(make_run(steps=3, evaluations=()))])["rows"]
+    assert all(row["score"] == row["reward"] for row in rows)
+
+
+def test_status():
+    found = [status(1.0, None), status(0.4, None), status(None, None), status(None, "died")]
+    assert found == ["correct", "wrong", "unscored", "invalid"]
+
+
+def test_very_long_texts_lose_their_end():
+    assert cut("x" * CHARACTERS) == "x" * CHARACTERS
+    assert cut("x" * (CHARACTERS + 1234)).endswith("[… 1,234 more characters]")
+    assert cut(None) == ""
