@@ -65,17 +65,11 @@ def evaluate(
     tasks: list[Row] = list(environment.tasks(split, n, seed))
     if not tasks:
         raise UserError(f"{environment.id} has no task in the split {split!r}")
-    rows: list[Row] = []
-    values: list[NDArray[np.floating]] = []
-    invalid: list[str | None] = []
-    starts = range(0, len(tasks), batch_size)
-    for start in track(starts, description=f"evaluating {name}"):
-        batch = list(answer(generate, tasks[start : start + batch_size], samples))
-        scores = runner(batch, samples)
-        rows += batch
-        values.append(scores.values)
-        invalid += scores.invalid
-    frame = rollout_frame(environment, rewards, rows, np.concatenate(values), invalid)
+    frames = []
+    for start in track(range(0, len(tasks), batch_size), description=f"evaluating {name}"):
+        rows = list(answer(generate, tasks[start : start + batch_size], samples))
+        frames.append(rollout_frame(environment, rewards, rows, runner(rows, samples)))
+    frame = pd.concat(frames, ignore_index=True)
     task_scores = scores_by_task(frame)
     return Evaluation(
         name=name,
@@ -114,15 +108,11 @@ def answer(generate: Generate, tasks: list[Row], samples: int) -> Iterator[Row]:
 
 
 def rollout_frame(
-    environment: Environment,
-    rewards: Sequence[str],
-    rows: list[Row],
-    values: NDArray[np.floating],
-    invalid: Sequence[str | None],
+    environment: Environment, rewards: Sequence[str], rows: list[Row], scores: Scores
 ) -> pd.DataFrame:
     """One line per rollout. Rewards and score of an invalid rollout are NaN."""
-    reason = pd.Series(list(invalid), dtype=object)
-    frame = pd.DataFrame(values, columns=[f"rewards/{reward}" for reward in rewards], dtype=float)
+    reason = pd.Series(list(scores.invalid), dtype=object)
+    frame = pd.DataFrame(scores.values, columns=[f"rewards/{reward}" for reward in rewards], dtype=float)
     frame[reason.notna()] = np.nan
     frame["score"] = frame[f"rewards/{environment.metric}"]
     frame["invalid"] = reason
@@ -179,6 +169,7 @@ def completion_records(environment: Environment, frame: pd.DataFrame) -> list[di
             "score": line["score"],
             "invalid": line["invalid"],
             "length": line["length"],
+            "truncated": line["truncated"],
             **{column: line[column] for column in environment.breakdown},
         }
         for line in frame.to_dict("records")

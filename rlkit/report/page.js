@@ -67,7 +67,7 @@
       cell(folded(row.truth)),
       cell(element("span", `status ${row.status}`, score), element("div", "tags", row.reason)),
       cell(number(row.reward)),
-      cell(number(row.length)),
+      cell(number(row.length), element("div", "tags", row.truncated ? "truncated" : "")),
     );
     return tr;
   }

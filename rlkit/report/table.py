@@ -13,7 +13,10 @@ from rlkit.report.run import Run
 
 ROWS = 1000  # of a page
 CHARACTERS = 12_000  # of one text
-COLUMNS = ("task_id", "prompt", "completion", "answer", "score", "reward", "advantage", "length", "invalid")
+COLUMNS = (
+    *("task_id", "prompt", "completion", "answer", "score"),
+    *("reward", "advantage", "length", "truncated", "invalid"),
+)
 
 
 def rollout_table(runs: Sequence[Run]) -> dict[str, Any]:
@@ -27,6 +30,7 @@ def rollout_table(runs: Sequence[Run]) -> dict[str, Any]:
         shown = sample_evenly(evaluation, "source", limit // 2 if len(training) else limit)
         shown = pd.concat([shown, sample_evenly(training, "step", limit - len(shown))])
         shown = shown.sort_values("step", kind="stable")
+        shown["truncated"] = shown["truncated"].eq(True)  # not known is not truncated
         extra = [str(c) for c in shown if c not in COLUMNS and c not in ("step", "source")]
         rows += [table_row(run, record, extra) for record in shown.to_dict("records")]
     return {"rows": rows, "total": total}
@@ -91,6 +95,7 @@ def table_row(run: Run, record: Mapping[Any, Any], extra: Sequence[str]) -> dict
         "reward": number(record["reward"]),
         "parts": details(record, ["advantage", *[c for c in extra if c.startswith("rewards/")]]),
         "length": number(record["length"]),
+        "truncated": record["truncated"],
         "status": status(score, invalid),
         "reason": invalid if isinstance(invalid, str) else "",
     }

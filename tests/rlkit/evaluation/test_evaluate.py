@@ -111,6 +111,7 @@ def test_completions_say_what_the_report_shows():
         "score": 1.0,
         "invalid": None,
         "length": 1,
+        "truncated": False,
         "level": 0,
     }
 

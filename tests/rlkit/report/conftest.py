@@ -129,6 +129,7 @@ def write_rollouts(folder, chances, per_step, completion, rng):
                 "reward": correct,
                 "advantage": correct - correct.mean(),
                 "length": rng.integers(50, 500, per_step),
+                "truncated": [False] * (per_step - 1) + [step == 2],
                 "invalid": [None] * (per_step - 1) + ["reward timed out" if step == 3 else None],
                 "rewards/correct": correct,
                 "rewards/format": 1.0,

@@ -34,6 +34,7 @@ def test_rows_say_where_they_come_from(make_run):
     assert [(row["step"], row["reason"]) for row in invalid] == [(3, "reward timed out")]
     training = next(row for row in table["rows"] if row["source"] == "training")
     assert training["tags"] == "level association"
+    assert sum(row["truncated"] for row in table["rows"]) == 1
     assert "format 1" in training["parts"] and "advantage" in training["parts"]
 
 
