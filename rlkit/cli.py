@@ -1,0 +1,60 @@
+"""The command `rlkit`: find the sub-command, run it, and turn bad input into one line."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+
+from rlkit.errors import RewardError, UserError, nearest
+
+# name: (module, what --help says). Modules are imported when called: most need torch, some must not.
+COMMANDS = {
+    "train": ("rlkit.train", "improve a model on an environment's tasks (GRPO)"),
+    "sft": ("rlkit.sft", "teach a model an environment's answers or worked solutions"),
+    "eval": ("rlkit.eval", "answer held-out tasks with one model, or compare two"),
+    "report": ("rlkit.report", "write the HTML page of one run, or of several side by side"),
+    "envs": ("rlkit.envs", "list the environments and what they offer"),
+    "check": ("rlkit.check", "validate an environment with no model"),
+}
+
+
+def main() -> int:
+    """Run the command line and return the exit code: 0 well, 1 failed, 2 bad input."""
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    name, *rest = arguments
+    return run_command(lambda: _find(name)(rest))
+
+
+def usage() -> str:
+    """The text of `rlkit --help`."""
+    lines = [f"  {name:8}{text}" for name, (_, text) in COMMANDS.items()]
+    return "\n".join(["usage: rlkit COMMAND [options]", "", *lines, "", "rlkit COMMAND --help says more."])
+
+
+def _find(name: str) -> Callable[[Sequence[str]], int]:
+    if name not in COMMANDS:
+        raise UserError(f"there is no command {name!r}{nearest(name, COMMANDS)}")
+    return importlib.import_module(COMMANDS[name][0]).main
+
+
+def run_command(command: Callable[[], int]) -> int:
+    """Run a command; bad input is one line and exit code 2, a run that had to stop is exit code 1."""
+    try:
+        return command()
+    except UserError as error:
+        print(f"rlkit: {error}", file=sys.stderr)
+        return 2
+    except RewardError as error:
+        print(f"rlkit: {error}\nThe checkpoints are kept: mend the reward and go on with --resume.", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("rlkit: stopped; go on from the last checkpoint with --resume", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

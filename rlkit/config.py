@@ -1,0 +1,232 @@
+"""One flat set of keys: rlkit's own say what to train on, every other one is TRL's under its own name.
+
+A YAML file and the command line are read by the same parser, the command line last. `--config FILE` names the
+file; `--key value` overrides a key of it. A key that nobody knows is an error that names the nearest known one.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from trl import GRPOConfig, ModelConfig, SFTConfig, TrlParser
+
+from rlkit.environment import Environment, load_environment
+from rlkit.errors import UserError, nearest
+
+ALGORITHMS = ("grpo",)
+DEMONSTRATIONS = ("answer", "solution")
+
+
+@dataclass
+class TaskArguments:
+    """rlkit's keys for any kind of run."""
+
+    environment: str | None = field(
+        default=None,
+        metadata={"help": "Environment to train on: an id, 'package.module:Class' or 'path/file.py:Class'."},
+    )
+    environment_args: str | None = field(
+        default=None, metadata={"help": "Its arguments: a mapping in YAML, JSON on the command line."}
+    )
+    num_tasks: int | None = field(
+        default=None, metadata={"help": "Tasks of the train split. Default: the environment's own number."}
+    )
+    resume: bool = field(
+        default=False, metadata={"help": "Go on from the last checkpoint of the run directory."}
+    )
+    overwrite: bool = field(default=False, metadata={"help": "Delete the run directory first if it exists."})
+    evaluation_split: str = field(default="test", metadata={"help": "Split of the held-out tasks."})
+    evaluation_tasks: int = field(
+        default=0, metadata={"help": "Held-out tasks to answer greedily before and after. 0 turns it off."}
+    )
+    evaluation_steps: int = field(
+        default=0, metadata={"help": "Also evaluate every so many steps. 0: only before and after."}
+    )
+    evaluation_batch_size: int = field(
+        default=64, metadata={"help": "Completions generated at a time in an evaluation, per process."}
+    )
+    reward_time_limit: float = field(
+        default=10.0, metadata={"help": "Seconds for the rewards of one rollout; then it is invalid."}
+    )
+    reward_workers: int = field(default=1, metadata={"help": "Processes that run rewards, per rank."})
+
+    def make_environment(self) -> Environment:
+        """Build the environment that the keys name; raises UserError."""
+        if self.environment is None:
+            raise UserError("no environment given: set the key 'environment', e.g. --environment causal-v1")
+        return load_environment(self.environment, **self.arguments())
+
+    def arguments(self) -> dict[str, Any]:
+        """The environment's arguments as a mapping."""
+        if self.environment_args is None:
+            return {}
+        try:
+            value = json.loads(self.environment_args)
+        except json.JSONDecodeError as error:
+            raise UserError(f"environment_args is not JSON: {error}") from error
+        if not isinstance(value, dict):
+            raise UserError(f"environment_args must be a mapping, not {value!r}")
+        return value
+
+
+@dataclass
+class TrainArguments(TaskArguments):
+    """rlkit's keys for `rlkit train`."""
+
+    rewards: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "The environment's rewards by name, 'package.module:function' or 'path/file.py:function'. "
+            "Default: the environment's own. Weights: reward_weights."
+        },
+    )
+    algorithm: str = field(default="grpo", metadata={"help": f"One of: {', '.join(ALGORITHMS)}."})
+    reward_error_budget: float = field(
+        default=0.2, metadata={"help": "Share of invalid rollouts in a batch above which a run may stop."}
+    )
+    reward_error_patience: int = field(
+        default=3, metadata={"help": "Batches running above the budget that stop the run."}
+    )
+    shared_prefix: bool = field(
+        default=True,
+        metadata={"help": "Compute the prompt of a group once in the loss (one process, plain caches)."},
+    )
+
+    def __post_init__(self) -> None:
+        _check_choice("algorithm", self.algorithm, ALGORITHMS)
+
+
+@dataclass
+class SFTArguments(TaskArguments):
+    """rlkit's keys for `rlkit sft`."""
+
+    demonstrations: str = field(
+        default="answer", metadata={"help": "What to imitate: the bare 'answer' or a worked 'solution'."}
+    )
+    max_completion_length: int = field(
+        default=256, metadata={"help": "Most tokens of an answer in evaluations."}
+    )
+
+    def __post_init__(self) -> None:
+        _check_choice("demonstrations", self.demonstrations, DEMONSTRATIONS)
+
+
+@dataclass
+class Run:
+    """A parsed run: rlkit's keys, TRL's trainer keys, the model's keys, and those that were given."""
+
+    task: Any  # TrainArguments or SFTArguments
+    trainer: Any  # GRPOConfig or SFTConfig
+    model: ModelConfig
+    given: dict[str, Any]
+
+    def resolved(self) -> dict[str, Any]:
+        """The keys that make the same run again: those given, and rlkit's own with their defaults."""
+        own = {f.name: getattr(self.task, f.name) for f in fields(self.task)}
+        own["environment_args"] = self.task.arguments()
+        keys = {**own, **{key: self.given[key] for key in self.given if key not in own}}
+        keys |= {"output_dir": self.trainer.output_dir, "seed": self.trainer.seed}
+        return {key: value for key, value in keys.items() if key not in ("resume", "overwrite")}
+
+
+class Parser(TrlParser):
+    """TrlParser whose complaints are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise argparse's complaint as a UserError, without its page of usage."""
+        raise UserError(message)
+
+
+def parse_train(arguments: Sequence[str]) -> Run:
+    """Parse the keys of `rlkit train`; raises UserError."""
+    return _parse("train", TrainArguments, GRPOConfig, arguments)
+
+
+def parse_sft(arguments: Sequence[str]) -> Run:
+    """Parse the keys of `rlkit sft`; raises UserError."""
+    return _parse("sft", SFTArguments, SFTConfig, arguments)
+
+
+def _parse(kind: str, task: type, trainer: type, arguments: Sequence[str]) -> Run:
+    parser = Parser([task, trainer, ModelConfig], prog=f"rlkit {kind}", allow_abbrev=False)
+    known = {action.dest for action in parser._actions} - {"help"}
+    keys, arguments = _read_config(list(arguments), known)
+    output_dir = keys.setdefault("output_dir", keys.pop("__name", None))
+    if output_dir is None:
+        keys.pop("output_dir")
+    words = [word for key, value in keys.items() for word in _words(key, value)]
+    try:
+        *parsed, rest = parser.parse_args_and_config([*words, *arguments], return_remaining_strings=True)
+    except (ValueError, TypeError) as error:  # TRL's and transformers' own checks of the keys
+        raise UserError(" ".join(str(error).split())) from error
+    if rest:
+        raise UserError(f"unknown key {rest[0]!r}{nearest(rest[0].lstrip('-'), known)}")
+    for config in parsed:  # `key: null` cannot be said on a command line
+        for key, value in keys.items():
+            if value is None and hasattr(config, key):
+                setattr(config, key, None)
+    given = keys | _given(arguments, parsed)
+    return Run(*parsed, given=given)
+
+
+def _read_config(arguments: list[str], known: Iterable[str]) -> tuple[dict[str, Any], list[str]]:
+    if "--config" not in arguments:
+        return {}, arguments
+    at = arguments.index("--config")
+    if at + 1 == len(arguments):
+        raise UserError("--config needs a file")
+    path = Path(arguments[at + 1])
+    keys = load_yaml(path)
+    for key in keys:
+        if key not in known:
+            raise UserError(f"{path}: unknown key {key!r}{nearest(str(key), known)}")
+    if "output_dir" not in keys:
+        keys["__name"] = f"runs/{path.stem}"
+    return keys, arguments[:at] + arguments[at + 2 :]
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file that holds a mapping; raises UserError with the line of a mistake."""
+    try:
+        keys = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(keys, dict):
+        raise UserError(f"{path} must hold keys and values")
+    return keys
+
+
+def _words(key: str, value: Any) -> list[str]:
+    """Write a key of a YAML file as a command line would."""
+    if value is None or value == []:
+        return []
+    if isinstance(value, dict):
+        return [f"--{key}", json.dumps(value)]
+    values = value if isinstance(value, list) else [value]
+    return [f"--{key}", *(json.dumps(v) if isinstance(v, dict) else str(v) for v in values)]
+
+
+def _given(arguments: Sequence[str], parsed: Sequence[Any]) -> dict[str, Any]:
+    names = [word[2:].split("=")[0].replace("-", "_") for word in arguments if word.startswith("--")]
+    return {name: getattr(c, name) for name in names for c in parsed if hasattr(c, name)}
+
+
+def _check_choice(key: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise UserError(f"there is no {key} {value!r}{nearest(value, choices)}")
+
+
+def save_resolved(run: Run, path: Path) -> None:
+    """Write the resolved config, with the versions it ran with as comments."""
+    versions = [f"{p} {importlib.metadata.version(p)}" for p in ("rlkit", "trl", "transformers", "torch")]
+    header = f"# python {sys.version.split()[0]}, {', '.join(versions)}\n"
+    path.write_text(header + yaml.safe_dump(run.resolved(), sort_keys=False))

@@ -1,0 +1,32 @@
+"""Training on a CPU: two settings that together make a step several times as fast, at equal results."""
+
+import ctypes
+import sys
+
+# glibc's mallopt parameters (malloc.h).
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
+
+
+def tune_for_cpu() -> None:
+    """Make memory stay with the process, and TRL's language-model head skip what is not scored."""
+    _keep_memory()
+    _score_only_completions()
+
+
+def _keep_memory() -> None:
+    # By default glibc returns every large tensor to the kernel when it is freed and faults its pages in again
+    # for the next one, which costs more than the arithmetic. The peak does not change.
+    if sys.platform != "linux":
+        return
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):  # musl has none
+        for parameter, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1), (M_TOP_PAD, 256 << 20)):
+            libc.mallopt(parameter, value)
+
+
+def _score_only_completions() -> None:
+    # TRL's fused head drops the positions that carry no label only where Triton runs; elsewhere it projects
+    # the whole prompt on the vocabulary. In this module of TRL the function decides nothing else.
+    import trl.trainer.utils
+
+    trl.trainer.utils._use_triton = lambda device: True

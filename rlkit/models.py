@@ -1,0 +1,75 @@
+"""Load a model and its tokenizer from a hub name, a folder, or `bundled:smollm2-135m`."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import ModelConfig, get_quantization_config
+
+from rlkit.bundled import PREFIX, bundled_path
+from rlkit.errors import UserError
+
+DTYPES = ("auto", "bfloat16", "float16", "float32")
+
+
+def resolve(name: str | None) -> str:
+    """Return what transformers can load; raises UserError when nothing is named or a path does not exist."""
+    if not name:
+        raise UserError("no model given: set the key 'model_name_or_path', e.g. bundled:smollm2-135m")
+    if name.startswith(PREFIX):
+        return str(bundled_path(name))
+    if name.startswith((".", "/", "~", "runs/")) and not Path(name).expanduser().is_dir():
+        raise UserError(f"there is no model folder {name!r}")
+    return str(Path(name).expanduser()) if name.startswith("~") else name
+
+
+def load_model(config: ModelConfig, *, trust_remote_code: bool = False) -> tuple[Any, Any]:
+    """Load the model and tokenizer that the keys of a config name.
+
+    Weights are read from safetensors only, code from a hub runs only when asked for.
+
+    Raises:
+        UserError: no such model, no weights that are safe to read, or a dtype that does not exist.
+    """
+    name = resolve(config.model_name_or_path)
+    dtype = config.dtype or "auto"
+    if dtype not in DTYPES:
+        raise UserError(f"there is no dtype {dtype!r}: use one of {', '.join(DTYPES)}")
+    quantization = get_quantization_config(config)
+    options = {
+        "revision": config.model_revision,
+        "attn_implementation": config.attn_implementation,
+        "dtype": dtype if dtype == "auto" else getattr(torch, dtype),
+        "quantization_config": quantization,
+    }
+    options = {key: value for key, value in options.items() if value is not None}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            name, revision=config.model_revision, padding_side="left", trust_remote_code=trust_remote_code
+        )
+        model = AutoModelForCausalLM.from_pretrained(
+            name, use_safetensors=True, trust_remote_code=trust_remote_code, **options
+        )
+    except (OSError, ValueError) as error:  # how transformers says: not found, not a model, not allowed
+        raise UserError(f"cannot load {config.model_name_or_path!r}: {_first_line(error)}") from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return model, tokenizer
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Save a plain model, with LoRA adapters merged into a copy of the weights, as safetensors."""
+    if isinstance(model, PeftModel):
+        # A copy: the model that is being trained keeps its adapter apart.
+        model = copy.deepcopy(model).merge_and_unload()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

@@ -1,0 +1,94 @@
+"""Sample completions with transformers' `generate`, computing each prompt once and not once per sample."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import DynamicCache, GenerationConfig
+from transformers.cache_utils import DynamicLayer
+
+
+def group_prompts(prompts: Sequence[Sequence[int]]) -> tuple[list[Sequence[int]], list[int]]:
+    """Return the distinct prompts in order, and for each given prompt the position of its distinct one."""
+    position: dict[tuple[int, ...], int] = {}
+    index = [position.setdefault(tuple(prompt), len(position)) for prompt in prompts]
+    return list(position), index
+
+
+def left_pad(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return token ids and mask, both (B, P), of prompts padded on the left."""
+    width = max(len(prompt) for prompt in prompts)
+    ids = torch.full((len(prompts), width), pad_id)
+    mask = torch.zeros((len(prompts), width), dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.tensor(prompt)
+        mask[row, width - len(prompt) :] = 1
+    return ids, mask
+
+
+def position_ids(mask: torch.Tensor) -> torch.Tensor:
+    """Positions (B, T) that count real tokens only, so that left padding does not shift them."""
+    return (mask.cumsum(-1) - 1).clamp(min=0)
+
+
+def is_plain(cache: Any) -> bool:
+    """Whether every layer of the cache keeps plain keys and values, so that its rows can be repeated.
+
+    Sliding-window, linear-attention and quantised layers keep something else.
+    """
+    return all(type(layer) is DynamicLayer for layer in cache.layers)
+
+
+@torch.no_grad()
+def prefill(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> DynamicCache:
+    """Run prompts (B, P) through the model and return the cache of their keys and values."""
+    cache = DynamicCache(config=model.config)
+    if ids.size(1):
+        model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=position_ids(mask),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+    return cache
+
+
+@torch.no_grad()
+def generate(
+    model: Any, prompts: Sequence[Sequence[int]], config: GenerationConfig, device: torch.device | str
+) -> list[list[int]]:
+    """Sample one completion for each prompt; equal prompts share one prefill.
+
+    Args:
+        model: a causal language model, not wrapped.
+        prompts: token ids; a prompt that stands G times gets G samples.
+        config: how to sample; its `eos_token_id` and `pad_token_id` must be set.
+
+    Returns:
+        For each prompt the tokens after it, up to and with the first end token.
+    """
+    distinct, index = group_prompts(prompts)
+    ids, mask = (t.to(device) for t in left_pad(distinct, config.pad_token_id))
+    rows = torch.tensor(index, device=device)
+    extra = {}
+    if len(distinct) < len(prompts):
+        # All but the last prompt token: `generate` runs that one itself to get the first logits.
+        cache = prefill(model, ids[:, :-1], mask[:, :-1])
+        if is_plain(cache):
+            cache.batch_select_indices(rows)
+            extra["past_key_values"] = cache
+    output = model.generate(
+        input_ids=ids[rows], attention_mask=mask[rows], generation_config=config, **extra
+    )
+    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    return [cut_after_end(row, ends) for row in output[:, ids.size(1) :].tolist()]
+
+
+def cut_after_end(tokens: list[int], ends: Sequence[int]) -> list[int]:
+    """Return the tokens up to and with the first end token; the rest is padding."""
+    for position, token in enumerate(tokens):
+        if token in ends:
+            return tokens[: position + 1]
+    return tokens

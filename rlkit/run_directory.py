@@ -1,0 +1,76 @@
+"""A run directory: `config.yaml`, `metrics.jsonl`, `rollouts/`, `checkpoint-N/`, `evaluation/`, `model/`."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from rlkit.errors import UserError
+
+
+class RunDirectory:
+    """Where one run keeps everything; only the main process writes to it."""
+
+    def __init__(self, path: Path, stage: str):
+        """Name the folder; `stage` ("sft" or "train") stands in every line of the metrics."""
+        self.path = path
+        self.stage = stage
+        self.started = time.monotonic()
+
+    def open(self, *, resume: bool, overwrite: bool) -> None:
+        """Create the folder.
+
+        Raises:
+            UserError: it holds something already, and neither `resume` nor `overwrite` is given.
+        """
+        if resume and overwrite:
+            raise UserError("--resume and --overwrite exclude each other")
+        if self.path.exists() and any(self.path.iterdir()) and not resume:
+            if not overwrite:
+                raise UserError(
+                    f"the run directory {self.path} exists: go on with --resume, delete it with --overwrite, "
+                    "or choose another --output_dir"
+                )
+            self._delete()
+        for folder in ("rollouts", "evaluation"):
+            (self.path / folder).mkdir(parents=True, exist_ok=True)
+
+    def _delete(self) -> None:
+        # --overwrite with a mistyped path must not delete somebody's home.
+        if not (self.path / "config.yaml").is_file():
+            raise UserError(f"{self.path} is not a run directory (it has no config.yaml): it is not deleted")
+        shutil.rmtree(self.path)
+
+    def last_checkpoint(self) -> Path | None:
+        """The checkpoint with the highest step that was written whole, or None."""
+        whole = [p for p in self.path.glob("checkpoint-*") if (p / "trainer_state.json").is_file()]
+        return max(whole, key=lambda p: int(p.name.split("-")[1]), default=None)
+
+    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Append one line of metrics; numbers that JSON cannot say (NaN, infinity) become null."""
+        line = {"step": step, "stage": self.stage, "seconds": round(time.monotonic() - self.started, 2)}
+        line |= {key: _plain(value) for key, value in metrics.items()}
+        with (self.path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def save_rollouts(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write the rollouts of a step as one Parquet file, whole or not at all."""
+        path = self.path / "rollouts" / f"step-{step:06d}.parquet"
+        partial = path.with_suffix(".partial")
+        pd.DataFrame(list(rows)).to_parquet(partial)
+        os.replace(partial, path)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bool | int | str) or value is None:
+        return value
+    number = float(value)
+    return number if math.isfinite(number) else None

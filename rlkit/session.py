@@ -1,0 +1,144 @@
+"""What every kind of training run shares: its folder, its held-out evaluations, its end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import transformers
+from accelerate.utils import gather_object
+from trl.models import unwrap_model_for_generation
+
+from rlkit.callbacks import EvaluateCallback, MetricsCallback, ProgressCallback
+from rlkit.config import Run, save_resolved
+from rlkit.cpu import tune_for_cpu
+from rlkit.environment import Environment
+from rlkit.errors import UserError
+from rlkit.evaluation import Evaluation, compare, evaluate
+from rlkit.models import save_model
+from rlkit.report import build_report
+from rlkit.rewarding import RewardRunner
+from rlkit.rollouts import Completion
+from rlkit.rollouts.generator import Generator
+from rlkit.run_directory import RunDirectory
+
+if TYPE_CHECKING:
+    import datasets
+
+
+class Session:
+    """One training run from an empty folder to a report.
+
+    Args:
+        run: the parsed keys.
+        stage: "sft" or "train".
+        environment: gives the tasks to train on and those to evaluate on.
+        max_completion_length: tokens of an answer in evaluations.
+    """
+
+    def __init__(self, run: Run, stage: str, environment: Environment, max_completion_length: int):
+        if not run.trainer.output_dir:
+            raise UserError("no run directory given: set the key 'output_dir', e.g. runs/my-run")
+        if run.trainer.device.type == "cpu":
+            tune_for_cpu()
+        self.run = run
+        self.environment = environment
+        self.max_completion_length = max_completion_length
+        self.directory = RunDirectory(Path(run.trainer.output_dir), stage)
+
+    def tasks(self) -> datasets.Dataset:
+        """The tasks to train on; raises UserError where they are not tasks."""
+        tasks = self.environment.tasks("train", self.run.task.num_tasks, self.run.trainer.seed)
+        for column in ("prompt", "task_id"):
+            if column not in tasks.column_names:
+                raise UserError(f"the tasks of {self.environment.id} have no column {column!r}")
+        if not len(tasks):
+            raise UserError(f"{self.environment.id} has no tasks in the split 'train'")
+        return tasks
+
+    def open(self) -> None:
+        """Create the run directory and write the resolved config; on the main process, the others wait."""
+        keys, args = self.run.task, self.run.trainer
+        with args.main_process_first(local=False, desc="opening the run directory"):
+            if args.process_index == 0:
+                self.directory.open(resume=keys.resume, overwrite=keys.overwrite)
+                save_resolved(self.run, self.directory.path / "config.yaml")
+
+    def fit(self, trainer: Any, runner: RewardRunner, watch: dict[str, str]) -> None:
+        """Evaluate, train, evaluate, save the model, write the report and say what was learned."""
+        keys = self.run.task
+        for default in (transformers.trainer_callback.ProgressCallback, transformers.PrinterCallback):
+            trainer.remove_callback(default)
+        trainer.add_callback(MetricsCallback(self.directory))
+        trainer.add_callback(ProgressCallback(watch))
+        if keys.evaluation_steps:
+            trainer.add_callback(EvaluateCallback(lambda n: self.evaluate(trainer, runner, n), keys.evaluation_steps))
+        checkpoint = self.directory.last_checkpoint() if keys.resume else None
+        self.evaluate(trainer, runner, "before")
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        self.evaluate(trainer, runner, "after")
+        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+            trainer.save_model(str(self.directory.path / "model"))
+        elif trainer.accelerator.is_main_process:
+            model = trainer.accelerator.unwrap_model(trainer.model)
+            save_model(model, trainer.processing_class, self.directory.path / "model")
+        if trainer.accelerator.is_main_process:
+            print(self.summary(), flush=True)
+
+    def evaluate(self, trainer: Any, runner: RewardRunner, name: str) -> None:
+        """Answer the held-out tasks greedily, unless a resumed run has done it; all ranks take part."""
+        keys = self.run.task
+        path = self.directory.path / "evaluation" / f"{name}.json"
+        if not keys.evaluation_tasks or (keys.resume and path.exists()):
+            return
+        result = evaluate(
+            lambda prompts, samples: self._answer(trainer, prompts, samples),
+            self.environment,
+            runner,
+            split=keys.evaluation_split,
+            n=keys.evaluation_tasks,
+            seed=self.run.trainer.seed,
+            name=name,
+            model=str(self.run.model.model_name_or_path),
+            environment_args=keys.arguments(),
+            temperature=0.0,
+        )
+        trainer.accelerator.wait_for_everyone()
+        if trainer.accelerator.is_main_process:
+            result.save(path)
+            step = trainer.state.global_step
+            self.directory.log(step, {"evaluation/accuracy": result.accuracy.mean})
+
+    def _answer(self, trainer: Any, prompts: Sequence[Any], samples: int) -> list[list[Completion]]:
+        """Answer prompts, each rank its share, and gather the answers on all ranks in order."""
+        ranks, rank = trainer.accelerator.num_processes, trainer.accelerator.process_index
+        with (
+            unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator) as model,
+            trainer.accelerator.autocast(),
+        ):
+            generator = Generator(
+                model,
+                trainer.processing_class,
+                max_completion_length=self.max_completion_length,
+                batch_size=self.run.task.evaluation_batch_size,
+            )
+            share = list(enumerate(prompts))[rank::ranks]
+            answers = generator([prompt for _, prompt in share], samples) if share else []
+        mine = [(index, answer) for (index, _), answer in zip(share, answers, strict=True)]
+        return [answer for _, answer in sorted(gather_object(mine), key=lambda pair: pair[0])]
+
+    def summary(self) -> str:
+        """Write the report and say in two or three lines what was learned and where things are."""
+        lines = []
+        folder = self.directory.path / "evaluation"
+        if (folder / "before.json").exists() and (folder / "after.json").exists():
+            before, after = (Evaluation.load(folder / f"{name}.json") for name in ("before", "after"))
+            paired = compare(before, after)
+            lines.append(
+                f"{after.metric} on {len(after.scores)} held-out {after.split} tasks: "
+                f"{before.accuracy.mean:.1%} -> {after.accuracy.mean:.1%} (paired permutation p = {paired['p']:.2g})"
+            )
+        lines.append(f"model:  {self.directory.path / 'model'}")
+        lines.append(f"report: {build_report([self.directory.path])}")
+        return "\n".join(lines)
