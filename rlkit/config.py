@@ -11,6 +11,7 @@ import json
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
+from enum import Enum
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -217,7 +218,8 @@ def _words(key: str, value: Any) -> list[str]:
 
 def _given(arguments: Sequence[str], parsed: Sequence[Any]) -> dict[str, Any]:
     names = [word[2:].split("=")[0].replace("-", "_") for word in arguments if word.startswith("--")]
-    return {name: getattr(c, name) for name in names for c in parsed if hasattr(c, name)}
+    values = {name: getattr(c, name) for name in names for c in parsed if hasattr(c, name)}
+    return {name: value.value if isinstance(value, Enum) else value for name, value in values.items()}
 
 
 def _check_choice(key: str, value: str, choices: Sequence[str]) -> None:

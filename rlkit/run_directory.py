@@ -33,7 +33,7 @@ class RunDirectory:
         """
         if resume and overwrite:
             raise UserError("--resume and --overwrite exclude each other")
-        if self.path.exists() and any(self.path.iterdir()) and not resume:
+        if any(file.is_file() for file in self.path.rglob("*")) and not resume:
             if not overwrite:
                 raise UserError(
                     f"the run directory {self.path} exists: go on with --resume, delete it with --overwrite, "

@@ -86,9 +86,9 @@ class GRPOTrainer(trl.GRPOTrainer):
             for row, values, reason in zip(rows, scores.values.tolist(), scores.invalid, strict=True)
         ]
         self._spend_budget(scores, rows)
-        return self.accelerator.gather(
-            torch.tensor(scores.values, dtype=torch.float32, device=self.accelerator.device)
-        )
+        rewards = torch.tensor(scores.values, dtype=torch.float32, device=self.accelerator.device)
+        self._rewards = self.accelerator.gather(rewards)
+        return self._rewards
 
     def _truncated(self, ids: list[int]) -> bool:
         return not ids or ids[-1] not in self.eos_token_ids
@@ -128,9 +128,23 @@ class GRPOTrainer(trl.GRPOTrainer):
         output["completion_mask"] = output["completion_mask"] * (~masked).unsqueeze(1)
         loss_mask = output["completion_mask"] * output.get("tool_mask", 1)
         output["num_items_in_batch"] = self.accelerator.gather(loss_mask.sum()).sum()
-        if self.model.training:
+        mode = "train" if self.model.training else "eval"
+        self._metrics[mode]["frac_reward_zero_std"][-1] = self._frac_reward_zero_std(mode)
+        if mode == "train":
             self._save_rollouts(output["advantages"].tolist())
         return output
+
+    def _frac_reward_zero_std(self, mode: str) -> float:
+        """Share of groups whose valid rewards are all alike: nothing is learned from them.
+
+        TRL compares a float32 standard deviation with 0; of eight rewards 0.2 it is 1.6e-8, and not counted.
+        """
+        size = self.num_generations if mode == "train" else self.num_generations_eval
+        rewards = (self._rewards * self.reward_weights.to(self._rewards)).nansum(1).view(-1, size)
+        invalid = self._rewards.isnan().all(1).view(-1, size)
+        highest = rewards.masked_fill(invalid, -torch.inf).amax(1)
+        lowest = rewards.masked_fill(invalid, torch.inf).amin(1)
+        return (highest - lowest < 1e-6).float().mean().item()
 
     def _save_rollouts(self, advantages: list[float]) -> None:
         # The step that these rollouts are for; TRL counts from 0.

@@ -78,6 +78,7 @@ class RewardRunner:
         """
         if not 0 < time_limit < math.inf or workers < 1:
             raise UserError(f"rewards need a time limit and workers, not {time_limit} s and {workers}")
+        self.rewards = dict(rewards)
         self.names = list(rewards)
         self.time_limit = time_limit
         self._calls = {name: RewardCall(reward) for name, reward in rewards.items()}

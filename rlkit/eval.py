@@ -1,0 +1,149 @@
+"""`rlkit eval`: answer tasks of any split of any environment with a model, or compare two results.
+
+    rlkit eval runs/a/model --environment causal-v1 --split test -n 400 --samples 8 --temperature 1
+    rlkit eval --compare runs/a/evaluation/before.json runs/a/evaluation/after.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rlkit.environment import SPLITS, Environment, load_environment
+from rlkit.errors import UserError
+from rlkit.evaluation import Evaluation, compare, evaluate
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Evaluate or compare, print the result, and return the exit code."""
+    options = build_parser().parse_args(arguments)
+    if options.compare:
+        result = compare(*(Evaluation.load(path) for path in options.compare))
+        print(json.dumps(result) if options.json else _comparison(result))
+        return 0
+    if not options.model or not options.environment:
+        raise UserError("rlkit eval needs a model and --environment, or --compare with two results")
+    if options.n is not None and options.n < 1:
+        raise UserError(f"-n is {options.n}: it must be at least 1")
+    if options.samples < 1 or options.temperature < 0:
+        raise UserError("--samples must be at least 1 and --temperature at least 0")
+    if options.samples > 1 and options.temperature == 0:
+        raise UserError("several samples at temperature 0 are all alike: give --temperature 1")
+    result = _evaluate(options)
+    if options.out:
+        result.save(options.out)
+    print(json.dumps(_short(result)) if options.json else _table(result))
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of the command."""
+    from rlkit.check.command import parse_args
+
+    class EnvironmentArguments(argparse.Action):
+        def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+            setattr(namespace, self.dest, parse_args(values))
+
+    parser = argparse.ArgumentParser(
+        prog="rlkit eval", description="Answer held-out tasks with a model and score the answers."
+    )
+    add = parser.add_argument
+    add("model", nargs="?", help="a hub name, a folder, or bundled:smollm2-135m")
+    add("--environment", help="an id, package.module:Class or path/file.py:Class")
+    add("--args", nargs="+", default={}, action=EnvironmentArguments, metavar="ARG",
+        help="the environment's options: a JSON object, or key=value pairs")  # fmt: skip
+    add("--split", choices=SPLITS, default="test", help="(default: test)")
+    add("-n", type=int, help="tasks (default: the environment's own number)")
+    add("--seed", type=int, default=0, help="of the tasks and of sampling (default: 0)")
+    add("--samples", type=int, default=1, help="answers a task, for pass@k and avg@k (default: 1)")
+    add("--temperature", type=float, default=0.0, help="0 is greedy (default: 0)")
+    add("--top-p", type=float, default=1.0, help="nucleus sampling (default: 1)")
+    add("--max-completion-length", type=int, default=512, help="tokens (default: 512)")
+    add("--batch-size", type=int, default=64, help="completions at a time (default: 64)")
+    add("--dtype", default="auto", help="auto, bfloat16, float16 or float32 (default: auto)")
+    add("--trust-remote-code", action="store_true", help="run code that comes with the model")
+    add("--out", type=Path, help="write the whole result, with every answer, as JSON")
+    add("--json", action="store_true", help="print the numbers as JSON")
+    add("--compare", nargs=2, metavar=("A.json", "B.json"), help="paired comparison of two results")
+    return parser
+
+
+def _evaluate(options: argparse.Namespace) -> Evaluation:
+    environment = load_environment(options.environment, **options.args)
+    generator = _generator(options)
+    from rlkit.rewarding import RewardRunner, load_rewards
+
+    rewards, _ = load_rewards(None, environment, None)
+    rewards[environment.metric] = environment.rewards[environment.metric]
+    with RewardRunner(rewards) as runner:
+        return evaluate(
+            generator,
+            environment,
+            runner,
+            split=options.split,
+            n=options.n,
+            seed=options.seed,
+            samples=options.samples,
+            name=options.out.stem if options.out else "evaluation",
+            model=options.model,
+            environment_args=options.args,
+            temperature=options.temperature,
+        )
+
+
+def _generator(options: argparse.Namespace) -> Any:
+    import torch
+    from transformers import set_seed
+    from trl import ModelConfig
+
+    from rlkit.cpu import tune_for_cpu
+    from rlkit.models import load_model
+    from rlkit.rollouts.generator import Generator
+
+    set_seed(options.seed)
+    config = ModelConfig(model_name_or_path=options.model, dtype=options.dtype)
+    model, tokenizer = load_model(config, trust_remote_code=options.trust_remote_code)
+    if torch.cuda.is_available():
+        model.to("cuda")
+    else:
+        tune_for_cpu()
+    return Generator(
+        model,
+        tokenizer,
+        max_completion_length=options.max_completion_length,
+        temperature=options.temperature,
+        top_p=options.top_p,
+        batch_size=options.batch_size,
+    )
+
+
+def _short(result: Evaluation) -> dict[str, Any]:
+    return {key: value for key, value in asdict(result).items() if key not in ("scores", "completions")}
+
+
+def _table(result: Evaluation) -> str:
+    a = result.accuracy
+    lines = [f"{result.metric}  {a.mean:.3f}  [{a.low:.3f}, {a.high:.3f}]  ({a.n} tasks, {result.split})"]
+    for label, values in (("pass", result.pass_at), ("avg", result.avg_at)):
+        if result.samples > 1:
+            lines.append("  ".join(f"{label}@{k} {value:.3f}" for k, value in values.items()))
+    lines.append(f"length {result.length:.1f} tokens, truncated {result.truncated:.1%}, invalid {result.invalid}")
+    lines += [f"reward {name}  {value:.3f}" for name, value in result.rewards.items()]
+    for column, parts in result.breakdown.items():
+        for value, part in parts.items():
+            lines.append(
+                f"{column} = {value}: {part.mean:.3f}  [{part.low:.3f}, {part.high:.3f}]  ({part.n} tasks)"
+            )
+    return "\n".join(lines)
+
+
+def _comparison(result: dict[str, Any]) -> str:
+    return (
+        f"{result['before']:.3f} -> {result['after']:.3f} on {result['n']} tasks: difference "
+        f"{result['difference']:+.3f} [{result['low']:+.3f}, {result['high']:+.3f}], "
+        f"paired permutation p = {result['p']:.3g}"
+    )
