@@ -32,14 +32,15 @@ def completion_log_probs(
     (ids, mask), rows = torch.unique(prompts, dim=1, return_inverse=True)
     cache = DynamicCache(config=model.config)
     # The last prompt token goes with the completions: its output scores their first token.
-    model(
-        input_ids=ids[:, :-1],
-        attention_mask=mask[:, :-1],
-        position_ids=position_ids(mask[:, :-1]),
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    )
+    if prompt_length > 1:
+        model(
+            input_ids=ids[:, :-1],
+            attention_mask=mask[:, :-1],
+            position_ids=position_ids(mask[:, :-1]),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
     if not is_plain(cache):
         return None
     cache.batch_select_indices(rows)

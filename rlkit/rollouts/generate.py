@@ -79,9 +79,7 @@ def generate(
         if is_plain(cache):
             cache.batch_select_indices(rows)
             extra["past_key_values"] = cache
-    output = model.generate(
-        input_ids=ids[rows], attention_mask=mask[rows], generation_config=config, **extra
-    )
+    output = model.generate(input_ids=ids[rows], attention_mask=mask[rows], generation_config=config, **extra)
     ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     return [cut_after_end(row, ends) for row in output[:, ids.size(1) :].tolist()]
 

@@ -43,6 +43,7 @@ class Generator:
             temperature=temperature or None,
             top_p=top_p if temperature > 0 else None,
             top_k=0 if temperature > 0 else None,
+            repetition_penalty=1.0,  # what is not given here comes from the model, Qwen2.5's 1.05 for one
             eos_token_id=end_tokens(model, tokenizer),
             pad_token_id=tokenizer.pad_token_id,
         )

@@ -1,0 +1,130 @@
+"""Computing each prompt once changes neither log-probabilities, nor entropy, nor gradients."""
+
+import functools
+
+import peft
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from trl.trainer.utils import add_fused_lm_head
+
+from rlkit.algorithms.shared_prefix import completion_log_probs
+
+KINDS = ("llama", "qwen2", "qwen3")
+# float32: a sum of some hundred terms in another order.
+LOG_PROBS, GRADIENTS = 1e-4, 1e-5
+
+
+@pytest.fixture(scope="module")
+def fused(tiny_model):
+    """Models with TRL's fused head, as its trainer makes them."""
+
+    @functools.cache
+    def make(kind, lora=False, **options):
+        model = tiny_model(kind, **options)
+        if lora:
+            config = peft.LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+            model = peft.get_peft_model(model, config)
+        base = model.get_base_model() if lora else model
+        add_fused_lm_head(base, outputs=("entropy",))
+        return model
+
+    return make
+
+
+def batch_of(generator, group, prompt_lengths, completion_lengths):
+    """Groups of equal prompts padded on the left, completions padded on the right."""
+    width, length = max(prompt_lengths), max(completion_lengths)
+    ids = torch.full((len(completion_lengths), width + length), 2)
+    mask = torch.zeros_like(ids)
+    for first in range(0, len(completion_lengths), group):
+        size = prompt_lengths[first // group]
+        prompt = torch.randint(3, 100, (size,), generator=generator)
+        for row in range(first, first + group):
+            end = width + completion_lengths[row]
+            ids[row, width - size : width] = prompt
+            ids[row, width:end] = torch.randint(3, 100, (end - width,), generator=generator)
+            mask[row, width - size : end] = 1
+    return ids, mask, length
+
+
+def in_full(model, ids, mask, length):
+    """What TRL does: prompt and completion through the model, for each row."""
+    labels = ids.masked_fill(mask == 0, -100)
+    labels[:, :-length] = -100
+    output = model(input_ids=ids, attention_mask=mask, labels=labels, fused_lm_head=True)
+    return output.log_probs[:, -length:], output.entropy[:, -length:]
+
+
+def shared(model, ids, mask, length):
+    output = completion_log_probs(model, ids, mask, length)
+    return output.log_probs, output.entropy
+
+
+def gradient(model, log_probs, weights):
+    model.zero_grad()
+    (log_probs * weights).sum().backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+def assert_equal(model, ids, mask, length):
+    weights = torch.randn(ids.size(0), length, generator=torch.Generator().manual_seed(1))
+    expected, expected_entropy = in_full(model, ids, mask, length)
+    expected_gradient = gradient(model, expected, weights)
+    found, found_entropy = shared(model, ids, mask, length)
+    found_gradient = gradient(model, found, weights)
+    assert found.shape == expected.shape
+    assert (found - expected).abs().max() < LOG_PROBS
+    assert (found_entropy - expected_entropy).abs().max() < LOG_PROBS
+    assert expected_gradient.norm() > 0
+    assert (found_gradient - expected_gradient).norm() < GRADIENTS * expected_gradient.norm()
+
+
+@st.composite
+def batches(draw):
+    group = draw(st.integers(1, 4))
+    prompts = draw(st.lists(st.integers(1, 12), min_size=1, max_size=3))
+    sizes = st.lists(st.integers(0, 7), min_size=group * len(prompts), max_size=group * len(prompts))
+    completions = draw(sizes.filter(any))
+    return batch_of(torch.Generator().manual_seed(draw(st.integers(0, 99))), group, prompts, completions)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=25, deadline=None)
+@given(batch=batches())
+def test_equals_the_forward_in_full(fused, kind, batch):
+    """A completion of length 0 is an invalid rollout: all of its tokens are masked."""
+    assert_equal(fused(kind), *batch)
+
+
+@settings(max_examples=15, deadline=None)
+@given(batch=batches())
+def test_equals_the_forward_in_full_with_lora(fused, batch):
+    model = fused("llama", lora=True)
+    assert_equal(model, *batch)
+    assert all("lora" in name for name, p in model.named_parameters() if p.grad is not None)
+
+
+def test_the_prompt_is_computed_once(fused):
+    model = fused("llama")
+    ids, mask, length = batch_of(torch.Generator(), 4, [10, 6], [3] * 8)
+    seen = []
+    handle = model.model.layers[0].register_forward_pre_hook(
+        lambda _, args: seen.append(tuple(args[0].shape[:2]))
+    )
+    try:
+        shared(model, ids, mask, length)
+    finally:
+        handle.remove()
+    assert seen == [(2, 9), (8, 3)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("mistral", {"sliding_window": 4}), ("gemma3_text", {"sliding_window": 4})],
+)
+def test_a_sliding_window_is_declined(tiny_model, kind, options):
+    model = tiny_model(kind, **options)
+    add_fused_lm_head(model, outputs=("entropy",))
+    assert completion_log_probs(model, *batch_of(torch.Generator(), 2, [8], [3, 4])) is None
