@@ -54,7 +54,8 @@ def folded_attention(
     sum. Shapes: query (B, H*R, T, D), key and value (B, H, S, D), mask (B, 1, T, S), result (B, T, H*R, D).
     """
     (batch, heads, length, dim), groups = query.shape, query.size(1) // key.size(1)
-    if groups == 1 or (attention_mask is None and length > 1):
+    plain = length == 1 if attention_mask is None else attention_mask.shape[1:3] == (1, length)
+    if groups == 1 or not plain or kwargs.get("position_bias") is not None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )

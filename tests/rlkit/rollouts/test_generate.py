@@ -6,7 +6,7 @@ from transformers import GenerationConfig
 
 from rlkit.rollouts import generate as module
 from rlkit.rollouts.generate import cut_after_end, generate, group_prompts, left_pad, position_ids
-from rlkit.rollouts.generator import Generator
+from rlkit.rollouts.generator import Generator, tokenize
 
 SLIDING = {"sliding_window": 4}
 MODELS = [
