@@ -156,7 +156,8 @@ def parse_sft(arguments: Sequence[str]) -> Run:
 
 
 def _parse(kind: str, task: type, trainer: type, arguments: Sequence[str]) -> Run:
-    parser = Parser([task, trainer, ModelConfig], prog=f"rlkit {kind}", allow_abbrev=False)
+    parts: list[Any] = [task, trainer, ModelConfig]
+    parser = Parser(parts, prog=f"rlkit {kind}", allow_abbrev=False)
     known = {action.dest for action in parser._actions} - {"help"}
     keys, arguments = _read_config(list(arguments), known)
     output_dir = keys.setdefault("output_dir", keys.pop("__name", None))
@@ -173,8 +174,11 @@ def _parse(kind: str, task: type, trainer: type, arguments: Sequence[str]) -> Ru
         for key, value in keys.items():
             if value is None and hasattr(config, key):
                 setattr(config, key, None)
-    given = keys | _given(arguments, parsed)
-    return Run(*parsed, given=given)
+    if parsed[1].eval_strategy != "no":
+        raise UserError("eval_strategy is TRL's own evaluation: set evaluation_tasks and evaluation_steps instead")
+    options = {word: action.dest for word, action in parser._option_string_actions.items()}
+    given = keys | _given([options.get(word.split("=")[0]) for word in arguments], parsed)
+    return Run(task=parsed[0], trainer=parsed[1], model=parsed[2], given=given)
 
 
 def _read_config(arguments: list[str], known: Iterable[str]) -> tuple[dict[str, Any], list[str]]:
@@ -216,9 +220,8 @@ def _words(key: str, value: Any) -> list[str]:
     return [f"--{key}", *(json.dumps(v) if isinstance(v, dict) else str(v) for v in values)]
 
 
-def _given(arguments: Sequence[str], parsed: Sequence[Any]) -> dict[str, Any]:
-    names = [word[2:].split("=")[0].replace("-", "_") for word in arguments if word.startswith("--")]
-    values = {name: getattr(c, name) for name in names for c in parsed if hasattr(c, name)}
+def _given(names: Iterable[str | None], parsed: Sequence[Any]) -> dict[str, Any]:
+    values = {name: getattr(c, name) for name in names for c in parsed if name and hasattr(c, name)}
     return {name: value.value if isinstance(value, Enum) else value for name, value in values.items()}
 
 

@@ -103,12 +103,8 @@ def test_generator_answers_in_order_and_marks_truncation(tiny_model, tiny_tokeni
     answers = generator(prompts, samples=2)
     assert model.training  # as it was
     for prompt, samples in zip(prompts, answers, strict=True):
-        ids = tiny_tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)[
-            "input_ids"
-        ]
-        expected = alone(
-            model.eval(), ids, GenerationConfig(max_new_tokens=5, eos_token_id=2, pad_token_id=2)
-        )
+        ids = tokenize(tiny_tokenizer, [prompt])[0]
+        expected = alone(model.eval(), ids, greedy(5))
         assert [list(sample.ids) for sample in samples] == [expected] * 2
         assert samples[0].truncated == (expected[-1] != 2)
         assert samples[0].text == tiny_tokenizer.decode(expected, skip_special_tokens=True)

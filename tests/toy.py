@@ -1,0 +1,60 @@
+"""A toy environment, loaded from its file: repeat a letter. Also broken variants of it."""
+
+import datasets
+
+from rlkit.environment import Environment
+
+
+def correct(completion: str, letter: str) -> float:
+    return float(completion.strip() == letter * 3)
+
+
+def share(completion: str, letter: str) -> float:
+    return completion.count(letter) / max(len(completion), 1)
+
+
+def broken(completion: str) -> float:
+    raise ValueError("the judge is ill")
+
+
+def needs_a_column(completion: str, wisdom: str) -> float:
+    return float(wisdom in completion)
+
+
+class Letters(Environment):
+    """Say a letter three times."""
+
+    id = "letters-v1"
+    metric = "correct"
+    rewards = {"correct": correct, "share": share, "broken": broken, "needs_a_column": needs_a_column}  # noqa: RUF012
+    reward_weights = {"share": 1.0}  # noqa: RUF012
+    breakdown = ("vowel",)
+
+    def __init__(self, *, length: int = 1):
+        self.length = length
+
+    def tasks(self, split, n=None, seed=0):
+        letters = [chr(97 + i % 26) for i in range(n or 26)]
+        return datasets.Dataset.from_list([self.task(letter, i) for i, letter in enumerate(letters)])
+
+    def task(self, letter, i):
+        text = "Say " + letter * self.length + "!" * (i % 3)
+        return {
+            "prompt": [{"role": "user", "content": text}],
+            "task_id": f"{i}-{letter}",
+            "letter": letter,
+            "vowel": letter in "aeiou",
+        }
+
+    def answer(self, task):
+        return task["letter"] * 3
+
+
+class NoPrompt(Letters):
+    def tasks(self, split, n=None, seed=0):
+        return super().tasks(split, n, seed).remove_columns("prompt")
+
+
+class NoTask(Letters):
+    def tasks(self, split, n=None, seed=0):
+        return super().tasks(split, 2, seed).select([])
