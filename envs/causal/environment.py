@@ -26,7 +26,7 @@ from envs.causal.inference import infer
 from envs.causal.model import LEVELS, hundredths
 from envs.causal.problem import from_json
 from envs.causal.prompts import ANSWERS, PROMPTS, official_answer, short_name
-from envs.causal.solutions import work_out
+from envs.causal.solutions import table_row, work_out
 from rewards import distribution as rewards
 from rlkit.environment import SPLITS, Environment, Reward
 from rlkit.errors import UserError, nearest
@@ -140,10 +140,16 @@ class CausalEnvironment(Environment):
         return ANSWERS[self.law.prompt_style](task["truth"])
 
     def solution(self, task: Mapping[str, Any]) -> str | None:
-        """A worked solution that ends in the answer; None for most counterfactuals."""
+        """A worked solution that ends in the answer; None for most counterfactuals.
+
+        In the short style a question that one table row answers is answered by quoting that row.
+        """
         model, query = from_json(task["problem"])
         short = self.law.prompt_style == "short"
-        lines = work_out(model, query, [short_name(name) for name in model.names] if short else model.names)
+        names = [short_name(name) for name in model.names] if short else model.names
+        if short and (row := table_row(model, query, names)):
+            return f"{row}={self.answer(task)}"
+        lines = work_out(model, query, names)
         if lines is None:
             return None
         steps = "\n".join(lines)

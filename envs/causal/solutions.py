@@ -18,6 +18,22 @@ import numpy as np
 from envs.causal.model import CausalModel, Query, ancestors, cut_parents, descendants
 
 
+def table_row(model: CausalModel, query: Query, names: Sequence[str]) -> str | None:
+    """Name the table row that is the answer as it stands, such as `P(b|a=0)`; None where there is none.
+
+    That is so for an intervention or an observation if nothing but it stands above the target, and if the
+    target tells nothing about what was observed.
+    """
+    setting = query.intervened or query.observed
+    if query.level == "counterfactual" or setting is None or setting[0] == query.target:
+        return None
+    above = model.parents[query.target]
+    if set(above) - {setting[0]} or (query.observed and setting[0] in descendants(model.parents, query.target)):
+        return None
+    target = names[query.target]
+    return f"P({target}|{names[setting[0]]}={setting[1]})" if above else f"P({target})"
+
+
 @dataclass(frozen=True)
 class _Part:
     """P(scope, observed) if the part has met the observation, else P(scope); one axis a variable."""

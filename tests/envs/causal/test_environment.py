@@ -94,8 +94,21 @@ def test_a_worked_solution_leaves_out_what_does_not_matter():
         '{"names":["v0","v1","v2"],"parents":[[],[],[1]],"tables":[[0.4,0.6],[0.5,0.5],[[0.9,0.1],[0.3,0.7]]]'
     )
     task = {"truth": [0.4, 0.6], "problem": head + ',"target":0,"observed":[2,1],"intervened":null}'}
-    steps = ["Relevant variables: a.", "P(a) = [0.4, 0.6]", "ANSWER [0.40, 0.60]"]
-    assert environment.solution(task) == "\n".join(steps)
+    assert environment.solution(task) == "P(a)=[0.40, 0.60]"
+
+
+def test_a_short_solution_quotes_the_table_row_that_answers_the_question():
+    environment = CausalEnvironment(prompt_style="short")
+    head = (
+        '{"names":["v0","v1","v2"],"parents":[[],[0],[1]],'
+        '"tables":[[0.4,0.6],[[0.5,0.5],[0.2,0.8]],[[0.9,0.1],[0.3,0.7]]]'
+    )
+    child = {"truth": [0.2, 0.8], "problem": head + ',"target":1,"observed":null,"intervened":[0,1]}'}
+    assert environment.solution(child) == "P(b|a=1)=[0.20, 0.80]"
+    root = {"truth": [0.4, 0.6], "problem": head + ',"target":0,"observed":null,"intervened":[1,0]}'}
+    assert environment.solution(root) == "P(a)=[0.40, 0.60]"
+    seen = {"truth": [0.25, 0.75], "problem": head + ',"target":0,"observed":[1,1],"intervened":null}'}
+    assert environment.solution(seen).splitlines()[-1] == "ANSWER [0.25, 0.75]"  # no row: Bayes' rule
 
 
 def test_tasks_have_the_same_columns_at_every_level():
