@@ -6,6 +6,7 @@ The seams of TRL that this stands on, each with a test: `_generate_single_turn`,
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +18,9 @@ from trl.models import unwrap_model_for_generation
 
 from rlkit.algorithms.shared_prefix import completion_log_probs
 from rlkit.environment import Environment
+from rlkit.errors import UserError
 from rlkit.rewarding import ErrorBudget, RewardRunner, as_trl_reward
+from rlkit.rewarding.calls import RewardCall
 from rlkit.rollouts.generate import generate
 from rlkit.run_directory import RunDirectory
 
@@ -49,14 +52,27 @@ class GRPOTrainer(trl.GRPOTrainer):
         self.run = run
         names = [as_trl_reward(reward, name) for name, reward in runner.rewards.items()]
         super().__init__(*args, reward_funcs=names, **kwargs)
-        self.shared_prefix = shared_prefix and self.accelerator.num_processes == 1
+        self.sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        self.shared_prefix = shared_prefix and self.accelerator.num_processes == 1 and not self.sharded
+        self._check_groups()
         self._rows: list[dict[str, Any]] = []
+        self._saved: tuple[int, list[dict[str, Any]]] = (0, [])
         self._invalid = torch.zeros(0, dtype=torch.bool)
+
+    def _check_groups(self) -> None:
+        rows = self.args.per_device_train_batch_size * self.args.steps_per_generation
+        per_group = [name for name, reward in self.runner.rewards.items() if RewardCall(reward).per_group]
+        if per_group and rows % self.num_generations:
+            raise UserError(
+                f"the reward {per_group[0]!r} judges whole groups, but a process gets {rows} rollouts at a time: "
+                f"make that a multiple of num_generations ({self.num_generations})"
+            )
 
     def _generate_single_turn(
         self, prompt_ids: Any, images: Any, multimodal_fields: Any, num_generations: int, **kwargs: Any
     ) -> tuple[list[list[int]], Any]:
-        if self.use_vllm or self.use_transformers_continuous_batching or images is not None:
+        elsewhere = self.use_vllm or self.use_transformers_continuous_batching or self.is_fsdp_enabled
+        if elsewhere or images is not None:
             return super()._generate_single_turn(
                 prompt_ids, images, multimodal_fields, num_generations, **kwargs
             )
@@ -74,12 +90,14 @@ class GRPOTrainer(trl.GRPOTrainer):
     def _calculate_rewards(
         self, inputs: list[dict], prompts: list, completions: list, completion_ids_list: list[list[int]]
     ) -> torch.Tensor:
-        """Judge the local rollouts; return the rewards (B, R) of all ranks, NaN in the rows of invalid ones."""
+        """Judge the local rollouts; return the rewards (B, R) of all ranks, an invalid one's are NaN."""
         rows = [
             row | {"completion": _text(completion), "completion_ids": ids, "truncated": self._truncated(ids)}
             for row, completion, ids in zip(inputs, completions, completion_ids_list, strict=True)
         ]
-        scores = self.runner(rows, self.num_generations if self.model.training else self.num_generations_eval)
+        size = self.num_generations if self.model.training else self.num_generations_eval
+        # Where TRL deals a group out to several processes no reward looks at groups (`_check_groups`).
+        scores = self.runner(rows, 1 if len(rows) % size else size)
         self._invalid = torch.tensor([reason is not None for reason in scores.invalid])
         self._rows = [
             self._record(row, values, reason)
@@ -152,11 +170,13 @@ class GRPOTrainer(trl.GRPOTrainer):
         weights = self.reward_weights.tolist()
         for record, advantage in zip(self._rows, advantages, strict=True):
             values = [record[f"rewards/{name}"] for name in self.reward_func_names]
-            reward = sum(w * v for w, v in zip(weights, values, strict=True) if v == v)  # NaN: not applicable
+            reward = sum(w * v for w, v in zip(weights, values, strict=True) if not math.isnan(v))
             record |= {"step": step, "reward": None if record["invalid"] else reward, "advantage": advantage}
         rows = gather_object(self._rows)
+        # With more accumulation than steps a generation, a step has several generations.
+        self._saved = step, (self._saved[1] if self._saved[0] == step else []) + rows
         if self.accelerator.is_main_process:
-            self.run.save_rollouts(step, rows)
+            self.run.save_rollouts(*self._saved)
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -169,10 +189,13 @@ class GRPOTrainer(trl.GRPOTrainer):
     ) -> Any:
         plain = not any(v is not None and v is not False for k, v in kwargs.items() if k != "compute_entropy")
         if self.shared_prefix and plain and not self.args.gradient_checkpointing:
+            size = batch_size or len(input_ids)
+            batches = zip(input_ids.split(size), attention_mask.split(size), strict=True)
             with self.accelerator.autocast():
-                output = completion_log_probs(model, input_ids, attention_mask, logits_to_keep)
-            if output is not None:
-                return output.log_probs, output.entropy if kwargs.get("compute_entropy") else None, None
+                outputs = [completion_log_probs(model, *batch, logits_to_keep) for batch in batches]
+            if None not in outputs:
+                entropy = torch.cat([o.entropy for o in outputs]) if kwargs.get("compute_entropy") else None
+                return torch.cat([o.log_probs for o in outputs]), entropy, None
             warnings.warn("this model's cache cannot be repeated: shared_prefix is off", stacklevel=2)
             self.shared_prefix = False
         return super()._get_per_token_logps_and_entropies(

@@ -1,0 +1,285 @@
+"""GRPO with rewards that fail: what an invalid rollout may and may not touch, and what a step leaves behind."""
+
+import inspect
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+import trl
+from transformers import AutoModelForCausalLM
+from trl import GRPOConfig
+
+from rlkit.algorithms.grpo import GRPOTrainer
+from rlkit.environment import load_environment
+from rlkit.errors import RewardError, UserError
+from rlkit.rewarding import ErrorBudget, RewardRunner
+from rlkit.run_directory import RunDirectory
+
+TOY = str(Path(__file__).parents[2] / "toy.py")
+
+
+class Judge:
+    """A reward with memory, so that it runs here: 0, 1, 2, 0, 1, 2, …; it fails on the calls it is told to."""
+
+    def __init__(self, failing=()):
+        self.failing = failing
+        self.calls = 0
+
+    def __call__(self, completion: str) -> float:
+        self.calls += 1
+        if self.calls - 1 in self.failing:
+            raise ValueError("the judge is ill")
+        return float((self.calls - 1) % 3)
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state):
+        pass
+
+
+@pytest.fixture
+def make(tmp_path, tiny_folder, tiny_model, tiny_tokenizer):
+    """Return a function that makes a trainer; keywords are GRPOConfig's."""
+
+    def make(failing=(), kind="llama", rewards=None, patience=3, shared_prefix=True, **options):
+        environment = load_environment(f"{TOY}:Letters")
+        run = RunDirectory(tmp_path, "train")
+        run.open(resume=True, overwrite=False)
+        defaults = {
+            "output_dir": str(tmp_path),
+            "use_cpu": True,
+            "bf16": False,
+            "gradient_checkpointing": False,
+            "report_to": "none",
+            "save_strategy": "no",
+            "per_device_train_batch_size": 8,
+            "num_generations": 4,
+            "max_completion_length": 5,
+            "max_steps": 1,
+            "logging_steps": 1,
+            "learning_rate": 1e-3,
+            "disable_tqdm": True,
+        }
+        return GRPOTrainer(
+            AutoModelForCausalLM.from_pretrained(tiny_folder) if kind == "llama" else tiny_model(kind),
+            args=GRPOConfig(**(defaults | options)),
+            train_dataset=environment.tasks("train", 26),
+            processing_class=tiny_tokenizer,
+            environment=environment,
+            runner=RewardRunner(rewards or {"judge": Judge(failing)}),
+            budget=ErrorBudget(0.2, patience),
+            run=run,
+            shared_prefix=shared_prefix,
+        )
+
+    return make
+
+
+def batch_of(trainer):
+    """The rows of one generation batch, as the data loader gives them."""
+    return next(iter(trainer.get_train_dataloader()))
+
+
+def scored(trainer):
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1
+    torch.manual_seed(0)
+    return trainer._generate_and_score_completions(batch_of(trainer))
+
+
+def rollouts(trainer):
+    files = sorted((trainer.run.path / "rollouts").glob("*.parquet"))
+    return pd.concat([pd.read_parquet(file) for file in files], ignore_index=True)
+
+
+SEAMS = {
+    "_generate_single_turn": ["prompt_ids", "images", "multimodal_fields", "num_generations"],
+    "_calculate_rewards": ["inputs", "prompts", "completions", "completion_ids_list"],
+    "_generate_and_score_completions": ["inputs"],
+    "_get_per_token_logps_and_entropies": [
+        *("model", "input_ids", "attention_mask", "logits_to_keep", "batch_size", "compute_entropy")
+    ],
+}
+
+
+@pytest.mark.parametrize("name", SEAMS)
+def test_trl_still_has_the_seam(name):
+    method = getattr(trl.GRPOTrainer, name, None)
+    assert method is not None, f"TRL has moved GRPOTrainer.{name}, which rlkit.algorithms.grpo overrides"
+    parameters = list(inspect.signature(method).parameters)[1:]
+    assert parameters[: len(SEAMS[name])] == SEAMS[name], f"TRL has changed the parameters of {name}"
+
+
+@pytest.mark.parametrize("name", SEAMS)
+def test_trl_calls_the_seam(name):
+    source = inspect.getsource(sys.modules[trl.GRPOTrainer.__module__])
+    assert f"self.{name}(" in source, (
+        f"TRL no longer calls GRPOTrainer.{name}: rlkit's override has no effect"
+    )
+
+
+def test_an_invalid_rollout_is_left_out(make):
+    trainer = make(failing={1})
+    output = scored(trainer)
+    mask, advantages = output["completion_mask"], output["advantages"]
+    assert mask[1].sum() == 0
+    assert (mask.sum(1) > 0).tolist() == [True, False] + [True] * 6
+    assert output["num_items_in_batch"] == mask.sum()
+    assert advantages[1] == 0
+    # The rewards of the first group are 0, -, 2, 0: the baseline is the mean of three.
+    valid = torch.tensor([0.0, 2.0, 0.0])
+    expected = (valid - valid.mean()) / (valid.std() + 1e-4)
+    torch.testing.assert_close(advantages[[0, 2, 3]], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shared_prefix", [True, False])
+@pytest.mark.parametrize("failing", [{1}, {0, 1, 2, 3, 6}])
+def test_its_tokens_have_no_part_in_the_gradient(make, shared_prefix, failing):
+    """Against the formula written out, on a plain forward of the valid rows alone."""
+    trainer = make(failing=failing, shared_prefix=shared_prefix)
+    output = scored(trainer)
+    trainer.model.zero_grad()
+    trainer.compute_loss(trainer.model, output).backward()
+    found = torch.cat([p.grad.flatten() for p in trainer.model.parameters()])
+
+    valid = [i for i in range(8) if i not in failing]
+    ids, mask = (
+        torch.cat([output[f"prompt_{name}"], output[f"completion_{name}"]], 1)[valid]
+        for name in ("ids", "mask")
+    )
+    length = output["completion_ids"].size(1)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    trainer.model.zero_grad()
+    logits = trainer.model(input_ids=ids, attention_mask=mask, position_ids=positions).logits[
+        :, -length - 1 : -1
+    ]
+    chosen = logits.log_softmax(-1).gather(2, ids[:, -length:, None]).squeeze(2)
+    weights = output["advantages"][valid, None] * mask[:, -length:]
+    (-(chosen * weights).sum() / mask[:, -length:].sum()).backward()
+    expected = torch.cat([p.grad.flatten() for p in trainer.model.parameters()])
+    assert expected.norm() > 0
+    assert (found - expected).norm() < 1e-4 * expected.norm()
+
+
+def test_a_batch_without_a_valid_rollout_does_not_move_the_model(make):
+    trainer = make(failing=set(range(8)))
+    before = [p.detach().clone() for p in trainer.model.parameters()]
+    trainer.train()
+    for old, new in zip(before, trainer.model.parameters(), strict=True):
+        assert torch.equal(old, new)
+
+
+def test_shared_prefix_trains_the_same_model(make):
+    weights = []
+    for shared_prefix in (True, False):
+        torch.manual_seed(0)
+        trainer = make(shared_prefix=shared_prefix, max_steps=2, beta=0.1, seed=1)
+        assert trainer.shared_prefix is shared_prefix
+        trainer.train()
+        weights.append(torch.cat([p.detach().flatten() for p in trainer.model.parameters()]))
+    moved = (weights[0] - torch.cat([p.flatten() for p in make().model.parameters()])).norm()
+    assert moved > 0.01
+    assert (
+        weights[0] - weights[1]
+    ).norm() < 0.02 * moved  # Adam amplifies the float noise of small gradients
+
+
+def test_a_model_with_a_sliding_window_falls_back(make):
+    trainer = make(kind="mistral")
+    with pytest.warns(UserWarning, match="shared_prefix is off"):
+        trainer.train()
+    assert trainer.state.global_step == 1
+    assert not trainer.shared_prefix
+
+
+def test_log_probabilities_come_in_chunks_of_the_batch_size(make):
+    """With several steps a generation TRL scores the whole of it, a batch at a time, to bound memory."""
+    trainer = make(steps_per_generation=2, per_device_train_batch_size=4)
+    rows = []
+    trainer.model.model.layers[0].register_forward_pre_hook(lambda _, args: rows.append(args[0].size(0)))
+    output = scored(trainer)
+    ids, mask = (
+        torch.cat([output[f"prompt_{name}"], output[f"completion_{name}"]], 1) for name in ("ids", "mask")
+    )
+    length = output["completion_ids"].size(1)
+    with torch.no_grad():
+        whole = trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, length)[0]
+        rows.clear()
+        chunks = trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, length, 4)[0]
+    assert max(rows) == 4
+    torch.testing.assert_close(chunks, whole, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(output["old_per_token_logps"], whole, rtol=1e-4, atol=1e-5)
+
+
+def test_metrics(make):
+    trainer = make(failing={1})
+    trainer.train()
+    logs = {key: value for line in trainer.state.log_history for key, value in line.items()}
+    values = [0.0, 2.0, 0.0, 1.0, 2.0, 0.0, 1.0]
+    assert logs["rewards/judge/mean"] == pytest.approx(sum(values) / 7)
+    assert logs["rewards/judge/std"] == pytest.approx(pd.Series(values).std())
+    assert logs["rewards/judge/error_rate"] == pytest.approx(1 / 8)
+    assert logs["reward"] == pytest.approx(sum(values) / 7)
+
+
+def test_rewards_that_always_fail_stop_the_run(make):
+    letters = load_environment(f"{TOY}:Letters")
+    trainer = make(rewards={"broken": letters.rewards["broken"]}, max_steps=9)
+    with trainer.runner, pytest.raises(RewardError, match="the judge is ill"):
+        trainer.train()
+    assert trainer.state.global_step == 2  # it is the third batch that is not trained on
+
+
+def test_rollouts_are_saved(make, tiny_tokenizer):
+    trainer = make(failing={1}, max_steps=2)
+    trainer.train()
+    frame = rollouts(trainer)
+    assert frame["step"].tolist() == [1] * 8 + [2] * 8
+    assert {"task_id", "prompt", "completion", "answer", "length", "truncated", "vowel"} <= set(frame)
+    assert frame["invalid"].notna().tolist() == [False, True] + [False] * 14
+    assert "the judge is ill" in frame["invalid"][1]
+    assert frame.loc[frame["invalid"].isna(), "reward"].tolist()[:7] == [0, 2, 0, 1, 2, 0, 1]
+    assert pd.isna(frame["reward"][1]) and frame["advantage"][1] == 0
+    assert (frame["rewards/judge"].dropna() == frame["reward"].dropna()).all()
+    for _, row in frame.iterrows():
+        assert row["prompt"].startswith("Say " + row["answer"][0])
+        assert row["task_id"].endswith(row["answer"][0])
+        assert 1 <= row["length"] <= 5 and (row["length"] == 5 or not row["truncated"])
+
+
+def test_all_generations_of_a_step_are_saved(make):
+    """Two generation batches for one optimizer step: TRL allows more accumulation than steps a generation."""
+    trainer = make(steps_per_generation=1, gradient_accumulation_steps=2, max_steps=2)
+    trainer.train()
+    assert rollouts(trainer)["step"].tolist() == [1] * 16 + [2] * 16
+
+
+def test_a_generation_for_several_steps_is_saved_once(make):
+    trainer = make(steps_per_generation=2, per_device_train_batch_size=4, max_steps=4)
+    trainer.train()
+    assert rollouts(trainer)["step"].tolist() == [1] * 8 + [3] * 8
+
+
+class Ranking(Judge):
+    def __call__(self, group) -> list[float]:
+        return [float(i) for i, _ in enumerate(group)]
+
+
+def test_a_group_reward_needs_whole_groups(make):
+    """TRL deals groups out to processes; what one of them gets need not be whole groups."""
+    trainer = make(rewards={"best": Ranking()})
+    trainer.args.per_device_train_batch_size = 6
+    with pytest.raises(UserError, match=r"'best' judges whole groups.*6 rollouts.*\(4\)"):
+        trainer._check_groups()
+
+
+def test_other_rewards_do_not_mind_split_groups(make):
+    trainer = make()
+    rows = batch_of(trainer)[:6]
+    trainer.model.train()
+    ids = [[5, 2]] * 6
+    rewards = trainer._calculate_rewards(rows, [row["prompt"] for row in rows], ["a"] * 6, ids)
+    assert rewards.flatten().tolist() == [0, 1, 2, 0, 1, 2]
