@@ -64,8 +64,8 @@ class GRPOTrainer(trl.GRPOTrainer):
         per_group = [name for name, reward in self.runner.rewards.items() if RewardCall(reward).per_group]
         if per_group and rows % self.num_generations:
             raise UserError(
-                f"the reward {per_group[0]!r} judges whole groups, but a process gets {rows} rollouts at a time: "
-                f"make that a multiple of num_generations ({self.num_generations})"
+                f"the reward {per_group[0]!r} judges whole groups, but a process gets {rows} rollouts at a "
+                f"time: make that a multiple of num_generations ({self.num_generations})"
             )
 
     def _generate_single_turn(

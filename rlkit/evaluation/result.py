@@ -74,6 +74,8 @@ class Evaluation:
                 column: {value: as_interval(interval) for value, interval in values.items()}
                 for column, values in data["breakdown"].items()
             }
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror}") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path} is not an evaluation: {type(error).__name__} {error}") from error
         return cls(**data)

@@ -1,4 +1,4 @@
-"""GRPO with rewards that fail: what an invalid rollout may and may not touch, and what a step leaves behind."""
+"""GRPO with rewards that fail: what an invalid rollout may touch, and what a step leaves behind."""
 
 import inspect
 import sys
@@ -21,7 +21,7 @@ TOY = str(Path(__file__).parents[2] / "toy.py")
 
 
 class Judge:
-    """A reward with memory, so that it runs here: 0, 1, 2, 0, 1, 2, …; it fails on the calls it is told to."""
+    """A reward with memory, so that it runs here: 0, 1, 2, 0, 1, 2, …; fails on the calls it is told to."""
 
     def __init__(self, failing=()):
         self.failing = failing
