@@ -18,19 +18,19 @@ def skips():
 
 
 @pytest.mark.parametrize(
-    ("kind", "reason", "has_data", "count"),
+    ("skip", "has_data", "count"),
     [
-        ("pytest.skip", "there is no Chromium on this machine", False, 1),
-        ("pytest.skip", "could not import 'pgmpy'", True, 1),
-        ("pytest.skip", "this test needs a GPU", True, 0),
-        ("pytest.skip", "the RLCausal items are not at /x", False, 0),
-        ("pytest.skip", "the RLCausal items are not at /x", True, 1),
-        ("pytest.xfail", "known", True, 0),
+        (("pytest.skip", "there is no Chromium on this machine"), False, 1),
+        (("pytest.skip", "could not import 'pgmpy'"), True, 1),
+        (("pytest.skip", "this test needs a GPU"), True, 0),
+        (("pytest.skip", "the RLCausal items are not at /x"), False, 0),
+        (("pytest.skip", "the RLCausal items are not at /x"), True, 1),
+        (("pytest.xfail", "known"), True, 0),
     ],
 )
-def test_which_skips_fail(skips, tmp_path, kind, reason, has_data, count):
+def test_which_skips_fail(skips, tmp_path, skip, has_data, count):
     file = tmp_path / "tests.xml"
-    file.write_text(CASE.format(kind, reason))
+    file.write_text(CASE.format(*skip))
     assert len(skips.unexpected(file, has_data=has_data)) == count
 
 

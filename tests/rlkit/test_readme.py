@@ -1,0 +1,75 @@
+"""What README.md shows works: the environment, the reward, the table of keys and the commands."""
+
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from rlkit.check import check_environment
+from rlkit.environment import load_environment
+from rlkit.rewarding import call_reward, load_rewards
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture
+def environment_file(tmp_path):
+    (block,) = (block for block in BLOCKS if "(Environment)" in block)
+    assert len(block.splitlines()) <= 35
+    file = tmp_path / "addition.py"
+    file.write_text(block)
+    return file
+
+
+def test_the_environment_is_sound(environment_file):
+    environment = load_environment(f"{environment_file}:Addition")
+    checks = check_environment(environment, n=100)
+    assert checks and [check for check in checks if not check.passed] == []
+
+
+def test_the_reward_can_be_swapped_in(tmp_path):
+    (block,) = (block for block in BLOCKS if block.startswith("def brief"))
+    file = tmp_path / "my_rewards.py"
+    file.write_text(block)
+    names = ["distribution", f"{file}:brief"]
+    rewards, weights = load_rewards(names, load_environment("causal-v1"), [0.9, 0.1])
+    assert list(rewards) == ["distribution", "brief"] and weights == [0.9, 0.1]
+    assert call_reward(rewards["brief"], {"completion": "[0.5, 0.5]"}) == 1
+
+
+def test_the_table_has_rlkits_own_keys_and_no_other():
+    from rlkit.config import SFTArguments, TrainArguments
+
+    section = README.partition("\n## Config\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (`.*?) \|", section, re.MULTILINE)
+    listed = {key for row in rows for key in re.findall(r"`(\w+)`", row)}
+    assert listed == {field.name for cls in (TrainArguments, SFTArguments) for field in fields(cls)}
+
+
+def test_the_table_has_the_commands_there_are():
+    from rlkit.cli import COMMANDS
+
+    assert set(re.findall(r"^\| `rlkit (\w+)", README, re.MULTILINE)) == set(COMMANDS)
+
+
+def test_the_tree_names_files_that_exist():
+    tree = README.partition("\n## Files\n")[2].partition("```\n")[2].partition("```")[0]
+    folder = ""
+    for line in tree.splitlines():
+        names = re.split(r"\s{2,}", line.strip())[0].split()
+        if not line.startswith(" "):
+            folder = names[0] if names[0].endswith("/") else ""
+        for name in names:
+            path = ROOT / name if not line.startswith(" ") else ROOT / folder / name
+            assert path.exists(), path
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/algorithms/grpo.md"])
+def test_links_lead_somewhere(page):
+    file = ROOT / page
+    for target in re.findall(r"(?<!!)\[[^\]]*\]\(([^)]+)\)", file.read_text()):
+        if not target.startswith("http"):
+            assert (file.parent / target).exists(), target
