@@ -163,6 +163,10 @@ def _parse(kind: str, task: type, trainer: type, arguments: Sequence[str]) -> Ru
     output_dir = keys.setdefault("output_dir", keys.pop("__name", None))
     if output_dir is None:
         keys.pop("output_dir")
+    options = {word: action.dest for word, action in parser._option_string_actions.items()}
+    for word in arguments:  # before the values are looked at, which TRL does first
+        if word.startswith("--") and word.split("=")[0] not in options:
+            raise UserError(f"unknown key {word!r}{nearest(word.lstrip('-'), known)}")
     words = [word for key, value in keys.items() for word in _words(key, value)]
     try:
         *parsed, rest = parser.parse_args_and_config([*words, *arguments], return_remaining_strings=True)
@@ -176,7 +180,6 @@ def _parse(kind: str, task: type, trainer: type, arguments: Sequence[str]) -> Ru
                 setattr(config, key, None)
     if parsed[1].eval_strategy != "no":
         raise UserError("eval_strategy is TRL's own evaluation: set evaluation_tasks and evaluation_steps instead")
-    options = {word: action.dest for word, action in parser._option_string_actions.items()}
     given = keys | _given([options.get(word.split("=")[0]) for word in arguments], parsed)
     return Run(task=parsed[0], trainer=parsed[1], model=parsed[2], given=given)
 

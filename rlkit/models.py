@@ -55,7 +55,7 @@ def load_model(config: ModelConfig, *, trust_remote_code: bool = False) -> tuple
         model = AutoModelForCausalLM.from_pretrained(
             name, use_safetensors=True, trust_remote_code=trust_remote_code, **options
         )
-    except (OSError, ValueError) as error:  # how transformers says: not found, not a model, not allowed
+    except (OSError, ValueError, ImportError) as error:  # not found, not a model, not allowed, not installed
         raise UserError(f"cannot load {config.model_name_or_path!r}: {_first_line(error)}") from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token

@@ -54,6 +54,7 @@ def sft(run: Any) -> None:
 
     from rlkit.models import load_model
     from rlkit.rewarding import RewardRunner, load_rewards
+    from rlkit.rollouts.generator import require_chat_template
     from rlkit.session import Session
 
     keys, args = run.task, run.trainer
@@ -63,6 +64,8 @@ def sft(run: Any) -> None:
     rewards, _ = load_rewards(None, environment, None)
     rewards[environment.metric] = environment.rewards[environment.metric]
     model, tokenizer = load_model(run.model, trust_remote_code=args.trust_remote_code)
+    if args.chat_template_path is None:
+        require_chat_template(tokenizer, tasks[:1]["prompt"])
     session.open()
     with RewardRunner(rewards, keys.reward_time_limit, keys.reward_workers) as runner:
         trainer = SFTTrainer(

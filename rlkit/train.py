@@ -28,6 +28,7 @@ def train(run: Any) -> None:
     from rlkit.algorithms.grpo import GRPOTrainer
     from rlkit.models import load_model
     from rlkit.rewarding import ErrorBudget, RewardRunner, check_columns, load_rewards
+    from rlkit.rollouts.generator import require_chat_template
     from rlkit.session import Session
 
     keys, args = run.task, run.trainer
@@ -41,6 +42,7 @@ def train(run: Any) -> None:
     tasks = session.tasks()
     check_columns(rewards, tasks.column_names)
     model, tokenizer = load_model(run.model, trust_remote_code=args.trust_remote_code)
+    require_chat_template(tokenizer, tasks[:1]["prompt"])
     session.open()
     with RewardRunner(rewards, keys.reward_time_limit, keys.reward_workers) as runner:
         trainer = GRPOTrainer(

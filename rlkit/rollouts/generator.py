@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
+from rlkit.errors import UserError
 from rlkit.rollouts import Completion
 from rlkit.rollouts.generate import generate
 
@@ -75,8 +76,15 @@ class Generator:
         return Completion(text, tokens, truncated=not tokens or tokens[-1] not in self.config.eos_token_id)
 
 
+def require_chat_template(tokenizer: Any, prompts: Sequence[Any]) -> None:
+    """Raise UserError where prompts are chat messages and the tokenizer cannot write them as text."""
+    if not isinstance(prompts[0], str) and tokenizer.chat_template is None:
+        raise UserError("the prompts are chat messages, but the model's tokenizer has no chat template")
+
+
 def tokenize(tokenizer: Any, prompts: Sequence[Any]) -> list[list[int]]:
     """Token ids of prompts, with the chat template where they are chat messages."""
+    require_chat_template(tokenizer, prompts)
     if isinstance(prompts[0], str):
         return tokenizer(list(prompts))["input_ids"]
     return tokenizer.apply_chat_template(
