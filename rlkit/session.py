@@ -87,10 +87,10 @@ class Session:
             print(self.summary(), flush=True)
 
     def evaluate(self, trainer: Any, runner: RewardRunner, name: str) -> None:
-        """Answer the held-out tasks greedily, unless a resumed run has done it; all ranks take part."""
+        """Answer the held-out tasks greedily; all ranks take part. A resumed run has done `before` already."""
         keys = self.run.task
         path = self.directory.path / "evaluation" / f"{name}.json"
-        if not keys.evaluation_tasks or (keys.resume and path.exists()):
+        if not keys.evaluation_tasks or (keys.resume and name == "before" and path.exists()):
             return
         result = evaluate(
             lambda prompts, samples: self._answer(trainer, prompts, samples),

@@ -13,6 +13,11 @@ def share(completion: str, letter: str) -> float:
     return completion.count(letter) / max(len(completion), 1)
 
 
+def variety(completion: str) -> float:
+    """Differs from answer to answer even of a random model."""
+    return len(set(completion)) + completion.count("e") / 10
+
+
 def broken(completion: str) -> float:
     raise ValueError("the judge is ill")
 

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from rich.console import Console
 from rich.progress import track
 
 from rlkit.environment import Environment
@@ -66,7 +67,8 @@ def evaluate(
     if not tasks:
         raise UserError(f"{environment.id} has no task in the split {split!r}")
     frames = []
-    for start in track(range(0, len(tasks), batch_size), description=f"evaluating {name}"):
+    console = Console(stderr=True)  # what is printed may be JSON for a program
+    for start in track(range(0, len(tasks), batch_size), description=f"evaluating {name}", console=console):
         rows = list(answer(generate, tasks[start : start + batch_size], samples))
         frames.append(rollout_frame(environment, rewards, rows, runner(rows, samples)))
     frame = pd.concat(frames, ignore_index=True)

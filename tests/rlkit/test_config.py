@@ -175,4 +175,5 @@ def test_the_configs_of_the_repository_parse():
     for path in folder.glob("*.yaml"):
         keys = yaml.safe_load(path.read_text())
         parse = parse_train if "algorithm" in keys else parse_sft
-        assert parse(["--config", str(path)]).task.environment == keys["environment"]
+        run = parse(["--config", str(path), "--use_cpu", "true", "--bf16", "false"])
+        assert run.task.environment == keys["environment"]

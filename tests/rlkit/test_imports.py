@@ -38,14 +38,16 @@ def run(code):
 
 def test_environments_and_rewards_import_without_torch():
     names = [module_name(file) for package in ("envs", "rewards") for file in modules(package)]
-    code = f"import sys, importlib; sys.modules['torch'] = None; [importlib.import_module(n) for n in {names}]"
+    code = "import sys, importlib; sys.modules['torch'] = None\n"
+    code += f"for name in {names}: importlib.import_module(name)"
     result = run(code)
     assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.parametrize("name", ["rlkit", "rlkit.cli", "rlkit.train", "rlkit.sft", "rlkit.rewarding.worker"])
 def test_rlkit_starts_without_torch(name):
-    result = run(f"import sys, {name}; print([m for m in ('torch', 'transformers', 'trl') if m in sys.modules])")
+    heavy = "('torch', 'transformers', 'trl')"
+    result = run(f"import sys, {name}; print([m for m in {heavy} if m in sys.modules])")
     assert result.stdout.strip() == "[]", result.stderr
 
 

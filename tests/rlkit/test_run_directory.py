@@ -25,7 +25,7 @@ def used(run):
 
 
 def test_a_run_that_exists_is_not_touched(used):
-    with pytest.raises(UserError, match="--resume.*--overwrite"):
+    with pytest.raises(UserError, match=r"--resume.*--overwrite"):
         used.open(resume=False, overwrite=False)
     assert (used.path / "rollouts" / "old.parquet").exists()
 
