@@ -71,7 +71,8 @@ def main() -> None:
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
     for row in result["seeds"]:
         print(
-            f"seed {row['seed']}: {row['before']:.1%} -> {row['after']:.1%}, p = {row['p']:.2g}, {row['minutes']} min"
+            f"seed {row['seed']}: {row['before']:.1%} -> {row['after']:.1%}, p = {row['p']:.2g}, "
+            f"{row['minutes']} min"
         )
 
 

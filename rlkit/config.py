@@ -1,7 +1,8 @@
 """One flat set of keys: rlkit's own say what to train on, every other one is TRL's under its own name.
 
-A YAML file and the command line are read by the same parser, the command line last. `--config FILE` names the
-file; `--key value` overrides a key of it. A key that nobody knows is an error that names the nearest known one.
+A YAML file and the command line are read by the same parser, the command line last. `--config FILE` names
+the file; `--key value` overrides a key of it. A key that nobody knows is an error that names the nearest
+known one.
 """
 
 from __future__ import annotations
@@ -84,8 +85,8 @@ class TrainArguments(TaskArguments):
     rewards: list[str] | None = field(
         default=None,
         metadata={
-            "help": "The environment's rewards by name, 'package.module:function' or 'path/file.py:function'. "
-            "Default: the environment's own. Weights: reward_weights."
+            "help": "The environment's rewards by name, 'package.module:function' or "
+            "'path/file.py:function'. Default: the environment's own. Weights: reward_weights."
         },
     )
     algorithm: str = field(default="grpo", metadata={"help": f"One of: {', '.join(ALGORITHMS)}."})
@@ -179,7 +180,9 @@ def _parse(kind: str, task: type, trainer: type, arguments: Sequence[str]) -> Ru
             if value is None and hasattr(config, key):
                 setattr(config, key, None)
     if parsed[1].eval_strategy != "no":
-        raise UserError("eval_strategy is TRL's own evaluation: set evaluation_tasks and evaluation_steps instead")
+        raise UserError(
+            "eval_strategy is TRL's own evaluation: set evaluation_tasks and evaluation_steps instead"
+        )
     given = keys | _given([options.get(word.split("=")[0]) for word in arguments], parsed)
     return Run(task=parsed[0], trainer=parsed[1], model=parsed[2], given=given)
 

@@ -51,7 +51,8 @@ def folded_attention(  # noqa: PLR0917
 
     transformers repeats them for every query head of a group, a copy of the whole cache for each token. Here
     the heads of a group stand after one another as if they were further queries of one head, which is the
-    same sum. Shapes: query (B, H*R, T, D), key and value (B, H, S, D), mask (B, 1, T, S), result (B, T, H*R, D).
+    same sum. Shapes: query (B, H*R, T, D), key and value (B, H, S, D), mask (B, 1, T, S), result
+    (B, T, H*R, D).
     """
     (batch, heads, length, dim), groups = query.shape, query.size(1) // key.size(1)
     plain = length == 1 if attention_mask is None else attention_mask.shape[1:3] == (1, length)

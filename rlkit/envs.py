@@ -29,4 +29,7 @@ def describe(name: str) -> str:
     arguments = ", ".join(f"{p.name}={p.default!r}" for p in parameters)
     weights = environment.reward_weights
     rewards = ", ".join(f"{r} ({weights[r]:g})" if r in weights else r for r in environment.rewards)
-    return f"{name}: {summary}\n  arguments: {arguments}\n  rewards (weight): {rewards}\n  metric: {environment.metric}"
+    return (
+        f"{name}: {summary}\n  arguments: {arguments}\n  rewards (weight): {rewards}\n"
+        f"  metric: {environment.metric}"
+    )

@@ -1,7 +1,7 @@
 """`rlkit eval`: answer tasks of any split of any environment with a model, or compare two results.
 
-    rlkit eval runs/a/model --environment causal-v1 --split test -n 400 --samples 8 --temperature 1
-    rlkit eval --compare runs/a/evaluation/before.json runs/a/evaluation/after.json
+rlkit eval runs/a/model --environment causal-v1 --split test -n 400 --samples 8 --temperature 1
+rlkit eval --compare runs/a/evaluation/before.json runs/a/evaluation/after.json
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rlkit.environment import SPLITS, Environment, load_environment
+from rlkit.environment import SPLITS, load_environment
 from rlkit.errors import UserError
 from rlkit.evaluation import Evaluation, compare, evaluate
 
@@ -22,8 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Evaluate or compare, print the result, and return the exit code."""
     options = build_parser().parse_args(arguments)
     if options.compare:
-        result = compare(*(Evaluation.load(path) for path in options.compare))
-        print(json.dumps(result) if options.json else _comparison(result))
+        difference = compare(*(Evaluation.load(path) for path in options.compare))
+        print(json.dumps(difference) if options.json else _comparison(difference))
         return 0
     if not options.model or not options.environment:
         raise UserError("rlkit eval needs a model and --environment, or --compare with two results")
@@ -131,7 +131,9 @@ def _table(result: Evaluation) -> str:
     for label, values in (("pass", result.pass_at), ("avg", result.avg_at)):
         if result.samples > 1:
             lines.append("  ".join(f"{label}@{k} {value:.3f}" for k, value in values.items()))
-    lines.append(f"length {result.length:.1f} tokens, truncated {result.truncated:.1%}, invalid {result.invalid}")
+    lines.append(
+        f"length {result.length:.1f} tokens, truncated {result.truncated:.1%}, invalid {result.invalid}"
+    )
     lines += [f"reward {name}  {value:.3f}" for name, value in result.rewards.items()]
     for column, parts in result.breakdown.items():
         for value, part in parts.items():

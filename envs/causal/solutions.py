@@ -28,7 +28,9 @@ def table_row(model: CausalModel, query: Query, names: Sequence[str]) -> str | N
     if query.level == "counterfactual" or setting is None or setting[0] == query.target:
         return None
     above = model.parents[query.target]
-    if set(above) - {setting[0]} or (query.observed and setting[0] in descendants(model.parents, query.target)):
+    if set(above) - {setting[0]} or (
+        query.observed and setting[0] in descendants(model.parents, query.target)
+    ):
         return None
     target = names[query.target]
     return f"P({target}|{names[setting[0]]}={setting[1]})" if above else f"P({target})"

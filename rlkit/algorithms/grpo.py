@@ -36,6 +36,11 @@ class GRPOTrainer(trl.GRPOTrainer):
         shared_prefix: compute each prompt once in the loss where that is possible.
     """
 
+    args: Any  # TRL declares less than it sets
+    model: Any
+    num_generations: Any
+    num_generations_eval: Any
+
     def __init__(
         self,
         *args: Any,
@@ -50,8 +55,8 @@ class GRPOTrainer(trl.GRPOTrainer):
         self.runner = runner
         self.budget = budget
         self.run = run
-        names = [as_trl_reward(reward, name) for name, reward in runner.rewards.items()]
-        super().__init__(*args, reward_funcs=names, **kwargs)
+        kwargs["reward_funcs"] = [as_trl_reward(reward, name) for name, reward in runner.rewards.items()]
+        super().__init__(*args, **kwargs)
         self.sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         self.shared_prefix = shared_prefix and self.accelerator.num_processes == 1 and not self.sharded
         self._check_groups()
@@ -69,12 +74,17 @@ class GRPOTrainer(trl.GRPOTrainer):
             )
 
     def _generate_single_turn(
-        self, prompt_ids: Any, images: Any, multimodal_fields: Any, num_generations: int, **kwargs: Any
+        self,
+        prompt_ids: Any,
+        images: Any,
+        multimodal_fields: Any,
+        num_generations: Any,
+        has_tool_images: Any = False,
     ) -> tuple[list[list[int]], Any]:
         elsewhere = self.use_vllm or self.use_transformers_continuous_batching or self.is_fsdp_enabled
         if elsewhere or images is not None:
             return super()._generate_single_turn(
-                prompt_ids, images, multimodal_fields, num_generations, **kwargs
+                prompt_ids, images, multimodal_fields, num_generations, has_tool_images
             )
         with (
             unwrap_model_for_generation(

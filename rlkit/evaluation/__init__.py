@@ -1,6 +1,6 @@
 """Evaluation on held-out tasks: accuracy, pass@k, breakdowns, and paired comparison of two models."""
 
-from rlkit.evaluation.evaluate import Runner, Scores, evaluate
+from rlkit.evaluation.evaluate import evaluate
 from rlkit.evaluation.result import Evaluation, compare, prompt_text
 from rlkit.evaluation.statistics import (
     Interval,
@@ -13,8 +13,6 @@ from rlkit.evaluation.statistics import (
 __all__ = [
     "Evaluation",
     "Interval",
-    "Runner",
-    "Scores",
     "accuracy_interval",
     "avg_at_k",
     "compare",

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
@@ -15,6 +14,7 @@ from rlkit.environment import Environment
 from rlkit.errors import UserError
 from rlkit.evaluation.result import Evaluation, prompt_text
 from rlkit.evaluation.statistics import Interval, accuracy_interval, avg_at_k, pass_at_k
+from rlkit.rewarding import RewardRunner, Scores
 from rlkit.rollouts import Completion
 
 Row = dict[str, Any]
@@ -22,25 +22,10 @@ Row = dict[str, Any]
 Generate = Callable[[list[Any], int], Sequence[Sequence[Completion]]]
 
 
-class Scores(Protocol):
-    """What a runner returns for B rollouts and R rewards (see `rlkit.rewarding`)."""
-
-    values: NDArray[np.floating]  # (B, R), NaN: does not apply, or invalid
-    invalid: Sequence[str | None]  # (B,) why a rollout could not be scored
-
-
-class Runner(Protocol):
-    """Scores rollouts that come in groups of `group_size` with the same task."""
-
-    names: Sequence[str]  # of the rewards, in the order of the columns of `Scores.values`
-
-    def __call__(self, rows: Sequence[Row], group_size: int) -> Scores: ...  # noqa: D102
-
-
 def evaluate(
     generate: Generate,
     environment: Environment,
-    runner: Runner,
+    runner: RewardRunner,
     *,
     split: str = "test",
     n: int | None = None,
