@@ -53,7 +53,9 @@ class ProgressCallback(TrainerCallback):
             TextColumn("ETA"),
             TimeRemainingColumn(),
         )
-        self.task = self.progress.add_task("train", total=state.max_steps, completed=state.global_step, numbers="")
+        self.task = self.progress.add_task(
+            "train", total=state.max_steps, completed=state.global_step, numbers=""
+        )
         if self.progress.console.is_terminal:
             self.progress.start()
 
@@ -61,7 +63,9 @@ class ProgressCallback(TrainerCallback):
         """Show the newest numbers."""
         if self.progress is None or not logs:
             return
-        numbers = [f"{label} {logs[key]:.3g}" for label, key in self.columns.items() if logs.get(key) is not None]
+        numbers = [
+            f"{label} {logs[key]:.3g}" for label, key in self.columns.items() if logs.get(key) is not None
+        ]
         if not numbers:
             return
         text = "  ".join(numbers)
@@ -80,6 +84,19 @@ class ProgressCallback(TrainerCallback):
         """Leave the bar as it stands."""
         if self.progress is not None:
             self.progress.stop()
+
+
+class Finished(Exception):  # noqa: N818
+    """A run has nothing left to do; its last checkpoint is loaded."""
+
+
+class FinishedCallback(TrainerCallback):
+    """Ends a resumed run that had reached its last step: transformers would make one step more."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Raise `Finished`."""
+        if state.global_step >= state.max_steps:
+            raise Finished
 
 
 class EvaluateCallback(TrainerCallback):

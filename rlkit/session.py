@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import transformers
 from accelerate.utils import gather_object
 from trl.models import unwrap_model_for_generation
 
-from rlkit.callbacks import EvaluateCallback, MetricsCallback, ProgressCallback
+from rlkit.callbacks import EvaluateCallback, Finished, FinishedCallback, MetricsCallback, ProgressCallback
 from rlkit.config import Run, save_resolved
 from rlkit.cpu import tune_for_cpu
 from rlkit.environment import Environment
@@ -70,13 +71,17 @@ class Session:
         keys = self.run.task
         for default in (transformers.trainer_callback.ProgressCallback, transformers.PrinterCallback):
             trainer.remove_callback(default)
+        trainer.add_callback(FinishedCallback())
         trainer.add_callback(MetricsCallback(self.directory))
         trainer.add_callback(ProgressCallback(watch))
         if keys.evaluation_steps:
-            trainer.add_callback(EvaluateCallback(lambda n: self.evaluate(trainer, runner, n), keys.evaluation_steps))
+            trainer.add_callback(
+                EvaluateCallback(lambda n: self.evaluate(trainer, runner, n), keys.evaluation_steps)
+            )
         checkpoint = self.directory.last_checkpoint() if keys.resume else None
         self.evaluate(trainer, runner, "before")
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        with suppress(Finished):
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         self.evaluate(trainer, runner, "after")
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
             trainer.save_model(str(self.directory.path / "model"))
@@ -87,7 +92,7 @@ class Session:
             print(self.summary(), flush=True)
 
     def evaluate(self, trainer: Any, runner: RewardRunner, name: str) -> None:
-        """Answer the held-out tasks greedily; all ranks take part. A resumed run has done `before` already."""
+        """Answer the held-out tasks greedily; all ranks take part. A resumed run has `before` already."""
         keys = self.run.task
         path = self.directory.path / "evaluation" / f"{name}.json"
         if not keys.evaluation_tasks or (keys.resume and name == "before" and path.exists()):
@@ -137,7 +142,8 @@ class Session:
             paired = compare(before, after)
             lines.append(
                 f"{after.metric} on {len(after.scores)} held-out {after.split} tasks: "
-                f"{before.accuracy.mean:.1%} -> {after.accuracy.mean:.1%} (paired permutation p = {paired['p']:.2g})"
+                f"{before.accuracy.mean:.1%} -> {after.accuracy.mean:.1%} "
+                f"(paired permutation p = {paired['p']:.2g})"
             )
         lines.append(f"model:  {self.directory.path / 'model'}")
         lines.append(f"report: {build_report([self.directory.path])}")
