@@ -197,10 +197,10 @@ def test_two_processes(recipe, tmp_path):
     """Groups of four on two processes that get two rollouts of each: TRL splits them."""
     keys = TRAIN | {"per_device_train_batch_size": 2, "save_strategy": "no", "ddp_backend": "gloo"}
     path = recipe("two", **keys)
-    words = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    words = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
     words += ["-m", "rlkit.train", "--config", str(path)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, *words], env=environment, check=True, timeout=300, cwd=ROOT)
+    subprocess.run([sys.executable, *words], env=environment, check=True, timeout=120, cwd=ROOT)
     run = tmp_path / "two"
     frame = pd.read_parquet(run / "rollouts")
     assert frame.groupby("step").size().tolist() == [4, 4]
