@@ -129,7 +129,7 @@ def test_a_killed_run_ends_where_it_would_have(rlkit, recipe, tmp_path, tiny_fol
     rlkit("train", "--config", recipe("whole", **keys))
     rlkit("train", "--config", recipe("killed", **keys))
     killed = tmp_path / "killed"
-    # As after a kill in step 4: no last checkpoint and no model, but rollouts and metrics beyond the last one.
+    # As after a kill in step 4: no last checkpoint, no model, but rollouts and metrics beyond the last one.
     shutil.rmtree(killed / "checkpoint-4")
     shutil.rmtree(killed / "model")
     rlkit("train", "--config", killed / "config.yaml", "--resume")
