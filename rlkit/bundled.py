@@ -12,6 +12,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from filelock import FileLock
+
 from rlkit.errors import UserError, nearest
 
 PREFIX = "bundled:"
@@ -41,7 +43,10 @@ def bundled_path(name: str) -> Path:
         raise UserError(f"there is no model {name!r}{nearest(name, [PREFIX + known for known in MODELS])}")
     folder = cache_directory() / key
     if not _is_intact(folder):
-        _convert(key, folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.parent / f"{key}.lock"):  # one process converts, the others wait for it
+            if not _is_intact(folder):
+                _convert(key, folder)
     return folder
 
 
@@ -54,16 +59,14 @@ def cache_directory() -> Path:
 
 def _convert(key: str, folder: Path) -> None:
     gguf = _gguf_file(key)
-    folder.parent.mkdir(parents=True, exist_ok=True)
     # Converted beside the final place and moved in one step: a second process or a power cut never
     # sees half a model.
     partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{key}-"))
     try:
         _save_plain(gguf, MODELS[key][3], partial)
         (partial / CHECKSUM_FILE).write_text(_sha256(partial / "model.safetensors"))
-        if not _is_intact(folder):
-            shutil.rmtree(folder, ignore_errors=True)
-            partial.rename(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

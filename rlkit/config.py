@@ -63,7 +63,12 @@ class TaskArguments:
         """Build the environment that the keys name; raises UserError."""
         if self.environment is None:
             raise UserError("no environment given: set the key 'environment', e.g. --environment causal-v1")
-        return load_environment(self.environment, **self.arguments())
+        environment = load_environment(self.environment, **self.arguments())
+        if environment.max_turns > 1:
+            raise UserError(
+                f"{environment.id} has {environment.max_turns} turns: only one is supported so far"
+            )
+        return environment
 
     def arguments(self) -> dict[str, Any]:
         """The environment's arguments as a mapping."""
@@ -98,7 +103,10 @@ class TrainArguments(TaskArguments):
     )
     shared_prefix: bool = field(
         default=True,
-        metadata={"help": "Compute the prompt of a group once in the loss (one process, plain caches)."},
+        metadata={
+            "help": "Compute the prompt of a group once in the loss. Needs one process, a plain cache and "
+            "gradient_checkpointing: false; TRL's forward is used elsewhere."
+        },
     )
 
     def __post_init__(self) -> None:

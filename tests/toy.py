@@ -63,3 +63,7 @@ class NoPrompt(Letters):
 class NoTask(Letters):
     def tasks(self, split, n=None, seed=0):
         return super().tasks(split, 2, seed).select([])
+
+
+class Talk(Letters):
+    max_turns = 2

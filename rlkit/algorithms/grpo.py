@@ -115,6 +115,9 @@ class GRPOTrainer(trl.GRPOTrainer):
         ]
         self._spend_budget(scores, rows)
         rewards = torch.tensor(scores.values, dtype=torch.float32, device=self.accelerator.device)
+        # A metric that is only logged does not make a rollout count that no weighted reward applies to.
+        counted = self.reward_weights.to(rewards.device) != 0
+        rewards[rewards[:, counted].isnan().all(1)] = torch.nan
         self._rewards = self.accelerator.gather(rewards)
         return self._rewards
 

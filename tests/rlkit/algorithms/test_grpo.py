@@ -283,3 +283,22 @@ def test_other_rewards_do_not_mind_split_groups(make):
     ids = [[5, 2]] * 6
     rewards = trainer._calculate_rewards(rows, [row["prompt"] for row in rows], ["a"] * 6, ids)
     assert rewards.flatten().tolist() == [0, 1, 2, 0, 1, 2]
+
+
+def test_a_rollout_that_no_weighted_reward_applies_to_is_left_out_though_the_metric_judges_it(make):
+    rewards = {"sometimes": Sometimes(), "metric": lambda completion: 1.0}
+    trainer = make(rewards=rewards, reward_weights=[1.0, 0.0])
+    inputs = [row for row in trainer.train_dataset.select([0, 1]) for _ in range(4)]
+    output = trainer._generate_and_score_completions(inputs)
+    # The judge says None, 1, 0, 1, ...: the first of each group of four has no reward.
+    assert output["advantages"][[0, 4]].tolist() == [0.0, 0.0]
+    assert torch.allclose(output["advantages"][1:4].sum(), torch.tensor(0.0), atol=1e-6)
+    assert output["advantages"][1] > 0 > output["advantages"][2]
+
+
+class Sometimes(Judge):
+    """None, 1, 0, 1, None, 1, 0, 1, …"""
+
+    def __call__(self, completion: str) -> float | None:
+        self.calls += 1
+        return [None, 1.0, 0.0, 1.0][(self.calls - 1) % 4]
