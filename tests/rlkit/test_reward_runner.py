@@ -238,7 +238,11 @@ def test_a_trainer_that_is_stopped_leaves_no_process_behind(ending, tmp_path):
     (tmp_path / "train.py").write_text(
         textwrap.dedent("""
         import os
+        import signal
         from rlkit.rewarding import RewardRunner
+
+        # A job in the background of a shell ignores Ctrl-C, and so would this process.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
         def hang(completion):
             print(os.getpid(), flush=True)
@@ -253,8 +257,8 @@ def test_a_trainer_that_is_stopped_leaves_no_process_behind(ending, tmp_path):
     )
     worker = psutil.Process(int(process.stdout.readline()))
     process.send_signal(ending)
-    process.wait(timeout=10)
-    gone, _ = psutil.wait_procs([worker], timeout=15)
+    process.wait(timeout=60)
+    gone, _ = psutil.wait_procs([worker], timeout=60)
     assert gone
 
 
