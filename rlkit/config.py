@@ -23,6 +23,8 @@ from rlkit.environment import Environment, load_environment
 from rlkit.errors import UserError, nearest
 
 ALGORITHMS = ("grpo",)
+MAPPINGS = ("environment_args", "reward_args", "guards")  # keys that hold mappings
+NOT_KEPT = ("resume", "resume_anyway", "overwrite")  # what was meant for one start of a run
 DEMONSTRATIONS = ("answer", "solution")
 
 
@@ -42,6 +44,10 @@ class TaskArguments:
     )
     resume: bool = field(
         default=False, metadata={"help": "Go on from the last checkpoint of the run directory."}
+    )
+    resume_anyway: bool = field(
+        default=False,
+        metadata={"help": "With resume: go on though environment, rewards, algorithm or processes differ."},
     )
     overwrite: bool = field(default=False, metadata={"help": "Delete the run directory first if it exists."})
     evaluation_split: str = field(default="test", metadata={"help": "Split of the held-out tasks."})
@@ -63,23 +69,24 @@ class TaskArguments:
         """Build the environment that the keys name; raises UserError."""
         if self.environment is None:
             raise UserError("no environment given: set the key 'environment', e.g. --environment causal-v1")
-        environment = load_environment(self.environment, **self.arguments())
+        environment = load_environment(self.environment, **self.mapping("environment_args"))
         if environment.max_turns > 1:
             raise UserError(
                 f"{environment.id} has {environment.max_turns} turns: only one is supported so far"
             )
         return environment
 
-    def arguments(self) -> dict[str, Any]:
-        """The environment's arguments as a mapping."""
-        if self.environment_args is None:
+    def mapping(self, key: str) -> dict[str, Any]:
+        """The value of a key that holds a mapping, such as `environment_args`; raises UserError."""
+        text = getattr(self, key)
+        if text is None:
             return {}
         try:
-            value = json.loads(self.environment_args)
+            value = json.loads(text)
         except json.JSONDecodeError as error:
-            raise UserError(f"environment_args is not JSON: {error}") from error
+            raise UserError(f"{key} is not JSON: {error}") from error
         if not isinstance(value, dict):
-            raise UserError(f"environment_args must be a mapping, not {value!r}")
+            raise UserError(f"{key} must be a mapping, not {value!r}")
         return value
 
 
@@ -94,7 +101,36 @@ class TrainArguments(TaskArguments):
             "'path/file.py:function'. Default: the environment's own. Weights: reward_weights."
         },
     )
+    reward_args: str | None = field(
+        default=None,
+        metadata={
+            "help": "Arguments of rewards, by the name in `rewards`: a mapping of mappings in YAML, JSON on "
+            "the command line. E.g. {hapo: {weight: 0.5}}."
+        },
+    )
     algorithm: str = field(default="grpo", metadata={"help": f"One of: {', '.join(ALGORITHMS)}."})
+    dynamic_sampling: bool = field(
+        default=False,
+        metadata={"help": "Replace groups whose rewards are all alike by freshly sampled prompts."},
+    )
+    dynamic_sampling_attempts: int = field(
+        default=4, metadata={"help": "Most times that a batch is topped up; then it is used as it is."}
+    )
+    group_by: str | None = field(
+        default=None,
+        metadata={"help": "With algorithm hrpo: the column whose values group rollouts, e.g. 'hops'."},
+    )
+    group_minimum: int = field(
+        default=2, metadata={"help": "With group_by: rollouts that a group needs, else its advantages are 0."}
+    )
+    difficulty_weighting: bool = field(
+        default=False,
+        metadata={"help": "Weight advantages by the group's solve rate, as GRPO-LEAD does."},
+    )
+    guards: str | None = field(
+        default=None,
+        metadata={"help": "What a guard does, by its name: a mapping to warn, stop or off, e.g. {length: off}."},
+    )
     reward_error_budget: float = field(
         default=0.2, metadata={"help": "Share of invalid rollouts in a batch above which a run may stop."}
     )
@@ -140,10 +176,10 @@ class Run:
     def resolved(self) -> dict[str, Any]:
         """The keys that make the same run again: those given, and rlkit's own with their defaults."""
         own = {f.name: getattr(self.task, f.name) for f in fields(self.task)}
-        own["environment_args"] = self.task.arguments()
+        own |= {key: self.task.mapping(key) for key in MAPPINGS if key in own}
         keys = {**own, **{key: self.given[key] for key in self.given if key not in own}}
         keys |= {"output_dir": self.trainer.output_dir, "seed": self.trainer.seed}
-        return {key: value for key, value in keys.items() if key not in ("resume", "overwrite")}
+        return {key: value for key, value in keys.items() if key not in NOT_KEPT}
 
 
 class Parser(TrlParser):

@@ -106,7 +106,7 @@ class Session:
             seed=self.run.trainer.seed,
             name=name,
             model=str(self.run.model.model_name_or_path),
-            environment_args=keys.arguments(),
+            environment_args=keys.mapping("environment_args"),
             temperature=0.0,
         )
         trainer.accelerator.wait_for_everyone()
