@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
@@ -19,10 +20,11 @@ from typing import Any, NoReturn
 import yaml
 from trl import GRPOConfig, ModelConfig, SFTConfig, TrlParser
 
+from rlkit.algorithms.presets import PRESETS, check_preset
 from rlkit.environment import Environment, load_environment
 from rlkit.errors import UserError, nearest
 
-ALGORITHMS = ("grpo",)
+ALGORITHMS = tuple(PRESETS)
 MAPPINGS = ("environment_args", "reward_args", "guards")  # keys that hold mappings
 NOT_KEPT = ("resume", "resume_anyway", "overwrite")  # what was meant for one start of a run
 DEMONSTRATIONS = ("answer", "solution")
@@ -129,7 +131,9 @@ class TrainArguments(TaskArguments):
     )
     guards: str | None = field(
         default=None,
-        metadata={"help": "What a guard does, by its name: a mapping to warn, stop or off, e.g. {length: off}."},
+        metadata={
+            "help": "What a guard does, by its name: a mapping to warn, stop or off, e.g. {length: off}."
+        },
     )
     reward_error_budget: float = field(
         default=0.2, metadata={"help": "Share of invalid rollouts in a batch above which a run may stop."}
@@ -190,9 +194,30 @@ class Parser(TrlParser):
         raise UserError(message)
 
 
+@dataclass
+class PolicyConfig(GRPOConfig):
+    """TRL's GRPOConfig that also takes a single rollout a prompt, as HRPO has it."""
+
+    def __post_init__(self) -> None:
+        """Check and complete the keys."""
+        one = self.num_generations == 1
+        if one:  # TRL refuses it; any divisor of the batch passes its checks
+            steps = self.steps_per_generation or self.gradient_accumulation_steps
+            processes = int(os.environ.get("WORLD_SIZE", "1"))  # known to TRL only after its checks
+            rows = self.generation_batch_size or self.per_device_train_batch_size * processes * steps
+            if rows < 2:
+                raise ValueError("one rollout a prompt needs a batch of at least two")
+            self.num_generations = rows
+        super().__post_init__()
+        if one:
+            self.num_generations = 1
+
+
 def parse_train(arguments: Sequence[str]) -> Run:
-    """Parse the keys of `rlkit train`; raises UserError."""
-    return _parse("train", TrainArguments, GRPOConfig, arguments)
+    """Parse the keys of `rlkit train`, with those that its algorithm sets; raises UserError."""
+    run = _parse("train", TrainArguments, PolicyConfig, arguments)
+    check_preset(run.task.algorithm, {**vars(run.trainer), **vars(run.task)})
+    return run
 
 
 def parse_sft(arguments: Sequence[str]) -> Run:
@@ -212,6 +237,8 @@ def _parse(kind: str, task: type, trainer: type, arguments: Sequence[str]) -> Ru
     for word in arguments:  # before the values are looked at, which TRL does first
         if word.startswith("--") and word.split("=")[0] not in options:
             raise UserError(f"unknown key {word!r}{nearest(word.lstrip('-'), known)}")
+    if kind == "train":
+        keys = _with_preset(keys, arguments)
     words = [word for key, value in keys.items() for word in _words(key, value)]
     try:
         *parsed, rest = parser.parse_args_and_config([*words, *arguments], return_remaining_strings=True)
@@ -229,6 +256,16 @@ def _parse(kind: str, task: type, trainer: type, arguments: Sequence[str]) -> Ru
         )
     given = keys | _given([options.get(word.split("=")[0]) for word in arguments], parsed)
     return Run(task=parsed[0], trainer=parsed[1], model=parsed[2], given=given)
+
+
+def _with_preset(keys: dict[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
+    """The keys of an algorithm below those of the file; the command line, read later, is above both."""
+    algorithm = keys.get("algorithm", "grpo")
+    for i, word in enumerate(arguments):
+        if word.split("=")[0] == "--algorithm":
+            algorithm = word.partition("=")[2] or (arguments[i + 1] if i + 1 < len(arguments) else "")
+    _check_choice("algorithm", algorithm, ALGORITHMS)
+    return {**PRESETS[algorithm].keys, **keys}
 
 
 def _read_config(arguments: list[str], known: Iterable[str]) -> tuple[dict[str, Any], list[str]]:

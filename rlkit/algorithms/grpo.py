@@ -1,31 +1,39 @@
-"""GRPO on TRL's trainer: rewards that may fail, prompts computed once, rollouts kept.
+"""GRPO on TRL's trainer: rewards that may fail, prompts computed once, rollouts kept, any baseline.
 
 The seams of TRL that this stands on, each with a test: `_generate_single_turn`, `_calculate_rewards`,
-`_generate_and_score_completions` and `_get_per_token_logps_and_entropies`.
+`_generate_and_score_completions`, `_prepare_inputs`, `_compute_loss`,
+`_get_per_token_logps_and_entropies`.
 """
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
 import trl
-from accelerate.utils import gather_object
+from peft import PeftModel
 from trl.models import unwrap_model_for_generation
 
-from rlkit.algorithms.shared_prefix import completion_log_probs
+from rlkit.algorithms.advantages import difficulty_weight, spread
+from rlkit.algorithms.batches import shuffle_groups, split
+from rlkit.algorithms.dynamic_sampling import DynamicSampling
+from rlkit.algorithms.judging import Judging
+from rlkit.algorithms.shared_prefix import add_shared_prefix, completion_log_probs, supports_shared_prefix
 from rlkit.environment import Environment
 from rlkit.errors import UserError
 from rlkit.rewarding import ErrorBudget, RewardRunner, as_trl_reward
 from rlkit.rewarding.calls import RewardCall
 from rlkit.rollouts.generate import generate
+from rlkit.rollouts.sampling import draw
 from rlkit.run_directory import RunDirectory
 
+# From the rewards of all ranks (N,), NaN where invalid, and the keys of their groups to advantages (N,).
+Advantages = Callable[[torch.Tensor, Sequence[Hashable]], torch.Tensor]
 
-class GRPOTrainer(trl.GRPOTrainer):
+
+class GRPOTrainer(Judging, trl.GRPOTrainer):
     """TRL's GRPOTrainer with rlkit's rewards.
 
     Args:
@@ -34,12 +42,21 @@ class GRPOTrainer(trl.GRPOTrainer):
         budget: stops the run when too many rollouts cannot be judged.
         run: where rollouts are saved.
         shared_prefix: compute each prompt once in the loss where that is possible.
+        advantages: replaces TRL's own normalisation within the rollouts of a prompt.
+        group_by: a column whose values are the groups; None groups the rollouts of a prompt.
+        difficulty_weighting: weight advantages by the solve rate of their group.
+        kl_in_reward: `args.beta` times the rollout's KL divergence is subtracted from its reward, not added
+            to the loss.
+        dynamic_sampling: attempts at replacing groups without spread; 0 turns it off.
     """
 
     args: Any  # TRL declares less than it sets
     model: Any
     num_generations: Any
     num_generations_eval: Any
+    beta: Any
+    max_completion_length: Any
+    _buffered_inputs: Any
 
     def __init__(
         self,
@@ -49,29 +66,63 @@ class GRPOTrainer(trl.GRPOTrainer):
         budget: ErrorBudget,
         run: RunDirectory,
         shared_prefix: bool = True,
+        advantages: Advantages | None = None,
+        group_by: str | None = None,
+        difficulty_weighting: bool = False,
+        kl_in_reward: bool = False,
+        dynamic_sampling: int = 0,
         **kwargs: Any,
     ):
         self.environment = environment
         self.runner = runner
         self.budget = budget
         self.run = run
+        self.advantages = advantages
+        self.group_by = group_by
+        self.difficulty_weighting = difficulty_weighting
+        self.kl_in_reward = kl_in_reward
         kwargs["reward_funcs"] = [as_trl_reward(reward, name) for name, reward in runner.rewards.items()]
         super().__init__(*args, **kwargs)
-        self.sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        self.shared_prefix = shared_prefix and self.accelerator.num_processes == 1 and not self.sharded
+        self.shared_prefix = shared_prefix and self._can_share_prefix()
+        self.dynamic_sampling = DynamicSampling(self, dynamic_sampling) if dynamic_sampling else None
         self._check_groups()
-        self._rows: list[dict[str, Any]] = []
-        self._saved: tuple[int, list[dict[str, Any]]] = (0, [])
-        self._invalid = torch.zeros(0, dtype=torch.bool)
+        self._start_judging()
+        self.generation = 0  # counts samplings, so that each has random numbers of its own
+
+    @property
+    def pad_token_id(self) -> int:
+        """What prompts and completions are padded with."""
+        return self._tokenizer.pad_token_id
+
+    def _can_share_prefix(self) -> bool:
+        model = self.accelerator.unwrap_model(self.model)
+        reason = supports_shared_prefix(model.get_base_model() if isinstance(model, PeftModel) else model)
+        if reason:
+            warnings.warn(f"shared_prefix is off for this model: {reason}", stacklevel=3)
+            return False
+        add_shared_prefix()
+        return True
 
     def _check_groups(self) -> None:
         rows = self.args.per_device_train_batch_size * self.args.steps_per_generation
-        per_group = [name for name, reward in self.runner.rewards.items() if RewardCall(reward).per_group]
+        per_group = [f"the reward {n!r}" for n, r in self.runner.rewards.items() if RewardCall(r).per_group]
+        per_group += ["dynamic_sampling"] * bool(self.dynamic_sampling)
         if per_group and rows % self.num_generations:
             raise UserError(
-                f"the reward {per_group[0]!r} judges whole groups, but a process gets {rows} rollouts at a "
+                f"{per_group[0]} judges whole groups, but a process gets {rows} rollouts at a "
                 f"time: make that a multiple of num_generations ({self.num_generations})"
             )
+
+    def _prepare_inputs(self, generation_batch: Any) -> Any:
+        """TRL's, with whole groups shuffled and not single rollouts, so that their prompt stays shared."""
+        if not self.model.training:
+            return super()._prepare_inputs(generation_batch)
+        steps = self.args.steps_per_generation
+        if self._step % (steps * self.num_iterations) == 0 or self._buffered_inputs is None:
+            batch = self._generate_and_score_completions(generation_batch)
+            batch = shuffle_groups(batch, self.num_generations, (self.args.seed, self.generation))
+            self._buffered_inputs = split(batch, steps)
+        return self._buffered_inputs[self._step % steps]
 
     def _generate_single_turn(
         self,
@@ -95,63 +146,32 @@ class GRPOTrainer(trl.GRPOTrainer):
             ) as model,
             self.accelerator.autocast(),
         ):
-            return generate(model, prompt_ids, self.generation_config, self.accelerator.device), None
+            return generate(
+                model,
+                prompt_ids,
+                self.generation_config,
+                self.accelerator.device,
+                self._draw(len(prompt_ids)),
+            ), None
 
-    def _calculate_rewards(
-        self, inputs: list[dict], prompts: list, completions: list, completion_ids_list: list[list[int]]
-    ) -> torch.Tensor:
-        """Judge the local rollouts; return the rewards (B, R) of all ranks, an invalid one's are NaN."""
-        rows = [
-            row | {"completion": _text(completion), "completion_ids": ids, "truncated": self._truncated(ids)}
-            for row, completion, ids in zip(inputs, completions, completion_ids_list, strict=True)
-        ]
-        size = self.num_generations if self.model.training else self.num_generations_eval
-        # Where TRL deals a group out to several processes no reward looks at groups (`_check_groups`).
-        scores = self.runner(rows, 1 if len(rows) % size else size)
-        self._invalid = torch.tensor([reason is not None for reason in scores.invalid])
-        self._rows = [
-            self._record(row, values, reason)
-            for row, values, reason in zip(rows, scores.values.tolist(), scores.invalid, strict=True)
-        ]
-        self._spend_budget(scores, rows)
-        rewards = torch.tensor(scores.values, dtype=torch.float32, device=self.accelerator.device)
-        # A metric that is only logged does not make a rollout count that no weighted reward applies to.
-        counted = self.reward_weights.to(rewards.device) != 0
-        rewards[rewards[:, counted].isnan().all(1)] = torch.nan
-        self._rewards = self.accelerator.gather(rewards)
-        return self._rewards
-
-    def _truncated(self, ids: list[int]) -> bool:
-        return not ids or ids[-1] not in self.eos_token_ids
-
-    def _record(self, row: Mapping[str, Any], values: list[float], reason: str | None) -> dict[str, Any]:
-        """One saved rollout."""
-        record = {
-            "task_id": row.get("task_id"),
-            "prompt": _text(row["prompt"]),
-            "completion": row["completion"],
-            "answer": self.environment.answer(row),
-            "length": len(row["completion_ids"]),
-            "truncated": row["truncated"],
-            "invalid": reason,
-        }
-        record |= {column: row[column] for column in self.environment.breakdown}
-        return record | {f"rewards/{n}": v for n, v in zip(self.reward_func_names, values, strict=True)}
-
-    def _spend_budget(self, scores: Any, rows: list[dict]) -> None:
-        """Log the error rates of all ranks and stop, on all of them, when the budget is spent."""
-        counts = [len(rows), sum(self._invalid.tolist())]
-        counts += [scores.error_counts.get(name, 0) for name in self.reward_func_names]
-        total, invalid, *errors = self.accelerator.reduce(
-            torch.tensor(counts, dtype=torch.float32, device=self.accelerator.device)
-        ).tolist()
-        mode = "train" if self.model.training else "eval"
-        for name, count in zip(self.reward_func_names, errors, strict=True):
-            self._metrics[mode][f"rewards/{name}/error_rate"].append(count / total)
-        row = None if scores.first_row is None else rows[scores.first_row]
-        self.budget.update(invalid / total, scores.first_traceback, row)
+    def _draw(self, rows: int) -> torch.Tensor:
+        self.generation += 1
+        first = self.accelerator.process_index * rows
+        key = (self.args.seed, self.generation)
+        return draw(key, range(first, first + rows), self.max_completion_length)
 
     def _generate_and_score_completions(self, inputs: list[dict]) -> dict[str, Any]:
+        output = self.sample(inputs)
+        if not self.model.training:
+            return output
+        if self.dynamic_sampling:
+            output = self.dynamic_sampling(output, inputs)
+        self._save_rollouts()
+        loss_mask = output["completion_mask"] * output.get("tool_mask", 1)
+        return output | {"num_items_in_batch": self.accelerator.gather(loss_mask.sum()).sum()}
+
+    def sample(self, inputs: list[dict]) -> dict[str, Any]:
+        """Answer tasks, judge the answers, and compare them: TRL's batch, with rlkit's advantages."""
         output = super()._generate_and_score_completions(inputs)
         # TRL gives an invalid rollout advantage 0; with its tokens masked it has no part in the KL term, the
         # entropy bonus or the number of tokens either.
@@ -159,37 +179,61 @@ class GRPOTrainer(trl.GRPOTrainer):
         output["completion_mask"] = output["completion_mask"] * (~masked).unsqueeze(1)
         loss_mask = output["completion_mask"] * output.get("tool_mask", 1)
         output["num_items_in_batch"] = self.accelerator.gather(loss_mask.sum()).sum()
+        rewards = self._total_rewards(output)
+        alike = spread(rewards, self._keys) < 1e-6
         mode = "train" if self.model.training else "eval"
-        self._metrics[mode]["frac_reward_zero_std"][-1] = self._frac_reward_zero_std(mode)
-        if mode == "train":
-            self._save_rollouts(output["advantages"].tolist())
+        # TRL compares a float32 standard deviation with 0; of eight rewards 0.2 it is 1.6e-8, not 0.
+        self._metrics[mode]["frac_reward_zero_std"][-1] = alike.float().mean().item()
+        output["advantages"] = self._advantages(rewards, output["advantages"])
+        for record, advantage in zip(self.rollout_records, output["advantages"].tolist(), strict=True):
+            record["advantage"] = advantage
         return output
 
-    def _frac_reward_zero_std(self, mode: str) -> float:
-        """Share of groups whose valid rewards are all alike: nothing is learned from them.
+    def _total_rewards(self, output: Mapping[str, Any]) -> torch.Tensor:
+        """The rewards of all ranks (N,), NaN where invalid, with the KL penalty where it belongs there."""
+        rewards = (self._rewards * self.reward_weights.to(self._rewards)).nansum(1)
+        rewards[self._rewards.isnan().all(1)] = torch.nan
+        if self.kl_in_reward and self.beta:
+            ids, mask = (
+                torch.cat([output[f"prompt_{k}"], output[f"completion_{k}"]], 1) for k in ("ids", "mask")
+            )
+            scored = output["completion_mask"]
+            with torch.no_grad():
+                size, batch_size = scored.size(1), self.args.per_device_train_batch_size
+                log_probs = self._get_per_token_logps_and_entropies(self.model, ids, mask, size, batch_size)[
+                    0
+                ]
+            kl = ((log_probs - output["ref_per_token_logps"]) * scored).sum(1)
+            self._metrics["train"]["kl"].append(self.accelerator.gather(kl).mean().item())
+            rewards = rewards - self.beta * self.accelerator.gather(kl)
+        return rewards
 
-        TRL compares a float32 standard deviation with 0; of eight rewards 0.2 it is 1.6e-8, and not counted.
-        """
-        size = self.num_generations if mode == "train" else self.num_generations_eval
-        rewards = (self._rewards * self.reward_weights.to(self._rewards)).nansum(1).view(-1, size)
-        invalid = self._rewards.isnan().all(1).view(-1, size)
-        highest = rewards.masked_fill(invalid, -torch.inf).amax(1)
-        lowest = rewards.masked_fill(invalid, torch.inf).amin(1)
-        return (highest - lowest < 1e-6).float().mean().item()
+    def _advantages(self, rewards: torch.Tensor, local: torch.Tensor) -> torch.Tensor:
+        """The advantages of this rank's rollouts; `local` are TRL's."""
+        mine = slice(first := self.accelerator.process_index * len(local), first + len(local))
+        if self.advantages is not None:
+            local = self.advantages(rewards, self._keys)[mine]
+        if self.difficulty_weighting:
+            local = local * difficulty_weight(local, self._solve_rate()[mine])
+        return local
 
-    def _save_rollouts(self, advantages: list[float]) -> None:
-        # The step that these rollouts are for; TRL counts from 0.
-        step = self.state.global_step + 1
-        weights = self.reward_weights.tolist()
-        for record, advantage in zip(self._rows, advantages, strict=True):
-            values = [record[f"rewards/{name}"] for name in self.reward_func_names]
-            reward = sum(w * v for w, v in zip(weights, values, strict=True) if not math.isnan(v))
-            record |= {"step": step, "reward": None if record["invalid"] else reward, "advantage": advantage}
-        rows = gather_object(self._rows)
-        # With more accumulation than steps a generation, a step has several generations.
-        self._saved = step, (self._saved[1] if self._saved[0] == step else []) + rows
-        if self.accelerator.is_main_process:
-            self.run.save_rollouts(*self._saved)
+    def _solve_rate(self) -> torch.Tensor:
+        """The share of correct rollouts in the group of each rollout, (N,)."""
+        correct = self._rewards[:, self.reward_func_names.index(self.environment.metric)] >= 1.0
+        members: dict[Hashable, list[int]] = {}
+        for i, key in enumerate(self._keys):
+            members.setdefault(key, []).append(i)
+        rates = {key: correct[rows].float().mean() for key, rows in members.items()}
+        return torch.stack([rates[key] for key in self._keys])
+
+    def _compute_loss(self, model: Any, inputs: Any) -> torch.Tensor:
+        if not self.kl_in_reward:
+            return super()._compute_loss(model, inputs)
+        beta, self.beta = self.beta, 0.0
+        try:
+            return super()._compute_loss(model, inputs)
+        finally:
+            self.beta = beta
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -201,23 +245,15 @@ class GRPOTrainer(trl.GRPOTrainer):
         **kwargs: Any,
     ) -> Any:
         plain = not any(v is not None and v is not False for k, v in kwargs.items() if k != "compute_entropy")
-        if self.shared_prefix and plain and not self.args.gradient_checkpointing:
+        if self.shared_prefix and plain:
             size = batch_size or len(input_ids)
             batches = zip(input_ids.split(size), attention_mask.split(size), strict=True)
             with self.accelerator.autocast():
                 outputs = [completion_log_probs(model, *batch, logits_to_keep) for batch in batches]
-            if None not in outputs:
-                entropy = torch.cat([o.entropy for o in outputs]) if kwargs.get("compute_entropy") else None
-                return torch.cat([o.log_probs for o in outputs]), entropy, None
-            warnings.warn("this model's cache cannot be repeated: shared_prefix is off", stacklevel=2)
-            self.shared_prefix = False
+            entropies = None
+            if kwargs.get("compute_entropy"):
+                entropies = torch.cat([entropy for _, entropy in outputs if entropy is not None])
+            return torch.cat([log_probs for log_probs, _ in outputs]), entropies, None
         return super()._get_per_token_logps_and_entropies(
             model, input_ids, attention_mask, logits_to_keep, batch_size, **kwargs
         )
-
-
-def _text(messages: Any) -> str:
-    """The text of chat messages, or of a plain string."""
-    if isinstance(messages, str):
-        return messages
-    return "\n".join(str(message["content"]) for message in messages)

@@ -7,6 +7,8 @@ import torch
 from transformers import DynamicCache, GenerationConfig
 from transformers.cache_utils import DynamicLayer
 
+from rlkit.rollouts import sampling
+
 
 def group_prompts(prompts: Sequence[Sequence[int]]) -> tuple[list[Sequence[int]], list[int]]:
     """Return the distinct prompts in order, and for each given prompt the position of its distinct one."""
@@ -57,7 +59,11 @@ def prefill(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> DynamicCache:
 
 @torch.no_grad()
 def generate(
-    model: Any, prompts: Sequence[Sequence[int]], config: GenerationConfig, device: torch.device | str
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    config: GenerationConfig,
+    device: torch.device | str,
+    uniforms: torch.Tensor | None = None,
 ) -> list[list[int]]:
     """Sample one completion for each prompt; equal prompts share one prefill.
 
@@ -65,6 +71,7 @@ def generate(
         model: a causal language model, not wrapped.
         prompts: token ids; a prompt that stands G times gets G samples.
         config: how to sample; its `eos_token_id` and `pad_token_id` must be set.
+        uniforms: (B, T) random numbers to sample by (`rlkit.rollouts.sampling`); None: torch's generator.
 
     Returns:
         For each prompt the tokens after it, up to and with the first end token.
@@ -72,7 +79,10 @@ def generate(
     distinct, index = group_prompts(prompts)
     ids, mask = (t.to(device) for t in left_pad(distinct, config.pad_token_id))
     rows = torch.tensor(index, device=device)
-    extra = {}
+    extra: dict[str, Any] = {}
+    if uniforms is not None and sampling.knows(config):
+        extra["logits_processor"] = sampling.processors(config, uniforms.to(device))
+        config = sampling.greedy(config)
     if len(distinct) < len(prompts):
         # All but the last prompt token: `generate` runs that one itself to get the first logits.
         cache = prefill(model, ids[:, :-1], mask[:, :-1])

@@ -99,6 +99,8 @@ SEAMS = {
     "_generate_single_turn": ["prompt_ids", "images", "multimodal_fields", "num_generations"],
     "_calculate_rewards": ["inputs", "prompts", "completions", "completion_ids_list"],
     "_generate_and_score_completions": ["inputs"],
+    "_prepare_inputs": ["generation_batch"],
+    "_compute_loss": ["model", "inputs"],
     "_get_per_token_logps_and_entropies": [
         *("model", "input_ids", "attention_mask", "logits_to_keep", "batch_size", "compute_entropy")
     ],
@@ -188,9 +190,10 @@ def test_shared_prefix_trains_the_same_model(make):
 
 
 def test_a_model_with_a_sliding_window_falls_back(make):
-    trainer = make(kind="mistral")
-    with pytest.warns(UserWarning, match="shared_prefix is off"):
-        trainer.train()
+    with pytest.warns(UserWarning, match="shared_prefix is off") as warned:
+        trainer = make(kind="mistral")
+    trainer.train()
+    assert len([w for w in warned if "shared_prefix" in str(w.message)]) == 1
     assert trainer.state.global_step == 1
     assert not trainer.shared_prefix
 
@@ -199,7 +202,7 @@ def test_log_probabilities_come_in_chunks_of_the_batch_size(make):
     """With several steps a generation TRL scores the whole of it, a batch at a time, to bound memory."""
     trainer = make(steps_per_generation=2, per_device_train_batch_size=4)
     rows = []
-    trainer.model.model.layers[0].register_forward_pre_hook(lambda _, args: rows.append(args[0].size(0)))
+    trainer.model.model.layers[0].register_forward_pre_hook(lambda _, args: rows.append(args[0].size(1)))
     output = scored(trainer)
     ids, mask = (
         torch.cat([output[f"prompt_{name}"], output[f"completion_{name}"]], 1) for name in ("ids", "mask")
@@ -209,7 +212,9 @@ def test_log_probabilities_come_in_chunks_of_the_batch_size(make):
         whole = trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, length)[0]
         rows.clear()
         chunks = trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, length, 4)[0]
-    assert max(rows) == 4
+    # Chunks of four rows and their prompt, each one long row without padding.
+    prompts = output["prompt_mask"].sum(1) - 1
+    assert rows == [int(mask[i : i + 4, -length:].sum() + prompts[i]) for i in (0, 4)]
     torch.testing.assert_close(chunks, whole, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(output["old_per_token_logps"], whole, rtol=1e-4, atol=1e-5)
 

@@ -9,7 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trl.trainer.utils import add_fused_lm_head
 
-from rlkit.algorithms.shared_prefix import completion_log_probs
+from rlkit.algorithms.shared_prefix import (
+    add_shared_prefix,
+    completion_log_probs,
+    supports_shared_prefix,
+)
 
 KINDS = ("llama", "qwen2", "qwen3")
 # float32: a sum of some hundred terms in another order.
@@ -28,6 +32,7 @@ def fused(tiny_model):
             model = peft.get_peft_model(model, config)
         base = model.get_base_model() if lora else model
         add_fused_lm_head(base, outputs=("entropy",))
+        add_shared_prefix()
         return model
 
     return make
@@ -58,8 +63,7 @@ def in_full(model, ids, mask, length):
 
 
 def shared(model, ids, mask, length):
-    output = completion_log_probs(model, ids, mask, length)
-    return output.log_probs, output.entropy
+    return completion_log_probs(model, ids, mask, length)
 
 
 def gradient(model, log_probs, weights):
@@ -106,9 +110,9 @@ def test_equals_the_forward_in_full_with_lora(fused, batch):
     assert all("lora" in name for name, p in model.named_parameters() if p.grad is not None)
 
 
-def test_the_prompt_is_computed_once(fused):
+def test_no_token_is_computed_twice_and_no_padding_at_all(fused):
     model = fused("llama")
-    ids, mask, length = batch_of(torch.Generator(), 4, [10, 6], [3] * 8)
+    ids, mask, length = batch_of(torch.Generator(), 4, [10, 6], [3] * 7 + [1])
     seen = []
     handle = model.model.layers[0].register_forward_pre_hook(
         lambda _, args: seen.append(tuple(args[0].shape[:2]))
@@ -117,14 +121,68 @@ def test_the_prompt_is_computed_once(fused):
         shared(model, ids, mask, length)
     finally:
         handle.remove()
-    assert seen == [(2, 9), (8, 3)]
+    assert seen == [(1, 9 + 5 + 7 * 3 + 1)]
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_gradient_checkpointing(tiny_model, reentrant):
+    model = tiny_model("llama")
+    add_fused_lm_head(model, outputs=("entropy",))
+    add_shared_prefix()
+    batch = batch_of(torch.Generator(), 4, [10, 6], [3] * 7 + [1])
+    weights = torch.randn(8, 3)
+    expected = gradient(model, in_full(model, *batch)[0], weights)
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    model.enable_input_require_grads()
+    model.train()
+    found = gradient(model, shared(model, *batch)[0], weights)
+    assert (found - expected).norm() < GRADIENTS * expected.norm()
+
+
+def test_a_group_whose_rows_stand_apart_still_shares_its_prompt(fused):
+    """What a micro-batch has of groups that were split."""
+    ids, mask, length = batch_of(torch.Generator().manual_seed(3), 3, [7, 5], [4, 2, 3, 1, 4, 4])
+    order = [4, 0, 3, 2]
+    assert_equal(fused("qwen3"), ids[order], mask[order], length)
+
+
+def test_without_a_layout_attention_is_what_it_was(tiny_model):
+    from transformers import AttentionInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    ids = torch.arange(3, 20)[None]
+    model = tiny_model("llama")
+    AttentionInterface.register("sdpa", sdpa_attention_forward)
+    expected = model(ids).logits
+    add_shared_prefix()
+    assert torch.equal(model(ids).logits, expected)
 
 
 @pytest.mark.parametrize(
-    ("kind", "options"),
-    [("mistral", {"sliding_window": 4}), ("gemma3_text", {"sliding_window": 4})],
+    ("kind", "options", "reason"),
+    [
+        ("mistral", {"sliding_window": 4}, "whole prompt"),
+        ("gemma3_text", {"sliding_window": 4}, "whole prompt"),
+        ("mamba", {}, "attention"),
+        ("llama", {"attn_implementation": "eager"}, "eager"),
+    ],
 )
-def test_a_sliding_window_is_declined(tiny_model, kind, options):
-    model = tiny_model(kind, **options)
+def test_what_is_declined(tiny_model, kind, options, reason):
+    assert reason in supports_shared_prefix(tiny_model(kind, **options))
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "mistral"])
+def test_what_is_supported(tiny_model, kind):
+    options = {"sliding_window": None} if kind == "mistral" else {}
+    assert supports_shared_prefix(tiny_model(kind, **options)) is None
+
+
+def test_soft_capped_attention_is_an_error_and_no_wrong_number(tiny_model):
+    model = tiny_model("llama")
     add_fused_lm_head(model, outputs=("entropy",))
-    assert completion_log_probs(model, *batch_of(torch.Generator(), 2, [8], [3, 4])) is None
+    add_shared_prefix()
+    layer = model.model.layers[0].self_attn
+    forward = layer.forward
+    layer.forward = lambda *args, **kwargs: forward(*args, softcap=30.0, **kwargs)
+    with pytest.raises(NotImplementedError, match="softcap"):
+        shared(model, *batch_of(torch.Generator(), 2, [8], [3, 4]))

@@ -1,0 +1,141 @@
+"""How a trainer judges its rollouts: rewards that may fail, an error budget, a record of every rollout."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+
+from rlkit.environment import Environment
+from rlkit.rewarding import ErrorBudget, RewardRunner
+from rlkit.run_directory import RunDirectory
+
+
+class Judging:
+    """The part of `rlkit.algorithms.grpo.GRPOTrainer` that replaces TRL's rewards by rlkit's."""
+
+    environment: Environment
+    runner: RewardRunner
+    budget: ErrorBudget
+    run: RunDirectory
+    group_by: str | None
+    accelerator: Any
+    args: Any
+    model: Any
+    num_generations: Any
+    num_generations_eval: Any
+    reward_func_names: Any
+    reward_weights: Any
+    eos_token_ids: Any
+    state: Any
+    _metrics: Any
+
+    def _start_judging(self) -> None:
+        self.rollout_records: list[dict[str, Any]] = []  # of this rank's last sampling
+        self._saved: tuple[int, list[dict[str, Any]]] = (0, [])
+        self._invalid = torch.zeros(0, dtype=torch.bool)
+        self._rewards = torch.zeros(0)
+        self._keys: list[Hashable] = []
+
+    def _calculate_rewards(
+        self, inputs: list[dict], prompts: list, completions: list, completion_ids_list: list[list[int]]
+    ) -> torch.Tensor:
+        """Judge the local rollouts; return the rewards (B, R) of all ranks, an invalid one's are NaN."""
+        rows = [
+            row
+            | {
+                "completion": _text(completion),
+                "completion_ids": ids,
+                "truncated": self._truncated(ids),
+                "max_length": self.args.max_completion_length,
+            }
+            for row, completion, ids in zip(inputs, completions, completion_ids_list, strict=True)
+        ]
+        size = self.num_generations if self.model.training else self.num_generations_eval
+        # Where TRL deals a group out to several processes no reward looks at groups (`_check_groups`).
+        scores = self.runner(rows, 1 if len(rows) % size else size)
+        self._invalid = torch.tensor([reason is not None for reason in scores.invalid])
+        totals = np.nansum(scores.values * self.reward_weights.numpy(), axis=1)
+        self.rollout_records = [
+            self._record(*row)
+            for row in zip(rows, scores.values.tolist(), scores.invalid, totals.tolist(), strict=True)
+        ]
+        self._spend_budget(scores, rows)
+        rewards = torch.tensor(scores.values, dtype=torch.float32, device=self.accelerator.device)
+        # A metric that is only logged does not make a rollout count that no weighted reward applies to.
+        counted = self.reward_weights.to(rewards.device) != 0
+        rewards[rewards[:, counted].isnan().all(1)] = torch.nan
+        self._rewards = self.accelerator.gather(rewards)
+        self._keys = self._group_keys(inputs, size)
+        if self.model.training and any(hasattr(r, "observe") for r in self.runner.rewards.values()):
+            self._remember(rows)
+        return self._rewards
+
+    def _group_keys(self, inputs: list[dict], size: int) -> list[Hashable]:
+        """The group of each rollout of all ranks."""
+        if self.group_by is None:
+            return [i // size for i in range(len(self._rewards))]
+        return gather_object([row[self.group_by] for row in inputs])
+
+    def _remember(self, rows: list[dict]) -> None:
+        """Show the valid rollouts of all ranks, once each, to the rewards that remember."""
+        seen = [
+            {"task_id": row["task_id"], "length": len(row["completion_ids"]) - (not row["truncated"])}
+            | {"correct": record[f"rewards/{self.environment.metric}"]}
+            for row, record in zip(rows, self.rollout_records, strict=True)
+            if record["invalid"] is None
+        ]
+        self.runner.observe([row for row in gather_object(seen) if not math.isnan(row["correct"])])
+
+    def _truncated(self, ids: list[int]) -> bool:
+        return not ids or ids[-1] not in self.eos_token_ids
+
+    def _record(
+        self, row: Mapping[str, Any], values: list[float], reason: str | None, reward: float
+    ) -> dict[str, Any]:
+        """One saved rollout."""
+        record = {
+            "task_id": row.get("task_id"),
+            "prompt": _text(row["prompt"]),
+            "completion": row["completion"],
+            "answer": self.environment.answer(row),
+            "length": len(row["completion_ids"]),
+            "truncated": row["truncated"],
+            "invalid": reason,
+            "reward": None if reason else reward,
+        }
+        record |= {column: row[column] for column in self.environment.breakdown}
+        return record | {f"rewards/{n}": v for n, v in zip(self.reward_func_names, values, strict=True)}
+
+    def _spend_budget(self, scores: Any, rows: list[dict]) -> None:
+        """Log the error rates of all ranks and stop, on all of them, when the budget is spent."""
+        counts = [len(rows), sum(self._invalid.tolist())]
+        counts += [scores.error_counts.get(name, 0) for name in self.reward_func_names]
+        total, invalid, *errors = self.accelerator.reduce(
+            torch.tensor(counts, dtype=torch.float32, device=self.accelerator.device)
+        ).tolist()
+        mode = "train" if self.model.training else "eval"
+        for name, count in zip(self.reward_func_names, errors, strict=True):
+            self._metrics[mode][f"rewards/{name}/error_rate"].append(count / total)
+        row = None if scores.first_row is None else rows[scores.first_row]
+        self.budget.update(invalid / total, scores.first_traceback, row)
+
+    def _save_rollouts(self) -> None:
+        # The step that these rollouts are for; TRL counts from 0.
+        step = self.state.global_step + 1
+        rows = gather_object([record | {"step": step} for record in self.rollout_records])
+        # With more accumulation than steps a generation, a step has several generations.
+        self._saved = step, (self._saved[1] if self._saved[0] == step else []) + rows
+        if self.accelerator.is_main_process:
+            self.run.save_rollouts(*self._saved)
+
+
+def _text(messages: Any) -> str:
+    """The text of chat messages, or of a plain string."""
+    if isinstance(messages, str):
+        return messages
+    return "\n".join(str(message["content"]) for message in messages)

@@ -1,0 +1,84 @@
+"""Attention with fewer key and value heads than query heads, by the fastest way the device has."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn.functional import dropout, scaled_dot_product_attention
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+
+MATMUL_KEYS = 1024  # above it the probabilities, which are kept for the backward pass, outweigh the rest
+
+
+def grouped_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    *,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+) -> torch.Tensor:
+    """Attend from query (B, H, T, D) to key and value (B, K, S, D), H a multiple of K; result (B, H, T, D).
+
+    `mask` is boolean, (B, 1, T, S), with something to attend to in each row; None is causal, with T = S.
+    """
+    if query.device.type == "cpu" and query.dtype == torch.bfloat16 and key.size(2) <= MATMUL_KEYS:
+        return _by_matmul(query, key, value, mask, scale=scale, dropout_p=dropout_p)
+    key, value = (repeat_kv(x, query.size(1) // key.size(1)) for x in (key, value))
+    return scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, is_causal=mask is None, scale=scale, dropout_p=dropout_p
+    )
+
+
+def _by_matmul(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    *,
+    scale: float | None,
+    dropout_p: float,
+) -> torch.Tensor:
+    # torch's CPU kernel does not use the processor's bfloat16 instructions; two matrix products do.
+    (B, H, T, D), (_, K, S, _) = query.shape, key.shape
+    if mask is None:
+        mask = torch.ones(T, S, dtype=torch.bool).tril()
+    bias = query.new_zeros(mask.shape).masked_fill(~mask, -torch.inf)
+    query = (query * (D**-0.5 if scale is None else scale)).reshape(B, K, H // K * T, D)
+    scores = (query @ key.transpose(2, 3)).view(B, H, T, S) + bias
+    weights = dropout(scores.softmax(-1), dropout_p)
+    return (weights.view(B, K, -1, S) @ value).view(B, H, T, D)
+
+
+def folded_attention(  # noqa: PLR0917
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Grouped-query attention that leaves keys and values where they are, for generation on a CPU.
+
+    transformers repeats them for every query head of a group, a copy of the whole cache for each token. Here
+    the heads of a group stand after one another as if they were further queries of one head, which is the
+    same sum. Shapes: query (B, H*R, T, D), key and value (B, H, S, D), mask (B, 1, T, S), result
+    (B, T, H*R, D).
+    """
+    (batch, heads, length, dim), groups = query.shape, query.size(1) // key.size(1)
+    plain = length == 1 if attention_mask is None else attention_mask.shape[1:3] == (1, length)
+    if groups == 1 or not plain or kwargs.get("position_bias") is not None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+    if attention_mask is not None:
+        attention_mask = attention_mask.repeat(1, 1, groups, 1)
+    folded = query.reshape(batch, heads // groups, groups * length, dim)
+    output = scaled_dot_product_attention(
+        folded, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling
+    )
+    return output.reshape(batch, heads, length, dim).transpose(1, 2).contiguous(), None
