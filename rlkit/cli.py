@@ -6,7 +6,7 @@ import importlib
 import sys
 from collections.abc import Callable, Sequence
 
-from rlkit.errors import RewardError, UserError, nearest
+from rlkit.errors import GuardError, RewardError, UserError, nearest
 
 # name: (module, what --help says). Modules are imported when called: most need torch, some must not.
 COMMANDS = {
@@ -53,6 +53,9 @@ def run_command(command: Callable[[], int]) -> int:
             f"rlkit: {error}\nThe checkpoints are kept: mend the reward and go on with --resume.",
             file=sys.stderr,
         )
+        return 1
+    except GuardError as error:
+        print(f"rlkit: {error}\nThe checkpoints are kept: go on with --resume.", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("rlkit: stopped; go on from the last checkpoint with --resume", file=sys.stderr)

@@ -12,6 +12,10 @@ class RewardError(Exception):
     """Rewards failed on too many rollouts to go on training (`rlkit.rewarding`)."""
 
 
+class GuardError(Exception):
+    """A guard stopped a run that cannot learn or is going wrong (`rlkit.guards`)."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return ` (did you mean 'x'?)` for the known name closest to `name`, or the list of known names."""
     known = sorted(known)

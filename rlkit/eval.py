@@ -78,8 +78,7 @@ def _evaluate(options: argparse.Namespace) -> Evaluation:
     from rlkit.rewarding import RewardRunner, load_rewards
 
     rewards, _ = load_rewards(None, environment, None)
-    rewards[environment.metric] = environment.rewards[environment.metric]
-    with RewardRunner(rewards) as runner:
+    with RewardRunner(rewards, metric=environment.metric) as runner:
         return evaluate(
             generator,
             environment,

@@ -62,12 +62,13 @@ def sft(run: Any) -> None:
     session = Session(run, "sft", environment, keys.max_completion_length)
     tasks = demonstrations(environment, session.tasks(), keys.demonstrations)
     rewards, _ = load_rewards(None, environment, None)
-    rewards[environment.metric] = environment.rewards[environment.metric]
     model, tokenizer = load_model(run.model, trust_remote_code=args.trust_remote_code)
     if args.chat_template_path is None:
         require_chat_template(tokenizer, tasks[:1]["prompt"])
     session.open()
-    with RewardRunner(rewards, keys.reward_time_limit, keys.reward_workers) as runner:
+    with RewardRunner(
+        rewards, keys.reward_time_limit, keys.reward_workers, metric=environment.metric
+    ) as runner:
         trainer = SFTTrainer(
             model,
             args=args,

@@ -7,7 +7,14 @@ inside, so that `rlkit --help` and the reward workers start fast.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from rlkit.algorithms.presets import PRESETS
+from rlkit.errors import UserError, nearest
+from rlkit.rewarding import load_rewards
+
+if TYPE_CHECKING:
+    from rlkit.environment import Environment
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,24 +34,24 @@ def train(run: Any) -> None:
 
     from rlkit.algorithms.grpo import GRPOTrainer
     from rlkit.models import load_model
-    from rlkit.rewarding import ErrorBudget, RewardRunner, check_columns, load_rewards
+    from rlkit.rewarding import ErrorBudget, RewardRunner, check_columns
     from rlkit.rollouts.generator import require_chat_template
     from rlkit.session import Session
 
     keys, args = run.task, run.trainer
     environment = keys.make_environment()
-    rewards, weights = load_rewards(keys.rewards, environment, args.reward_weights)
-    if environment.metric not in rewards:  # run and logged as accuracy, with no say in the reward
-        rewards[environment.metric] = environment.rewards[environment.metric]
-        weights.append(0.0)
-    args.reward_weights = weights
+    rewards, args.reward_weights = load_run_rewards(run, environment)
     session = Session(run, "train", environment, args.max_completion_length)
     tasks = session.tasks()
     check_columns(rewards, tasks.column_names)
+    if keys.group_by and keys.group_by not in tasks.column_names:
+        raise UserError(f"group_by: no column {keys.group_by!r}{nearest(keys.group_by, tasks.column_names)}")
     model, tokenizer = load_model(run.model, trust_remote_code=args.trust_remote_code)
     require_chat_template(tokenizer, tasks[:1]["prompt"])
     session.open()
-    with RewardRunner(rewards, keys.reward_time_limit, keys.reward_workers) as runner:
+    with RewardRunner(
+        rewards, keys.reward_time_limit, keys.reward_workers, metric=environment.metric
+    ) as runner:
         trainer = GRPOTrainer(
             model,
             args=args,
@@ -55,10 +62,41 @@ def train(run: Any) -> None:
             runner=runner,
             budget=ErrorBudget(keys.reward_error_budget, keys.reward_error_patience),
             run=session.directory,
-            shared_prefix=keys.shared_prefix,
+            **trainer_options(run),
         )
         watch = {"reward": "reward", "accuracy": f"rewards/{environment.metric}/mean"}
         session.fit(trainer, runner, watch | {"length": "completions/mean_length"})
+
+
+def load_run_rewards(run: Any, environment: Environment) -> tuple[dict[str, Any], list[float]]:
+    """The rewards of a run and their weights: those listed, and those that are part of its algorithm."""
+    keys, weights = run.task, run.trainer.reward_weights
+    names = list(environment.reward_weights) if keys.rewards is None else list(keys.rewards)
+    added = [name for name in PRESETS[keys.algorithm].rewards if name not in names]
+    weights = None if weights is None else [*weights, *(1.0 for _ in added)]
+    return load_rewards([*names, *added], environment, weights, keys.mapping("reward_args"))
+
+
+def trainer_options(run: Any) -> dict[str, Any]:
+    """What `GRPOTrainer` takes besides TRL's arguments, by the run's keys."""
+    from functools import partial
+
+    from rlkit.algorithms.advantages import by_key, leave_one_out
+
+    keys, args = run.task, run.trainer
+    advantages: Any = None
+    if keys.algorithm == "hrpo":
+        advantages = partial(by_key, minimum=keys.group_minimum, scale=args.scale_rewards == "group")
+    if keys.algorithm == "rloo":
+        advantages = leave_one_out
+    return {
+        "shared_prefix": keys.shared_prefix,
+        "advantages": advantages,
+        "group_by": keys.group_by,
+        "difficulty_weighting": keys.difficulty_weighting,
+        "kl_in_reward": keys.algorithm == "rloo",
+        "dynamic_sampling": keys.dynamic_sampling_attempts if keys.dynamic_sampling else 0,
+    }
 
 
 if __name__ == "__main__":

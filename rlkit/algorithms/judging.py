@@ -11,7 +11,7 @@ import torch
 from accelerate.utils import gather_object
 
 from rlkit.environment import Environment
-from rlkit.rewarding import ErrorBudget, RewardRunner
+from rlkit.rewarding import ErrorBudget, RewardRunner, completion_length
 from rlkit.run_directory import RunDirectory
 
 
@@ -84,8 +84,11 @@ class Judging:
     def _remember(self, rows: list[dict]) -> None:
         """Show the valid rollouts of all ranks, once each, to the rewards that remember."""
         seen = [
-            {"task_id": row["task_id"], "length": len(row["completion_ids"]) - (not row["truncated"])}
-            | {"correct": record[f"rewards/{self.environment.metric}"]}
+            {
+                "task_id": row["task_id"],
+                "length": completion_length(row),
+                "correct": record[f"rewards/{self.environment.metric}"],
+            }
             for row, record in zip(rows, self.rollout_records, strict=True)
             if record["invalid"] is None
         ]

@@ -36,11 +36,13 @@ def evaluate(
     environment_args: Mapping[str, Any],
     temperature: float,
     batch_size: int = 256,
+    max_length: int | None = None,
 ) -> Evaluation:
     """Answer `n` tasks of a split with `samples` completions each, `batch_size` tasks at a time.
 
-    `name`, `model`, `environment_args` and `temperature` are only recorded. An invalid rollout is counted and
-    left out of every mean; a task with no valid rollout is left out of the accuracy.
+    `name`, `model`, `environment_args` and `temperature` are only recorded. `max_length`, the limit of a
+    completion in tokens, becomes a column that rewards can read. An invalid rollout is counted and left out
+    of every mean; a task with no valid rollout is left out of the accuracy.
 
     Raises:
         UserError: no task, or the runner does not know the environment's metric.
@@ -55,6 +57,8 @@ def evaluate(
     console = Console(stderr=True)  # what is printed may be JSON for a program
     for start in track(range(0, len(tasks), batch_size), description=f"evaluating {name}", console=console):
         rows = list(answer(generate, tasks[start : start + batch_size], samples))
+        if max_length is not None:
+            rows = [row | {"max_length": max_length} for row in rows]
         frames.append(rollout_frame(environment, rewards, rows, runner(rows, samples)))
     frame = pd.concat(frames, ignore_index=True)
     task_scores = scores_by_task(frame)

@@ -15,23 +15,41 @@ trainer leaves such a rollout out of the loss. Three more shapes are known by th
   called with a batch of one.
 - an object with `__call__`, `state_dict` and `load_state_dict` has memory. It runs in the trainer's own
   process, because that is where its state is saved: it can fail, but **cannot be killed** when it is slow.
+  It may also define `observe(rollouts)`: after a training batch is scored the trainer shows it the valid
+  rollouts of all ranks, each once, as a list of dicts with `task_id`, `length` and `correct`. Then
+  `__call__` must not change the state, so that a batch is judged by what was known before it, ranks agree,
+  and an evaluation, which never calls `observe`, leaves no trace.
 
 All others run in worker processes that are killed when they outrun their time (`runner.py`). Any of them may
-be `async def`. A row is a mapping of the data set's columns and `prompt`, `completion` (the text), and, from
-a trainer, `completion_ids` and `truncated`. Nothing here imports torch.
+be `async def`.
+
+A row is a mapping of the data set's columns and of
+
+- `prompt` and `completion` (the text);
+- `completion_ids`, `truncated` (whether the limit cut it off) and `max_length` (that limit, in tokens), from
+  a trainer or an evaluation;
+- `length`: the tokens of the completion, its end token not counted, where there are `completion_ids`;
+- `correct`: the value of the environment's metric on this rollout, mostly 0 or 1. Rewards that name it, and
+  rewards of a group, run after the metric. Where the metric is None they do not apply either.
+
+A row that has become invalid is left out of its group. Arguments that a config gives a reward are fixed: no
+column replaces them. Nothing here imports torch.
 """
 
+from rlkit.rewarding.batch import Scores, completion_length
 from rlkit.rewarding.budget import ErrorBudget
 from rlkit.rewarding.calls import as_trl_reward, call_reward
-from rlkit.rewarding.load import check_columns, load_rewards
-from rlkit.rewarding.runner import RewardRunner, Scores
+from rlkit.rewarding.load import REWARDS, check_columns, load_rewards
+from rlkit.rewarding.runner import RewardRunner
 
 __all__ = [
+    "REWARDS",
     "ErrorBudget",
     "RewardRunner",
     "Scores",
     "as_trl_reward",
     "call_reward",
     "check_columns",
+    "completion_length",
     "load_rewards",
 ]

@@ -24,18 +24,22 @@ class RewardCall:
     Attributes:
         per_group: it judges the rows of a whole group at once.
         trl: it is a TRL reward function.
+        reads_correct: it names the column `correct`.
         required: the columns it cannot do without.
         columns: all columns it can read, or None when it takes any.
     """
 
     def __init__(self, reward: Reward):
-        parameters = inspect.signature(reward).parameters.values()
+        bound = bound_arguments(reward)
+        parameters = [p for p in inspect.signature(reward).parameters.values() if p.name not in bound]
         names = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
         takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
         self.reward = reward
         self.trl = is_trl(names, takes_any)
         self.per_group = "group" in names and not self.trl
+        self.reads_correct = "correct" in names
         self._any = takes_any
+        self._bound = bound
         self._names = set(names)
         own = {"group"} if self.per_group else set(TRL_ARGUMENTS) if self.trl else set()
         self.required = [p.name for p in parameters if p.name in self._names - own and p.default is p.empty]
@@ -64,7 +68,7 @@ class RewardCall:
         row = {**rows[0], "completion": completion_text(rows[0]["completion"])}
         if self.per_group:
             row["group"] = [{**r, "completion": completion_text(r["completion"])} for r in rows]
-        return {key: value for key, value in row.items() if self._any or key in self._names}
+        return {key: value for key, value in row.items() if self._reads(key)}
 
     def _trl_arguments(self, rows: Sequence[Row]) -> dict[str, Any]:
         columns = {key for key in rows[0] if key not in ("prompt", "completion")}
@@ -72,7 +76,19 @@ class RewardCall:
         arguments["prompts"] = [row.get("prompt") for row in rows]
         arguments["completions"] = [trl_completion(row) for row in rows]
         arguments |= {"trainer_state": None, "log_extra": ignore, "log_metric": ignore}
-        return {key: value for key, value in arguments.items() if self._any or key in self._names}
+        return {key: value for key, value in arguments.items() if self._reads(key)}
+
+    def _reads(self, column: str) -> bool:
+        return column in self._names or (self._any and column not in self._bound)
+
+
+def bound_arguments(reward: Reward) -> set[str]:
+    """Return the names of the arguments that a `functools.partial` fixes: no column may replace them."""
+    names: set[str] = set()
+    while isinstance(reward, functools.partial):
+        names |= reward.keywords.keys()
+        reward = reward.func
+    return names
 
 
 def is_trl(names: Sequence[str], takes_any: bool) -> bool:

@@ -4,57 +4,19 @@ import math
 import pickle
 import sys
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import cloudpickle
-import numpy as np
-from numpy.typing import NDArray
 
 from rlkit.environment import Reward
-from rlkit.errors import UserError
+from rlkit.errors import UserError, nearest
+from rlkit.rewarding.batch import Batch, Scores, Unit
 from rlkit.rewarding.calls import RewardCall, Row
 from rlkit.rewarding.worker import Failure, Reply, Worker, attempt, describe
-
-
-@dataclass
-class Scores:
-    """What the rewards said about a batch of `B` rollouts.
-
-    Attributes:
-        values: (B, R) float64, a column a reward. NaN where a reward does not apply, and in the whole of an
-            invalid row.
-        invalid: (B,) why a row is invalid, such as "distribution: ValueError: empty", or None.
-        error_counts: how many rows each reward made invalid. A row's later rewards are not run.
-        first_traceback: the traceback of the first invalid row (for a killed reward, the reason).
-        first_row: the index of that row.
-    """
-
-    values: NDArray[np.float64]
-    invalid: list[str | None]
-    error_counts: dict[str, int]
-    first_traceback: str | None = None
-    first_row: int | None = None
-
-
-@dataclass
-class Unit:
-    """Work that fails together: rewards for one row, or for the rows of one group."""
-
-    names: Sequence[str]
-    indices: Sequence[int]
-    limit: float  # seconds
-    done: int = 0  # rewards that have replied
-    deadline: float = 0.0
-
-    @property
-    def name(self) -> str:
-        """The reward that is being run."""
-        return self.names[self.done]
 
 
 class RewardRunner:
@@ -62,18 +24,36 @@ class RewardRunner:
 
     Rewards without memory run in worker processes. A worker that outruns the limit or dies is replaced, and
     only the row it was judging (for a group reward, the group) is invalid. It is a context manager.
+
+    Rewards run in three turns: those of one row, those that read `correct`, those of a group. A row that has
+    become invalid is judged no further and left out of its group; so is, where `correct` is read, one to
+    which the metric does not apply.
+
+    Attributes:
+        rewards: by name; `names` are the columns of `Scores.values`.
+        metric: the reward whose value is the column `correct`, or None.
+        stateful: the rewards with memory, by name, for a checkpoint.
     """
 
-    def __init__(self, rewards: Mapping[str, Reward], time_limit: float = 10.0, workers: int = 1):
+    def __init__(
+        self,
+        rewards: Mapping[str, Reward],
+        time_limit: float = 10.0,
+        workers: int = 1,
+        *,
+        metric: str | None = None,
+    ):
         """Start the workers.
 
         Args:
             rewards: by name; the order is that of the columns of `Scores.values`.
-            time_limit: seconds for all rewards of one row together; a group has this times its size.
+            time_limit: seconds for the rewards of one row in one turn; a group has this times its size.
             workers: processes among which rows are shared out.
+            metric: the reward whose value the others can read as `correct`.
 
         Raises:
-            UserError: a reward that cannot be sent to a worker; a limit or number that is not positive.
+            UserError: a reward that cannot be sent to a worker; a limit or number that is not positive; a
+                metric that is not run or reads `correct` itself; a reward that needs it where there is none.
             RewardError: a worker could not load the rewards.
         """
         if not 0 < time_limit < math.inf or workers < 1:
@@ -81,12 +61,12 @@ class RewardRunner:
         self.rewards = dict(rewards)
         self.names = list(rewards)
         self.time_limit = time_limit
+        self.metric = metric
         self._calls = {name: RewardCall(reward) for name, reward in rewards.items()}
-        stateful = [name for name, reward in rewards.items() if is_stateful(reward)]
-        self._by_row = [n for n in rewards if n not in stateful and not self._calls[n].per_group]
-        self._by_group = [n for n in rewards if n not in stateful and self._calls[n].per_group]
-        self._stateful = stateful
-        remote = {name: rewards[name] for name in (*self._by_row, *self._by_group)}
+        self._check_metric()
+        self.stateful = {name: reward for name, reward in rewards.items() if is_stateful(reward)}
+        self._check_memory()
+        remote = {name: reward for name, reward in rewards.items() if name not in self.stateful}
         payload = _pickle_rewards(remote)
         self._workers = [Worker(payload) for _ in range(workers)] if remote else []
         try:
@@ -104,16 +84,24 @@ class RewardRunner:
         """
         if len(rows) % group_size:
             raise ValueError(f"{len(rows)} rows are not groups of {group_size}")
-        batch = _Batch(rows, self.names)
-        singles = [[i] for i in range(len(rows))]
-        groups = [list(range(i, i + group_size)) for i in range(0, len(rows), group_size)]
-        units = [Unit(self._by_row, i, self.time_limit) for i in singles if self._by_row]
-        units += [Unit(self._by_group, i, self.time_limit * group_size) for i in groups if self._by_group]
-        self._run(units, batch)
-        for name in self._stateful:
-            for indices in groups if self._calls[name].per_group else singles:
-                batch.record(name, indices, attempt(self._calls[name], [rows[i] for i in indices]))
+        batch = Batch(rows, self.names)
+        groups = [range(i, i + group_size) for i in range(0, len(rows), group_size)]
+        later = [name for name in self.names if self._waits_for_others(name)]
+        self._judge([name for name in self.names if name not in later], groups, batch)
+        if self.metric is not None:
+            batch.add_correct(self.metric)
+        self._judge(later, groups, batch)
         return batch.scores()
+
+    def observe(self, rollouts: Sequence[Row]) -> None:
+        """Show rollouts of training to the rewards that remember (`rlkit.rewarding`).
+
+        Args:
+            rollouts: `task_id`, `length` and `correct` of the valid ones, those of all ranks, each once.
+        """
+        for reward in self.stateful.values():
+            if hasattr(reward, "observe"):
+                reward.observe(rollouts)
 
     def close(self) -> None:
         """End the worker processes and whatever they have started."""
@@ -126,7 +114,44 @@ class RewardRunner:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _run(self, units: Sequence[Unit], batch: "_Batch") -> None:
+    def _check_metric(self) -> None:
+        if self.metric is not None:
+            if self.metric not in self._calls:
+                raise UserError(f"the metric {self.metric!r} is not run{nearest(self.metric, self.names)}")
+            if self._calls[self.metric].reads_correct:
+                raise UserError(f"the metric {self.metric!r} cannot read 'correct', which is its own value")
+            return
+        for name, call in self._calls.items():
+            if "correct" in call.required:
+                raise UserError(f"the reward {name!r} reads 'correct', but no metric is run")
+
+    def _check_memory(self) -> None:
+        for name, reward in self.rewards.items():
+            if hasattr(reward, "observe") and name not in self.stateful:
+                raise UserError(f"the reward {name!r} has observe but no state_dict and load_state_dict")
+
+    def _waits_for_others(self, name: str) -> bool:
+        call = self._calls[name]
+        return name != self.metric and (call.per_group or call.reads_correct)
+
+    def _judge(self, names: Sequence[str], groups: Sequence[Sequence[int]], batch: Batch) -> None:
+        """Run some rewards: those of one row, then those of a group."""
+        singles = [[i] for i in range(len(batch.rows))]
+        for parts, per_group in ((singles, False), (groups, True)):
+            chosen = [name for name in names if self._calls[name].per_group == per_group]
+            remote = [name for name in chosen if name not in self.stateful]
+            if remote:
+                units = [Unit(remote, part, self.time_limit * len(part)) for part in batch.judged(parts)]
+                self._run(units, batch)
+            for name in chosen:
+                if name in self.stateful:
+                    self._judge_here(name, batch.judged(parts), batch)
+
+    def _judge_here(self, name: str, parts: Sequence[Sequence[int]], batch: Batch) -> None:
+        for part in parts:
+            batch.record(name, part, attempt(self._calls[name], [batch.rows[i] for i in part]))
+
+    def _run(self, units: Sequence[Unit], batch: Batch) -> None:
         waiting, idle = deque(units), list(self._workers)
         busy: dict[Connection, tuple[Worker, Unit]] = {}
         try:
@@ -143,7 +168,7 @@ class RewardRunner:
         unit: Unit,
         idle: list[Worker],
         busy: dict[Connection, tuple[Worker, Unit]],
-        batch: "_Batch",
+        batch: Batch,
     ) -> None:
         columns = [self._calls[name].columns for name in unit.names]
         rows = [_select(batch.rows[i], columns) for i in unit.indices]
@@ -159,9 +184,7 @@ class RewardRunner:
         with suppress(OSError):  # the worker has just died: reading its reply will say so
             worker.connection.send_bytes(work)
 
-    def _collect(
-        self, idle: list[Worker], busy: dict[Connection, tuple[Worker, Unit]], batch: "_Batch"
-    ) -> None:
+    def _collect(self, idle: list[Worker], busy: dict[Connection, tuple[Worker, Unit]], batch: Batch) -> None:
         """Wait for the next replies or the next deadline, and free the workers that are through."""
         if not busy:
             return
@@ -175,37 +198,10 @@ class RewardRunner:
                 finished = time.monotonic() >= unit.deadline
                 if finished:
                     worker.stop()
-                    _fail(batch, unit, f"timed out after {unit.limit:g} s")
+                    batch.fail(unit, f"timed out after {unit.limit:g} s")
             if finished:
                 del busy[connection]
                 idle.append(worker)
-
-
-class _Batch:
-    """The scores of a batch while they come in."""
-
-    def __init__(self, rows: Sequence[Row], names: Sequence[str]):
-        self.rows = rows
-        self._names = {name: column for column, name in enumerate(names)}
-        self._values = np.full((len(rows), len(names)), np.nan)
-        self._invalid: dict[int, tuple[str, str]] = {}  # row: reason and traceback
-        self._errors: Counter[str] = Counter()
-
-    def record(self, name: str, indices: Sequence[int], reply: Reply) -> None:
-        if isinstance(reply, Failure):
-            self._errors[name] += len(indices)
-            for i in indices:
-                self._invalid.setdefault(i, (f"{name}: {reply.reason}", reply.traceback))
-            return
-        for i, value in zip(indices, reply, strict=True):
-            self._values[i, self._names[name]] = np.nan if value is None else value
-
-    def scores(self) -> Scores:
-        self._values[list(self._invalid)] = np.nan
-        reasons = [self._invalid[i][0] if i in self._invalid else None for i in range(len(self.rows))]
-        first = min(self._invalid, default=None)
-        traceback = None if first is None else self._invalid[first][1]
-        return Scores(self._values, reasons, dict(self._errors), traceback, first)
 
 
 def is_stateful(reward: Reward) -> bool:
@@ -213,22 +209,18 @@ def is_stateful(reward: Reward) -> bool:
     return hasattr(reward, "state_dict") and hasattr(reward, "load_state_dict")
 
 
-def _receive(worker: Worker, unit: Unit, batch: _Batch) -> bool:
+def _receive(worker: Worker, unit: Unit, batch: Batch) -> bool:
     """Take one reply of a worker; return whether its unit is through."""
     try:
         reply: Reply = worker.receive()
     except (EOFError, OSError):
         reason = worker.death()
         worker.stop()
-        _fail(batch, unit, reason)
+        batch.fail(unit, reason)
         return True
     batch.record(unit.name, unit.indices, reply)
     unit.done += 1
     return isinstance(reply, Failure) or unit.done == len(unit.names)
-
-
-def _fail(batch: _Batch, unit: Unit, reason: str) -> None:
-    batch.record(unit.name, unit.indices, Failure(reason, f"{unit.name}: {reason}"))
 
 
 def _select(row: Row, columns: Sequence[set[str] | None]) -> dict[str, Any]:

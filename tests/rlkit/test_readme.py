@@ -36,7 +36,7 @@ def test_the_reward_can_be_swapped_in(tmp_path):
     file.write_text(block)
     names = ["distribution", f"{file}:brief"]
     rewards, weights = load_rewards(names, load_environment("causal-v1"), [0.9, 0.1])
-    assert list(rewards) == ["distribution", "brief"] and weights == [0.9, 0.1]
+    assert dict(zip(rewards, weights, strict=True)) == {"distribution": 0.9, "brief": 0.1, "correct": 0.0}
     assert call_reward(rewards["brief"], {"completion": "[0.5, 0.5]"}) == 1
 
 

@@ -16,9 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trl.rewards import think_format_reward
 
+from rlkit.environment import Environment
 from rlkit.errors import RewardError, UserError
-from rlkit.rewarding import RewardRunner, call_reward
+from rlkit.rewarding import RewardRunner, call_reward, load_rewards
 from rlkit.rewarding.load import load_object
+from rlkit.rollouts import Completion
 
 # Test modules are not importable by name from a worker.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -165,6 +167,228 @@ def test_a_failing_group_reward_spoils_its_group():
     assert scores.values[:2].tolist() == [[1, 0], [1, 1]] and np.isnan(scores.values[2:]).all()
     assert scores.invalid[2:] == ["rank: ValueError: returned 1 values for 2 rollouts"] * 2
     assert scores.error_counts == {"rank": 2}
+
+
+def counted(rows, **extra):
+    """Rows of right ("yes"), wrong and undecided ("?") answers, with tokens: a letter each, and the end."""
+    return [{**row, "completion_ids": [*row["completion"], "<end>"], **extra} for row in rows]
+
+
+def right(completion):
+    if completion == "ill":
+        raise ValueError("the metric is ill")
+    return None if completion == "?" else float(completion == "yes")
+
+
+def tokens(length):
+    return length
+
+
+def right_tokens(length, correct):
+    if length == 4:
+        raise ValueError("four")
+    return length * correct
+
+
+def share_of_group(group):
+    return [row["length"] + row["correct"] / len(group) for row in group]
+
+
+def test_the_length_does_not_count_the_end_token():
+    rows = counted(rows_of("yes", ""))
+    rows += [
+        {"completion": "yes", "completion_ids": [1, 2, 3], "truncated": True},
+        {"completion": "", "completion_ids": [], "truncated": True},
+        {"completion": "", "completion_ids": [], "truncated": False},
+    ]
+    with RewardRunner({"tokens": tokens}) as runner:
+        assert runner(rows, 1).values[:, 0].tolist() == [3, 0, 3, 0, 0]
+        assert "missing" in runner(rows_of("yes"), 1).invalid[0]
+    assert "length" not in rows[0]
+
+
+def test_rewards_that_read_correct_run_after_the_metric():
+    rewards = {"right_tokens": right_tokens, "share": share_of_group, "right": right, "tokens": tokens}
+    with RewardRunner(rewards, metric="right") as runner:
+        scores = runner(counted(rows_of("yes", "no", "yes", "yes")), group_size=2)
+    assert scores.values.tolist() == [[3, 3.5, 1, 3], [0, 2, 0, 2], [3, 3.5, 1, 3], [3, 3.5, 1, 3]]
+
+
+def test_a_row_that_is_invalid_is_left_out_of_what_follows():
+    calls = []
+
+    class Spy:
+        def __call__(self, completion, correct):
+            calls.append(completion)
+            return correct
+
+        def state_dict(self):
+            return {}
+
+        def load_state_dict(self, state):
+            pass
+
+    rewards = {"spy": Spy(), "share": share_of_group, "right_tokens": right_tokens, "right": right}
+    with RewardRunner(rewards, metric="right") as runner:
+        scores = runner(counted(rows_of("ill", "yes", "four", "ill", "ill", "ill")), group_size=2)
+    assert scores.values[1].tolist() == [1, 4, 3, 1] and np.isnan(scores.values[[0, 2, 3, 4, 5]]).all()
+    assert scores.invalid[2] == "right_tokens: ValueError: four" and scores.invalid[1] is None
+    assert scores.error_counts == {"right": 4, "right_tokens": 1} and calls == ["yes"]
+
+
+def test_where_the_metric_says_nothing_nothing_else_that_reads_it_does():
+    rewards = {"right": right, "tokens": tokens, "right_tokens": right_tokens, "share": share_of_group}
+    with RewardRunner(rewards, metric="right") as runner:
+        scores = runner(counted(rows_of("?", "yes", "?", "?")), group_size=2)
+    assert scores.invalid == [None] * 4 and scores.error_counts == {}
+    assert scores.values[1].tolist() == [1, 3, 3, 4]
+    assert (
+        scores.values[[0, 2, 3], 1].tolist() == [1, 1, 1]
+        and np.isnan(scores.values[[0, 2, 3]][:, [0, 2, 3]]).all()
+    )
+
+
+def test_a_failing_group_reward_spoils_only_the_rows_it_judged():
+    def moody(group):
+        raise ValueError("no")
+
+    with RewardRunner({"right": right, "moody": moody}, metric="right") as runner:
+        scores = runner(counted(rows_of("yes", "ill", "?")), group_size=3)
+    assert scores.invalid == ["moody: ValueError: no", "right: ValueError: the metric is ill", None]
+    assert scores.error_counts == {"right": 1, "moody": 1}
+
+
+def test_invalid_rows_are_left_out_of_a_group_without_a_metric_too():
+    def size(group):
+        return [len(group)] * len(group)
+
+    with RewardRunner({"size": size, "misbehave": misbehave}) as runner:
+        scores = runner(rows_of("raise", "a", "b"), group_size=3)
+    assert scores.values[1:].tolist() == [[2, 1], [2, 1]] and scores.error_counts == {"misbehave": 1}
+
+
+def test_the_metric_may_judge_a_group_or_remember():
+    def best(group):
+        return [float(row["length"] == max(r["length"] for r in group)) for row in group]
+
+    class Remembers:
+        def __call__(self, completion):
+            return float(completion == "yes")
+
+        def state_dict(self):
+            return {}
+
+        def load_state_dict(self, state):
+            pass
+
+    for metric, values in ((best, [[1, 4], [0, 0]]), (Remembers(), [[0, 0], [1, 3]])):
+        with RewardRunner(
+            {"metric": metric, "tokens": lambda length, correct: length * correct}, metric="metric"
+        ) as r:
+            assert r(counted(rows_of("long", "yes")), 2).values.tolist() == values
+
+
+def test_a_trl_reward_may_read_correct():
+    rewards = {
+        "right": right,
+        "trl": lambda completions, correct, length, **kwargs: [10 * correct[0] + length[0]],
+    }
+    with RewardRunner(rewards, metric="right") as runner:
+        assert runner(counted(rows_of("yes")), 1).values.tolist() == [[1, 13]]
+
+
+@pytest.mark.parametrize(
+    ("rewards", "metric", "message"),
+    [
+        ({"right_tokens": right_tokens}, None, "'right_tokens' reads 'correct', but no metric is run"),
+        ({"right": right}, "rigth", "'rigth' is not run.*did you mean 'right'"),
+        ({"right_tokens": right_tokens}, "right_tokens", "cannot read 'correct'"),
+    ],
+)
+def test_the_metric_is_checked(rewards, metric, message):
+    with pytest.raises(UserError, match=message):
+        RewardRunner(rewards, metric=metric)
+
+
+def test_only_rewards_with_memory_observe():
+    class Sees:
+        def __init__(self):
+            self.seen = []
+
+        def __call__(self, length, correct):
+            return len(self.seen)
+
+        def observe(self, rollouts):
+            self.seen += rollouts
+
+        def state_dict(self):
+            return {"seen": self.seen}
+
+        def load_state_dict(self, state):
+            self.seen = state["seen"]
+
+    class Forgets:
+        def __call__(self, completion):
+            return 0.0
+
+        def observe(self, rollouts):
+            raise AssertionError
+
+    sees, rollout = Sees(), {"task_id": "a", "length": 3, "correct": 1.0}
+    with RewardRunner({"right": right, "sees": sees}, metric="right") as runner:
+        assert runner.stateful == {"sees": sees}
+        assert runner(counted(rows_of("yes", "no")), 2).values[:, 1].tolist() == [0, 0]
+        runner.observe([rollout])
+        assert runner(counted(rows_of("yes", "no")), 2).values[:, 1].tolist() == [1, 1]
+    assert sees.seen == [rollout]
+    with pytest.raises(UserError, match="'forgets' has observe but no state_dict"):
+        RewardRunner({"forgets": Forgets()})
+
+
+def test_rewards_with_arguments_run_in_a_worker():
+    class Sums(Environment):
+        id, metric = "sums-v1", "right"
+        rewards, reward_weights = {"right": right}, {"right": 1.0}
+        tasks = answer = None
+
+    names = ["right", "kimi", "l1_max", "hapo"]
+    rewards, _ = load_rewards(names, Sums(), arguments={"l1_max": {"budget": 10, "alpha": 0.1}, "hapo": {}})
+    rows = counted(
+        rows_of("yes", "no", "yes", "ill", "yes", "no", "no", "?"), task_id="a", truncated=False, alpha=9
+    )
+    with RewardRunner(rewards, metric="right") as runner:
+        assert list(runner.stateful) == ["hapo"]
+        runner.observe([{"task_id": "a", "length": 3, "correct": 1.0}])
+        scores = runner(rows, group_size=4)
+    assert scores.values[0].tolist() == pytest.approx([1, -0.5, 0.85, 0])
+    assert scores.values[1].tolist() == pytest.approx([0, 0, 0, 0])
+    assert scores.invalid[3] and scores.invalid.count(None) == 7
+
+
+def test_an_evaluation_gives_the_limit_and_is_not_observed():
+    from rlkit.evaluation import evaluate
+
+    class Says(Environment):
+        id, metric = "says-v1", "right"
+        rewards, reward_weights = {"right": right}, {"right": 1.0}
+
+        def tasks(self, split, n=None, seed=0):
+            return [{"prompt": CHAT, "task_id": str(i)} for i in range(n)]
+
+        def answer(self, task):
+            return "yes"
+
+    def generate(prompts, samples):
+        return [[Completion("yes", [1, 2, 3, 0], False)] * samples for _ in prompts]
+
+    rewards, _ = load_rewards(["right", "soft_overlong", "hapo"], Says())
+    options = {"name": "n", "model": "m", "environment_args": {}, "temperature": 0.0, "n": 2}
+    with RewardRunner(rewards, metric="right") as runner:
+        result = evaluate(generate, Says(), runner, max_length=4, **options)
+        assert result.rewards == {"right": 1.0, "soft_overlong": 0.0, "hapo": 0.0} and result.invalid == 0
+        assert evaluate(generate, Says(), runner, max_length=3, **options).rewards["soft_overlong"] == -1
+        assert evaluate(generate, Says(), runner, **options).invalid == 2
+    assert rewards["hapo"].state_dict()["tasks"] == []
 
 
 def test_a_reward_with_memory_runs_here():

@@ -1,8 +1,13 @@
 """Loading rewards, calling them in every shape, and translating to and from TRL."""
 
+import functools
+import inspect
 import json
+import pickle
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +15,8 @@ from trl.rewards import get_soft_overlong_punishment, think_format_reward
 
 from rlkit.environment import Environment
 from rlkit.errors import RewardError, UserError
-from rlkit.rewarding import ErrorBudget, as_trl_reward, call_reward, check_columns, load_rewards
+from rlkit.rewarding import REWARDS, ErrorBudget, as_trl_reward, call_reward, check_columns, load_rewards
+from rlkit.rewarding.calls import RewardCall
 
 CHAT = [{"role": "user", "content": "What is 2 + 2?"}]
 
@@ -144,9 +150,126 @@ def test_own_and_foreign_rewards(tmp_path):
         load_rewards([f"{file}:Needy"], Sums())
 
 
+def test_the_metric_is_always_run():
+    rewards, weights = load_rewards(["short"], Sums(), [2])
+    assert list(rewards.items()) == [("short", short), ("right", right)] and weights == [2.0, 0.0]
+    assert load_rewards(["short", "right"], Sums(), [2, 1])[1] == [2.0, 1.0]
+    rewards, _ = load_rewards(["short"], Sums(), arguments={"right": {"partial": 0.5}})
+    assert call_reward(rewards["right"], {"completion": "5", "answer": "4"}) == 0.5
+
+
+def test_short_names(tmp_path):
+    (tmp_path / "mine.py").write_text("def kimi(completion): return 1\n")
+    rewards, weights = load_rewards([f"{tmp_path / 'mine.py'}:kimi", "kimi", "hapo"], Sums())
+    assert list(rewards) == ["kimi_2", "kimi", "hapo", "right"] and weights == [1.0, 1.0, 1.0, 0.0]
+    for name in REWARDS:
+        assert list(load_rewards([name], Sums())[0]) == [name, "right"]
+
+
+def test_every_length_reward_has_a_short_name():
+    from rewards import length, length_group
+
+    here = {
+        f"{m.__name__}:{n}" for m in (length, length_group) for n, f in vars(m).items() if is_reward(m, f)
+    }
+    assert here == set(REWARDS.values()) - {"rewards.hapo:HistoryLength"}
+
+
+def test_the_page_lists_every_short_name():
+    page = (Path(__file__).parents[2] / "docs/rewards/length.md").read_text()
+    assert set(re.findall(r"^\| `(\w+)`", page, re.MULTILINE)) == set(REWARDS)
+
+
+def is_reward(module, function):
+    local = inspect.isfunction(function) and function.__module__ == module.__name__
+    return (
+        local
+        and {"group", "length"} & set(inspect.signature(function).parameters)
+        and (function.__name__ != "standardised")
+    )
+
+
+def test_arguments_are_fixed():
+    arguments = {
+        "right": {"partial": 0.5},
+        "l1_max": {"budget": 1000},
+        "soft_overlong": {"max_length": 100},
+        "kimi": None,
+    }
+    rewards, _ = load_rewards(list(arguments), Sums(), arguments=arguments)
+    assert list(rewards) == list(arguments)
+    row = {
+        "completion": "5",
+        "answer": "4",
+        "partial": 0.9,
+        "budget": 1,
+        "max_length": 9,
+        "length": 90,
+        "correct": 1.0,
+    }
+    assert call_reward(rewards["right"], row) == 0.5
+    assert call_reward(rewards["l1_max"], row) == pytest.approx(1.0)
+    assert call_reward(rewards["soft_overlong"], row) == -0.5
+    call = RewardCall(rewards["l1_max"])
+    assert call.required == ["length", "correct"] and call.columns == {"length", "correct", "alpha"}
+    assert call.reads_correct and not RewardCall(right).reads_correct
+    again = pickle.loads(pickle.dumps(rewards["l1_max"]))
+    assert call_reward(again, row) == pytest.approx(1.0)
+
+
+def test_the_environments_own_partial_is_kept():
+    class Bound(Sums):
+        rewards = {"right": functools.partial(right, partial=0.25)}  # noqa: RUF012
+
+    row = {"completion": "5", "answer": "4", "partial": 0.9}
+    assert call_reward(load_rewards(None, Bound())[0]["right"], row) == 0.25
+    rewards, _ = load_rewards(None, Bound(), arguments={"right": {"partial": 0.75}})
+    assert call_reward(rewards["right"], row) == 0.75
+
+
+def test_a_class_is_built_with_its_arguments(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "class Scaled:\n"
+        "    def __init__(self, scale): self.scale = scale\n"
+        "    def __call__(self, completion): return self.scale * len(completion)\n"
+        "built = Scaled(1)\n"
+        "built.state_dict = dict\n"
+    )
+    rewards, _ = load_rewards([f"{file}:Scaled"], Sums(), arguments={f"{file}:Scaled": {"scale": 3}})
+    assert call_reward(rewards["Scaled"], {"completion": "ab"}) == 6
+    with pytest.raises(UserError, match="already built"):
+        load_rewards([f"{file}:built"], Sums(), arguments={f"{file}:built": {"scale": 3}})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"kimmi": {}}, r"arguments for 'kimmi'.*did you mean 'kimi'"),
+        ({"laser": {}}, "arguments for 'laser', which is no reward here"),
+        ({"l1_max": {"alhpa": 1.0}}, r"'l1_max' has no argument 'alhpa' \(did you mean 'alpha'"),
+        ({"l1_max": {"length": 5}}, "'l1_max' has no argument 'length'"),
+        ({"kimi": {"group": []}}, "'kimi' has no argument 'group'"),
+        ({"right": {"completion": ""}}, "'right' has no argument 'completion'"),
+        ({"l1_max": {"alpha": "1e-3"}}, "'alpha' of the reward 'l1_max' is the text '1e-3'"),
+        ({"l1_max": 3}, "arguments of the reward 'l1_max' are 3"),
+        ({"hapo": {"wieght": 1.0}}, "'hapo' has no argument 'wieght'.*did you mean 'weight'"),
+        ({"hapo": {"weight": 2}}, "the reward 'hapo': the weight is 2: it must be within 0 and 1"),
+        ({"hapo": {"weight": "0.5x"}}, "'weight' of the reward 'hapo' is the text"),
+        ({"hapo": {"weight": [1]}}, "'hapo' cannot be built with the arguments weight"),
+        ({"hapo": {"shape": "round"}}, "the reward 'hapo': there is no shape 'round'"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message):
+    with pytest.raises(UserError, match=message) as error:
+        load_rewards(["right", "kimi", "l1_max", "hapo"], Sums(), arguments=arguments)
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("names", "weights", "message"),
     [
+        (["kimmi"], None, "has no reward 'kimmi' .did you mean 'kimi'"),
         (["rigth"], None, "did you mean 'right'"),
         (["trl.rewards:think_format"], None, "did you mean 'think_format_reward'"),
         (["no_such_package:f"], None, "no module"),
@@ -169,6 +292,17 @@ def test_missing_columns_are_named():
         check_columns({"right": right}, ["prompt", "answers"])
     with pytest.raises(UserError, match="needs a column 'solution'"):
         check_columns({"f": lambda prompts, completions, solution: None}, ["prompt"])
+
+
+def test_the_rollouts_own_columns():
+    rewards, _ = load_rewards(["soft_overlong", "think_prune", "kimi", "hapo"], Sums())
+    check_columns(rewards, ["prompt", "task_id", "answer"])
+    for column in ("length", "correct", "max_length"):
+        with pytest.raises(UserError, match=f"a column '{column}', a name that is the rollout's own"):
+            check_columns(rewards, ["prompt", "answer", column])
+    with pytest.raises(UserError, match="'l1_exact' needs a column 'budget'"):
+        check_columns(load_rewards(["l1_exact"], Sums())[0], ["prompt", "answer"])
+    check_columns(load_rewards(["l1_exact"], Sums(), arguments={"l1_exact": {"budget": 9}})[0], ["answer"])
 
 
 def test_the_budget_forgives_and_runs_out():
