@@ -24,6 +24,8 @@ def grouped_attention(
 
     `mask` is boolean, (B, 1, T, S), with something to attend to in each row; None is causal, with T = S.
     """
+    if query.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        query, key, value = (x.to(torch.get_autocast_dtype("cpu")) for x in (query, key, value))
     if query.device.type == "cpu" and query.dtype == torch.bfloat16 and key.size(2) <= MATMUL_KEYS:
         return _by_matmul(query, key, value, mask, scale=scale, dropout_p=dropout_p)
     key, value = (repeat_kv(x, query.size(1) // key.size(1)) for x in (key, value))
