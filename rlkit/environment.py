@@ -38,6 +38,7 @@ SPLITS = ("train", "dev", "test")
 # Our own environments. Anything else is "package.module:Class" or "path/file.py:Class".
 ENVIRONMENTS = {
     "causal-v1": "envs.causal:CausalEnvironment",
+    "math-v1": "envs.math:MathEnvironment",
 }
 
 
