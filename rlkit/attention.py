@@ -47,14 +47,15 @@ def _by_matmul(
     (B, H, T, D), (_, K, S, _) = query.shape, key.shape
     if mask is None:
         mask = torch.ones(T, S, dtype=torch.bool).tril()
-    bias = query.new_zeros(mask.shape).masked_fill(~mask, -torch.inf)
+    # Not infinity: the rows of padding may have nothing to attend to, and must not become NaN.
+    bias = query.new_zeros(mask.shape).masked_fill(~mask, torch.finfo(query.dtype).min)
     query = (query * (D**-0.5 if scale is None else scale)).reshape(B, K, H // K * T, D)
     scores = (query @ key.transpose(2, 3)).view(B, H, T, S) + bias
     weights = dropout(scores.softmax(-1), dropout_p)
     return (weights.view(B, K, -1, S) @ value).view(B, H, T, D)
 
 
-def folded_attention(  # noqa: PLR0917
+def cpu_attention(  # noqa: PLR0917
     module: Any,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -64,23 +65,33 @@ def folded_attention(  # noqa: PLR0917
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Grouped-query attention that leaves keys and values where they are, for generation on a CPU.
-
-    transformers repeats them for every query head of a group, a copy of the whole cache for each token. Here
-    the heads of a group stand after one another as if they were further queries of one head, which is the
-    same sum. Shapes: query (B, H*R, T, D), key and value (B, H, S, D), mask (B, 1, T, S), result
-    (B, T, H*R, D).
-    """
-    (batch, heads, length, dim), groups = query.shape, query.size(1) // key.size(1)
-    plain = length == 1 if attention_mask is None else attention_mask.shape[1:3] == (1, length)
-    if groups == 1 or not plain or kwargs.get("position_bias") is not None:
+    """What models call for the attention 'sdpa' on a CPU; the result is (B, T, H, D)."""
+    options: dict[str, Any] = {"scale": scaling, "dropout_p": dropout}
+    plain = attention_mask is None or (attention_mask.dtype == torch.bool and attention_mask.size(1) == 1)
+    if not plain or kwargs.get("position_bias") is not None or kwargs.get("is_causal") is False:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
-    if attention_mask is not None:
-        attention_mask = attention_mask.repeat(1, 1, groups, 1)
-    folded = query.reshape(batch, heads // groups, groups * length, dim)
-    output = scaled_dot_product_attention(
-        folded, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling
-    )
-    return output.reshape(batch, heads, length, dim).transpose(1, 2).contiguous(), None
+    if query.size(2) == 1:
+        output = _fold(query, key, value, attention_mask, **options)
+    elif attention_mask is None and query.size(2) != key.size(2):
+        return sdpa_attention_forward(module, query, key, value, None, dropout=dropout, scaling=scaling)
+    else:
+        output = grouped_attention(query, key, value, attention_mask, **options)
+    return output.transpose(1, 2).contiguous(), None
+
+
+def _fold(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, **options: Any
+) -> torch.Tensor:
+    """Attention of one token a row that leaves keys and values where they are.
+
+    To repeat them for every query head of a group is a copy of the whole cache for each token. Here the heads
+    of a group stand after one another as if they were further queries of one head, which is the same sum.
+    """
+    B, H, _, D = query.shape
+    groups = H // key.size(1)
+    if mask is not None:
+        mask = mask.repeat(1, 1, groups, 1)
+    folded = query.reshape(B, H // groups, groups, D)
+    return scaled_dot_product_attention(folded, key, value, attn_mask=mask, **options).reshape(B, H, 1, D)

@@ -6,7 +6,7 @@ import sys
 import trl.trainer.utils
 from transformers import AttentionInterface
 
-from rlkit.attention import folded_attention
+from rlkit.attention import cpu_attention
 
 # glibc's mallopt parameters (malloc.h).
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
@@ -16,7 +16,7 @@ def tune_for_cpu() -> None:
     """Keep memory in the process, skip what is not scored in TRL's head, attend without copying keys."""
     _keep_memory()
     _score_only_completions()
-    AttentionInterface.register("sdpa", folded_attention)
+    AttentionInterface.register("sdpa", cpu_attention)
 
 
 def _keep_memory() -> None:

@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 from transformers import DynamicCache, GenerationConfig
-from transformers.cache_utils import DynamicLayer
 
 from rlkit.rollouts import sampling
+from rlkit.rollouts.cache import is_plain, with_room
 
 
 def group_prompts(prompts: Sequence[Sequence[int]]) -> tuple[list[Sequence[int]], list[int]]:
@@ -33,27 +33,18 @@ def position_ids(mask: torch.Tensor) -> torch.Tensor:
     return (mask.cumsum(-1) - 1).clamp(min=0)
 
 
-def is_plain(cache: Any) -> bool:
-    """Whether every layer of the cache keeps plain keys and values, so that its rows can be repeated.
-
-    Sliding-window, linear-attention and quantised layers keep something else.
-    """
-    return all(type(layer) is DynamicLayer for layer in cache.layers)
-
-
 @torch.no_grad()
 def prefill(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> DynamicCache:
     """Run prompts (B, P) through the model and return the cache of their keys and values."""
     cache = DynamicCache(config=model.config)
-    if ids.size(1):
-        model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=position_ids(mask),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
+    model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=position_ids(mask),
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
     return cache
 
 
@@ -83,12 +74,11 @@ def generate(
     if uniforms is not None and sampling.knows(config):
         extra["logits_processor"] = sampling.processors(config, uniforms.to(device))
         config = sampling.greedy(config)
-    if len(distinct) < len(prompts):
+    if ids.size(1) > 1:
         # All but the last prompt token: `generate` runs that one itself to get the first logits.
         cache = prefill(model, ids[:, :-1], mask[:, :-1])
         if is_plain(cache):
-            cache.batch_select_indices(rows)
-            extra["past_key_values"] = cache
+            extra["past_key_values"] = with_room(cache, rows, 1 + config.max_new_tokens)
     output = model.generate(input_ids=ids[rows], attention_mask=mask[rows], generation_config=config, **extra)
     ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     return [cut_after_end(row, ends) for row in output[:, ids.size(1) :].tolist()]

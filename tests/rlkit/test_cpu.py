@@ -12,7 +12,8 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from rlkit import cpu
-from rlkit.cpu import folded_attention, tune_for_cpu
+from rlkit.attention import cpu_attention
+from rlkit.cpu import tune_for_cpu
 
 
 class Attention(torch.nn.Module):
@@ -33,7 +34,7 @@ def inputs(batch, heads, groups, queries, keys):
 
 def assert_same(groups, tensors, mask, **options):
     results = []
-    for attend in (sdpa_attention_forward, folded_attention):
+    for attend in (sdpa_attention_forward, cpu_attention):
         output, weights = attend(Attention(groups), *tensors, mask, **options)
         assert weights is None
         results.append((output, *torch.autograd.grad(output.square().sum(), tensors)))
@@ -115,7 +116,7 @@ def test_loss_and_gradients_are_the_same_when_tuned(untuned, tiny_model):
         output.loss.backward()
         gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
         results.append((output.loss.detach(), output.entropy, gradient))
-    assert AttentionInterface()["sdpa"] is folded_attention
+    assert AttentionInterface()["sdpa"] is cpu_attention
     for expected, found in zip(*results, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
