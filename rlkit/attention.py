@@ -26,6 +26,8 @@ def grouped_attention(
     """
     if query.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
         query, key, value = (x.to(torch.get_autocast_dtype("cpu")) for x in (query, key, value))
+    if query.device.type == "cpu" and query.size(2) == 1:
+        return _fold(query, key, value, mask, scale=scale, dropout_p=dropout_p)
     if query.device.type == "cpu" and query.dtype == torch.bfloat16 and key.size(2) <= MATMUL_KEYS:
         return _by_matmul(query, key, value, mask, scale=scale, dropout_p=dropout_p)
     key, value = (repeat_kv(x, query.size(1) // key.size(1)) for x in (key, value))
@@ -55,6 +57,19 @@ def _by_matmul(
     return (weights.view(B, K, -1, S) @ value).view(B, H, T, D)
 
 
+def _fold(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, **options: Any
+) -> torch.Tensor:
+    # To repeat keys and values for every query head of a group is a copy of the whole cache for each token.
+    # Here the heads of a group stand after one another as further queries of one head, the same sum.
+    B, H, _, D = query.shape
+    groups = H // key.size(1)
+    if mask is not None:
+        mask = mask.repeat(1, 1, groups, 1)
+    folded = query.reshape(B, H // groups, groups, D)
+    return scaled_dot_product_attention(folded, key, value, attn_mask=mask, **options).reshape(B, H, 1, D)
+
+
 def cpu_attention(  # noqa: PLR0917
     module: Any,
     query: torch.Tensor,
@@ -72,26 +87,9 @@ def cpu_attention(  # noqa: PLR0917
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
-    if query.size(2) == 1:
-        output = _fold(query, key, value, attention_mask, **options)
-    elif attention_mask is None and query.size(2) != key.size(2):
-        return sdpa_attention_forward(module, query, key, value, None, dropout=dropout, scaling=scaling)
-    else:
-        output = grouped_attention(query, key, value, attention_mask, **options)
+    if attention_mask is None and query.size(2) != key.size(2):
+        if query.size(2) > 1:
+            return sdpa_attention_forward(module, query, key, value, None, dropout=dropout, scaling=scaling)
+        attention_mask = query.new_ones(query.size(0), 1, 1, key.size(2), dtype=torch.bool)
+    output = grouped_attention(query, key, value, attention_mask, **options)
     return output.transpose(1, 2).contiguous(), None
-
-
-def _fold(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, **options: Any
-) -> torch.Tensor:
-    """Attention of one token a row that leaves keys and values where they are.
-
-    To repeat them for every query head of a group is a copy of the whole cache for each token. Here the heads
-    of a group stand after one another as if they were further queries of one head, which is the same sum.
-    """
-    B, H, _, D = query.shape
-    groups = H // key.size(1)
-    if mask is not None:
-        mask = mask.repeat(1, 1, groups, 1)
-    folded = query.reshape(B, H // groups, groups, D)
-    return scaled_dot_product_attention(folded, key, value, attn_mask=mask, **options).reshape(B, H, 1, D)

@@ -34,7 +34,7 @@ OTHERS = {
 def draw(key: Sequence[int], rows: Sequence[int], length: int) -> torch.Tensor:
     """Random numbers in [0, 1) for rollouts, (B, length): row i's depend on `key` and `rows[i]` alone."""
     numbers = [np.random.default_rng([*key, row]).random(length) for row in rows]
-    return torch.from_numpy(np.stack(numbers)).clamp(max=1 - 2**-40)
+    return torch.from_numpy(np.stack(numbers))
 
 
 class Inverse(LogitsProcessor):
@@ -46,9 +46,12 @@ class Inverse(LogitsProcessor):
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Raise the chosen token's score (B, V) to infinity."""
-        cumulative = scores.float().softmax(-1).cumsum(-1, dtype=torch.float64)
-        target = self.uniforms[:, self.step : self.step + 1] * cumulative[:, -1:]
-        token = torch.searchsorted(cumulative, target, right=True).clamp(max=scores.size(1) - 1)
+        cumulative = scores.float().softmax(-1).cumsum(-1)
+        total = cumulative[:, -1:]
+        target = (self.uniforms[:, self.step : self.step + 1] * total).float()
+        # Rounded up to the total, it would choose the last token, whatever that one's probability.
+        target = torch.minimum(target, torch.nextafter(total, torch.zeros_like(total)))
+        token = torch.searchsorted(cumulative, target, right=True)
         self.step += 1
         return scores.scatter(1, token, torch.inf)
 

@@ -27,7 +27,7 @@ def test_the_numbers_depend_on_key_and_row_alone():
 
 def test_tokens_are_drawn_by_their_probability():
     scores = torch.tensor([0.5, 0.25, 0.125, 0.125, 0.0]).log()
-    uniforms = torch.linspace(0, 1 - 2**-40, 4001, dtype=torch.float64)[:, None]
+    uniforms = torch.linspace(0, 1 - 2**-53, 4001, dtype=torch.float64)[:, None]
     chosen = Inverse(uniforms)(None, scores.expand(4001, -1)).argmax(1)
     share = np.bincount(chosen, minlength=5) / 4001
     np.testing.assert_allclose(share, [0.5, 0.25, 0.125, 0.125, 0], atol=1e-3)
@@ -37,7 +37,7 @@ def test_tokens_are_drawn_by_their_probability():
 def test_a_token_without_probability_is_never_drawn(impossible):
     scores = torch.zeros(2, 5)
     scores[:, impossible] = -torch.inf
-    chosen = Inverse(torch.tensor([[0.0], [1 - 2**-40]], dtype=torch.float64))(None, scores).argmax(1)
+    chosen = Inverse(torch.tensor([[0.0], [1 - 2**-53]], dtype=torch.float64))(None, scores).argmax(1)
     assert impossible not in chosen.tolist()
 
 
