@@ -91,6 +91,7 @@ def _evaluate(options: argparse.Namespace) -> Evaluation:
             model=options.model,
             environment_args=options.args,
             temperature=options.temperature,
+            max_length=options.max_completion_length,
         )
 
 

@@ -49,10 +49,21 @@ class RunDirectory:
             raise UserError(f"{self.path} is not a run directory (it has no config.yaml): it is not deleted")
         shutil.rmtree(self.path)
 
-    def last_checkpoint(self) -> Path | None:
-        """The checkpoint with the highest step that was written whole, or None."""
-        whole = [p for p in self.path.glob("checkpoint-*") if (p / "trainer_state.json").is_file()]
-        return max(whole, key=lambda p: int(p.name.split("-")[1]), default=None)
+    def rewind(self, step: int) -> None:
+        """Take back what this stage wrote after a step: a resumed run leaves what a whole one would."""
+        for path in (self.path / "rollouts").glob("step-*.parquet") if self.stage == "train" else ():
+            if int(path.stem.split("-")[1]) > step:
+                path.unlink()
+        path = self.path / "metrics.jsonl"
+        if not path.exists():
+            return
+        lines = [line for line in map(_read_line, path.read_text().splitlines()) if line is not None]
+        kept = [line for line in lines if line["stage"] != self.stage or line["step"] <= step]
+        partial = path.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        os.replace(partial, path)
+        seconds = [line["seconds"] for line in kept if line["stage"] == self.stage]
+        self.started = time.monotonic() - max(seconds, default=0.0)
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Append one line of metrics; numbers that JSON cannot say (NaN, infinity) become null."""
@@ -67,6 +78,13 @@ class RunDirectory:
         partial = path.with_suffix(".partial")
         pd.DataFrame(list(rows)).to_parquet(partial)
         os.replace(partial, path)
+
+
+def _read_line(text: str) -> dict[str, Any] | None:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:  # the last one, of a run that was killed while it wrote
+        return None
 
 
 def _plain(value: Any) -> Any:

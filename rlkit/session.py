@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import sys
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import transformers
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from trl.models import unwrap_model_for_generation
 
 from rlkit.callbacks import EvaluateCallback, Finished, FinishedCallback, MetricsCallback, ProgressCallback
@@ -17,12 +19,14 @@ from rlkit.cpu import tune_for_cpu
 from rlkit.environment import Environment
 from rlkit.errors import UserError
 from rlkit.evaluation import Evaluation, compare, evaluate
+from rlkit.guards import Guards
 from rlkit.models import save_model
 from rlkit.report import build_report
 from rlkit.rewarding import RewardRunner
 from rlkit.rollouts import Completion
 from rlkit.rollouts.generator import Generator
 from rlkit.run_directory import RunDirectory
+from rlkit.state import differences, last_checkpoint, manifest
 
 if TYPE_CHECKING:
     import datasets
@@ -47,6 +51,7 @@ class Session:
         self.environment = environment
         self.max_completion_length = max_completion_length
         self.directory = RunDirectory(Path(run.trainer.output_dir), stage)
+        self.guards: Guards | None = None
 
     def tasks(self) -> datasets.Dataset:
         """The tasks to train on; raises UserError where they are not tasks."""
@@ -66,22 +71,28 @@ class Session:
                 self.directory.open(resume=keys.resume, overwrite=keys.overwrite)
                 save_resolved(self.run, self.directory.path / "config.yaml")
 
-    def fit(self, trainer: Any, runner: RewardRunner, watch: dict[str, str]) -> None:
+    def fit(
+        self, trainer: Any, runner: RewardRunner, watch: dict[str, str], guards: Guards | None = None
+    ) -> None:
         """Evaluate, train, evaluate, save the model, write the report and say what was learned."""
+        self.guards = guards
         keys = self.run.task
         for default in (transformers.trainer_callback.ProgressCallback, transformers.PrinterCallback):
             trainer.remove_callback(default)
         trainer.add_callback(FinishedCallback())
         trainer.add_callback(MetricsCallback(self.directory))
+        if guards is not None:
+            trainer.add_callback(guards)
         trainer.add_callback(ProgressCallback(watch))
         if keys.evaluation_steps:
             trainer.add_callback(
                 EvaluateCallback(lambda n: self.evaluate(trainer, runner, n), keys.evaluation_steps)
             )
-        checkpoint = self.directory.last_checkpoint() if keys.resume else None
+        trainer.identity = self.identity(runner, trainer.accelerator.num_processes)
+        checkpoint = on_main_process(trainer.accelerator, lambda: self._checkpoint(trainer.identity))
         self.evaluate(trainer, runner, "before")
         with suppress(Finished):
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            trainer.train(resume_from_checkpoint=checkpoint)
         self.evaluate(trainer, runner, "after")
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
             trainer.save_model(str(self.directory.path / "model"))
@@ -90,6 +101,48 @@ class Session:
             save_model(model, trainer.processing_class, self.directory.path / "model")
         if trainer.accelerator.is_main_process:
             print(self.summary(), flush=True)
+
+    def identity(self, runner: RewardRunner, processes: int) -> dict[str, Any]:
+        """What may not change when a run goes on, in values that JSON can say."""
+        keys, args = self.run.task, self.run.trainer
+        rows = args.per_device_train_batch_size * getattr(args, "steps_per_generation", 1)
+        identity = {
+            "stage": self.directory.stage,
+            "environment": self.environment.id,
+            "environment_args": keys.mapping("environment_args"),
+            "num_tasks": keys.num_tasks,
+            "algorithm": getattr(keys, "algorithm", None),
+            "model": self.run.model.model_name_or_path,
+            "processes": processes,
+            "seed": args.seed,
+            "rollouts": rows * processes,
+            "num_generations": getattr(args, "num_generations", None),
+        }
+        if self.directory.stage == "train":
+            weights = dict(zip(runner.names, args.reward_weights, strict=True))
+            identity |= {"rewards": weights, "reward_args": keys.mapping("reward_args")}
+        return json.loads(json.dumps(identity))
+
+    def _checkpoint(self, identity: dict[str, Any]) -> str | None:
+        """Where a resumed run goes on from; what was written after it is taken back."""
+        if not self.run.task.resume:
+            return None
+        checkpoint = last_checkpoint(self.directory.path)
+        if checkpoint is None:
+            print(
+                "rlkit: there is no checkpoint yet: starting from the beginning", file=sys.stderr, flush=True
+            )
+            self.directory.rewind(0)
+            return None
+        saved = manifest(checkpoint)
+        changed = differences(saved["identity"], identity)
+        if changed:
+            text = f"this run is not the one that wrote {checkpoint}: {'; '.join(changed)}"
+            if not self.run.task.resume_anyway:
+                raise UserError(f"{text}; --resume_anyway goes on")
+            print(f"rlkit: {text}", file=sys.stderr, flush=True)
+        self.directory.rewind(saved["step"])
+        return str(checkpoint)
 
     def evaluate(self, trainer: Any, runner: RewardRunner, name: str) -> None:
         """Answer the held-out tasks greedily; all ranks take part. A resumed run has `before` already."""
@@ -108,12 +161,18 @@ class Session:
             model=str(self.run.model.model_name_or_path),
             environment_args=keys.mapping("environment_args"),
             temperature=0.0,
+            max_length=self.max_completion_length,
         )
         trainer.accelerator.wait_for_everyone()
         if trainer.accelerator.is_main_process:
             result.save(path)
             step = trainer.state.global_step
-            self.directory.log(step, {"evaluation/accuracy": result.accuracy.mean})
+            lengths = {"evaluation/accuracy": result.accuracy.mean, "evaluation/length": result.length}
+            self.directory.log(step, lengths)
+        if self.guards is not None:
+            self.guards.evaluated(
+                trainer.state.global_step, result.accuracy.mean, len(result.scores), last=name == "after"
+            )
 
     def _answer(self, trainer: Any, prompts: Sequence[Any], samples: int) -> list[list[Completion]]:
         """Answer prompts, each rank its share, and gather the answers on all ranks in order."""
@@ -148,3 +207,17 @@ class Session:
         lines.append(f"model:  {self.directory.path / 'model'}")
         lines.append(f"report: {build_report([self.directory.path])}")
         return "\n".join(lines)
+
+
+def on_main_process(accelerator: Any, decide: Callable[[], Any]) -> Any:
+    """Let the main process decide, and return on all ranks what it did or raise its UserError."""
+    outcome: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            outcome[0] = decide()
+        except UserError as error:
+            outcome[1] = str(error)
+    broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise UserError(outcome[1])
+    return outcome[0]

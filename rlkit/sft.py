@@ -50,8 +50,9 @@ def demonstrations(environment: Environment, tasks: datasets.Dataset, kind: str)
 
 def sft(run: Any) -> None:
     """Fine-tune on demonstrations, with evaluation before and after, model and report at the end."""
-    from trl import SFTTrainer, get_peft_config
+    from trl import get_peft_config
 
+    from rlkit.algorithms.sft import SFTTrainer
     from rlkit.models import load_model
     from rlkit.rewarding import RewardRunner, load_rewards
     from rlkit.rollouts.generator import require_chat_template

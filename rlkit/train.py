@@ -6,10 +6,11 @@ inside, so that `rlkit --help` and the reward workers start fast.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from rlkit.algorithms.presets import PRESETS
+from rlkit.algorithms.presets import PRESETS, warnings_for
 from rlkit.errors import UserError, nearest
 from rlkit.rewarding import load_rewards
 
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train as the keys say and return the exit code."""
-    import sys
-
     from rlkit.config import parse_train
 
     run = parse_train(sys.argv[1:] if arguments is None else arguments)
@@ -33,6 +32,7 @@ def train(run: Any) -> None:
     from trl import get_peft_config
 
     from rlkit.algorithms.grpo import GRPOTrainer
+    from rlkit.guards import Guards
     from rlkit.models import load_model
     from rlkit.rewarding import ErrorBudget, RewardRunner, check_columns
     from rlkit.rollouts.generator import require_chat_template
@@ -41,7 +41,10 @@ def train(run: Any) -> None:
     keys, args = run.task, run.trainer
     environment = keys.make_environment()
     rewards, args.reward_weights = load_run_rewards(run, environment)
+    for warning in warnings_for({**vars(args), **vars(keys)}) if args.process_index == 0 else ():
+        print(f"rlkit: {warning}", file=sys.stderr, flush=True)
     session = Session(run, "train", environment, args.max_completion_length)
+    guards = Guards(keys.mapping("guards"), record=session.directory.log)
     tasks = session.tasks()
     check_columns(rewards, tasks.column_names)
     if keys.group_by and keys.group_by not in tasks.column_names:
@@ -65,7 +68,7 @@ def train(run: Any) -> None:
             **trainer_options(run),
         )
         watch = {"reward": "reward", "accuracy": f"rewards/{environment.metric}/mean"}
-        session.fit(trainer, runner, watch | {"length": "completions/mean_length"})
+        session.fit(trainer, runner, watch | {"length": "completions/mean_length"}, guards)
 
 
 def load_run_rewards(run: Any, environment: Environment) -> tuple[dict[str, Any], list[float]]:

@@ -1,7 +1,7 @@
 """GRPO on TRL's trainer: rewards that may fail, prompts computed once, rollouts kept, any baseline.
 
 The seams of TRL that this stands on, each with a test: `_generate_single_turn`, `_calculate_rewards`,
-`_generate_and_score_completions`, `_prepare_inputs`, `_compute_loss`,
+`_generate_and_score_completions`, `_prepare_inputs`, `_compute_loss`, `_get_train_sampler`,
 `_get_per_token_logps_and_entropies`.
 """
 
@@ -28,12 +28,13 @@ from rlkit.rewarding.calls import RewardCall
 from rlkit.rollouts.generate import generate
 from rlkit.rollouts.sampling import draw
 from rlkit.run_directory import RunDirectory
+from rlkit.state import Checkpoints, InEpoch, Progress, Stateful
 
 # From the rewards of all ranks (N,), NaN where invalid, and the keys of their groups to advantages (N,).
 Advantages = Callable[[torch.Tensor, Sequence[Hashable]], torch.Tensor]
 
 
-class GRPOTrainer(Judging, trl.GRPOTrainer):
+class GRPOTrainer(Judging, Checkpoints, trl.GRPOTrainer):
     """TRL's GRPOTrainer with rlkit's rewards.
 
     Args:
@@ -112,6 +113,20 @@ class GRPOTrainer(Judging, trl.GRPOTrainer):
                 f"{per_group[0]} judges whole groups, but a process gets {rows} rollouts at a "
                 f"time: make that a multiple of num_generations ({self.num_generations})"
             )
+
+    def stateful(self) -> dict[str, Stateful]:
+        """What a checkpoint keeps besides what transformers saves."""
+        parts: dict[str, Any] = {"progress": Progress(self), "budget": self.budget}
+        parts |= {f"reward {name}": reward for name, reward in self.runner.stateful.items()}
+        if self.dynamic_sampling:
+            parts["dynamic_sampling"] = self.dynamic_sampling
+        for callback in self.callback_handler.callbacks:
+            if hasattr(callback, "state_dict"):
+                parts[type(callback).__name__] = callback
+        return parts
+
+    def _get_train_sampler(self, dataset: Any = None) -> Any:
+        return InEpoch(super()._get_train_sampler(dataset), lambda: int(self.state.epoch or 0))
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         """TRL's, with whole groups shuffled and not single rollouts, so that their prompt stays shared."""

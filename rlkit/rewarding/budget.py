@@ -49,6 +49,14 @@ class ErrorBudget:
                 f"{self._batches} batches running.{self._failure or ' None of it on this rank.'}"
             )
 
+    def state_dict(self) -> dict[str, Any]:
+        """The batches above the limit so far, and the first failure among them."""
+        return {"batches": self._batches, "failure": self._failure}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on counting from there."""
+        self._batches, self._failure = state["batches"], state["failure"]
+
 
 def _shorten(row: Mapping[str, Any]) -> str:
     lines = []

@@ -43,12 +43,12 @@ class RoomyLayer(DynamicLayer):
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Append (B, K, T, D); return all there is."""
-        start = self.keys.size(2)
+        start = self.get_seq_length()
         end = start + key_states.size(2)
         self._keys[:, :, start:end] = key_states
         self._values[:, :, start:end] = value_states
         self._show(end)
-        return self.keys, self.values
+        return self._keys[:, :, :end], self._values[:, :, :end]
 
 
 def is_plain(cache: Any) -> bool:
