@@ -224,12 +224,11 @@ class Guards(TrainerCallback):
         self.evaluations: list[HeldOut] = []
         self.reward = Mean()  # since the last evaluation
         self._main = True
-        self._begun = 0
         self._seen: dict[str, int] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Count steps from here: what was not logged before a resume is lost."""
-        self._main, self._begun, self._seen = state.is_world_process_zero, state.global_step, {}
+        """Learn who speaks."""
+        self._main = state.is_world_process_zero
 
     def on_pre_optimizer_step(
         self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any
@@ -291,6 +290,7 @@ class Guards(TrainerCallback):
             "evaluations": [asdict(evaluation) for evaluation in self.evaluations],
             "reward": asdict(self.reward),
             "messages": list(self.messages),
+            "seen": dict(self._seen),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -300,10 +300,11 @@ class Guards(TrainerCallback):
         self.evaluations = [HeldOut(**values) for values in state["evaluations"]]
         self.reward = Mean(**state["reward"])
         self.messages = list(state["messages"])
+        self._seen = dict(state["seen"])
 
     def _steps(self, metric: str, step: int) -> int:
         """Steps that a logged value stands for: those since it was last logged."""
-        steps = step - self._seen.get(metric, self._begun)
+        steps = step - self._seen.get(metric, 0)
         self._seen[metric] = step
         return steps
 

@@ -1,5 +1,8 @@
 """A toy environment, loaded from its file: repeat a letter. Also broken variants of it."""
 
+import os
+import signal
+
 import datasets
 
 from rlkit.environment import Environment
@@ -67,3 +70,30 @@ class NoTask(Letters):
 
 class Talk(Letters):
     max_turns = 2
+
+
+def even(completion: str) -> float:
+    return float(len(set(completion)) % 2 == 0)
+
+
+def even_until_killed(completion: str) -> float:
+    """Kills the trainer, this worker's parent, at the call that KILL_AT says."""
+    CALLS.append(completion)
+    if len(CALLS) == int(os.environ.get("KILL_AT", "-1")):
+        os.kill(os.getppid(), signal.SIGKILL)
+    return even(completion)
+
+
+CALLS: list[str] = []
+
+
+class Even(Letters):
+    """Right answers that a random model gives now and then, and tasks of several hops."""
+
+    id = "even-v1"
+    metric = "even"
+    rewards = {"even": even_until_killed, "variety": variety}  # noqa: RUF012
+    reward_weights = {"even": 1.0}  # noqa: RUF012
+
+    def task(self, letter, i):
+        return super().task(letter, i) | {"hops": 1 + i % 2}

@@ -25,7 +25,7 @@ def written_out(query, key, value, mask, scale):
     seed=st.integers(0, 99),
     keys=st.sampled_from([0, 1024]),
 )
-def test_equals_the_formula(rows, heads, queries, before, seed, keys):
+def test_equals_the_formula(rows, heads, queries, before, seed, keys):  # noqa: PLR0917
     torch.manual_seed(seed)
     total = before + queries
     query = torch.randn(rows, heads[0], queries, 8, requires_grad=True)

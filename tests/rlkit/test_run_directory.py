@@ -55,13 +55,30 @@ def test_overwrite_deletes_nothing_but_runs(tmp_path):
     assert (tmp_path / "thesis.tex").exists()
 
 
-def test_the_last_whole_checkpoint(run):
-    assert run.last_checkpoint() is None
-    for step in (8, 9, 10, 100):
-        (run.path / f"checkpoint-{step}").mkdir()
-    for step in (8, 9, 10):
-        (run.path / f"checkpoint-{step}" / "trainer_state.json").touch()
-    assert run.last_checkpoint().name == "checkpoint-10"
+def test_rewinding_takes_back_what_came_after(run):
+    for step in (1, 2, 3):
+        run.log(step, {"reward": step})
+        run.save_rollouts(step, [{"a": step}])
+    other = RunDirectory(run.path, "sft")
+    other.log(7, {"loss": 1.0})
+    with (run.path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "rew')
+    run.rewind(2)
+    lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["stage"], line["step"]) for line in lines] == [("train", 1), ("train", 2), ("sft", 7)]
+    assert sorted(p.name for p in (run.path / "rollouts").iterdir()) == [
+        f"step-00000{i}.parquet" for i in (1, 2)
+    ]
+
+
+def test_the_clock_goes_on(run):
+    run.started -= 100.0
+    run.log(1, {"reward": 1})
+    again = RunDirectory(run.path, "train")
+    again.rewind(1)
+    again.log(2, {"reward": 2})
+    seconds = [json.loads(line)["seconds"] for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    assert 100 <= seconds[0] <= seconds[1] < 200
 
 
 def test_metrics_are_lines_of_valid_json(run):
