@@ -65,7 +65,8 @@ PRESETS = {
     "hapo": Preset(
         {},
         {
-            "loss_type": "bnpo",
+            # The published runs had bnpo with one sequence a device, which is this, however a batch is split.
+            "loss_type": "grpo",
             "scale_rewards": "group",
             "epsilon": 0.2,
             "beta": 0.04,

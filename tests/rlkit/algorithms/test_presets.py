@@ -41,7 +41,7 @@ def test_the_file_wins_over_the_preset(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("algorithm: hapo\nbeta: 0.0\nuse_cpu: true\nbf16: false\n")
     run = parse_train(["--config", str(path)])
-    assert run.trainer.beta == 0.0 and run.trainer.loss_type == "bnpo"
+    assert run.trainer.beta == 0.0 and run.trainer.loss_type == "grpo"
 
 
 def test_the_algorithm_of_the_command_line_wins_over_that_of_the_file(tmp_path):

@@ -165,9 +165,8 @@ def reference(algorithm, arrays):
         return (clipped(ratio, advantages, 0.2, 0.2) * mask).sum(1).mean()
     if algorithm == "hapo":
         log_ratio = reference_log_probs - log_probs
-        return token_mean(
-            clipped(ratio, advantages, 0.2, 0.2) + 0.04 * (np.exp(log_ratio) - log_ratio - 1), mask
-        )
+        per_token = clipped(ratio, advantages, 0.2, 0.2) + 0.04 * (np.exp(log_ratio) - log_ratio - 1)
+        return ((per_token * mask).sum(1) / mask.sum(1)).mean()
     return token_mean(clipped(ratio, advantages, 0.2, 0.2), mask)  # reinforce_pp, hrpo
 
 
