@@ -5,9 +5,10 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 CONFIGS := configs/causal
 WARM_START := runs/smollm2_warm_start/model
+HAPO_START := runs/hapo_warm_start/model
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test lint types check clean
+.PHONY: help install train hapo test lint types check clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -31,6 +32,17 @@ else
 	$(BIN)/rlkit sft --config $(CONFIGS)/smollm2_warm_start.yaml $(ARGS)
 endif
 	$(BIN)/rlkit train --config $(CONFIGS)/smollm2.yaml $(ARGS)
+
+hapo: install  ## shorter answers at the same accuracy, against plain GRPO: half an hour on two CPU cores
+ifneq (,$(and $(findstring --resume,$(ARGS)),$(wildcard $(HAPO_START)/*)))
+	@echo "The warm start is there: $(HAPO_START)"
+else
+	$(BIN)/rlkit sft --config configs/hapo/smollm2_warm_start.yaml $(ARGS)
+endif
+	$(BIN)/rlkit train --config configs/hapo/smollm2.yaml $(ARGS)
+	$(BIN)/rlkit train --config configs/hapo/smollm2_grpo.yaml $(ARGS)
+	$(BIN)/rlkit eval --compare runs/hapo_grpo/evaluation/after.json runs/hapo/evaluation/after.json
+	$(BIN)/rlkit report runs/hapo runs/hapo_grpo --out runs/hapo_against_grpo.html
 
 test: install  ## the tests; ALL=1 adds the slow ones, PYTEST_ARGS is passed on
 	$(BIN)/python -m pytest $(if $(filter-out 0,$(ALL)),,-m "not slow") $(PYTEST_ARGS)

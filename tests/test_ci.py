@@ -40,7 +40,7 @@ def test_the_published_recipes_are_what_they_say(level):
 
     file = ROOT / "configs" / "causal" / f"rlcausal_{level}.yaml"
     run = parse_train(["--config", str(file), "--use_cpu", "true", "--bf16", "false"])
-    assert run.task.arguments()["level"] == level
+    assert run.task.mapping("environment_args")["level"] == level
     args = run.trainer
     assert args.per_device_train_batch_size * args.gradient_accumulation_steps * 8 == 8 * args.num_generations
     assert (args.loss_type, args.epsilon, args.epsilon_high, args.delta) == ("dapo", 0.2, 0.28, 10.0)

@@ -72,7 +72,7 @@ def test_the_run_directory_is_named_after_the_file_unless_given(write):
 def test_values_of_every_kind(write, key, value, expected):
     run = parse_train(["--config", write(**{key: value})])
     holder = next(part for part in (run.task, run.trainer, run.model) if hasattr(part, key))
-    found = run.task.arguments() if key == "environment_args" else getattr(holder, key)
+    found = run.task.mapping("environment_args") if key == "environment_args" else getattr(holder, key)
     assert found == (value if expected is None else expected)
 
 
@@ -80,7 +80,7 @@ def test_a_mapping_on_the_command_line_is_json(write):
     run = parse_train(
         ["--config", write(environment_args={"a": 1}), "--environment_args", json.dumps({"b": 2})]
     )
-    assert run.task.arguments() == {"b": 2}
+    assert run.task.mapping("environment_args") == {"b": 2}
 
 
 @pytest.mark.parametrize("parse", [parse_train, parse_sft])
@@ -136,7 +136,7 @@ def test_a_file_that_is_missing(tmp_path):
 def test_environment_args_that_are_no_mapping(write, text):
     run = parse_train(["--config", write(), "--environment_args", text])
     with pytest.raises(UserError, match="environment_args"):
-        run.task.arguments()
+        run.task.mapping("environment_args")
 
 
 def test_no_environment(write):
