@@ -51,17 +51,19 @@ class RunDirectory:
 
     def rewind(self, step: int) -> None:
         """Take back what this stage wrote after a step: a resumed run leaves what a whole one would."""
-        for path in (self.path / "rollouts").glob("step-*.parquet") if self.stage == "train" else ():
+        rollouts = self.path / "rollouts"
+        written = list(rollouts.glob("step-*.parquet")) if self.stage == "train" else []
+        for path in [*written, *(self.path / "evaluation").glob("step-*.json")]:
             if int(path.stem.split("-")[1]) > step:
                 path.unlink()
+        for path in rollouts.glob("*.partial"):  # of a run that was killed while it wrote
+            path.unlink()
         path = self.path / "metrics.jsonl"
         if not path.exists():
             return
         lines = [line for line in map(_read_line, path.read_text().splitlines()) if line is not None]
         kept = [line for line in lines if line["stage"] != self.stage or line["step"] <= step]
-        partial = path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        os.replace(partial, path)
+        write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
         seconds = [line["seconds"] for line in kept if line["stage"] == self.stage]
         self.started = time.monotonic() - max(seconds, default=0.0)
 
@@ -78,6 +80,24 @@ class RunDirectory:
         partial = path.with_suffix(".partial")
         pd.DataFrame(list(rows)).to_parquet(partial)
         os.replace(partial, path)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file whole or not at all, also when the power fails."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    sync(partial)
+    os.replace(partial, path)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Return when a file, or the list of files of a folder, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _read_line(text: str) -> dict[str, Any] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -30,6 +31,18 @@ from rlkit.state import differences, last_checkpoint, manifest
 
 if TYPE_CHECKING:
     import datasets
+
+# Of the trainer's keys those that decide which task is learned from at which step.
+ORDER = (
+    "seed",
+    "data_seed",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "num_generations",
+    "steps_per_generation",
+    "num_iterations",
+    "shuffle_dataset",
+)
 
 
 class Session:
@@ -64,12 +77,19 @@ class Session:
         return tasks
 
     def open(self) -> None:
-        """Create the run directory and write the resolved config; on the main process, the others wait."""
+        """Create the run directory; write the resolved config of a new run. The main process does."""
         keys, args = self.run.task, self.run.trainer
         with args.main_process_first(local=False, desc="opening the run directory"):
             if args.process_index == 0:
                 self.directory.open(resume=keys.resume, overwrite=keys.overwrite)
-                save_resolved(self.run, self.directory.path / "config.yaml")
+                if not keys.resume:  # a run that may not go on keeps its config
+                    self._save_config()
+
+    def _save_config(self) -> None:
+        path = self.directory.path / "config.yaml"
+        partial = path.with_name("config.yaml.partial")
+        save_resolved(self.run, partial)
+        os.replace(partial, path)
 
     def fit(
         self, trainer: Any, runner: RewardRunner, watch: dict[str, str], guards: Guards | None = None
@@ -89,6 +109,7 @@ class Session:
                 EvaluateCallback(lambda n: self.evaluate(trainer, runner, n), keys.evaluation_steps)
             )
         trainer.identity = self.identity(runner, trainer.accelerator.num_processes)
+        trainer.resume_anyway = keys.resume_anyway
         checkpoint = on_main_process(trainer.accelerator, lambda: self._checkpoint(trainer.identity))
         self.evaluate(trainer, runner, "before")
         with suppress(Finished):
@@ -105,7 +126,6 @@ class Session:
     def identity(self, runner: RewardRunner, processes: int) -> dict[str, Any]:
         """What may not change when a run goes on, in values that JSON can say."""
         keys, args = self.run.task, self.run.trainer
-        rows = args.per_device_train_batch_size * getattr(args, "steps_per_generation", 1)
         identity = {
             "stage": self.directory.stage,
             "environment": self.environment.id,
@@ -114,10 +134,10 @@ class Session:
             "algorithm": getattr(keys, "algorithm", None),
             "model": self.run.model.model_name_or_path,
             "processes": processes,
-            "seed": args.seed,
-            "rollouts": rows * processes,
-            "num_generations": getattr(args, "num_generations", None),
         }
+        own = ("demonstrations", "group_by", "dynamic_sampling")
+        identity |= {key: getattr(keys, key, None) for key in own}
+        identity |= {key: getattr(args, key, None) for key in ORDER}
         if self.directory.stage == "train":
             weights = dict(zip(runner.names, args.reward_weights, strict=True))
             identity |= {"rewards": weights, "reward_args": keys.mapping("reward_args")}
@@ -132,6 +152,7 @@ class Session:
             print(
                 "rlkit: there is no checkpoint yet: starting from the beginning", file=sys.stderr, flush=True
             )
+            self._save_config()
             self.directory.rewind(0)
             return None
         saved = manifest(checkpoint)
@@ -141,6 +162,7 @@ class Session:
             if not self.run.task.resume_anyway:
                 raise UserError(f"{text}; --resume_anyway goes on")
             print(f"rlkit: {text}", file=sys.stderr, flush=True)
+        self._save_config()
         self.directory.rewind(saved["step"])
         return str(checkpoint)
 

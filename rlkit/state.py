@@ -7,7 +7,7 @@ after that. So whenever the power fails, one whole checkpoint is left, and one t
 from __future__ import annotations
 
 import json
-import os
+import pickle
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -16,11 +16,18 @@ from typing import Any, Protocol
 
 import torch
 from torch.utils.data import Sampler
+from transformers import TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
 
 from rlkit.errors import UserError
+from rlkit.run_directory import sync, write_whole
 
 MANIFEST = "rlkit.json"
+# accelerate calls the CPU of its second process cpu:1, and torch.load knows only "cpu".
+torch.serialization.register_package(
+    5, lambda storage: None, lambda storage, location: storage if location.startswith("cpu:") else None
+)
+PLAIN = (type(None), bool, int, float, str, bytes)  # not numpy's numbers, which are subclasses of some
 
 
 class Stateful(Protocol):
@@ -34,20 +41,25 @@ class Stateful(Protocol):
 
 
 class Checkpoints:
-    """Mixin for a transformers Trainer: saves and restores `stateful()` on each rank, and seals checkpoints.
+    """Mixin for a trainer of TRL: saves and restores `stateful()` on each rank, and seals checkpoints.
 
     Attributes:
         identity: what the run is, kept in the manifest (see `differences`).
+        resume_anyway: what a checkpoint lacks is said and starts anew, instead of being an error.
     """
 
     args: Any
     state: Any
     accelerator: Any
     identity: Mapping[str, Any] = {}
+    resume_anyway: bool = False
 
     def stateful(self) -> dict[str, Stateful]:
         """What remembers, by name."""
         return {}
+
+    def _stateful(self) -> dict[str, Stateful]:
+        return {"since the last log": SinceLog(self), **self.stateful()}
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
@@ -60,11 +72,15 @@ class Checkpoints:
             super()._save_checkpoint(model, trial)  # type: ignore[misc]
         finally:
             self.args.save_total_limit = limit
-        states = {name: part.state_dict() for name, part in self.stateful().items()}
+        states = {name: _checked(name, part.state_dict()) for name, part in self._stateful().items()}
         torch.save(states, folder / _state_file(self.accelerator.process_index))
         self.accelerator.wait_for_everyone()
         if main:
             seal(folder, self.state.global_step, self.identity)
+            # One of a later step was cut short in a run before this: rotation would take it for the newest.
+            for later in _checkpoints(folder.parent):
+                if _step(later) > self.state.global_step:
+                    shutil.rmtree(later)
             rotate_checkpoints(self.args.output_dir, limit, self.state.best_model_checkpoint)
         self.accelerator.wait_for_everyone()
 
@@ -74,21 +90,88 @@ class Checkpoints:
             self._restore(Path(checkpoint))
 
     def _restore(self, folder: Path) -> None:
-        path = folder / _state_file(self.accelerator.process_index)
-        if not path.exists():  # with more processes than before
+        if not any(folder.glob("rng_state*")):
+            self._lacks(f"{folder} holds the model alone, as save_only_model has it")
+        rank = self.accelerator.process_index
+        path = folder / _state_file(rank)
+        if not path.exists():  # with more processes than before, which is a difference of the run
+            self._lacks(f"{folder} has no state of process {rank}, only that of process 0")
             path = folder / _state_file(0)
-        states = torch.load(path, weights_only=True, map_location="cpu")
-        for name, part in self.stateful().items():
+        try:
+            states = torch.load(path, weights_only=True, map_location="cpu")
+        except (OSError, RuntimeError, pickle.UnpicklingError) as error:
+            raise UserError(f"cannot read {path}: {str(error).splitlines()[0]}") from error
+        for name, part in self._stateful().items():
             if name not in states:
-                raise UserError(f"{folder} has no state of {name!r}: it cannot go on from there")
+                self._lacks(f"{folder} has no state of {name!r}")
+                continue
             try:
                 part.load_state_dict(states[name])
             except (KeyError, ValueError, TypeError) as error:
-                raise UserError(f"{folder}: the state of {name!r} does not fit: {error}") from error
+                self._lacks(f"{folder}: the state of {name!r} does not fit: {error}")
+
+    def _lacks(self, what: str) -> None:
+        if not self.resume_anyway:
+            raise UserError(f"{what}: it cannot go on from there; --resume_anyway goes on without")
+        print(f"rlkit: {what}: going on without", file=sys.stderr, flush=True)
+
+
+def _checked(name: str, state: Any) -> Any:
+    """A state that can be read again, which is better known now than when it is needed."""
+    if isinstance(state, Mapping):
+        for key, value in state.items():
+            _checked(name, key)
+            _checked(name, value)
+    elif isinstance(state, list | tuple):
+        for value in state:
+            _checked(name, value)
+    elif type(state) not in PLAIN and not isinstance(state, torch.Tensor):
+        kind = f"{type(state).__module__}.{type(state).__name__}"
+        raise UserError(f"the state of {name!r} has a {kind}: only plain values and tensors are kept")
+    return state
 
 
 def _state_file(rank: int) -> str:
     return f"rlkit_state_{rank}.pt"
+
+
+class SinceLog:
+    """What a trainer of TRL has summed up since it last logged: the loss, and the metrics.
+
+    transformers sets its part to zero after a checkpoint is loaded and before `on_train_begin`.
+    """
+
+    def __init__(self, trainer: Any):
+        self.trainer = trainer
+
+    def state_dict(self) -> dict[str, Any]:
+        """Losses of this process since the last log and before it, the step of that log, and metrics."""
+        trainer = self.trainer
+        return {
+            "loss": trainer._tr_loss.item(),
+            "loss_before": trainer._total_loss_scalar,
+            "logged": trainer._globalstep_last_logged,
+            "metrics": {k: [float(v) for v in values] for k, values in trainer._metrics["train"].items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on summing up, once the training begins."""
+        metrics = self.trainer._metrics["train"]
+        metrics.clear()
+        metrics.update({name: list(values) for name, values in state["metrics"].items()})
+        losses = state["loss"], state["loss_before"], state["logged"]
+        self.trainer.add_callback(_Losses(self.trainer, *losses))
+
+
+class _Losses(TrainerCallback):
+    def __init__(self, trainer: Any, loss: float, before: float, logged: int):
+        self.trainer = trainer
+        self.loss, self.before, self.logged = loss, before, logged
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer._tr_loss.fill_(self.loss)
+        self.trainer._total_loss_scalar = self.before
+        self.trainer._globalstep_last_logged = self.logged
 
 
 class Progress:
@@ -101,30 +184,36 @@ class Progress:
         self.trainer = trainer
 
     def state_dict(self) -> dict[str, Any]:
-        """Micro-batches and samplings so far, rollouts still to be learned from, metrics not yet logged."""
+        """Micro-batches and samplings so far, and the rollouts still to be learned from."""
         trainer = self.trainer
         every = trainer.args.steps_per_generation * trainer.num_iterations
         rest = trainer._buffered_inputs if trainer._step % every else None
-        metrics = {name: list(values) for name, values in trainer._metrics["train"].items()}
         return {
             "step": trainer._step,
             "generation": trainer.generation,
             "buffered": rest,
-            "metrics": metrics,
+            "shape": self._shape(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Stand there again."""
+        """Stand there again; where generations are dealt out otherwise than before, begin with a new one."""
         trainer = self.trainer
-        trainer._step, trainer.generation = state["step"], state["generation"]
+        trainer.generation = state["generation"]
+        if state["shape"] != self._shape():
+            return
+        trainer._step = state["step"]
         device = trainer.accelerator.device
         if state["buffered"] is not None:
             trainer._buffered_inputs = [
                 {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
                 for batch in state["buffered"]
             ]
-        for name, values in state["metrics"].items():
-            trainer._metrics["train"][name].extend(values)
+
+    def _shape(self) -> list[int]:
+        """What a generation is dealt out to: processes, micro-batches, passes, and rollouts of each."""
+        trainer, args = self.trainer, self.trainer.args
+        passes = [args.steps_per_generation, trainer.num_iterations]
+        return [trainer.accelerator.num_processes, *passes, args.per_device_train_batch_size]
 
 
 class InEpoch(Sampler):
@@ -148,33 +237,23 @@ class InEpoch(Sampler):
 
 def seal(folder: Path, step: int, identity: Mapping[str, Any]) -> None:
     """Declare a checkpoint whole: everything is on the disk before the manifest says so."""
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    for path in files:
-        _sync(path)
-    sizes = {str(path.relative_to(folder)): path.stat().st_size for path in files}
-    partial = folder / (MANIFEST + ".partial")
-    partial.write_text(json.dumps({"step": step, "identity": dict(identity), "files": sizes}, indent=1))
-    _sync(partial)
-    os.replace(partial, folder / MANIFEST)
-    _sync(folder)
-    _sync(folder.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    paths = sorted(folder.rglob("*"))
+    for path in (*paths, folder):
+        sync(path)
+    sizes = {str(path.relative_to(folder)): path.stat().st_size for path in paths if path.is_file()}
+    text = json.dumps({"step": step, "identity": dict(identity), "files": sizes}, indent=1)
+    write_whole(folder / MANIFEST, text)
+    sync(folder.parent)
 
 
 def manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a whole checkpoint; raises ValueError saying what is missing."""
     try:
         found = json.loads((folder / MANIFEST).read_text())
-    except (OSError, json.JSONDecodeError):
+        files = dict(found["files"])
+    except (OSError, ValueError, KeyError, TypeError):
         raise ValueError("it was not finished") from None
-    for name, size in found["files"].items():
+    for name, size in files.items():
         path = folder / name
         actual = path.stat().st_size if path.is_file() else None
         if actual != size:
@@ -190,8 +269,8 @@ def last_checkpoint(run: Path) -> Path | None:
     Raises:
         UserError: there are checkpoints, and none is whole.
     """
-    folders = [path for path in run.glob("checkpoint-*") if path.name.split("-")[1].isdigit()]
-    for folder in sorted(folders, key=lambda path: -int(path.name.split("-")[1])):
+    folders = _checkpoints(run)
+    for folder in sorted(folders, key=_step, reverse=True):
         try:
             manifest(folder)
             return folder
@@ -202,10 +281,27 @@ def last_checkpoint(run: Path) -> Path | None:
     return None
 
 
+def _checkpoints(run: Path) -> list[Path]:
+    return [path for path in run.glob("checkpoint-*") if path.name.split("-")[1].isdigit()]
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.split("-")[1])
+
+
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What is not as it was in the run that wrote a checkpoint, a line each."""
     return [
-        f"{key}: {saved.get(key)} -> {now.get(key)}"
+        f"{key}: {_say(saved.get(key))} -> {_say(now.get(key))}"
         for key in dict.fromkeys([*saved, *now])
         if saved.get(key) != now.get(key)
     ]
+
+
+def _say(value: Any) -> str:
+    """A value of an identity as a person would write it: `even=1.0, variety=0.5`."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}={_say(item)}" for key, item in value.items()) or "none"
+    if isinstance(value, list):
+        return ", ".join(map(_say, value)) or "none"
+    return "none" if value is None else str(value)

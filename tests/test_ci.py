@@ -49,6 +49,28 @@ def test_the_published_recipes_are_what_they_say(level):
     assert "THOUGHT PROCESS" in environment.tasks("train", 1)[0]["prompt"][0]["content"]
 
 
+@pytest.mark.parametrize("name", ["ds_1.5b", "dsr_1.5b", "qwen_1.5b"])
+def test_the_published_recipes_of_hapo(name):
+    from rlkit.config import parse_train
+    from rlkit.train import load_run_rewards
+
+    file = ROOT / "configs" / "hapo" / f"{name}.yaml"
+    run = parse_train(["--config", str(file), "--use_cpu", "true", "--bf16", "false"])
+    args = run.trainer
+    assert 4 * args.per_device_train_batch_size * args.gradient_accumulation_steps == 16
+    assert (args.num_generations, args.beta, args.temperature, args.max_completion_length) == (
+        2,
+        0.04,
+        0.7,
+        32768,
+    )
+    assert run.task.mapping("environment_args")["dataset"].startswith("agentica-org/DeepScaleR")
+    run.task.environment_args = "{}"  # the data set itself is on the hub
+    rewards, weights = load_run_rewards(run, run.task.make_environment())
+    assert dict(zip(rewards, weights, strict=True)) == {"correct": 1.0, "hapo": 1.0}
+    assert (rewards["hapo"].weight, rewards["hapo"].floor, rewards["hapo"].shape) == (1.0, -0.7, "cosine")
+
+
 @pytest.mark.parametrize("name", ["ddp", "zero2"])
 def test_accelerate_reads_its_configs(name):
     from accelerate.commands.config.config_args import load_config_from_file

@@ -26,7 +26,7 @@ KEYS = {
     "max_steps": 6,
     "max_completion_length": 6,
     "num_generations": 4,
-    "optim": "sgd",  # Adam divides by the size of a gradient, and so makes much of the rounding of a small one
+    "optim": "sgd",  # Adam makes much of the rounding of a small gradient
     "learning_rate": 0.05,
     "lr_scheduler_type": "constant",
     "ddp_backend": "gloo",

@@ -100,7 +100,7 @@ def test_keys_are_not_abbreviated(write):
     [
         ({"num_generations": "many"}, ["num_generations", "many"]),
         ({"num_generations": 3, "per_device_train_batch_size": 8}, ["num_generations", "divisible"]),
-        ({"algorithm": "gpro"}, ["gpro", "grpo"]),
+        ({"algorithm": "grpoo"}, ["grpoo", "grpo"]),
         ({"use_peft": "perhaps"}, ["use_peft"]),
         ({"lr_scheduler_type": "wavy"}, ["wavy"]),
         ({"eval_strategy": "steps", "eval_steps": 5}, ["evaluation_steps"]),

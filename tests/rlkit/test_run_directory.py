@@ -59,6 +59,8 @@ def test_rewinding_takes_back_what_came_after(run):
     for step in (1, 2, 3):
         run.log(step, {"reward": step})
         run.save_rollouts(step, [{"a": step}])
+        (run.path / "evaluation" / f"step-{step}.json").touch()
+    (run.path / "rollouts" / "step-000004.partial").touch()
     other = RunDirectory(run.path, "sft")
     other.log(7, {"loss": 1.0})
     with (run.path / "metrics.jsonl").open("a") as file:
@@ -69,6 +71,7 @@ def test_rewinding_takes_back_what_came_after(run):
     assert sorted(p.name for p in (run.path / "rollouts").iterdir()) == [
         f"step-00000{i}.parquet" for i in (1, 2)
     ]
+    assert sorted(p.name for p in (run.path / "evaluation").iterdir()) == ["step-1.json", "step-2.json"]
 
 
 def test_the_clock_goes_on(run):

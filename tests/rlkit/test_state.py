@@ -3,6 +3,7 @@
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from trl.trainer.utils import RepeatSampler
 
 from rlkit.errors import UserError
-from rlkit.state import InEpoch, differences, last_checkpoint, manifest, seal
+from rlkit.state import InEpoch, _checked, differences, last_checkpoint, manifest, seal
 
 
 def checkpoint(run, step, identity=None):
@@ -49,9 +50,19 @@ def half(folder):
     (folder / "rlkit.json").write_text('{"step": 4, "fil')
 
 
+def foreign(folder):
+    (folder / "rlkit.json").write_text("[]")
+
+
 @pytest.mark.parametrize(
     ("damage", "reason"),
-    [(cut, "99 of 100 bytes"), (lose, "is missing"), (unseal, "not finished"), (half, "not finished")],
+    [
+        (cut, "99 of 100 bytes"),
+        (lose, "is missing"),
+        (unseal, "not finished"),
+        (half, "not finished"),
+        (foreign, "not finished"),
+    ],
 )
 def test_a_checkpoint_cut_short_is_skipped_with_a_warning(tmp_path, capsys, damage, reason):
     before, broken = checkpoint(tmp_path, 9), checkpoint(tmp_path, 10)
@@ -84,7 +95,11 @@ def test_differences(saved, now):
 
 
 def test_what_differs_is_said():
-    assert differences({"rewards": ["a"]}, {"rewards": ["b"]}) == ["rewards: ['a'] -> ['b']"]
+    assert differences({"rewards": ["a", "b"]}, {"rewards": ["b"]}) == ["rewards: a, b -> b"]
+    assert differences({"rewards": {"a": 0.5, "b": 1.0}}, {"rewards": {}}) == [
+        "rewards: a=0.5, b=1.0 -> none"
+    ]
+    assert differences({}, {"seed": 0}) == ["seed: none -> 0"]
 
 
 def test_the_order_of_tasks_depends_on_seed_and_epoch():
@@ -106,6 +121,29 @@ def test_the_epoch_is_asked_for_at_each_pass():
     assert list(sampler) != first
     state.epoch = 0.25
     assert list(sampler) == first
+
+
+@given(
+    sizes=st.dictionaries(st.sampled_from(["a", "b/c", "b/d"]), st.integers(0, 40), min_size=1),
+    data=st.data(),
+)
+def test_any_file_cut_short_is_noticed(tmp_path_factory, sizes, data):
+    folder = tmp_path_factory.mktemp("run") / "checkpoint-1"
+    for name, size in sizes.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"x" * size)
+    seal(folder, 1, {})
+    assert manifest(folder)["files"] == sizes
+    name = data.draw(st.sampled_from(sorted(sizes)))
+    (folder / name).write_bytes(b"x" * data.draw(st.integers(0, 50).filter(lambda n: n != sizes[name])))
+    with pytest.raises(ValueError, match=name):
+        manifest(folder)
+
+
+@pytest.mark.parametrize("value", [np.float64(1.0), {"a": [np.int64(1)]}, {1, 2}, object()])
+def test_a_state_that_could_not_be_read_again_is_refused(value):
+    with pytest.raises(UserError, match=r"the state of 'hapo' has a .*plain values"):
+        _checked("hapo", {"lengths": value})
 
 
 def test_a_state_is_plain(tmp_path):
