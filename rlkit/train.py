@@ -48,7 +48,7 @@ def train(run: Any) -> None:
     tasks = session.tasks()
     check_columns(rewards, tasks.column_names)
     if len(tasks) < (prompts := args.generation_batch_size // args.num_generations):
-        raise UserError(f"{len(tasks)} tasks, but a generation needs {prompts} different ones: raise num_tasks")
+        raise UserError(f"{len(tasks)} tasks, but a generation needs {prompts}: raise num_tasks")
     if keys.group_by and keys.group_by not in tasks.column_names:
         raise UserError(f"group_by: no column {keys.group_by!r}{nearest(keys.group_by, tasks.column_names)}")
     model, tokenizer = load_model(run.model, trust_remote_code=args.trust_remote_code)

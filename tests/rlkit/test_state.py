@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from trl.trainer.utils import RepeatSampler
 
@@ -123,6 +123,7 @@ def test_the_epoch_is_asked_for_at_each_pass():
     assert list(sampler) == first
 
 
+@settings(max_examples=20, deadline=None)  # each waits for the disk
 @given(
     sizes=st.dictionaries(st.sampled_from(["a", "b/c", "b/d"]), st.integers(0, 40), min_size=1),
     data=st.data(),
