@@ -3,7 +3,7 @@
 Both trainers train the same model on the same tasks in one process, one after the other. Completions are
 forced to their full length, so that both have the same shapes. Measured for each shape (tokens of
 prompt and completion, rollouts a prompt): forward and backward of the loss, the whole step with sampling, and
-the peak of the tensors' memory. On a CPU, TRL's trainer gets rlkit's settings for it too; with `--as-it-is` it
+the peak of the tensors' memory. On a CPU, TRL's trainer gets rlkit's settings too; with `--as-it-is` it
 also runs without them, before anything else.
 
 Writes benchmarks/results/grpo_step.json (grpo_step_cuda.json on an accelerator).

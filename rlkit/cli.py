@@ -60,6 +60,15 @@ def run_command(command: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("rlkit: stopped; go on from the last checkpoint with --resume", file=sys.stderr)
         return 130
+    finally:
+        _leave_process_group()
+
+
+def _leave_process_group() -> None:
+    # A process that ends inside one is aborted, and its exit code lost.
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

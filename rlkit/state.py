@@ -216,6 +216,21 @@ class Progress:
         return [trainer.accelerator.num_processes, *passes, args.per_device_train_batch_size]
 
 
+class Reference:
+    """The weights of a reference model that is refreshed; one that is not is loaded anew as it was."""
+
+    def __init__(self, model: torch.nn.Module):
+        self.model = model
+
+    def state_dict(self) -> dict[str, Any]:
+        """Its weights."""
+        return dict(self.model.state_dict())
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take these."""
+        self.model.load_state_dict(state)
+
+
 class InEpoch(Sampler):
     """TRL's sampler with an order that depends on seed and epoch, so that a resumed run finds its place.
 

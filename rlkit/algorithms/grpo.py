@@ -28,7 +28,7 @@ from rlkit.rewarding.calls import RewardCall
 from rlkit.rollouts.generate import generate
 from rlkit.rollouts.sampling import draw
 from rlkit.run_directory import RunDirectory
-from rlkit.state import Checkpoints, InEpoch, Progress, Stateful
+from rlkit.state import Checkpoints, InEpoch, Progress, Reference, Stateful
 
 # From the rewards of all ranks (N,), NaN where invalid, and the keys of their groups to advantages (N,).
 Advantages = Callable[[torch.Tensor, Sequence[Hashable]], torch.Tensor]
@@ -105,6 +105,8 @@ class GRPOTrainer(Judging, Checkpoints, trl.GRPOTrainer):
         return True
 
     def _check_groups(self) -> None:
+        if self.args.sync_ref_model and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise UserError("sync_ref_model: a sharded reference model cannot be kept in checkpoints yet")
         rows = self.args.per_device_train_batch_size * self.args.steps_per_generation
         per_group = [f"the reward {n!r}" for n, r in self.runner.rewards.items() if RewardCall(r).per_group]
         per_group += ["dynamic_sampling"] * bool(self.dynamic_sampling)
@@ -120,6 +122,8 @@ class GRPOTrainer(Judging, Checkpoints, trl.GRPOTrainer):
         parts |= {f"reward {name}": reward for name, reward in self.runner.stateful.items()}
         if self.dynamic_sampling:
             parts["dynamic_sampling"] = self.dynamic_sampling
+        if self.args.sync_ref_model:
+            parts["reference model"] = Reference(self.accelerator.unwrap_model(self.ref_model))
         for callback in self.callback_handler.callbacks:
             if hasattr(callback, "state_dict"):
                 parts[type(callback).__name__] = callback
