@@ -83,7 +83,9 @@ def cpu_attention(  # noqa: PLR0917
     """What models call for the attention 'sdpa' on a CPU; the result is (B, T, H, D)."""
     options: dict[str, Any] = {"scale": scaling, "dropout_p": dropout}
     plain = attention_mask is None or (attention_mask.dtype == torch.bool and attention_mask.size(1) == 1)
-    if not plain or kwargs.get("position_bias") is not None or kwargs.get("is_causal") is False:
+    causal = kwargs.get("is_causal")
+    causal = getattr(module, "is_causal", True) if causal is None else causal  # an encoder's is not
+    if not plain or not causal or kwargs.get("position_bias") is not None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )

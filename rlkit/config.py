@@ -144,8 +144,8 @@ class TrainArguments(TaskArguments):
     shared_prefix: bool = field(
         default=True,
         metadata={
-            "help": "Compute the prompt of a group once in the loss. Needs one process, a plain cache and "
-            "gradient_checkpointing: false; TRL's forward is used elsewhere."
+            "help": "Compute each prompt of a micro-batch once in the loss. Models whose attention does not "
+            "allow it take TRL's own forward."
         },
     )
 
@@ -176,6 +176,10 @@ class Run:
     trainer: Any  # GRPOConfig or SFTConfig
     model: ModelConfig
     given: dict[str, Any]
+
+    def keys(self) -> dict[str, Any]:
+        """Every key and its value."""
+        return {**vars(self.model), **vars(self.trainer), **vars(self.task)}
 
     def resolved(self) -> dict[str, Any]:
         """The keys that make the same run again: those given, and rlkit's own with their defaults."""
@@ -216,7 +220,7 @@ class PolicyConfig(GRPOConfig):
 def parse_train(arguments: Sequence[str]) -> Run:
     """Parse the keys of `rlkit train`, with those that its algorithm sets; raises UserError."""
     run = _parse("train", TrainArguments, PolicyConfig, arguments)
-    check_preset(run.task.algorithm, {**vars(run.trainer), **vars(run.task)})
+    check_preset(run.task.algorithm, run.keys())
     return run
 
 

@@ -41,7 +41,7 @@ def train(run: Any) -> None:
     keys, args = run.task, run.trainer
     environment = keys.make_environment()
     rewards, args.reward_weights = load_run_rewards(run, environment)
-    for warning in warnings_for({**vars(args), **vars(keys)}) if args.process_index == 0 else ():
+    for warning in warnings_for(run.keys()) if args.process_index == 0 else ():
         print(f"rlkit: {warning}", file=sys.stderr, flush=True)
     session = Session(run, "train", environment, args.max_completion_length)
     guards = Guards(keys.mapping("guards"), record=session.directory.log)
@@ -49,8 +49,10 @@ def train(run: Any) -> None:
     check_columns(rewards, tasks.column_names)
     if len(tasks) < (prompts := args.generation_batch_size // args.num_generations):
         raise UserError(f"{len(tasks)} tasks, but a generation needs {prompts}: raise num_tasks")
-    if keys.group_by and keys.group_by not in tasks.column_names:
-        raise UserError(f"group_by: no column {keys.group_by!r}{nearest(keys.group_by, tasks.column_names)}")
+    if keys.group_by:
+        check_keys(tasks, keys.group_by)
+    if run.model.model_revision != "main":  # TRL loads the reference model by itself
+        args.model_init_kwargs = {**(args.model_init_kwargs or {}), "revision": run.model.model_revision}
     model, tokenizer = load_model(run.model, trust_remote_code=args.trust_remote_code)
     require_chat_template(tokenizer, tasks[:1]["prompt"])
     session.open()
@@ -80,6 +82,17 @@ def load_run_rewards(run: Any, environment: Environment) -> tuple[dict[str, Any]
     added = [name for name in PRESETS[keys.algorithm].rewards if name not in names]
     weights = None if weights is None else [*weights, *(1.0 for _ in added)]
     return load_rewards([*names, *added], environment, weights, keys.mapping("reward_args"))
+
+
+def check_keys(tasks: Any, column: str) -> None:
+    """Raise UserError where a column cannot group rollouts: it is missing, or holds no plain labels."""
+    if column not in tasks.column_names:
+        raise UserError(f"group_by: no column {column!r}{nearest(column, tasks.column_names)}")
+    for value in tasks[column]:
+        if not isinstance(value, str | int):
+            raise UserError(
+                f"group_by: the column {column!r} must hold texts or whole numbers, not {value!r:.60}"
+            )
 
 
 def trainer_options(run: Any) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from collections.abc import Hashable, Sequence
 
 import torch
 
+ALIKE = 1e-6  # rewards that differ by less are alike
+
 
 def leave_one_out(rewards: torch.Tensor, keys: Sequence[Hashable]) -> torch.Tensor:
     """RLOO (arXiv 2402.14740): the reward minus the mean of the group's other valid rewards.
@@ -16,7 +18,7 @@ def leave_one_out(rewards: torch.Tensor, keys: Sequence[Hashable]) -> torch.Tens
     A rollout that is the only valid one of its group has nothing to be compared with: 0.
     """
     advantages = torch.zeros_like(rewards)
-    for members in groups(rewards, keys):
+    for members in groups(rewards, keys).values():
         group = rewards[members]
         if len(group) > 1:
             advantages[members] = (group - group.mean()) * len(group) / (len(group) - 1)
@@ -36,31 +38,32 @@ def by_key(
         scale: divide by the group's standard deviation (n - 1) plus 1e-6.
     """
     advantages = torch.zeros_like(rewards)
-    for members in groups(rewards, keys):
-        group = rewards[members]
-        if len(group) < max(minimum, 2):
+    for members in groups(rewards, keys).values():
+        group = rewards[members].double()
+        # The rounding of equal rewards must not be divided by a deviation of its own size.
+        if len(group) < max(minimum, 2) or group.max() - group.min() < ALIKE:
             continue
         centred = group - group.mean()
-        advantages[members] = centred / (group.std() + 1e-6) if scale else centred
+        advantages[members] = (centred / (group.std() + 1e-6) if scale else centred).to(rewards)
     return advantages
 
 
 def spread(rewards: torch.Tensor, keys: Sequence[Hashable]) -> torch.Tensor:
     """Largest minus smallest valid reward of each group of rollouts with the same key; 0 for a lone one."""
     ranges = []
-    for members in groups(rewards, keys):
+    for members in groups(rewards, keys).values():
         group = rewards[members]
         ranges.append(group.max() - group.min() if len(group) else rewards.new_zeros(()))
     return torch.stack(ranges)
 
 
-def groups(rewards: torch.Tensor, keys: Sequence[Hashable]) -> list[torch.Tensor]:
+def groups(rewards: torch.Tensor, keys: Sequence[Hashable]) -> dict[Hashable, torch.Tensor]:
     """For each key, in order, the positions of its valid rewards."""
     members: dict[Hashable, list[int]] = {key: [] for key in keys}
     for i, (key, invalid) in enumerate(zip(keys, rewards.isnan().tolist(), strict=True)):
         if not invalid:
             members[key].append(i)
-    return [torch.tensor(rows, dtype=torch.long, device=rewards.device) for rows in members.values()]
+    return {key: torch.tensor(rows, dtype=torch.long, device=rewards.device) for key, rows in members.items()}
 
 
 def difficulty_weight(advantages: torch.Tensor, solve_rate: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 
+from rlkit.algorithms.advantages import ALIKE
 from rlkit.algorithms.batches import Batch, concatenate, take
 from rlkit.errors import UserError
 
@@ -27,8 +28,6 @@ class DynamicSampling:
     """
 
     def __init__(self, trainer: Any, attempts: int):
-        if attempts < 1:
-            raise UserError(f"dynamic_sampling_attempts must be at least 1, not {attempts}")
         if not hasattr(trainer.train_dataset, "__len__"):
             raise UserError("dynamic_sampling draws tasks by number: the tasks must not be a stream")
         self.trainer = trainer
@@ -72,7 +71,7 @@ class DynamicSampling:
             rows = range(first, first + size)
             group = take(batch, rows), [records[i] | {"kept": True} for i in rows]
             rewards = [r["reward"] for r in group[1] if r["reward"] is not None]
-            useful = len(rewards) > 1 and max(rewards) - min(rewards) >= 1e-6
+            useful = len(rewards) > 1 and max(rewards) - min(rewards) >= ALIKE
             (different if useful else alike).append(group)
         return different, alike
 

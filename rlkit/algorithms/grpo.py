@@ -1,4 +1,4 @@
-"""GRPO on TRL's trainer: rewards that may fail, prompts computed once, rollouts kept, any baseline.
+"""GRPO on TRL's trainer: rewards that may fail, prompts shared, rollouts kept, any baseline.
 
 The seams of TRL that this stands on, each with a test: `_generate_single_turn`, `_calculate_rewards`,
 `_generate_and_score_completions`, `_prepare_inputs`, `_compute_loss`, `_get_train_sampler`,
@@ -16,7 +16,7 @@ import trl
 from peft import PeftModel
 from trl.models import unwrap_model_for_generation
 
-from rlkit.algorithms.advantages import difficulty_weight, spread
+from rlkit.algorithms.advantages import ALIKE, difficulty_weight, groups, spread
 from rlkit.algorithms.batches import shuffle_groups, split
 from rlkit.algorithms.dynamic_sampling import DynamicSampling
 from rlkit.algorithms.judging import Judging
@@ -109,6 +109,10 @@ class GRPOTrainer(Judging, Checkpoints, trl.GRPOTrainer):
             raise UserError("sync_ref_model: a sharded reference model cannot be kept in checkpoints yet")
         rows = self.args.per_device_train_batch_size * self.args.steps_per_generation
         per_group = [f"the reward {n!r}" for n, r in self.runner.rewards.items() if RewardCall(r).per_group]
+        if per_group and self.num_generations == 1:
+            raise UserError(
+                f"{per_group[0]} compares the rollouts of a task, but there is one: num_generations"
+            )
         per_group += ["dynamic_sampling"] * bool(self.dynamic_sampling)
         if per_group and rows % self.num_generations:
             raise UserError(
@@ -162,6 +166,7 @@ class GRPOTrainer(Judging, Checkpoints, trl.GRPOTrainer):
                 self.accelerator,
                 gather_deepspeed3_params=self.args.ds3_gather_for_generation,
                 generation_kwargs=self.generation_kwargs,
+                gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
             ) as model,
             self.accelerator.autocast(),
         ):
@@ -174,58 +179,49 @@ class GRPOTrainer(Judging, Checkpoints, trl.GRPOTrainer):
             ), None
 
     def _draw(self, rows: int) -> torch.Tensor:
-        self.generation += 1
         first = self.accelerator.process_index * rows
         key = (self.args.seed, self.generation)
         return draw(key, range(first, first + rows), self.max_completion_length)
 
     def _generate_and_score_completions(self, inputs: list[dict]) -> dict[str, Any]:
         output = self.sample(inputs)
-        if not self.model.training:
-            return output
-        if self.dynamic_sampling:
+        if self.dynamic_sampling and self.model.training:
             output = self.dynamic_sampling(output, inputs)
-        self._save_rollouts()
+        if self.model.training:
+            self._save_rollouts()
         loss_mask = output["completion_mask"] * output.get("tool_mask", 1)
         return output | {"num_items_in_batch": self.accelerator.gather(loss_mask.sum()).sum()}
 
     def sample(self, inputs: list[dict]) -> dict[str, Any]:
         """Answer tasks, judge the answers, and compare them: TRL's batch, with rlkit's advantages."""
+        self.generation += 1
         output = super()._generate_and_score_completions(inputs)
         # TRL gives an invalid rollout advantage 0; with its tokens masked it has no part in the KL term, the
         # entropy bonus or the number of tokens either.
         masked = self._invalid.to(output["completion_mask"].device)
         output["completion_mask"] = output["completion_mask"] * (~masked).unsqueeze(1)
-        loss_mask = output["completion_mask"] * output.get("tool_mask", 1)
-        output["num_items_in_batch"] = self.accelerator.gather(loss_mask.sum()).sum()
-        rewards = self._total_rewards(output)
-        alike = spread(rewards, self._keys) < 1e-6
+        alike = spread(self._totals, self._keys) < ALIKE
         mode = "train" if self.model.training else "eval"
         # TRL compares a float32 standard deviation with 0; of eight rewards 0.2 it is 1.6e-8, not 0.
         self._metrics[mode]["frac_reward_zero_std"][-1] = alike.float().mean().item()
+        rewards = self._totals - self._penalty(output) if self.kl_in_reward and self.beta else self._totals
         output["advantages"] = self._advantages(rewards, output["advantages"])
         for record, advantage in zip(self.rollout_records, output["advantages"].tolist(), strict=True):
             record["advantage"] = advantage
         return output
 
-    def _total_rewards(self, output: Mapping[str, Any]) -> torch.Tensor:
-        """The rewards of all ranks (N,), NaN where invalid, with the KL penalty where it belongs there."""
-        rewards = (self._rewards * self.reward_weights.to(self._rewards)).nansum(1)
-        rewards[self._rewards.isnan().all(1)] = torch.nan
-        if self.kl_in_reward and self.beta:
-            ids, mask = (
-                torch.cat([output[f"prompt_{k}"], output[f"completion_{k}"]], 1) for k in ("ids", "mask")
-            )
-            scored = output["completion_mask"]
-            with torch.no_grad():
-                size, batch_size = scored.size(1), self.args.per_device_train_batch_size
-                log_probs = self._get_per_token_logps_and_entropies(self.model, ids, mask, size, batch_size)[
-                    0
-                ]
-            kl = ((log_probs - output["ref_per_token_logps"]) * scored).sum(1)
-            self._metrics["train"]["kl"].append(self.accelerator.gather(kl).mean().item())
-            rewards = rewards - self.beta * self.accelerator.gather(kl)
-        return rewards
+    def _penalty(self, output: Mapping[str, Any]) -> torch.Tensor:
+        """`beta` times the KL divergence from the reference of each rollout of all ranks, (N,), in nats."""
+        ids, mask = (
+            torch.cat([output[f"prompt_{k}"], output[f"completion_{k}"]], 1) for k in ("ids", "mask")
+        )
+        scored = output["completion_mask"]
+        size, batch_size = scored.size(1), self.args.per_device_train_batch_size
+        with torch.no_grad():
+            scores = self._get_per_token_logps_and_entropies(self.model, ids, mask, size, batch_size)
+        kl = self.accelerator.gather(((scores[0] - output["ref_per_token_logps"]) * scored).sum(1))
+        self._metrics["train"]["kl"].append(kl.mean().item())
+        return self.beta * kl
 
     def _advantages(self, rewards: torch.Tensor, local: torch.Tensor) -> torch.Tensor:
         """The advantages of this rank's rollouts; `local` are TRL's."""
@@ -237,13 +233,11 @@ class GRPOTrainer(Judging, Checkpoints, trl.GRPOTrainer):
         return local
 
     def _solve_rate(self) -> torch.Tensor:
-        """The share of correct rollouts in the group of each rollout, (N,)."""
-        correct = self._rewards[:, self.reward_func_names.index(self.environment.metric)] >= 1.0
-        members: dict[Hashable, list[int]] = {}
-        for i, key in enumerate(self._keys):
-            members.setdefault(key, []).append(i)
-        rates = {key: correct[rows].float().mean() for key, rows in members.items()}
-        return torch.stack([rates[key] for key in self._keys])
+        """The share of correct rollouts among the valid ones of each rollout's group, (N,)."""
+        metric = self._rewards[:, self.reward_func_names.index(self.environment.metric)]
+        members = groups(metric, self._keys)
+        rates = {key: (metric[rows] >= 1.0).float().mean() for key, rows in members.items() if len(rows)}
+        return torch.stack([rates.get(key, metric.new_zeros(())) for key in self._keys])
 
     def _compute_loss(self, model: Any, inputs: Any) -> torch.Tensor:
         if not self.kl_in_reward:

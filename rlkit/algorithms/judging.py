@@ -6,7 +6,6 @@ import math
 from collections.abc import Hashable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate.utils import gather_object
 
@@ -39,6 +38,7 @@ class Judging:
         self._saved: tuple[int, list[dict[str, Any]]] = (0, [])
         self._invalid = torch.zeros(0, dtype=torch.bool)
         self._rewards = torch.zeros(0)
+        self._totals = torch.zeros(0)  # weighted sums of all ranks, NaN where nothing was judged
         self._keys: list[Hashable] = []
 
     def _calculate_rewards(
@@ -59,17 +59,17 @@ class Judging:
         # Where TRL deals a group out to several processes no reward looks at groups (`_check_groups`).
         scores = self.runner(rows, 1 if len(rows) % size else size)
         self._invalid = torch.tensor([reason is not None for reason in scores.invalid])
-        totals = np.nansum(scores.values * self.reward_weights.numpy(), axis=1)
+        rewards = torch.tensor(scores.values, dtype=torch.float32, device=self.accelerator.device)
+        weights = self.reward_weights.to(rewards)
+        # A metric that is only logged does not make a rollout count that no weighted reward applies to.
+        rewards[rewards[:, weights != 0].isnan().all(1)] = torch.nan
+        totals = (rewards * weights).nansum(1).masked_fill(rewards.isnan().all(1), torch.nan)
         self.rollout_records = [
             self._record(*row)
             for row in zip(rows, scores.values.tolist(), scores.invalid, totals.tolist(), strict=True)
         ]
         self._spend_budget(scores, rows)
-        rewards = torch.tensor(scores.values, dtype=torch.float32, device=self.accelerator.device)
-        # A metric that is only logged does not make a rollout count that no weighted reward applies to.
-        counted = self.reward_weights.to(rewards.device) != 0
-        rewards[rewards[:, counted].isnan().all(1)] = torch.nan
-        self._rewards = self.accelerator.gather(rewards)
+        self._rewards, self._totals = self.accelerator.gather(rewards), self.accelerator.gather(totals)
         self._keys = self._group_keys(inputs, size)
         if self.model.training and any(hasattr(r, "observe") for r in self.runner.rewards.values()):
             self._remember(rows)
@@ -109,7 +109,7 @@ class Judging:
             "length": len(row["completion_ids"]),
             "truncated": row["truncated"],
             "invalid": reason,
-            "reward": None if reason else reward,
+            "reward": None if math.isnan(reward) else reward,
         }
         record |= {column: row[column] for column in self.environment.breakdown}
         return record | {f"rewards/{n}": v for n, v in zip(self.reward_func_names, values, strict=True)}

@@ -104,17 +104,49 @@ def check_preset(algorithm: str, keys: Mapping[str, Any]) -> None:
 
 
 def _check_combinations(algorithm: str, keys: Mapping[str, Any]) -> None:
-    own = algorithm in ("hrpo", "rloo")
-    if own and keys["multi_objective_aggregation"] != "sum_then_normalize":
-        raise UserError(f"algorithm {algorithm} has a baseline of its own: no multi_objective_aggregation")
-    if algorithm == "hrpo" and keys["scale_rewards"] == "batch":
-        raise UserError("algorithm hrpo scales by the group or not at all: scale_rewards is group or none")
-    if algorithm == "hrpo" and (keys["dynamic_sampling"] or keys["difficulty_weighting"]):
-        raise UserError("dynamic_sampling and difficulty_weighting look at a prompt's rollouts; hrpo has one")
-    if algorithm == "rloo" and keys["steps_per_generation"] > keys["gradient_accumulation_steps"]:
-        raise UserError("algorithm rloo is on policy: steps_per_generation is gradient_accumulation_steps")
-    if keys["epsilon_high"] is not None and keys["epsilon_high"] < keys["epsilon"] and algorithm != "cispo":
-        raise UserError(f"epsilon_high {keys['epsilon_high']} is below epsilon {keys['epsilon']}")
+    summed = keys["multi_objective_aggregation"] == "sum_then_normalize"
+    dynamic, attempts = keys["dynamic_sampling"], keys["dynamic_sampling_attempts"]
+    aligned = keys["gradient_accumulation_steps"] % keys["steps_per_generation"] == 0
+    low, high = keys["epsilon"], keys["epsilon_high"]
+    hrpo, rloo = algorithm == "hrpo", algorithm == "rloo"
+    contradictions = [
+        (
+            (hrpo or "scale_rewards" in PRESETS[algorithm].needs) and not summed,
+            f"algorithm {algorithm} has a baseline of its own: no multi_objective_aggregation",
+        ),
+        (
+            hrpo and keys["scale_rewards"] == "batch",
+            "algorithm hrpo scales by the group or not at all: scale_rewards is group or none",
+        ),
+        (
+            hrpo and (dynamic or keys["difficulty_weighting"]),
+            "dynamic_sampling and difficulty_weighting look at a prompt's rollouts; hrpo has one",
+        ),
+        (
+            dynamic and (keys["scale_rewards"] == "batch" or not summed),
+            "dynamic_sampling samples in parts: advantages may not be scaled by the batch",
+        ),
+        (attempts < 1, f"dynamic_sampling_attempts must be at least 1, not {attempts}"),
+        (
+            rloo and not aligned,
+            "algorithm rloo is on policy: gradient_accumulation_steps is a multiple of steps_per_generation",
+        ),
+        (
+            rloo and keys["mask_truncated_completions"],
+            "algorithm rloo compares whole rewards: no mask_truncated_completions",
+        ),
+        (
+            keys["loss_type"] != "cispo" and high is not None and high < low,
+            f"epsilon_high {high} is below epsilon {low}",
+        ),
+        (
+            keys["sync_ref_model"] and (not keys["beta"] or keys["use_peft"]),
+            "sync_ref_model refreshes a reference model: it needs beta above 0, and no LoRA",
+        ),
+    ]
+    for found, message in contradictions:
+        if found:
+            raise UserError(message)
 
 
 def warnings_for(keys: Mapping[str, Any]) -> list[str]:
@@ -124,5 +156,9 @@ def warnings_for(keys: Mapping[str, Any]) -> list[str]:
         found.append(
             "with num_generations 2 and scale_rewards group every advantage is +0.71 or -0.71, however much "
             "the rewards differ: use more generations, or scale_rewards: none"
+        )
+    if keys["loss_type"] == "cispo" and keys["epsilon_high"] is None:
+        found.append(
+            "loss_type cispo without epsilon_high caps ratios at epsilon, 0.2: set epsilon_high: 5.0"
         )
     return found

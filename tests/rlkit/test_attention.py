@@ -62,3 +62,17 @@ def test_autocast_decides_the_arithmetic():
     with torch.autocast("cpu", torch.bfloat16):
         assert grouped_attention(query, key, value, None).dtype == torch.bfloat16
     assert grouped_attention(query, key, value, None).dtype == torch.float32
+
+
+def test_an_encoder_is_not_made_causal():
+    import types
+
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    from rlkit.attention import cpu_attention
+
+    tensors = [torch.randn(1, 2, 5, 8) for _ in range(3)]
+    module = types.SimpleNamespace(is_causal=False, num_key_value_groups=1)
+    for kwargs in ({}, {"is_causal": None}):
+        found, _ = cpu_attention(module, *tensors, None, **kwargs)
+        torch.testing.assert_close(found, sdpa_attention_forward(module, *tensors, None)[0])

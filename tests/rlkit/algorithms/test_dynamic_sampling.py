@@ -161,6 +161,21 @@ def test_parts_of_groups_are_refused(make):
         trainer._check_groups()
 
 
-def test_no_attempts_are_refused(make):
-    with pytest.raises(UserError, match="at least 1"):
-        make("s", attempts=-1)
+def test_an_answer_that_no_reward_applies_to_is_no_spread(make):
+    trainer = make("a", attempts=1)
+    trainer.runner.rewards["judge"].__class__.__call__ = lambda self, group: [None, *[1.0] * (len(group) - 1)]
+    trainer.train()
+    assert logs(trainer)[3:] == [0, 1, 1.0]
+    assert rollouts(trainer)["reward"].isna().sum() == 6
+
+
+def test_each_attempt_draws_other_tasks(make, monkeypatch):
+    """Also where TRL samples by itself, as with vLLM."""
+    trainer = make("a", attempts=3)
+    monkeypatch.setattr(
+        trainer, "_generate_single_turn", lambda ids, *_, **__: ([[5, 6, 2] for _ in ids], None)
+    )
+    trainer.train()
+    tasks = rollouts(trainer)["task_id"].tolist()
+    attempts = [tuple(tasks[i : i + 3 * G]) for i in range(0, len(tasks), 3 * G)]
+    assert len(set(attempts)) == 4

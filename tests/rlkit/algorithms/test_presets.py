@@ -62,6 +62,13 @@ def test_the_algorithm_of_the_command_line_wins_over_that_of_the_file(tmp_path):
         ("rloo", ["--scale_rewards", "group"], "needs scale_rewards: none"),
         ("rloo", ["--num_iterations", "2"], "needs num_iterations: 1"),
         ("rloo", ["--steps_per_generation", "2"], "rloo is on policy"),
+        ("rloo", ["--steps_per_generation", "3", "--gradient_accumulation_steps", "4"], "rloo is on policy"),
+        ("rloo", ["--mask_truncated_completions", "true"], "no mask_truncated_completions"),
+        ("reinforce_pp", ["--dynamic_sampling", "true"], "may not be scaled by the batch"),
+        ("dr_grpo", ["--multi_objective_aggregation", "normalize_then_sum"], "baseline of its own"),
+        ("dapo", ["--dynamic_sampling_attempts", "0"], "at least 1, not 0"),
+        ("grpo", ["--sync_ref_model", "true"], "needs beta above 0"),
+        ("grpo", ["--sync_ref_model", "true", "--beta", "0.1", "--use_peft", "true"], "no LoRA"),
         ("reinforce_pp", ["--scale_rewards", "group"], "needs scale_rewards: batch"),
         ("hrpo", ["--dynamic_sampling", "true"], "hrpo has one"),
         ("hrpo", ["--scale_rewards", "batch"], "group or none"),
@@ -85,7 +92,13 @@ def test_hrpo_needs_a_column():
 
 
 def test_two_generations_scaled_by_their_deviation_are_warned_of():
-    keys = {"num_generations": 2, "scale_rewards": "group"}
+    keys = {"num_generations": 2, "scale_rewards": "group", "loss_type": "grpo"}
     assert "0.71" in warnings_for(keys)[0]
     assert not warnings_for(keys | {"scale_rewards": "none"})
     assert not warnings_for(keys | {"num_generations": 4})
+
+
+def test_a_cap_of_a_fifth_is_warned_of():
+    keys = {"num_generations": 8, "scale_rewards": "group", "loss_type": "cispo", "epsilon_high": None}
+    assert "epsilon_high: 5.0" in warnings_for(keys)[0]
+    assert not warnings_for(keys | {"epsilon_high": 5.0})

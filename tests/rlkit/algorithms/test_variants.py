@@ -229,6 +229,14 @@ def test_difficulty_weighting(make):
     np.testing.assert_allclose([weight(0), weight(0.75), weight(1)], [1.499, 0.95, 0.483], atol=1e-3)
 
 
+def test_the_solve_rate_leaves_invalid_rollouts_out(make):
+    """One right, one wrong, two that could not be judged: half of them are right."""
+    trainer = make("grpo", "--difficulty_weighting", "true")
+    trainer._keys = [0] * 4 + [1] * 4
+    trainer._rewards = torch.tensor([[0.0, 1.0], [0.0, 0.0], *[[torch.nan, torch.nan]] * 6])
+    assert trainer._solve_rate().tolist() == [0.5] * 4 + [0.0] * 4
+
+
 @pytest.mark.parametrize("algorithm", [a for a in PRESETS if a != "grpo"])
 def test_a_few_real_steps(make, algorithm):
     trainer = make(algorithm, "--max_steps", "3", "--logging_steps", "1")
