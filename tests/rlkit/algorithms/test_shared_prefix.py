@@ -102,6 +102,14 @@ def test_equals_the_forward_in_full(fused, kind, batch):
     assert_equal(fused(kind), *batch)
 
 
+@pytest.mark.parametrize("prompts", [[5, 5], [3, 6], [1, 1], [12, 12]])
+def test_equals_the_forward_in_full_where_completions_are_long(fused, monkeypatch, prompts):
+    """Longer than the prompt, they attend without a mask where all prompts have one length."""
+    monkeypatch.setattr("rlkit.algorithms.shared_prefix.MATMUL_KEYS", 0)
+    batch = batch_of(torch.Generator().manual_seed(4), 3, prompts, [9, 2, 8, 0, 9, 4])
+    assert_equal(fused("qwen2"), *batch)
+
+
 @settings(max_examples=15, deadline=None)
 @given(batch=batches())
 def test_equals_the_forward_in_full_with_lora(fused, batch):
