@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import sys
 from collections.abc import Callable, Sequence
@@ -65,9 +66,11 @@ def run_command(command: Callable[[], int]) -> int:
 
 
 def _leave_process_group() -> None:
-    # A process that ends inside one is aborted, and its exit code lost.
+    # A process that ends inside one is aborted, and its exit code lost. A trainer is full of cycles, and one
+    # that is not collected keeps the group's threads alive.
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        gc.collect()
         distributed.destroy_process_group()
 
 
