@@ -1,4 +1,7 @@
-"""A run directory: `config.yaml`, `metrics.jsonl`, `rollouts/`, `checkpoint-N/`, `evaluation/`, `model/`."""
+"""A run directory: `config.yaml`, `metrics.jsonl`, `rollouts/`, `checkpoint-N/`, `evaluation/`, `model/`.
+
+Rollouts are written by a thread of their own, so that training does not wait for the disk.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,11 @@ import json
 import math
 import os
 import shutil
+import sys
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +21,35 @@ import pandas as pd
 
 from rlkit.errors import UserError
 
+WAITING = 4  # steps of rollouts in memory: a disk that is slower than the training holds it up
+
 
 class RunDirectory:
-    """Where one run keeps everything; only the main process writes to it."""
+    """Where one run keeps everything; only the main process writes to it.
+
+    As a context manager it writes the rollouts that wait however the training ends.
+    """
 
     def __init__(self, path: Path, stage: str):
         """Name the folder; `stage` ("sft" or "train") stands in every line of the metrics."""
         self.path = path
         self.stage = stage
         self.started = time.monotonic()
+        # One thread, so that steps are written in their order. Python joins it before the process exits.
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="rollouts")
+        self._waiting: deque[Future[None]] = deque()
+
+    def __enter__(self) -> RunDirectory:
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        if error is None:
+            self.flush()
+            return
+        while self._waiting:  # what ended the training is the error to raise; this one is only said
+            failure = self._waiting.popleft().exception()
+            if failure is not None:
+                print(f"rlkit: {failure}", file=sys.stderr, flush=True)
 
     def open(self, *, resume: bool, overwrite: bool) -> None:
         """Create the folder.
@@ -51,6 +77,7 @@ class RunDirectory:
 
     def rewind(self, step: int) -> None:
         """Take back what this stage wrote after a step: a resumed run leaves what a whole one would."""
+        self.flush()
         rollouts = self.path / "rollouts"
         written = list(rollouts.glob("step-*.parquet")) if self.stage == "train" else []
         for path in [*written, *(self.path / "evaluation").glob("step-*.json")]:
@@ -75,11 +102,34 @@ class RunDirectory:
             file.write(json.dumps(line) + "\n")
 
     def save_rollouts(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write the rollouts of a step as one Parquet file, whole or not at all."""
+        """Have the rollouts of a step written as one Parquet file, whole or not at all.
+
+        Returns before they are on the disk (see `flush`), so the rows must not change any more. A step may
+        be saved again: the last rows are kept.
+
+        Raises:
+            UserError: rollouts handed over before could not be written.
+        """
+        while self._waiting and (self._waiting[0].done() or len(self._waiting) >= WAITING):
+            self._waiting.popleft().result()
+        self._waiting.append(self._writer.submit(self._write_rollouts, step, list(rows)))
+
+    def flush(self) -> None:
+        """Return when all rollouts handed over are on the disk; raises what `save_rollouts` does."""
+        while self._waiting:
+            self._waiting.popleft().result()
+
+    def _write_rollouts(self, step: int, rows: list[Mapping[str, Any]]) -> None:
         path = self.path / "rollouts" / f"step-{step:06d}.parquet"
         partial = path.with_suffix(".partial")
-        pd.DataFrame(list(rows)).to_parquet(partial)
-        os.replace(partial, path)
+        try:
+            pd.DataFrame(rows).to_parquet(partial)
+            sync(partial)
+            os.replace(partial, path)
+            sync(path.parent)
+        except OSError as error:
+            reason = error.strerror or str(error).partition("\n")[0]
+            raise UserError(f"the rollouts of step {step} are lost: cannot write {path}: {reason}") from error
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -44,6 +44,7 @@ class Checkpoints:
     """Mixin for a trainer of TRL: saves and restores `stateful()` on each rank, and seals checkpoints.
 
     Attributes:
+        run: the run directory, if it saves rollouts: they are on the disk before a checkpoint is sealed.
         identity: what the run is, kept in the manifest (see `differences`).
         resume_anyway: what a checkpoint lacks is said and starts anew, instead of being an error.
     """
@@ -51,6 +52,7 @@ class Checkpoints:
     args: Any
     state: Any
     accelerator: Any
+    run: Any = None
     identity: Mapping[str, Any] = {}
     resume_anyway: bool = False
 
@@ -76,6 +78,8 @@ class Checkpoints:
         torch.save(states, folder / _state_file(self.accelerator.process_index))
         self.accelerator.wait_for_everyone()
         if main:
+            if self.run is not None:
+                self.run.flush()
             seal(folder, self.state.global_step, self.identity)
             # One of a later step was cut short in a run before this: rotation would take it for the newest.
             for later in _checkpoints(folder.parent):

@@ -2,12 +2,18 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
+import threading
+from types import SimpleNamespace
 
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
 from rlkit.errors import UserError
-from rlkit.run_directory import RunDirectory
+from rlkit.run_directory import WAITING, RunDirectory
 
 
 @pytest.fixture
@@ -103,6 +109,167 @@ def test_metrics_are_lines_of_valid_json(run):
 def test_rollouts_replace_those_of_the_same_step(run):
     run.save_rollouts(3, [{"a": 1}, {"a": 2}])
     run.save_rollouts(3, [{"a": 5}])
+    run.flush()
     files = list((run.path / "rollouts").iterdir())
     assert [file.name for file in files] == ["step-000003.parquet"]
     assert pd.read_parquet(files[0])["a"].tolist() == [5]
+
+
+def saved(run, step):
+    return pq.read_table(run.path / "rollouts" / f"step-{step:06d}.parquet").to_pylist()
+
+
+def test_of_many_savings_of_a_step_the_last_stays_in_its_order(run):
+    rows = [{"a": (7 * i) % 13, "text": str(i)} for i in range(40)]
+    for n in range(1, 41):
+        run.save_rollouts(1, rows[:n])
+    run.flush()
+    assert saved(run, 1) == rows
+
+
+def test_nested_rows_come_back(run):
+    turns = [
+        {"role": "assistant", "content": "<search>x</search>", "tokens": 5},
+        {"role": "user", "content": "nothing found", "tokens": 2},
+    ]
+    rows = [
+        {"task_id": "a", "turns": turns, "log_prob_gap": 0.01, "invalid": None},
+        {"task_id": "b", "turns": turns[:1], "log_prob_gap": None, "invalid": "no backend"},
+        {"task_id": "c", "turns": [], "log_prob_gap": 0.5, "invalid": None},
+    ]
+    run.save_rollouts(1, rows)
+    run.flush()
+    assert saved(run, 1) == rows
+
+
+@pytest.fixture
+def slow_disk(monkeypatch):
+    """Writing begins with the event that is given."""
+    go, write = threading.Event(), pd.DataFrame.to_parquet
+
+    def wait(*args, **kwargs):
+        assert go.wait(30)
+        return write(*args, **kwargs)
+
+    monkeypatch.setattr(pd.DataFrame, "to_parquet", wait)
+    yield go
+    go.set()
+
+
+def test_training_does_not_wait_for_the_disk_until_too_much_waits(run, slow_disk):
+    for step in range(1, WAITING + 1):
+        run.save_rollouts(step, [{"a": step}])
+    assert list((run.path / "rollouts").glob("*.parquet")) == []
+    more = threading.Thread(target=run.save_rollouts, args=(WAITING + 1, [{"a": 0}]))
+    more.start()
+    more.join(0.2)
+    assert more.is_alive()
+    slow_disk.set()
+    more.join(30)
+    run.flush()
+    assert len(list((run.path / "rollouts").glob("*.parquet"))) == WAITING + 1
+
+
+def test_rewinding_waits_for_what_is_being_written(run, slow_disk):
+    for step in (1, 2, 3):
+        run.save_rollouts(step, [{"a": step}])
+    slow_disk.set()
+    run.rewind(2)
+    run.flush()
+    assert sorted(p.name for p in (run.path / "rollouts").iterdir()) == [
+        f"step-00000{i}.parquet" for i in (1, 2)
+    ]
+
+
+@pytest.fixture
+def full_disk(run):
+    """There is no room for the rollouts of step 1."""
+    (run.path / "rollouts" / "step-000001.partial").symlink_to("/dev/full")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux's device that is always full")
+@pytest.mark.usefixtures("full_disk")
+class TestFullDisk:
+    def test_flush_says_so_and_goes_on(self, run):
+        run.save_rollouts(1, [{"a": 1}])
+        with pytest.raises(UserError, match=r"step 1 .*step-000001\.parquet: .*No space left"):
+            run.flush()
+        run.save_rollouts(2, [{"a": 2}])
+        run.flush()
+        assert saved(run, 2) == [{"a": 2}]
+
+    def test_saving_says_so(self, run):
+        run.save_rollouts(1, [{"a": 1}])
+        run._waiting[0].exception(30)
+        with pytest.raises(UserError, match="No space left"):
+            run.save_rollouts(2, [{"a": 2}])
+
+    def test_the_end_says_so(self, run):
+        with pytest.raises(UserError, match="No space left"), run:
+            run.save_rollouts(1, [{"a": 1}])
+
+    def test_it_does_not_hide_what_ended_the_training(self, run, capsys):
+        with pytest.raises(KeyError), run:
+            run.save_rollouts(1, [{"a": 1}])
+            run.save_rollouts(2, [{"a": 2}])
+            raise KeyError
+        assert "No space left" in capsys.readouterr().err
+        assert saved(run, 2) == [{"a": 2}]
+
+
+def test_rows_that_cannot_be_written_are_an_error(run):
+    run.save_rollouts(1, [{"mixed": 1}, {"mixed": [2]}])
+    with pytest.raises(Exception, match="mixed"):
+        run.flush()
+
+
+@pytest.mark.parametrize("end", ["pass", "raise SystemExit(3)", "raise KeyError"])
+def test_a_process_that_ends_writes_what_waits(run, end):
+    program = f"""
+from pathlib import Path
+from rlkit.run_directory import RunDirectory
+run = RunDirectory(Path({str(run.path)!r}), "train")
+for step in range(1, 4):
+    run.save_rollouts(step, [{{"a": step}}])
+{end}"""
+    subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, timeout=60)
+    assert [saved(run, step) for step in (1, 2, 3)] == [[{"a": step}] for step in (1, 2, 3)]
+
+
+@pytest.fixture
+def trainer(run):
+    """A trainer at step 1 that has nothing to remember."""
+    from rlkit.state import Checkpoints
+
+    class Trainer:
+        def _save_checkpoint(self, model, trial):
+            (run.path / "checkpoint-1").mkdir()
+
+    class Stateless(Checkpoints, Trainer):
+        args = SimpleNamespace(output_dir=str(run.path), save_total_limit=None)
+        state = SimpleNamespace(global_step=1, best_model_checkpoint=None)
+        accelerator = SimpleNamespace(is_main_process=True, process_index=0, wait_for_everyone=lambda: None)
+
+        def _stateful(self):
+            return {}
+
+    trainer = Stateless()
+    trainer.run = run
+    return trainer
+
+
+def test_a_whole_checkpoint_has_its_rollouts_on_the_disk(run, trainer, slow_disk):
+    run.save_rollouts(1, [{"a": 1}])
+    threading.Timer(0.2, slow_disk.set).start()
+    trainer._save_checkpoint(None, None)
+    assert saved(run, 1) == [{"a": 1}]
+    assert (run.path / "checkpoint-1" / "rlkit.json").exists()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux's device that is always full")
+@pytest.mark.usefixtures("full_disk")
+def test_a_checkpoint_that_lacks_its_rollouts_is_not_whole(run, trainer):
+    run.save_rollouts(1, [{"a": 1}])
+    with pytest.raises(UserError, match="No space left"):
+        trainer._save_checkpoint(None, None)
+    assert not (run.path / "checkpoint-1" / "rlkit.json").exists()

@@ -77,6 +77,7 @@ def logs(trainer):
 
 
 def rollouts(trainer):
+    trainer.run.flush()
     return pd.concat([pd.read_parquet(f) for f in sorted((trainer.run.path / "rollouts").glob("*.parquet"))])
 
 
