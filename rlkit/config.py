@@ -71,12 +71,7 @@ class TaskArguments:
         """Build the environment that the keys name; raises UserError."""
         if self.environment is None:
             raise UserError("no environment given: set the key 'environment', e.g. --environment causal-v1")
-        environment = load_environment(self.environment, **self.mapping("environment_args"))
-        if environment.max_turns > 1:
-            raise UserError(
-                f"{environment.id} has {environment.max_turns} turns: only one is supported so far"
-            )
-        return environment
+        return load_environment(self.environment, **self.mapping("environment_args"))
 
     def mapping(self, key: str) -> dict[str, Any]:
         """The value of a key that holds a mapping, such as `environment_args`; raises UserError."""
@@ -129,6 +124,27 @@ class TrainArguments(TaskArguments):
         default=False,
         metadata={"help": "Weight advantages by the group's solve rate, as GRPO-LEAD does."},
     )
+    max_turns: int | None = field(
+        default=None, metadata={"help": "Most turns of a rollout. Default: the environment's own."}
+    )
+    max_turn_tokens: int | None = field(
+        default=None,
+        metadata={"help": "Most tokens of one turn; max_completion_length is the limit of all together."},
+    )
+    max_reply_tokens: int | None = field(
+        default=None, metadata={"help": "Most tokens of one reply of the environment; the rest is cut."}
+    )
+    reply_time_limit: float = field(
+        default=60.0,
+        metadata={"help": "Seconds for the environment to answer; then the rollouts are invalid."},
+    )
+    weights_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": "With vllm_mode server: a folder that trainer and servers share, for weights on their "
+            "way. Servers on this machine need none."
+        },
+    )
     guards: str | None = field(
         default=None,
         metadata={
@@ -151,6 +167,10 @@ class TrainArguments(TaskArguments):
 
     def __post_init__(self) -> None:
         _check_choice("algorithm", self.algorithm, ALGORITHMS)
+        for key in ("max_turns", "max_turn_tokens", "max_reply_tokens", "reply_time_limit"):
+            value = getattr(self, key)
+            if value is not None and value <= 0:
+                raise UserError(f"{key} must be above 0, not {value}")
 
 
 @dataclass

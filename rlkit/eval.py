@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rlkit.environment import SPLITS, load_environment
+from rlkit.environment import SPLITS, Environment, load_environment
 from rlkit.errors import UserError
 from rlkit.evaluation import Evaluation, compare, evaluate
 
@@ -74,7 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _evaluate(options: argparse.Namespace) -> Evaluation:
     environment = load_environment(options.environment, **options.args)
-    generator = _generator(options)
+    generator = _generator(options, environment)
     from rlkit.rewarding import RewardRunner, load_rewards
 
     rewards, _ = load_rewards(None, environment, None)
@@ -95,14 +95,17 @@ def _evaluate(options: argparse.Namespace) -> Evaluation:
         )
 
 
-def _generator(options: argparse.Namespace) -> Any:
+def _generator(options: argparse.Namespace, environment: Environment) -> Any:
     import torch
     from transformers import set_seed
     from trl import ModelConfig
 
     from rlkit.cpu import tune_for_cpu
     from rlkit.models import load_model
-    from rlkit.rollouts.generator import Generator
+    from rlkit.rollouts import Sampling
+    from rlkit.rollouts.generator import Generator, end_tokens
+    from rlkit.rollouts.local import TransformersEngine
+    from rlkit.rollouts.loop import Limits, Loop
 
     set_seed(options.seed)
     config = ModelConfig(model_name_or_path=options.model, dtype=options.dtype)
@@ -111,13 +114,13 @@ def _generator(options: argparse.Namespace) -> Any:
         model.to("cuda")
     else:
         tune_for_cpu()
+    model.eval()
+    ends = end_tokens(model, tokenizer)
+    limits = Limits(options.max_completion_length, turns=environment.max_turns)
     return Generator(
-        model,
-        tokenizer,
-        max_completion_length=options.max_completion_length,
-        temperature=options.temperature,
-        top_p=options.top_p,
-        batch_size=options.batch_size,
+        TransformersEngine(model, tokenizer, batch_size=options.batch_size),
+        Loop(environment, tokenizer, limits, ends),
+        Sampling(tuple(ends), tuple(environment.stop), temperature=options.temperature, top_p=options.top_p),
     )
 
 

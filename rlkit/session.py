@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ import transformers
 from accelerate.utils import broadcast_object_list, gather_object
 from trl.models import unwrap_model_for_generation
 
+from rlkit.algorithms.rolling_out import RollingOut
 from rlkit.callbacks import EvaluateCallback, Finished, FinishedCallback, MetricsCallback, ProgressCallback
 from rlkit.config import Run, save_resolved
 from rlkit.cpu import tune_for_cpu
@@ -24,8 +25,10 @@ from rlkit.guards import Guards
 from rlkit.models import save_model
 from rlkit.report import build_report
 from rlkit.rewarding import RewardRunner
-from rlkit.rollouts import Completion
-from rlkit.rollouts.generator import Generator
+from rlkit.rollouts import Engine, Rollout, Sampling
+from rlkit.rollouts.generator import Generator, end_tokens
+from rlkit.rollouts.local import TransformersEngine
+from rlkit.rollouts.loop import Limits, Loop
 from rlkit.run_directory import RunDirectory
 from rlkit.state import differences, last_checkpoint, manifest
 
@@ -112,7 +115,7 @@ class Session:
         trainer.resume_anyway = keys.resume_anyway
         checkpoint = on_main_process(trainer.accelerator, lambda: self._checkpoint(trainer.identity))
         self.evaluate(trainer, runner, "before")
-        with suppress(Finished):
+        with self.directory, suppress(Finished):
             trainer.train(resume_from_checkpoint=checkpoint)
         self.evaluate(trainer, runner, "after")
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
@@ -173,7 +176,7 @@ class Session:
         if not keys.evaluation_tasks or (keys.resume and name == "before" and path.exists()):
             return
         result = evaluate(
-            lambda prompts, samples: self._answer(trainer, prompts, samples),
+            lambda tasks, samples: self._answer(trainer, tasks, samples),
             self.environment,
             runner,
             split=keys.evaluation_split,
@@ -196,23 +199,38 @@ class Session:
                 trainer.state.global_step, result.accuracy.mean, len(result.scores), last=name == "after"
             )
 
-    def _answer(self, trainer: Any, prompts: Sequence[Any], samples: int) -> list[list[Completion]]:
-        """Answer prompts, each rank its share, and gather the answers on all ranks in order."""
+    def _answer(self, trainer: Any, tasks: Sequence[Any], samples: int) -> list[list[Rollout]]:
+        """Answer tasks, each rank its share, and gather the answers on all ranks in order."""
         ranks, rank = trainer.accelerator.num_processes, trainer.accelerator.process_index
+        share = list(enumerate(tasks))[rank::ranks]
+        with self._engine(trainer) as engine:
+            generator = Generator(engine, *self._greedy(trainer))
+            answers = generator([task for _, task in share], samples) if share else []
+        mine = [(index, answer) for (index, _), answer in zip(share, answers, strict=True)]
+        return [answer for _, answer in sorted(gather_object(mine), key=lambda pair: pair[0])]
+
+    @contextmanager
+    def _engine(self, trainer: Any) -> Iterator[Engine]:
+        """What samples in training, where the trainer samples at all."""
+        size = self.run.task.evaluation_batch_size
+        if isinstance(trainer, RollingOut):
+            with trainer.engine(size) as engine:
+                yield engine
+            return
         with (
             unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator) as model,
             trainer.accelerator.autocast(),
         ):
-            generator = Generator(
-                model,
-                trainer.processing_class,
-                max_completion_length=self.max_completion_length,
-                batch_size=self.run.task.evaluation_batch_size,
-            )
-            share = list(enumerate(prompts))[rank::ranks]
-            answers = generator([prompt for _, prompt in share], samples) if share else []
-        mine = [(index, answer) for (index, _), answer in zip(share, answers, strict=True)]
-        return [answer for _, answer in sorted(gather_object(mine), key=lambda pair: pair[0])]
+            yield TransformersEngine(model, trainer.processing_class, batch_size=size)
+
+    def _greedy(self, trainer: Any) -> tuple[Loop, Sampling]:
+        if isinstance(trainer, RollingOut):
+            return trainer.loop, trainer.sampling(temperature=0.0)
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        ends = end_tokens(model, trainer.processing_class)
+        limits = Limits(self.max_completion_length, turns=self.environment.max_turns)
+        loop = Loop(self.environment, trainer.processing_class, limits, ends)
+        return loop, Sampling(tuple(ends), tuple(self.environment.stop), temperature=0.0)
 
     def summary(self) -> str:
         """Write the report and say in two or three lines what was learned and where things are."""

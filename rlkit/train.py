@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from rlkit.algorithms.presets import PRESETS, warnings_for
@@ -55,6 +56,10 @@ def train(run: Any) -> None:
         args.model_init_kwargs = {**(args.model_init_kwargs or {}), "revision": run.model.model_revision}
     model, tokenizer = load_model(run.model, trust_remote_code=args.trust_remote_code)
     require_chat_template(tokenizer, tasks[:1]["prompt"])
+    options = trainer_options(run, environment)
+    if options["limits"].turns > 1 and "vllm_importance_sampling_mode" not in run.given:
+        # TRL's default multiplies the ratios of all tokens: a long rollout is masked away.
+        args.vllm_importance_sampling_mode = "token_truncate"
     session.open()
     with RewardRunner(
         rewards, keys.reward_time_limit, keys.reward_workers, metric=environment.metric
@@ -69,10 +74,11 @@ def train(run: Any) -> None:
             runner=runner,
             budget=ErrorBudget(keys.reward_error_budget, keys.reward_error_patience),
             run=session.directory,
-            **trainer_options(run),
+            **options,
         )
         watch = {"reward": "reward", "accuracy": f"rewards/{environment.metric}/mean"}
-        session.fit(trainer, runner, watch | {"length": "completions/mean_length"}, guards)
+        with closing(trainer):
+            session.fit(trainer, runner, watch | {"length": "completions/mean_length"}, guards)
 
 
 def load_run_rewards(run: Any, environment: Environment) -> tuple[dict[str, Any], list[float]]:
@@ -95,11 +101,12 @@ def check_keys(tasks: Any, column: str) -> None:
             )
 
 
-def trainer_options(run: Any) -> dict[str, Any]:
+def trainer_options(run: Any, environment: Environment) -> dict[str, Any]:
     """What `GRPOTrainer` takes besides TRL's arguments, by the run's keys."""
     from functools import partial
 
     from rlkit.algorithms.advantages import by_key, leave_one_out
+    from rlkit.rollouts.loop import Limits
 
     keys, args = run.task, run.trainer
     advantages: Any = None
@@ -107,7 +114,16 @@ def trainer_options(run: Any) -> dict[str, Any]:
         advantages = partial(by_key, minimum=keys.group_minimum, scale=args.scale_rewards == "group")
     if keys.algorithm == "rloo":
         advantages = leave_one_out
+    limits = Limits(
+        args.max_completion_length,
+        turns=keys.max_turns or environment.max_turns,
+        turn_tokens=keys.max_turn_tokens,
+        reply_tokens=keys.max_reply_tokens,
+        reply_seconds=keys.reply_time_limit,
+    )
     return {
+        "limits": limits,
+        "weights_dir": keys.weights_dir,
         "shared_prefix": keys.shared_prefix,
         "advantages": advantages,
         "group_by": keys.group_by,

@@ -70,3 +70,14 @@ def tiny_folder(tmp_path_factory, tiny_model, tiny_tokenizer):
     tiny_model("llama", max_position_embeddings=2048, initializer_range=0.02).save_pretrained(folder)
     tiny_tokenizer.save_pretrained(folder)
     return str(folder)
+
+
+@pytest.fixture(scope="session")
+def vllm_folder(tmp_path_factory, tiny_model, tiny_tokenizer):
+    """Like `tiny_folder`, of a shape that vLLM's kernels take."""
+    folder = tmp_path_factory.mktemp("tiny-vllm")
+    sizes = {"hidden_size": 128, "head_dim": 32, "intermediate_size": 192, "initializer_range": 0.1}
+    sizes |= {"tie_word_embeddings": True}  # vLLM keeps a second copy of them on a CPU
+    tiny_model("llama", **sizes).save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return str(folder)

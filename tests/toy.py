@@ -5,7 +5,7 @@ import signal
 
 import datasets
 
-from rlkit.environment import Environment
+from rlkit.environment import Environment, Reply
 
 
 def correct(completion: str, letter: str) -> float:
@@ -69,7 +69,21 @@ class NoTask(Letters):
 
 
 class Talk(Letters):
-    max_turns = 2
+    """Several turns: each "e" of the model gets the letter as a reply, until it writes the letter itself."""
+
+    id = "talk-v1"
+    metric = "share"
+    rewards = {"share": share, "variety": variety}  # noqa: RUF012
+    reward_weights = {"variety": 1.0}  # noqa: RUF012
+    max_turns = 3
+    stop = ("e",)
+
+    def respond(self, turns):
+        said = [turn.messages[-1]["content"] for turn in turns]
+        return [
+            Reply(done=True) if turn.task["letter"] in text else Reply(f"[{turn.task['letter']}]</e>")
+            for turn, text in zip(turns, said, strict=True)
+        ]
 
 
 def even(completion: str) -> float:

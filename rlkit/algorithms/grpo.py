@@ -1,6 +1,6 @@
 """GRPO on TRL's trainer: rewards that may fail, prompts shared, rollouts kept, any baseline.
 
-The seams of TRL that this stands on, each with a test: `_generate_single_turn`, `_calculate_rewards`,
+The seams of TRL that this stands on, each with a test: `_calculate_rewards`,
 `_generate_and_score_completions`, `_prepare_inputs`, `_compute_loss`, `_get_train_sampler`,
 `_get_per_token_logps_and_entropies`.
 """
@@ -14,19 +14,18 @@ from typing import Any
 import torch
 import trl
 from peft import PeftModel
-from trl.models import unwrap_model_for_generation
 
 from rlkit.algorithms.advantages import ALIKE, difficulty_weight, groups, spread
 from rlkit.algorithms.batches import shuffle_groups, split
 from rlkit.algorithms.dynamic_sampling import DynamicSampling
 from rlkit.algorithms.judging import Judging
+from rlkit.algorithms.rolling_out import RollingOut, our_vllm, sampler_gap
 from rlkit.algorithms.shared_prefix import add_shared_prefix, completion_log_probs, supports_shared_prefix
 from rlkit.environment import Environment
 from rlkit.errors import UserError
 from rlkit.rewarding import ErrorBudget, RewardRunner, as_trl_reward
 from rlkit.rewarding.calls import RewardCall
-from rlkit.rollouts.generate import generate
-from rlkit.rollouts.sampling import draw
+from rlkit.rollouts.loop import Limits
 from rlkit.run_directory import RunDirectory
 from rlkit.state import Checkpoints, InEpoch, Progress, Reference, Stateful
 
@@ -34,7 +33,7 @@ from rlkit.state import Checkpoints, InEpoch, Progress, Reference, Stateful
 Advantages = Callable[[torch.Tensor, Sequence[Hashable]], torch.Tensor]
 
 
-class GRPOTrainer(Judging, Checkpoints, trl.GRPOTrainer):
+class GRPOTrainer(RollingOut, Judging, Checkpoints, trl.GRPOTrainer):
     """TRL's GRPOTrainer with rlkit's rewards.
 
     Args:
@@ -42,6 +41,8 @@ class GRPOTrainer(Judging, Checkpoints, trl.GRPOTrainer):
         runner: runs the rewards; their weights are `args.reward_weights`.
         budget: stops the run when too many rollouts cannot be judged.
         run: where rollouts are saved.
+        limits: what a rollout may take; None: one turn of `args.max_completion_length` tokens.
+        weights_dir: where weights lie on their way to vLLM servers on other machines.
         shared_prefix: compute each prompt once in the loss where that is possible.
         advantages: replaces TRL's own normalisation within the rollouts of a prompt.
         group_by: a column whose values are the groups; None groups the rollouts of a prompt.
@@ -66,6 +67,8 @@ class GRPOTrainer(Judging, Checkpoints, trl.GRPOTrainer):
         runner: RewardRunner,
         budget: ErrorBudget,
         run: RunDirectory,
+        limits: Limits | None = None,
+        weights_dir: str | None = None,
         shared_prefix: bool = True,
         advantages: Advantages | None = None,
         group_by: str | None = None,
@@ -83,12 +86,13 @@ class GRPOTrainer(Judging, Checkpoints, trl.GRPOTrainer):
         self.difficulty_weighting = difficulty_weighting
         self.kl_in_reward = kl_in_reward
         kwargs["reward_funcs"] = [as_trl_reward(reward, name) for name, reward in runner.rewards.items()]
-        super().__init__(*args, **kwargs)
+        with our_vllm(weights_dir):
+            super().__init__(*args, **kwargs)
+        self._start_rolling_out(limits or Limits(self.args.max_completion_length))
         self.shared_prefix = shared_prefix and self._can_share_prefix()
         self.dynamic_sampling = DynamicSampling(self, dynamic_sampling) if dynamic_sampling else None
         self._check_groups()
         self._start_judging()
-        self.generation = 0  # counts samplings, so that each has random numbers of its own
 
     @property
     def pad_token_id(self) -> int:
@@ -147,42 +151,6 @@ class GRPOTrainer(Judging, Checkpoints, trl.GRPOTrainer):
             self._buffered_inputs = split(batch, steps)
         return self._buffered_inputs[self._step % steps]
 
-    def _generate_single_turn(
-        self,
-        prompt_ids: Any,
-        images: Any,
-        multimodal_fields: Any,
-        num_generations: Any,
-        has_tool_images: Any = False,
-    ) -> tuple[list[list[int]], Any]:
-        elsewhere = self.use_vllm or self.use_transformers_continuous_batching or self.is_fsdp_enabled
-        if elsewhere or images is not None:
-            return super()._generate_single_turn(
-                prompt_ids, images, multimodal_fields, num_generations, has_tool_images
-            )
-        with (
-            unwrap_model_for_generation(
-                self.model_wrapped,
-                self.accelerator,
-                gather_deepspeed3_params=self.args.ds3_gather_for_generation,
-                generation_kwargs=self.generation_kwargs,
-                gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
-            ) as model,
-            self.accelerator.autocast(),
-        ):
-            return generate(
-                model,
-                prompt_ids,
-                self.generation_config,
-                self.accelerator.device,
-                self._draw(len(prompt_ids)),
-            ), None
-
-    def _draw(self, rows: int) -> torch.Tensor:
-        first = self.accelerator.process_index * rows
-        key = (self.args.seed, self.generation)
-        return draw(key, range(first, first + rows), self.max_completion_length)
-
     def _generate_and_score_completions(self, inputs: list[dict]) -> dict[str, Any]:
         output = self.sample(inputs)
         if self.dynamic_sampling and self.model.training:
@@ -195,6 +163,7 @@ class GRPOTrainer(Judging, Checkpoints, trl.GRPOTrainer):
     def sample(self, inputs: list[dict]) -> dict[str, Any]:
         """Answer tasks, judge the answers, and compare them: TRL's batch, with rlkit's advantages."""
         self.generation += 1
+        self._tasks = inputs
         output = super()._generate_and_score_completions(inputs)
         # TRL gives an invalid rollout advantage 0; with its tokens masked it has no part in the KL term, the
         # entropy bonus or the number of tokens either.
@@ -206,9 +175,22 @@ class GRPOTrainer(Judging, Checkpoints, trl.GRPOTrainer):
         self._metrics[mode]["frac_reward_zero_std"][-1] = alike.float().mean().item()
         rewards = self._totals - self._penalty(output) if self.kl_in_reward and self.beta else self._totals
         output["advantages"] = self._advantages(rewards, output["advantages"])
-        for record, advantage in zip(self.rollout_records, output["advantages"].tolist(), strict=True):
-            record["advantage"] = advantage
+        self._add_to_records(output)
         return output
+
+    def _add_to_records(self, output: Mapping[str, Any]) -> None:
+        """What is known of rollouts only now: their advantages, and how far sampler and trainer are apart."""
+        records = self.rollout_records
+        for record, advantage in zip(records, output["advantages"].tolist(), strict=True):
+            record["advantage"] = advantage
+        if "importance_sampling_ratio" not in output:
+            return
+        mask = output["completion_mask"] * output.get("tool_mask", 1)
+        gaps, cut = sampler_gap(output, mask, self.args)
+        for record, gap in zip(records, gaps.tolist(), strict=True):
+            record["log_prob_gap"] = gap
+        mode = "train" if self.model.training else "eval"
+        self._metrics[mode]["sampling/cut"].append(self.accelerator.gather(cut.float()).mean().item())
 
     def _penalty(self, output: Mapping[str, Any]) -> torch.Tensor:
         """`beta` times the KL divergence from the reference of each rollout of all ranks, (N,), in nats."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from accelerate.utils import gather_object
 
 from rlkit.environment import Environment
 from rlkit.rewarding import ErrorBudget, RewardRunner, completion_length
+from rlkit.rollouts import Rollout
 from rlkit.run_directory import RunDirectory
 
 
@@ -30,8 +31,10 @@ class Judging:
     reward_func_names: Any
     reward_weights: Any
     eos_token_ids: Any
+    rollout_func: Any
     state: Any
     _metrics: Any
+    _rollouts: Sequence[Rollout]
 
     def _start_judging(self) -> None:
         self.rollout_records: list[dict[str, Any]] = []  # of this rank's last sampling
@@ -45,16 +48,11 @@ class Judging:
         self, inputs: list[dict], prompts: list, completions: list, completion_ids_list: list[list[int]]
     ) -> torch.Tensor:
         """Judge the local rollouts; return the rewards (B, R) of all ranks, an invalid one's are NaN."""
-        rows = [
-            row
-            | {
-                "completion": _text(completion),
-                "completion_ids": ids,
-                "truncated": self._truncated(ids),
-                "max_length": self.args.max_completion_length,
-            }
-            for row, completion, ids in zip(inputs, completions, completion_ids_list, strict=True)
-        ]
+        if self.rollout_func is None:  # TRL has sampled
+            texts = zip(completions, completion_ids_list, strict=True)
+            self._rollouts = [Rollout.single(_text(text), ids, self._truncated(ids)) for text, ids in texts]
+        most = {"max_length": self.args.max_completion_length}
+        rows = [row | rollout.columns() | most for row, rollout in zip(inputs, self._rollouts, strict=True)]
         size = self.num_generations if self.model.training else self.num_generations_eval
         # Where TRL deals a group out to several processes no reward looks at groups (`_check_groups`).
         scores = self.runner(rows, 1 if len(rows) % size else size)
@@ -106,7 +104,9 @@ class Judging:
             "prompt": _text(row["prompt"]),
             "completion": row["completion"],
             "answer": self.environment.answer(row),
+            "turns": row["turns"],
             "length": len(row["completion_ids"]),
+            "environment_tokens": row["environment_tokens"],
             "truncated": row["truncated"],
             "invalid": reason,
             "reward": None if math.isnan(reward) else reward,

@@ -149,6 +149,10 @@ def _check_combinations(algorithm: str, keys: Mapping[str, Any]) -> None:
             raise UserError(message)
 
 
+# What samples from all tokens as the trainer takes it.
+ALL_TOKENS = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+
+
 def warnings_for(keys: Mapping[str, Any]) -> list[str]:
     """What is allowed, and probably not meant."""
     found = []
@@ -160,5 +164,11 @@ def warnings_for(keys: Mapping[str, Any]) -> list[str]:
     if keys["loss_type"] == "cispo" and keys["epsilon_high"] is None:
         found.append(
             "loss_type cispo without epsilon_high caps ratios at epsilon, 0.2: set epsilon_high: 5.0"
+        )
+    narrow = [name for name, all_tokens in ALL_TOKENS.items() if keys.get(name) not in (None, all_tokens)]
+    if narrow:
+        found.append(
+            f"{' and '.join(narrow)}: the sampler changes probabilities and the trainer does not know of it: "
+            "leave the keys away in training"
         )
     return found

@@ -15,11 +15,11 @@ from rlkit.errors import UserError
 from rlkit.evaluation.result import Evaluation, prompt_text
 from rlkit.evaluation.statistics import Interval, accuracy_interval, avg_at_k, pass_at_k
 from rlkit.rewarding import RewardRunner, Scores
-from rlkit.rollouts import Completion
+from rlkit.rollouts import Rollout
 
 Row = dict[str, Any]
-# generate(prompts, samples) answers B prompts with `samples` completions each.
-Generate = Callable[[list[Any], int], Sequence[Sequence[Completion]]]
+# generate(tasks, samples) rolls out B tasks `samples` times each.
+Generate = Callable[[list[Row], int], Sequence[Sequence[Rollout]]]
 
 
 def evaluate(
@@ -86,16 +86,10 @@ def evaluate(
 
 
 def answer(generate: Generate, tasks: list[Row], samples: int) -> Iterator[Row]:
-    """Yield one row per completion: the task's columns, completion, completion_ids and truncated."""
-    groups = generate([task["prompt"] for task in tasks], samples)
-    for task, group in zip(tasks, groups, strict=True):
-        for completion in group:
-            yield {
-                **task,
-                "completion": completion.text,
-                "completion_ids": completion.ids,
-                "truncated": completion.truncated,
-            }
+    """Yield one row per rollout: the task's columns and what rewards may read of it."""
+    for task, group in zip(tasks, generate(tasks, samples), strict=True):
+        for rollout in group:
+            yield task | rollout.columns()
 
 
 def rollout_frame(

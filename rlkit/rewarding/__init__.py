@@ -25,7 +25,8 @@ be `async def`.
 
 A row is a mapping of the data set's columns and of
 
-- `prompt` and `completion` (the text);
+- `prompt` and `completion` (the text; of several turns what the model wrote, joined by line ends);
+- `turns`, all messages after the prompt, and `environment_tokens`, those that the model did not write;
 - `completion_ids`, `truncated` (whether the limit cut it off) and `max_length` (that limit, in tokens), from
   a trainer or an evaluation;
 - `length`: the tokens of the completion, its end token not counted, where there are `completion_ids`;

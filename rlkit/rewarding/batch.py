@@ -63,6 +63,9 @@ class Batch:
         self._values = np.full((len(rows), len(names)), np.nan)
         self._invalid: dict[int, tuple[str, str]] = {}  # row: reason and traceback
         self._errors: Counter[str] = Counter()
+        for i, row in enumerate(rows):
+            if row.get("invalid") is not None:  # the environment or the sampler failed
+                self._invalid[i] = row["invalid"], row["invalid"]
         self._unknown: set[int] = set()  # rows whose correctness the metric does not tell
 
     def record(self, name: str, indices: Sequence[int], reply: Reply) -> None:

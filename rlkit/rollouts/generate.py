@@ -4,7 +4,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import DynamicCache, GenerationConfig
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    StopStringCriteria,
+)
 
 from rlkit.rollouts import sampling
 from rlkit.rollouts.cache import is_plain, with_room
@@ -48,6 +54,28 @@ def prefill(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> DynamicCache:
     return cache
 
 
+class Ends(StoppingCriteria):
+    """Ends each row at its own limit or stop string; `generate` itself knows end tokens only.
+
+    Args:
+        start: tokens before the first sampled one, padding with them.
+        limits: (B,) tokens of each row.
+        stop: transformers' search for stop strings, or None.
+    """
+
+    def __init__(self, start: int, limits: torch.Tensor, stop: StopStringCriteria | None):
+        self.start = start
+        self.lengths = limits.clone()
+        self.stop = stop
+
+    def __call__(self, input_ids: torch.LongTensor, scores: Any, **kwargs: Any) -> Any:
+        """Say which rows are done."""
+        length = input_ids.size(1) - self.start
+        if self.stop is not None:
+            self.lengths[self.stop(input_ids, scores) & (length < self.lengths)] = length
+        return self.lengths <= length
+
+
 @torch.no_grad()
 def generate(
     model: Any,
@@ -55,6 +83,9 @@ def generate(
     config: GenerationConfig,
     device: torch.device | str,
     uniforms: torch.Tensor | None = None,
+    *,
+    limits: Sequence[int] | None = None,
+    stop: StopStringCriteria | None = None,
 ) -> list[list[int]]:
     """Sample one completion for each prompt; equal prompts share one prefill.
 
@@ -63,6 +94,8 @@ def generate(
         prompts: token ids; a prompt that stands G times gets G samples.
         config: how to sample; its `eos_token_id` and `pad_token_id` must be set.
         uniforms: (B, T) random numbers to sample by (`rlkit.rollouts.sampling`); None: torch's generator.
+        limits: (B,) most tokens of each; None: the config's `max_new_tokens`.
+        stop: finds stop strings; the tokens they stand in are kept.
 
     Returns:
         For each prompt the tokens after it, up to and with the first end token.
@@ -70,7 +103,9 @@ def generate(
     distinct, index = group_prompts(prompts)
     ids, mask = (t.to(device) for t in left_pad(distinct, config.pad_token_id))
     rows = torch.tensor(index, device=device)
-    extra: dict[str, Any] = {}
+    most = torch.full((len(rows),), config.max_new_tokens) if limits is None else torch.tensor(limits)
+    ends = Ends(ids.size(1), most.to(device), stop)
+    extra: dict[str, Any] = {"stopping_criteria": StoppingCriteriaList([ends])}
     if uniforms is not None and sampling.knows(config):
         extra["logits_processor"] = sampling.processors(config, uniforms.to(device))
         config = sampling.greedy(config)
@@ -80,8 +115,9 @@ def generate(
         if is_plain(cache):
             extra["past_key_values"] = with_room(cache, rows, 1 + config.max_new_tokens)
     output = model.generate(input_ids=ids[rows], attention_mask=mask[rows], generation_config=config, **extra)
-    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    return [cut_after_end(row, ends) for row in output[:, ids.size(1) :].tolist()]
+    eos = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    sampled = output[:, ids.size(1) :].tolist()
+    return [cut_after_end(row[:n], eos) for row, n in zip(sampled, ends.lengths.tolist(), strict=True)]
 
 
 def cut_after_end(tokens: list[int], ends: Sequence[int]) -> list[int]:

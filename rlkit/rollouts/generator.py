@@ -1,79 +1,35 @@
-"""Answer chat prompts with a model in this process: what evaluation needs."""
+"""Answer tasks with an engine: what evaluation needs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-from transformers import GenerationConfig
-
 from rlkit.errors import UserError
-from rlkit.rollouts import Completion
-from rlkit.rollouts.generate import generate
+from rlkit.rollouts import Engine, Rollout, Sampling
+from rlkit.rollouts.loop import Loop
 
 
 class Generator:
-    """Samples completions from a causal language model.
+    """Answers each task several times.
 
     Args:
-        model: not wrapped.
-        tokenizer: with a chat template, for prompts that are chat messages.
-        max_completion_length: tokens.
-        temperature: 0 is greedy.
-        top_p: nucleus.
-        batch_size: completions at a time.
+        engine: samples.
+        loop: carries the answers through the environment.
+        sampling: how; temperature 0 is greedy.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        tokenizer: Any,
-        *,
-        max_completion_length: int,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        batch_size: int = 64,
-    ):
-        self.model = model
-        self.tokenizer = tokenizer
-        self.batch_size = batch_size
-        self.config = GenerationConfig(
-            max_new_tokens=max_completion_length,
-            do_sample=temperature > 0,
-            temperature=temperature or None,
-            top_p=top_p if temperature > 0 else None,
-            top_k=0 if temperature > 0 else None,
-            repetition_penalty=1.0,  # what is not given here comes from the model, Qwen2.5's 1.05 for one
-            eos_token_id=end_tokens(model, tokenizer),
-            pad_token_id=tokenizer.pad_token_id,
-        )
+    def __init__(self, engine: Engine, loop: Loop, sampling: Sampling):
+        self.engine = engine
+        self.loop = loop
+        self.sampling = sampling
 
-    def __call__(self, prompts: Sequence[Any], samples: int) -> list[list[Completion]]:
-        """Answer each prompt (chat messages or text) `samples` times."""
-        ids = [tokens for tokens in tokenize(self.tokenizer, prompts) for _ in range(samples)]
-        # Prompts of like length together: less padding.
-        order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), i))
-        completions: dict[int, Completion] = {}
-        for start in range(0, len(order), self.batch_size):
-            batch = order[start : start + self.batch_size]
-            outputs = self._generate([ids[i] for i in batch])
-            completions |= {i: self._completion(tokens) for i, tokens in zip(batch, outputs, strict=True)}
-        return [
-            [completions[i] for i in range(first, first + samples)] for first in range(0, len(ids), samples)
-        ]
-
-    def _generate(self, ids: list[list[int]]) -> list[list[int]]:
-        training = self.model.training
-        self.model.eval()
-        with torch.no_grad():
-            output = generate(self.model, ids, self.config, self.model.device)
-        self.model.train(training)
-        return output
-
-    def _completion(self, tokens: list[int]) -> Completion:
-        text = self.tokenizer.decode(tokens, skip_special_tokens=True)
-        return Completion(text, tokens, truncated=not tokens or tokens[-1] not in self.config.eos_token_id)
+    def __call__(self, tasks: Sequence[Mapping[str, Any]], samples: int) -> list[list[Rollout]]:
+        """Answer each task `samples` times."""
+        ids = tokenize(self.loop.tokenizer, [task["prompt"] for task in tasks], **self.loop.template)
+        rows = [i for i in range(len(tasks)) for _ in range(samples)]
+        rollouts = self.loop(self.engine, self.sampling, [tasks[i] for i in rows], [ids[i] for i in rows])
+        return [rollouts[i : i + samples] for i in range(0, len(rows), samples)]
 
 
 def require_chat_template(tokenizer: Any, prompts: Sequence[Any]) -> None:
@@ -82,13 +38,13 @@ def require_chat_template(tokenizer: Any, prompts: Sequence[Any]) -> None:
         raise UserError("the prompts are chat messages, but the model's tokenizer has no chat template")
 
 
-def tokenize(tokenizer: Any, prompts: Sequence[Any]) -> list[list[int]]:
+def tokenize(tokenizer: Any, prompts: Sequence[Any], **template: Any) -> list[list[int]]:
     """Token ids of prompts, with the chat template where they are chat messages."""
     require_chat_template(tokenizer, prompts)
     if isinstance(prompts[0], str):
         return tokenizer(list(prompts))["input_ids"]
     return tokenizer.apply_chat_template(
-        list(prompts), add_generation_prompt=True, tokenize=True, return_dict=True
+        list(prompts), add_generation_prompt=True, tokenize=True, return_dict=True, **template
     )["input_ids"]
 
 

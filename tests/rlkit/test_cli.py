@@ -101,7 +101,7 @@ def test_an_unknown_key_from_the_shell():
         ({"environment": "causal-v1", "environment_args": '{"level": "x"}'}, ["level"]),
         ({"environment": f"{TOY}:NoPrompt"}, ["letters-v1", "'prompt'"]),
         ({"environment": f"{TOY}:NoTask"}, ["letters-v1", "no task"]),
-        ({"environment": f"{TOY}:Talk"}, ["letters-v1", "2 turns"]),
+        ({"max_turns": "0"}, ["max_turns", "above 0"]),
         ({"rewards": "corect"}, ["'corect'", "'correct'"]),
         ({"rewards": "needs_a_column"}, ["'wisdom'"]),
         ({"rewards": f"{TOY}:datasets"}, ["cannot be called"]),

@@ -20,7 +20,7 @@ from rlkit.environment import Environment
 from rlkit.errors import RewardError, UserError
 from rlkit.rewarding import RewardRunner, call_reward, load_rewards
 from rlkit.rewarding.load import load_object
-from rlkit.rollouts import Completion
+from rlkit.rollouts import Rollout
 
 # Test modules are not importable by name from a worker.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -379,7 +379,7 @@ def test_an_evaluation_gives_the_limit_and_is_not_observed():
             return "yes"
 
     def generate(prompts, samples):
-        return [[Completion("yes", [1, 2, 3, 0], False)] * samples for _ in prompts]
+        return [[Rollout.single("yes", [1, 2, 3, 0], False)] * samples for _ in prompts]
 
     rewards, _ = load_rewards(["right", "soft_overlong", "hapo"], Says())
     options = {"name": "n", "model": "m", "environment_args": {}, "temperature": 0.0, "n": 2}

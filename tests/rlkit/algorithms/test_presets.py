@@ -102,3 +102,10 @@ def test_a_cap_of_a_fifth_is_warned_of():
     keys = {"num_generations": 8, "scale_rewards": "group", "loss_type": "cispo", "epsilon_high": None}
     assert "epsilon_high: 5.0" in warnings_for(keys)[0]
     assert not warnings_for(keys | {"epsilon_high": 5.0})
+
+
+def test_keys_that_change_probabilities_are_warned_of():
+    keys = {"num_generations": 4, "scale_rewards": "group", "loss_type": "grpo"}
+    wide = {"top_p": 1.0, "top_k": 0, "min_p": None, "repetition_penalty": 1.0}
+    assert not warnings_for(keys | wide)
+    assert "top_p and min_p" in warnings_for(keys | wide | {"top_p": 0.9, "min_p": 0.1})[0]

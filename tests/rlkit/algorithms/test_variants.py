@@ -80,7 +80,7 @@ def make(tmp_path, tiny_folder, tiny_tokenizer):
             runner=RewardRunner(judge, metric=environment.metric),
             budget=ErrorBudget(),
             run=directory,
-            **trainer_options(run),
+            **trainer_options(run, environment),
         )
         trainer.model.train()
         trainer.current_gradient_accumulation_steps = 1

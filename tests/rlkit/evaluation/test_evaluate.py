@@ -9,7 +9,7 @@ from datasets import Dataset
 from rlkit.environment import Environment
 from rlkit.errors import UserError
 from rlkit.evaluation import Evaluation, compare, evaluate, prompt_text
-from rlkit.rollouts import Completion
+from rlkit.rollouts import Rollout
 
 
 def correct(completion, total):
@@ -60,10 +60,10 @@ def run(answers, samples=1, n=4, **options):
     """Evaluate a model that gives `answers[i]`, a list of texts, to task i."""
     answers = iter(answers)
 
-    def generate(prompts, samples):
-        assert prompts[0][0]["role"] == "user"
+    def generate(tasks, samples):
+        assert tasks[0]["prompt"][0]["role"] == "user"
         return [
-            [Completion(text, [0] * len(text), text == "long") for text in next(answers)] for _ in prompts
+            [Rollout.single(text, [0] * len(text), text == "long") for text in next(answers)] for _ in tasks
         ]
 
     options = {"name": "after", "model": "m", "environment_args": {}, "temperature": 0.0, **options}

@@ -6,7 +6,6 @@ from transformers import GenerationConfig
 
 from rlkit.rollouts import generate as module
 from rlkit.rollouts.generate import cut_after_end, generate, group_prompts, left_pad, position_ids
-from rlkit.rollouts.generator import Generator, tokenize
 
 SLIDING = {"sliding_window": 4}
 MODELS = [
@@ -94,26 +93,3 @@ def test_left_padding_does_not_shift_positions():
     assert ids.tolist() == [[5, 6, 7], [0, 0, 8]]
     assert mask.tolist() == [[1, 1, 1], [0, 0, 1]]
     assert position_ids(mask).tolist() == [[0, 1, 2], [0, 0, 0]]
-
-
-def test_generator_answers_in_order_and_marks_truncation(tiny_model, tiny_tokenizer):
-    model = tiny_model(seed=5).train()
-    prompts = [[{"role": "user", "content": text}] for text in ("a long question?", "b", "cc")]
-    generator = Generator(model, tiny_tokenizer, max_completion_length=5, batch_size=2)
-    answers = generator(prompts, samples=2)
-    assert model.training  # as it was
-    for prompt, samples in zip(prompts, answers, strict=True):
-        ids = tokenize(tiny_tokenizer, [prompt])[0]
-        expected = alone(model.eval(), ids, greedy(5))
-        assert [list(sample.ids) for sample in samples] == [expected] * 2
-        assert samples[0].truncated == (expected[-1] != 2)
-        assert samples[0].text == tiny_tokenizer.decode(expected, skip_special_tokens=True)
-
-
-def test_the_models_own_sampling_defaults_do_not_touch_greedy_answers(tiny_model, tiny_tokenizer):
-    """Qwen2.5 declares a repetition penalty, for one."""
-    model = tiny_model(seed=5)
-    prompts = [[{"role": "user", "content": "aaaa"}]]
-    plain = Generator(model, tiny_tokenizer, max_completion_length=20)(prompts, 1)[0][0].ids
-    model.generation_config.repetition_penalty = 50.0
-    assert Generator(model, tiny_tokenizer, max_completion_length=20)(prompts, 1)[0][0].ids == plain

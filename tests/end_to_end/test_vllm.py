@@ -1,0 +1,196 @@
+"""Training with vLLM in the trainer's process, the real one, over several turns."""
+
+import contextlib
+import importlib.util
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from rlkit.state import last_checkpoint
+
+TOY = str(Path(__file__).parents[1] / "toy.py")
+KEYS = {
+    "environment": f"{TOY}:Talk",
+    "use_vllm": True,
+    "vllm_max_model_length": 128,
+    "use_cpu": True,
+    "bf16": False,
+    "report_to": "none",
+    "disable_tqdm": True,
+    "evaluation_tasks": 3,
+    "num_tasks": 26,
+    "logging_steps": 1,
+    "learning_rate": 1e-2,
+    "max_completion_length": 40,
+    "max_turn_tokens": 16,
+    "num_generations": 4,
+    "per_device_train_batch_size": 8,
+    "save_steps": 2,
+}
+GAP = "sampling/sampling_logp_difference/mean"
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
+]
+
+
+@pytest.fixture(scope="module")
+def train(tmp_path_factory, vllm_folder):
+    """Return a function that trains in a process of its own: the run's folder and what it said."""
+    folder = tmp_path_factory.mktemp("vllm")
+
+    def run(name, *words, code=0, **keys):
+        path = folder / f"{name}.yaml"
+        own = {"model_name_or_path": vllm_folder, "output_dir": str(folder / name)}
+        own |= keys
+        path.write_text(yaml.safe_dump(KEYS | own))
+        command = [sys.executable, "-m", "rlkit.train", "--config", str(path), *words]
+        environment = os.environ | {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_CPU_KVCACHE_SPACE": "1"}
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=400, check=False
+        )
+        assert done.returncode == code, done.stderr[-3000:]
+        return Path(own["output_dir"]), done.stderr
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def resumed(train):
+    """Two steps, and two more after a second start."""
+    train("run", max_steps=2)
+    return train("run", "--resume", max_steps=4)
+
+
+def logged(folder, key):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line[key] for line in lines if line.get(key) is not None]
+
+
+def test_each_step_samples_with_the_weights_of_that_step(resumed):
+    """Also the first one after a resume. In float32 the sampler agrees with the trainer to rounding."""
+    folder, _ = resumed
+    assert len(logged(folder, GAP)) == 4
+    assert max(logged(folder, GAP)) < 1e-4
+    assert min(logged(folder, "grad_norm")) > 0
+    assert logged(folder, "sampling/cut") == [0.0] * 4
+
+
+def test_rollouts_of_several_turns_are_kept(resumed):
+    folder, _ = resumed
+    frame = pd.concat([pd.read_parquet(file) for file in sorted((folder / "rollouts").glob("*.parquet"))])
+    talked = frame[frame["environment_tokens"] > 0]
+    assert len(frame) == 32 and len(talked) > 0
+    for row in talked.to_dict("records"):
+        roles = [turn["role"] for turn in row["turns"]]
+        assert roles[:2] == ["assistant", "user"]
+        assert row["turns"][1]["content"].endswith("]</ >")  # its "e" would have ended a turn
+        assert row["length"] + row["environment_tokens"] <= 40
+    assert frame["log_prob_gap"].max() < 1e-3
+
+
+def test_lengths_are_those_of_the_model_alone(resumed):
+    folder, _ = resumed
+    frame = pd.concat([pd.read_parquet(file) for file in sorted((folder / "rollouts").glob("*.parquet"))])
+    means = frame.groupby("step")["length"].mean()
+    assert logged(folder, "completions/mean_length") == pytest.approx(means.tolist())
+
+
+def test_a_sampler_at_another_temperature_is_noticed(train):
+    """The trainer does not know of it: its own key is `temperature`."""
+    keys = {"generation_kwargs": {"temperature": 0.5}, "max_steps": 7, "evaluation_tasks": 0}
+    folder, said = train("cool", **keys)
+    assert min(logged(folder, GAP)) > 0.1
+    assert "guard sampler" in said
+
+
+@pytest.fixture
+def serve(vllm_folder):
+    """Return a function that starts a server on a port; all are killed in the end."""
+    started = []
+
+    def start(port):
+        command = [sys.executable, "-m", "rlkit", "serve", vllm_folder, "--port", str(port)]
+        environment = os.environ | {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_CPU_KVCACHE_SPACE": "1"}
+        command += ["--max-model-len", "128", "--enforce-eager", "--dtype", "float32"]
+        started.append(subprocess.Popen(command, env=environment, start_new_session=True))
+        return started[-1]
+
+    yield start
+    for server in started:
+        kill(server)
+
+
+def kill(server):
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(server.pid, signal.SIGKILL)
+    server.wait()
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_a_server_killed_in_mid_training_comes_back_with_the_weights_of_the_step(train, serve, tmp_path):
+    """The environment of this run kills the server while step 3 is being sampled, and starts another."""
+    port = free_port()
+    server = serve(port)
+    killed = []
+
+    def kill_at_step_3():
+        folder = tmp_path / "run" / "rollouts"
+        while not (folder / "step-000002.parquet").exists():
+            time.sleep(0.05)
+        kill(server)
+        killed.append(time.time())
+        serve(port)
+
+    threading.Thread(target=kill_at_step_3, daemon=True).start()
+    keys = {
+        "vllm_mode": "server",
+        "vllm_server_base_url": f"http://127.0.0.1:{port}",
+        "output_dir": str(tmp_path / "run"),
+        "max_steps": 5,
+        "evaluation_tasks": 0,
+    }
+    folder, said = train("killed", **keys)
+    assert killed and f"127.0.0.1:{port}" in said  # it was said that the server was gone
+    assert len(logged(folder, GAP)) == 5
+    assert max(logged(folder, GAP)) < 1e-4
+
+
+def test_a_server_that_stays_away_ends_the_run_with_a_checkpoint(train, serve, tmp_path):
+    port = free_port()
+    server = serve(port)
+
+    def kill_after_a_checkpoint():
+        while not (tmp_path / "run" / "checkpoint-2" / "rlkit.json").exists():
+            time.sleep(0.05)
+        kill(server)
+
+    threading.Thread(target=kill_after_a_checkpoint, daemon=True).start()
+    keys = {
+        "vllm_mode": "server",
+        "vllm_server_base_url": f"http://127.0.0.1:{port}",
+        "vllm_server_timeout": 60,
+        "output_dir": str(tmp_path / "run"),
+        "max_steps": 500,
+        "save_steps": 2,
+        "evaluation_tasks": 0,
+    }
+    _, said = train("lost", code=1, **keys)
+    assert f"http://127.0.0.1:{port}" in said and "--resume" in said
+    assert "Traceback" not in said
+    assert last_checkpoint(tmp_path / "run") is not None
