@@ -21,6 +21,7 @@ from rlkit.algorithms.dynamic_sampling import DynamicSampling
 from rlkit.algorithms.judging import Judging
 from rlkit.algorithms.rolling_out import RollingOut, our_vllm, sampler_gap
 from rlkit.algorithms.shared_prefix import add_shared_prefix, completion_log_probs, supports_shared_prefix
+from rlkit.algorithms.timing import StepClock
 from rlkit.environment import Environment
 from rlkit.errors import UserError
 from rlkit.rewarding import ErrorBudget, RewardRunner, as_trl_reward
@@ -88,11 +89,13 @@ class GRPOTrainer(RollingOut, Judging, Checkpoints, trl.GRPOTrainer):
         kwargs["reward_funcs"] = [as_trl_reward(reward, name) for name, reward in runner.rewards.items()]
         with our_vllm(weights_dir):
             super().__init__(*args, **kwargs)
+        self.clock = StepClock(self._metrics["train"])
         self._start_rolling_out(limits or Limits(self.args.max_completion_length))
         self.shared_prefix = shared_prefix and self._can_share_prefix()
         self.dynamic_sampling = DynamicSampling(self, dynamic_sampling) if dynamic_sampling else None
         self._check_groups()
         self._start_judging()
+        self.add_callback(self.clock)
 
     @property
     def pad_token_id(self) -> int:
@@ -146,10 +149,16 @@ class GRPOTrainer(RollingOut, Judging, Checkpoints, trl.GRPOTrainer):
             return super()._prepare_inputs(generation_batch)
         steps = self.args.steps_per_generation
         if self._step % (steps * self.num_iterations) == 0 or self._buffered_inputs is None:
-            batch = self._generate_and_score_completions(generation_batch)
+            with self.clock("scores"):
+                batch = self._generate_and_score_completions(generation_batch)
             batch = shuffle_groups(batch, self.num_generations, (self.args.seed, self.generation))
             self._buffered_inputs = split(batch, steps)
         return self._buffered_inputs[self._step % steps]
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        """TRL's, timed."""
+        with self.clock("forward_backward"):
+            return super().training_step(model, inputs, num_items_in_batch)
 
     def _generate_and_score_completions(self, inputs: list[dict]) -> dict[str, Any]:
         output = self.sample(inputs)

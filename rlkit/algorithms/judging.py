@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 
+from rlkit.algorithms.timing import StepClock
 from rlkit.environment import Environment
 from rlkit.rewarding import ErrorBudget, RewardRunner, completion_length
 from rlkit.rollouts import Rollout
@@ -32,6 +33,7 @@ class Judging:
     reward_weights: Any
     eos_token_ids: Any
     rollout_func: Any
+    clock: StepClock
     state: Any
     _metrics: Any
     _rollouts: Sequence[Rollout]
@@ -55,7 +57,8 @@ class Judging:
         rows = [row | rollout.columns() | most for row, rollout in zip(inputs, self._rollouts, strict=True)]
         size = self.num_generations if self.model.training else self.num_generations_eval
         # Where TRL deals a group out to several processes no reward looks at groups (`_check_groups`).
-        scores = self.runner(rows, 1 if len(rows) % size else size)
+        with self.clock("rewards"):
+            scores = self.runner(rows, 1 if len(rows) % size else size)
         self._invalid = torch.tensor([reason is not None for reason in scores.invalid])
         rewards = torch.tensor(scores.values, dtype=torch.float32, device=self.accelerator.device)
         weights = self.reward_weights.to(rewards)

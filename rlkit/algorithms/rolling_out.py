@@ -15,6 +15,7 @@ import torch
 from trl.models import unwrap_model_for_generation
 from trl.trainer import grpo_trainer
 
+from rlkit.algorithms.timing import StepClock
 from rlkit.environment import Environment
 from rlkit.errors import UserError
 from rlkit.rollouts import Engine, Rollout, Sampling
@@ -37,6 +38,7 @@ class RollingOut:
     chat_template_kwargs: Any
     generation: int
     rollout_func: Any
+    clock: StepClock
     _tokenizer: Any
     _last_loaded_step: Any
     _tokenize_prompts: Any
@@ -104,16 +106,16 @@ class RollingOut:
     def _sync(self) -> None:
         if self.state.global_step == self._last_loaded_step:
             return
-        self.vllm_generation.sync_weights()
+        with self.clock("sync"):
+            self.vllm_generation.sync_weights()
         self._last_loaded_step = self.state.global_step
-        self._metrics["train"]["sampling/sync_seconds"].append(self.vllm_generation.sync_seconds)
         self._metrics["train"]["sampling/sync_bytes"].append(float(self.vllm_generation.sync_bytes))
 
     def _roll_out(self, prompts: Sequence[Any], trainer: Any) -> dict[str, Any]:
         """TRL's `rollout_func`: roll out the tasks of this rank."""
         ids = self._tokenize_prompts(prompts)[0]
         first = self.accelerator.process_index * len(prompts)
-        with self.engine() as engine:
+        with self.clock("generation"), self.engine() as engine:
             self._rollouts = rollouts = self.loop(engine, self.sampling(), self._tasks, ids, first)
         output = {
             "prompt_ids": [rollout.prompt_ids for rollout in rollouts],

@@ -78,7 +78,31 @@ def one_reward(runs: Sequence[Run], name: str) -> Iterator[Panel]:
 def health_panels(runs: Sequence[Run]) -> list[Panel]:
     """Length, spread, entropy, loss and the like, and the loss of the warm start."""
     panels = [curve_panel(runs, metric, title, yaxis) for metric, title, yaxis in HEALTH]
-    return [panel for panel in (*panels, warm_start_panel(runs)) if panel]
+    return [panel for panel in (*panels, time_panel(runs), warm_start_panel(runs)) if panel]
+
+
+def time_panel(runs: Sequence[Run]) -> Panel | None:
+    """Where the seconds of a step go: a stacked bar per run, of means over its steps."""
+    means = [run.training.filter(like="time/").mean().dropna() for run in runs]
+    parts = dict.fromkeys(str(part) for mean in means for part in mean.index)
+    traces = [
+        {
+            "type": "bar",
+            "orientation": "h",
+            "x": [short(mean.get(part, 0.0)) for mean in means],
+            "y": [run.name for run in runs],
+            "name": part.removeprefix("time/").replace("_", " and "),
+            "marker": {"color": colour(i)},
+        }
+        for i, part in enumerate(parts)
+    ]
+    layout = {
+        "xaxis": {"title": "seconds a step"},
+        "yaxis": {"title": "", "automargin": True},
+        "barmode": "stack",
+        "showlegend": True,
+    }
+    return panel("Where the time goes", "Means over the steps.", traces, layout) if traces else None
 
 
 def warm_start_panel(runs: Sequence[Run]) -> Panel | None:

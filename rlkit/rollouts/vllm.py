@@ -10,7 +10,6 @@ import itertools
 import math
 import os
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -40,11 +39,9 @@ class SyncedVLLM(vllm_generation.VLLMGeneration):
         further: those of TRL's `VLLMGeneration`; `server_base_url` may be several, with commas.
 
     Attributes:
-        sync_seconds: what the last transfer of weights took.
-        sync_bytes: how much was transferred.
+        sync_bytes: how much the last transfer of weights was.
     """
 
-    sync_seconds = 0.0
     sync_bytes = 0
 
     def __init__(self, *args: Any, weights_dir: str | None = None, **further: Any):
@@ -97,7 +94,7 @@ class SyncedVLLM(vllm_generation.VLLMGeneration):
         if self.mode == "server":
             self._push()
             return
-        started, self.sync_bytes = time.monotonic(), 0
+        self.sync_bytes = 0
         runner = self.llm.llm_engine.model_executor.driver_worker.model_runner
         if is_repacked(runner.get_model()):
             runner.reload_weights(weights_iterator=self._counted(), is_checkpoint_format=True)
@@ -105,7 +102,6 @@ class SyncedVLLM(vllm_generation.VLLMGeneration):
             self.llm.reset_prefix_cache()
         else:
             super().sync_weights()
-        self.sync_seconds = time.monotonic() - started
 
     def _push(self) -> None:
         """Give the servers the weights, or of a LoRA model the adapter alone where they take one."""
@@ -122,7 +118,7 @@ class SyncedVLLM(vllm_generation.VLLMGeneration):
             for _ in self._iter_named_params():  # gathering sharded ones takes all ranks
                 pass
         self._engine.weights = broadcast_object_list([self._engine.weights])[0]
-        self.sync_bytes, self.sync_seconds = self._engine.pushed_bytes, self._engine.push_seconds
+        self.sync_bytes = self._engine.pushed_bytes
 
     def _sends_adapter(self) -> bool:
         if not isinstance(self.model, PeftModel) or self._dist.is_fsdp or self._dist.is_zero3:

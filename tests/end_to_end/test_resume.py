@@ -73,12 +73,18 @@ def killed(tmp_path, name, at, **keys):
 
 def metrics(folder):
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in CLOCKS} for line in lines]
+    return [{k: v for k, v in line.items() if not is_clock(k)} for line in lines]
+
+
+def is_clock(key):
+    return key in CLOCKS or key.startswith("time/")
 
 
 def states(folder, step):
     states = torch.load(folder / f"checkpoint-{step}" / "rlkit_state_0.pt", weights_only=True)
-    states["since the last log"]["metrics"].pop("step_time", None)
+    logged = states["since the last log"]["metrics"]
+    for key in filter(is_clock, list(logged)):
+        del logged[key]
     return states
 
 

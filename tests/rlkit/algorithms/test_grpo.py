@@ -2,6 +2,7 @@
 
 import inspect
 import sys
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -12,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from trl import GRPOConfig
 
 from rlkit.algorithms.grpo import GRPOTrainer
+from rlkit.algorithms.timing import StepClock
 from rlkit.environment import load_environment
 from rlkit.errors import RewardError, UserError
 from rlkit.rewarding import ErrorBudget, RewardRunner
@@ -309,3 +311,29 @@ class Sometimes(Judge):
     def __call__(self, completion: str) -> float | None:
         self.calls += 1
         return [None, 1.0, 0.0, 1.0][(self.calls - 1) % 4]
+
+
+def test_the_seconds_of_a_step_add_up(make):
+    """Every part is counted once: together they are no more than the step took."""
+    trainer = make()
+    started = time.perf_counter()
+    trainer.train()
+    took = time.perf_counter() - started
+    parts = [{k: v for k, v in log.items() if k.startswith("time/")} for log in trainer.state.log_history]
+    parts = [log for log in parts if log]
+    names = ("generation", "rewards", "scores", "forward_backward", "optimizer")
+    assert all(set(log) == {f"time/{name}" for name in names} for log in parts)
+    assert 0 < sum(sum(log.values()) for log in parts) < took
+    assert all(value >= 0 for log in parts for value in log.values())
+
+
+def test_a_part_within_a_part_is_counted_once():
+    clock = StepClock({})
+    with clock("forward_backward"):
+        with clock("generation"):
+            time.sleep(0.02)
+            with clock("sync"):
+                time.sleep(0.05)
+        time.sleep(0.01)
+    assert clock.seconds["sync"] > clock.seconds["generation"] > clock.seconds["forward_backward"] > 0
+    assert clock.seconds["generation"] < 0.05

@@ -1,3 +1,5 @@
+import json
+
 from rlkit.report.figures import breakdown_panels, health_panels, learning_panels, reward_panels
 from rlkit.report.run import read_run
 
@@ -40,3 +42,18 @@ def test_nothing_logged_nothing_shown(make_run):
     (path / "metrics.jsonl").unlink()
     runs = [read_run(path)]
     assert learning_panels(runs) == breakdown_panels(runs) == reward_panels(runs) == health_panels(runs) == []
+
+
+def test_the_time_of_a_step_is_one_stacked_bar_a_run(make_run):
+    timed, other = make_run(steps=4), make_run("other", steps=4)
+    lines = [json.loads(line) for line in (timed / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if line["stage"] == "train" and line["step"] > 0]
+    for step, line in enumerate(steps):
+        line |= {"time/generation": 3.0 + step % 2, "time/forward_backward": 5.0}
+    (timed / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    runs = [read_run(timed), read_run(other)]
+    panel = next(panel for panel in health_panels(runs) if panel["title"] == "Where the time goes")
+    assert panel["layout"]["barmode"] == "stack"
+    bars = {trace["name"]: trace["x"] for trace in panel["traces"]}
+    assert bars == {"generation": [3.5, 0.0], "forward and backward": [5.0, 0.0]}
+    assert "Where the time goes" not in titles(health_panels(runs[1:]))
