@@ -26,7 +26,9 @@ class StandIn(http.server.ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
-        self.label, self.failures, self.loads, self.bodies, self.seconds = "default", 0, [], [], 0.0
+        self.label, self.failures, self.loads, self.bodies = "default", 0, [], []
+        self.gate = threading.Event()  # turns wait here until it is set
+        self.gate.set()
         self.up, self.most, self.running = True, 0, 0
         self.guard = threading.Lock()
         threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
@@ -68,7 +70,7 @@ class StandIn(http.server.ThreadingHTTPServer):
             self.running += 1
             self.most = max(self.most, self.running)
         version = self.label
-        time.sleep(self.seconds)
+        self.gate.wait(30)
         with self.guard:
             self.running -= 1
         if len(body["prompt"]) + body["max_tokens"] > 64:
@@ -128,16 +130,31 @@ def sample(engine, count=20, prompt=(5, 6)):
     return [samples[i] for i in range(count)]
 
 
+def eventually(holds):
+    """Wait until something that another thread does is so."""
+    until = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
 def under_current(engine, samples):
     return all(s.log_probs == [-float(len(engine.version))] for s in samples)
 
 
 def test_turns_are_spread_and_capped(engine, servers):
     for server in servers:
-        server.seconds = 0.02
+        server.gate.clear()
     assert engine.context == 64
-    assert all(s.ids == [2] and s.finish == "end" for s in sample(engine))
-    assert [len(server.bodies) for server in servers] == [10, 10]
+    engine.submit([Request(i, i, [5], 8, 0) for i in range(20)], SAMPLING)
+    eventually(lambda: [len(server.bodies) for server in servers] == [4, 4])
+    for server in servers:
+        server.gate.set()
+    taken = {}
+    while len(taken) < 20:
+        taken.update(engine.collect(wait=True))
+    assert all(s.ids == [2] and s.finish == "end" for s in taken.values())
+    assert sum(len(server.bodies) for server in servers) == 20
     assert max(server.most for server in servers) <= 4
     assert engine.collect(wait=True) == []
 
@@ -151,12 +168,11 @@ def test_what_a_request_says(engine, servers):
 
 
 def test_a_finished_turn_does_not_wait_for_the_others(engine, servers):
-    servers[0].seconds = 1.0
+    servers[0].gate.clear()
     engine.submit([Request(i, i, [5], 8, 0) for i in range(2)], SAMPLING)
-    started = time.monotonic()
     assert len(engine.collect(wait=True)) == 1
     assert engine.collect(wait=False) == []
-    assert time.monotonic() - started < 0.5
+    servers[0].gate.set()
     assert len(engine.collect(wait=True)) == 1
 
 
@@ -174,10 +190,11 @@ def test_a_server_that_started_anew_gets_the_weights_before_it_is_used(engine, s
 
 def test_samples_under_other_weights_are_taken_again(engine, servers):
     engine.push(TENSORS.items(), "step-1")
-    servers[0].seconds = 0.2
+    servers[0].gate.clear()
     engine.submit([Request(i, i, [5], 8, 0) for i in range(4)], SAMPLING)
-    time.sleep(0.1)
+    eventually(lambda: servers[0].running == 2)
     servers[0].restart()  # between two turns, say: no connection breaks
+    servers[0].gate.set()
     taken = {}
     while len(taken) < 4:
         taken.update(engine.collect(wait=True))
@@ -324,10 +341,13 @@ def test_a_folder_without_room(tmp_path, monkeypatch):
 
 
 def test_nothing_may_be_sampled_during_a_push(engine, servers):
-    servers[0].seconds = servers[1].seconds = 0.1
+    servers[0].gate.clear()
+    servers[1].gate.clear()
     engine.submit([Request(0, 0, [5], 8, 0)], SAMPLING)
     with pytest.raises(AssertionError, match="between batches"):
         engine.push(TENSORS.items(), "step-1")
+    servers[0].gate.set()
+    servers[1].gate.set()
 
 
 @pytest.mark.parametrize(
