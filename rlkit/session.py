@@ -203,7 +203,7 @@ class Session:
         """Answer tasks, each rank its share, and gather the answers on all ranks in order."""
         ranks, rank = trainer.accelerator.num_processes, trainer.accelerator.process_index
         share = list(enumerate(tasks))[rank::ranks]
-        with self._engine(trainer) as engine:
+        with self._engine(trainer) as engine, evaluating(trainer.model):
             generator = Generator(engine, *self._greedy(trainer))
             answers = generator([task for _, task in share], samples) if share else []
         mine = [(index, answer) for (index, _), answer in zip(share, answers, strict=True)]
@@ -247,6 +247,17 @@ class Session:
         lines.append(f"model:  {self.directory.path / 'model'}")
         lines.append(f"report: {build_report([self.directory.path])}")
         return "\n".join(lines)
+
+
+@contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """Without dropout; the model's mode is afterwards what it was."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
 
 
 def on_main_process(accelerator: Any, decide: Callable[[], Any]) -> Any:

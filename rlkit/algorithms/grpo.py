@@ -176,10 +176,17 @@ class GRPOTrainer(RollingOut, Judging, Checkpoints, trl.GRPOTrainer):
         output = super()._generate_and_score_completions(inputs)
         # TRL gives an invalid rollout advantage 0; with its tokens masked it has no part in the KL term, the
         # entropy bonus or the number of tokens either.
-        masked = self._invalid.to(output["completion_mask"].device)
+        masked = self._invalid.clone()
+        # TRL takes for truncated what has no end token; a limit of turns may cut after one.
+        truncated = torch.tensor([rollout.truncated for rollout in self._rollouts])
+        if self.args.mask_truncated_completions:
+            masked |= truncated
+        masked = masked.to(output["completion_mask"].device)
         output["completion_mask"] = output["completion_mask"] * (~masked).unsqueeze(1)
         alike = spread(self._totals, self._keys) < ALIKE
         mode = "train" if self.model.training else "eval"
+        share = self.accelerator.gather(truncated.float().to(masked.device)).mean().item()
+        self._metrics[mode]["completions/clipped_ratio"][-1] = share
         # TRL compares a float32 standard deviation with 0; of eight rewards 0.2 it is 1.6e-8, not 0.
         self._metrics[mode]["frac_reward_zero_std"][-1] = alike.float().mean().item()
         rewards = self._totals - self._penalty(output) if self.kl_in_reward and self.beta else self._totals
@@ -206,7 +213,7 @@ class GRPOTrainer(RollingOut, Judging, Checkpoints, trl.GRPOTrainer):
         ids, mask = (
             torch.cat([output[f"prompt_{k}"], output[f"completion_{k}"]], 1) for k in ("ids", "mask")
         )
-        scored = output["completion_mask"]
+        scored = output["completion_mask"] * output.get("tool_mask", 1)
         size, batch_size = scored.size(1), self.args.per_device_train_batch_size
         with torch.no_grad():
             scores = self._get_per_token_logps_and_entropies(self.model, ids, mask, size, batch_size)

@@ -165,7 +165,7 @@ def warnings_for(keys: Mapping[str, Any]) -> list[str]:
         found.append(
             "loss_type cispo without epsilon_high caps ratios at epsilon, 0.2: set epsilon_high: 5.0"
         )
-    narrow = [name for name, all_tokens in ALL_TOKENS.items() if keys.get(name) not in (None, all_tokens)]
+    narrow = [name for name, all_tokens in ALL_TOKENS.items() if keys.get(name) not in (None, all_tokens, -1)]
     if narrow:
         found.append(
             f"{' and '.join(narrow)}: the sampler changes probabilities and the trainer does not know of it: "

@@ -12,6 +12,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from transformers.integrations import is_deepspeed_zero3_enabled
 from trl.models import unwrap_model_for_generation
 from trl.trainer import grpo_trainer
 
@@ -51,6 +52,11 @@ class RollingOut:
         self.loop = Loop(
             self.environment, self._tokenizer, limits, self.eos_token_ids, self.chat_template_kwargs
         )
+        for key in ("max_new_tokens", "max_length", "max_tokens"):
+            if key in (self.args.generation_kwargs or {}):
+                raise UserError(f"generation_kwargs: {key} is not for there, set max_completion_length")
+        if limits.turns > 1 and not self.use_vllm and is_deepspeed_zero3_enabled():
+            raise UserError(f"{self.environment.id} has several turns: with ZeRO-3 set use_vllm")
         if not self._trl_generates():
             self.rollout_func = self._roll_out
         elif limits.turns > 1:
@@ -72,7 +78,10 @@ class RollingOut:
             return Sampling(**common, temperature=temperature)
         chosen = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
         common |= {name: getattr(self.args, name) for name in chosen}
-        further = self.args.generation_kwargs or {}
+        common["top_k"] = max(common["top_k"], 0)  # -1 is vLLM's word for all
+        further = dict(self.args.generation_kwargs or {})
+        if self.use_vllm and self.args.vllm_structured_outputs_regex:
+            further["structured_outputs"] = {"regex": self.args.vllm_structured_outputs_regex}
         return Sampling(**common, key=(self.args.seed, self.generation), further=further)
 
     @contextmanager
@@ -111,6 +120,11 @@ class RollingOut:
         self._last_loaded_step = self.state.global_step
         self._metrics["train"]["sampling/sync_bytes"].append(float(self.vllm_generation.sync_bytes))
 
+    def _generate(self, prompts: Any) -> Any:
+        if self.use_vllm:
+            self._sync()  # before TRL would do it without counting
+        return super()._generate(prompts)  # type: ignore[misc]
+
     def _roll_out(self, prompts: Sequence[Any], trainer: Any) -> dict[str, Any]:
         """TRL's `rollout_func`: roll out the tasks of this rank."""
         ids = self._tokenize_prompts(prompts)[0]
@@ -122,7 +136,7 @@ class RollingOut:
             "completion_ids": [rollout.ids for rollout in rollouts],
             "logprobs": [_log_probs(rollout) for rollout in rollouts] if self.use_vllm else None,
         }
-        if self.loop.limits.turns > 1:
+        if self.loop.limits.turns > 1 or self.environment.stop:
             output["env_mask"] = [rollout.mask for rollout in rollouts]
         return output
 

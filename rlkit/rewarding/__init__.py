@@ -29,6 +29,7 @@ A row is a mapping of the data set's columns and of
 - `turns`, all messages after the prompt, and `environment_tokens`, those that the model did not write;
 - `completion_ids`, `truncated` (whether the limit cut it off) and `max_length` (that limit, in tokens), from
   a trainer or an evaluation;
+- `stopped`: a stop string ended it, so that there is no end token among `completion_ids`;
 - `length`: the tokens of the completion, its end token not counted, where there are `completion_ids`;
 - `correct`: the value of the environment's metric on this rollout, mostly 0 or 1. Rewards that name it, and
   rewards of a group, run after the metric. Where the metric is None they do not apply either.

@@ -105,5 +105,6 @@ class Batch:
 
 
 def completion_length(row: Row) -> int:
-    """Return the tokens of a completion without its end token, which a truncated one does not have."""
-    return max(len(row["completion_ids"]) - (not row.get("truncated", False)), 0)
+    """Return the tokens of a completion without its end token; a truncated or a stopped one has none."""
+    ended = not (row.get("truncated", False) or row.get("stopped", False))
+    return max(len(row["completion_ids"]) - ended, 0)

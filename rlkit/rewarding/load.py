@@ -28,7 +28,7 @@ REWARDS = {
 }
 
 # Columns that the runner makes of a rollout, or a trainer of a run: a data set may not have them.
-MADE_COLUMNS = ("length", "correct", "max_length", "turns", "environment_tokens")
+MADE_COLUMNS = ("length", "correct", "max_length", "turns", "stopped", "environment_tokens")
 # Columns that every rollout has besides those of the data set.
 ROLLOUT_COLUMNS = ("prompt", "completion", "completion_ids", "task_id", "truncated", *MADE_COLUMNS)
 

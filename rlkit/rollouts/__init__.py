@@ -87,6 +87,7 @@ class Rollout:
         log_probs: the sampler's log-probability of each, 0 for the environment's; None where it gives none.
         turns: chat messages after the prompt: the model's are from "assistant".
         truncated: it was cut off by a limit.
+        stopped: a stop string ended it; its last token, an end token, is not the model's.
         invalid: why the environment or the sampler failed, or None.
     """
 
@@ -96,6 +97,7 @@ class Rollout:
     log_probs: list[float] | None = None
     turns: list[dict[str, str]] = field(default_factory=list)
     truncated: bool = False
+    stopped: bool = False
     invalid: str | None = None
 
     @property
@@ -121,6 +123,7 @@ class Rollout:
             "completion_ids": self.sampled_ids,
             "turns": self.turns,
             "truncated": self.truncated,
+            "stopped": self.stopped,
             "invalid": self.invalid,
             "environment_tokens": len(self.ids) - sum(self.mask),
         }

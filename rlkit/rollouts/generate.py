@@ -72,7 +72,8 @@ class Ends(StoppingCriteria):
         """Say which rows are done."""
         length = input_ids.size(1) - self.start
         if self.stop is not None:
-            self.lengths[self.stop(input_ids, scores) & (length < self.lengths)] = length
+            sampled = input_ids[:, self.start :]  # a stop string cannot begin in the prompt
+            self.lengths[self.stop(sampled, scores) & (length < self.lengths)] = length
         return self.lengths <= length
 
 

@@ -159,6 +159,8 @@ class _Batch:
         text = self.loop.tokenizer.decode(sample.ids, skip_special_tokens=True)
         rollout.turns.append({"role": "assistant", "content": text})
         rollout.truncated = sample.finish == "length"
+        if sample.finish == "stop" and self.limits.turns == 1:
+            self._end(rollout)
         if not rollout.truncated and self.limits.turns > 1:
             self.finished.append(row)
 
@@ -180,8 +182,8 @@ class _Batch:
             rollout.invalid = reply.invalid
             return False
         if reply.done:
-            if not closed:  # a rollout that does not end in an end token counts as truncated
-                self._append(rollout, [self.sampling.ends[0]])
+            if not closed:
+                self._end(rollout)
             return False
         turns = sum(turn["role"] == "assistant" for turn in rollout.turns)
         text, ids = self.loop.replies(reply.text or "", closed=closed, most=self.limits.reply_tokens)
@@ -191,6 +193,11 @@ class _Batch:
         rollout.turns.append({"role": "user", "content": text})
         self._append(rollout, ids)
         return True
+
+    def _end(self, rollout: Rollout) -> None:
+        """Mark the end after a stop string: to TRL what has no end token is truncated."""
+        rollout.stopped = True
+        self._append(rollout, [self.sampling.ends[0]])
 
     def _append(self, rollout: Rollout, ids: list[int]) -> None:
         """Append tokens that the model did not sample."""

@@ -14,7 +14,7 @@ from rlkit.rollouts.weights import Weights
 
 
 class NCCLSender:
-    """Sends weights to servers that take them over NCCL. It keeps the tensors, not copies of them."""
+    """Sends weights to servers that take them over NCCL. It keeps copies of them."""
 
     def __init__(self) -> None:
         self._clients: dict[str, Any] = {}
@@ -28,7 +28,8 @@ class NCCLSender:
 
     def prepare(self, named_tensors: Iterable[tuple[str, torch.Tensor]], label: str) -> tuple[Weights, int]:
         """Take tensors; return what they are called and their size in bytes."""
-        self._tensors = list(named_tensors)
+        # Copies: an adapter that is merged for now is unmerged when the last tensor is out.
+        self._tensors = [(name, tensor.detach().clone()) for name, tensor in named_tensors]
         return Weights(label, None), sum(tensor.nbytes for _, tensor in self._tensors)
 
     def send(self, url: str) -> None:

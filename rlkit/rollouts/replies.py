@@ -19,14 +19,15 @@ def neutralise(text: str, stop: Sequence[str]) -> str:
 
     `</answer>` among `stop` turns `<answer>` and `</answer>` into `&lt;answer>` and `&lt;/answer>`, in upper
     and lower case and with spaces in them: text that was retrieved must not end a turn or fake an answer. A
-    stop string that is no tag is broken up by a space after its first character, or replaced by one.
+    stop string that is no tag loses its last character.
     """
     for string in stop:
         tag = re.fullmatch(r"</?\s*(\w+)\s*>", string.strip())
         if tag:
             text = re.sub(rf"<(?=\s*/?\s*{tag[1]}\b)", "&lt;", text, flags=re.IGNORECASE)
         elif string:
-            text = text.replace(string, f"{string[0]} {string[1:]}" if len(string) > 1 else " ")
+            while string in text:  # what is left of one may make another
+                text = text.replace(string, string[:-1])
     return text
 
 

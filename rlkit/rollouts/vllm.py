@@ -22,6 +22,7 @@ from accelerate.utils import broadcast_object_list
 from peft import PeftModel
 from trl.generation import vllm_generation
 
+from rlkit.errors import UserError
 from rlkit.rollouts import Engine, Request, Sample, Sampling
 from rlkit.rollouts.endpoint import settings_of
 from rlkit.rollouts.server import ServerEngine
@@ -51,15 +52,23 @@ class SyncedVLLM(vllm_generation.VLLMGeneration):
 
     def _init_vllm(self) -> None:
         if self.mode == "server":
-            urls = self.server_base_url or f"http://{self.server_host}:{self.server_port}"
+            host = "127.0.0.1" if self.server_host == "0.0.0.0" else self.server_host  # TRL's default
+            urls = self.server_base_url or f"http://{host}:{self.server_port}"
             self._engine: Any = ServerEngine(
                 [url.strip() for url in urls.split(",")],
                 weights_dir=self.weights_dir,
                 patience=self.server_timeout,
             )
             self.vllm_client: Any = self  # TRL asks it for the server's settings
+            # Asked now, while all are up.
+            self._takes_adapters = all(server_settings(u)["lora_config"] for u in self._engine.urls)
             return
         check_installed()
+        if self.tensor_parallel_size > 1:
+            raise UserError(
+                "vllm_tensor_parallel_size above 1 needs a server: rlkit serve MODEL --tensor-parallel-size "
+                f"{self.tensor_parallel_size}, and vllm_mode: server"
+            )
         self._start_in_process()
 
     def _start_in_process(self) -> None:
@@ -97,7 +106,7 @@ class SyncedVLLM(vllm_generation.VLLMGeneration):
         self.sync_bytes = 0
         runner = self.llm.llm_engine.model_executor.driver_worker.model_runner
         if is_repacked(runner.get_model()):
-            runner.reload_weights(weights_iterator=self._counted(), is_checkpoint_format=True)
+            runner.reload_weights(weights_iterator=self._iter_named_params(), is_checkpoint_format=True)
             repack_tied(runner.get_model())
             self.llm.reset_prefix_cache()
         else:
@@ -124,10 +133,10 @@ class SyncedVLLM(vllm_generation.VLLMGeneration):
         if not isinstance(self.model, PeftModel) or self._dist.is_fsdp or self._dist.is_zero3:
             return False
         trained = [getattr(config, "modules_to_save", None) for config in self.model.peft_config.values()]
-        return not any(trained) and all(server_settings(u)["lora_config"] for u in self._engine.urls)
+        return self._takes_adapters and not any(trained)
 
-    def _counted(self) -> Iterator[tuple[str, torch.Tensor]]:
-        for name, weight in self._iter_named_params():
+    def _iter_named_params(self) -> Iterator[tuple[str, torch.Tensor]]:
+        for name, weight in super()._iter_named_params():
             self.sync_bytes += weight.numel() * weight.element_size()
             yield name, weight
 
@@ -175,12 +184,14 @@ class InProcessEngine:
     def submit(self, requests: Sequence[Request], sampling: Sampling) -> None:
         """Queue requests."""
         from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
+        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
         for request in requests:
             name = next(self._names)
             self._rows[name] = request.row
             settings = settings_of(request, sampling) | {"output_kind": RequestOutputKind.FINAL_ONLY}
+            if "structured_outputs" in settings:
+                settings["structured_outputs"] = StructuredOutputsParams(**settings["structured_outputs"])
             prompt = {"prompt_token_ids": list(request.ids)}
             self.engine.add_request(name, prompt, SamplingParams(**settings))
 

@@ -94,7 +94,7 @@ def test_rollouts_of_several_turns_are_kept(resumed):
     for row in talked.to_dict("records"):
         roles = [turn["role"] for turn in row["turns"]]
         assert roles[:2] == ["assistant", "user"]
-        assert row["turns"][1]["content"].endswith("]</ >")  # its "e" would have ended a turn
+        assert row["turns"][1]["content"].endswith("]</>")  # its "e" would have ended a turn
         assert row["length"] + row["environment_tokens"] <= 40
     assert frame["log_prob_gap"].max() < 1e-3
 

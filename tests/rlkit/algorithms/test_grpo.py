@@ -17,6 +17,7 @@ from rlkit.algorithms.timing import StepClock
 from rlkit.environment import load_environment
 from rlkit.errors import RewardError, UserError
 from rlkit.rewarding import ErrorBudget, RewardRunner
+from rlkit.rollouts.loop import Limits
 from rlkit.run_directory import RunDirectory
 
 TOY = str(Path(__file__).parents[2] / "toy.py")
@@ -337,3 +338,26 @@ def test_a_part_within_a_part_is_counted_once():
         time.sleep(0.01)
     assert clock.seconds["sync"] > clock.seconds["generation"] > clock.seconds["forward_backward"] > 0
     assert clock.seconds["generation"] < 0.05
+
+
+def test_a_rollout_that_a_limit_cut_after_an_end_token_counts_as_truncated(make):
+    """TRL looks at the last token alone."""
+    trainer = make(mask_truncated_completions=True)
+    loop = trainer.loop.__call__
+
+    def cut(*args, **kwargs):
+        rollouts = loop(*args, **kwargs)
+        for i, rollout in enumerate(rollouts):
+            rollout.ids[-1], rollout.truncated = trainer.eos_token_ids[0], i == 1
+        return rollouts
+
+    trainer.loop = cut
+    trainer.loop.limits = Limits(8)
+    output = scored(trainer)
+    assert (output["completion_mask"].sum(1) > 0).tolist() == [True, False] + [True] * 6
+    assert trainer._metrics["train"]["completions/clipped_ratio"] == [pytest.approx(1 / 8)]
+
+
+def test_what_limits_a_completion_is_refused_among_the_further_keys(make):
+    with pytest.raises(UserError, match="max_completion_length"):
+        make(generation_kwargs={"max_new_tokens": 3})

@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rlkit.environment import Environment, Reply
+from rlkit.rewarding import completion_length
 from rlkit.rollouts import Sample, Sampling
 from rlkit.rollouts.local import TransformersEngine
 from rlkit.rollouts.loop import Limits, Loop
@@ -119,6 +120,20 @@ def test_an_end_after_a_stop_string_is_marked_by_an_end_token_that_is_not_traine
     assert rollout.ids.count(END) == 1 and rollout.mask[-1] == 1
 
 
+def test_a_single_turn_may_end_at_a_stop_string(talk):
+    (rollout,), _, _ = talk(None, [["x</a>"]], turns=1)
+    assert rollout.ids[-1] == END and rollout.mask[-1] == 0 and not rollout.truncated
+    columns = rollout.columns()
+    assert completion_length(columns) == len(columns["completion_ids"]) == 5
+
+
+def test_lengths_leave_out_the_end_token_and_nothing_else(talk):
+    (rollout,), _, _ = talk(None, [["abc|"]], turns=1)
+    assert completion_length(rollout.columns()) == 3
+    (rollout,), _, _ = talk(None, [["a" * 300]], turns=1)
+    assert completion_length(rollout.columns()) == 200
+
+
 def test_a_turn_cut_in_the_middle_of_a_tag_is_not_handed_over(talk, tiny_tokenizer):
     (rollout, whole), environment, _ = talk(
         lambda turn: Reply(done=True), [["<a>12</a>"], ["</a>"]], turn_tokens=6
@@ -177,8 +192,10 @@ def test_retrieved_text_cannot_end_a_turn_or_fake_an_answer(talk, tiny_tokenizer
     ("stop", "text", "expected"),
     [
         (("</search>",), "a <search>b</SEARCH > <searching>", "a &lt;search>b&lt;/SEARCH > <searching>"),
-        (("###",), "a ### b", "a # ## b"),
-        (("#",), "a#b", "a b"),
+        (("###",), "a ### b", "a ## b"),
+        (("#",), "a#b", "ab"),
+        (("\n\n",), "a\n\n\nb", "a\nb"),
+        (("  ", "x "), "a   xx  b", "a xxb"),
         ((), "<a></a>", "<a></a>"),
         (("</a>", "</b>"), "<a><b/></c>", "&lt;a>&lt;b/></c>"),
     ],
