@@ -89,13 +89,14 @@ def test_each_step_samples_with_the_weights_of_that_step(resumed):
 def test_rollouts_of_several_turns_are_kept(resumed):
     folder, _ = resumed
     frame = pd.concat([pd.read_parquet(file) for file in sorted((folder / "rollouts").glob("*.parquet"))])
-    talked = frame[frame["environment_tokens"] > 0]
+    talked = frame[frame["turns"].map(len) > 1]
     assert len(frame) == 32 and len(talked) > 0
     for row in talked.to_dict("records"):
         roles = [turn["role"] for turn in row["turns"]]
         assert roles[:2] == ["assistant", "user"]
         assert row["turns"][1]["content"].endswith("]</>")  # its "e" would have ended a turn
-        assert row["length"] + row["environment_tokens"] <= 40
+        # An end token may stand behind a stop string at the limit.
+        assert row["length"] + row["environment_tokens"] <= 41
     assert frame["log_prob_gap"].max() < 1e-3
 
 
