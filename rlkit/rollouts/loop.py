@@ -20,7 +20,8 @@ class Limits:
     """What a rollout may take.
 
     Attributes:
-        tokens: in all after the prompt, the environment's with them.
+        tokens: in all after the prompt, the environment's with them; the end token that is set behind a stop
+            string is not counted.
         turns: of the model.
         turn_tokens: of one turn; None: what is left.
         reply_tokens: of one reply, longer ones are cut; None: what is left.

@@ -280,7 +280,7 @@ def test_trained_ids_are_the_sampled_ids_and_the_environments(data, tiny_model, 
     for row, rollout in enumerate(loop(engine, sampling, [{"prompt": PROMPT}] * 3, prompts)):
         assert rollout.prompt_ids == prompts[row]
         assert rollout.sampled_ids == [i for ids in samples[row] for i in ids]
-        assert len(rollout.ids) == len(rollout.mask) <= limits.tokens
+        assert len(rollout.ids) == len(rollout.mask) <= limits.tokens + rollout.stopped
         assert all(1 <= len(ids) <= (limits.turn_tokens or 40) for ids in samples[row])
         own = [turn["content"] for turn in rollout.turns if turn["role"] == "assistant"]
         assert own == [tiny_tokenizer.decode(ids, skip_special_tokens=True) for ids in samples[row]]
