@@ -110,9 +110,11 @@ class RunDirectory:
         Raises:
             UserError: rollouts handed over before could not be written.
         """
-        while self._waiting and (self._waiting[0].done() or len(self._waiting) >= WAITING):
-            self._waiting.popleft().result()
-        self._waiting.append(self._writer.submit(self._write_rollouts, step, list(rows)))
+        try:
+            while self._waiting and (self._waiting[0].done() or len(self._waiting) >= WAITING):
+                self._waiting.popleft().result()
+        finally:  # these rows are not lost with the earlier ones
+            self._waiting.append(self._writer.submit(self._write_rollouts, step, list(rows)))
 
     def flush(self) -> None:
         """Return when all rollouts handed over are on the disk; raises what `save_rollouts` does."""

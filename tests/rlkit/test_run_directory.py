@@ -203,6 +203,8 @@ class TestFullDisk:
         run._waiting[0].exception(30)
         with pytest.raises(UserError, match="No space left"):
             run.save_rollouts(2, [{"a": 2}])
+        run.flush()
+        assert saved(run, 2) == [{"a": 2}]
 
     def test_the_end_says_so(self, run):
         with pytest.raises(UserError, match="No space left"), run:
@@ -210,8 +212,8 @@ class TestFullDisk:
 
     def test_it_does_not_hide_what_ended_the_training(self, run, capsys):
         with pytest.raises(KeyError), run:
-            run.save_rollouts(1, [{"a": 1}])
             run.save_rollouts(2, [{"a": 2}])
+            run.save_rollouts(1, [{"a": 1}])
             raise KeyError
         assert "No space left" in capsys.readouterr().err
         assert saved(run, 2) == [{"a": 2}]
