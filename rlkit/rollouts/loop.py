@@ -12,7 +12,7 @@ from typing import Any
 
 from rlkit.environment import Environment, Reply, Turn
 from rlkit.rollouts import Engine, Request, Rollout, Sample, Sampling
-from rlkit.rollouts.replies import ReplyTokens, Responder
+from rlkit.rollouts.replies import ReplyTokens, Responder, require_tools
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,9 @@ class Loop:
         self.tokenizer = tokenizer
         self.limits = limits
         self.template = dict(template or {})
+        if environment.tools:
+            self.template["tools"] = [dict(tool) for tool in environment.tools]
+            require_tools(tokenizer, self.template)
         self.replies = ReplyTokens(tokenizer, environment.stop, ends, self.template)
 
     def __call__(
@@ -158,7 +161,7 @@ class _Batch:
         rollout.ids += sample.ids
         rollout.mask += [1] * len(sample.ids)
         text = self.loop.tokenizer.decode(sample.ids, skip_special_tokens=True)
-        rollout.turns.append({"role": "assistant", "content": text})
+        rollout.turns.append({"role": "assistant", "content": text, "tokens": len(sample.ids)})
         rollout.truncated = sample.finish == "length"
         if sample.finish == "stop" and self.limits.turns == 1:
             self._end(rollout)
@@ -183,15 +186,20 @@ class _Batch:
             rollout.invalid = reply.invalid
             return False
         if reply.done:
+            rollout.turns[-1] |= reply.record
             if not closed:
                 self._end(rollout)
             return False
-        turns = sum(turn["role"] == "assistant" for turn in rollout.turns)
-        text, ids = self.loop.replies(reply.text or "", closed=closed, most=self.limits.reply_tokens)
-        if turns >= self.limits.turns or len(ids) >= self._room(rollout):
-            rollout.truncated = True
+        rollout.truncated = True  # unless there is a turn left, and room for the reply and for it
+        if sum(turn["role"] == "assistant" for turn in rollout.turns) >= self.limits.turns:
             return False
-        rollout.turns.append({"role": "user", "content": text})
+        text, ids = self.loop.replies(
+            reply.text or "", closed=closed, most=self.limits.reply_tokens, role=reply.role
+        )
+        if len(ids) >= self._room(rollout):
+            return False
+        rollout.truncated = False
+        rollout.turns.append({**reply.record, "role": reply.role, "content": text, "tokens": len(ids)})
         self._append(rollout, ids)
         return True
 

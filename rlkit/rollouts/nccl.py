@@ -7,9 +7,10 @@ import socket
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import httpx
 import torch
 
+from rlkit.errors import UserError
+from rlkit.rollouts.endpoint import started_with
 from rlkit.rollouts.weights import Weights
 
 
@@ -52,12 +53,10 @@ class NCCLSender:
 
 
 def _offers_transfer(url: str) -> bool:
-    query = {"config_format": "json"}
     try:
-        info = httpx.get(f"{url}/server_info", params=query, trust_env=False, timeout=30.0)
-    except httpx.TransportError:  # it is down; when it is back it reads files
+        return started_with(url)["weight_transfer_config"] is not None
+    except UserError:  # it is down; when it is back it reads files
         return False
-    return info.is_success and info.json()["vllm_config"]["weight_transfer_config"] is not None
 
 
 def _free_port() -> int:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rlkit.environment import Reply, Turn
+from rlkit.errors import UserError
 
 # Stands for a reply in a chat template; no template has it, none changes it.
 PLACE = "rlkit-reply"
@@ -31,6 +32,20 @@ def neutralise(text: str, stop: Sequence[str]) -> str:
     return text
 
 
+def require_tools(tokenizer: Any, template: Mapping[str, Any]) -> None:
+    """Raise UserError where the tokenizer's chat template does not show a model the tools of `template`."""
+    if tokenizer.chat_template is not None:
+        message = [{"role": "user", "content": "?"}]
+        rest = {key: value for key, value in template.items() if key != "tools"}
+        shown, plain = (tokenizer.apply_chat_template(message, tokenize=False, **t) for t in (template, rest))
+        if shown != plain:
+            return
+    raise UserError(
+        f"the chat template of {tokenizer.name_or_path or 'the model'} shows no tools: take a model whose "
+        "template does, or an environment without them (search-v1: protocol tags)"
+    )
+
+
 class ReplyTokens:
     """Tokenises replies as they are appended to a rollout.
 
@@ -50,9 +65,12 @@ class ReplyTokens:
         self.stop = stop
         self.ends = ends
         self.template = template
-        self._frame: tuple[list[int], list[int]] | None = None
+        self._end = ends[0]
+        self._frames: dict[str, tuple[list[int], list[int]]] = {}
 
-    def __call__(self, text: str, *, closed: bool, most: int | None = None) -> tuple[str, list[int]]:
+    def __call__(
+        self, text: str, *, closed: bool, most: int | None = None, role: str = "user"
+    ) -> tuple[str, list[int]]:
         """The text as the model sees it and the tokens to append, at most `most` of them the reply's own."""
         text = neutralise(text, self.stop)
         ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
@@ -61,23 +79,28 @@ class ReplyTokens:
             text = self.tokenizer.decode(ids)
         if not closed:
             return text, ids
-        before, after = self.frame
+        before, after = self.frame(role)
         return text, [*before, *ids, *after]
 
     @property
-    def frame(self) -> tuple[list[int], list[int]]:
-        """The tokens before and after a user's message that follows a closed turn."""
-        if self._frame is None:
-            self._frame = self._read_template() if self.tokenizer.chat_template else ([], [])
-        return self._frame
+    def end(self) -> int:
+        """The token by which the chat template ends an assistant's turn."""
+        self.frame("user")
+        return self._end
 
-    def _read_template(self) -> tuple[list[int], list[int]]:
+    def frame(self, role: str) -> tuple[list[int], list[int]]:
+        """The tokens before and after a message of this role that follows a closed turn."""
+        if role not in self._frames:
+            self._frames[role] = self._read_template(role) if self.tokenizer.chat_template else ([], [])
+        return self._frames[role]
+
+    def _read_template(self, role: str) -> tuple[list[int], list[int]]:
         """What the template writes between an assistant's end token and a message, and after the message."""
         answer = f"{PLACE}-answer"
         messages = [
             {"role": "user", "content": "?"},
             {"role": "assistant", "content": answer},
-            {"role": "user", "content": PLACE},
+            {"role": role, "content": PLACE},
         ]
         text = self.tokenizer.apply_chat_template(
             messages, add_generation_prompt=True, tokenize=False, **self.template
@@ -87,6 +110,8 @@ class ReplyTokens:
             self.tokenizer(part, add_special_tokens=False)["input_ids"] for part in (middle, after)
         )
         ended = next((i for i, token in enumerate(before) if token in self.ends), -1)
+        if ended >= 0:
+            self._end = before[ended]
         return before[ended + 1 :], behind  # the model has sampled the end token already
 
 

@@ -7,7 +7,6 @@ The seams of TRL and vLLM that this stands on: `VLLMGeneration._init_vllm`, `syn
 from __future__ import annotations
 
 import itertools
-import math
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -16,7 +15,6 @@ from functools import partial
 from typing import Any
 from unittest import mock
 
-import httpx
 import torch
 from accelerate.utils import broadcast_object_list
 from peft import PeftModel
@@ -24,7 +22,7 @@ from trl.generation import vllm_generation
 
 from rlkit.errors import UserError
 from rlkit.rollouts import Engine, Request, Sample, Sampling
-from rlkit.rollouts.endpoint import settings_of
+from rlkit.rollouts.endpoint import as_sample, settings_of, started_with
 from rlkit.rollouts.server import ServerEngine
 from rlkit.rollouts.worker import repack_tied
 from rlkit.serve import check_installed
@@ -61,7 +59,7 @@ class SyncedVLLM(vllm_generation.VLLMGeneration):
             )
             self.vllm_client: Any = self  # TRL asks it for the server's settings
             # Asked now, while all are up.
-            self._takes_adapters = all(server_settings(u)["lora_config"] for u in self._engine.urls)
+            self._takes_adapters = all(started_with(url)["lora_config"] for url in self._engine.urls)
             return
         check_installed()
         if self.tensor_parallel_size > 1:
@@ -96,7 +94,7 @@ class SyncedVLLM(vllm_generation.VLLMGeneration):
 
     def get_server_info(self) -> dict[str, Any]:
         """The settings of the first server."""
-        return server_settings(self._engine.urls[0])
+        return started_with(self._engine.urls[0])
 
     def sync_weights(self) -> None:
         """Give the sampler the trainer's weights, and make it forget what it computed with the old ones."""
@@ -137,7 +135,7 @@ class SyncedVLLM(vllm_generation.VLLMGeneration):
 
     def _iter_named_params(self) -> Iterator[tuple[str, torch.Tensor]]:
         for name, weight in super()._iter_named_params():
-            self.sync_bytes += weight.numel() * weight.element_size()
+            self.sync_bytes += weight.nbytes
             yield name, weight
 
     @contextmanager
@@ -154,12 +152,6 @@ class SyncedVLLM(vllm_generation.VLLMGeneration):
         if self.enable_sleep_mode:
             self.llm.sleep(level=2)
             self._llm_weights_sleeping = True
-
-
-def server_settings(url: str) -> dict[str, Any]:
-    """What a server of vLLM was started with."""
-    answer = httpx.get(f"{url}/server_info", params={"config_format": "json"}, trust_env=False, timeout=30.0)
-    return answer.raise_for_status().json()["vllm_config"]
 
 
 def is_repacked(model: Any) -> bool:
@@ -205,12 +197,6 @@ class InProcessEngine:
 
 
 def read(output: Any) -> Sample:
-    """What vLLM sampled. A log-probability it could not compute is NaN, as TRL expects it."""
-    ids = list(output.token_ids)
-    log_probs = [step[token].logprob for token, step in zip(ids, output.logprobs, strict=True)]
-    finish = "stop" if isinstance(output.stop_reason, str) else "end"
-    return Sample(
-        ids,
-        [math.nan if value is None else value for value in log_probs],
-        "length" if output.finish_reason == "length" else finish,  # type: ignore[arg-type]
-    )
+    """What vLLM sampled."""
+    log_probs = (step[token].logprob for token, step in zip(output.token_ids, output.logprobs, strict=True))
+    return as_sample(output.token_ids, log_probs, output.finish_reason, output.stop_reason)

@@ -59,7 +59,7 @@ class WeightsFolder:
         total, partial = 0, self._fresh(0)
         try:
             for number, shard in enumerate(_shards(named_tensors)):
-                size = sum(map(_bytes, shard.values()))
+                size = sum(tensor.nbytes for tensor in shard.values())
                 partial = self._with_room(partial, size)
                 save_file(shard, partial / f"model-{number:05}.safetensors")
                 total += size
@@ -127,16 +127,12 @@ def _shards(named_tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterable[dict[
     for name, tensor in named_tensors:
         # A copy: gathered parameters are gone in the next step, tied ones may not share memory in a file.
         shard[name] = tensor.detach().to("cpu", copy=True).contiguous()
-        size += _bytes(tensor)
+        size += tensor.nbytes
         if size >= SHARD_BYTES:
             yield shard
             shard, size = {}, 0
     if shard:
         yield shard
-
-
-def _bytes(tensor: torch.Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
 
 
 def _room(folder: Path) -> int:

@@ -12,6 +12,7 @@ import threading
 import time
 from pathlib import Path
 
+import httpx
 import pandas as pd
 import pytest
 import yaml
@@ -172,9 +173,19 @@ def test_a_server_killed_in_mid_training_comes_back_with_the_weights_of_the_step
     assert max(logged(folder, GAP)) < 1e-4
 
 
+def wait_for(port, server):
+    while True:
+        assert server.poll() is None
+        with contextlib.suppress(httpx.TransportError):
+            if httpx.get(f"http://127.0.0.1:{port}/health", trust_env=False).is_success:
+                return
+        time.sleep(0.5)
+
+
 def test_a_server_that_stays_away_ends_the_run_with_a_checkpoint(train, serve, tmp_path):
     port = free_port()
     server = serve(port)
+    wait_for(port, server)
 
     def kill_after_a_checkpoint():
         while not (tmp_path / "run" / "checkpoint-2" / "rlkit.json").exists():
@@ -185,7 +196,7 @@ def test_a_server_that_stays_away_ends_the_run_with_a_checkpoint(train, serve, t
     keys = {
         "vllm_mode": "server",
         "vllm_server_base_url": f"http://127.0.0.1:{port}",
-        "vllm_server_timeout": 60,
+        "vllm_server_timeout": 10,
         "output_dir": str(tmp_path / "run"),
         "max_steps": 500,
         "save_steps": 2,

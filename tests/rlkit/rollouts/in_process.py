@@ -8,6 +8,7 @@ import sys
 
 import torch
 from accelerate import Accelerator
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlkit.rollouts import Request, Sampling
@@ -105,8 +106,19 @@ def stale_prefix(engine):
     found["gap with a fresh prefix"] = gap(long, sample(engine, long, limits=(30,)))
 
 
+def adapter(engine):
+    """A LoRA model's weights arrive with its adapter merged; here it stays apart."""
+    hot = Sampling((127,), temperature=1.0)
+    lora = LoraConfig(r=4, lora_alpha=32, target_modules="all-linear", init_lora_weights=False)
+    sampler.model = get_peft_model(model, lora)  # the layers of `model` itself now have the adapter
+    found["gap without the adapter"] = gap(PROMPTS, sample(engine, sampling=hot))
+    sampler.sync_weights()
+    found["gap with the adapter"] = gap(PROMPTS, sample(engine, sampling=hot))
+    found["merged here"] = any(module.merged for module in model.modules() if hasattr(module, "merged"))
+
+
 with sampler.engine() as engine:
-    for check in (greedy_and_stops, unequal, syncs, stale_prefix):
+    for check in (greedy_and_stops, unequal, syncs, stale_prefix, adapter):
         check(engine)
 sampler.close()
 print("found: " + json.dumps(found))

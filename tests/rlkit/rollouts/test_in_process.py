@@ -44,6 +44,12 @@ def test_new_weights_arrive(found):
     assert found["bytes"] == found["parameters"]
 
 
+def test_a_lora_model_arrives_with_its_adapter(found):
+    assert found["gap with the adapter"] < 1e-4
+    assert found["gap without the adapter"] > 0.05
+    assert not found["merged here"]
+
+
 def test_another_temperature_or_nucleus_shows(found):
     assert found["gap at its own"] < 1e-4
     assert found["gap at another temperature"] > 0.05

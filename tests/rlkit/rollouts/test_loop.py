@@ -145,7 +145,7 @@ def test_a_turn_cut_in_the_middle_of_a_tag_is_not_handed_over(talk, tiny_tokeniz
 
 def test_an_empty_turn_is_a_turn(talk):
     (rollout,), environment, _ = talk(lambda turn: Reply("go on"), [["|", "x|"]], turns=2)
-    assert environment.calls[0] == [{"role": "assistant", "content": ""}]
+    assert environment.calls[0] == [{"role": "assistant", "content": "", "tokens": 1}]
     assert rollout.turns[0]["content"] == "" and rollout.text == "\nx"
 
 
@@ -160,6 +160,14 @@ def test_a_reply_beyond_its_own_limit_is_cut(talk, tiny_tokenizer):
     (rollout,), _, _ = talk(lambda turn: Reply("0123456789"), [["1</a>", "2|"]], reply_tokens=3, turns=2)
     assert tiny_tokenizer.decode(rollout.ids) == "1</a>0122<|im_end|>"
     assert rollout.turns[1]["content"] == "012"
+
+
+def test_turns_know_their_tokens_and_what_the_environment_records(talk):
+    reply = Reply("0123", record={"documents": ["d1"], "role": "system"})
+    (rollout,), _, _ = talk(lambda turn: reply, [["1</a>", "2|"]], turns=2)
+    assert [turn["tokens"] for turn in rollout.turns] == [5, 4, 2]
+    assert rollout.turns[1]["documents"] == ["d1"] and rollout.turns[1]["role"] == "user"
+    assert [sum(rollout.mask), len(rollout.ids)] == [7, 11]
 
 
 def test_turns_are_limited(talk):

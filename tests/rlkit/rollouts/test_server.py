@@ -18,6 +18,7 @@ import torch
 from rlkit.errors import UserError
 from rlkit.rollouts import Request, Sampling
 from rlkit.rollouts.server import ServerEngine
+from rlkit.rollouts.writing import open_writer
 
 pytestmark = [
     pytest.mark.slow,
@@ -125,10 +126,13 @@ def log_probs(model, prompt, ids):
     return logits.log_softmax(-1)[torch.arange(len(ids)), ids].tolist()
 
 
-def agrees(model, samples, prompts=PROMPTS):
-    return all(
-        sample.log_probs == pytest.approx(log_probs(model, prompt, sample.ids), abs=1e-4)
-        for prompt, sample in zip(prompts, samples, strict=True)
+def error(model, samples, prompts=PROMPTS):
+    """The largest difference of a log-probability from the model's."""
+    pairs = zip(prompts, samples, strict=True)
+    return max(
+        abs(sampled - own)
+        for prompt, sample in pairs
+        for sampled, own in zip(sample.log_probs, log_probs(model, prompt, sample.ids), strict=True)
     )
 
 
@@ -146,9 +150,22 @@ def changed(model, seed):
 def test_greedy_turns_are_those_of_transformers(engine, model):
     samples = sample(engine, GREEDY)
     assert [s.ids for s in samples] == [greedy(model, ids) for ids in PROMPTS]
-    assert agrees(model, samples)
+    assert error(model, samples) < 1e-4
     assert engine.version == "default"
     assert engine.context == 512
+
+
+def test_texts_are_those_of_transformers(servers, model, tiny_tokenizer):
+    """Before other weights are pushed."""
+    prompts = [[{"role": "user", "content": text}] for text in ("Say a.", "b")]
+    writer = open_writer(servers[0].model, f"{servers[0].url}/v1", tokens=12, temperature=0.0)
+    asked = [{"model": servers[0].model, "messages": prompt} for prompt in prompts]
+    replies = [httpx.post(f"{servers[0].url}/tokenize", json=one, trust_env=False) for one in asked]
+    expected = [
+        tiny_tokenizer.decode(greedy(model, reply.json()["tokens"]), skip_special_tokens=True).strip()
+        for reply in replies
+    ]
+    assert [one.text for one in writer.write(prompts, [0, 1])] == expected
 
 
 def test_what_ends_a_turn_is_kept(engine, model, tiny_tokenizer):
@@ -186,8 +203,8 @@ def test_pushed_weights_are_sampled_with(engine, model):
         engine.push(other.named_parameters(), f"step-{step}")
         samples = sample(engine, GREEDY)
         assert [s.ids for s in samples] == [greedy(other, ids) for ids in PROMPTS]
-        assert agrees(other, samples)
-        assert not agrees(model, samples)
+        assert error(other, samples) < 1e-4
+        assert error(model, samples) > 0.1
         served = httpx.get(f"{engine.urls[0]}/weight_info", trust_env=False).json()["weight_version"]
         assert served == engine.version
         assert served.startswith(f"step-{step}-")
@@ -208,7 +225,8 @@ def test_two_servers_share_the_work(servers, model):
 
         server.sample = counted
     prompts = PROMPTS * 10
-    assert agrees(other, sample(engine, Sampling(ends=(2,), key=(1,)), prompts=prompts), prompts)
+    samples = sample(engine, Sampling(ends=(2,), key=(1,)), prompts=prompts)
+    assert error(other, samples, prompts) < 1e-4
     assert min(counts.values()) >= 10
     assert sum(counts.values()) == len(prompts)
     engine.close()
@@ -233,7 +251,10 @@ def test_a_server_that_is_killed_and_comes_back_has_the_pushed_weights(servers, 
     threading.Timer(3.0, servers[0].start).start()
     while len(taken) < len(prompts):
         taken.update(engine.collect(wait=True))
-    assert agrees(other, [taken[i] for i in range(len(prompts))], prompts)
+    samples = [taken[i] for i in range(len(prompts))]
+    # 10,000 tokens, each up to 400 after the first: float32 rounds off to 1.4e-4 at the worst of them.
+    assert error(other, samples, prompts) < 1e-3
+    assert error(model, samples, prompts) > 0.1
 
 
 # Last: this server has its first weights, and an adapter needs them.
@@ -256,7 +277,7 @@ def test_an_adapter_is_sampled_with(servers, model, tmp_path):
         adapted.save_pretrained(tmp_path / "adapter")
         engine.push_adapter(tmp_path / "adapter", f"step-{step}")
         samples = sample(engine, GREEDY)
-        assert agrees(adapted.eval(), samples)
+        assert error(adapted.eval(), samples) < 1e-4
         assert [s.ids for s in samples] != [s.ids for s in base]
     listed = httpx.get(f"{engine.urls[0]}/v1/models", trust_env=False).json()["data"]
     assert [card["id"] for card in listed[1:]] == [engine.version]
