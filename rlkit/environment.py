@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from rlkit.errors import UserError, nearest
@@ -38,7 +38,13 @@ SPLITS = ("train", "dev", "test")
 # Our own environments. Anything else is "package.module:Class" or "path/file.py:Class".
 ENVIRONMENTS = {
     "causal-v1": "envs.causal:CausalEnvironment",
+    "intent-v1": "envs.ranking:IntentEnvironment",
     "math-v1": "envs.math:MathEnvironment",
+    "navigate-v1": "envs.ranking:NavigateEnvironment",
+    "query-v1": "envs.ranking:QueryEnvironment",
+    "rerank-v1": "envs.ranking:RerankEnvironment",
+    "search-v1": "envs.search:SearchEnvironment",
+    "simulator-v1": "envs.simulator:SimulatorEnvironment",
 }
 
 
@@ -47,7 +53,7 @@ class Turn:
     """One assistant turn: the task's row, and the messages so far, the assistant's last."""
 
     task: Mapping[str, Any]
-    messages: Sequence[Mapping[str, str]]
+    messages: Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -55,11 +61,16 @@ class Reply:
     """What an environment answers to a turn: text to append, the end of the rollout, or `invalid`.
 
     `invalid` says why the environment itself failed; such a rollout is left out of the loss, never scored 0.
+    `record` is what rewards and the saved rollouts are to know of the reply besides its text; in `turns` it
+    stands in the reply's message, in the model's own where the rollout ends there. `role` is the message's,
+    "tool" for what a called function gave.
     """
 
     text: str | None = None
     done: bool = False
     invalid: str | None = None
+    record: Mapping[str, Any] = field(default_factory=dict)
+    role: str = "user"
 
 
 class Environment(ABC):
@@ -72,6 +83,7 @@ class Environment(ABC):
     breakdown: Sequence[str] = ()  # columns by which an evaluation is broken down
     max_turns: int = 1
     stop: Sequence[str] = ()  # strings that end an assistant turn
+    tools: Sequence[Mapping[str, Any]] = ()  # functions that a model may call, as chat templates take them
 
     @abstractmethod
     def tasks(self, split: str, n: int | None = None, seed: int = 0) -> datasets.Dataset:
@@ -81,22 +93,42 @@ class Environment(ABC):
         """
 
     @abstractmethod
-    def answer(self, task: Mapping[str, Any]) -> str:
-        """The right answer to a task, written as a model would: all default rewards give it full marks."""
+    def answer(self, task: Mapping[str, Any]) -> str | None:
+        """The right answer to a task, written as a model would: all default rewards give it full marks.
+
+        None where only what the environment replies to a `script` is right.
+        """
 
     def solution(self, task: Mapping[str, Any]) -> str | None:
         """A worked solution that ends in the right answer, or None where the environment cannot write one."""
+        return None
+
+    def script(self, task: Mapping[str, Any]) -> Sequence[str] | None:
+        """What one who knows would write turn by turn, or None where it is not known.
+
+        Of environments of several turns: `rlkit check` plays it, and `rlkit sft` demonstrates it.
+        """
         return None
 
     def respond(self, turns: Sequence[Turn]) -> Sequence[Reply]:
         """Answer a batch of assistant turns. Only environments of several turns define it."""
         raise TypeError(f"{self.id} is a single-turn environment")
 
+    def advance(self, step: int, steps: int, score: float | None) -> Mapping[str, float]:
+        """Move on in the training: a curriculum changes here what comes next, on all processes alike.
+
+        Called after each sampling of training with the step that the next one is for, the number of steps in
+        all, and the mean of the metric in the sampling that is over, None where nothing could be judged.
+        Returns what to log of that sampling. An environment that remembers has `state_dict` and
+        `load_state_dict`, and a checkpoint keeps what they say.
+        """
+        return {}
+
     def score(self, task: Mapping[str, Any], completion: str) -> dict[str, float | None]:
         """All rewards of one answer, by name. For tests, docs and people at a prompt; errors are raised."""
-        from rlkit.rewarding import call_reward
+        from rlkit.rewarding import call_reward, single_turn
 
-        row = {**task, "completion": completion}
+        row = single_turn(task, completion)
         return {name: call_reward(reward, row) for name, reward in self.rewards.items()}
 
 
@@ -115,8 +147,8 @@ def load_environment(name: str, **kwargs: Any) -> Environment:
     return cls(**kwargs)
 
 
-def check_arguments(cls: type, kwargs: Mapping[str, Any]) -> None:
-    """Raise `UserError` for a keyword that the constructor of `cls` does not take, naming the nearest."""
+def check_arguments(cls: Callable[..., Any], kwargs: Mapping[str, Any]) -> None:
+    """Raise `UserError` for a keyword that a class or function does not take, naming the nearest."""
     import inspect
 
     parameters = inspect.signature(cls).parameters

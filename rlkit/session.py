@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import transformers
 from accelerate.utils import broadcast_object_list, gather_object
-from trl.models import unwrap_model_for_generation
 
-from rlkit.algorithms.rolling_out import RollingOut
+from rlkit.algorithms.rolling_out import RollingOut, transformers_engine
 from rlkit.callbacks import EvaluateCallback, Finished, FinishedCallback, MetricsCallback, ProgressCallback
 from rlkit.config import Run, save_resolved
 from rlkit.cpu import tune_for_cpu
@@ -27,7 +26,6 @@ from rlkit.report import build_report
 from rlkit.rewarding import RewardRunner
 from rlkit.rollouts import Engine, Rollout, Sampling
 from rlkit.rollouts.generator import Generator, end_tokens
-from rlkit.rollouts.local import TransformersEngine
 from rlkit.rollouts.loop import Limits, Loop
 from rlkit.run_directory import RunDirectory
 from rlkit.state import differences, last_checkpoint, manifest
@@ -133,6 +131,7 @@ class Session:
             "stage": self.directory.stage,
             "environment": self.environment.id,
             "environment_args": keys.mapping("environment_args"),
+            "fold": keys.fold,
             "num_tasks": keys.num_tasks,
             "algorithm": getattr(keys, "algorithm", None),
             "model": self.run.model.model_name_or_path,
@@ -200,14 +199,9 @@ class Session:
             )
 
     def _answer(self, trainer: Any, tasks: Sequence[Any], samples: int) -> list[list[Rollout]]:
-        """Answer tasks, each rank its share, and gather the answers on all ranks in order."""
-        ranks, rank = trainer.accelerator.num_processes, trainer.accelerator.process_index
-        share = list(enumerate(tasks))[rank::ranks]
         with self._engine(trainer) as engine, evaluating(trainer.model):
             generator = Generator(engine, *self._greedy(trainer))
-            answers = generator([task for _, task in share], samples) if share else []
-        mine = [(index, answer) for (index, _), answer in zip(share, answers, strict=True)]
-        return [answer for _, answer in sorted(gather_object(mine), key=lambda pair: pair[0])]
+            return in_shares(trainer.accelerator, tasks, lambda share: generator(share, samples))
 
     @contextmanager
     def _engine(self, trainer: Any) -> Iterator[Engine]:
@@ -217,11 +211,8 @@ class Session:
             with trainer.engine(size) as engine:
                 yield engine
             return
-        with (
-            unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator) as model,
-            trainer.accelerator.autocast(),
-        ):
-            yield TransformersEngine(model, trainer.processing_class, batch_size=size)
+        with transformers_engine(trainer, trainer.processing_class, size) as engine:
+            yield engine
 
     def _greedy(self, trainer: Any) -> tuple[Loop, Sampling]:
         if isinstance(trainer, RollingOut):
@@ -247,6 +238,16 @@ class Session:
         lines.append(f"model:  {self.directory.path / 'model'}")
         lines.append(f"report: {build_report([self.directory.path])}")
         return "\n".join(lines)
+
+
+def in_shares(
+    accelerator: Any, tasks: Sequence[Any], answer: Callable[[list[Any]], Sequence[list[Rollout]]]
+) -> list[list[Rollout]]:
+    """Answer tasks, each rank its share, and gather the answers on all ranks in order."""
+    share = list(enumerate(tasks))[accelerator.process_index :: accelerator.num_processes]
+    answers = answer([task for _, task in share]) if share else []
+    mine = [(index, answered) for (index, _), answered in zip(share, answers, strict=True)]
+    return [answered for _, answered in sorted(gather_object(mine), key=lambda pair: pair[0])]
 
 
 @contextmanager

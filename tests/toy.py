@@ -86,6 +86,17 @@ class Talk(Letters):
         ]
 
 
+class Scripted(Talk):
+    """What one who knows would write, for all letters but "e"."""
+
+    metric = "correct"
+    rewards = {"correct": lambda completion, letter: float(completion.endswith(letter * 3))}  # noqa: RUF012
+    reward_weights = {"correct": 1.0}  # noqa: RUF012
+
+    def script(self, task):
+        return None if task["letter"] == "e" else ["one", task["letter"] * 3]
+
+
 def even(completion: str) -> float:
     return float(len(set(completion)) % 2 == 0)
 
@@ -111,3 +122,23 @@ class Even(Letters):
 
     def task(self, letter, i):
         return super().task(letter, i) | {"hops": 1 + i % 2}
+
+
+class Rising(Even):
+    """Remembers its training: a level that rises with the steps and the scores."""
+
+    def __init__(self):
+        super().__init__()
+        self.level = 0.0
+        self.told = []
+
+    def advance(self, step, steps, score):
+        self.told.append((step, steps, score))
+        before, self.level = self.level, self.level + step / steps + score
+        return {"level": before}
+
+    def state_dict(self):
+        return {"level": self.level}
+
+    def load_state_dict(self, state):
+        self.level = state["level"]

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from envs.math.files import read_rows
+from envs.reading import read_rows
 from rewards.boxed import equivalent, is_readable, last_box, read_integer
 from rlkit.errors import UserError
 

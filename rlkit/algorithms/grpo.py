@@ -131,6 +131,8 @@ class GRPOTrainer(RollingOut, Judging, Checkpoints, trl.GRPOTrainer):
         """What a checkpoint keeps besides what transformers saves."""
         parts: dict[str, Any] = {"progress": Progress(self), "budget": self.budget}
         parts |= {f"reward {name}": reward for name, reward in self.runner.stateful.items()}
+        if hasattr(self.environment, "state_dict"):
+            parts["environment"] = self.environment
         if self.dynamic_sampling:
             parts["dynamic_sampling"] = self.dynamic_sampling
         if self.args.sync_ref_model:
@@ -166,6 +168,7 @@ class GRPOTrainer(RollingOut, Judging, Checkpoints, trl.GRPOTrainer):
             output = self.dynamic_sampling(output, inputs)
         if self.model.training:
             self._save_rollouts()
+            self._advance()
         loss_mask = output["completion_mask"] * output.get("tool_mask", 1)
         return output | {"num_items_in_batch": self.accelerator.gather(loss_mask.sum()).sum()}
 

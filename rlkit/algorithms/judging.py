@@ -29,12 +29,14 @@ class Judging:
     model: Any
     num_generations: Any
     num_generations_eval: Any
+    num_iterations: Any
     reward_func_names: Any
     reward_weights: Any
     eos_token_ids: Any
     rollout_func: Any
     clock: StepClock
     state: Any
+    _step: Any
     _metrics: Any
     _rollouts: Sequence[Rollout]
 
@@ -94,6 +96,17 @@ class Judging:
             if record["invalid"] is None
         ]
         self.runner.observe([row for row in gather_object(seen) if not math.isnan(row["correct"])])
+
+    def _advance(self) -> None:
+        """Tell the environment how the sampling went, and log what it says of it."""
+        if type(self.environment).advance is Environment.advance:
+            return
+        every = self.args.steps_per_generation * self.num_iterations  # micro-batches until the next one
+        step = (self._step + every) // self.args.gradient_accumulation_steps
+        score = self._rewards[:, self.reward_func_names.index(self.environment.metric)].nanmean().item()
+        logged = self.environment.advance(step, self.state.max_steps, None if math.isnan(score) else score)
+        for name, value in logged.items():
+            self._metrics["train"][f"environment/{name}"].append(float(value))
 
     def _truncated(self, ids: list[int]) -> bool:
         return not ids or ids[-1] not in self.eos_token_ids

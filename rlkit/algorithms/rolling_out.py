@@ -20,6 +20,7 @@ from rlkit.algorithms.timing import StepClock
 from rlkit.environment import Environment
 from rlkit.errors import UserError
 from rlkit.rollouts import Engine, Rollout, Sampling
+from rlkit.rollouts.generator import tokenize
 from rlkit.rollouts.local import TransformersEngine
 from rlkit.rollouts.loop import Limits, Loop
 
@@ -96,16 +97,14 @@ class RollingOut:
             with self.vllm_generation.engine() as engine:
                 yield engine
             return
-        with (
-            unwrap_model_for_generation(
-                self.model_wrapped,
-                self.accelerator,
-                gather_deepspeed3_params=self.args.ds3_gather_for_generation,
-                gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
-            ) as model,
-            self.accelerator.autocast(),
-        ):
-            yield TransformersEngine(model, self._tokenizer, batch_size=batch_size)
+        with transformers_engine(
+            self,
+            self._tokenizer,
+            batch_size,
+            gather_deepspeed3_params=self.args.ds3_gather_for_generation,
+            gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
+        ) as engine:
+            yield engine
 
     def close(self) -> None:
         """End the sampler, where it is one of its own."""
@@ -127,7 +126,10 @@ class RollingOut:
 
     def _roll_out(self, prompts: Sequence[Any], trainer: Any) -> dict[str, Any]:
         """TRL's `rollout_func`: roll out the tasks of this rank."""
-        ids = self._tokenize_prompts(prompts)[0]
+        if self.environment.tools:  # TRL would call the functions of its own tools
+            ids = tokenize(self._tokenizer, prompts, **self.loop.template)
+        else:
+            ids = self._tokenize_prompts(prompts)[0]
         first = self.accelerator.process_index * len(prompts)
         with self.clock("generation"), self.engine() as engine:
             self._rollouts = rollouts = self.loop(engine, self.sampling(), self._tasks, ids, first)
@@ -139,6 +141,18 @@ class RollingOut:
         if self.loop.limits.turns > 1 or self.environment.stop:
             output["env_mask"] = [rollout.mask for rollout in rollouts]
         return output
+
+
+@contextmanager
+def transformers_engine(
+    trainer: Any, tokenizer: Any, batch_size: int | None, **unwrapping: Any
+) -> Iterator[TransformersEngine]:
+    """A trainer's model as it is trained, unwrapped (`unwrap_model_for_generation`), as an engine."""
+    with (
+        unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator, **unwrapping) as model,
+        trainer.accelerator.autocast(),
+    ):
+        yield TransformersEngine(model, tokenizer, batch_size=batch_size)
 
 
 def sampler_gap(batch: Mapping[str, Any], mask: torch.Tensor, args: Any) -> tuple[torch.Tensor, torch.Tensor]:

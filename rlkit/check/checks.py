@@ -13,8 +13,9 @@ from typing import Any
 
 import cloudpickle
 
+from rlkit.check.play import most_frequent_answer, play
 from rlkit.environment import SPLITS, Environment, Reward
-from rlkit.rewarding import call_reward, check_columns, load_rewards
+from rlkit.rewarding import call_reward, check_columns, load_rewards, single_turn
 
 ROLES = ("system", "user", "assistant", "tool")
 GARBAGE = "]] qwertz {{ \u2603 lorem ipsum"
@@ -57,8 +58,11 @@ class Subject:
 
     def total(self, task: Task, completion: str) -> tuple[float, float]:
         """Return the weighted sum of the default rewards that apply, and the sum of their weights."""
+        return self.total_of(single_turn(task, completion))
+
+    def total_of(self, row: Task) -> tuple[float, float]:
+        """The same of a conversation."""
         rewards, weights = self.defaults
-        row = {**task, "completion": completion}
         values = [call_reward(reward, row) for reward in rewards.values()]
         applying = [
             (value, weight) for value, weight in zip(values, weights, strict=True) if value is not None
@@ -68,7 +72,7 @@ class Subject:
     def accuracy(self, task: Task, completion: str) -> float | None:
         """Return the environment's metric."""
         reward = self.environment.rewards[self.environment.metric]
-        return call_reward(reward, {**task, "completion": completion})
+        return call_reward(reward, single_turn(task, completion))
 
 
 def check_environment(
@@ -146,8 +150,12 @@ def check_prompt(subject: Subject, task: Task) -> str | None:
 
 
 def check_answer(subject: Subject, task: Task) -> str | None:
-    """The right answer gets full marks."""
-    return full_marks(subject, task, subject.environment.answer(task))
+    """The right answer gets full marks; where there is none, there are scripts."""
+    answer = subject.environment.answer(task)
+    if answer is None:
+        scripted = type(subject.environment).script is not Environment.script
+        return None if scripted else "there is neither an answer nor a script"
+    return full_marks(subject, task, answer)
 
 
 def check_solution(subject: Subject, task: Task) -> str | None:
@@ -162,6 +170,39 @@ def full_marks(subject: Subject, task: Task, completion: str) -> str | None:
     if metric == 1 and isclose(total, full, abs_tol=TOLERANCE):
         return None
     return f"{completion[-100:]!r} has {subject.environment.metric} {metric} and reward {total:g} of {full:g}"
+
+
+def check_script(subject: Subject) -> str | None:
+    """Who plays the scripts that the environment has, in all its turns, gets full marks; half have one."""
+    environment = subject.environment
+    scripts = [environment.script(task) for task in subject.tasks]
+    known = [
+        (task, script) for task, script in zip(subject.tasks, scripts, strict=True) if script is not None
+    ]
+    if environment.max_turns == 1 or type(environment).script is Environment.script:
+        return None
+    if len(known) < subject.n / 2:
+        return f"{subject.n - len(known)} of {subject.n} tasks have no script"
+    for row in play(environment, *map(list, zip(*known, strict=True))):
+        (total, full), metric = (
+            subject.total_of(row),
+            call_reward(environment.rewards[environment.metric], row),
+        )
+        if metric != 1 or not isclose(total, full, abs_tol=TOLERANCE):
+            return f"task {row['task_id']}: {environment.metric} {metric} and reward {total:g} of {full:g}"
+    return None
+
+
+def check_guess(subject: Subject) -> str | None:
+    """Where there are several turns, answering at once what is right most often is rarely right."""
+    environment = subject.environment
+    if environment.max_turns == 1:
+        return None
+    guess = most_frequent_answer(environment, subject.tasks)
+    rows = play(environment, subject.tasks, [[guess]] * subject.n)
+    reward = environment.rewards[environment.metric]
+    right = sum((call_reward(reward, row) or 0.0) >= 1.0 for row in rows)
+    return None if right <= subject.n / 4 else f"{guess[-60:]!r} is right on {right} of {subject.n} tasks"
 
 
 def check_empty(subject: Subject, task: Task) -> str | None:
@@ -181,7 +222,7 @@ def check_garbage(subject: Subject, task: Task) -> str | None:
 def check_pickling(subject: Subject) -> str | None:
     """Rewards survive the way to a worker process."""
     task = subject.tasks[0]
-    row = {**task, "completion": subject.environment.answer(task)}
+    row = single_turn(task, subject.environment.answer(task) or "")
     for name, reward in subject.environment.rewards.items():
         copy = cloudpickle.loads(cloudpickle.dumps(reward))
         if call_reward(copy, row) != call_reward(reward, row):
@@ -239,6 +280,8 @@ CHECKS: dict[str, Callable[[Subject], str | None]] = {
     "prompts are chats, ids are texts": on_each_task(check_prompt),
     "the right answer gets full marks": on_each_task(check_answer),
     "the worked solution gets full marks": on_each_task(check_solution),
+    "scripts of several turns get full marks": check_script,
+    "what is right most often is rarely right": check_guess,
     "an empty answer gets nothing": on_each_task(check_empty),
     "garbage is not right": on_each_task(check_garbage),
     "rewards can be pickled": check_pickling,

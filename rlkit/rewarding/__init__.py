@@ -40,7 +40,7 @@ column replaces them. Nothing here imports torch.
 
 from rlkit.rewarding.batch import Scores, completion_length
 from rlkit.rewarding.budget import ErrorBudget
-from rlkit.rewarding.calls import as_trl_reward, call_reward
+from rlkit.rewarding.calls import as_trl_reward, call_reward, conversation_row, single_turn
 from rlkit.rewarding.load import REWARDS, check_columns, load_rewards
 from rlkit.rewarding.runner import RewardRunner
 
@@ -53,5 +53,7 @@ __all__ = [
     "call_reward",
     "check_columns",
     "completion_length",
+    "conversation_row",
     "load_rewards",
+    "single_turn",
 ]

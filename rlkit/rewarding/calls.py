@@ -110,6 +110,16 @@ def call_reward(reward: Reward, row: Row) -> float | None:
     return RewardCall(reward)([row])[0]
 
 
+def conversation_row(task: Row, turns: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What rewards read of a conversation that no model had: the task's columns, `turns` and `completion`."""
+    return {**task, "turns": list(turns), "completion": completion_text(turns)}
+
+
+def single_turn(task: Row, completion: str) -> dict[str, Any]:
+    """The same of one answer."""
+    return conversation_row(task, [{"role": "assistant", "content": completion}])
+
+
 def as_trl_reward(reward: Reward, name: str) -> Callable[..., list[float | None]]:
     """Make any reward a TRL reward function called `name`. Errors propagate, as TRL has it.
 

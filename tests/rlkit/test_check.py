@@ -8,7 +8,7 @@ import datasets
 import pytest
 
 from rlkit.check import check_environment, main, solver_agreement
-from rlkit.environment import Environment, load_environment
+from rlkit.environment import Environment, Reply, load_environment
 from rlkit.errors import UserError
 
 ITEMS = Path(__file__).parents[3] / "shared" / "data" / "rlcausal"
@@ -157,14 +157,59 @@ class Unpicklable(Sums):
         self.reward_weights = {"correct": 1.0}
 
 
+class Dialogue(Sums):
+    """The environment gives the sum to who asks for it."""
+
+    max_turns = 2
+
+    def script(self, task):
+        return ["ask", self.solution(task)]
+
+    def respond(self, turns):
+        asked = [turn.messages[-1]["content"] == "ask" for turn in turns]
+        return [
+            Reply(str(turn.task["total"])) if ask else Reply(done=True)
+            for turn, ask in zip(turns, asked, strict=True)
+        ]
+
+
+class WrongScript(Dialogue):
+    def script(self, task):
+        return ["ask", "The sum is 0"]
+
+
+class FewScripts(Dialogue):
+    def script(self, task):
+        return super().script(task) if task["total"] % 5 == 0 else None
+
+
+class NoScripts(Dialogue):
+    def script(self, task):
+        return None
+
+
+class Fails(Dialogue):
+    def respond(self, turns):
+        return [Reply(invalid="no backend") for _ in turns]
+
+
+class Guessable(Dialogue):
+    def row(self, split, seed, i):
+        return {**super().row(split, seed, i), "total": i % 2}
+
+
 def failures(environment):
     return {c.name: c.detail for c in check_environment(environment, n=12) if not c.passed}
 
 
 def test_a_sound_environment_passes():
     checks = check_environment(Sums(), n=12)
-    assert [c for c in checks if not c.passed] == [] and len(checks) == 13
+    assert [c for c in checks if not c.passed] == [] and len(checks) == 15
     assert all(check.detail == "" for check in checks)
+
+
+def test_a_sound_environment_of_several_turns_passes():
+    assert [c for c in check_environment(Dialogue(), n=12) if not c.passed] == []
 
 
 @pytest.mark.parametrize(
@@ -174,6 +219,11 @@ def test_a_sound_environment_passes():
         (WrongSolution, "the worked solution gets full marks", "'I do not know'"),
         (PaysEmpty, "an empty answer gets nothing", "reward 0.2"),
         (PaysGarbage, "garbage is not right", "correct 1.0"),
+        (WrongScript, "scripts of several turns get full marks", "correct 0.0 and reward 0.2 of 1"),
+        (FewScripts, "scripts of several turns get full marks", "of 12 tasks have no script"),
+        (NoScripts, "scripts of several turns get full marks", "12 of 12 tasks have no script"),
+        (Fails, "scripts of several turns get full marks", "no backend"),
+        (Guessable, "what is right most often is rarely right", "'0' is right on 6 of 12 tasks"),
         (Raises, "the right answer gets full marks", "task 0 (train-"),
         (IgnoresSeed, "another seed gives other tasks", "seeds 0 and 1"),
         (IgnoresSplit, "an id names one task, in one split", "is in train and in dev"),
@@ -204,7 +254,7 @@ def test_a_task_may_be_drawn_twice():
 def test_the_command_prints_a_line_a_check(capsys):
     assert main([f"{THIS}:Sums", "-n", "8", "--args", "digits=7"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 13 and all(line.startswith("ok ") for line in lines)
+    assert len(lines) == 15 and all(line.startswith("ok ") for line in lines)
     assert main([f"{THIS}:WrongSolution", "-n", "8", "--split", "test"]) == 1
     assert "FAIL  the worked solution gets full marks: task 0 (test-" in capsys.readouterr().out
 

@@ -47,8 +47,10 @@ class Judge:
 def make(tmp_path, tiny_folder, tiny_model, tiny_tokenizer):
     """Return a function that makes a trainer; keywords are GRPOConfig's."""
 
-    def make(failing=(), kind="llama", rewards=None, patience=3, shared_prefix=True, **options):
-        environment = load_environment(f"{TOY}:Letters")
+    def make(
+        failing=(), *, kind="llama", rewards=None, patience=3, shared_prefix=True, environment=None, **options
+    ):
+        environment = environment or load_environment(f"{TOY}:Letters")
         run = RunDirectory(tmp_path, "train")
         run.open(resume=True, overwrite=False)
         defaults = {
@@ -270,6 +272,21 @@ def test_a_generation_for_several_steps_is_saved_once(make):
     trainer = make(steps_per_generation=2, per_device_train_batch_size=4, max_steps=4)
     trainer.train()
     assert rollouts(trainer)["step"].tolist() == [1] * 8 + [3] * 8
+
+
+def test_an_environment_is_told_how_the_training_goes(make):
+    rising = load_environment(f"{TOY}:Rising")
+    options = {"rewards": {"even": Judge(failing={0})}, "environment": rising, "patience": 9}
+    trainer = make(**options, steps_per_generation=2, per_device_train_batch_size=4, max_steps=4)
+    trainer.train()
+    (first, _, first_score), (second, steps, second_score) = rising.told
+    assert (first, second, steps) == (2, 4, 4)  # the steps that the next generations are for
+    valid = [float(i % 3) for i in range(1, 8)]  # the first rollout is invalid
+    assert first_score == pytest.approx(sum(valid) / 7)
+    assert second_score == pytest.approx(sum(float(i % 3) for i in range(8, 16)) / 8)
+    logged = [row["environment/level"] for row in trainer.state.log_history if "environment/level" in row]
+    assert logged == pytest.approx([0.0, 0.5 + first_score])
+    assert trainer.stateful()["environment"] is rising
 
 
 class Ranking(Judge):
