@@ -1,0 +1,79 @@
+"""A warm start and then GRPO with several seeds, and what was learned: for the claims of learning."""
+
+import json
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from rlkit.evaluation import Evaluation, compare, paired_permutation_test
+from rlkit.evaluation.result import scores_of
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+def run_seed(configs: str, seed: int, folder: Path) -> None:
+    """Run `smollm2_warm_start.yaml` and `smollm2.yaml` of a folder of configs, unless that has been done."""
+    start, policy = folder / f"seed-{seed}-warm-start", folder / f"seed-{seed}"
+    if not (start / "model").exists():
+        launch("sft", CONFIGS / configs / "smollm2_warm_start.yaml", seed, start)
+    if not (policy / "evaluation" / "after.json").exists():
+        config = CONFIGS / configs / "smollm2.yaml"
+        launch("train", config, seed, policy, "--model_name_or_path", str(start / "model"))
+
+
+def launch(command: str, config: Path, seed: int, output: Path, *more: str) -> None:
+    """Run a command of rlkit with a seed, into a folder of its own."""
+    options = ["--seed", str(seed), "--output_dir", str(output), "--overwrite", *more]
+    subprocess.run(["rlkit", command, "--config", str(config), *options], check=True)
+
+
+def seconds(run: Path) -> float:
+    """Wall-clock seconds of a run up to its last metric."""
+    return json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["seconds"]
+
+
+def collect(configs: str, seeds: Sequence[int], folder: Path, others: Sequence[str] = ()) -> dict:
+    """Before against after for each seed and for all together.
+
+    Args:
+        configs: a folder of configs.
+        seeds: those that were run.
+        folder: where.
+        others: rewards to compare besides the metric.
+    """
+    pairs = []
+    rows = []
+    for seed in seeds:
+        run, start = folder / f"seed-{seed}", folder / f"seed-{seed}-warm-start"
+        pair = [Evaluation.load(run / "evaluation" / f"{n}.json") for n in ("before", "after")]
+        minutes = round((seconds(start) + seconds(run)) / 60, 1)
+        row = {"seed": seed, "minutes": minutes} | compare(*pair)
+        rows.append(row | {name: compare(*pair, name) for name in others})
+        pairs.append(pair)
+    return {
+        "config": yaml.safe_load((CONFIGS / configs / "smollm2.yaml").read_text()),
+        "seeds": rows,
+        "mean_difference": sum(row["difference"] for row in rows) / len(rows),
+        "p_all_seeds": p_of_all(pairs, None),
+        **{f"p_all_seeds_{name}": p_of_all(pairs, name) for name in others},
+    }
+
+
+def p_of_all(pairs: Sequence[Sequence[Evaluation]], reward: str | None) -> float:
+    """The paired permutation test over the tasks of all seeds together."""
+    before, after = [], []
+    for pair in pairs:
+        first, second = (scores_of(evaluation, reward) for evaluation in pair)
+        for task in [task for task in first if first[task] and second.get(task)]:
+            before.append(sum(first[task]) / len(first[task]))
+            after.append(sum(second[task]) / len(second[task]))
+    return paired_permutation_test(before, after)
+
+
+def report(result: dict) -> None:
+    """Print a line for each seed."""
+    for row in result["seeds"]:
+        change = f"{row['before']:.1%} -> {row['after']:.1%}, p = {row['p']:.2g}"
+        print(f"seed {row['seed']}: {change}, {row['minutes']} min")

@@ -1,0 +1,218 @@
+"""The words of the generated world: which facts there are, and how passages and questions say them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+PERSON, CITY, COMPANY, BOOK, RIVER = TYPES = ("person", "city", "company", "book", "river")
+ENDS = {
+    COMPANY: ("Works", "Mills", "Lines", "Trading", "Foundry"),
+    BOOK: ("Letters", "Chronicle", "Garden", "Voyage", "Winter"),
+}
+GOODS = ("glass", "clocks", "ropes", "lamps", "bells", "paper", "tiles", "boots")
+JOBS = ("a painter", "an engineer", "a teacher", "a lawyer", "a botanist", "a printer")
+MAYOR = "mayor"
+
+
+@dataclass(frozen=True)
+class Relation:
+    """What one entity says: of another one, or of a number.
+
+    Attributes:
+        name: of the fact.
+        source: the type that has it.
+        target: the type it leads to; None is a number.
+        words: what one who searches would write beside the entity's name.
+        phrase: the target in words, with {x} for the entity: "the founder of {x}".
+        questions: that ask for it.
+    """
+
+    name: str
+    source: str
+    target: str | None
+    words: str
+    phrase: str
+    questions: tuple[str, ...]
+
+
+RELATIONS = (
+    Relation(
+        "birthplace",
+        PERSON,
+        CITY,
+        "born in the city",
+        "the city where {x} was born",
+        ("Where was {x} born?", "In which city was {x} born?"),
+    ),
+    Relation(
+        "birth year",
+        PERSON,
+        None,
+        "born in the year",
+        "",
+        ("When was {x} born?", "In which year was {x} born?"),
+    ),
+    Relation(
+        "river",
+        CITY,
+        RIVER,
+        "lies on the river",
+        "the river of {x}",
+        ("On which river is {x}?", "Which river flows through {x}?"),
+    ),
+    Relation(
+        "city founded",
+        CITY,
+        None,
+        "city founded in",
+        "",
+        ("When was {x} founded?", "In which year was {x} founded?"),
+    ),
+    Relation(
+        MAYOR,
+        CITY,
+        PERSON,
+        "mayor of the city",
+        "the person who in {year} was mayor of {x}",
+        ("In {year}, who was mayor of {x}?", "Who in {year} was mayor of {x}?"),
+    ),
+    Relation(
+        "founder",
+        COMPANY,
+        PERSON,
+        "company founded by",
+        "the founder of {x}",
+        ("Who founded {x}?", "Who was the founder of {x}?"),
+    ),
+    Relation(
+        "seat",
+        COMPANY,
+        CITY,
+        "company seat",
+        "the city where {x} has its seat",
+        ("Where is the seat of {x}?", "In which city does {x} have its seat?"),
+    ),
+    Relation(
+        "company founded",
+        COMPANY,
+        None,
+        "company founded in",
+        "",
+        ("When was {x} founded?", "In which year was {x} founded?"),
+    ),
+    Relation(
+        "author",
+        BOOK,
+        PERSON,
+        "book written by",
+        "the author of {x}",
+        ("Who wrote {x}?", "Who is the author of {x}?"),
+    ),
+    Relation(
+        "printed",
+        BOOK,
+        CITY,
+        "book printed in the city",
+        "the city where {x} was printed",
+        ("Where was {x} printed?", "In which city was {x} printed?"),
+    ),
+    Relation(
+        "published",
+        BOOK,
+        None,
+        "book published in",
+        "",
+        ("When was {x} published?", "In which year was {x} published?"),
+    ),
+    Relation(
+        "source",
+        RIVER,
+        CITY,
+        "river rises near the city",
+        "the city near which {x} rises",
+        ("Near which city does {x} rise?", "Near which city is the source of {x}?"),
+    ),
+    Relation(
+        "length",
+        RIVER,
+        None,
+        "river length kilometres",
+        "",
+        ("How many km long is {x}?", "What is the length of {x} in km?"),
+    ),
+)
+FACTS = {kind: tuple(r for r in RELATIONS if r.source == kind) for kind in TYPES}
+
+OPENINGS = {
+    PERSON: ("{name} was {job}.", "{name} is remembered as {job}."),
+    CITY: ("{name} is a city.", "The city of {name} has a market every week."),
+    COMPANY: ("{name} is a company that makes {goods}.", "The company {name} is known for its {goods}."),
+    BOOK: ("{name} is a book about {goods}.", "The book {name} tells of {job}."),
+    RIVER: ("The river {name} is rich in fish.", "{name} is a river with many bends."),
+}
+TEXTS = {
+    PERSON: {
+        "birthplace": (
+            "{name} was born in the city of {birthplace}.",
+            "The birthplace of {name} is the city of {birthplace}.",
+        ),
+        "birth year": ("The year of birth was {birth_year}.", "{name} was born in the year {birth_year}."),
+    },
+    CITY: {
+        "river": ("It lies on the river {river}.", "The river {river} flows through {name}."),
+        "city founded": ("The city was founded in {city_founded}.", "{name} was founded in {city_founded}."),
+        MAYOR: (
+            "Until {election} its mayor was {first}; since then the mayor has been {second}.",
+            "The mayor was {first} until {election}, when {second} became mayor.",
+        ),
+    },
+    COMPANY: {
+        "founder": ("Its founder was {founder}.", "{name} was founded by {founder}."),
+        "seat": ("Its seat is the city of {seat}.", "{name} has its seat in the city of {seat}."),
+        "company founded": (
+            "The company was founded in {company_founded}.",
+            "{name} was founded in {company_founded}.",
+        ),
+    },
+    BOOK: {
+        "author": ("It was written by {author}.", "The author of {name} is {author}."),
+        "printed": (
+            "It was printed in the city of {printed}.",
+            "{name} was first printed in the city of {printed}.",
+        ),
+        "published": ("The book was published in {published}.", "{name} was published in {published}."),
+    },
+    RIVER: {
+        "source": (
+            "It rises near the city of {source}.",
+            "The source of {name} is near the city of {source}.",
+        ),
+        "length": ("It is {length} km long.", "The length of {name} is {length} km."),
+    },
+}
+FILLERS = (
+    "A street in {other} has the same name, and so has an inn in {more}.",
+    "Visitors from {other} and {more} often ask about it.",
+    "The museum of {other} shows pictures of it, the museum of {more} a model.",
+)
+
+
+def naming(kind: str, name: str) -> str:
+    """How a question names an entity: alone only a person's name says what it is of."""
+    forms = {
+        PERSON: "{}",
+        CITY: "the city of {}",
+        COMPANY: "the company {}",
+        BOOK: "the book {}",
+        RIVER: "the river {}",
+    }
+    return forms[kind].format(name)
+
+
+def accepted(relation: Relation, value: object) -> tuple[str, ...]:
+    """The answers to accept where a value is right, the first as a passage has it."""
+    # No word here that is in other answers, too, such as "km" or "city": F1 would pay for it alone.
+    if relation.target == PERSON:
+        first, last = str(value).split()
+        return f"{value}", f"{last}, {first}"
+    return (f"{value}",)
