@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 import jinja2
 import yaml
@@ -41,12 +43,16 @@ def build_report(run_dirs: Sequence[Path], out: Path | None = None) -> Path:
         ("Training", "small", health_panels(runs)),
     )
     table = rollout_table(runs)
+    out = out or (run_dirs[0] if len(runs) == 1 else run_dirs[0].parent) / "report.html"
     page = template().render(
         title=" · ".join(run.name for run in runs),
         runs=[
             {
                 "name": run.name,
                 "colour": colour(i),
+                "path": run.path,
+                "rollouts": link(run.path / "rollouts", out),
+                "files": len(list((run.path / "rollouts").glob("*.parquet"))),
                 "headline": headline(run),
                 "facts": facts(run),
                 "config": yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True),
@@ -62,8 +68,6 @@ def build_report(run_dirs: Sequence[Path], out: Path | None = None) -> Path:
         js=trusted("page.js"),
         plotly=Markup(get_plotlyjs()),
     )
-    default = run_dirs[0] if len(runs) == 1 else run_dirs[0].parent
-    out = out or default / "report.html"
     write_atomically(out, page)
     return out
 
@@ -75,6 +79,11 @@ def template() -> jinja2.Template:
     )
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False}
     return environment.get_template("page.html")
+
+
+def link(folder: Path, page: Path) -> str:
+    """The address of a folder as it is written in a page."""
+    return quote(Path(os.path.relpath(folder.resolve(), page.resolve().parent)).as_posix()) + "/"
 
 
 def trusted(name: str) -> Markup:

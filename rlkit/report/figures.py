@@ -21,6 +21,7 @@ Trace = dict[str, Any]
 COLOURS = ("#3b7dd8", "#d9730d", "#2f9e6e", "#b0529b", "#c9444f", "#7a6ff0", "#1b98a6", "#8f7a2f")
 SHARE = {"tickformat": "~%"}
 OPACITY = {"before": 0.35, "warm-start": 0.6, "after": 1.0}  # of an evaluation's colour
+PRICED_ACTION = "augmented"  # the name of a reward that says whether such an action was taken
 SMOOTH_FROM = 60  # steps from which a curve is shown as a running mean over the raw values
 
 # Metric in metrics.jsonl, title, y axis.
@@ -51,7 +52,7 @@ def mixed(color: str, opacity: float) -> str:
 def learning_panels(runs: Sequence[Run]) -> list[Panel]:
     """Accuracy, in training and held out, and reward."""
     reward = curve_panel(runs, "reward", "Reward", {"title": "mean reward"})
-    return [panel for panel in (accuracy_panel(runs), reward) if panel]
+    return [panel for panel in (accuracy_panel(runs), reward, frontier_panel(runs)) if panel]
 
 
 def reward_panels(runs: Sequence[Run]) -> list[Panel]:
@@ -78,6 +79,10 @@ def one_reward(runs: Sequence[Run], name: str) -> Iterator[Panel]:
 def health_panels(runs: Sequence[Run]) -> list[Panel]:
     """Length, spread, entropy, loss and the like, and the loss of the warm start."""
     panels = [curve_panel(runs, metric, title, yaxis) for metric, title, yaxis in HEALTH]
+    said = (str(metric) for run in runs for metric in run.metrics)
+    for metric in dict.fromkeys(name for name in said if name.startswith("environment/")):
+        title = metric.removeprefix("environment/")
+        panels.append(curve_panel(runs, metric, title.capitalize(), {"title": title}))
     return [panel for panel in (*panels, time_panel(runs), warm_start_panel(runs)) if panel]
 
 
@@ -160,6 +165,42 @@ def accuracy_panel(runs: Sequence[Run]) -> Panel | None:
         "yaxis": {"title": "accuracy", "rangemode": "tozero", **SHARE},
     }
     return panel("Accuracy", note, traces, layout) if traces else None
+
+
+def frontier_panel(runs: Sequence[Run]) -> Panel | None:
+    """The metric against how often an action was taken that has a price, where an environment has one.
+
+    A point for each evaluation, in the order of training; `gain` tells what there is without the action.
+    """
+    traces = []
+    for i, run in enumerate(runs):
+        found = {name: e for name, e in run.evaluations.items() if PRICED_ACTION in e.rewards}
+        points = [(name, e.rewards[PRICED_ACTION], e.accuracy.mean) for name, e in found.items()]
+        for e in list(found.values())[:1]:
+            if "gain" in e.rewards:
+                points.insert(0, ("never", 0.0, e.accuracy.mean - e.rewards["gain"]))
+        if points:
+            names, rates, means = zip(*points, strict=True)
+            traces.append(
+                {
+                    "type": "scatter",
+                    "mode": "lines+markers+text",
+                    "x": [short(rate) for rate in rates],
+                    "y": [short(mean) for mean in means],
+                    "text": list(names),
+                    "textposition": "top center",
+                    "name": run.name,
+                    "line": {"color": colour(i), "width": 1, "dash": "dot"},
+                    "marker": {"size": 10, "color": colour(i)},
+                }
+            )
+    layout = {
+        "xaxis": {"title": f"share of answers that are {PRICED_ACTION}", "range": [-0.05, 1.05], **SHARE},
+        "yaxis": {"title": "held-out metric"},
+        "showlegend": len(runs) > 1,
+    }
+    note = "Held-out tasks. Up and to the left is better: more for fewer."
+    return panel(f"Metric against the share {PRICED_ACTION}", note, traces, layout) if traces else None
 
 
 def held_out(run: Run, color: str) -> list[Trace]:

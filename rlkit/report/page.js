@@ -52,6 +52,17 @@
     return details;
   }
 
+  // Of several turns: what the environment wrote is folded away.
+  function conversation(row) {
+    if (!row.turns.length) return [folded(row.completion)];
+    return row.turns.map(([own, text]) => {
+      if (own) return element("div", "text", text);
+      const details = element("details", "reply");
+      details.append(element("summary", "more", `environment, ${text.length.toLocaleString("en")} characters`), element("pre", "text", text));
+      return details;
+    });
+  }
+
   const cell = (...nodes) => { const td = document.createElement("td"); td.append(...nodes); return td; };
   const number = (value) => value === null ? "–" : String(+value.toPrecision(4));
   const source = (row) => manyRuns ? `${row.run}, ${row.source}` : row.source;
@@ -63,7 +74,7 @@
       cell(number(row.step)),
       cell(source(row)),
       cell(folded(row.prompt), element("div", "tags", [row.task, row.tags].filter(Boolean).join(" · "))),
-      cell(folded(row.completion), element("div", "tags", row.parts)),
+      cell(...conversation(row), element("div", "tags", row.parts)),
       cell(folded(row.truth)),
       cell(element("span", `status ${row.status}`, score), element("div", "tags", row.reason)),
       cell(number(row.reward)),
@@ -76,7 +87,7 @@
     ...row,
     source: source(row),
     node: tableRow(row),
-    haystack: [row.prompt, row.completion, row.truth, row.task, row.tags].join("\n").toLowerCase(),
+    haystack: [row.prompt, row.completion, ...row.turns.map(([, text]) => text), row.truth, row.task, row.tags].join("\n").toLowerCase(),
   }));
   const field = Object.fromEntries(
     ["search", "status", "source", "first", "last", "count"].map((id) => [id, document.getElementById(id)]));

@@ -125,6 +125,11 @@ def evaluation_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
             "accuracy": spread(e.accuracy),
             "tasks": f"{e.accuracy.n:,}",
             "pass_at": ", ".join(f"{100 * value:.1f} % @{k}" for k, value in e.pass_at.items() if k > 1),
+            "rewards": " · ".join(
+                f"{reward.replace('_', ' ')} {value:.3g}"
+                for reward, value in e.rewards.items()
+                if reward != e.metric and math.isfinite(value)
+            ),
             "length": f"{e.length:,.0f}",
             "truncated": f"{100 * e.truncated:.1f} %",
             "invalid": f"{e.invalid:,}",

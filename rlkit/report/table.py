@@ -14,7 +14,7 @@ from rlkit.report.run import Run
 ROWS = 1000  # of a page
 CHARACTERS = 12_000  # of one text
 COLUMNS = (
-    *("task_id", "prompt", "completion", "answer", "score"),
+    *("task_id", "prompt", "completion", "turns", "answer", "score"),
     *("reward", "advantage", "length", "truncated", "invalid"),
 )
 
@@ -90,6 +90,7 @@ def table_row(run: Run, record: Mapping[Any, Any], extra: Sequence[str]) -> dict
         "tags": details(record, [c for c in extra if not c.startswith("rewards/")]),
         "prompt": cut(prompt_text(record["prompt"])),
         "completion": cut(record["completion"]),
+        "turns": conversation(record["turns"]),
         "truth": cut(record["answer"]),
         "score": score,
         "reward": number(record["reward"]),
@@ -99,6 +100,13 @@ def table_row(run: Run, record: Mapping[Any, Any], extra: Sequence[str]) -> dict
         "status": status(score, invalid),
         "reason": invalid if isinstance(invalid, str) else "",
     }
+
+
+def conversation(turns: Any) -> list[tuple[bool, str]]:
+    """Each turn of several: whether the model wrote it, and its text. Of one turn the completion says all."""
+    if not isinstance(turns, Sequence | np.ndarray) or len(turns) < 2:
+        return []
+    return [(turn["role"] == "assistant", cut(turn["content"])) for turn in turns]
 
 
 def status(score: float | None, invalid: Any) -> str:

@@ -15,11 +15,10 @@ from rich.text import Text
 CELL = 60  # characters of a cell
 KNOWN = (
     *("step", "rollout", "task_id", "prompt", "completion", "answer", "turns", "reward", "advantage"),
-    *("truncated", "invalid", "length", "sampled_tokens", "environment_tokens", "log_prob_gap"),
+    *("truncated", "invalid", "length", "environment_tokens", "log_prob_gap"),
 )
 TOKENS = {
-    "length": "{} tokens long",
-    "sampled_tokens": "{} sampled",
+    "length": "{} tokens sampled",
     "environment_tokens": "{} from the environment",
 }
 # All but line end and tab: among them the beginnings of the terminal's commands, and bidirectional overrides.

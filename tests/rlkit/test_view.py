@@ -49,7 +49,7 @@ def with_turns(i):
         {"role": "user", "content": f"found [/] \x1b[31m{i}\nin a Library", "tokens": 4},
         {"role": "assistant", "content": f"It is {2 * i}. [", "tokens": 6},
     ]
-    tokens = {"sampled_tokens": 11, "environment_tokens": 4, "log_prob_gap": 0.0125}
+    tokens = {"environment_tokens": 4, "log_prob_gap": 0.0125}
     return rollout(i, turns=turns, prompt="[/] Is [bold]it[/bold]?", task_id="[red]x[/blue]", **tokens)
 
 
@@ -226,7 +226,7 @@ def test_a_rollout_of_today():
     text = whole(rollout(3, step=1, rollout=4), 10).plain
     assert "step 1 · rollout 4 of 10 · task task-3" in text
     assert "reward 0.3 · advantage 0.2 · truncated" in text
-    assert "rewards: correct 0.3 · brief 1" in text and "31 tokens" in text and "level: easy" in text
+    assert "rewards: correct 0.3 · brief 1" in text and "31 tokens sampled" in text and "level: easy" in text
     assert (
         text.index("── prompt ──\nWhat is 3") < text.index("It is 6.") < text.index("── right answer ──\n6")
     )
@@ -237,7 +237,7 @@ def test_a_rollout_of_today():
 def test_a_rollout_of_several_turns():
     text = whole(with_turns(2) | {"step": 3, "rollout": 2, "invalid": FAILED}, 2, search="library")
     assert f"invalid: {FAILED}" in text.plain
-    assert "11 sampled · 4 from the environment · log-prob gap 0.0125 nats" in text.plain
+    assert "4 from the environment · log-prob gap 0.0125 nats" in text.plain
     assert (
         "assistant, turn 1, 5 tokens" in text.plain and "environment (user), turn 2, 4 tokens" in text.plain
     )

@@ -1,6 +1,14 @@
 import json
 
-from rlkit.report.figures import breakdown_panels, health_panels, learning_panels, reward_panels
+import pytest
+
+from rlkit.report.figures import (
+    breakdown_panels,
+    frontier_panel,
+    health_panels,
+    learning_panels,
+    reward_panels,
+)
 from rlkit.report.run import read_run
 
 
@@ -44,6 +52,17 @@ def test_nothing_logged_nothing_shown(make_run):
     assert learning_panels(runs) == breakdown_panels(runs) == reward_panels(runs) == health_panels(runs) == []
 
 
+def test_what_an_environment_logs_is_drawn(make_run):
+    run = make_run(steps=4)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if line["stage"] == "train" and line["step"] > 0]
+    for line in steps:
+        line["environment/noise"] = line["step"] / 8
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (panel,) = (panel for panel in health_panels([read_run(run)]) if panel["title"] == "Noise")
+    assert panel["traces"][0]["x"] == [1, 2, 3, 4] and panel["traces"][0]["y"] == [0.125, 0.25, 0.375, 0.5]
+
+
 def test_the_time_of_a_step_is_one_stacked_bar_a_run(make_run):
     timed, other = make_run(steps=4), make_run("other", steps=4)
     lines = [json.loads(line) for line in (timed / "metrics.jsonl").read_text().splitlines()]
@@ -57,3 +76,19 @@ def test_the_time_of_a_step_is_one_stacked_bar_a_run(make_run):
     bars = {trace["name"]: trace["x"] for trace in panel["traces"]}
     assert bars == {"generation": [3.5, 0.0], "forward and backward": [5.0, 0.0]}
     assert "Where the time goes" not in titles(health_panels(runs[1:]))
+
+
+def test_the_metric_against_the_share_of_a_priced_action(make_run):
+    path = make_run(steps=4, evaluations=("before", "after"))
+    assert frontier_panel([read_run(path)]) is None
+    for name, share, gain in (("before", 0.9, -0.1), ("after", 0.4, 0.2)):
+        file = path / "evaluation" / f"{name}.json"
+        said = json.loads(file.read_text())
+        said["rewards"] |= {"augmented": share, "gain": gain}
+        file.write_text(json.dumps(said))
+    run = read_run(path)
+    (trace,) = frontier_panel([run])["traces"]
+    assert trace["text"] == ["never", "before", "after"] and trace["x"] == [0, 0.9, 0.4]
+    means = [run.evaluations[name].accuracy.mean for name in ("before", "after")]
+    assert trace["y"] == pytest.approx([means[0] + 0.1, *means], rel=1e-5)
+    assert "Metric against the share augmented" in titles(learning_panels([run]))

@@ -2,6 +2,7 @@
 
 import shutil
 
+import pandas as pd
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
@@ -115,6 +116,36 @@ def test_hostile_text_stays_text(open_page, make_run):
     assert HOSTILE in text
     page.fill("#search", "</script>")
     assert shown(page) == 3 * 4 + 2 * 6
+
+
+def test_what_the_environment_said_is_folded_into_the_conversation(open_page, make_run):
+    path = make_run(steps=1, evaluations=())
+    (file,) = (path / "rollouts").glob("*.parquet")
+    frame = pd.read_parquet(file)
+    said = [
+        {"role": "assistant", "content": "<search>owls</search>", "tokens": 5, "documents": None},
+        {"role": "user", "content": f"{HOSTILE} are birds", "tokens": 9, "documents": ["d7"]},
+        {"role": "assistant", "content": "birds", "tokens": 2, "documents": None},
+    ]
+    frame["turns"] = [said, *[said[2:]] * (len(frame) - 1)]
+    frame.to_parquet(file)
+    page = open_page(build_report([path]))
+    cells = page.locator("#rollouts tbody tr >> nth=0").locator("td >> nth=3")
+    assert cells.get_by_text("<search>owls</search>").is_visible()
+    assert not cells.get_by_text("are birds").is_visible()
+    cells.locator("summary").click()
+    expect(cells.get_by_text("are birds")).to_be_visible()
+    assert page.locator("#rollouts details.reply").count() == 1 and page.locator("#rollouts img").count() == 0
+    page.fill("#search", "are BIRDS")
+    assert shown(page) == 1
+
+
+def test_the_files_of_all_rollouts_are_linked(open_page, make_run, tmp_path):
+    runs = [make_run(name, steps=3) for name in ("a b", "c")]
+    page = open_page(build_report(runs, tmp_path / "pages" / "both.html"))
+    links = page.get_by_role("link", name="3 files")
+    assert [link.get_attribute("href") for link in links.all()] == ["../a%20b/rollouts/", "../c/rollouts/"]
+    assert page.get_by_text(f"rlkit view {runs[1]}").is_visible()
 
 
 def test_long_text_is_folded(open_page, make_run):
