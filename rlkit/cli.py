@@ -13,9 +13,11 @@ from rlkit.errors import GuardError, RewardError, UserError, nearest
 COMMANDS = {
     "train": ("rlkit.train", "improve a model on an environment's tasks (GRPO)"),
     "sft": ("rlkit.sft", "teach a model an environment's answers or worked solutions"),
+    "rank": ("rlkit.rank", "train an encoder to rank documents (Plackett-Luce policy gradient)"),
     "eval": ("rlkit.eval", "answer held-out tasks with one model, or compare two"),
     "report": ("rlkit.report", "write the HTML page of one run, or of several side by side"),
     "serve": ("rlkit.serve", "start a vLLM server for training"),
+    "serve-search": ("envs.search.server", "serve a search index over HTTP"),
     "view": ("rlkit.view", "browse a run's rollouts in the terminal"),
     "envs": ("rlkit.envs", "list the environments and what they offer"),
     "check": ("rlkit.check", "validate an environment with no model"),
@@ -34,7 +36,7 @@ def main() -> int:
 
 def usage() -> str:
     """The text of `rlkit --help`."""
-    lines = [f"  {name:8}{text}" for name, (_, text) in COMMANDS.items()]
+    lines = [f"  {name:14}{text}" for name, (_, text) in COMMANDS.items()]
     return "\n".join(["usage: rlkit COMMAND [options]", "", *lines, "", "rlkit COMMAND --help says more."])
 
 

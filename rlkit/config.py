@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
+from transformers import TrainingArguments
 from trl import GRPOConfig, ModelConfig, SFTConfig, TrlParser
 
+from rlkit.algorithms.plackett_luce import ESTIMATORS, UTILITIES
 from rlkit.algorithms.presets import PRESETS, check_preset
 from rlkit.environment import Environment, load_environment
 from rlkit.errors import UserError, nearest
@@ -28,6 +30,7 @@ ALGORITHMS = tuple(PRESETS)
 MAPPINGS = ("environment_args", "reward_args", "guards")  # keys that hold mappings
 NOT_KEPT = ("resume", "resume_anyway", "overwrite")  # what was meant for one start of a run
 DEMONSTRATIONS = ("answer", "solution")
+OBJECTIVES = ("plackett_luce", "infonce", "ranknet", "distillation", "wasserstein")
 
 
 @dataclass
@@ -40,6 +43,10 @@ class TaskArguments:
     )
     environment_args: str | None = field(
         default=None, metadata={"help": "Its arguments: a mapping in YAML, JSON on the command line."}
+    )
+    fold: str | None = field(
+        default=None,
+        metadata={"help": "Only the tasks of a fold, FILE:NAME, of scripts/split_tasks.py."},
     )
     num_tasks: int | None = field(
         default=None, metadata={"help": "Tasks of the train split. Default: the environment's own number."}
@@ -71,7 +78,12 @@ class TaskArguments:
         """Build the environment that the keys name; raises UserError."""
         if self.environment is None:
             raise UserError("no environment given: set the key 'environment', e.g. --environment causal-v1")
-        return load_environment(self.environment, **self.mapping("environment_args"))
+        environment = load_environment(self.environment, **self.mapping("environment_args"))
+        if self.fold is not None:
+            from rlkit.evaluation.splits import keep_fold
+
+            keep_fold(environment, self.fold)
+        return environment
 
     def mapping(self, key: str) -> dict[str, Any]:
         """The value of a key that holds a mapping, such as `environment_args`; raises UserError."""
@@ -178,22 +190,77 @@ class SFTArguments(TaskArguments):
     """rlkit's keys for `rlkit sft`."""
 
     demonstrations: str = field(
-        default="answer", metadata={"help": "What to imitate: the bare 'answer' or a worked 'solution'."}
+        default="answer",
+        metadata={
+            "help": "What to imitate: the bare 'answer', a worked 'solution', or 'best:FILE', the best "
+            "answers of an evaluation with several samples (rejection sampling)."
+        },
     )
     max_completion_length: int = field(
         default=256, metadata={"help": "Most tokens of an answer in evaluations."}
     )
 
     def __post_init__(self) -> None:
-        _check_choice("demonstrations", self.demonstrations, DEMONSTRATIONS)
+        if not self.demonstrations.startswith("best:"):
+            _check_choice("demonstrations", self.demonstrations, DEMONSTRATIONS)
+
+
+@dataclass
+class RankArguments(TaskArguments):
+    """rlkit's keys for `rlkit rank`."""
+
+    objective: str = field(
+        default="plackett_luce",
+        metadata={
+            "help": "What is learned from: plackett_luce (the expected utility of rankings), or a supervised "
+            "loss: infonce, ranknet, distillation or wasserstein."
+        },
+    )
+    utility: str = field(default="ndcg", metadata={"help": "Utility of a ranking: ndcg or rr."})
+    cutoff: int = field(default=10, metadata={"help": "Ranks that count for the utility."})
+    rankings: int = field(default=16, metadata={"help": "Rankings drawn for each query at each step."})
+    estimator: str = field(
+        default="placement_loo",
+        metadata={"help": "Of the policy gradient: reinforce, loo, placement, placement_loo or pl_rank."},
+    )
+    temperature: float = field(
+        default=0.05, metadata={"help": "A score is the cosine of query and document divided by this."}
+    )
+    adapter_rank: int = field(
+        default=0, metadata={"help": "Freeze the encoder and train a residual of this rank. 0: train it all."}
+    )
+    listwise: int = field(
+        default=0,
+        metadata={
+            "help": "Candidates that stand in the text of their query, as in E2Rank. 0: the query alone."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        _check_choice("objective", self.objective, OBJECTIVES)
+        _check_choice("utility", self.utility, UTILITIES)
+        _check_choice("estimator", self.estimator, ESTIMATORS)
+        if self.utility == "rr" and self.estimator == "pl_rank":
+            raise UserError(
+                "pl_rank needs the utility ndcg, a sum over documents; take another estimator for rr"
+            )
+        rankings = 2 if self.estimator.endswith("loo") else 1
+        least = {"cutoff": 1, "rankings": rankings, "adapter_rank": 0, "listwise": 0}
+        if self.listwise and self.adapter_rank:
+            raise UserError("listwise trains the whole encoder: leave adapter_rank at 0")
+        for key, value in least.items():
+            if getattr(self, key) < value:
+                raise UserError(f"{key} must be at least {value}, not {getattr(self, key)}")
+        if self.temperature <= 0:
+            raise UserError(f"temperature must be above 0, not {self.temperature}")
 
 
 @dataclass
 class Run:
     """A parsed run: rlkit's keys, TRL's trainer keys, the model's keys, and those that were given."""
 
-    task: Any  # TrainArguments or SFTArguments
-    trainer: Any  # GRPOConfig or SFTConfig
+    task: Any  # TrainArguments, SFTArguments or RankArguments
+    trainer: Any  # GRPOConfig, SFTConfig or TrainingArguments
     model: ModelConfig
     given: dict[str, Any]
 
@@ -247,6 +314,11 @@ def parse_train(arguments: Sequence[str]) -> Run:
 def parse_sft(arguments: Sequence[str]) -> Run:
     """Parse the keys of `rlkit sft`; raises UserError."""
     return _parse("sft", SFTArguments, SFTConfig, arguments)
+
+
+def parse_rank(arguments: Sequence[str]) -> Run:
+    """Parse the keys of `rlkit rank`; raises UserError."""
+    return _parse("rank", RankArguments, TrainingArguments, arguments)
 
 
 def _parse(kind: str, task: type, trainer: type, arguments: Sequence[str]) -> Run:

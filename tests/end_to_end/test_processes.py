@@ -34,7 +34,7 @@ KEYS = {
 # What a sum of float32 gradients in another order may change, relative to how far the weights moved.
 TOLERANCE = 1e-3
 ALGORITHMS = {
-    "grpo": {},
+    "grpo": {"environment": f"{TOY}:Rising"},  # which remembers how the training went
     "hapo": {"algorithm": "hapo", "beta": 0.0},
     "hrpo": {"algorithm": "hrpo", "group_by": "hops", "num_generations": 1},
     "dynamic sampling": {"dynamic_sampling": True},
@@ -92,6 +92,10 @@ def test_the_same_trajectory(launch, tiny_folder, name):
         assert distance(a, start) > 1e-4
         assert distance(a, b) < TOLERANCE * distance(a, start)
     states = [torch.load(two / "checkpoint-6" / f"rlkit_state_{r}.pt", weights_only=True) for r in (0, 1)]
+    if name == "grpo":
+        alone = torch.load(one / "checkpoint-6" / "rlkit_state_0.pt", weights_only=True)
+        levels = [state["environment"]["level"] for state in (alone, *states)]
+        assert levels[0] > 1 and levels == pytest.approx([levels[0]] * 3)
     if name == "hapo":
         alone = torch.load(one / "checkpoint-6" / "rlkit_state_0.pt", weights_only=True)["reward hapo"]
         pairs = [

@@ -109,6 +109,11 @@ VARIANTS = {
     },
     "dynamic sampling": {"dynamic_sampling": True, "logging_steps": 3, "max_steps": 4},
     "hrpo": {"algorithm": "hrpo", "group_by": "hops", "num_generations": 1},
+    "curriculum": {
+        "environment": f"{TOY}:Rising",
+        "steps_per_generation": 2,
+        "gradient_accumulation_steps": 1,
+    },
 }
 FAST = ("grpo",)
 
@@ -143,6 +148,8 @@ def test_killed_with_sigkill_and_resumed(run_in, tmp_path, tiny_folder, name):
     for part in ours:
         if part != "progress":
             assert str(ours[part]) == str(theirs[part]), part
+    if name == "curriculum":
+        assert ours["environment"]["level"] > 1
     if "hapo" in name:
         assert ours["reward hapo"]["tasks"]
 

@@ -10,8 +10,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from transformers import AutoTokenizer
 
 from rlkit import cli
+from rlkit.rollouts.generator import tokenize
 
 ROOT = Path(__file__).parents[2]
 TOY = str(ROOT / "tests" / "toy.py")
@@ -207,3 +209,46 @@ def test_two_processes(recipe, tmp_path):
     assert frame.groupby("step")["task_id"].nunique().tolist() == [1, 1]
     assert len(json.loads((run / "evaluation" / "after.json").read_text())["scores"]) == 4
     assert (run / "model" / "model.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_scripts_of_searches_are_learned_and_then_searches_are_rewarded(rlkit, recipe, tmp_path, monkeypatch):
+    monkeypatch.setenv("RLKIT_CACHE", str(tmp_path / "cache"))
+    world = {"world_size": 100, "hops": [1], "topk": 1, "prompt_style": "short"}
+    keys = {"environment": "search-v1", "environment_args": world, "max_completion_length": 900}
+    rlkit("sft", "--config", recipe("sft", **(SFT | keys), demonstrations="solution", save_strategy="no"))
+    assert (tmp_path / "sft" / "model" / "model.safetensors").exists()
+    keys |= {"max_turn_tokens": 12, "rewards": ["f1", f"{TOY}:variety"], "save_steps": 2}
+    rlkit("train", "--config", recipe("grpo", **(TRAIN | keys)))
+    frame = pd.read_parquet(tmp_path / "grpo" / "rollouts")
+    assert len(frame) == 16 and frame["invalid"].isna().all()
+    assert set(frame["rewards/f1"]) == {0.0}  # a random model finds nothing
+    assert (frame["length"] <= 5 * 12).all() and (frame["truncated"]).all()
+
+
+@pytest.mark.slow
+def test_calls_of_a_function_are_learned_and_rewarded(rlkit, recipe, tmp_path, tiny_folder, monkeypatch):
+    monkeypatch.setenv("RLKIT_CACHE", str(tmp_path / "cache"))
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
+    shown = "{% if tools %}<|im_start|>system\nTools: {{ tools | tojson }}<|im_end|>\n{% endif %}"
+    tokenizer.chat_template = shown + tokenizer.chat_template
+    shutil.copytree(tiny_folder, tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    world = {"world_size": 100, "hops": [1], "topk": 1, "prompt_style": "short", "protocol": "tools"}
+    keys = {"environment": "search-v1", "environment_args": world, "max_completion_length": 900}
+    keys |= {"model_name_or_path": str(tmp_path / "model")}
+    demonstrations = {"demonstrations": "solution", "save_strategy": "no", "max_length": 2000}
+    rlkit("sft", "--config", recipe("sft", **(SFT | keys | demonstrations)))
+    prompts = []
+
+    def remember(*arguments, **template):
+        prompts.extend(tokenize(*arguments, **template))
+        return prompts[-len(arguments[1]) :]
+
+    monkeypatch.setattr("rlkit.algorithms.rolling_out.tokenize", remember)
+    keys |= {"max_turn_tokens": 12, "rewards": ["f1", f"{TOY}:variety"], "save_steps": 2}
+    rlkit("train", "--config", recipe("grpo", **(TRAIN | keys)))
+    assert len(prompts) == 16
+    assert all('"name": "search"' in tokenizer.decode(ids) for ids in prompts)
+    frame = pd.read_parquet(tmp_path / "grpo" / "rollouts")
+    assert len(frame) == 16 and frame["invalid"].isna().all()

@@ -1,13 +1,19 @@
 """One set of keys from YAML and the command line; every mistake is one line that says what to write."""
 
 import json
+from pathlib import Path
 
 import pytest
 import yaml
 
-from rlkit.config import parse_sft, parse_train, save_resolved
+from rlkit.config import parse_rank, parse_sft, parse_train, save_resolved
 from rlkit.errors import UserError
 
+CONFIGS = sorted(
+    path
+    for path in (Path(__file__).parents[2] / "configs").glob("*/*.yaml")
+    if path.parent.name != "accelerate"
+)
 CPU = {"use_cpu": True, "bf16": False, "report_to": "none"}
 
 
@@ -168,12 +174,13 @@ def test_the_resolved_config_makes_the_same_run_again(write, tmp_path):
     assert "trl" in (tmp_path / "config.yaml").read_text().splitlines()[0]
 
 
-def test_the_configs_of_the_repository_parse():
-    from pathlib import Path
-
-    folder = Path(__file__).parents[2] / "configs" / "causal"
-    for path in folder.glob("*.yaml"):
-        keys = yaml.safe_load(path.read_text())
-        parse = parse_train if "algorithm" in keys else parse_sft
-        run = parse(["--config", str(path), "--use_cpu", "true", "--bf16", "false"])
-        assert run.task.environment == keys["environment"]
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_the_configs_of_the_repository_parse(path):
+    keys = yaml.safe_load(path.read_text())
+    parse = parse_train if "algorithm" in keys else parse_rank if "objective" in keys else parse_sft
+    run = parse(["--config", str(path), "--use_cpu", "true", "--bf16", "false"])
+    assert run.task.environment == keys["environment"]
+    try:
+        assert run.task.make_environment().id == keys["environment"]
+    except UserError as error:  # data that a reader brings
+        assert "there is no collection 'data/" in str(error)
