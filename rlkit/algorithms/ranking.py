@@ -36,7 +36,7 @@ class Objective:
     """What is minimised.
 
     Attributes:
-        name: one of `rlkit.config.OBJECTIVES`. "plackett_luce" is minus the expected utility of a drawn
+        name: one of `rlkit.arguments.OBJECTIVES`. "plackett_luce" is minus the expected utility of a drawn
             ranking; "distillation" has the grades, as shares of the highest, for its teacher.
         utility: "ndcg" or "rr", of the policy.
         cutoff: ranks that count.

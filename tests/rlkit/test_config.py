@@ -12,7 +12,7 @@ from rlkit.errors import UserError
 CONFIGS = sorted(
     path
     for path in (Path(__file__).parents[2] / "configs").glob("*/*.yaml")
-    if path.parent.name != "accelerate"
+    if path.parent.name not in ("accelerate", "sweeps")
 )
 CPU = {"use_cpu": True, "bf16": False, "report_to": "none"}
 
@@ -44,6 +44,28 @@ def test_the_command_line_overrides_the_file(write):
     assert run.trainer.num_generations == 4
     assert run.task.num_tasks == 7
     assert run.task.environment == "causal-v1"
+
+
+def test_a_first_word_that_is_no_key_is_the_config(write):
+    assert parse_train([write(environment="causal-v1"), "--num_tasks", "7"]).task.environment == "causal-v1"
+
+
+def test_a_part_of_a_mapping_is_set(write):
+    path = write(environment_args={"level": "association", "nodes": 3})
+    words = ["--environment_args.level", "intervention", "--environment_args.rate=1e-3"]
+    run = parse_train(["--config", path, *words, "--guards.length", "stop"])
+    assert run.task.mapping("environment_args") == {"level": "intervention", "nodes": 3, "rate": 0.001}
+    assert run.task.mapping("guards") == {"length": "stop"}
+    assert run.resolved()["environment_args"] == run.task.mapping("environment_args")
+
+
+def test_parts_that_do_not_fit(write):
+    path = write(environment="causal-v1", environment_args={"level": 1})
+    assert "did you mean 'environment_args'" in complaint(parse_train, path, "--environment_arg.level", "1")
+    assert "needs a value" in complaint(parse_train, path, "--environment_args.level", "--num_tasks", "1")
+    assert "has no parts" in complaint(parse_train, path, "--environment_args.level.deep", "1")
+    both = ["--environment_args.level", "1", "--environment_args", "{}"]
+    assert "whole and in parts" in complaint(parse_train, path, *both)
 
 
 def test_keys_reach_each_part(write):

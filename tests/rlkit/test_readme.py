@@ -41,7 +41,7 @@ def test_the_reward_can_be_swapped_in(tmp_path):
 
 
 def test_the_table_has_rlkits_own_keys_and_no_other():
-    from rlkit.config import RankArguments, SFTArguments, TrainArguments
+    from rlkit.arguments import RankArguments, SFTArguments, TrainArguments
 
     section = README.partition("\n## Config\n")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| (`.*?) \|", section, re.MULTILINE)
