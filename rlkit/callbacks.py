@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from accelerate.utils import gather_object
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback
 
@@ -100,13 +101,26 @@ class FinishedCallback(TrainerCallback):
 
 
 class EvaluateCallback(TrainerCallback):
-    """Calls `evaluate("step-N")` every `steps` steps, on all ranks."""
+    """Calls `evaluate("step-N")` every `steps` steps, on all ranks.
 
-    def __init__(self, evaluate: Callable[[str], Any], steps: int):
+    A run that is about to leave its machine puts that off until it goes on.
+
+    Args:
+        evaluated: whether that was done already, by name.
+    """
+
+    def __init__(self, evaluate: Callable[[str], Any], steps: int, evaluated: Callable[[str], bool]):
         self.evaluate = evaluate
         self.steps = steps
+        self.evaluated = evaluated
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Make up for what was put off."""
+        if state.global_step and not gather_object([self.evaluated(f"step-{state.global_step}")])[0]:
+            self.on_step_end(args, state, control)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Evaluate between steps; the last step is evaluated as `after`."""
-        if state.global_step % self.steps == 0 and state.global_step < state.max_steps:
+        last = state.global_step >= state.max_steps or control.should_training_stop
+        if state.global_step % self.steps == 0 and not last:
             self.evaluate(f"step-{state.global_step}")

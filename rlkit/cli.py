@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import gc
 import importlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 
-from rlkit.errors import GuardError, RewardError, UserError, nearest
+from rlkit.errors import GuardError, Preempted, RewardError, UserError, nearest
+from rlkit.launch import launch, split
 
 # name: (module, what --help says). Modules are imported when called: most need torch, some must not.
 COMMANDS = {
     "train": ("rlkit.train", "improve a model on an environment's tasks (GRPO)"),
     "sft": ("rlkit.sft", "teach a model an environment's answers or worked solutions"),
     "rank": ("rlkit.rank", "train an encoder to rank documents (Plackett-Luce policy gradient)"),
+    "sweep": ("rlkit.sweeps.command", "run a config with many keys: a grid, at random, by Optuna; on Slurm"),
     "eval": ("rlkit.eval", "answer held-out tasks with one model, or compare two"),
     "report": ("rlkit.report", "write the HTML page of one run, or of several side by side"),
     "serve": ("rlkit.serve", "start a vLLM server for training"),
@@ -22,22 +25,37 @@ COMMANDS = {
     "envs": ("rlkit.envs", "list the environments and what they offer"),
     "check": ("rlkit.check", "validate an environment with no model"),
 }
+PREEMPTED = 75  # sysexits.h: try again later
+IN_SEVERAL = (
+    "train, sft and rank run in several processes with --accelerate NAME, a file of configs/accelerate."
+)
+IN_PROCESSES = ("train", "sft", "rank")  # commands that know --accelerate
 
 
 def main() -> int:
-    """Run the command line and return the exit code: 0 well, 1 failed, 2 bad input."""
+    """Run the command line and return the exit code: 0 well, 1 failed, 2 bad input, 75 told to leave."""
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
         return 0
     name, *rest = arguments
-    return run_command(lambda: _find(name)(rest))
+    return run_command(lambda: _call(name, rest))
 
 
 def usage() -> str:
     """The text of `rlkit --help`."""
     lines = [f"  {name:14}{text}" for name, (_, text) in COMMANDS.items()]
-    return "\n".join(["usage: rlkit COMMAND [options]", "", *lines, "", "rlkit COMMAND --help says more."])
+    return "\n".join(
+        ["usage: rlkit COMMAND [options]", "", *lines, "", "rlkit COMMAND --help says more.", IN_SEVERAL]
+    )
+
+
+def _call(name: str, words: Sequence[str]) -> int:
+    if name in IN_PROCESSES:
+        options, words = split(words)
+        if "--accelerate" in options:
+            launch(COMMANDS[name][0], options, words)
+    return _find(name)(words)
 
 
 def _find(name: str) -> Callable[[Sequence[str]], int]:
@@ -62,6 +80,10 @@ def run_command(command: Callable[[], int]) -> int:
     except GuardError as error:
         print(f"rlkit: {error}\nThe checkpoints are kept: go on with --resume.", file=sys.stderr)
         return 1
+    except Preempted as reason:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"rlkit: {reason}; go on with --resume", file=sys.stderr)
+        return PREEMPTED
     except KeyboardInterrupt:
         print("rlkit: stopped; go on from the last checkpoint with --resume", file=sys.stderr)
         return 130

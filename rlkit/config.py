@@ -26,6 +26,7 @@ from trl import GRPOConfig, ModelConfig, SFTConfig, TrlParser
 from rlkit.algorithms.presets import PRESETS, check_preset
 from rlkit.arguments import ALGORITHMS, MAPPINGS, RankArguments, SFTArguments, TrainArguments, check_choice
 from rlkit.errors import UserError, nearest
+from rlkit.loading import load_yaml
 
 NOT_KEPT = ("resume", "resume_anyway", "overwrite")  # what was meant for one start of a run
 
@@ -202,19 +203,6 @@ def read_value(text: str) -> Any:
         with suppress(ValueError, yaml.YAMLError):
             return read(text)
     return text
-
-
-def load_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML file that holds a mapping; raises UserError with the line of a mistake."""
-    try:
-        keys = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(keys, dict):
-        raise UserError(f"{path} must hold keys and values")
-    return keys
 
 
 def _words(key: str, value: Any) -> list[str]:

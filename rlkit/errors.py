@@ -16,6 +16,10 @@ class GuardError(Exception):
     """A guard stopped a run that cannot learn or is going wrong (`rlkit.guards`)."""
 
 
+class Preempted(Exception):  # noqa: N818
+    """A run was told to leave its machine (`rlkit.preemption`); it can go on from its checkpoint."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return ` (did you mean 'x'?)` for the known name closest to `name`, or the list of known names."""
     known = sorted(known)

@@ -1,4 +1,4 @@
-"""Find an object by the text that names it: `package.module:Name` or `path/to/file.py:Name`."""
+"""Objects by the text that names them: `package.module:Name`, `path/to/file.py:Name`; keys of YAML files."""
 
 import importlib
 import importlib.util
@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+import yaml
 
 from rlkit.errors import UserError, nearest
 
@@ -56,3 +58,16 @@ def _load_file(file: str) -> ModuleType:
             del sys.modules[name]
             raise
     return sys.modules[name]
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file that holds a mapping; raises UserError with the line of a mistake."""
+    try:
+        keys = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(keys, dict):
+        raise UserError(f"{path} must hold keys and values")
+    return keys

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model
+from torch.distributed.fsdp import FSDPModule
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import ModelConfig, get_quantization_config
 
@@ -77,3 +78,23 @@ def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
     model.save_pretrained(folder)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
+
+
+def save_gathered(trainer: Any, folder: Path) -> None:
+    """`save_model` for a model that is sharded over processes; all of them take part, the main one writes."""
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    if not trainer.accelerator.is_main_process:
+        return
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if isinstance(model, PeftModel):
+        base = model.get_base_model()
+        # Not from_config, which would shard it again, and not the class that FSDP2 has put in front.
+        kind: Any = next(one for one in type(base).__mro__ if not issubclass(one, FSDPModule))
+        whole = get_peft_model(kind(base.config), model.peft_config["default"])
+        whole.load_state_dict(weights)
+        save_model(whole, trainer.processing_class, folder)
+        return
+    tied = model.all_tied_weights_keys if model.config.tie_word_embeddings else {}
+    weights = {name: value for name, value in weights.items() if name not in tied}
+    model.save_pretrained(folder, state_dict=weights)
+    trainer.processing_class.save_pretrained(folder)

@@ -16,12 +16,13 @@ from accelerate.utils import broadcast_object_list, gather_object
 from rlkit.algorithms.rolling_out import RollingOut, transformers_engine
 from rlkit.callbacks import EvaluateCallback, Finished, FinishedCallback, MetricsCallback, ProgressCallback
 from rlkit.config import Run, save_resolved
-from rlkit.cpu import tune_for_cpu
+from rlkit.cpu import shard_on_cpu, tune_for_cpu
 from rlkit.environment import Environment
 from rlkit.errors import UserError
 from rlkit.evaluation import Evaluation, compare, evaluate
 from rlkit.guards import Guards
-from rlkit.models import save_model
+from rlkit.models import save_gathered, save_model
+from rlkit.preemption import PreemptionCallback
 from rlkit.report import build_report
 from rlkit.rewarding import RewardRunner
 from rlkit.rollouts import Engine, Rollout, Sampling
@@ -61,6 +62,7 @@ class Session:
             raise UserError("no run directory given: set the key 'output_dir', e.g. runs/my-run")
         if run.trainer.device.type == "cpu":
             tune_for_cpu()
+            shard_on_cpu()
         self.run = run
         self.environment = environment
         self.max_completion_length = max_completion_length
@@ -78,8 +80,12 @@ class Session:
         return tasks
 
     def open(self) -> None:
-        """Create the run directory; write the resolved config of a new run. The main process does."""
+        """Create the run directory; write the resolved config of a new run. The main process does.
+
+        All begin with the same random numbers, for adapters: trainers set the seed after they have made them.
+        """
         keys, args = self.run.task, self.run.trainer
+        transformers.set_seed(args.seed)
         with args.main_process_first(local=False, desc="opening the run directory"):
             if args.process_index == 0:
                 self.directory.open(resume=keys.resume, overwrite=keys.overwrite)
@@ -97,7 +103,15 @@ class Session:
     ) -> None:
         """Evaluate, train, evaluate, save the model, write the report and say what was learned."""
         self.guards = guards
-        keys = self.run.task
+        preemption = PreemptionCallback()
+        trainer.add_callback(preemption)
+        with preemption.listening():
+            self._fit(trainer, runner, watch, preemption)
+
+    def _fit(
+        self, trainer: Any, runner: RewardRunner, watch: dict[str, str], preemption: PreemptionCallback
+    ) -> None:
+        keys, guards = self.run.task, self.guards
         for default in (transformers.trainer_callback.ProgressCallback, transformers.PrinterCallback):
             trainer.remove_callback(default)
         trainer.add_callback(FinishedCallback())
@@ -107,7 +121,9 @@ class Session:
         trainer.add_callback(ProgressCallback(watch))
         if keys.evaluation_steps:
             trainer.add_callback(
-                EvaluateCallback(lambda n: self.evaluate(trainer, runner, n), keys.evaluation_steps)
+                EvaluateCallback(
+                    lambda name: self.evaluate(trainer, runner, name), keys.evaluation_steps, self._evaluated
+                )
             )
         trainer.identity = self.identity(runner, trainer.accelerator.num_processes)
         trainer.resume_anyway = keys.resume_anyway
@@ -115,9 +131,10 @@ class Session:
         self.evaluate(trainer, runner, "before")
         with self.directory, suppress(Finished):
             trainer.train(resume_from_checkpoint=checkpoint)
+        preemption.trained(trainer.state)
         self.evaluate(trainer, runner, "after")
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-            trainer.save_model(str(self.directory.path / "model"))
+            save_gathered(trainer, self.directory.path / "model")
         elif trainer.accelerator.is_main_process:
             model = trainer.accelerator.unwrap_model(trainer.model)
             save_model(model, trainer.processing_class, self.directory.path / "model")
@@ -168,6 +185,9 @@ class Session:
         self.directory.rewind(saved["step"])
         return str(checkpoint)
 
+    def _evaluated(self, name: str) -> bool:
+        return (self.directory.path / "evaluation" / f"{name}.json").exists()
+
     def evaluate(self, trainer: Any, runner: RewardRunner, name: str) -> None:
         """Answer the held-out tasks greedily; all ranks take part. A resumed run has `before` already."""
         keys = self.run.task
@@ -193,6 +213,7 @@ class Session:
             step = trainer.state.global_step
             lengths = {"evaluation/accuracy": result.accuracy.mean, "evaluation/length": result.length}
             self.directory.log(step, lengths)
+            _tell_wandb(lengths | {"train/global_step": step})
         if self.guards is not None:
             self.guards.evaluated(
                 trainer.state.global_step, result.accuracy.mean, len(result.scores), last=name == "after"
@@ -238,6 +259,13 @@ class Session:
         lines.append(f"model:  {self.directory.path / 'model'}")
         lines.append(f"report: {build_report([self.directory.path])}")
         return "\n".join(lines)
+
+
+def _tell_wandb(numbers: dict[str, Any]) -> None:
+    # The run of transformers' callback, from the first step on: what W&B's sweeps compare.
+    run = getattr(sys.modules.get("wandb"), "run", None)
+    if run is not None:
+        run.log(numbers)
 
 
 def in_shares(

@@ -25,7 +25,9 @@ PATIENCE = 3600.0  # seconds for an environment to answer a turn of all demonstr
 def main(arguments: Sequence[str] | None = None) -> int:
     """Fine-tune as the keys say and return the exit code."""
     from rlkit.config import parse_sft
+    from rlkit.preemption import shield_children
 
+    shield_children()
     run = parse_sft(sys.argv[1:] if arguments is None else arguments)
     sft(run)
     return 0

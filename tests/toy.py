@@ -142,3 +142,23 @@ class Rising(Even):
 
     def load_state_dict(self, state):
         self.level = state["level"]
+
+
+def given_value(completion: str, value: float) -> float:
+    return value
+
+
+class Given(Letters):
+    """Every answer is worth what the environment's arguments say."""
+
+    id = "given-v1"
+    metric = "given"
+    rewards = {"given": given_value}  # noqa: RUF012
+    reward_weights = {"given": 1.0}  # noqa: RUF012
+
+    def __init__(self, *, value: float = 0.0):
+        super().__init__()
+        self.value = value
+
+    def task(self, letter, i):
+        return super().task(letter, i) | {"value": self.value}

@@ -16,6 +16,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from trl.models import unwrap_model_for_generation
 from trl.trainer import grpo_trainer
 
+from rlkit.algorithms.sharding import whole_weights
 from rlkit.algorithms.timing import StepClock
 from rlkit.environment import Environment
 from rlkit.errors import UserError
@@ -56,21 +57,19 @@ class RollingOut:
         for key in ("max_new_tokens", "max_length", "max_tokens"):
             if key in (self.args.generation_kwargs or {}):
                 raise UserError(f"generation_kwargs: {key} is not for there, set max_completion_length")
-        if limits.turns > 1 and not self.use_vllm and is_deepspeed_zero3_enabled():
-            raise UserError(f"{self.environment.id} has several turns: with ZeRO-3 set use_vllm")
         if not self._trl_generates():
             self.rollout_func = self._roll_out
         elif limits.turns > 1:
             raise UserError(
-                f"{self.environment.id} has several turns, which transformers cannot sample with sharded "
-                "weights or continuous batching: set use_vllm"
+                f"{self.environment.id} has several turns, which transformers cannot sample with FSDP 1, "
+                "ds3_gather_for_generation off or continuous batching: set use_vllm"
             )
 
     def _trl_generates(self) -> bool:
-        """Whether TRL must sample by itself: all ranks take part in each token of a sharded model."""
-        return not self.use_vllm and bool(
-            self.is_fsdp_enabled or self.args.use_transformers_continuous_batching  # type: ignore[attr-defined]
-        )
+        """Whether TRL must sample by itself: all ranks take part in each token of a model left in shards."""
+        fsdp1 = self.is_fsdp_enabled and not self.accelerator.is_fsdp2  # type: ignore[attr-defined]
+        zero3 = is_deepspeed_zero3_enabled() and not self.args.ds3_gather_for_generation
+        return not self.use_vllm and bool(fsdp1 or zero3 or self.args.use_transformers_continuous_batching)
 
     def sampling(self, temperature: float | None = None) -> Sampling:
         """How training samples; at another temperature without its other settings, and by no number."""
@@ -149,6 +148,7 @@ def transformers_engine(
 ) -> Iterator[TransformersEngine]:
     """A trainer's model as it is trained, unwrapped (`unwrap_model_for_generation`), as an engine."""
     with (
+        whole_weights(trainer.model_wrapped, trainer.accelerator),
         unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator, **unwrapping) as model,
         trainer.accelerator.autocast(),
     ):

@@ -44,7 +44,7 @@ def build_report(run_dirs: Sequence[Path], out: Path | None = None) -> Path:
     )
     table = rollout_table(runs)
     out = out or (run_dirs[0] if len(runs) == 1 else run_dirs[0].parent) / "report.html"
-    page = template().render(
+    page = template("page.html").render(
         title=" · ".join(run.name for run in runs),
         runs=[
             {
@@ -72,13 +72,13 @@ def build_report(run_dirs: Sequence[Path], out: Path | None = None) -> Path:
     return out
 
 
-def template() -> jinja2.Template:
-    """The page's template. Texts of models are hostile: everything is escaped but what `trusted` reads."""
+def template(name: str) -> jinja2.Template:
+    """A page's template. Texts of models are hostile: everything is escaped but what `trusted` reads."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined
     )
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False}
-    return environment.get_template("page.html")
+    return environment.get_template(name)
 
 
 def link(folder: Path, page: Path) -> str:

@@ -1,0 +1,129 @@
+"""`--accelerate NAME`: several processes, started by accelerate with a file of configs/accelerate.
+
+The same as `accelerate launch --config_file configs/accelerate/NAME.yaml -m rlkit.train …`, where rlkit fills
+in how many GPUs there are and, under `srun` on several machines, who is who.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from rlkit.errors import UserError, nearest
+from rlkit.loading import load_yaml
+
+FOLDER = Path("configs") / "accelerate"
+OPTIONS = ("--accelerate", "--num_processes")
+GRACE_SECONDS = 300  # for processes to write a checkpoint after SIGTERM; torchrun would kill them after 30
+PASSED_ON = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"  # by torchrun, to the processes that train
+FIRST_PORT, PORTS = 20000, 20000
+
+
+def split(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Return the launcher's options, by name, and the command's own words; raises UserError."""
+    found: dict[str, str] = {}
+    rest: list[str] = []
+    left = iter(words)
+    for word in left:
+        name, _, value = word.partition("=")
+        if name not in OPTIONS:
+            rest.append(word)
+            continue
+        found[name] = value or next(left, "")
+        if not found[name] or found[name].startswith("--"):
+            raise UserError(f"{name} needs a value")
+    if "--num_processes" in found and "--accelerate" not in found:
+        raise UserError("--num_processes goes with --accelerate, e.g. --accelerate ddp --num_processes 4")
+    return found, rest
+
+
+def config_file(name: str) -> Path:
+    """The accelerate config of a name or path; raises UserError with the names there are."""
+    if name.endswith((".yaml", ".yml", ".json")):
+        if not Path(name).is_file():
+            raise UserError(f"there is no file {name}")
+        return Path(name)
+    folders = [FOLDER, Path(__file__).parents[1] / FOLDER]
+    for folder in folders:
+        if (folder / f"{name}.yaml").is_file():
+            return folder / f"{name}.yaml"
+    known = [path.stem for folder in folders for path in folder.glob("*.yaml")]
+    raise UserError(f"there is no accelerate config {name!r} in {FOLDER}{nearest(name, known)}")
+
+
+def machines(environment: Mapping[str, str], hostnames: Any = None) -> dict[str, str]:
+    """accelerate's options for the machines of an `srun` step; none on one machine.
+
+    Args:
+        environment: the process's variables.
+        hostnames: turns Slurm's short list of nodes into names; default: `scontrol show hostnames`.
+
+    Raises:
+        UserError: more tasks than machines, or a job of several machines that was started without srun.
+    """
+    nodes = int(environment.get("SLURM_NNODES", "1"))
+    if nodes == 1:
+        return {}
+    if "SLURM_STEP_NODELIST" not in environment:
+        raise UserError(f"this job has {nodes} machines: start the command by srun --ntasks-per-node 1")
+    nodes = int(environment["SLURM_STEP_NUM_NODES"])
+    if nodes == 1:
+        return {}
+    if int(environment["SLURM_STEP_NUM_TASKS"]) != nodes:
+        raise UserError(
+            f"srun started {environment['SLURM_STEP_NUM_TASKS']} tasks on {nodes} machines, but accelerate "
+            "starts the processes of a machine: use --ntasks-per-node 1"
+        )
+    first = (hostnames or _hostnames)(environment["SLURM_STEP_NODELIST"])[0]
+    port = FIRST_PORT + int(environment["SLURM_JOB_ID"]) % PORTS
+    return {
+        "--num_machines": str(nodes),
+        "--machine_rank": environment["SLURM_NODEID"],
+        "--main_process_ip": first,
+        "--main_process_port": str(port),
+    }
+
+
+def _hostnames(nodelist: str) -> list[str]:
+    command = ["scontrol", "show", "hostnames", nodelist]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+
+
+def command(module: str, options: Mapping[str, str], words: Sequence[str], gpus: int) -> list[str]:
+    """The command line of accelerate.
+
+    Args:
+        module: what to run, e.g. "rlkit.train".
+        options: as `split` returns them.
+        gpus: those of this machine; without any the file says how many processes there are.
+    """
+    path = config_file(options["--accelerate"])
+    if load_yaml(path).get("distributed_type") == "NO":  # accelerate's launcher passes no signals on
+        return [sys.executable, "-m", module, *words]
+    given = {"--config_file": str(path)} | machines(os.environ)
+    here = int(given.get("--num_machines", "1"))
+    if "--num_processes" in options:
+        given["--num_processes"] = options["--num_processes"]
+    elif gpus:
+        given["--num_processes"] = str(gpus * here)
+    if here == 1:
+        given["--main_process_port"] = "0"  # any that is free: several runs may share a machine
+    flags = [part for pair in given.items() for part in pair]
+    return [sys.executable, "-m", "accelerate.commands.launch", *flags, "-m", module, *words]
+
+
+def launch(module: str, options: Mapping[str, str], words: Sequence[str]) -> NoReturn:
+    """Become accelerate's launcher of a module of ours."""
+    import torch
+
+    line = command(module, options, words, torch.cuda.device_count())
+    os.environ.setdefault("PET_SIGNALS_TO_HANDLE", PASSED_ON)
+    os.environ.setdefault("PET_SHUTDOWN_TIMEOUT", str(GRACE_SECONDS))
+    if torch.cuda.device_count() == 0:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    sys.stdout.flush()
+    os.execv(line[0], line)

@@ -1,0 +1,157 @@
+"""What a sweep has found: one table and one page."""
+
+from __future__ import annotations
+
+import csv
+import io
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from rlkit.evaluation.result import write_atomically
+from rlkit.report.build import template, trusted
+from rlkit.report.figures import Panel, learning_panels, panel
+from rlkit.report.run import read_run
+from rlkit.run_directory import write_whole
+from rlkit.sweeps.point import FAILED, FINISHED, Point
+from rlkit.sweeps.spec import Sweep
+from rlkit.sweeps.study import open_study
+
+TABLE, PAGE = "table.csv", "report.html"
+SHOWN = 6  # points whose learning curves are drawn, the best ones
+LEAST = 4  # finished points below which nothing is said of the keys' importance
+
+
+def rows(points: Sequence[Point]) -> list[dict[str, Any]]:
+    """One row for each point that was begun, the best first."""
+    found = []
+    for point in points:
+        keys, outcome = point.keys(), point.outcome()
+        if keys is None:
+            continue
+        by_seed = {seed: point.value(seed) for seed in point.sweep.seeds}
+        known = [value for value in by_seed.values() if value is not None]
+        found.append(
+            {
+                "point": point.number,
+                **keys,
+                "state": outcome.state if outcome else "unfinished",
+                "mean": statistics.fmean(known) if known else None,
+                "deviation": statistics.stdev(known) if len(known) > 1 else None,
+                **{f"seed {seed}": value for seed, value in by_seed.items()},
+                "error": outcome.error if outcome else None,
+                "folder": str(point.folder),
+            }
+        )
+    return sorted(found, key=lambda row: _order(row, points[0].sweep.direction))
+
+
+def _order(row: dict[str, Any], direction: str) -> tuple[bool, bool, float]:
+    value = row["mean"] if row["mean"] is not None else 0.0
+    return row["state"] != FINISHED, row["mean"] is None, -value if direction == "maximize" else value
+
+
+def importance(sweep: Sweep) -> dict[str, float]:
+    """How much of the spread of the values each key explains (PED-ANOVA); empty for too few points."""
+    study = open_study(sweep)
+    finished = [trial for trial in study.trials if trial.state == optuna.trial.TrialState.COMPLETE]
+    if len(finished) < LEAST or len({trial.value for trial in finished}) < 2:
+        return {}
+    return optuna.importance.get_param_importances(study)
+
+
+def collect(sweep: Sweep, points: Sequence[Point]) -> tuple[Path, Path]:
+    """Write the table and the page, and return their paths."""
+    found = rows(points)
+    text = io.StringIO()
+    if found:
+        writer = csv.DictWriter(text, list(found[0]))
+        writer.writeheader()
+        writer.writerows(found)
+    write_whole(sweep.folder / TABLE, text.getvalue())
+    page = sweep.folder / PAGE
+    panels = page_panels(sweep, points, found)
+    html = template("sweep.html").render(
+        title=sweep.folder.name,
+        headline=headline(sweep, points, found),
+        columns=[name for name in (found[0] if found else {}) if name != "folder"],
+        rows=[{name: shown(value) for name, value in row.items()} for row in found],
+        panels=panels,
+        data={"figures": panels},
+        css=trusted("page.css"),
+        js=trusted("page.js"),
+        plotly=Markup(get_plotlyjs()),
+    )
+    write_atomically(page, html)
+    return sweep.folder / TABLE, page
+
+
+def headline(sweep: Sweep, points: Sequence[Point], found: Sequence[dict[str, Any]]) -> str:
+    """What was found, in a sentence or two."""
+    ended = [row for row in found if row["state"] == FINISHED]
+    failed = sum(row["state"] == FAILED for row in found)
+    text = (
+        f"{len(ended)} of {len(points)} points are finished" + (f", {failed} failed" if failed else "") + "."
+    )
+    if not ended:
+        return text
+    best = ended[0]
+    keys = ", ".join(f"{key} {shown(best[key])}" for key in sweep.keys)
+    spread = (
+        f" ± {best['deviation']:.2g} over {len(sweep.seeds)} seeds" if best["deviation"] is not None else ""
+    )
+    return f"{text} Best: {keys}, {sweep.objective} {best['mean']:.4g}{spread}."
+
+
+def shown(value: Any) -> str:
+    """A value of the table."""
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def page_panels(sweep: Sweep, points: Sequence[Point], found: Sequence[dict[str, Any]]) -> list[Panel]:
+    """Importance, values against each key, and the learning curves of the best points."""
+    panels = []
+    weights = importance(sweep)
+    if weights:
+        bars = {
+            "type": "bar",
+            "orientation": "h",
+            "x": list(weights.values())[::-1],
+            "y": list(weights)[::-1],
+        }
+        axes = {"xaxis": {"title": "share of the spread that the key explains"}, "yaxis": {"title": ""}}
+        panels.append(panel("Importance of each key", "PED-ANOVA, of finished points.", [bars], axes))
+    ended = [row for row in found if row["state"] == FINISHED]
+    for key in sweep.keys if ended else ():
+        panels.append(_against(sweep, key, ended))
+    best = [row["point"] for row in ended[:SHOWN]]
+    runs = []
+    for number in best:
+        run = read_run(points[number].run_dir(sweep.seeds[0]))
+        run.name = f"point {number}"
+        runs.append(run)
+    return panels + (learning_panels(runs) if runs else [])
+
+
+def _against(sweep: Sweep, key: str, ended: Sequence[dict[str, Any]]) -> Panel:
+    one = sweep.keys[key]
+    values = [row[key] if isinstance(row[key], int | float) else str(row[key]) for row in ended]
+    deviations = [row["deviation"] or 0.0 for row in ended]
+    dots = {
+        "type": "scatter",
+        "mode": "markers",
+        "x": values,
+        "y": [row["mean"] for row in ended],
+        "error_y": {"type": "data", "array": deviations, "visible": any(deviations), "thickness": 1},
+        "text": [f"point {row['point']}" for row in ended],
+    }
+    axis: dict[str, Any] = {"title": key}
+    if isinstance(one, dict) and one.get("log"):
+        axis["type"] = "log"
+    layout = {"xaxis": axis, "yaxis": {"title": sweep.objective}}
+    return panel(f"{sweep.objective.capitalize()} against {key}", "A dot for each point.", [dots], layout)

@@ -1,0 +1,118 @@
+"""Points of a sweep on this machine, so many at a time, with a table that shows how they are doing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
+from types import FrameType
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from rlkit.sweeps.point import Point
+
+REFRESH_SECONDS = 2.0
+
+
+class LocalPoint(Point):
+    """A point that sees some of the machine's GPUs."""
+
+    gpus = ""
+
+    def _environment(self) -> dict[str, str]:
+        return super()._environment() | ({"CUDA_VISIBLE_DEVICES": self.gpus} if self.gpus else {})
+
+
+def run_points(points: Sequence[LocalPoint], parallel: int, gpus: int) -> bool:
+    """Work on points until all have ended, or Ctrl-C or SIGTERM has them write checkpoints and leave.
+
+    Args:
+        gpus: of this machine: they are shared out among the points that run at a time.
+
+    Returns:
+        Whether it came to its end.
+    """
+    lanes: SimpleQueue[str] = SimpleQueue()
+    each = gpus // parallel
+    for i in range(parallel):
+        lanes.put(",".join(map(str, range(i * each, (i + 1) * each))))
+    leave = threading.Event()
+
+    def work(point: LocalPoint) -> None:
+        if leave.is_set():
+            return
+        point.gpus = lanes.get()
+        try:
+            point.work()
+        finally:
+            lanes.put(point.gpus)
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        leave.set()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with ThreadPoolExecutor(parallel) as pool, live(points) as shown:
+            futures = [pool.submit(work, point) for point in points]
+            while not all(future.done() for future in futures) and not leave.wait(REFRESH_SECONDS):
+                shown.update(table(points), refresh=True)
+            for point in points if leave.is_set() else ():
+                threading.Thread(target=point.leave).start()  # all at once: each may take a while
+            for future in futures:
+                future.result()
+            shown.update(table(points), refresh=True)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return not leave.is_set()
+
+
+def live(points: Sequence[Point]) -> Live:
+    """The table on a terminal; elsewhere it is shown once, at the end."""
+    console = Console()
+    return Live(table(points), console=console, auto_refresh=False, transient=False)
+
+
+def table(points: Sequence[Point]) -> Table:
+    """How the points are doing, as their folders tell."""
+    shown = Table("point", "keys", "state", "step", "held out", "last line of the log")
+    for point in points:
+        keys = point.keys()
+        text = ", ".join(f"{key.split('.')[-1]}={value}" for key, value in (keys or {}).items())
+        shown.add_row(str(point.number), text, *state(point))
+    return shown
+
+
+def state(point: Point) -> tuple[str, str, str, str]:
+    """State, step, held-out result and what to read, of a point."""
+    outcome = point.outcome()
+    value = "" if outcome is None or outcome.value is None else f"{outcome.value:.4g}"
+    if outcome is not None:
+        return outcome.state, "", value, outcome.error or ""
+    seed = next((s for s in point.sweep.seeds if not point.finished(s)), None)
+    if point.keys() is None or seed is None:
+        return "waiting", "", "", ""
+    held_out = point._last(seed)
+    return f"seed {seed}", last_step(point, seed), "" if held_out is None else f"{held_out:.4g}", ""
+
+
+def last_step(point: Point, seed: int) -> str:
+    """The newest step in a run's metrics."""
+    path = point.run_dir(seed) / "metrics.jsonl"
+    if not path.exists():
+        return "starting"
+    with path.open("rb") as file:
+        file.seek(max(os.path.getsize(path) - 20_000, 0))
+        lines = file.read().decode(errors="replace").splitlines()
+    for line in reversed(lines):
+        try:
+            return str(json.loads(line)["step"])
+        except (ValueError, KeyError, TypeError):
+            continue
+    return ""

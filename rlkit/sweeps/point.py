@@ -1,0 +1,205 @@
+"""One point of a sweep, from its first run to its outcome; a later worker goes on where one stopped."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from optuna.trial import Trial, TrialState
+
+from rlkit.errors import UserError
+from rlkit.evaluation.result import Evaluation
+from rlkit.run_directory import write_whole
+from rlkit.sweeps.spec import Sweep
+from rlkit.sweeps.study import again, open_study, suggest, trial_of
+
+FINISHED, FAILED, PRUNED = "finished", "failed", "pruned"
+LOOK_SECONDS = 1.0
+ERROR = re.compile(r"^(rlkit: .*|[\w.]*(Error|Exception|Killed|Interrupt)\b.*)")
+
+
+@dataclass
+class Outcome:
+    """What became of a point."""
+
+    state: str
+    value: float | None = None  # mean of the seeds
+    values: Mapping[str, float] | None = None  # by seed
+    error: str | None = None
+
+
+class Point:
+    """A point's folder.
+
+    Args:
+        sweep: the sweep.
+        number: of the point, from 0.
+    """
+
+    def __init__(self, sweep: Sweep, number: int):
+        self.sweep = sweep
+        self.number = number
+        self.folder = sweep.folder / "points" / f"{number:04d}"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._leave = threading.Event()
+
+    def outcome(self) -> Outcome | None:
+        """How it ended; None: it has not."""
+        path = self.folder / "outcome.json"
+        return Outcome(**json.loads(path.read_text())) if path.exists() else None
+
+    def keys(self) -> dict[str, Any] | None:
+        """Its keys; None: nobody has begun with it."""
+        path = self.folder / "point.json"
+        return json.loads(path.read_text())["keys"] if path.exists() else None
+
+    def run_dir(self, seed: int) -> Path:
+        """The run directory of a seed."""
+        return self.folder / f"seed-{seed}"
+
+    def value(self, seed: int, name: str = "after") -> float | None:
+        """What a seed reached in an evaluation by the sweep's objective; None: it was not made."""
+        path = self.run_dir(seed) / "evaluation" / f"{name}.json"
+        if not path.exists():
+            return None
+        evaluation = Evaluation.load(path)
+        if self.sweep.objective == "accuracy":
+            return evaluation.accuracy.mean
+        if self.sweep.objective not in evaluation.rewards:
+            raise UserError(f"{path} has no reward {self.sweep.objective!r}: {', '.join(evaluation.rewards)}")
+        return evaluation.rewards[self.sweep.objective]
+
+    def finished(self, seed: int) -> bool:
+        """Whether the run of a seed is complete."""
+        return (self.run_dir(seed) / "report.html").exists() and self.value(seed) is not None
+
+    def work(self) -> Outcome | None:
+        """Make the runs that are left, and record the outcome; None: it was told to leave before that."""
+        done = self.outcome()
+        if done is not None and (done.state != FINISHED or all(map(self.finished, self.sweep.seeds))):
+            return done
+        trial = self._begin(done)
+        for seed in self.sweep.seeds:
+            if self.finished(seed):
+                continue
+            code, pruned = self._run(seed, trial if seed == self.sweep.seeds[0] else None)
+            if pruned:
+                return self._end(trial, Outcome(PRUNED, value=self._last(seed)))
+            if self._leave.is_set():
+                return None
+            if code != 0 or not self.finished(seed):
+                return self._end(trial, Outcome(FAILED, error=last_error(self._log(seed), code)))
+        values = {str(seed): self.value(seed) for seed in self.sweep.seeds}
+        if bad := [seed for seed, value in values.items() if value is None or math.isnan(value)]:
+            return self._end(trial, Outcome(FAILED, error=f"seed {bad[0]}: no held-out result"))
+        known = {seed: float(value) for seed, value in values.items() if value is not None}
+        return self._end(trial, Outcome(FINISHED, sum(known.values()) / len(known), known))
+
+    def leave(self) -> None:
+        """Have the run write a checkpoint and end, and wait for that; a later worker goes on."""
+        self._leave.set()
+        process = self._process
+        if process is not None and process.poll() is None:
+            process.send_signal(signal.SIGUSR1)
+            process.wait()
+
+    def reset(self) -> None:
+        """Let a failed point be tried again, with the same keys; its runs go on from their checkpoints."""
+        path = self.folder / "point.json"
+        point = json.loads(path.read_text())
+        trial = again(open_study(self.sweep), point["trial"])
+        suggest(self.sweep, trial)
+        write_whole(path, json.dumps(point | {"trial": trial.number}))
+        (self.folder / "outcome.json").unlink()
+
+    def _begin(self, done: Outcome | None) -> Trial | None:
+        """The point's trial: the one it has, or a new one; None: its value is told already."""
+        study = open_study(self.sweep, self.number)
+        path = self.folder / "point.json"
+        if done is not None:
+            return None  # more seeds: Optuna keeps the value that it was told
+        if path.exists():
+            return trial_of(study, json.loads(path.read_text())["trial"])
+        self.folder.mkdir(parents=True, exist_ok=True)
+        trial = study.ask()
+        write_whole(path, json.dumps({"trial": trial.number, "keys": suggest(self.sweep, trial)}))
+        return trial
+
+    def _end(self, trial: Trial | None, outcome: Outcome) -> Outcome:
+        if trial is not None:
+            states = {FAILED: TrialState.FAIL, PRUNED: TrialState.PRUNED, FINISHED: None}
+            value = outcome.value if outcome.state == FINISHED else None
+            open_study(self.sweep).tell(trial.number, value, state=states[outcome.state])
+        write_whole(self.folder / "outcome.json", json.dumps(vars(outcome)))
+        return outcome
+
+    def command(self, seed: int) -> list[str]:
+        """The command line of a seed's run."""
+        sweep, run = self.sweep, self.run_dir(seed)
+        words = [*sweep.words(self.keys() or {}), f"--seed={seed}", f"--output_dir={run}"]
+        words += ["--resume"] if (run / "config.yaml").exists() else []
+        words += ["--accelerate", sweep.accelerate] if sweep.accelerate else []
+        words += ["--num_processes", str(sweep.num_processes)] if sweep.num_processes else []
+        return [sys.executable, "-m", "rlkit.cli", sweep.command, sweep.base, *words]
+
+    def _log(self, seed: int) -> Path:
+        return self.folder / f"seed-{seed}.log"
+
+    def _run(self, seed: int, trial: Trial | None) -> tuple[int, bool]:
+        """Make a run: its exit code, and whether it was pruned."""
+        if self._leave.is_set():
+            return 0, False
+        pruned, told = False, set()
+        with self._log(seed).open("ab") as log:
+            self._process = process = subprocess.Popen(
+                self.command(seed), stdout=log, stderr=subprocess.STDOUT, env=self._environment()
+            )
+            while (code := _wait(process)) is None:
+                if trial is None or not self.sweep.pruning or pruned:
+                    continue
+                for step, value in self._held_out(seed):
+                    if step not in told and not math.isnan(value):
+                        told.add(step)
+                        trial.report(value, step)
+                if told and trial.should_prune():
+                    pruned = True
+                    process.terminate()
+        return code, pruned
+
+    def _environment(self) -> dict[str, str]:
+        return {**os.environ, "RLKIT_SWEEP_POINT": str(self.number)}
+
+    def _held_out(self, seed: int) -> list[tuple[int, float]]:
+        paths = (self.run_dir(seed) / "evaluation").glob("step-*.json")
+        values = [(int(path.stem.split("-")[1]), self.value(seed, path.stem)) for path in paths]
+        return sorted((step, value) for step, value in values if value is not None)
+
+    def _last(self, seed: int) -> float | None:
+        found = self._held_out(seed)
+        return found[-1][1] if found else None
+
+
+def _wait(process: subprocess.Popen[bytes]) -> int | None:
+    try:
+        return process.wait(LOOK_SECONDS)
+    except subprocess.TimeoutExpired:
+        return None
+
+
+def last_error(log: Path, code: int) -> str:
+    """The line of a log that says why a run ended."""
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    found = [line for line in lines if ERROR.match(line)]
+    if not found and code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    return (found or lines or [f"exit code {code}"])[-1][:300]

@@ -1,0 +1,116 @@
+"""Sweeps of real runs here: they end in a table and a page, stop and go on, fail and are tried again."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from rlkit.sweeps.command import main
+from rlkit.sweeps.point import FAILED, FINISHED, Point, last_error
+from rlkit.sweeps.spec import load_sweep
+
+ROOT = Path(__file__).parents[3]
+
+
+def table(sweep):
+    with (sweep.folder / "table.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize(
+    "text, code, line",
+    [
+        ("rlkit: no tasks\n", 2, "rlkit: no tasks"),
+        ("Traceback ...\n  x\nValueError: bad\nclosing\n", 1, "ValueError: bad"),
+        ("a.b.OutOfMemoryError: 3 GiB\n============\n", 1, "a.b.OutOfMemoryError: 3 GiB"),
+        ("step 3\n", -9, "killed by SIGKILL"),
+        ("step 3\n", 1, "step 3"),
+        ("", 1, "exit code 1"),
+    ],
+)
+def test_the_line_that_says_why(tmp_path, text, code, line):
+    (tmp_path / "log").write_text(text)
+    assert last_error(tmp_path / "log", code) == line
+
+
+@pytest.mark.slow
+def test_a_grid_with_a_point_that_fails(write, capsys, tmp_path):
+    """Point 1 names a model that is not there; after it is made it is tried again and finishes."""
+    tiny = load_sweep(write(keys={"beta": [0.0]})).base  # which names the model that is there
+    model = next(line.split(": ")[1] for line in Path(tiny).read_text().splitlines() if "model_name" in line)
+    later = tmp_path / "later"
+    keys = {"model_name_or_path": [model, str(later)], "learning_rate": [0.01]}
+    path = write(keys=keys, seeds=[0, 1], parallel=2)
+    assert main([str(path)]) == 1
+    out = capsys.readouterr().out
+    assert "1 of 2 points are finished, 1 failed" in out
+    assert "point 1 failed: rlkit: there is no model folder" in out and "--retry" in out
+    sweep = load_sweep(path)
+    first, second = table(sweep)
+    assert (first["state"], second["state"]) == (FINISHED, FAILED)
+    values = [float(first[f"seed {seed}"]) for seed in (0, 1)]
+    for seed, value in zip((0, 1), values, strict=True):
+        after = json.loads((Point(sweep, 0).run_dir(seed) / "evaluation" / "after.json").read_text())
+        assert after["accuracy"]["mean"] == value and after["seed"] == seed
+    assert float(first["mean"]) == pytest.approx(sum(values) / 2)
+    page = (sweep.folder / "report.html").read_text()
+    assert "1 of 2 points are finished" in page and "point 0" in page
+
+    later.symlink_to(model)
+    assert main([str(path)]) == 1  # failed points are left alone
+    assert main([str(path), "--retry"]) == 0
+    assert [row["state"] for row in table(sweep)] == [FINISHED, FINISHED]
+    assert main([str(path), "--collect"]) == 0
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_stopped_goes_on(write):
+    """Two points of 12 steps; SIGTERM comes in the middle of the first, which goes on from its checkpoint."""
+    path = write(changes={"max_steps": 12, "save_steps": 1000}, keys={"learning_rate": [0.01, 0.02]})
+    sweep = load_sweep(path)
+    command = [sys.executable, "-m", "rlkit.cli", "sweep", str(path)]
+    metrics = Point(sweep, 0).run_dir(0) / "metrics.jsonl"
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 120
+        while not (metrics.exists() and '"step": 3' in metrics.read_text()):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        out = process.communicate(timeout=100)[0]
+    assert "the same command goes on" in out
+    checkpoints = list(Point(sweep, 0).run_dir(0).glob("checkpoint-*/rlkit.json"))
+    assert len(checkpoints) == 1 and Point(sweep, 0).outcome() is None
+    done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "2 of 2 points are finished" in done.stdout
+    log = (Point(sweep, 0).folder / "seed-0.log").read_text()
+    assert "stopped by SIGUSR1 after step" in log
+
+
+@pytest.mark.slow
+def test_optuna_prunes_what_is_worse(write):
+    """Point values are set apart by the reward: the worst of six is stopped before its last step."""
+    changes = {"max_steps": 4, "evaluation_steps": 1, "environment": f"{ROOT / 'tests' / 'toy.py'}:Given"}
+    keys = {"environment_args.value": [0.9, 0.8, 0.7, 0.6, 0.1]}
+    sweep = load_sweep(write(changes=changes, keys=keys, search="optuna", trials=6, pruning=True))
+    import optuna
+
+    from rlkit.sweeps.study import open_study
+
+    study = open_study(sweep)
+    for value in keys["environment_args.value"]:
+        study.enqueue_trial({"environment_args.value": json.dumps(value)})
+    outcomes = [Point(sweep, number).work() for number in range(5)]
+    assert [outcome.state for outcome in outcomes] == [FINISHED] * 4 + ["pruned"]
+    assert outcomes[0].value == pytest.approx(0.9) and outcomes[4].value == pytest.approx(0.1)
+    assert not (Point(sweep, 4).run_dir(0) / "evaluation" / "after.json").exists()
+    states = [trial.state for trial in study.trials]
+    assert states == [optuna.trial.TrialState.COMPLETE] * 4 + [optuna.trial.TrialState.PRUNED]
+    assert main([str(sweep.folder.parent / "sweep.yaml"), "--collect"]) == 0
+    assert "Importance of each key" in (sweep.folder / "report.html").read_text()

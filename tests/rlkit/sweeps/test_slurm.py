@@ -1,0 +1,128 @@
+"""Sweeps on a real Slurm of one node: an array of GRPO runs, one killed, one told to leave, and collected."""
+
+import csv
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from rlkit.errors import UserError
+from rlkit.sweeps.command import main
+from rlkit.sweeps.point import FINISHED, Point
+from rlkit.sweeps.slurm import in_queue, jobs_of, parameters
+from rlkit.sweeps.spec import load_sweep
+from tests.slurm import Slurm
+
+ROOT = Path(__file__).parents[3]
+KEYS = {"learning_rate": [0.01, 0.02, 0.03]}
+SLURM = {"partition": "main", "time": 60, "cpus_per_task": 1, "grace": 60}
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    with Slurm(tmp_path_factory.mktemp("slurm")) as slurm, pytest.MonkeyPatch.context() as patch:
+        for name, value in slurm.environment.items():
+            patch.setenv(name, value)
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield slurm
+
+
+def wait(what, ready, seconds=240):
+    deadline = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.2)
+
+
+def steps(point):
+    path = point.run_dir(0) / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return max((line["step"] for line in lines), default=0)
+
+
+@pytest.mark.slow
+def test_an_array_with_a_killed_and_a_requeued_job(cluster, write, capsys):
+    """All three points end; the one that was told to leave went on in the same job, the killed one when asked."""
+    path = write(
+        changes={"max_steps": 30, "save_steps": 5, "evaluation_tasks": 4}, keys=KEYS, parallel=2, slurm=SLURM
+    )
+    sweep = load_sweep(path)
+    points = [Point(sweep, number) for number in range(3)]
+    assert main([str(path), "--launcher", "slurm"]) == 0
+    assert "3 points" in capsys.readouterr().out
+    jobs = jobs_of(sweep)
+    wait("two points run", lambda: steps(points[0]) >= 6 and steps(points[1]) >= 6)
+    cluster.run("scancel", "--signal=KILL", jobs["0"])
+    cluster.run("scancel", "--signal=USR2", jobs["1"])  # what Slurm sends before the time is up
+    assert main([str(path), "--launcher", "slurm"]) == 0
+    wait("the others end", lambda: points[1].outcome() and points[2].outcome() and not in_queue(sweep))
+    assert "stopped by SIGUSR" in (points[1].folder / "seed-0.log").read_text()
+    assert jobs_of(sweep)["1"] == jobs["1"]  # it was queued again, not submitted again
+
+    assert points[0].outcome() is None
+    capsys.readouterr()
+    assert main([str(path), "--launcher", "slurm"]) == 0
+    assert "1 points" in capsys.readouterr().out
+    wait("the killed one ends", lambda: points[0].outcome() is not None)
+    assert [point.outcome().state for point in points] == [FINISHED] * 3
+    assert len({json.loads((p.folder / "point.json").read_text())["trial"] for p in points}) == 3
+
+    assert main([str(path), "--collect"]) == 0
+    with (sweep.folder / "table.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert sorted(float(row["learning_rate"]) for row in rows) == KEYS["learning_rate"]
+    assert all(row["state"] == FINISHED and row["mean"] for row in rows)
+    wait("the queue is empty", lambda: not in_queue(sweep))
+    assert main([str(path), "--launcher", "slurm"]) == 0
+    assert "nothing to submit" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "slurm, complaint",
+    [
+        ({"partition": "man"}, "there is no partition 'man' .did you mean 'main'"),
+        ({"partition": "main", "nodes": 5}, "Slurm refused the sweep: .*[Nn]ode"),
+    ],
+)
+def test_what_slurm_does_not_have(cluster, write, slurm, complaint):
+    path = write(keys=KEYS, slurm=slurm)
+    with pytest.raises(UserError, match=complaint) as caught:
+        main([str(path), "--launcher", "slurm"])
+    assert "\n" not in str(caught.value)
+    assert not cluster.run("squeue", "-h")
+
+
+def test_a_slurm_that_does_not_answer(cluster, write, monkeypatch, tmp_path):
+    text = Path(os.environ["SLURM_CONF"]).read_text()
+    other = tmp_path / "slurm.conf"
+    port = next(line for line in text.splitlines() if line.startswith("SlurmctldPort"))
+    other.write_text(text.replace(port, "SlurmctldPort=1") + "MessageTimeout=2\nSlurmctldTimeout=2\n")
+    monkeypatch.setenv("SLURM_CONF", str(other))
+    with pytest.raises(UserError, match="Slurm does not answer"):
+        main([str(write(keys=KEYS, slurm=SLURM)), "--launcher", "slurm"])
+
+
+def test_no_slurm(write, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="there is no Slurm here"):
+        main([str(write(keys=KEYS, slurm=SLURM)), "--launcher", "slurm"])
+
+
+def test_options_reach_sbatch(write):
+    pytest.importorskip("submitit")
+    slurm = SLURM | {
+        "account": "us",
+        "nodes": 2,
+        "gpus_per_node": 8,
+        "container": "a.sqsh",
+        "mail-user": "me",
+    }
+    found = parameters(load_sweep(write(keys=KEYS, parallel=5, slurm=slurm | {"setup": "module load cuda"})))
+    assert found["partition"] == "main" and found["account"] == "us" and found["time"] == 60
+    assert found["nodes"] == 2 and found["ntasks_per_node"] == 1 and found["gpus_per_node"] == 8
+    assert found["signal_delay_s"] == 60 and found["array_parallelism"] == 5
+    assert found["setup"] == ["module load cuda"]
+    assert "--container-image=a.sqsh" in found["srun_args"]
+    assert found["additional_parameters"] == {"mail-user": "me"}

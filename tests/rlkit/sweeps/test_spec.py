@@ -1,0 +1,122 @@
+"""A sweep's file is checked before anything starts; every mistake is one line that says what to write."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlkit.errors import UserError
+from rlkit.sweeps.command import check_points, main
+from rlkit.sweeps.spec import Sweep, load_sweep, values_of
+
+RATES = {"learning_rate": [0.1, 0.2]}
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[3] / "configs" / "sweeps").glob("*.yaml")))
+def test_the_shipped_ones(path, monkeypatch):
+    monkeypatch.chdir(path.parents[2])
+    sweep = load_sweep(path)
+    assert sweep.size > 1
+    check_points(sweep)
+
+
+def test_a_grid_has_all_combinations(write):
+    sweep = load_sweep(write(keys={"a": [1, 2], "b": {"low": 1, "high": 5, "step": 2}}))
+    assert list(sweep.grid()) == [{"a": a, "b": b} for a in (1, 2) for b in (1, 3, 5)]
+    assert sweep.size == 6
+
+
+@given(low=st.integers(-50, 50), steps=st.integers(1, 60), step=st.sampled_from([0.1, 0.05, 0.25, 2, 3]))
+def test_a_range_with_a_step_has_both_ends(low, steps, step):
+    values = values_of("a", {"low": low, "high": low + steps * step, "step": step})
+    assert len(values) == steps + 1
+    assert values[0] == low and values[-1] == pytest.approx(low + steps * step)
+
+
+def test_words_are_read_as_they_were_meant(write):
+    from rlkit.config import parse_train
+
+    keys = {
+        "learning_rate": 0.5,
+        "environment_args.name": "1",
+        "environment_args.level": 2,
+        "lora_target_modules": ["q_proj", "v_proj"],
+        "guards": {"length": "stop"},
+        "shuffle_dataset": False,
+    }
+    sweep = load_sweep(write(keys=RATES))
+    run = parse_train([sweep.base, *sweep.words(keys)])
+    assert run.trainer.learning_rate == 0.5 and run.trainer.shuffle_dataset is False
+    assert run.task.mapping("environment_args") == {"name": "1", "level": 2}
+    assert run.model.lora_target_modules == ["q_proj", "v_proj"]
+    assert run.task.mapping("guards") == {"length": "stop"}
+
+
+@pytest.mark.parametrize(
+    "keys, complaint",
+    [
+        ({"keys": None}, "'keys' is missing"),
+        ({"keys": {}}, "'keys' is missing"),
+        ({"keys": {"learning_rate": []}}, "learning_rate has an empty list"),
+        ({"keys": {"learning_rate": [None]}}, "null and \\[\\] cannot be said"),
+        ({"keys": {"learning_rate": 0.1}}, "must be a list, or a range"),
+        ({"keys": {"learning_rate": {"low": "1e-5", "high": 1}}}, "write 1.0e-5"),
+        ({"keys": {"learning_rate": {"low": 1, "hihg": 2}}}, "did you mean 'high'"),
+        ({"keys": {"learning_rate": {"low": 2, "high": 2}}}, "is not below"),
+        ({"keys": {"learning_rate": {"low": 0, "high": 2, "log": True}}}, "low above 0"),
+        ({"keys": {"learning_rate": {"low": 1, "high": 2}}}, "a grid needs a list"),
+        ({"keys": {"seed": [0, 1]}}, "use seeds"),
+        ({"keys": {"output_dir": ["a"]}}, "set by the sweep itself"),
+        ({"keys": {"a": list(range(101)), "b": list(range(100))}}, "10,100 points"),
+        ({"serach": "grid"}, "did you mean 'search'"),
+        ({"search": "rnadom"}, "did you mean 'random'"),
+        ({"search": "random"}, "needs trials"),
+        ({"trials": 3}, "leave out trials"),
+        ({"seeds": []}, "seeds must be"),
+        ({"seeds": [1, 1]}, "seeds must be"),
+        ({"pruning": True}, "goes with search: optuna"),
+        ({"parallel": 0}, "at least 1"),
+        ({"base": "nowhere.yaml"}, "there is no base nowhere.yaml"),
+    ],
+)
+def test_mistakes_in_the_file(write, keys, complaint):
+    with pytest.raises(UserError, match=complaint) as caught:
+        load_sweep(write(**({"keys": RATES} | keys)))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changes, keys, complaint",
+    [
+        ({}, {"learning_rat": [1]}, "learning_rat=1: unknown key .*did you mean 'learning_rate'"),
+        ({}, {"environment_arg.level": [1]}, "did you mean 'environment_args'"),
+        ({}, {"num_generations": [4, 3]}, "num_generations=3: .*divisible"),
+        ({"evaluation_tasks": 0}, RATES, "evaluation_tasks 0"),
+    ],
+)
+def test_mistakes_that_a_run_would_find(write, changes, keys, complaint):
+    path = write(changes=changes, keys=keys)
+    with pytest.raises(UserError, match=complaint) as caught:
+        main([str(path)])
+    assert "\n" not in str(caught.value)
+    assert not load_sweep(path).folder.exists()
+
+
+def test_ends_of_ranges_are_checked_too(write):
+    sweep = load_sweep(write(keys={"temperature": {"low": 0.5, "high": 2.0}}, search="random", trials=2))
+    assert sweep.corners() == [{"temperature": 0.5}, {"temperature": 2.0}]
+
+
+def test_pruning_needs_evaluations_in_training(write):
+    path = write(keys=RATES, search="optuna", trials=3, pruning=True)
+    with pytest.raises(UserError, match="set evaluation_steps"):
+        main([str(path)])
+
+
+def test_the_identity_is_what_may_not_change():
+    one = Sweep("base.yaml", {"a": [1]}, seeds=[0], trials=0)
+    assert one.identity() == Sweep("base.yaml", {"a": [1]}, seeds=[0, 1], parallel=3).identity()
+    assert one.identity() != Sweep("base.yaml", {"a": [2]}).identity()
+    assert json.loads(one.identity())["base"] == "base.yaml"
