@@ -17,6 +17,7 @@ from typing import Any
 
 from optuna.trial import Trial, TrialState
 
+from rlkit.cli import PREEMPTED
 from rlkit.errors import UserError
 from rlkit.evaluation.result import Evaluation
 from rlkit.run_directory import write_whole
@@ -25,6 +26,8 @@ from rlkit.sweeps.study import again, open_study, suggest, trial_of
 
 FINISHED, FAILED, PRUNED = "finished", "failed", "pruned"
 LOOK_SECONDS = 1.0
+TOLD_TO_LEAVE = "rlkit: stopped by SIG"
+RANK = re.compile(r"^\[rank\d+\]: ")
 ERROR = re.compile(r"^(rlkit: .*|[\w.]*(Error|Exception|Killed|Interrupt)\b.*)")
 
 
@@ -52,6 +55,7 @@ class Point:
         self.folder = sweep.folder / "points" / f"{number:04d}"
         self._process: subprocess.Popen[bytes] | None = None
         self._leave = threading.Event()
+        self._begun = 0  # where the log of this start begins
 
     def outcome(self) -> Outcome | None:
         """How it ended; None: it has not."""
@@ -98,7 +102,10 @@ class Point:
             if self._leave.is_set():
                 return None
             if code != 0 or not self.finished(seed):
-                return self._end(trial, Outcome(FAILED, error=last_error(self._log(seed), code)))
+                error = last_error(self._log(seed).read_bytes()[self._begun :].decode(errors="replace"), code)
+                if code == PREEMPTED or error.startswith(TOLD_TO_LEAVE):
+                    return None
+                return self._end(trial, Outcome(FAILED, error=error))
         values = {str(seed): self.value(seed) for seed in self.sweep.seeds}
         if bad := [seed for seed, value in values.items() if value is None or math.isnan(value)]:
             return self._end(trial, Outcome(FAILED, error=f"seed {bad[0]}: no held-out result"))
@@ -161,6 +168,7 @@ class Point:
             return 0, False
         pruned, told = False, set()
         with self._log(seed).open("ab") as log:
+            self._begun = log.tell()
             self._process = process = subprocess.Popen(
                 self.command(seed), stdout=log, stderr=subprocess.STDOUT, env=self._environment()
             )
@@ -196,10 +204,10 @@ def _wait(process: subprocess.Popen[bytes]) -> int | None:
         return None
 
 
-def last_error(log: Path, code: int) -> str:
+def last_error(log: str, code: int) -> str:
     """The line of a log that says why a run ended."""
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    found = [line for line in lines if ERROR.match(line)]
+    lines = [RANK.sub("", line).strip() for line in log.splitlines() if line.strip()]
+    found = [line for line in lines if ERROR.match(line) and "ChildFailedError" not in line]  # torchrun's
     if not found and code < 0:
         return f"killed by {signal.Signals(-code).name}"
     return (found or lines or [f"exit code {code}"])[-1][:300]

@@ -44,7 +44,7 @@ def steps(point):
 
 @pytest.mark.slow
 def test_an_array_with_a_killed_and_a_requeued_job(cluster, write, capsys):
-    """All three points end; the one that was told to leave went on in the same job, the killed one when asked."""
+    """All three points end: who was told to leave went on in the same job, who was killed when asked."""
     path = write(
         changes={"max_steps": 30, "save_steps": 5, "evaluation_tasks": 4}, keys=KEYS, parallel=2, slurm=SLURM
     )
@@ -83,7 +83,7 @@ def test_an_array_with_a_killed_and_a_requeued_job(cluster, write, capsys):
     "slurm, complaint",
     [
         ({"partition": "man"}, "there is no partition 'man' .did you mean 'main'"),
-        ({"partition": "main", "nodes": 5}, "Slurm refused the sweep: .*[Nn]ode"),
+        ({"partition": "main", "gres": "gpu:1"}, "Slurm refused the sweep: .*[Gg]eneric resource|gres"),
     ],
 )
 def test_what_slurm_does_not_have(cluster, write, slurm, complaint):
