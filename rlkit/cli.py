@@ -19,6 +19,7 @@ COMMANDS = {
     "sweep": ("rlkit.sweeps.command", "run a config with many keys: a grid, at random, by Optuna; on Slurm"),
     "eval": ("rlkit.eval", "answer held-out tasks with one model, or compare two"),
     "report": ("rlkit.report", "write the HTML page of one run, or of several side by side"),
+    "export": ("rlkit.export", "write a run's model as plain safetensors, adapters merged"),
     "serve": ("rlkit.serve", "start a vLLM server for training"),
     "serve-search": ("envs.search.server", "serve a search index over HTTP"),
     "view": ("rlkit.view", "browse a run's rollouts in the terminal"),

@@ -13,7 +13,7 @@ from rlkit.sweeps.command import main
 from rlkit.sweeps.point import FINISHED, Point
 from rlkit.sweeps.slurm import in_queue, jobs_of, parameters
 from rlkit.sweeps.spec import load_sweep
-from tests.slurm import Slurm
+from tests.slurm import Slurm, missing
 
 ROOT = Path(__file__).parents[3]
 KEYS = {"learning_rate": [0.01, 0.02, 0.03]}
@@ -22,6 +22,8 @@ SLURM = {"partition": "main", "time": 60, "cpus_per_task": 1, "grace": 60}
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
+    if lacks := missing():
+        pytest.skip(f"a Slurm of our own needs {', '.join(lacks)}")
     with Slurm(tmp_path_factory.mktemp("slurm")) as slurm, pytest.MonkeyPatch.context() as patch:
         for name, value in slurm.environment.items():
             patch.setenv(name, value)
