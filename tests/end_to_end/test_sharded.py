@@ -1,5 +1,6 @@
 """GRPO, HAPO and SFT in two processes under ZeRO-2, ZeRO-3 and FSDP2 end where one process does."""
 
+import importlib.util
 import json
 import os
 import shutil
@@ -44,6 +45,20 @@ SHARDS = {  # files of a checkpoint that only this way of sharding writes
     "zero3": "global_step2/zero_pp_rank_1_mp_rank_00_model_states.pt",
     "fsdp2": "pytorch_model_fsdp.bin",
 }
+# vLLM's greedy tokens and those of transformers, of the model in a folder.
+IN_VLLM = """
+import sys, torch
+from transformers import AutoModelForCausalLM
+from vllm import LLM, SamplingParams
+ids = [40, 50, 60, 70] * 3
+llm = LLM(sys.argv[1], dtype="float32", max_model_len=64, enforce_eager=True)
+out = llm.generate([{"prompt_token_ids": ids}], SamplingParams(temperature=0, max_tokens=20, ignore_eos=True))
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32)
+for _ in range(20):
+    with torch.no_grad():
+        ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+print("same:", list(out[0].outputs[0].token_ids) == ids[12:])
+"""
 pytestmark = pytest.mark.slow
 
 
@@ -115,6 +130,16 @@ def assert_same(run, other, start):
     assert distance(*weights) < TOLERANCE * distance(weights[1], start)
 
 
+def assert_vllm_loads(folder):
+    """vLLM takes the model as it was saved, and says what transformers says."""
+    if importlib.util.find_spec("vllm") is None:
+        return
+    environment = os.environ | {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    command = [sys.executable, "-c", IN_VLLM, str(folder)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert "same: True" in done.stdout, done.stdout[-500:] + done.stderr[-2000:]
+
+
 @pytest.mark.parametrize("shards", ["zero3", "fsdp2"])
 def test_an_adapter_is_merged(launch, vllm_folder, shards):
     keys = {
@@ -134,6 +159,8 @@ def test_two_processes_learn_what_one_does(launch, alone, vllm_folder, name, sha
     run = launch(name, shards)
     assert (run / "checkpoint-2" / SHARDS[shards]).exists()
     assert_same(run, alone(name), vllm_folder)
+    if (name, shards) == ("grpo", "zero3"):
+        assert_vllm_loads(run / "model")
     if name == "hapo":  # it goes on from its last checkpoint but one
         again = run.with_name(f"again-{shards}")
         shutil.copytree(run, again)
