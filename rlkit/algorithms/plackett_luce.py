@@ -64,10 +64,8 @@ def _denominators(rows: Tensor, chosen: Tensor, rankings: Tensor) -> Tensor:
 
     Summed from the end: a subtraction from the sum of all would lose its digits.
     """
-    there = (rankings >= 0).to(torch.uint8)
-    placed = torch.zeros(rows.shape, dtype=torch.uint8, device=rows.device)
-    placed.scatter_add_(-1, rankings.clamp(min=0), there)
-    rest = rows.masked_fill(placed > 0, _FLOOR).logsumexp(-1, keepdim=True)
+    placed = torch.where(rankings >= 0, rankings, rankings[..., :1])  # the first is always there
+    rest = rows.scatter(-1, placed, _FLOOR).logsumexp(-1, keepdim=True)
     return torch.cat([rest, chosen.flip(-1)], dim=-1).logcumsumexp(-1)[..., 1:].flip(-1)
 
 
