@@ -54,9 +54,25 @@ def usage() -> str:
 def _call(name: str, words: Sequence[str]) -> int:
     if name in IN_PROCESSES:
         options, words = split(words)
+        if name == "train" and "--dry-run" in words:
+            return _plan(options, words)
+        if "--memory" in options or "--dry-run" in words:
+            raise UserError("--memory goes with --dry-run, and that with rlkit train")
         if "--accelerate" in options:
             launch(COMMANDS[name][0], options, words)
     return _find(name)(words)
+
+
+def _plan(options: dict[str, str], words: Sequence[str]) -> int:
+    from rlkit.config import parse_train
+    from rlkit.plan import plan
+
+    words = [word for word in words if word != "--dry-run"]
+    try:
+        memory = float(options["--memory"]) if "--memory" in options else None
+    except ValueError as error:
+        raise UserError(f"--memory is a number of GiB, not {options['--memory']!r}") from error
+    return 0 if plan(parse_train(words), options, memory) else 1
 
 
 def _find(name: str) -> Callable[[Sequence[str]], int]:

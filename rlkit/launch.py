@@ -17,7 +17,7 @@ from rlkit.errors import UserError, nearest
 from rlkit.loading import load_yaml
 
 FOLDER = Path("configs") / "accelerate"
-OPTIONS = ("--accelerate", "--num_processes")
+OPTIONS = ("--accelerate", "--num_processes", "--memory")
 GRACE_SECONDS = 300  # for processes to write a checkpoint after SIGTERM; torchrun would kill them after 30
 PASSED_ON = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"  # by torchrun, to the processes that train
 FIRST_PORT, PORTS = 20000, 20000

@@ -1,0 +1,108 @@
+"""The memory that `rlkit train --dry-run` foretells against the peak of the process that trains, on a CPU.
+
+Two small models: the bundled one, and one of 18 million parameters with its vocabulary. Measured is the peak
+of the resident memory less what was resident before the model was loaded.
+
+    python benchmarks/memory_plan.py
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from rlkit.config import parse_train
+from rlkit.memory import Sharding, estimate
+from rlkit.models import resolve
+from rlkit.plan import shape_of
+from rlkit.rollouts.generator import tokenize
+
+ROOT = Path(__file__).parents[1]
+RESULT = Path(__file__).parent / "results" / "memory_plan.json"
+BUNDLED = "bundled:smollm2-135m"
+SMALL = {"hidden_size": 256, "num_hidden_layers": 8, "num_attention_heads": 4, "intermediate_size": 704}
+SMALL |= {"num_key_value_heads": 2, "head_dim": 64}
+CASES = {
+    "bundled, 64 rollouts": (BUNDLED, []),
+    "bundled, 16 rollouts": (BUNDLED, ["--per_device_train_batch_size", "16"]),
+    "bundled, 16 rollouts, LoRA": (BUNDLED, ["--per_device_train_batch_size", "16", "--use_peft", "true"]),
+    "bundled, 32 rollouts, checkpointing": (
+        BUNDLED,
+        ["--per_device_train_batch_size", "32", "--gradient_checkpointing", "true"],
+    ),
+    "small, 64 rollouts": ("small", []),
+    "small, 16 rollouts": ("small", ["--per_device_train_batch_size", "16"]),
+    "small, 64 rollouts, float32": ("small", ["--bf16", "false"]),
+    "small, 32 rollouts of 100 tokens": (
+        "small",
+        ["--per_device_train_batch_size", "32", "--max_completion_length", "100"],
+    ),
+}
+COMMON = ["--max_steps", "3", "--evaluation_tasks", "0", "--save_strategy", "no", "--report_to", "none"]
+# Run in a process of its own: it trains, and prints what was resident.
+TRAIN = """
+import sys
+import rlkit.models as models
+def status(key):
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
+load = models.load_model
+before = []
+def load_model(*args, **kwargs):
+    before.append(status("VmRSS"))
+    return load(*args, **kwargs)
+models.load_model = load_model
+from rlkit.train import main
+main(sys.argv[1:])
+print("measured", status("VmHWM") - before[0])
+"""
+
+
+def save_small(folder: Path) -> None:
+    config = AutoConfig.from_pretrained(resolve(BUNDLED))
+    for key, value in SMALL.items():
+        setattr(config, key, value)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(resolve(BUNDLED)).save_pretrained(folder)
+
+
+def measure(words: list[str]) -> int:
+    """Bytes at the peak of a training."""
+    done = subprocess.run([sys.executable, "-c", TRAIN, *words], check=True, capture_output=True, text=True)
+    return int(done.stdout.split("measured")[1])
+
+
+def foretell(words: list[str]) -> float:
+    """Bytes at the peak as the plan has it."""
+    run = parse_train(words)
+    tasks = run.task.make_environment().tasks("train", 32, run.trainer.seed)
+    name = resolve(run.model.model_name_or_path)
+    lengths = [len(ids) for ids in tokenize(AutoTokenizer.from_pretrained(name), tasks["prompt"])]
+    config = AutoConfig.from_pretrained(name)
+    return estimate(run, config, shape_of(run, lengths), Sharding(), on_cpu=True).peak
+
+
+def main() -> None:
+    config = str(ROOT / "configs" / "causal" / "smollm2.yaml")
+    result = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        save_small(Path(temporary) / "small")
+        for name, (model, words) in CASES.items():
+            path = str(Path(temporary) / "small") if model == "small" else model
+            out = ["--model_name_or_path", path, "--output_dir", f"{temporary}/run", "--overwrite", "true"]
+            line = [config, *COMMON, *out, *words]
+            measured, foretold = measure(line), foretell(line)
+            result[name] = {
+                "measured_mib": measured >> 20,
+                "foretold_mib": int(foretold) >> 20,
+                "ratio": round(foretold / measured, 3),
+            }
+            print(name, result[name], flush=True)
+    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
