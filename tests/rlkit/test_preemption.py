@@ -68,6 +68,7 @@ def test_a_signal_in_the_last_step_changes_nothing():
         callback.on_train_begin(None, None, None)
         os.kill(os.getpid(), signal.SIGTERM)
         callback.trained(last)
+    assert callback.received == "SIGTERM" and not callback.training
 
 
 def test_a_signal_outside_training_ends_at_once_and_handlers_are_put_back():

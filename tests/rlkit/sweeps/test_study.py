@@ -73,8 +73,9 @@ def test_another_sweeps_journal_is_refused(write):
 
 
 def test_more_trials_continue(write):
-    open_study(load_sweep(write(keys=RANGES, search="random", trials=2)))
-    open_study(load_sweep(write(keys=RANGES, search="random", trials=4, seeds=[0, 1])))
+    open_study(load_sweep(write(keys=RANGES, search="random", trials=2))).ask()
+    more = load_sweep(write(keys=RANGES, search="random", trials=4, seeds=[0, 1]))
+    assert open_study(more, 1).ask().number == 1
 
 
 def test_another_studys_journal_is_refused(write):
