@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from rlkit.errors import UserError
+from rlkit.errors import UserError, nearest
 from rlkit.sweeps.point import FAILED, FINISHED, Point
 from rlkit.sweeps.spec import Sweep, load_sweep
 
@@ -59,6 +59,12 @@ def check_points(sweep: Sweep) -> None:
             raise UserError(
                 f"{', '.join(f'{key}={value}' for key, value in keys.items())}: {error}"
             ) from error
+    if sweep.objective != "accuracy":
+        known = {*run.task.make_environment().rewards, *(getattr(run.task, "rewards", None) or ())}
+        if sweep.objective not in known:
+            raise UserError(
+                f"there is no reward {sweep.objective!r} to compare{nearest(sweep.objective, known)}"
+            )
     if not run.task.evaluation_tasks:
         raise UserError(f"{sweep.base} has evaluation_tasks 0: points are compared by their held-out results")
     if sweep.pruning and not run.task.evaluation_steps:

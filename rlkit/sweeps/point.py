@@ -159,6 +159,10 @@ class Point:
         words += ["--num_processes", str(sweep.num_processes)] if sweep.num_processes else []
         return [sys.executable, "-m", "rlkit.cli", sweep.command, sweep.base, *words]
 
+    def start_file(self, seed: int) -> Path:
+        """What was started last for a seed, and by which start of which job."""
+        return self.folder / f"seed-{seed}.start.json"
+
     def _log(self, seed: int) -> Path:
         return self.folder / f"seed-{seed}.log"
 
@@ -167,10 +171,17 @@ class Point:
         if self._leave.is_set():
             return 0, False
         pruned, told = False, set()
+        line = self.command(seed)
+        # Other nodes of the same job start the same line (`rlkit.sweeps.slurm`).
+        write_whole(self.start_file(seed), json.dumps({"start": start_name(), "command": line}))
         with self._log(seed).open("ab") as log:
             self._begun = log.tell()
             self._process = process = subprocess.Popen(
-                self.command(seed), stdout=log, stderr=subprocess.STDOUT, env=self._environment()
+                line,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=self._environment(),
+                start_new_session=True,  # Ctrl-C is for the sweep, which lets the run write a checkpoint
             )
             while (code := _wait(process)) is None:
                 if trial is None or not self.sweep.pruning or pruned:
@@ -195,6 +206,11 @@ class Point:
     def _last(self, seed: int) -> float | None:
         found = self._held_out(seed)
         return found[-1][1] if found else None
+
+
+def start_name() -> str:
+    """This start of this job: a job that is queued again starts anew."""
+    return ".".join(os.environ.get(name, "0") for name in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT"))
 
 
 def _wait(process: subprocess.Popen[bytes]) -> int | None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from rlkit.errors import UserError, nearest
 from rlkit.run_directory import write_whole
-from rlkit.sweeps.point import Point
+from rlkit.sweeps.point import Point, start_name
 from rlkit.sweeps.spec import Sweep
 
 JOBS = "jobs.json"
@@ -48,15 +48,24 @@ class Job:
         return DelayedSubmission(Job(self.sweep, self.number))
 
     def _help(self) -> None:
-        """On another node than the first: start the same runs, whose keys the first has chosen."""
-        deadline = time.monotonic() + NODES_WAIT
+        """On another node than the first: start what that starts."""
+        point = self._point
         for seed in self.sweep.seeds:
-            while not (self._point.run_dir(seed) / "config.yaml").exists() and not self._point.outcome():
+            deadline = time.monotonic() + NODES_WAIT
+            while (line := self._started(seed)) is None:
+                if point.finished(seed) or point.outcome() is not None:
+                    break
                 if time.monotonic() > deadline:
                     raise TimeoutError("the first node began no run")
                 time.sleep(LOOK_SECONDS)
-            if not self._point.finished(seed):
-                self._point._run(seed, None)
+            else:
+                with (point.folder / f"seed-{seed}.node-{os.environ['SLURM_NODEID']}.log").open("ab") as log:
+                    subprocess.run(line, stdout=log, stderr=subprocess.STDOUT, check=False)
+
+    def _started(self, seed: int) -> list[str] | None:
+        path = self._point.start_file(seed)
+        found = json.loads(path.read_text()) if path.exists() else {}
+        return found["command"] if found.get("start") == start_name() else None
 
 
 def submit(sweep: Sweep, points: Sequence[Point]) -> tuple[str, list[Point]]:

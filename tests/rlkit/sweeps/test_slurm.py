@@ -3,6 +3,8 @@
 import csv
 import json
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -79,6 +81,36 @@ def test_an_array_with_a_killed_and_a_requeued_job(cluster, write, capsys):
     wait("the queue is empty", lambda: not in_queue(sweep))
     assert main([str(path), "--launcher", "slurm"]) == 0
     assert "nothing to submit" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_job_of_two_nodes(write, tmp_path):
+    """Both tasks of a job, as srun starts them on two nodes: the second starts what the first does, twice."""
+    base = {"max_steps": 1, "evaluation_tasks": 2, "per_device_train_batch_size": 4}
+    several = {"accelerate": "multinode_zero3", "num_processes": 2, "seeds": [0, 1]}
+    path = write(changes=base, keys={"learning_rate": [0.01]}, **several)
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text("#!/bin/sh\necho 127.0.0.1\necho 127.0.0.1\n")  # both are this machine
+    scontrol.chmod(0o755)
+    step = {"SLURM_NNODES": "2", "SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NUM_TASKS": "2"}
+    step |= {"SLURM_STEP_NODELIST": "a,b", "SLURM_JOB_ID": "77", "OMP_NUM_THREADS": "1"}
+    step |= {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    code = (
+        "import sys; from pathlib import Path; from rlkit.sweeps.spec import load_sweep;"
+        "from rlkit.sweeps.slurm import Job; Job(load_sweep(Path(sys.argv[1])), 0)()"
+    )
+    tasks = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(path)], env=os.environ | step | {"SLURM_NODEID": rank}
+        )
+        for rank in ("1", "0")
+    ]
+    assert [task.wait(400) for task in tasks] == [0, 0]
+    point = Point(load_sweep(path), 0)
+    outcome = point.outcome()
+    assert outcome is not None and outcome.state == FINISHED, outcome
+    assert set(outcome.values) == {"0", "1"}
+    assert (point.folder / "seed-1.node-1.log").exists()
 
 
 @pytest.mark.parametrize(

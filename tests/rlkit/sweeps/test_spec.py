@@ -104,6 +104,12 @@ def test_mistakes_that_a_run_would_find(write, changes, keys, complaint):
     assert not load_sweep(path).folder.exists()
 
 
+def test_an_objective_that_there_is_not(write):
+    path = write(keys=RATES, objective="evne")
+    with pytest.raises(UserError, match="no reward 'evne' to compare .did you mean 'even'"):
+        main([str(path)])
+
+
 def test_ends_of_ranges_are_checked_too(write):
     sweep = load_sweep(write(keys={"temperature": {"low": 0.5, "high": 2.0}}, search="random", trials=2))
     assert sweep.corners() == [{"temperature": 0.5}, {"temperature": 2.0}]
