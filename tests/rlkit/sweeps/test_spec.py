@@ -106,7 +106,7 @@ def test_mistakes_that_a_run_would_find(write, changes, keys, complaint):
 
 def test_an_objective_that_there_is_not(write):
     path = write(keys=RATES, objective="evne")
-    with pytest.raises(UserError, match="no reward 'evne' to compare .did you mean 'even'"):
+    with pytest.raises(UserError, match=r"no reward 'evne' to compare .did you mean 'even'"):
         main([str(path)])
 
 
