@@ -1,11 +1,13 @@
 """Run directories with made-up numbers that look like a real run's."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from playwright.sync_api import sync_playwright
 
 from rlkit.evaluation import Evaluation, accuracy_interval
 
@@ -142,3 +144,37 @@ def write_rollouts(folder, chances, per_step, completion, rng):
 def make_run(tmp_path):
     """Make a run directory of a name: `make_run("grpo", steps=3)`; the options are those of `write_run`."""
     return lambda name="causal-grpo", **options: write_run(tmp_path / name, **options)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip("there is no Chromium on this machine")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=path, args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser):
+    """Open a file offline; at the end, fail on any error the page reported."""
+    context = browser.new_context(offline=True)
+    errors = []
+
+    def open_file(path):
+        page = context.new_page()
+        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on(
+            "request", lambda request: errors.append(request.url) if "file://" not in request.url else None
+        )
+        page.goto(path.as_uri())
+        return page
+
+    yield open_file
+    context.close()
+    assert errors == []

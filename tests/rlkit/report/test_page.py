@@ -1,10 +1,8 @@
 """The page in a real browser, without a network."""
 
-import shutil
-
 import pandas as pd
 import pytest
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 
 from rlkit.errors import UserError
 from rlkit.report import build_report, main
@@ -13,40 +11,6 @@ HOSTILE = (
     "</script><script>document.title = 'broken out'</script>"
     "<img src=x onerror=\"document.title='broken out'\">\u2028 &amp; {{ 7 * 7 }}"
 )
-
-
-@pytest.fixture(scope="module")
-def browser():
-    path = shutil.which("chromium") or shutil.which("google-chrome")
-    if path is None:
-        pytest.skip("there is no Chromium on this machine")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=path, args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-        )
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def open_page(browser):
-    """Open a file offline; at the end, fail on any error the page reported."""
-    context = browser.new_context(offline=True)
-    errors = []
-
-    def open_file(path):
-        page = context.new_page()
-        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.on(
-            "request", lambda request: errors.append(request.url) if "file://" not in request.url else None
-        )
-        page.goto(path.as_uri())
-        return page
-
-    yield open_file
-    context.close()
-    assert errors == []
 
 
 def shown(page):
