@@ -15,7 +15,7 @@ from plotly.offline import get_plotlyjs
 
 from rlkit.evaluation.result import write_atomically
 from rlkit.report.build import template, trusted
-from rlkit.report.figures import Panel, learning_panels, panel
+from rlkit.report.figures import Panel, colour, learning_panels, panel
 from rlkit.report.run import read_run
 from rlkit.run_directory import write_whole
 from rlkit.sweeps.point import FAILED, FINISHED, Point
@@ -81,6 +81,10 @@ def collect(sweep: Sweep, points: Sequence[Point]) -> tuple[Path, Path]:
         headline=headline(sweep, points, found),
         columns=[name for name in (found[0] if found else {}) if name != "folder"],
         rows=[{name: shown(value) for name, value in row.items()} for row in found],
+        curves=[
+            {"name": f"point {row['point']}", "colour": colour(i)}
+            for i, row in enumerate(row for row in found[:SHOWN] if row["state"] == FINISHED)
+        ],
         panels=panels,
         data={"figures": panels},
         css=trusted("page.css"),
@@ -130,11 +134,7 @@ def page_panels(sweep: Sweep, points: Sequence[Point], found: Sequence[dict[str,
     for key in sweep.keys if ended else ():
         panels.append(_against(sweep, key, ended))
     best = [row["point"] for row in ended[:SHOWN]]
-    runs = []
-    for number in best:
-        run = read_run(points[number].run_dir(sweep.seeds[0]))
-        run.name = f"point {number}"
-        runs.append(run)
+    runs = [read_run(points[number].run_dir(sweep.seeds[0])) for number in best]
     return panels + (learning_panels(runs) if runs else [])
 
 
@@ -152,6 +152,6 @@ def _against(sweep: Sweep, key: str, ended: Sequence[dict[str, Any]]) -> Panel:
     }
     axis: dict[str, Any] = {"title": key}
     if isinstance(one, dict) and one.get("log"):
-        axis["type"] = "log"
+        axis |= {"type": "log", "dtick": 1, "exponentformat": "e"}
     layout = {"xaxis": axis, "yaxis": {"title": sweep.objective}}
     return panel(f"{sweep.objective.capitalize()} against {key}", "A dot for each point.", [dots], layout)

@@ -66,6 +66,7 @@ def test_the_page(open_page, sweep):
     for i in range(page.locator(".plot").count()):
         shapes = page.locator(f"#figure-{i}").locator(".scatterlayer .trace path, .barlayer .point path")
         assert shapes.count() > 0, titles[i]
+    assert page.locator(".legend span .dot").count() == 5
     assert page.locator("tbody tr").count() == 6
     expect(page.locator("tbody tr").last).to_contain_text("<img src=x")
 
