@@ -153,8 +153,8 @@ def test_an_adapter_is_merged(launch, vllm_folder, shards):
     assert_same(*runs, vllm_folder)
 
 
-# HAPO without shards is in test_processes.py.
-@pytest.mark.parametrize("name, shards", [(n, s) for s in SHARDS for n in RUNS if (n, s) != ("hapo", "cpu2")])
+# GRPO and HAPO without shards are in test_processes.py.
+@pytest.mark.parametrize("name, shards", [(n, s) for s in SHARDS for n in RUNS if s != "cpu2" or n == "sft"])
 def test_two_processes_learn_what_one_does(launch, alone, vllm_folder, name, shards):
     run = launch(name, shards)
     assert (run / "checkpoint-2" / SHARDS[shards]).exists()
