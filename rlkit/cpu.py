@@ -16,6 +16,7 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 
 def tune_for_cpu() -> None:
     """Keep memory in the process, skip what is not scored in TRL's head, attend without copying keys."""
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed, where installed, would wonder aloud
     _keep_memory()
     _score_only_completions()
     AttentionInterface.register("sdpa", cpu_attention)
