@@ -7,8 +7,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import yaml
-
 from rlkit.errors import UserError, nearest
 
 
@@ -62,6 +60,8 @@ def _load_file(file: str) -> ModuleType:
 
 def load_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML file that holds a mapping; raises UserError with the line of a mistake."""
+    import yaml  # environments are loaded without it
+
     try:
         keys = yaml.safe_load(path.read_text())
     except OSError as error:

@@ -69,11 +69,3 @@ def test_the_published_recipes_of_hapo(name):
     rewards, weights = load_run_rewards(run, run.task.make_environment())
     assert dict(zip(rewards, weights, strict=True)) == {"correct": 1.0, "hapo": 1.0}
     assert (rewards["hapo"].weight, rewards["hapo"].floor, rewards["hapo"].shape) == (1.0, -0.7, "cosine")
-
-
-@pytest.mark.parametrize("name", ["ddp", "zero2"])
-def test_accelerate_reads_its_configs(name):
-    from accelerate.commands.config.config_args import load_config_from_file
-
-    config = load_config_from_file(str(ROOT / "configs" / "accelerate" / f"{name}.yaml"))
-    assert (config.num_processes, config.mixed_precision) == (8, "bf16")
