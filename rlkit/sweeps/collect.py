@@ -65,9 +65,8 @@ def importance(sweep: Sweep) -> dict[str, float]:
     return optuna.importance.get_param_importances(study)
 
 
-def collect(sweep: Sweep, points: Sequence[Point]) -> tuple[Path, Path]:
-    """Write the table and the page, and return their paths."""
-    found = rows(points)
+def collect(sweep: Sweep, points: Sequence[Point], found: Sequence[dict[str, Any]]) -> tuple[Path, Path]:
+    """Write the table and the page of what `rows` found, and return their paths."""
     text = io.StringIO()
     if found:
         writer = csv.DictWriter(text, list(found[0]))

@@ -127,7 +127,7 @@ def _collected(sweep: Sweep, points: Sequence[Point]) -> int:
 
     found = rows(points)
     Console().print(table(points))
-    csv, page = collect(sweep, points)
+    csv, page = collect(sweep, points, found)
     print(headline(sweep, points, found))
     failed = [row for row in found if row["state"] == FAILED]
     for row in failed:

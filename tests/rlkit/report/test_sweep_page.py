@@ -54,7 +54,7 @@ def test_rows_are_sorted_and_show_each_seed(sweep):
 
 def test_the_page(open_page, sweep):
     points = [Point(sweep, number) for number in range(6)]
-    table, path = collect(sweep, points)
+    table, path = collect(sweep, points, rows(points))
     with table.open() as file:
         assert len(list(csv.DictReader(file))) == 6
     page = open_page(path)
@@ -74,5 +74,5 @@ def test_the_page(open_page, sweep):
 def test_a_sweep_that_has_not_begun(open_page, tmp_path):
     sweep = Sweep("base.yaml", {"beta": [0, 1]}, output_dir=str(tmp_path / "sweep"))
     open_study(sweep)
-    page = open_page(collect(sweep, [Point(sweep, 0), Point(sweep, 1)])[1])
+    page = open_page(collect(sweep, [Point(sweep, 0), Point(sweep, 1)], [])[1])
     expect(page.locator("p.sentence")).to_contain_text("0 of 2 points are finished")
