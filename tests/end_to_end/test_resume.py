@@ -15,18 +15,12 @@ import yaml
 from safetensors.torch import load_file
 
 from rlkit import cli
+from tests.quick import QUICK, TOY
 
 ROOT = Path(__file__).parents[2]
-TOY = str(ROOT / "tests" / "toy.py")
-KEYS = {
-    "environment": f"{TOY}:Even",
-    "use_cpu": True,
-    "bf16": False,
-    "report_to": "none",
-    "disable_tqdm": True,
+KEYS = QUICK | {
     "evaluation_tasks": 3,
     "num_tasks": 26,
-    "logging_steps": 1,
     "learning_rate": 1e-3,
     "max_completion_length": 6,
     "num_generations": 4,

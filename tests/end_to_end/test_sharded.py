@@ -13,16 +13,11 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
+from tests.quick import QUICK, TOY
+
 ROOT = Path(__file__).parents[2]
-TOY = str(ROOT / "tests" / "toy.py")
-KEYS = {
-    "environment": f"{TOY}:Even",
-    "use_cpu": True,
-    "bf16": False,
-    "report_to": "none",
-    "disable_tqdm": True,
+KEYS = QUICK | {
     "num_tasks": 20,
-    "logging_steps": 1,
     "save_steps": 2,
     "max_steps": 4,
     "max_completion_length": 6,

@@ -16,16 +16,11 @@ from safetensors.torch import load_file
 from rlkit.cli import PREEMPTED
 from rlkit.errors import Preempted
 from rlkit.preemption import PreemptionCallback, shield_children
+from tests.quick import QUICK
 
 ROOT = Path(__file__).parents[2]
-KEYS = {
-    "environment": f"{ROOT / 'tests' / 'toy.py'}:Even",
-    "use_cpu": True,
-    "bf16": False,
-    "report_to": "none",
-    "disable_tqdm": True,
+KEYS = QUICK | {
     "num_tasks": 20,
-    "logging_steps": 1,
     "save_strategy": "steps",
     "save_steps": 1000,
     "max_steps": 40,

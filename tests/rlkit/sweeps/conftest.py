@@ -5,15 +5,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.quick import QUICK
+
 ROOT = Path(__file__).parents[3]
-BASE = {
-    "environment": f"{ROOT / 'tests' / 'toy.py'}:Even",
-    "use_cpu": True,
-    "bf16": False,
-    "report_to": "none",
-    "disable_tqdm": True,
+BASE = QUICK | {
     "num_tasks": 20,
-    "logging_steps": 1,
     "save_strategy": "steps",
     "save_steps": 2,
     "max_steps": 2,
