@@ -170,7 +170,8 @@ class Point:
         """Make a run: its exit code, and whether it was pruned."""
         if self._leave.is_set():
             return 0, False
-        pruned, told = False, set()
+        pruned = False
+        told: set[int] = set()
         line = self.command(seed)
         # Other nodes of the same job start the same line (`rlkit.sweeps.slurm`).
         write_whole(self.start_file(seed), json.dumps({"start": start_name(), "command": line}))
@@ -184,16 +185,20 @@ class Point:
                 start_new_session=True,  # Ctrl-C is for the sweep, which lets the run write a checkpoint
             )
             while (code := _wait(process)) is None:
-                if trial is None or not self.sweep.pruning or pruned:
-                    continue
-                for step, value in self._held_out(seed):
-                    if step not in told and not math.isnan(value):
-                        told.add(step)
-                        trial.report(value, step)
-                if told and trial.should_prune():
+                if trial is not None and self.sweep.pruning and not pruned and self._worse(seed, trial, told):
                     pruned = True
                     process.terminate()
         return code, pruned
+
+    def _worse(self, seed: int, trial: Trial, told: set[int]) -> bool:
+        """Tell Optuna of the held-out results since the last look; whether one is below the median."""
+        for step, value in self._held_out(seed):
+            if step not in told and not math.isnan(value):
+                told.add(step)
+                trial.report(value, step)
+                if trial.should_prune():  # which looks at the last step alone: so ask at each
+                    return True
+        return False
 
     def _environment(self) -> dict[str, str]:
         return {**os.environ, "RLKIT_SWEEP_POINT": str(self.number)}
