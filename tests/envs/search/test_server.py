@@ -143,13 +143,13 @@ def test_a_key_is_asked_for(client):
 
 
 def test_a_slow_search_is_given_up_and_health_answers_meanwhile(client):
-    with serving(Dictionary(pause=2.0), limits=Limits(seconds=0.5)) as url:
+    with serving(Dictionary(pause=4.0), limits=Limits(seconds=2)) as url:
         replies = []
         asking = threading.Thread(target=lambda: replies.append(ask(client, url, queries=["x1"])))
         asking.start()
-        assert httpx.get(f"{url}/health", trust_env=False, timeout=0.4).json()["status"] == "ok"
+        assert httpx.get(f"{url}/health", trust_env=False).json()["status"] == "ok" and not replies
         asking.join()
-        assert replies[0].status_code == 504 and "0.5 seconds" in replies[0].json()["error"]
+        assert replies[0].status_code == 504 and "2 seconds" in replies[0].json()["error"]
 
 
 def test_a_request_that_does_not_come_is_given_up(client):
