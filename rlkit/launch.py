@@ -93,13 +93,13 @@ def _hostnames(nodelist: str) -> list[str]:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
 
 
-def command(module: str, options: Mapping[str, str], words: Sequence[str], gpus: int) -> list[str]:
+def command(module: str, options: Mapping[str, str], words: Sequence[str], count: int) -> list[str]:
     """The command line of accelerate.
 
     Args:
         module: what to run, e.g. "rlkit.train".
         options: as `split` returns them.
-        gpus: those of this machine; without any the file says how many processes there are.
+        count: of the GPUs of this machine; without any the file says how many processes there are.
     """
     path = config_file(options["--accelerate"])
     if load_yaml(path).get("distributed_type") == "NO":  # accelerate's launcher passes no signals on
@@ -108,22 +108,42 @@ def command(module: str, options: Mapping[str, str], words: Sequence[str], gpus:
     here = int(given.get("--num_machines", "1"))
     if "--num_processes" in options:
         given["--num_processes"] = options["--num_processes"]
-    elif gpus:
-        given["--num_processes"] = str(gpus * here)
+    elif count:
+        given["--num_processes"] = str(count * here)
     if here == 1:
         given["--main_process_port"] = "0"  # any that is free: several runs may share a machine
     flags = [part for pair in given.items() for part in pair]
     return [sys.executable, "-m", "accelerate.commands.launch", *flags, "-m", module, *words]
 
 
-def launch(module: str, options: Mapping[str, str], words: Sequence[str]) -> NoReturn:
-    """Become accelerate's launcher of a module of ours."""
+def gpus() -> list[str]:
+    """Names of the GPUs that this process sees, as CUDA_VISIBLE_DEVICES has them."""
     import torch
 
-    line = command(module, options, words, torch.cuda.device_count())
+    count = torch.cuda.device_count()
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    return named[:count] if any(named) else [str(i) for i in range(count)]
+
+
+def use_one_gpu() -> None:
+    """Hide all GPUs but the first from a process that no launcher started.
+
+    transformers' Trainer would spread its batches over them by DataParallel, which knows nothing of a group's
+    shared prompt, and a batch would be that many times as large as its keys say.
+    """
+    found = gpus()
+    if len(found) > 1 and "LOCAL_RANK" not in os.environ:
+        os.environ["CUDA_VISIBLE_DEVICES"] = found[0]
+        print(f"rlkit: this run uses one of {len(found)} GPUs; --accelerate ddp uses all", file=sys.stderr)
+
+
+def launch(module: str, options: Mapping[str, str], words: Sequence[str]) -> NoReturn:
+    """Become accelerate's launcher of a module of ours."""
+    count = len(gpus())
+    line = command(module, options, words, count)
     os.environ.setdefault("PET_SIGNALS_TO_HANDLE", PASSED_ON)
     os.environ.setdefault("PET_SHUTDOWN_TIMEOUT", str(GRACE_SECONDS))
-    if torch.cuda.device_count() == 0:
+    if count == 0:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     sys.stdout.flush()
     os.execv(line[0], line)

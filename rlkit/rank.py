@@ -19,8 +19,10 @@ NEEDED = ("query", "passages", "grades", "ideal")  # columns of the tasks
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train as the keys say and return the exit code."""
     from rlkit.config import parse_rank
+    from rlkit.launch import use_one_gpu
     from rlkit.preemption import shield_children
 
+    use_one_gpu()
     shield_children()
     rank(parse_rank(sys.argv[1:] if arguments is None else arguments))
     return 0

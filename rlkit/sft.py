@@ -25,8 +25,10 @@ PATIENCE = 3600.0  # seconds for an environment to answer a turn of all demonstr
 def main(arguments: Sequence[str] | None = None) -> int:
     """Fine-tune as the keys say and return the exit code."""
     from rlkit.config import parse_sft
+    from rlkit.launch import use_one_gpu
     from rlkit.preemption import shield_children
 
+    use_one_gpu()
     shield_children()
     run = parse_sft(sys.argv[1:] if arguments is None else arguments)
     sft(run)

@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train as the keys say and return the exit code."""
     from rlkit.config import parse_train
+    from rlkit.launch import use_one_gpu
     from rlkit.preemption import shield_children
 
+    use_one_gpu()
     shield_children()
     run = parse_train(sys.argv[1:] if arguments is None else arguments)
     train(run)

@@ -87,14 +87,13 @@ def _reset(points: Sequence[Point]) -> None:
 
 
 def _local(sweep: Sweep, points: Sequence[Point]) -> bool:
-    import torch
-
+    from rlkit.launch import gpus
     from rlkit.sweeps.local import LocalPoint, run_points
     from rlkit.sweeps.study import open_study
 
     open_study(sweep)
     here = [LocalPoint(sweep, point.number) for point in points]
-    return run_points(here, sweep.parallel, torch.cuda.device_count())
+    return run_points(here, sweep.parallel, gpus())
 
 
 def _slurm(sweep: Sweep, points: Sequence[Point]) -> int:

@@ -8,10 +8,10 @@ import signal
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from queue import SimpleQueue
 from types import FrameType
 
-from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
@@ -29,19 +29,18 @@ class LocalPoint(Point):
         return super()._environment() | ({"CUDA_VISIBLE_DEVICES": self.gpus} if self.gpus else {})
 
 
-def run_points(points: Sequence[LocalPoint], parallel: int, gpus: int) -> bool:
+def run_points(points: Sequence[LocalPoint], parallel: int, gpus: Sequence[str]) -> bool:
     """Work on points until all have ended, or Ctrl-C or SIGTERM has them write checkpoints and leave.
 
     Args:
-        gpus: of this machine: they are shared out among the points that run at a time.
+        gpus: names of those of this machine, shared out among the points that run at a time.
 
     Returns:
         Whether it came to its end.
     """
     lanes: SimpleQueue[str] = SimpleQueue()
-    each = gpus // parallel
-    for i in range(parallel):
-        lanes.put(",".join(map(str, range(i * each, (i + 1) * each))))
+    for lane in shares(parallel, gpus):
+        lanes.put(lane)
     leave = threading.Event()
 
     def work(point: LocalPoint) -> None:
@@ -58,7 +57,7 @@ def run_points(points: Sequence[LocalPoint], parallel: int, gpus: int) -> bool:
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with ThreadPoolExecutor(parallel) as pool, live(points) as shown:
+        with ThreadPoolExecutor(parallel) as pool, Live(auto_refresh=False, transient=True) as shown:
             futures = [pool.submit(work, point) for point in points]
             while not all(future.done() for future in futures) and not leave.wait(REFRESH_SECONDS):
                 shown.update(table(points), refresh=True)
@@ -66,17 +65,18 @@ def run_points(points: Sequence[LocalPoint], parallel: int, gpus: int) -> bool:
                 threading.Thread(target=point.leave).start()  # all at once: each may take a while
             for future in futures:
                 future.result()
-            shown.update(table(points), refresh=True)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
     return not leave.is_set()
 
 
-def live(points: Sequence[Point]) -> Live:
-    """The table on a terminal; elsewhere it is shown once, at the end."""
-    console = Console()
-    return Live(table(points), console=console, auto_refresh=False, transient=False)
+def shares(parallel: int, gpus: Sequence[str]) -> list[str]:
+    """Which GPUs each of the points at work at a time sees; with fewer GPUs than points, some share one."""
+    if len(gpus) < parallel:
+        return [gpus[i % len(gpus)] if gpus else "" for i in range(parallel)]
+    cuts = [i * len(gpus) // parallel for i in range(parallel + 1)]
+    return [",".join(gpus[a:b]) for a, b in pairwise(cuts)]
 
 
 def table(points: Sequence[Point]) -> Table:

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from rlkit.errors import UserError
-from rlkit.launch import FOLDER, command, config_file, machines, split
+from rlkit.launch import FOLDER, command, config_file, gpus, machines, split, use_one_gpu
 
 STEP = {
     "SLURM_NNODES": "2",
@@ -56,17 +56,38 @@ def test_names_are_found_from_elsewhere(tmp_path, monkeypatch):
 
 
 def test_as_many_processes_as_there_are_gpus():
-    line = command("rlkit.train", {"--accelerate": "zero3"}, ["a.yaml", "--seed", "1"], gpus=4)
+    line = command("rlkit.train", {"--accelerate": "zero3"}, ["a.yaml", "--seed", "1"], count=4)
     assert line[:3] == [sys.executable, "-m", "accelerate.commands.launch"]
     assert line[-5:] == ["-m", "rlkit.train", "a.yaml", "--seed", "1"]
     assert options_of(line)["--num_processes"] == "4"
-    line = command("rlkit.train", {"--accelerate": "zero3", "--num_processes": "2"}, [], gpus=4)
+    line = command("rlkit.train", {"--accelerate": "zero3", "--num_processes": "2"}, [], count=4)
     assert options_of(line)["--num_processes"] == "2"
-    assert "--num_processes" not in options_of(command("rlkit.train", {"--accelerate": "cpu2"}, [], gpus=0))
+    assert "--num_processes" not in options_of(command("rlkit.train", {"--accelerate": "cpu2"}, [], count=0))
+
+
+@pytest.mark.parametrize(
+    ("visible", "names"), [(None, ["0", "1", "2"]), ("4,6,7", ["4", "6", "7"]), ("GPU-a,GPU-b,GPU-c", None)]
+)
+def test_without_a_launcher_a_run_sees_one_gpu(monkeypatch, capsys, visible, names):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    for name in ("LOCAL_RANK", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.setenv(name, "")  # put back afterwards
+        monkeypatch.delenv(name)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    names = names or visible.split(",")
+    assert gpus() == names
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    use_one_gpu()
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") == visible
+    monkeypatch.delenv("LOCAL_RANK")
+    use_one_gpu()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == names[0]
+    assert "one of 3 GPUs; --accelerate ddp uses all" in capsys.readouterr().err
 
 
 def test_one_process_needs_no_launcher():
-    line = command("rlkit.train", {"--accelerate": "gpu"}, ["a.yaml"], gpus=1)
+    line = command("rlkit.train", {"--accelerate": "gpu"}, ["a.yaml"], count=1)
     assert line == [sys.executable, "-m", "rlkit.train", "a.yaml"]
 
 
@@ -88,7 +109,7 @@ def test_processes_of_all_machines(monkeypatch):
     for name, value in STEP.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("rlkit.launch._hostnames", lambda text: ["gpu3", "gpu4"])
-    found = options_of(command("rlkit.train", {"--accelerate": "multinode_zero3"}, [], gpus=8))
+    found = options_of(command("rlkit.train", {"--accelerate": "multinode_zero3"}, [], count=8))
     assert found["--num_processes"] == "16" and found["--num_machines"] == "2"
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from rlkit.sweeps.command import main
+from rlkit.sweeps.local import shares
 from rlkit.sweeps.point import FAILED, FINISHED, Point, last_error
 from rlkit.sweeps.spec import load_sweep
 
@@ -36,6 +37,13 @@ def table(sweep):
 )
 def test_the_line_that_says_why(text, code, line):
     assert last_error(text, code) == line
+
+
+def test_gpus_are_shared_out():
+    four = ["4", "5", "6", "7"]
+    assert shares(2, four) == ["4,5", "6,7"] and shares(4, four) == four
+    assert shares(3, four) == ["4", "5", "6,7"]
+    assert shares(3, ["0", "1"]) == ["0", "1", "0"] and shares(2, []) == ["", ""]
 
 
 @pytest.mark.slow
@@ -70,8 +78,8 @@ def test_a_grid_with_a_point_that_fails(write, capsys, tmp_path):
 
 @pytest.mark.slow
 def test_a_sweep_that_is_stopped_goes_on(write):
-    """Two points of 12 steps; SIGTERM comes in the middle of the first, which goes on from its checkpoint."""
-    path = write(changes={"max_steps": 12, "save_steps": 1000}, keys={"learning_rate": [0.01, 0.02]})
+    """Two points of 24 steps; SIGTERM comes in the middle of the first, which goes on from its checkpoint."""
+    path = write(changes={"max_steps": 24, "save_steps": 1000}, keys={"learning_rate": [0.01, 0.02]})
     sweep = load_sweep(path)
     command = [sys.executable, "-m", "rlkit.cli", "sweep", str(path)]
     metrics = Point(sweep, 0).run_dir(0) / "metrics.jsonl"
@@ -94,9 +102,9 @@ def test_a_sweep_that_is_stopped_goes_on(write):
 
 @pytest.mark.slow
 def test_optuna_prunes_what_is_worse(write):
-    """Point values are set apart by the reward: the worst of six is stopped before its last step."""
-    changes = {"max_steps": 4, "evaluation_steps": 1, "environment": f"{ROOT / 'tests' / 'toy.py'}:Given"}
-    keys = {"environment_args.value": [0.9, 0.8, 0.7, 0.6, 0.1]}
+    """The reward sets points apart: the worst is stopped early, with more steps left than a look can miss."""
+    changes = {"evaluation_steps": 1, "environment": f"{ROOT / 'tests' / 'toy.py'}:Given"}
+    keys = {"environment_args.value": [0.9, 0.8, 0.7, 0.6, 0.1], "max_steps": [2, 1000]}
     sweep = load_sweep(write(changes=changes, keys=keys, search="optuna", trials=6, pruning=True))
     import optuna
 
@@ -104,7 +112,8 @@ def test_optuna_prunes_what_is_worse(write):
 
     study = open_study(sweep)
     for value in keys["environment_args.value"]:
-        study.enqueue_trial({"environment_args.value": json.dumps(value)})
+        steps = 1000 if value == 0.1 else 2
+        study.enqueue_trial({"environment_args.value": json.dumps(value), "max_steps": json.dumps(steps)})
     outcomes = [Point(sweep, number).work() for number in range(5)]
     assert [outcome.state for outcome in outcomes] == [FINISHED] * 4 + ["pruned"]
     assert outcomes[0].value == pytest.approx(0.9) and outcomes[4].value == pytest.approx(0.1)
