@@ -19,6 +19,7 @@ from trl.kernels.chunked_logprob import TOKEN_CHUNK_SIZE
 from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE
 
 from rlkit.attention import MATMUL_KEYS
+from rlkit.models import without_weights
 
 FLOAT = 4  # bytes
 HALF = 2
@@ -119,19 +120,8 @@ def estimate(run: Any, config: Any, shape: Shape, sharding: Sharding, *, on_cpu:
 
 def parameters(config: Any, model: Any) -> tuple[int, int]:
     """All parameters of a model, and those that are trained."""
-    with torch.device("meta"):
-        made = AutoModelForCausalLM.from_config(config)
-    total = sum(weight.numel() for weight in made.parameters())
-    if not model.use_peft:
-        return total, total
-    from peft import get_peft_model
-    from trl import get_peft_config
-
-    adapter = get_peft_config(model)
-    assert adapter is not None  # use_peft is set
-    adapted = get_peft_model(made, adapter)
-    trained = sum(weight.numel() for weight in adapted.parameters() if weight.requires_grad)
-    return total + trained, trained
+    weights = list(without_weights(config, model).parameters())
+    return sum(w.numel() for w in weights), sum(w.numel() for w in weights if w.requires_grad)
 
 
 def kept_for_backward(config: Any, shape: Shape, *, half: bool, checkpointing: bool, on_cpu: bool) -> float:

@@ -10,7 +10,8 @@ import torch
 from peft import PeftModel, get_peft_model
 from torch.distributed.fsdp import FSDPModule
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from trl import ModelConfig, get_quantization_config
+from transformers.integrations import is_deepspeed_zero3_enabled
+from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from rlkit.bundled import PREFIX, bundled_path
 from rlkit.errors import UserError
@@ -35,7 +36,8 @@ def load_model(config: ModelConfig, *, trust_remote_code: bool = False) -> tuple
     Weights are read from safetensors only, code from a hub runs only when asked for.
 
     Raises:
-        UserError: no such model, no weights that are safe to read, or a dtype that does not exist.
+        UserError: no such model, no weights that are safe to read, a dtype that does not exist, or an
+            adapter that does not fit.
     """
     name = resolve(config.model_name_or_path)
     dtype = config.dtype or "auto"
@@ -58,9 +60,27 @@ def load_model(config: ModelConfig, *, trust_remote_code: bool = False) -> tuple
         )
     except (OSError, ValueError, ImportError) as error:  # not found, not a model, not allowed, not installed
         raise UserError(f"cannot load {config.model_name_or_path!r}: {_first_line(error)}") from error
+    # Does the adapter fit? Asked before a run directory is made; ZeRO-3 would shard this model as well.
+    if config.use_peft and not is_deepspeed_zero3_enabled():
+        without_weights(model.config, config, trust_remote_code=trust_remote_code)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return model, tokenizer
+
+
+def without_weights(shape: Any, config: ModelConfig, *, trust_remote_code: bool = False) -> Any:
+    """A model on the meta device, of transformers' config `shape`, with the adapter that the keys ask for.
+
+    Raises:
+        UserError: the adapter does not fit the model.
+    """
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(shape, trust_remote_code=trust_remote_code)
+        try:
+            adapter = get_peft_config(config)
+            return model if adapter is None else get_peft_model(model, adapter)
+        except ValueError as error:
+            raise UserError(f"no such adapter (use_peft and lora_ keys): {_first_line(error)}") from error
 
 
 def _first_line(error: Exception) -> str:

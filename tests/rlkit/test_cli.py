@@ -112,6 +112,7 @@ def test_an_unknown_key_from_the_shell():
         ({"model_name_or_path": str(ROOT / "tests")}, ["cannot load"]),
         ({"model_name_or_path": "no-such-organisation/no-such-model"}, ["cannot load"]),
         ({"dtype": "float17"}, ["float17"]),
+        ({"use_peft": "true", "lora_target_modules": "nope"}, ["no such adapter", "nope"]),
         ({"attn_implementation": "flash_attention_9"}, ["flash_attention_9"]),
         ({"reward_time_limit": "0"}, ["time limit"]),
         ({"reward_error_budget": "3"}, ["limit"]),
