@@ -123,6 +123,9 @@ def _parse(kind: str, task: type, trainer: type, arguments: Sequence[str]) -> Ru
         for key, value in keys.items():
             if value is None and hasattr(config, key):
                 setattr(config, key, None)
+    target = parsed[2].lora_target_modules
+    if isinstance(target, str) and target.isidentifier():  # TRL unpacks a list of one name
+        parsed[2].lora_target_modules = [target]  # and PEFT takes a text for a pattern of whole paths
     if parsed[1].eval_strategy != "no":
         raise UserError(
             "eval_strategy is TRL's own evaluation: set evaluation_tasks and evaluation_steps instead"

@@ -104,6 +104,20 @@ def test_values_of_every_kind(write, key, value, expected):
     assert found == (value if expected is None else expected)
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["q_proj"], ["q_proj"]),
+        ("all-linear", "all-linear"),
+        (".*q_proj", ".*q_proj"),
+        (["a", "b"], ["a", "b"]),
+    ],
+)
+def test_one_target_of_an_adapter_is_a_name_and_no_pattern(write, given, expected):
+    run = parse_train(["--config", write(lora_target_modules=given)])
+    assert run.model.lora_target_modules == expected
+
+
 def test_a_mapping_on_the_command_line_is_json(write):
     run = parse_train(
         ["--config", write(environment_args={"a": 1}), "--environment_args", json.dumps({"b": 2})]
