@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -54,7 +55,8 @@ def evaluate(
     if not tasks:
         raise UserError(f"{environment.id} has no task in the split {split!r}")
     frames = []
-    console = Console(stderr=True)  # what is printed may be JSON for a program
+    # On stderr, as what is printed may be JSON for a program, and by one process of several.
+    console = Console(stderr=True, quiet=os.environ.get("RANK", "0") != "0")
     for start in track(range(0, len(tasks), batch_size), description=f"evaluating {name}", console=console):
         rows = list(answer(generate, tasks[start : start + batch_size], samples))
         if max_length is not None:
