@@ -22,7 +22,7 @@ from rlkit.errors import UserError
 from rlkit.evaluation.result import Evaluation
 from rlkit.run_directory import write_whole
 from rlkit.sweeps.spec import Sweep
-from rlkit.sweeps.study import again, open_study, suggest, trial_of
+from rlkit.sweeps.study import begin, open_study, suggest, trial_of
 
 FINISHED, FAILED, PRUNED = "finished", "failed", "pruned"
 LOOK_SECONDS = 1.0
@@ -122,24 +122,21 @@ class Point:
 
     def reset(self) -> None:
         """Let a failed point be tried again, with the same keys; its runs go on from their checkpoints."""
-        path = self.folder / "point.json"
-        point = json.loads(path.read_text())
-        trial = again(open_study(self.sweep), point["trial"])
-        suggest(self.sweep, trial)
-        write_whole(path, json.dumps(point | {"trial": trial.number}))
         (self.folder / "outcome.json").unlink()
 
     def _begin(self, done: Outcome | None) -> Trial | None:
         """The point's trial: the one it has, or a new one; None: its value is told already."""
         study = open_study(self.sweep, self.number)
-        path = self.folder / "point.json"
         if done is not None:
             return None  # more seeds: Optuna keeps the value that it was told
-        if path.exists():
-            return trial_of(study, json.loads(path.read_text())["trial"])
+        keys = self.keys()
+        if keys is not None and (trial := trial_of(study, self.number)) is not None:
+            return trial
+        if keys is None and self.sweep.search == "grid":
+            keys = list(self.sweep.grid())[self.number]
+        trial = begin(study, self.sweep, self.number, keys)
         self.folder.mkdir(parents=True, exist_ok=True)
-        trial = study.ask()
-        write_whole(path, json.dumps({"trial": trial.number, "keys": suggest(self.sweep, trial)}))
+        write_whole(self.folder / "point.json", json.dumps({"keys": suggest(self.sweep, trial)}))
         return trial
 
     def _end(self, trial: Trial | None, outcome: Outcome) -> Outcome:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Mapping
 from typing import Any
 
 import optuna
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+from optuna.storages.journal._file import get_lock_file
 from optuna.study import StudyDirection
 from optuna.trial import Trial, TrialState
 
@@ -17,10 +20,12 @@ from rlkit.sweeps.spec import Sweep
 JOURNAL = "study.journal"
 NAME = "sweep"
 IDENTITY = "rlkit sweep"
+POINT = "point"
+LOCK_SECONDS = 30  # a worker that was killed while it wrote may hold the journal as long
 
 
 def open_study(sweep: Sweep, worker: int = 0) -> optuna.Study:
-    """The study of a sweep, made if there is none; its grid waits in it.
+    """The study of a sweep, made if there is none.
 
     Args:
         worker: the point that is worked on: workers that share a journal draw different numbers.
@@ -31,8 +36,11 @@ def open_study(sweep: Sweep, worker: int = 0) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     sweep.folder.mkdir(parents=True, exist_ok=True)
     path = sweep.folder / JOURNAL
+    journal = str(path.resolve())  # the lock is a link to it, which must lead there from any folder
     try:
-        storage = JournalStorage(JournalFileBackend(str(path)))
+        lock = JournalFileSymlinkLock(journal, LOCK_SECONDS)
+        _mend(journal, lock)
+        storage = JournalStorage(JournalFileBackend(journal, lock))
         names = optuna.get_all_study_names(storage)
         study = optuna.create_study(
             storage=storage,
@@ -47,7 +55,7 @@ def open_study(sweep: Sweep, worker: int = 0) -> optuna.Study:
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is no journal of a sweep: move it away ({type(error).__name__})") from error
     found = study.user_attrs.get(IDENTITY)
-    if found is None and names:
+    if found is None and (study.trials or names not in ([], [NAME])):
         raise UserError(
             f"{path} was written by another study ({', '.join(names)}): choose another output_dir"
         )
@@ -57,10 +65,17 @@ def open_study(sweep: Sweep, worker: int = 0) -> optuna.Study:
         )
     if found is None:
         study.set_user_attr(IDENTITY, sweep.identity())
-        if sweep.search == "grid":
-            for point in sweep.grid():
-                study.enqueue_trial({key: _label(sweep, key, value) for key, value in point.items()})
     return study
+
+
+def _mend(journal: str, lock: JournalFileSymlinkLock) -> None:
+    """Cut off a last line that a power failure left unfinished: with more after it nothing can be read."""
+    if not os.path.exists(journal):
+        return
+    with get_lock_file(lock), open(journal, "rb+") as file:
+        text = file.read()
+        if text.startswith(b'{"op_code":') and not text.endswith(b"\n"):
+            file.truncate(text.rfind(b"\n") + 1)
 
 
 def _sampler(sweep: Sweep, worker: int) -> optuna.samplers.BaseSampler:
@@ -96,14 +111,26 @@ def suggest(sweep: Sweep, trial: Trial) -> dict[str, Any]:
     return found
 
 
-def again(study: optuna.Study, number: int) -> Trial:
-    """A new trial with the parameters of one that failed."""
-    study.enqueue_trial(study.trials[number].params, user_attrs={"again": number})
-    new = next(t for t in reversed(study.trials) if t.user_attrs.get("again") == number)
+def begin(study: optuna.Study, sweep: Sweep, point: int, keys: Mapping[str, Any] | None) -> Trial:
+    """A trial of a point: with given keys, or with those that Optuna chooses."""
+    if keys is None:
+        trial = study.ask()
+        trial.set_user_attr(POINT, point)
+        return trial
+    labels = {key: _label(sweep, key, value) for key, value in keys.items()}
+    study.enqueue_trial(labels, user_attrs={POINT: point})
+    new = _last(study, point, TrialState.WAITING)
+    assert new is not None
     study._storage.set_trial_state_values(new._trial_id, TrialState.RUNNING)  # `ask` might take another one
     return Trial(study, new._trial_id)
 
 
-def trial_of(study: optuna.Study, number: int) -> Trial:
-    """A trial that is being worked on, by its number."""
-    return Trial(study, study.trials[number]._trial_id)
+def trial_of(study: optuna.Study, point: int) -> Trial | None:
+    """The trial of a point that is being worked on; None: there is none."""
+    found = _last(study, point, TrialState.RUNNING)
+    return None if found is None else Trial(study, found._trial_id)
+
+
+def _last(study: optuna.Study, point: int, state: TrialState) -> optuna.trial.FrozenTrial | None:
+    trials = study.get_trials(deepcopy=False, states=(state,))
+    return next((trial for trial in reversed(trials) if trial.user_attrs.get(POINT) == point), None)
