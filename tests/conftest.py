@@ -4,6 +4,9 @@ import os
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Tests run side by side, and many start processes: threads that spin while they wait would take the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 
 import pytest
 
@@ -38,8 +41,6 @@ def tiny_model():
     """Return a function that makes a random model: `tiny_model("llama", seed=1, **config)`."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
-
-    torch.set_num_threads(1)  # tiny tensors: threads only wait for each other
 
     def make(kind="llama", seed=0, **options):
         sizes = {

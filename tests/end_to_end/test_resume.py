@@ -59,7 +59,7 @@ def killed(tmp_path, name, at, **keys):
     """Run the same in a process of its own, which dies at the reward's call `at`."""
     path = tmp_path / f"{name}.yaml"
     path.write_text(yaml.safe_dump(KEYS | {"output_dir": str(tmp_path / name)} | keys))
-    environment = os.environ | {"KILL_AT": str(at), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"KILL_AT": str(at)}
     words = [sys.executable, "-m", "rlkit", "train", "--config", str(path)]
     done = subprocess.run(words, env=environment, cwd=ROOT, capture_output=True, timeout=300, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()[-2000:]
@@ -307,7 +307,7 @@ def test_with_another_number_of_processes(run_in, tmp_path, tiny_folder):
     path.write_text(yaml.safe_dump(KEYS | keys))
     words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     words = [sys.executable, *words, "-m", "rlkit.train", "--config", str(path), "--resume"]
-    options = {"env": os.environ | {"OMP_NUM_THREADS": "1"}, "cwd": ROOT, "timeout": 300}
+    options = {"cwd": ROOT, "timeout": 300}
     done = subprocess.run(words, capture_output=True, text=True, check=False, **options)
     assert done.returncode != 0 and "processes: 1 -> 2" in done.stderr
     words += ["--resume_anyway", "true"]

@@ -153,7 +153,7 @@ def test_two_machines(tmp_path, tiny_folder):
     words = ["train", str(path), "--accelerate", "multinode_zero3", "--num_processes", "2"]
     started = []
     for rank in ("0", "1"):
-        environment = os.environ | STEP | {"SLURM_NODEID": rank, "OMP_NUM_THREADS": "1"}
+        environment = os.environ | STEP | {"SLURM_NODEID": rank}
         environment["PATH"] = f"{tmp_path}:{environment['PATH']}"
         command = [sys.executable, "-m", "rlkit.cli", *words]
         started.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))

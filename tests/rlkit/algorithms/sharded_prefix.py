@@ -16,7 +16,6 @@ from trl.trainer.utils import add_fused_lm_head
 
 from rlkit.algorithms.shared_prefix import add_shared_prefix, completion_log_probs
 
-torch.set_num_threads(1)
 dist.init_process_group("gloo")
 rank = dist.get_rank()
 torch.manual_seed(0)

@@ -19,7 +19,6 @@ END = 2
 PROMPTS = [[40, 50, 60, 70] * 5, [41, 51], [42] * 17]
 found = {}
 
-torch.set_num_threads(1)
 folder = sys.argv[1]
 model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
 tokenizer = AutoTokenizer.from_pretrained(folder)

@@ -29,7 +29,6 @@ def cluster(tmp_path_factory):
     with Slurm(tmp_path_factory.mktemp("slurm")) as slurm, pytest.MonkeyPatch.context() as patch:
         for name, value in slurm.environment.items():
             patch.setenv(name, value)
-        patch.setenv("OMP_NUM_THREADS", "1")
         yield slurm
 
 
@@ -93,7 +92,7 @@ def test_a_job_of_two_nodes(write, tmp_path):
     scontrol.write_text("#!/bin/sh\necho 127.0.0.1\necho 127.0.0.1\n")  # both are this machine
     scontrol.chmod(0o755)
     step = {"SLURM_NNODES": "2", "SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NUM_TASKS": "2"}
-    step |= {"SLURM_STEP_NODELIST": "a,b", "SLURM_JOB_ID": "77", "OMP_NUM_THREADS": "1"}
+    step |= {"SLURM_STEP_NODELIST": "a,b", "SLURM_JOB_ID": "77"}
     step |= {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     code = (
         "import sys; from pathlib import Path; from rlkit.sweeps.spec import load_sweep;"
