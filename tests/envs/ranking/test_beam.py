@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from envs.ranking.beam import Beam, Slate, valley
 from envs.ranking.calibration import calibrate
@@ -82,7 +83,22 @@ def test_calibration_takes_out_a_slate_that_was_strict():
     assert set(calibrate([[1, 2]], [[0.0, 0.0]]).values()) == {0.0}
 
 
-def test_calibration_by_the_order_too():
-    """With lambda 0 only orders count: two slates that agree in them, and in no number."""
-    found = calibrate([[1, 2, 3], [1, 2, 3]], [[0.9, 0.8, 0.1], [0.5, 0.3, 0.2]], weight=0.0)
-    assert found[1] > found[2] > found[3]
+def test_calibration_is_what_the_authors_optimizer_finds():
+    """Their loss by autograd and torch's AdamW."""
+    slates, scores = [[5, 6, 7], [6, 8], [8, 5, 9, 7]], [[0.9, 0.1, 0.4], [0.5, 0.3], [0.2, 0.7, 0.6, 0.0]]
+    which = torch.tensor([node - 5 for slate in slates for node in slate])
+    slate_of = torch.tensor([0, 0, 0, 1, 1, 2, 2, 2, 2])
+    given = torch.tensor([score for one in scores for score in one])
+    theta = torch.tensor([0.8, 0.3, 0.2, 0.25, 0.6], requires_grad=True)  # means of a node's scores
+    slope, offsets = torch.ones((), requires_grad=True), torch.zeros(3, requires_grad=True)
+    optimizer = torch.optim.AdamW([theta, slope, offsets], lr=0.01, weight_decay=1e-4)
+    for _ in range(200):
+        error = slope * 5 * theta[which] + offsets[slate_of] - 5 * given
+        optimizer.zero_grad()
+        ((given - 0.5).sigmoid().clamp(min=0.1) * error**2).mean().backward()
+        torch.nn.utils.clip_grad_norm_([theta, slope, offsets], 1.0)
+        optimizer.step()
+    expected = (slope * theta / (slope * theta).max()).tolist()
+    assert list(calibrate(slates, scores).values()) == pytest.approx(
+        [expected[node - 5] for node in (5, 6, 7, 8, 9)], abs=1e-4
+    )
