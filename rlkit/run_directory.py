@@ -5,22 +5,25 @@ Rollouts are written by a thread of their own, so that training does not wait fo
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
 import shutil
+import socket
 import sys
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pandas as pd
 
 from rlkit.errors import UserError
 
+LOCK = ".lock"
 WAITING = 4  # steps of rollouts in memory: a disk that is slower than the training holds it up
 
 
@@ -38,6 +41,7 @@ class RunDirectory:
         # One thread, so that steps are written in their order. Python joins it before the process exits.
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="rollouts")
         self._waiting: deque[Future[None]] = deque()
+        self._lock: IO[str] | None = None
 
     def __enter__(self) -> RunDirectory:
         return self
@@ -52,28 +56,63 @@ class RunDirectory:
                 print(f"rlkit: {failure}", file=sys.stderr, flush=True)
 
     def open(self, *, resume: bool, overwrite: bool) -> None:
-        """Create the folder.
+        """Create the folder, and keep others from writing to it until `close`.
 
         Raises:
-            UserError: it holds something already, and neither `resume` nor `overwrite` is given.
+            UserError: it holds something already, and neither `resume` nor `overwrite` is given; or another
+                process writes to it.
         """
         if resume and overwrite:
             raise UserError("--resume and --overwrite exclude each other")
-        if any(file.is_file() for file in self.path.rglob("*")) and not resume:
+        used = any(file.is_file() and file.name != LOCK for file in self.path.rglob("*"))
+        if used and not resume:
             if not overwrite:
                 raise UserError(
                     f"the run directory {self.path} exists: go on with --resume, delete it with --overwrite, "
                     "or choose another --output_dir"
                 )
+            # --overwrite with a mistyped path must not delete somebody's home.
+            if not (self.path / "config.yaml").is_file():
+                raise UserError(
+                    f"{self.path} is not a run directory (it has no config.yaml): it is not deleted"
+                )
+        self._hold()
+        if used and not resume:
             self._delete()
         for folder in ("rollouts", "evaluation"):
             (self.path / folder).mkdir(parents=True, exist_ok=True)
 
     def _delete(self) -> None:
-        # --overwrite with a mistyped path must not delete somebody's home.
-        if not (self.path / "config.yaml").is_file():
-            raise UserError(f"{self.path} is not a run directory (it has no config.yaml): it is not deleted")
-        shutil.rmtree(self.path)
+        for entry in self.path.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            elif entry.name != LOCK:
+                entry.unlink()
+
+    def _hold(self) -> None:
+        self.close()
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = (self.path / LOCK).open("a+")
+        try:
+            # The system lets go of it when this process ends, however it does; forks of it do not hold it.
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            lock.seek(0)
+            holder = lock.read().strip() or "another process"
+            lock.close()
+            raise UserError(f"{holder} still writes to {self.path}: wait until it ends, or stop it") from None
+        except OSError:  # a file system without locks
+            pass
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+        lock.flush()
+        self._lock = lock
+
+    def close(self) -> None:
+        """Let others write to the folder."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def rewind(self, step: int) -> None:
         """Take back what this stage wrote after a step: a resumed run leaves what a whole one would."""

@@ -105,8 +105,11 @@ class Session:
         self.guards = guards
         preemption = PreemptionCallback()
         trainer.add_callback(preemption)
-        with preemption.listening():
-            self._fit(trainer, runner, watch, preemption)
+        try:
+            with preemption.listening():
+                self._fit(trainer, runner, watch, preemption)
+        finally:
+            self.directory.close()
 
     def _fit(
         self, trainer: Any, runner: RewardRunner, watch: dict[str, str], preemption: PreemptionCallback

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -59,6 +60,43 @@ def test_overwrite_deletes_nothing_but_runs(tmp_path):
     with pytest.raises(UserError, match="not a run directory"):
         RunDirectory(tmp_path, "train").open(resume=False, overwrite=True)
     assert (tmp_path / "thesis.tex").exists()
+
+
+@pytest.mark.parametrize(
+    "words", [{"resume": True, "overwrite": False}, {"resume": False, "overwrite": True}]
+)
+def test_two_processes_do_not_write_to_one(used, words):
+    """Until the first one dies, even if what it forked lives on."""
+    used.close()
+    program = (
+        "import os, sys, time; from pathlib import Path; from rlkit.run_directory import RunDirectory;"
+        "run = RunDirectory(Path(sys.argv[1]), 'train'); run.open(resume=True, overwrite=False);"
+        "child = os.fork(); print(child, flush=True) if child else None; time.sleep(100)"
+    )
+    command = [sys.executable, "-c", program, str(used.path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        child = int(other.stdout.readline())
+        with pytest.raises(UserError, match=rf"^process {other.pid} on .* still writes to"):
+            used.open(**words)
+        assert (used.path / "rollouts" / "old.parquet").exists()
+        other.kill()
+        other.wait()
+        used.open(**words)
+        os.kill(child, signal.SIGKILL)
+    assert used.path.joinpath("config.yaml").exists() == words["resume"]
+
+
+def test_who_closed_it_lets_others_in(used):
+    used.open(resume=True, overwrite=False)
+    program = (
+        "import sys; from pathlib import Path; from rlkit.run_directory import RunDirectory;"
+        "RunDirectory(Path(sys.argv[1]), 'train').open(resume=True, overwrite=False)"
+    )
+    command = [sys.executable, "-c", program, str(used.path)]
+    refused = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert refused.returncode != 0 and f"process {os.getpid()} on" in refused.stderr
+    used.close()
+    subprocess.run(command, check=True)
 
 
 def test_rewinding_takes_back_what_came_after(run):
