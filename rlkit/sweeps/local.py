@@ -98,7 +98,7 @@ def state(point: Point) -> tuple[str, str, str, str]:
     seed = next((s for s in point.sweep.seeds if not point.finished(s)), None)
     if point.keys() is None or seed is None:
         return "waiting", "", "", ""
-    held_out = point._last(seed)
+    held_out = point.last(seed)
     return f"seed {seed}", last_step(point, seed), "" if held_out is None else f"{held_out:.4g}", ""
 
 

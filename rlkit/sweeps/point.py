@@ -85,7 +85,7 @@ class Point:
 
     def finished(self, seed: int) -> bool:
         """Whether the run of a seed is complete."""
-        return (self.run_dir(seed) / "report.html").exists() and self.value(seed) is not None
+        return all((self.run_dir(seed) / name).exists() for name in ("evaluation/after.json", "report.html"))
 
     def work(self) -> Outcome | None:
         """Make the runs that are left, and record the outcome; None: it was told to leave before that."""
@@ -98,7 +98,7 @@ class Point:
                 continue
             code, pruned = self._run(seed, trial if seed == self.sweep.seeds[0] else None)
             if pruned:
-                return self._end(trial, Outcome(PRUNED, value=self._last(seed)))
+                return self._end(trial, Outcome(PRUNED, value=self.last(seed)))
             if self._leave.is_set():
                 return None
             if code != 0 or not self.finished(seed):
@@ -189,8 +189,9 @@ class Point:
 
     def _worse(self, seed: int, trial: Trial, told: set[int]) -> bool:
         """Tell Optuna of the held-out results since the last look; whether one is below the median."""
-        for step, value in self._held_out(seed):
-            if step not in told and not math.isnan(value):
+        for step in self._evaluated(seed):
+            value = None if step in told else self.value(seed, f"step-{step}")
+            if value is not None and not math.isnan(value):
                 told.add(step)
                 trial.report(value, step)
                 if trial.should_prune():  # which looks at the last step alone: so ask at each
@@ -200,14 +201,15 @@ class Point:
     def _environment(self) -> dict[str, str]:
         return {**os.environ, "RLKIT_SWEEP_POINT": str(self.number)}
 
-    def _held_out(self, seed: int) -> list[tuple[int, float]]:
+    def _evaluated(self, seed: int) -> list[int]:
+        """The steps after which held-out tasks were answered."""
         paths = (self.run_dir(seed) / "evaluation").glob("step-*.json")
-        values = [(int(path.stem.split("-")[1]), self.value(seed, path.stem)) for path in paths]
-        return sorted((step, value) for step, value in values if value is not None)
+        return sorted(int(path.stem.split("-")[1]) for path in paths)
 
-    def _last(self, seed: int) -> float | None:
-        found = self._held_out(seed)
-        return found[-1][1] if found else None
+    def last(self, seed: int) -> float | None:
+        """The newest held-out result in training."""
+        steps = self._evaluated(seed)
+        return self.value(seed, f"step-{steps[-1]}") if steps else None
 
 
 def start_name() -> str:
