@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
-from transformers import AutoModelForCausalLM
 from trl.kernels.chunked_logprob import TOKEN_CHUNK_SIZE
 from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE
 
@@ -26,9 +26,9 @@ HALF = 2
 ADAM = 2 * FLOAT  # bytes of state for a trained parameter
 # Copies of a tile of logits in the head's backward: one kernel on a GPU, ten torch operations on a CPU.
 TILES = {False: 2, True: 10}
-# What a process takes besides tensors: on a CPU libraries that are loaded later, measured; on a GPU a CUDA
-# context and workspaces, which is not.
-BESIDES = {False: 1.5 * 2**30, True: 150 * 2**20}
+# What a process takes besides tensors: on a CPU libraries that are loaded later, measured with a model of a
+# few kilobytes; on a GPU a CUDA context and workspaces, which is not measured.
+BESIDES = {False: 1.5 * 2**30, True: 85 * 2**20}
 QUANTIZED = {"load_in_4bit": 0.55, "load_in_8bit": 1.05}  # bytes a weight, with scales
 
 
@@ -102,7 +102,7 @@ def estimate(run: Any, config: Any, shape: Shape, sharding: Sharding, *, on_cpu:
     copies = total * HALF if half and not sharding.deepspeed and stored > HALF else 0  # autocast's
     copies *= 1 + on_cpu  # and once more as the CPU's matrix products want them
     kept = kept_for_backward(
-        config, shape, half=half, checkpointing=args.gradient_checkpointing, on_cpu=on_cpu
+        config, model, shape, half=half, checkpointing=args.gradient_checkpointing, on_cpu=on_cpu
     )
     gathered = total * (HALF if half else stored) if sharding.weights > 1 else 0
     return Memory(
@@ -124,11 +124,18 @@ def parameters(config: Any, model: Any) -> tuple[int, int]:
     return sum(w.numel() for w in weights), sum(w.numel() for w in weights if w.requires_grad)
 
 
-def kept_for_backward(config: Any, shape: Shape, *, half: bool, checkpointing: bool, on_cpu: bool) -> float:
-    """Bytes that a forward of a micro-batch keeps, with the head's working space."""
+def kept_for_backward(
+    config: Any, model: Any, shape: Shape, *, half: bool, checkpointing: bool, on_cpu: bool
+) -> float:
+    """Bytes that a forward of a micro-batch keeps, with the head's working space.
+
+    Args:
+        config: the model's, from transformers.
+        model: TRL's keys of it; with an adapter less is kept.
+    """
     tokens = shape.prompts * shape.prompt + shape.rows * shape.completion
     text = config.get_text_config()
-    one, two = (_kept(config, tokens, layers, half) for layers in (1, 2))
+    one, two = (_kept(config, model, tokens, layers, half) for layers in (1, 2))
     layer, rest = float(two - one), 2 * one - two
     layer += _kept_by_attention(text, shape, half=half, on_cpu=on_cpu)
     layers = text.num_hidden_layers
@@ -152,20 +159,36 @@ def _kept_by_attention(text: Any, shape: Shape, *, half: bool, on_cpu: bool) -> 
     return kept * (HALF if half else FLOAT)
 
 
-def _kept(config: Any, tokens: int, layers: int, half: bool) -> int:
+def _kept(config: Any, keys: Any, tokens: int, layers: int, half: bool) -> int:
     """Bytes that autograd keeps of a model with so many layers, weights left out, on fake tensors."""
     config = type(config).from_dict({**config.to_dict(), "num_hidden_layers": layers, "layer_types": None})
+    config.dtype, config._attn_implementation = torch.float32, "sdpa"
+    model = without_weights(config, keys).train()
     autocast = torch.autocast("cpu", torch.bfloat16) if half else nullcontext()
     with FakeTensorMode():
-        model = AutoModelForCausalLM.from_config(
-            config, dtype=torch.float32, attn_implementation="sdpa"
-        ).base_model
+        _fake(model)
         own = {StorageWeakRef(weight.untyped_storage()) for weight in model.parameters()}
         sizes = {tuple(weight.shape) for weight in model.parameters() if weight.dim() == 2}
         ids = torch.zeros(1, tokens, dtype=torch.long)
         with _counting(own, sizes, tokens) as found, autocast:
-            model(input_ids=ids, use_cache=False)
+            causal: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+            causal.base_model(input_ids=ids, use_cache=False)
     return sum(found.values())
+
+
+def _fake(model: torch.nn.Module) -> None:
+    """Put fake tensors of a CPU in place of a model's, which are on the meta device."""
+    made: dict[int, torch.Tensor] = {}  # tied weights stay tied
+    for module in model.modules():
+        own: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for tensors, name, tensor in [(some, *item) for some in own for item in some.items()]:
+            if tensor is None:
+                continue
+            if id(tensor) not in made:
+                fake = torch.zeros(tensor.shape, dtype=tensor.dtype)
+                weight = isinstance(tensor, torch.nn.Parameter)
+                made[id(tensor)] = torch.nn.Parameter(fake, tensor.requires_grad) if weight else fake
+            tensors[name] = made[id(tensor)]
 
 
 @contextmanager

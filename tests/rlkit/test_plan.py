@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 from transformers import AutoConfig, AutoModelForCausalLM
+from trl import ModelConfig
 
 from rlkit.cli import _call
 from rlkit.config import parse_train
@@ -86,7 +87,7 @@ def test_what_is_kept_is_what_autograd_keeps(config, tiny_folder):
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         output = model(input_ids=torch.ones(1, tokens, dtype=torch.long), use_cache=False)
     del output
-    found = kept_for_backward(config, SHAPE, half=False, checkpointing=False, on_cpu=False)
+    found = kept_for_backward(config, ModelConfig(), SHAPE, half=False, checkpointing=False, on_cpu=False)
     head = 2 * 4 * SHAPE.rows * SHAPE.completion * config.vocab_size
     groups = config.num_hidden_layers * _kept_by_attention(config, SHAPE, half=False, on_cpu=False)
     # On fake tensors keys and values are repeated for each head, as they are in groups.
@@ -106,6 +107,7 @@ def test_shards_and_checkpointing_take_less(parse, config):
     assert peak(Sharding(), beta=0.1).reference == whole.weights
     lora = peak(Sharding(), use_peft=True, lora_target_modules=["q_proj", "v_proj"])
     assert lora.gradients < whole.gradients / 5 and lora.optimizer < whole.optimizer / 5
+    assert lora.activations < whole.activations  # frozen weights need no inputs
 
 
 @pytest.mark.parametrize(
