@@ -1,5 +1,6 @@
 """Tiny random models and a character tokenizer: real classes of transformers that train in milliseconds."""
 
+import contextlib
 import os
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -9,6 +10,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 
 import pytest
+
+from rlkit.run_directory import RunDirectory
 
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -82,3 +85,17 @@ def vllm_folder(tmp_path_factory, tiny_model, tiny_tokenizer):
     tiny_model("llama", **sizes).save_pretrained(folder)
     tiny_tokenizer.save_pretrained(folder)
     return str(folder)
+
+
+@pytest.fixture
+def open_run():
+    """Return a function that opens a run directory for training; at the end of the test all are closed."""
+    with contextlib.ExitStack() as opened:
+
+        def open_run(folder):
+            run = RunDirectory(folder, "train")
+            run.open(resume=True, overwrite=False)
+            opened.callback(run.close)
+            return run
+
+        yield open_run

@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from rlkit.state import last_checkpoint
+from tests.waiting import wait_until
 
 TOY = str(Path(__file__).parents[1] / "toy.py")
 KEYS = {
@@ -153,8 +154,7 @@ def test_a_server_killed_in_mid_training_comes_back_with_the_weights_of_the_step
 
     def kill_at_step_3():
         folder = tmp_path / "run" / "rollouts"
-        while not (folder / "step-000002.parquet").exists():
-            time.sleep(0.05)
+        wait_until((folder / "step-000002.parquet").exists)
         kill(server)
         killed.append(time.time())
         serve(port)
@@ -174,12 +174,11 @@ def test_a_server_killed_in_mid_training_comes_back_with_the_weights_of_the_step
 
 
 def wait_for(port, server):
-    while True:
-        assert server.poll() is None
+    def healthy():
         with contextlib.suppress(httpx.TransportError):
-            if httpx.get(f"http://127.0.0.1:{port}/health", trust_env=False).is_success:
-                return
-        time.sleep(0.5)
+            return httpx.get(f"http://127.0.0.1:{port}/health", trust_env=False).is_success
+
+    wait_until(healthy, process=server)
 
 
 def test_a_server_that_stays_away_ends_the_run_with_a_checkpoint(train, serve, tmp_path):
@@ -188,8 +187,7 @@ def test_a_server_that_stays_away_ends_the_run_with_a_checkpoint(train, serve, t
     wait_for(port, server)
 
     def kill_after_a_checkpoint():
-        while not (tmp_path / "run" / "checkpoint-2" / "rlkit.json").exists():
-            time.sleep(0.05)
+        wait_until((tmp_path / "run" / "checkpoint-2" / "rlkit.json").exists)
         kill(server)
 
     threading.Thread(target=kill_after_a_checkpoint, daemon=True).start()

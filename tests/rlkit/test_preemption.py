@@ -17,6 +17,7 @@ from rlkit.cli import PREEMPTED
 from rlkit.errors import Preempted
 from rlkit.preemption import PreemptionCallback, shield_children
 from tests.quick import QUICK
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 KEYS = QUICK | {
@@ -105,10 +106,7 @@ def steps(run):
 
 
 def wait_for_step(run, step, process):
-    deadline = time.monotonic() + 200
-    while max(steps(run), default=0) < step:
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: max(steps(run), default=0) >= step, process=process)
 
 
 @pytest.mark.slow

@@ -18,10 +18,8 @@ from rlkit.run_directory import WAITING, RunDirectory
 
 
 @pytest.fixture
-def run(tmp_path):
-    run = RunDirectory(tmp_path / "run", "train")
-    run.open(resume=False, overwrite=False)
-    return run
+def run(tmp_path, open_run):
+    return open_run(tmp_path / "run")
 
 
 @pytest.fixture

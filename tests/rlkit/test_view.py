@@ -14,7 +14,6 @@ from textual.worker import WorkerState
 
 from rlkit import cli
 from rlkit.errors import UserError
-from rlkit.run_directory import RunDirectory
 from rlkit.view import app as view
 from rlkit.view.app import Viewer
 from rlkit.view.data import Filters, Rollouts, ordered, parse_range, texts
@@ -54,10 +53,8 @@ def with_turns(i):
 
 
 @pytest.fixture
-def directory(tmp_path):
-    directory = RunDirectory(tmp_path / "run", "train")
-    directory.open(resume=False, overwrite=False)
-    return directory
+def directory(tmp_path, open_run):
+    return open_run(tmp_path / "run")
 
 
 @pytest.fixture

@@ -23,7 +23,6 @@ from rlkit.rewarding import ErrorBudget, RewardRunner, call_reward
 from rlkit.rollouts import Sampling
 from rlkit.rollouts.loop import Limits, Loop
 from rlkit.rollouts.scripted import ScriptedEngine
-from rlkit.run_directory import RunDirectory
 
 END = 2  # the tiny tokenizer's end token, which pads too
 SEARCH = "<search>the capital</search>"
@@ -273,13 +272,11 @@ class Judge:
 
 
 @pytest.fixture
-def trainer(make, tmp_path, tiny_folder, tiny_tokenizer):
+def trainer(make, tmp_path, open_run, tiny_folder, tiny_tokenizer):
     """Return a function that makes a trainer; keywords are GRPOConfig's and `shared_prefix`."""
 
     def build(shared_prefix=True, scripts=SCRIPTS, words=20, **options):
         environment = make(document_words=words, prompt_style="short")
-        run = RunDirectory(tmp_path, "train")
-        run.open(resume=True, overwrite=False)
         settings = {
             "output_dir": str(tmp_path),
             "use_cpu": True,
@@ -300,7 +297,7 @@ def trainer(make, tmp_path, tiny_folder, tiny_tokenizer):
             environment=environment,
             runner=RewardRunner({"f1": Judge()}),
             budget=ErrorBudget(0.2, 3),
-            run=run,
+            run=open_run(tmp_path),
             limits=Limits(1500, turns=environment.max_turns),
             shared_prefix=shared_prefix,
         )

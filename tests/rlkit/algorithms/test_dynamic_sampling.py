@@ -11,7 +11,6 @@ from rlkit.algorithms.grpo import GRPOTrainer
 from rlkit.environment import load_environment
 from rlkit.errors import UserError
 from rlkit.rewarding import ErrorBudget, RewardRunner
-from rlkit.run_directory import RunDirectory
 
 TOY = str(Path(__file__).parents[2] / "toy.py")
 G = 4
@@ -37,11 +36,9 @@ class ByGroup:
 
 
 @pytest.fixture
-def make(tmp_path, tiny_folder, tiny_tokenizer):
+def make(tmp_path, open_run, tiny_folder, tiny_tokenizer):
     def make(pattern, attempts=4, **options):
         environment = load_environment(f"{TOY}:Letters")
-        run = RunDirectory(tmp_path, "train")
-        run.open(resume=True, overwrite=False)
         defaults = {
             "output_dir": str(tmp_path),
             "use_cpu": True,
@@ -63,7 +60,7 @@ def make(tmp_path, tiny_folder, tiny_tokenizer):
             environment=environment,
             runner=RewardRunner({"judge": ByGroup(pattern)}),
             budget=ErrorBudget(),
-            run=run,
+            run=open_run(tmp_path),
             dynamic_sampling=attempts,
         )
 

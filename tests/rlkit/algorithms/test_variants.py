@@ -12,7 +12,6 @@ from rlkit.algorithms.presets import PRESETS
 from rlkit.config import parse_train
 from rlkit.loading import load_object
 from rlkit.rewarding import ErrorBudget, RewardRunner
-from rlkit.run_directory import RunDirectory
 from rlkit.train import trainer_options
 
 Letters = load_object(f"{Path(__file__).parents[2] / 'toy.py'}:Letters")
@@ -49,7 +48,7 @@ class Hops(Letters):
 
 
 @pytest.fixture
-def make(tmp_path, tiny_folder, tiny_tokenizer):
+def make(tmp_path, open_run, tiny_folder, tiny_tokenizer):
     def make(algorithm, *words, rewards=REWARDS):
         keys = {
             "algorithm": algorithm,
@@ -67,8 +66,6 @@ def make(tmp_path, tiny_folder, tiny_tokenizer):
         keys |= {"group_by": "hops"} if algorithm == "hrpo" else {"num_generations": G}
         run = parse_train([*(str(w) for k, v in keys.items() for w in (f"--{k}", v)), *words])
         environment = Hops()
-        directory = RunDirectory(tmp_path, "train")
-        directory.open(resume=True, overwrite=False)
         judge = {"given": Given(rewards), environment.metric: environment.rewards[environment.metric]}
         run.trainer.reward_weights = [1.0, 0.0]
         trainer = GRPOTrainer(
@@ -79,7 +76,7 @@ def make(tmp_path, tiny_folder, tiny_tokenizer):
             environment=environment,
             runner=RewardRunner(judge, metric=environment.metric),
             budget=ErrorBudget(),
-            run=directory,
+            run=open_run(tmp_path),
             **trainer_options(run, environment),
         )
         trainer.model.train()

@@ -3,7 +3,6 @@
 import http.server
 import json
 import threading
-import time
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ from safetensors.torch import load_file
 from rlkit.errors import GuardError, UserError
 from rlkit.rollouts import Request, Sampling, pool, weights
 from rlkit.rollouts.server import ServerEngine, check_urls
+from tests.waiting import wait_until
 
 SAMPLING = Sampling(ends=(2,), stop=("x",), key=(1,))
 TENSORS = {"a.weight": torch.ones(2, 3), "b.weight": torch.zeros(4, dtype=torch.bfloat16)}
@@ -130,14 +130,6 @@ def sample(engine, count=20, prompt=(5, 6)):
     return [samples[i] for i in range(count)]
 
 
-def eventually(holds):
-    """Wait until something that another thread does is so."""
-    until = time.monotonic() + 30
-    while not holds():
-        assert time.monotonic() < until
-        time.sleep(0.01)
-
-
 def under_current(engine, samples):
     return all(s.log_probs == [-float(len(engine.version))] for s in samples)
 
@@ -147,7 +139,7 @@ def test_turns_are_spread_and_capped(engine, servers):
         server.gate.clear()
     assert engine.context == 64
     engine.submit([Request(i, i, [5], 8, 0) for i in range(20)], SAMPLING)
-    eventually(lambda: [len(server.bodies) for server in servers] == [4, 4])
+    wait_until(lambda: [len(server.bodies) for server in servers] == [4, 4])
     for server in servers:
         server.gate.set()
     taken = {}
@@ -192,7 +184,7 @@ def test_samples_under_other_weights_are_taken_again(engine, servers):
     engine.push(TENSORS.items(), "step-1")
     servers[0].gate.clear()
     engine.submit([Request(i, i, [5], 8, 0) for i in range(4)], SAMPLING)
-    eventually(lambda: servers[0].running == 2)
+    wait_until(lambda: servers[0].running == 2)
     servers[0].restart()  # between two turns, say: no connection breaks
     servers[0].gate.set()
     taken = {}

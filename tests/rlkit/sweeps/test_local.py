@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from rlkit.sweeps.command import main
 from rlkit.sweeps.local import shares
 from rlkit.sweeps.point import FAILED, FINISHED, Point, last_error
 from rlkit.sweeps.spec import load_sweep
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[3]
 
@@ -84,10 +84,7 @@ def test_a_sweep_that_is_stopped_goes_on(write):
     command = [sys.executable, "-m", "rlkit.cli", "sweep", str(path)]
     metrics = Point(sweep, 0).run_dir(0) / "metrics.jsonl"
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-        deadline = time.monotonic() + 120
-        while not (metrics.exists() and '"step": 3' in metrics.read_text()):
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_until(lambda: metrics.exists() and '"step": 3' in metrics.read_text(), process=process)
         process.send_signal(signal.SIGTERM)
         out = process.communicate(timeout=100)[0]
     assert "the same command goes on" in out

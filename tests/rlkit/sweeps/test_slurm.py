@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from rlkit.sweeps.point import FINISHED, Point
 from rlkit.sweeps.slurm import in_queue, jobs_of, parameters
 from rlkit.sweeps.spec import load_sweep
 from tests.slurm import Slurm, missing
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[3]
 KEYS = {"learning_rate": [0.01, 0.02, 0.03]}
@@ -30,13 +30,6 @@ def cluster(tmp_path_factory):
         for name, value in slurm.environment.items():
             patch.setenv(name, value)
         yield slurm
-
-
-def wait(what, ready, seconds=240):
-    deadline = time.monotonic() + seconds
-    while not ready():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.2)
 
 
 def steps(point):
@@ -56,11 +49,11 @@ def test_an_array_with_a_killed_and_a_requeued_job(cluster, write, capsys):
     assert main([str(path), "--launcher", "slurm"]) == 0
     assert "3 points" in capsys.readouterr().out
     jobs = jobs_of(sweep)
-    wait("two points run", lambda: steps(points[0]) >= 6 and steps(points[1]) >= 6)
+    wait_until(lambda: steps(points[0]) >= 6 and steps(points[1]) >= 6)
     cluster.run("scancel", "--signal=KILL", jobs["0"])
     cluster.run("scancel", "--signal=USR2", jobs["1"])  # what Slurm sends before the time is up
     assert main([str(path), "--launcher", "slurm"]) == 0
-    wait("the others end", lambda: points[1].outcome() and points[2].outcome() and not in_queue(sweep))
+    wait_until(lambda: points[1].outcome() and points[2].outcome() and not in_queue(sweep))
     assert "stopped by SIGUSR" in (points[1].folder / "seed-0.log").read_text()
     assert jobs_of(sweep)["1"] == jobs["1"]  # it was queued again, not submitted again
 
@@ -68,7 +61,7 @@ def test_an_array_with_a_killed_and_a_requeued_job(cluster, write, capsys):
     capsys.readouterr()
     assert main([str(path), "--launcher", "slurm"]) == 0
     assert "1 points" in capsys.readouterr().out
-    wait("the killed one ends", lambda: points[0].outcome() is not None)
+    wait_until(lambda: points[0].outcome() is not None)
     assert [point.outcome().state for point in points] == [FINISHED] * 3
     assert [point.keys() for point in points] == list(sweep.grid())
 
@@ -77,7 +70,7 @@ def test_an_array_with_a_killed_and_a_requeued_job(cluster, write, capsys):
         rows = list(csv.DictReader(file))
     assert sorted(float(row["learning_rate"]) for row in rows) == KEYS["learning_rate"]
     assert all(row["state"] == FINISHED and row["mean"] for row in rows)
-    wait("the queue is empty", lambda: not in_queue(sweep))
+    wait_until(lambda: not in_queue(sweep))
     assert main([str(path), "--launcher", "slurm"]) == 0
     assert "nothing to submit" in capsys.readouterr().out
 
