@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from envs.causal import CausalEnvironment
-from envs.causal.inference import infer
-from envs.causal.model import LEVELS, CausalModel, Query
-from envs.causal.problem import from_json
+from rlkit.envs.causal import CausalEnvironment
+from rlkit.envs.causal.inference import infer
+from rlkit.envs.causal.model import LEVELS, CausalModel, CausalQuery
+from rlkit.envs.causal.problem import from_json
 
 RESULT = Path(__file__).parent / "results" / "causal_inference.json"
 TASKS = 8000
@@ -40,7 +40,7 @@ def best_of(function: Callable[[], Any], repeats: int = REPEATS) -> float:
 class PgmpyQuestion:
     """A question for pgmpy's VariableElimination with its default order. Its network is built beforehand."""
 
-    def __init__(self, model: CausalModel, query: Query):
+    def __init__(self, model: CausalModel, query: CausalQuery):
         self.network = pgmpy_network(model)
         node, value = query.intervened or query.observed
         self.intervened = [model.names[node]] if query.intervened else []

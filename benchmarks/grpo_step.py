@@ -26,12 +26,12 @@ import trl
 from torch.distributed._tools.mem_tracker import MemTracker
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rlkit.algorithms.grpo import GRPOTrainer
-from rlkit.bundled import bundled_path
-from rlkit.cpu import tune_for_cpu
 from rlkit.environment import Environment
-from rlkit.rewarding import ErrorBudget, RewardRunner
-from rlkit.run_directory import RunDirectory
+from rlkit.models.bundled import bundled_path
+from rlkit.models.cpu import tune_for_cpu
+from rlkit.runs.directory import RunDirectory
+from rlkit.scoring import ErrorBudget, RewardRunner
+from rlkit.training.grpo import GRPOTrainer
 
 SHAPES = ((900, 100, 8), (300, 300, 8), (100, 1000, 8))
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

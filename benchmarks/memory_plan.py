@@ -14,11 +14,11 @@ from pathlib import Path
 
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from rlkit.config import parse_train
-from rlkit.memory import Sharding, estimate
-from rlkit.models import resolve
-from rlkit.plan import shape_of
-from rlkit.rollouts.generator import tokenize
+from rlkit.arguments.parse import parse_train
+from rlkit.models.load import resolve
+from rlkit.models.memory import Sharding, estimate
+from rlkit.rollouts.tokenize import tokenize
+from rlkit.training.plan import shape_of
 
 ROOT = Path(__file__).parents[1]
 RESULT = Path(__file__).parent / "results" / "memory_plan.json"
@@ -45,7 +45,7 @@ COMMON = ["--max_steps", "3", "--evaluation_tasks", "0", "--save_strategy", "no"
 # Run in a process of its own: it trains, and prints what was resident.
 TRAIN = """
 import sys
-import rlkit.models as models
+import rlkit.models.load as models
 def status(key):
     lines = open("/proc/self/status").read().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
@@ -55,7 +55,7 @@ def load_model(*args, **kwargs):
     before.append(status("VmRSS"))
     return load(*args, **kwargs)
 models.load_model = load_model
-from rlkit.train import main
+from rlkit.training.train import main
 main(sys.argv[1:])
 print("measured", status("VmHWM") - before[0])
 """

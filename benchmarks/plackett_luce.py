@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from rlkit.algorithms.plackett_luce import PlackettLuce, policy_gradient_loss, utility_by_position
+from rlkit.training.ranking.plackett_luce import PlackettLuce, policy_gradient_loss, utility_by_position
 
 RESULT = Path(__file__).parent / "results" / "plackett_luce.json"
 QUERIES, DOCUMENTS, CUTOFF, RANKINGS, REPEATS = 16, 1000, 10, 32, 20

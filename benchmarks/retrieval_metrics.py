@@ -13,7 +13,7 @@ from pathlib import Path
 
 import ir_measures
 
-from rewards.retrieval import Evaluator, write_run
+from rlkit.retrieval.measures import Evaluator, write_run
 
 RESULT = Path(__file__).parent / "results" / "retrieval_metrics.json"
 QUERIES, DOCUMENTS, REPEATS = 1000, 100, 5

@@ -29,14 +29,14 @@ from accelerate import Accelerator
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from rlkit.bundled import bundled_path
-from rlkit.cpu import tune_for_cpu
 from rlkit.environment import Environment, Reply
+from rlkit.models.bundled import bundled_path
+from rlkit.models.cpu import tune_for_cpu
 from rlkit.rollouts import Engine, Request, Sampling
-from rlkit.rollouts.generate import left_pad
-from rlkit.rollouts.local import TransformersEngine
-from rlkit.rollouts.loop import Limits, Loop
-from rlkit.rollouts.server import ServerEngine
+from rlkit.rollouts.local.engine import TransformersEngine
+from rlkit.rollouts.local.generate import left_pad
+from rlkit.rollouts.loop import Loop, RolloutLimits
+from rlkit.rollouts.vllm.server_engine import ServerEngine
 
 RESULT = Path(__file__).parent / "results" / "rollouts.json"
 NEVER = (0,)  # <|endoftext|>, which an instruct model does not write
@@ -156,7 +156,7 @@ def loop_part(tokenizer: Any, repeats: int, engine: Any) -> dict[str, Any]:
     """Three turns of 40 tokens: the loop against a bare one over vLLM without masks, limits or checks."""
     prompts = questions(tokenizer, 32)
     turns = Sampling(NEVER, stop=(" ",), further={"min_tokens": TURN_TOKENS, "max_tokens": TURN_TOKENS + 8})
-    loop = Loop(Talk(), tokenizer, Limits(2000, turns=TURNS), NEVER)
+    loop = Loop(Talk(), tokenizer, RolloutLimits(2000, turns=TURNS), NEVER)
     tasks = [{"prompt": "?"}] * len(prompts)
     counts: list[int] = []
     bare: list[int] = []
@@ -210,7 +210,7 @@ def server_sync_part(model: Any, path: str, repeats: int) -> dict[str, Any]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "rlkit.serve", path, "--port", str(port), "--lora-rank", "16"]
+    command = [sys.executable, "-m", "rlkit", "serve", path, "--port", str(port), "--lora-rank", "16"]
     server = subprocess.Popen(
         [*command, "--max-model-len", "512"], start_new_session=True, stdout=subprocess.DEVNULL
     )
@@ -254,7 +254,7 @@ def main() -> None:
         seconds = as_it_comes["transformers"]
         result["transformers"] = transformers_part(model, tokenizer, options.repeats, seconds)
     if set(options.parts) - {"transformers", "server_sync"}:
-        from rlkit.rollouts.vllm import SyncedVLLM
+        from rlkit.rollouts.vllm.in_process import SyncedVLLM
 
         sampler = SyncedVLLM(model, Accelerator(cpu=True), tokenizer, max_model_length=1024, max_num_seqs=64)
         with sampler.engine() as engine:

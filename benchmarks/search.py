@@ -21,12 +21,12 @@ import httpx
 import numpy as np
 import psutil
 
-from envs.search import SearchEnvironment
-from envs.search.engines import Query
-from envs.search.engines.load import open_index
-from envs.search.engines.named import world_index
-from envs.search.engines.simulated import open_simulated
-from envs.search.world import World
+from rlkit.envs.search import SearchEnvironment
+from rlkit.envs.search.simulated import open_simulated
+from rlkit.retrieval.collections.world import World
+from rlkit.retrieval.documents import Query
+from rlkit.retrieval.engines.index import open_index
+from rlkit.retrieval.engines.open import world_index
 
 ROOT = Path(__file__).parent.parent
 RESULT = Path(__file__).parent / "results" / "search.json"

@@ -27,13 +27,14 @@ import trl
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from rlkit import load_environment
-from rlkit.algorithms.grpo import GRPOTrainer
-from rlkit.algorithms.rolling_out import our_vllm
-from rlkit.algorithms.timing import PARTS
-from rlkit.bundled import bundled_path
-from rlkit.cpu import tune_for_cpu
-from rlkit.rewarding import ErrorBudget, RewardRunner, as_trl_reward, load_rewards
-from rlkit.run_directory import RunDirectory
+from rlkit.models.bundled import bundled_path
+from rlkit.models.cpu import tune_for_cpu
+from rlkit.reward import as_trl_reward
+from rlkit.runs.directory import RunDirectory
+from rlkit.scoring import ErrorBudget, RewardRunner, load_rewards
+from rlkit.training.grpo import GRPOTrainer
+from rlkit.training.rolling_out import our_vllm
+from rlkit.training.timing import PARTS
 
 RESULT = Path(__file__).parent / "results" / "whole_step.json"
 SIDES = {

@@ -8,8 +8,8 @@ The last box of a completion counts. It is compared with the right answer in one
   the question into the box earns nothing.
 
 math-verify's own time limits work in the main thread only, so they are off. An expression that would take
-long is turned down before it is evaluated (`rewards.expressions`), which makes it wrong. That rests on an
-estimate; what slips through is killed by the time limit of the process that runs the rewards.
+long is turned down before it is evaluated (`rlkit.rewards.expressions`), which makes it wrong. That rests on
+an estimate; what slips through is killed by the time limit of the process that runs the rewards.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from rewards.expressions import is_modest, parse_latex, same_value
+from rlkit.rewards.expressions import is_modest, parse_latex, same_value
 
 COMPARISONS = ("math", "integer")
 

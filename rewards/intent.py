@@ -11,7 +11,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rewards.retrieval import measure
+from rlkit.rewards.querying import last_turn
+from rlkit.rewards.retrieval import measure
 
 Turns = Sequence[Mapping[str, Any]]
 N = 4  # words in a row that are no coincidence
@@ -31,13 +32,13 @@ def separation(turns: Turns, relevant: Sequence[str], pool: Sequence[str]) -> fl
     """
     good = dict.fromkeys(relevant, 1)
     worst = measure("ap", sorted(pool, key=good.__contains__), good)
-    found = measure("ap", _said(turns).get("ranking", ()), good)
+    found = measure("ap", last_turn(turns).get("ranking", ()), good)
     return max(0.0, (found - worst) / (1 - worst))
 
 
 def copied(turns: Turns, snippets: Sequence[str]) -> float:
     """The share of the description's runs of four words that stand in a snippet, in [0, 1]. A metric."""
-    written = list(_runs(_said(turns).get("intent", "")))
+    written = list(_runs(last_turn(turns).get("intent", "")))
     known = {run for text in snippets for run in _runs(text)}
     return sum(run in known for run in written) / len(written) if written else 0.0
 
@@ -62,7 +63,3 @@ def own_words(
 def _runs(text: str) -> Iterator[tuple[str, ...]]:
     words = _WORD.findall(text.lower())
     return zip(*(words[i:] for i in range(N)), strict=False)
-
-
-def _said(turns: Turns) -> Mapping[str, Any]:
-    return next((turn for turn in reversed(turns) if turn["role"] == "assistant"), {})

@@ -1,4 +1,4 @@
-"""Rewards for short completions, which compare the rollouts of one task. See `rewards.length`.
+"""Rewards for short completions, which compare the rollouts of one task. See `rlkit.rewards.length`.
 
 A group is a list of rollouts with `length` (tokens, L), `correct` (y, 1 for a right answer) and `truncated`.
 The reward of each comes back in the same order.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rewards.retrieval import ndcg
+from rlkit.rewards.retrieval import ndcg
 
 Turns = Sequence[Mapping[str, Any]]
 

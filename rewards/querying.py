@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rewards.retrieval import measure as measure_of
+from rlkit.rewards.retrieval import measure as measure_of
 
 Turns = Sequence[Mapping[str, Any]]
 
@@ -20,9 +20,9 @@ def retrieval(turns: Turns, judged: Sequence[str], grades: Sequence[int], measur
     Args:
         turns: the model's turn with its `ranking`.
         judged, grades: ids and grades of the documents that were judged.
-        measure: one of `rewards.retrieval.Evaluator`.
+        measure: one of `rlkit.retrieval.measures.Evaluator`.
     """
-    ranking = _said(turns).get("ranking")
+    ranking = last_turn(turns).get("ranking")
     return 0.0 if ranking is None else measure_of(measure, ranking, dict(zip(judged, grades, strict=True)))
 
 
@@ -60,8 +60,9 @@ def priced(
 
 def augmented(turns: Turns) -> float:
     """1 if the model changed the query, else 0. A metric."""
-    return float(bool(_said(turns).get("augmented")))
+    return float(bool(last_turn(turns).get("augmented")))
 
 
-def _said(turns: Turns) -> Mapping[str, Any]:
+def last_turn(turns: Turns) -> Mapping[str, Any]:
+    """Return the model's last turn; an empty one if it had none."""
     return next((turn for turn in reversed(turns) if turn["role"] == "assistant"), {})

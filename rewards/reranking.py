@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from rewards.retrieval import ndcg_of_gains
+from rlkit.rewards.retrieval import ndcg_of_gains
 
 _CHAIN = re.compile(r"\[\s*\d+\s*\](?:\s*>+\s*\[\s*\d+\s*\])+")
 _ALONE = re.compile(r"\[\s*\d+\s*\]")

@@ -3,7 +3,8 @@
 They read `turns`, the messages after the prompt. The model's have the role "assistant". The environment's
 with search results have `documents`, the ids of the passages, best first, and `query`; in its other messages
 these are missing or None. What a passage says is read from those messages alone: an `<information>` block
-that the model writes is no evidence. A text counts as found where it stands as whole words (`rewards.qa`).
+that the model writes is no evidence. A text counts as found where it stands as whole words
+(`rlkit.rewards.qa`).
 
 The tags are those of Search-R1: `<think>`, `<search>`, `<information>` (the environment's) and `<answer>`.
 """
@@ -14,7 +15,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rewards.qa import REFUSALS, exact_match, extract_answer, is_exact, span
+from rlkit.rewards.qa import REFUSALS, exact_match, extract_answer, is_exact, span
 
 Turns = Sequence[Mapping[str, Any]]
 
@@ -104,7 +105,7 @@ def search_r1(
     whole words. A refusal is never found: there is nothing to find where `answerable` is false.
 
     Raises:
-        ValueError: see `rewards.qa.check_answers`.
+        ValueError: see `rlkit.rewards.qa.check_answers`.
     """
     well_formed = tag_format(turns) == 1
     if exact_match(completion, answers):
@@ -121,7 +122,7 @@ def backed(turns: Turns, completion: str, answers: Sequence[str], answerable: bo
     minus this tells how much is known or guessed.
 
     Raises:
-        ValueError: see `rewards.qa.check_answers`.
+        ValueError: see `rlkit.rewards.qa.check_answers`.
     """
     if not answerable:
         return None
@@ -143,7 +144,7 @@ def noisy_hits(turns: Turns, answers: Sequence[str]) -> float | None:
 
 
 def refusal(completion: str, answerable: bool | None = None) -> float | None:
-    """1 if the answer is a refusal (`rewards.qa.REFUSALS`) exactly where the task is unanswerable, else 0.
+    """1 if the answer is a refusal (`qa.REFUSALS`) exactly where the task is unanswerable, else 0.
 
     It judges the decision alone: a wrong answer to an answerable task gets 1 too, so it is a metric, or a
     reward of small weight. No answer is neither and gets 0. None where the data set does not say.

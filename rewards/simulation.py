@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from rewards.qa import span
+from rlkit.rewards.qa import span
 
 _START = re.compile(r"^\s*Doc(?:ument)?\s*\d+\s*(?=[:(])", re.MULTILINE)
 _TITLED = re.compile(r'\(Title:\s*(?:"(?P<quoted>[^"\n]*)"|(?P<bare>[^)\n]*))\s*\)\s*(?P<text>.*)', re.DOTALL)

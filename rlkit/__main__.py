@@ -1,5 +1,5 @@
-"""`python -m rlkit` is the command `rlkit`."""
+"""`python -m rlkit` is the command `rlkit`, also for launchers: `accelerate launch -m rlkit train ...`."""
 
-from rlkit.cli import main
+from rlkit.commands.main import main
 
 raise SystemExit(main())

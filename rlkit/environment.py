@@ -16,36 +16,22 @@ An environment is a class with an id, a method that makes tasks, and a table of 
 
 A task is a row of a dataset: `prompt` (chat messages), `task_id` (durable: the same content has the same
 id), and whatever columns the rewards read. A reward is a plain function that names those columns
-(see `rlkit.rewarding`). This module knows no task and does not import torch.
+(see `rlkit.reward`). This module knows no task and does not import torch.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from rlkit.errors import UserError, nearest
-from rlkit.loading import load_object
+from rlkit.reward import Reward, call_reward, single_turn
 
 if TYPE_CHECKING:
     import datasets
 
-Reward = Callable[..., Any]
 SPLITS = ("train", "dev", "test")
-
-# Our own environments. Anything else is "package.module:Class" or "path/file.py:Class".
-ENVIRONMENTS = {
-    "causal-v1": "envs.causal:CausalEnvironment",
-    "intent-v1": "envs.ranking:IntentEnvironment",
-    "math-v1": "envs.math:MathEnvironment",
-    "navigate-v1": "envs.ranking:NavigateEnvironment",
-    "query-v1": "envs.ranking:QueryEnvironment",
-    "rerank-v1": "envs.ranking:RerankEnvironment",
-    "search-v1": "envs.search:SearchEnvironment",
-    "simulator-v1": "envs.simulator:SimulatorEnvironment",
-}
 
 
 @dataclass(frozen=True)
@@ -71,6 +57,40 @@ class Reply:
     invalid: str | None = None
     record: Mapping[str, Any] = field(default_factory=dict)
     role: str = "user"
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The documents to rank for one query: what `rlkit rank` trains an encoder on.
+
+    Attributes:
+        query: its text.
+        passages: texts of the documents.
+        grades: relevance of each passage, from 0.
+        ideal: grades of all relevant documents, highest first, whether among the passages or not.
+    """
+
+    query: str
+    passages: Sequence[str]
+    grades: Sequence[int]
+    ideal: Sequence[int]
+
+
+@dataclass(frozen=True)
+class HeldOutMeans:
+    """The evaluations of one run, by name in the order of training: what `Environment.report_panels` plots.
+
+    Attributes:
+        run: the run's name.
+        color: of the run, as everywhere in the report.
+        metric: mean of the environment's metric over tasks.
+        rewards: mean of each reward over rollouts.
+    """
+
+    run: str
+    color: str
+    metric: Mapping[str, float]
+    rewards: Mapping[str, Mapping[str, float]]
 
 
 class Environment(ABC):
@@ -114,6 +134,31 @@ class Environment(ABC):
         """Answer a batch of assistant turns. Only environments of several turns define it."""
         raise TypeError(f"{self.id} is a single-turn environment")
 
+    def candidate_documents(self, task: Mapping[str, Any]) -> Candidates | None:
+        """The documents that an encoder is to rank, or None where the task is not about ranking."""
+        return None
+
+    def check_item(self, item: Mapping[str, Any]) -> bool:
+        """Solve one published item exactly and return whether its answer is ours: `rlkit check --items`.
+
+        Args:
+            item: a line of the file.
+
+        Raises:
+            ValueError: this is no item; the message says what is missing.
+            UserError: the solver rejects the item.
+        """
+        raise TypeError(f"{self.id} has no exact solver")
+
+    @classmethod
+    def report_panels(cls, runs: Sequence[HeldOutMeans]) -> Sequence[Mapping[str, Any]]:
+        """Return further plots for the report: mappings with `title`, `note`, `traces` and `layout`.
+
+        Traces and layout are plotly's, the `title` of each axis as text. A class method: a report loads no
+        tasks.
+        """
+        return []
+
     def advance(self, step: int, steps: int, score: float | None) -> Mapping[str, float]:
         """Move on in the training: a curriculum changes here what comes next, on all processes alike.
 
@@ -126,34 +171,5 @@ class Environment(ABC):
 
     def score(self, task: Mapping[str, Any], completion: str) -> dict[str, float | None]:
         """All rewards of one answer, by name. For tests, docs and people at a prompt; errors are raised."""
-        from rlkit.rewarding import call_reward, single_turn
-
         row = single_turn(task, completion)
         return {name: call_reward(reward, row) for name, reward in self.rewards.items()}
-
-
-def load_environment(name: str, **kwargs: Any) -> Environment:
-    """Build an environment from its id, `package.module:Class` or `path/file.py:Class`.
-
-    Raises:
-        UserError: no such environment, or arguments that its constructor does not take.
-    """
-    if ":" not in name and name not in ENVIRONMENTS:
-        raise UserError(f"there is no environment {name!r}{nearest(name, ENVIRONMENTS)}")
-    cls = load_object(ENVIRONMENTS.get(name, name))
-    if not (isinstance(cls, type) and issubclass(cls, Environment)):
-        raise UserError(f"{name} is not a subclass of rlkit.environment.Environment")
-    check_arguments(cls, kwargs)
-    return cls(**kwargs)
-
-
-def check_arguments(cls: Callable[..., Any], kwargs: Mapping[str, Any]) -> None:
-    """Raise `UserError` for a keyword that a class or function does not take, naming the nearest."""
-    import inspect
-
-    parameters = inspect.signature(cls).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return
-    for key in kwargs:
-        if key not in parameters:
-            raise UserError(f"{cls.__name__} has no argument {key!r}{nearest(key, parameters)}")

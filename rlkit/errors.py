@@ -1,7 +1,13 @@
-"""The errors rlkit raises on purpose, and the hint that goes with a misspelt name."""
+"""The errors rlkit raises on purpose, and checks that name the nearest of what is available."""
+
+from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+PREEMPTED = 75  # exit code of a preempted run: sysexits.h's EX_TEMPFAIL
 
 
 class UserError(Exception):
@@ -9,15 +15,23 @@ class UserError(Exception):
 
 
 class RewardError(Exception):
-    """Rewards failed on too many rollouts to go on training (`rlkit.rewarding`)."""
+    """Rewards failed on too many rollouts to continue training (`rlkit.scoring`)."""
 
 
 class GuardError(Exception):
-    """A guard stopped a run that cannot learn or is going wrong (`rlkit.guards`)."""
+    """A guard stopped a run that cannot learn or is going wrong (`rlkit.runs.guards`)."""
 
 
 class Preempted(Exception):  # noqa: N818
-    """A run was told to leave its machine (`rlkit.preemption`); it can go on from its checkpoint."""
+    """A run was preempted (`rlkit.runs.preemption`); it can be resumed from its checkpoint."""
+
+
+def first_line(message: BaseException | str) -> str:
+    """Return the first line of a message that is not blank; of an error without a message, its type."""
+    for line in str(message).splitlines():
+        if line.strip():
+            return line.strip()
+    return "" if isinstance(message, str) else type(message).__name__
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -27,3 +41,21 @@ def nearest(name: str, known: Iterable[str]) -> str:
     if close:
         return f" (did you mean {close[0]!r}?)"
     return f" (known: {', '.join(known)})" if known else ""
+
+
+def check_choice(name: str, value: str, choices: Iterable[str]) -> str:
+    """Return `value` if it is one of `choices`; raise `UserError` naming the nearest one otherwise."""
+    choices = list(choices)
+    if value not in choices:
+        raise UserError(f"there is no {name} {value!r}{nearest(str(value), choices)}")
+    return value
+
+
+def check_arguments(target: Callable[..., Any], kwargs: Mapping[str, Any]) -> None:
+    """Raise `UserError` for a keyword that a class or function does not take, naming the nearest one."""
+    parameters = inspect.signature(target).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    for key in kwargs:
+        if key not in parameters:
+            raise UserError(f"{target.__name__} has no argument {key!r}{nearest(key, parameters)}")

@@ -14,10 +14,11 @@ from collections.abc import Sequence
 
 from rich.progress import track
 
-from envs.search.engines import EngineError
-from envs.search.engines.collection import corpus_source, read_corpus, read_header
-from envs.search.engines.load import KINDS, build_index
 from rlkit.errors import UserError
+from rlkit.retrieval.collections.corpus import corpus_source, read_corpus
+from rlkit.retrieval.documents import EngineError
+from rlkit.retrieval.engines.index import KINDS, build_index
+from rlkit.retrieval.store import read_header
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -17,11 +17,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from envs.search.protocol import results_text
-from envs.simulator.examples import Example
-from rewards.qa import extract_answer
-from rewards.simulation import holds_answer
+from rlkit.envs.search.protocol import results_text
+from rlkit.envs.simulator.examples import Example
 from rlkit.errors import UserError
+from rlkit.rewards.qa import extract_answer
+from rlkit.rewards.simulation import holds_answer
 
 QUESTION = re.compile(r"Question: (.+?)\s*$", re.DOTALL)
 

@@ -20,16 +20,17 @@ from typing import Any
 import numpy as np
 from rich.progress import track
 
-from envs.ranking.collection import Collection, load_collection
-from envs.ranking.evaluate import score, write_trec
-from envs.ranking.queries import Judged, cut, documents_of, judged_queries
-from envs.ranking.query import fuse
-from envs.ranking.retrievers import open_retriever, retrieve
-from envs.ranking.rewriting import CONTEXT, FORM, KEYWORDS, ensemble, keywords, leakage
-from rlkit.cli import run_command
+from rlkit.commands.run import run_command
+from rlkit.envs.ranking.query import fuse
+from rlkit.envs.ranking.rewriting import CONTEXT, FORM, KEYWORDS, ensemble, keywords, leakage
 from rlkit.errors import UserError
 from rlkit.evaluation.rankings import as_evaluation
-from rlkit.rollouts.writing import THROUGH, Writer, open_writer
+from rlkit.retrieval.collections.base import Collection
+from rlkit.retrieval.collections.load import load_collection
+from rlkit.retrieval.evaluate import score, write_trec
+from rlkit.retrieval.queries import Judged, cut, documents_of, judged_queries
+from rlkit.retrieval.retrievers import open_retriever, retrieve
+from rlkit.rollouts.text_generation import THROUGH, Writer, open_writer
 
 METHODS = ("ensemble", "fusion", "context")
 DOCUMENT_WORDS = 150

@@ -18,13 +18,14 @@ from typing import Any
 import datasets
 import numpy as np
 
-from rlkit.algorithms.scorers import load_encoder
-from rlkit.check.command import parse_args
-from rlkit.cli import run_command
-from rlkit.environment import load_environment
+from rlkit.arguments.keys import parse_args
+from rlkit.commands.run import run_command
 from rlkit.errors import UserError
-from rlkit.evaluation.result import prompt_text, write_atomically
 from rlkit.evaluation.splits import METHODS, label_overlap, split_queries
+from rlkit.files import atomic_write
+from rlkit.registry import load_environment
+from rlkit.retrieval.encoders import load_encoder
+from rlkit.runs.record import prompt_text
 
 
 def embed(tasks: datasets.Dataset, encoder: Any) -> np.ndarray:
@@ -70,7 +71,7 @@ def main() -> int:
             line += f", {label_overlap(labels['train'], labels['test']):.0%} with a relevant document known"
         print(line)
     said = {"environment": environment.id, "method": options.method, "folds": folds}
-    write_atomically(options.out, json.dumps(said, indent=1))
+    atomic_write(options.out, json.dumps(said, indent=1))
     return 0
 
 

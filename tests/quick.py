@@ -1,8 +1,10 @@
-"""Keys of a quick run of the toy environment on a CPU, which tests of whole runs build upon."""
+"""Where things are, and the keys of a quick run of the toy environment on a CPU."""
 
 from pathlib import Path
 
-TOY = str(Path(__file__).parent / "toy.py")
+ROOT = Path(__file__).resolve().parents[1]
+DATA = ROOT.parent / "shared" / "data"  # real data, in some checkouts
+TOY = str(ROOT / "tests" / "toy.py")
 QUICK = {
     "environment": f"{TOY}:Even",
     "use_cpu": True,

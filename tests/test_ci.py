@@ -1,11 +1,14 @@
 """CI fails on tests that are skipped for a missing part, and on configs that no longer parse."""
 
 import importlib.util
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from rlkit.arguments.parse import parse_train
+from rlkit.training.session import make_environment
+from rlkit.training.train import load_run_rewards
+from tests.quick import ROOT
+
 CASE = '<testsuite><testcase classname="a" name="b"><skipped type="{}" message="{}"/></testcase></testsuite>'
 
 
@@ -36,24 +39,19 @@ def test_which_skips_fail(skips, tmp_path, skip, has_data, count):
 
 @pytest.mark.parametrize("level", ["association", "intervention", "counterfactual"])
 def test_the_published_recipes_are_what_they_say(level):
-    from rlkit.config import parse_train
-
     file = ROOT / "configs" / "causal" / f"rlcausal_{level}.yaml"
     run = parse_train(["--config", str(file), "--use_cpu", "true", "--bf16", "false"])
     assert run.task.mapping("environment_args")["level"] == level
     args = run.trainer
     assert args.per_device_train_batch_size * args.gradient_accumulation_steps * 8 == 8 * args.num_generations
     assert (args.loss_type, args.epsilon, args.epsilon_high, args.delta) == ("dapo", 0.2, 0.28, 10.0)
-    environment = run.task.make_environment()
+    environment = make_environment(run.task)
     assert environment.reward_weights == {"parsed": 0.1, "right_length": 0.1, "distribution": 0.8}
     assert "THOUGHT PROCESS" in environment.tasks("train", 1)[0]["prompt"][0]["content"]
 
 
 @pytest.mark.parametrize("name", ["ds_1.5b", "dsr_1.5b", "qwen_1.5b"])
 def test_the_published_recipes_of_hapo(name):
-    from rlkit.config import parse_train
-    from rlkit.train import load_run_rewards
-
     file = ROOT / "configs" / "hapo" / f"{name}.yaml"
     run = parse_train(["--config", str(file), "--use_cpu", "true", "--bf16", "false"])
     args = run.trainer
@@ -66,6 +64,6 @@ def test_the_published_recipes_of_hapo(name):
     )
     assert run.task.mapping("environment_args")["dataset"].startswith("agentica-org/DeepScaleR")
     run.task.environment_args = "{}"  # the data set itself is on the hub
-    rewards, weights = load_run_rewards(run, run.task.make_environment())
+    rewards, weights = load_run_rewards(run, make_environment(run.task))
     assert dict(zip(rewards, weights, strict=True)) == {"correct": 1.0, "hapo": 1.0}
     assert (rewards["hapo"].weight, rewards["hapo"].floor, rewards["hapo"].shape) == (1.0, -0.7, "cosine")

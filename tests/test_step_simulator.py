@@ -2,14 +2,15 @@
 
 import importlib.util
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-PATH = Path(__file__).parents[1] / "benchmarks" / "step_simulator.py"
+from tests.quick import ROOT
+
+PATH = ROOT / "benchmarks" / "step_simulator.py"
 spec = importlib.util.spec_from_file_location("step_simulator", PATH)
 sim = importlib.util.module_from_spec(spec)
 sys.modules["step_simulator"] = sim

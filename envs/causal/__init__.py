@@ -1,5 +1,5 @@
 """Probability questions over structural causal models, with exact answers (`causal-v1`)."""
 
-from envs.causal.environment import CausalEnvironment
+from rlkit.envs.causal.environment import CausalEnvironment
 
 __all__ = ["CausalEnvironment"]

@@ -1,7 +1,7 @@
 """How hard a query is: the size of its relevant subgraph and the cost of min-fill elimination.
 
 Counted as the data set RLCausal counts (arXiv 2512.20760): for counterfactuals in the twin network with its
-selectors as nodes of their own, though `envs.causal.inference` sums selectors out in closed form.
+selectors as nodes of their own, though `rlkit.envs.causal.inference` sums selectors out in closed form.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
-from envs.causal.elimination import plan
-from envs.causal.model import CausalModel, Query, ancestors, cut_parents
+from rlkit.envs.causal.elimination import plan
+from rlkit.envs.causal.model import CausalModel, CausalQuery, ancestors, cut_parents
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Difficulty:
 
     `relevant_size` is the number of ancestors of the target and the observed node, both included, after the
     level's change of the graph; 1 if the target is the node that was observed (association) or intervened on.
-    `sums` and `products` are those of min-fill elimination, see `envs.causal.elimination.Plan`.
+    `sums` and `products` are those of min-fill elimination, see `rlkit.envs.causal.elimination.Plan`.
     """
 
     relevant_size: int
@@ -27,7 +27,7 @@ class Difficulty:
     products: int
 
 
-def difficulty(model: CausalModel, query: Query) -> Difficulty:
+def difficulty(model: CausalModel, query: CausalQuery) -> Difficulty:
     """Measure a query. The result depends on the graph and the numbers of values, not on the tables."""
     if query.observed and query.intervened:
         return _counterfactual(model, query, *query.observed[:1], *query.intervened[:1])
@@ -45,7 +45,7 @@ def _association(model: CausalModel, target: int, observed: int) -> Difficulty:
     return Difficulty(len(relevant), cost.sums, cost.products)
 
 
-def _intervention(model: CausalModel, query: Query) -> Difficulty:
+def _intervention(model: CausalModel, query: CausalQuery) -> Difficulty:
     parents = cut_parents(model.parents, query)
     relevant = ancestors(parents, [query.target])
     # The node that is set is summed out even where the target does not depend on it.
@@ -54,7 +54,7 @@ def _intervention(model: CausalModel, query: Query) -> Difficulty:
     return Difficulty(len(relevant), cost.sums, cost.products)
 
 
-def _counterfactual(model: CausalModel, query: Query, observed: int, clamped: int) -> Difficulty:
+def _counterfactual(model: CausalModel, query: CausalQuery, observed: int, clamped: int) -> Difficulty:
     """In the twin network 3i is the selector of node i, 3i + 1 its factual copy and 3i + 2 its twin."""
     parents: list[tuple[int, ...]] = []
     cards: list[int] = []

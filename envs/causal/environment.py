@@ -19,17 +19,18 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from envs.causal.foreign import Prompt, read_prompt
-from envs.causal.generation import TaskLaw, generate
-from envs.causal.graphs import GraphLaw
-from envs.causal.inference import infer
-from envs.causal.model import LEVELS, hundredths
-from envs.causal.problem import from_json
-from envs.causal.prompts import ANSWERS, PROMPTS, official_answer, short_name
-from envs.causal.solutions import table_row, work_out
-from rewards import distribution as rewards
 from rlkit.environment import SPLITS, Environment, Reward
-from rlkit.errors import UserError, nearest
+from rlkit.envs.causal.foreign import Prompt, read_prompt
+from rlkit.envs.causal.generation import TaskLaw, generate
+from rlkit.envs.causal.graphs import GraphLaw
+from rlkit.envs.causal.inference import infer
+from rlkit.envs.causal.items import agrees, read_item
+from rlkit.envs.causal.model import LEVELS, hundredths
+from rlkit.envs.causal.problem import from_json
+from rlkit.envs.causal.prompts import ANSWERS, PROMPTS, official_answer, short_name
+from rlkit.envs.causal.solutions import table_row, work_out
+from rlkit.errors import UserError, check_choice
+from rlkit.rewards import distribution as rewards
 
 if TYPE_CHECKING:
     import datasets
@@ -57,7 +58,7 @@ class CausalEnvironment(Environment):
         prompt_style: "official" (the layout of RLCausal) or "short".
         tolerance: of the reward `distribution`, on the total variation distance.
         strict: the distance must be below the tolerance, as in the release's training reward.
-        parser: "lenient" or "official", see `rewards.distribution.parse_distribution`.
+        parser: "lenient" or "official", see `rlkit.rewards.distribution.parse_distribution`.
         which: whether the "first" or the "last" answer counts; None is the parser's own rule.
 
     Raises:
@@ -85,11 +86,11 @@ class CausalEnvironment(Environment):
         parser: str = "lenient",
         which: str | None = None,
     ):
-        _check_choice("truth_from", truth_from, ("printed", "exact"))
-        _check_choice("prompt_style", prompt_style, PROMPTS)
-        _check_choice("parser", parser, rewards.PARSERS)
+        check_choice("truth_from", truth_from, ("printed", "exact"))
+        check_choice("prompt_style", prompt_style, PROMPTS)
+        check_choice("parser", parser, rewards.PARSERS)
         if which is not None:
-            _check_choice("which", which, ("first", "last"))
+            check_choice("which", which, ("first", "last"))
         if parser == "official" and prompt_style != "official":
             raise UserError(
                 "parser 'official' reads only answers in the official layout: use prompt_style 'official'"
@@ -119,14 +120,14 @@ class CausalEnvironment(Environment):
         Columns: `prompt`, `task_id`, `truth` (the distribution in two decimals), `level`, `relevant_size`
         (nodes of the relevant subgraph), `is_core` (the answer differs from those with a condition left out),
         `is_semicore` (from at least one of them), `sums` and `products` (of min-fill elimination),
-        `graph_id`, `question`, and `problem` (all of it as JSON, see `envs.causal.problem.to_json`).
+        `graph_id`, `question`, and `problem` (all of it as JSON, see `rlkit.envs.causal.problem.to_json`).
 
         Raises:
             UserError: an unknown split, or no graph of this size in the split.
         """
         import datasets
 
-        _check_choice("split", split, SPLITS)
+        check_choice("split", split, SPLITS)
         n = SIZES[split] if n is None else n
         _check_number("n", n, 1)
         _check_number("seed", seed, 0, 2**32 - 1)
@@ -168,6 +169,11 @@ class CausalEnvironment(Environment):
         """
         return [h / 100 for h in hundredths(infer(*read_prompt(prompt)))]
 
+    def check_item(self, item: Mapping[str, Any]) -> bool:
+        """Whether the exact answer is a published item's, within 0.01 total variation."""
+        prompt, truth = read_item(item)
+        return agrees(self.solve_prompt(prompt), truth)
+
 
 def _rewards(tolerance: float, strict: bool, parser: str, which: str | None) -> dict[str, Reward]:
     def bind(reward: Reward, **arguments: Any) -> Reward:
@@ -189,7 +195,7 @@ def _shares(level: str | Sequence[str] | Mapping[str, float]) -> dict[str, float
         level = [level]
     weights = dict(level) if isinstance(level, Mapping) else dict.fromkeys(level, 1.0)
     for name, weight in weights.items():
-        _check_choice("level", name, LEVELS)
+        check_choice("level", name, LEVELS)
         if not (isinstance(weight, int | float) and 0 <= weight < float("inf")):
             raise UserError(f"the weight of level {name!r} is {weight!r}: it must be a number of at least 0")
     total = sum(weights.values())
@@ -221,8 +227,3 @@ def _check_number(name: str, value: int, least: int, most: int | None = None) ->
     if not whole or value < least or (most is not None and value > most):
         limits = f"at least {least}" if most is None else f"from {least} to {most}"
         raise UserError(f"{name} is {value!r}: it must be a whole number {limits}")
-
-
-def _check_choice(name: str, value: str, choices: Sequence[str] | Mapping[str, Any]) -> None:
-    if value not in choices:
-        raise UserError(f"{name} cannot be {value!r}{nearest(str(value), choices)}")

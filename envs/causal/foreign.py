@@ -12,7 +12,7 @@ from math import prod
 
 import numpy as np
 
-from envs.causal.model import CausalModel, Query
+from rlkit.envs.causal.model import CausalModel, CausalQuery
 from rlkit.errors import UserError, nearest
 
 MAX_CHARACTERS = 1_000_000
@@ -40,7 +40,7 @@ _CONDITIONS = (
 Prompt = str | Sequence[Mapping[str, str]]
 
 
-def read_prompt(prompt: Prompt) -> tuple[CausalModel, Query]:
+def read_prompt(prompt: Prompt) -> tuple[CausalModel, CausalQuery]:
     """Read the model and the question of a prompt.
 
     Args:
@@ -167,7 +167,7 @@ def _table(name: str, parents: list[str], rows: Rows, domains: Mapping[str, list
     return np.array([rows[key] for key in sorted(rows)]).reshape(*shape, len(domains[name]))
 
 
-def _read_question(text: str, index: Mapping[str, int], domains: Mapping[str, list[str]]) -> Query:
+def _read_question(text: str, index: Mapping[str, int], domains: Mapping[str, list[str]]) -> CausalQuery:
     questions = list(_QUESTION.finditer(text))
     if len(questions) != 1:
         raise UserError(
@@ -175,7 +175,7 @@ def _read_question(text: str, index: Mapping[str, int], domains: Mapping[str, li
         )
     target, condition = questions[0].groups()
     if condition is None:
-        return Query(index[_known(target, domains)])
+        return CausalQuery(index[_known(target, domains)])
     match = next(filter(None, (pattern.fullmatch(condition.strip()) for pattern in _CONDITIONS)), None)
     if match is None:
         raise UserError(f"cannot read the condition {condition[:80]!r}")
@@ -187,4 +187,4 @@ def _read_question(text: str, index: Mapping[str, int], domains: Mapping[str, li
         value = _value(found[name_group], found[value_group], domains)
         return index[found[name_group]], value
 
-    return Query(index[_known(target, domains)], setting("o", "x"), setting("j", "c"))
+    return CausalQuery(index[_known(target, domains)], setting("o", "x"), setting("j", "c"))

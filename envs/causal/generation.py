@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from envs.causal.difficulty import difficulty
-from envs.causal.graphs import GraphLaw, graph_stream, random_stream
-from envs.causal.inference import infer
-from envs.causal.model import CausalModel, Query, hundredths
-from envs.causal.problem import to_json
-from envs.causal.prompts import PROMPTS, QUESTION_TEXTS
-from envs.causal.queries import draw_model, draw_query
+from rlkit.envs.causal.difficulty import difficulty
+from rlkit.envs.causal.graphs import GraphLaw, graph_stream, random_stream
+from rlkit.envs.causal.inference import infer
+from rlkit.envs.causal.model import CausalModel, CausalQuery, hundredths
+from rlkit.envs.causal.problem import to_json
+from rlkit.envs.causal.prompts import PROMPTS, QUESTION_TEXTS
+from rlkit.envs.causal.queries import draw_model, draw_query
 
 INT64_MAX = 2**63 - 1
 
@@ -56,7 +56,7 @@ class _Graph:
         # Questions about one graph are compared with the same few simpler questions.
         self.hundredths = cache(self._hundredths)
 
-    def _hundredths(self, query: Query) -> tuple[int, ...]:
+    def _hundredths(self, query: CausalQuery) -> tuple[int, ...]:
         return tuple(hundredths(infer(self.model, query)))
 
     def task(self, rng: np.random.Generator) -> dict[str, Any]:
@@ -82,10 +82,10 @@ class _Graph:
             "problem": to_json(self.model, query),
         }
 
-    def _differs(self, query: Query) -> list[bool]:
+    def _differs(self, query: CausalQuery) -> list[bool]:
         """For each simpler question, with a condition left out: whether the rounded answer differs."""
         simpler = {
-            Query(query.target, observed, intervened)
+            CausalQuery(query.target, observed, intervened)
             for observed in {query.observed, None}
             for intervened in {query.intervened, None}
         }

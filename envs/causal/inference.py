@@ -17,11 +17,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from envs.causal.elimination import Factor, Scope, check_cells, marginal
-from envs.causal.model import CausalModel, Query, ancestors, cut_parents
+from rlkit.envs.causal.elimination import Factor, Scope, check_cells, marginal
+from rlkit.envs.causal.model import CausalModel, CausalQuery, ancestors, cut_parents
 
 
-def infer(model: CausalModel, query: Query) -> np.ndarray:
+def infer(model: CausalModel, query: CausalQuery) -> np.ndarray:
     """The exact distribution of the query's target, shape (values of the target,).
 
     Raises:
@@ -40,7 +40,7 @@ def infer(model: CausalModel, query: Query) -> np.ndarray:
 Network = tuple[int, dict[int, int], list[Factor]]  # the target, the known values, the factors
 
 
-def _factors(model: CausalModel, query: Query) -> Network:
+def _factors(model: CausalModel, query: CausalQuery) -> Network:
     """The network of an association, an intervention or a marginal."""
     parents = cut_parents(model.parents, query)
     known = dict(pair for pair in (query.observed, query.intervened) if pair)
@@ -55,7 +55,9 @@ def _twin_factors(
 ) -> Network:
     """The network of a counterfactual: node i is variable 2i in the factual world and 2i + 1 in its twin."""
     clamped = intervened[0]
-    twins = ancestors(cut_parents(model.parents, Query(target, observed, intervened)), [target]) - {clamped}
+    twins = ancestors(cut_parents(model.parents, CausalQuery(target, observed, intervened)), [target]) - {
+        clamped
+    }
     factual = ancestors(model.parents, [observed[0]])
     factors: list[Factor] = []
     for node in twins | factual:

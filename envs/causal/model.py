@@ -16,7 +16,7 @@ LEVELS = ("association", "intervention", "counterfactual")
 
 
 @dataclass(frozen=True)
-class Query:
+class CausalQuery:
     """The distribution of `target`, given an observed and/or an intervened (node, value).
 
     Observed only is association, intervened only is intervention, both is counterfactual (the observation was
@@ -99,7 +99,7 @@ def ancestors(parents: tuple[tuple[int, ...], ...], nodes: Iterable[int]) -> set
     return found
 
 
-def cut_parents(parents: tuple[tuple[int, ...], ...], query: Query) -> tuple[tuple[int, ...], ...]:
+def cut_parents(parents: tuple[tuple[int, ...], ...], query: CausalQuery) -> tuple[tuple[int, ...], ...]:
     """The parents of each node after the query's intervention, if any, has cut the edges into its node."""
     if query.intervened is None:
         return parents

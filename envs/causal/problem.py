@@ -6,10 +6,10 @@ import json
 
 import numpy as np
 
-from envs.causal.model import CausalModel, Query
+from rlkit.envs.causal.model import CausalModel, CausalQuery
 
 
-def to_json(model: CausalModel, query: Query) -> str:
+def to_json(model: CausalModel, query: CausalQuery) -> str:
     """Write the model and the query; nodes are in topological order and named by their position.
 
     Keys: `names`, `parents` (lists of positions), `tables` (nested lists, an axis for each parent and one for
@@ -26,7 +26,7 @@ def to_json(model: CausalModel, query: Query) -> str:
     return json.dumps(problem, separators=(",", ":"))
 
 
-def from_json(text: str) -> tuple[CausalModel, Query]:
+def from_json(text: str) -> tuple[CausalModel, CausalQuery]:
     """Read what `to_json` wrote."""
     problem = json.loads(text)
     model = CausalModel(
@@ -37,4 +37,4 @@ def from_json(text: str) -> tuple[CausalModel, Query]:
     observed, intervened = (
         tuple(pair) if pair else None for pair in (problem["observed"], problem["intervened"])
     )
-    return model, Query(problem["target"], observed, intervened)
+    return model, CausalQuery(problem["target"], observed, intervened)

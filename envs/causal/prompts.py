@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 
-from envs.causal.model import CausalModel, Query
+from rlkit.envs.causal.model import CausalModel, CausalQuery
 
 Messages = list[dict[str, str]]
 
@@ -49,7 +49,7 @@ SHORT_QUESTIONS = {
 }
 
 
-def official_prompt(model: CausalModel, query: Query) -> Messages:
+def official_prompt(model: CausalModel, query: CausalQuery) -> Messages:
     """The chat messages in RLCausal's layout. `model` has the tables to print."""
     nodes = sorted(range(len(model)), key=lambda node: int(model.names[node][1:]))
     names = [model.names[node] for node in nodes]
@@ -75,7 +75,7 @@ def official_prompt(model: CausalModel, query: Query) -> Messages:
     return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": "\n\n".join(parts)}]
 
 
-def official_question(model: CausalModel, query: Query) -> str:
+def official_question(model: CausalModel, query: CausalQuery) -> str:
     """The question in the release's words."""
     condition = QUESTIONS[query.level].format(**_words(query, model.names))
     return f"What is the marginal distribution of {model.names[query.target]} {condition}?"
@@ -98,7 +98,7 @@ def _rows(model: CausalModel, node: int) -> Iterator[str]:
         yield f"P({given}) = {official_list(row)}"
 
 
-def short_prompt(model: CausalModel, query: Query) -> Messages:
+def short_prompt(model: CausalModel, query: CausalQuery) -> Messages:
     """One user message with the table rows and the question. `model` has the tables to print."""
     names = [short_name(name) for name in model.names]
     lines = []
@@ -114,7 +114,7 @@ def short_prompt(model: CausalModel, query: Query) -> Messages:
     return [{"role": "user", "content": "\n".join(lines)}]
 
 
-def short_question(model: CausalModel, query: Query) -> str:
+def short_question(model: CausalModel, query: CausalQuery) -> str:
     """The question in the notation of the field."""
     return SHORT_QUESTIONS[query.level].format(**_words(query, [short_name(name) for name in model.names]))
 
@@ -132,7 +132,7 @@ def table_rows(model: CausalModel, node: int) -> Iterator[tuple[list[tuple[int, 
         yield list(zip(above, values, strict=True)), model.tables[node][values].tolist()
 
 
-def _words(query: Query, names: Sequence[str]) -> dict[str, str | int]:
+def _words(query: CausalQuery, names: Sequence[str]) -> dict[str, str | int]:
     words: dict[str, str | int] = {"k": names[query.target]}
     if query.observed:
         words |= {"o": names[query.observed[0]], "x": query.observed[1]}
@@ -156,11 +156,11 @@ def official_answer(truth: Sequence[float]) -> str:
     return f"ANSWER\n{official_list(truth)}"
 
 
-PROMPTS: dict[str, Callable[[CausalModel, Query], Messages]] = {
+PROMPTS: dict[str, Callable[[CausalModel, CausalQuery], Messages]] = {
     "official": official_prompt,
     "short": short_prompt,
 }
-QUESTION_TEXTS: dict[str, Callable[[CausalModel, Query], str]] = {
+QUESTION_TEXTS: dict[str, Callable[[CausalModel, CausalQuery], str]] = {
     "official": official_question,
     "short": short_question,
 }

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from envs.causal.graphs import Parents
-from envs.causal.model import CausalModel, Query, descendants
+from rlkit.envs.causal.graphs import Parents
+from rlkit.envs.causal.model import CausalModel, CausalQuery, descendants
 
 
 def draw_model(
@@ -20,28 +20,28 @@ def draw_model(
     return CausalModel(names, parents, tables)
 
 
-def draw_query(model: CausalModel, level: str, rng: np.random.Generator) -> Query:
+def draw_query(model: CausalModel, level: str, rng: np.random.Generator) -> CausalQuery:
     """Draw a question of a level. Observed values come from one ancestral sample, so they are possible."""
     return _DRAW[level](model, rng)
 
 
-def _association(model: CausalModel, rng: np.random.Generator) -> Query:
+def _association(model: CausalModel, rng: np.random.Generator) -> CausalQuery:
     observed = int(rng.integers(len(model)))
     value = model.sample(rng)[observed]
-    return Query(int(rng.integers(len(model))), observed=(observed, value))
+    return CausalQuery(int(rng.integers(len(model))), observed=(observed, value))
 
 
-def _intervention(model: CausalModel, rng: np.random.Generator) -> Query:
+def _intervention(model: CausalModel, rng: np.random.Generator) -> CausalQuery:
     intervened = _draw_intervention(model, rng)
-    return Query(int(rng.integers(len(model))), intervened=intervened)
+    return CausalQuery(int(rng.integers(len(model))), intervened=intervened)
 
 
-def _counterfactual(model: CausalModel, rng: np.random.Generator) -> Query:
+def _counterfactual(model: CausalModel, rng: np.random.Generator) -> CausalQuery:
     """The observation is at the intervened node or downstream of it, made before the intervention."""
     intervened = _draw_intervention(model, rng)
     observed = int(rng.choice(descendants(model.parents, intervened[0])))
     value = model.sample(rng)[observed]
-    return Query(int(rng.integers(len(model))), (observed, value), intervened)
+    return CausalQuery(int(rng.integers(len(model))), (observed, value), intervened)
 
 
 def _draw_intervention(model: CausalModel, rng: np.random.Generator) -> tuple[int, int]:
@@ -50,7 +50,7 @@ def _draw_intervention(model: CausalModel, rng: np.random.Generator) -> tuple[in
     return node, int(rng.integers(model.cards[node]))
 
 
-_DRAW: dict[str, Callable[[CausalModel, np.random.Generator], Query]] = {
+_DRAW: dict[str, Callable[[CausalModel, np.random.Generator], CausalQuery]] = {
     "association": _association,
     "intervention": _intervention,
     "counterfactual": _counterfactual,

@@ -15,10 +15,10 @@ from math import prod
 
 import numpy as np
 
-from envs.causal.model import CausalModel, Query, ancestors, cut_parents, descendants
+from rlkit.envs.causal.model import CausalModel, CausalQuery, ancestors, cut_parents, descendants
 
 
-def table_row(model: CausalModel, query: Query, names: Sequence[str]) -> str | None:
+def table_row(model: CausalModel, query: CausalQuery, names: Sequence[str]) -> str | None:
     """Name the table row that is the answer as it stands, such as `P(b|a=0)`; None where there is none.
 
     That is so for an intervention or an observation if nothing but it stands above the target, and if the
@@ -48,14 +48,14 @@ class _Part:
 @dataclass
 class _Work:
     model: CausalModel
-    query: Query
+    query: CausalQuery
     names: Sequence[str]
     parents: tuple[tuple[int, ...], ...]
     fixed: dict[int, int]  # values of the variables that were observed or set
     lines: list[str] = field(default_factory=list)
 
 
-def work_out(model: CausalModel, query: Query, names: Sequence[str]) -> list[str] | None:
+def work_out(model: CausalModel, query: CausalQuery, names: Sequence[str]) -> list[str] | None:
     """The steps that lead to the answer, one a line.
 
     A counterfactual is worked out only where it is not one: if the target is the intervened variable, or is
@@ -75,7 +75,7 @@ def work_out(model: CausalModel, query: Query, names: Sequence[str]) -> list[str
             return None
         else:
             step = f"{names[query.target]} is not downstream of {names[node]}: setting that changes nothing."
-            return [step, *(work_out(model, Query(query.target, query.observed), names) or [])]
+            return [step, *(work_out(model, CausalQuery(query.target, query.observed), names) or [])]
     for node, value in settings:
         if node == query.target:
             return [f"{names[node]} is known to be {value}."]

@@ -1,5 +1,5 @@
 r"""Problems whose answer stands in `\boxed{}`: arithmetic of our own, or any data set (`math-v1`)."""
 
-from envs.math.environment import MathEnvironment
+from rlkit.envs.math.environment import MathEnvironment
 
 __all__ = ["MathEnvironment"]

@@ -4,14 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rlkit.errors import UserError, nearest
-
-
-def check_choice(name: str, value: str, choices: Sequence[str]) -> str:
-    """One of the choices."""
-    if value not in choices:
-        raise UserError(f"{name} cannot be {value!r}{nearest(str(value), choices)}")
-    return value
+from rlkit.errors import UserError, check_choice
 
 
 def check_choices(name: str, values: str | Sequence[str], choices: Sequence[str]) -> list[str]:

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from envs.reading import read_rows
-from rewards.boxed import equivalent, is_readable, last_box, read_integer
 from rlkit.errors import UserError
+from rlkit.retrieval.reading import read_rows
+from rlkit.rewards.boxed import equivalent, is_readable, last_box, read_integer
 
 PROBLEM_COLUMNS = ("problem", "question", "prompt", "input")
 ANSWER_COLUMNS = ("answer", "final_answer", "expected_answer", "solution")

@@ -20,8 +20,9 @@ from functools import cached_property, partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from envs.math.arguments import check_choice, check_choices, check_fractions, check_number, check_range
-from envs.math.arithmetic import (
+from rlkit.environment import SPLITS, Environment
+from rlkit.envs.math.arguments import check_choices, check_fractions, check_number, check_range
+from rlkit.envs.math.arithmetic import (
     KINDS,
     OPERATIONS,
     SOLUTION_STYLES,
@@ -30,11 +31,10 @@ from envs.math.arithmetic import (
     solve,
     split_of,
 )
-from envs.math.data import BAD_ROWS, Problem, Source, content_id, ordered, readable
-from envs.math.prompts import BUDGETS, STYLES, draw_budget, write_prompt
-from rewards import boxed
-from rlkit.environment import SPLITS, Environment
-from rlkit.errors import UserError
+from rlkit.envs.math.data import BAD_ROWS, Problem, Source, content_id, ordered, readable
+from rlkit.envs.math.prompts import BUDGETS, STYLES, draw_budget, write_prompt
+from rlkit.errors import UserError, check_choice
+from rlkit.rewards import boxed
 
 if TYPE_CHECKING:
     import datasets
@@ -49,8 +49,9 @@ class MathEnvironment(Environment):
     Args:
         dataset: None for arithmetic; a file (.jsonl, .json, .parquet, .csv); or a name on the hub.
         dataset_config, dataset_split, revision: of a data set on the hub.
-        problem_column, answer_column: None takes the first that is there of `envs.math.data.PROBLEM_COLUMNS`
-            and `ANSWER_COLUMNS`. An answer may also be a solution with a box, or end in GSM8K's `#### 42`.
+        problem_column, answer_column: None takes the first that is there of `PROBLEM_COLUMNS` and
+            `ANSWER_COLUMNS` in `rlkit.envs.math.data`. An answer may also be a solution with a box, or end in
+            GSM8K's `#### 42`.
         breakdown_columns: columns to keep, by which evaluations are broken down.
         bad_rows: "error" stops at a row that cannot be used, "drop" leaves it out with a line in the log.
         fractions: shares of train, dev and test; the hash of a problem's text decides.
@@ -63,7 +64,8 @@ class MathEnvironment(Environment):
         system_prompt: instead of the style's own; "" is none.
         budget: the least and most tokens; the prompt then names a number in between, column `budget`.
         budget_kind: "exact" ("Think for n tokens.") or "max" ("Think for maximum n tokens.").
-        comparison: "math", "integer" (see `rewards.boxed`), or None: "math" with a data set, else "integer".
+        comparison: "math", "integer" (see `rlkit.rewards.boxed`), or None: "math" with a data set, else
+            "integer".
 
     Raises:
         UserError: arguments that do not fit together.

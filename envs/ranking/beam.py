@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from envs.ranking.tree import Tree
+from rlkit.envs.ranking.tree import Tree
 
 LEAST = 0.09  # a score that is not chained
 RARE = 1e-4  # weight of an anchor below the threshold
@@ -122,8 +122,8 @@ class Beam:
         return [max(same, key=lambda n: (path[n], -n))] if same else []
 
     def calibrated(self) -> dict[int, float]:
-        """Scores on one scale for all that was scored, by `envs.ranking.calibration`."""
-        from envs.ranking.calibration import calibrate
+        """Scores on one scale for all that was scored, by `rlkit.envs.ranking.calibration`."""
+        from rlkit.envs.ranking.calibration import calibrate
 
         return calibrate([slate.shown for slate in self.slates], self.scores)
 

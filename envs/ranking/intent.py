@@ -12,14 +12,13 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from envs.ranking.queries import Judged, cut, documents_of, judged_queries, open_collection, task_id
-from envs.ranking.retrievers import how_many, open_retriever, ranked
-from envs.ranking.scoring import open_scorer
-from envs.search.engines import Document, EngineError, Query, SearchEngine
-from envs.search.engines.collection import full_text
-from rewards import intent
 from rlkit.environment import Environment, Reply, Turn
+from rlkit.envs.ranking.scoring import open_scorer
 from rlkit.errors import UserError
+from rlkit.retrieval.documents import Document, EngineError, Query, SearchEngine, full_text
+from rlkit.retrieval.queries import Judged, cut, documents_of, judged_queries, open_collection, task_id
+from rlkit.retrieval.retrievers import how_many, open_retriever, ranked
+from rlkit.rewards import intent
 
 if TYPE_CHECKING:
     import datasets
@@ -38,8 +37,8 @@ class IntentEnvironment(Environment):
     """Describing an intent.
 
     Args:
-        collection: see `envs.ranking.collection`.
-        retriever: what finds irrelevant documents for the query: see `envs.ranking.retrievers`.
+        collection: see `rlkit.retrieval.collections.base`.
+        retriever: what finds irrelevant documents for the query: see `rlkit.retrieval.retrievers`.
         shown: relevant and irrelevant snippets in the prompt, so many each; as many further ones are ranked,
             where there are any.
         document_words: a longer snippet is cut.

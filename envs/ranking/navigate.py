@@ -1,8 +1,9 @@
 """`navigate-v1`: find documents by going down a tree of clusters (LATTICE, arXiv 2510.13217).
 
 Each turn shows the children of the most promising nodes; the model scores them from 0 to 100, and the search
-goes on best first over the whole tree (`envs.ranking.beam`). It ends at `stop`, when nothing is left to open,
-or after `turns` turns. The reward is the nDCG@10 of the documents that were scored, less a price for turns.
+goes on best first over the whole tree (`rlkit.envs.ranking.beam`). It ends at `stop`, when nothing is left to
+open, or after `turns` turns. The reward is the nDCG@10 of the documents that were scored, less a price for
+turns.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from envs.ranking.beam import Beam, Slate
-from envs.ranking.queries import judged_queries, open_collection, task_id
-from envs.ranking.tree import Tree, open_tree
-from rewards import navigation
 from rlkit.environment import Environment, Reply, Turn
+from rlkit.envs.ranking.beam import Beam, Slate
+from rlkit.envs.ranking.tree import Tree, open_tree
 from rlkit.errors import UserError
+from rlkit.retrieval.queries import judged_queries, open_collection, task_id
+from rlkit.rewards import navigation
 
 if TYPE_CHECKING:
     import datasets
@@ -37,7 +38,7 @@ class NavigateEnvironment(Environment):
     """Going down a tree.
 
     Args:
-        collection: see `envs.ranking.collection`.
+        collection: see `rlkit.retrieval.collections.base`.
         embedder: vectors to make the clusters of: "words", or "dense:MODEL" with any model of
             sentence-transformers.
         branching: children of a node, about.

@@ -14,13 +14,13 @@ from functools import cached_property, partial
 from itertools import islice, zip_longest
 from typing import TYPE_CHECKING, Any
 
-from envs.ranking.queries import Judged, judged_queries, open_collection, task_id
-from envs.ranking.retrievers import how_many, open_retriever, ranked
-from envs.search.engines import EngineError, Query, Result, SearchEngine
-from rewards import querying
-from rewards.retrieval import Evaluator
-from rlkit.environment import Environment, Reply, Turn
+from rlkit.environment import Environment, HeldOutMeans, Reply, Turn
 from rlkit.errors import UserError, nearest
+from rlkit.retrieval.documents import EngineError, Query, Result, SearchEngine
+from rlkit.retrieval.measures import Evaluator
+from rlkit.retrieval.queries import Judged, judged_queries, open_collection, task_id
+from rlkit.retrieval.retrievers import how_many, open_retriever, ranked
+from rlkit.rewards import querying
 
 if TYPE_CHECKING:
     import datasets
@@ -49,9 +49,9 @@ class QueryEnvironment(Environment):
     """Writing queries.
 
     Args:
-        collection: see `envs.ranking.collection`.
-        retriever: what runs the queries: see `envs.ranking.retrievers`.
-        measure: what is rewarded: see `rewards.retrieval.Evaluator`.
+        collection: see `rlkit.retrieval.collections.base`.
+        retriever: what runs the queries: see `rlkit.retrieval.retrievers`.
+        measure: what is rewarded: see `rlkit.retrieval.measures.Evaluator`.
         depth: documents that are found for a query, and that are ranked.
         max_queries: further ones are not run.
         combine: how lists become one: "interleave", in turns without repeats, or "fuse", by reciprocal rank.
@@ -194,6 +194,11 @@ class QueryEnvironment(Environment):
         lists = [[d.id for d in ranked(self.collection, query, one, self.depth)] for one in results]
         return (interleave if self.combine == "interleave" else fuse)(lists)[: self.depth]
 
+    @classmethod
+    def report_panels(cls, runs: Sequence[HeldOutMeans]) -> Sequence[Mapping[str, Any]]:
+        """The measure against the share of queries that were changed, which has a price."""
+        return frontier(runs)
+
     def answer(self, task: Mapping[str, Any]) -> str | None:
         """None: what is right is known only to the retriever."""
         return None
@@ -236,3 +241,54 @@ def fuse(lists: Sequence[Sequence[str]]) -> list[str]:
         for rank, name in enumerate(names, 1):
             scores[name] = scores.get(name, 0.0) + 1 / (K + rank)
     return sorted(scores, key=scores.__getitem__, reverse=True)
+
+
+def frontier(runs: Sequence[HeldOutMeans]) -> list[dict[str, Any]]:
+    """A plot of the metric against how often the query was changed, a point for each evaluation.
+
+    The first point of a run, "never", is what the task's own queries find: the metric less the `gain`.
+    """
+    traces = []
+    for run in runs:
+        points = [
+            (rewards["augmented"], run.metric[name], name)
+            for name, rewards in run.rewards.items()
+            if "augmented" in rewards
+        ]
+        if not points:
+            continue
+        _, metric, first = points[0]
+        if "gain" in run.rewards[first]:
+            points.insert(0, (0.0, metric - run.rewards[first]["gain"], "never"))
+        rates, means, names = zip(*points, strict=True)
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "lines+markers+text",
+                "x": list(rates),
+                "y": list(means),
+                "text": list(names),
+                "textposition": "top center",
+                "name": run.run,
+                "line": {"color": run.color, "width": 1, "dash": "dot"},
+                "marker": {"size": 10, "color": run.color},
+            }
+        )
+    if not traces:
+        return []
+    return [
+        {
+            "title": "Metric against the share of augmented queries",
+            "note": "Held-out tasks. Up and to the left is better: more for fewer.",
+            "traces": traces,
+            "layout": {
+                "xaxis": {
+                    "title": "share of answers that are augmented",
+                    "range": [-0.05, 1.05],
+                    "tickformat": "~%",
+                },
+                "yaxis": {"title": "held-out metric"},
+                "showlegend": len(runs) > 1,
+            },
+        }
+    ]

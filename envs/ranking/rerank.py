@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from envs.ranking.queries import Judged, cut, documents_of, judged_queries, open_collection, task_id
-from envs.ranking.retrievers import how_many, open_retriever, ranked
-from envs.search.engines import Document, EngineError, Query, SearchEngine
-from rewards import reranking
-from rlkit.environment import Environment
+from rlkit.environment import Candidates, Environment
 from rlkit.errors import UserError
+from rlkit.retrieval.documents import Document, EngineError, Query, SearchEngine
+from rlkit.retrieval.queries import Judged, cut, documents_of, judged_queries, open_collection, task_id
+from rlkit.retrieval.retrievers import how_many, open_retriever, ranked
+from rlkit.rewards import reranking
 
 if TYPE_CHECKING:
     import datasets
@@ -31,8 +31,8 @@ class RerankEnvironment(Environment):
     """Sorting candidates.
 
     Args:
-        collection: see `envs.ranking.collection`.
-        retriever: what finds the candidates: see `envs.ranking.retrievers`.
+        collection: see `rlkit.retrieval.collections.base`.
+        retriever: what finds the candidates: see `rlkit.retrieval.retrievers`.
         candidates: how many of them.
         document_words: a longer candidate is cut.
         folds, fold: deal the queries of a collection without training queries to so many folds; `fold` is
@@ -132,6 +132,10 @@ class RerankEnvironment(Environment):
             "grades": [max(one.grades.get(document.id, 0), 0) for document in candidates],
             "ideal": one.ideal,
         }
+
+    def candidate_documents(self, task: Mapping[str, Any]) -> Candidates:
+        """The candidates with their grades."""
+        return Candidates(task["query"], task["passages"], task["grades"], task["ideal"])
 
     def answer(self, task: Mapping[str, Any]) -> str:
         """The candidates by grade, equal ones as given: right where all of the best are among them."""

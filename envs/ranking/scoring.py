@@ -8,6 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from rlkit.retrieval.encoders import encode, load_encoder
+from rlkit.retrieval.engines.bm25 import terms
+
 Fit = Callable[[str, Sequence[str]], Sequence[float]]
 
 
@@ -15,16 +18,12 @@ def open_scorer(name: str) -> Fit:
     """What scores texts for a description: "bm25", or "dense:MODEL"; raises UserError for no such model."""
     if name == "bm25":
         return by_words
-    from envs.search.engines.dense import load_encoder
-
     return partial(by_encoder, load_encoder(name.removeprefix("dense:")))
 
 
 def by_words(description: str, texts: Sequence[str]) -> Sequence[float]:
     """BM25 over these texts alone: what is rare among them tells most. 0 where they share no word."""
     import bm25s
-
-    from envs.search.engines.bm25 import terms
 
     asked, *found = terms([description, *texts])
     vocabulary: dict[str, int] = {}
@@ -39,7 +38,6 @@ def by_words(description: str, texts: Sequence[str]) -> Sequence[float]:
 
 def by_encoder(encoder: Any, description: str, texts: Sequence[str]) -> Sequence[float]:
     """Cosines of the description, as a query, and the texts."""
-    from envs.search.engines.dense import encode
 
     query = encode(encoder.encode_query, [description], None)
     return np.ravel(encode(encoder.encode_document, list(texts), None) @ query.T).tolist()

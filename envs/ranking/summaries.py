@@ -27,7 +27,7 @@ def summarise(
     Raises:
         UserError: the model cannot be opened, or it fails.
     """
-    from rlkit.rollouts.writing import open_writer
+    from rlkit.rollouts.text_generation import open_writer
 
     writer = open_writer(model, tokens=60, temperature=0.0)
     texts = {node: shown[number] for node, number in enumerate(leaf) if number is not None}

@@ -3,12 +3,11 @@
 Clusters are made bottom-up (Ward's linkage over unit vectors, of an encoder or of words), as LATTICE does it
 (arXiv 2510.13217), whose own code for this is not released. Above `MOST` documents they are dealt to parts by
 k-means first. A node's words are those that its documents have more often than its parent's, and titles of
-its most central documents; or a model writes them (`envs.ranking.summaries`).
+its most central documents; or a model writes them (`rlkit.envs.ranking.summaries`).
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from envs.ranking.collection import Collection
-from envs.ranking.queries import cut
-from envs.search.engines import Document
-from envs.search.engines.collection import full_text, write_json
-from envs.search.engines.named import cache_directory
 from rlkit.errors import UserError
+from rlkit.retrieval.cache import cached, collection_digest, write_json
+from rlkit.retrieval.collections.base import Collection
+from rlkit.retrieval.documents import Document, full_text
+from rlkit.retrieval.encoders import encode, load_encoder
+from rlkit.retrieval.queries import cut
 
 MOST = 5000  # vectors that are clustered at once: time and memory are quadratic
 DIMENSIONS = 128  # of vectors of words
@@ -75,13 +74,8 @@ def open_tree(collection: Collection, embedder: str, branching: int, words: int,
     Raises:
         UserError: no such embedder or model, or fewer than two documents.
     """
-    from filelock import FileLock
-
-    first = "".join(f"{document}" for _, document in zip(range(100), collection.documents(), strict=False))
-    said = f"{collection.name} {collection.source} {first} {embedder} {branching} {words} {summaries}"
-    path = cache_directory() / f"tree-{hashlib.sha256(said.encode()).hexdigest()[:16]}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):
+    digest = collection_digest(collection, embedder, branching, words, summaries)
+    with cached(f"tree-{digest}.json") as path:
         if not path.exists():
             tree = build_tree(collection, embedder, branching, words, summaries)
             write_json(path, {"children": tree.children, "texts": tree.texts, "documents": tree.documents})
@@ -103,7 +97,7 @@ def build_tree(collection: Collection, embedder: str, branching: int, words: int
     if summaries == "words":
         about = _about(flat, texts, vectors, [document.title for document in leaves.values()])
     else:
-        from envs.ranking.summaries import summarise
+        from rlkit.envs.ranking.summaries import summarise
 
         about = summarise(flat.children, flat.leaf, shown, summaries)
     names = list(leaves)
@@ -118,8 +112,6 @@ def embed(texts: Sequence[str], embedder: str) -> np.ndarray:
     """Unit vectors of texts, (texts, dimensions); raises UserError for no such embedder."""
     kind, _, model = embedder.partition(":")
     if kind == "dense" and model:
-        from envs.search.engines.dense import encode, load_encoder
-
         return encode(load_encoder(model).encode_document, texts, None)
     if embedder != "words":
         raise UserError(f"there is no embedder {embedder!r}: take words or dense:MODEL")

@@ -1,5 +1,5 @@
 """Questions that are answered by searching (`search-v1`): engines, a generated world, the environment."""
 
-from envs.search.environment import SearchEnvironment
+from rlkit.envs.search.environment import SearchEnvironment
 
 __all__ = ["SearchEnvironment"]

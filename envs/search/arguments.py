@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from envs.search import protocol as tags
+from rlkit.envs.search import protocol as tags
 from rlkit.errors import UserError, nearest
 
 PROTOCOLS = ("tags", "tools")

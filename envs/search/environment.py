@@ -8,8 +8,9 @@ A rollout, with what the environment writes in the middle::
 
     <answer>Tarin Oskel</answer>
 
-Without a data set the questions are about a generated world (`envs.search.world`): nobody can know the
-answers, they follow from its passages alone. See arXiv 2503.09516 (Search-R1) and 2505.04588 (ZeroSearch).
+Without a data set the questions are about a generated world (`rlkit.retrieval.collections.world`): nobody can
+know the answers, they follow from its passages alone. See arXiv 2503.09516 (Search-R1) and 2505.04588
+(ZeroSearch).
 
 In training a language model may play the search engine (`engine: simulated`), whose documents help or are
 noise. Held-out questions are asked of a real one, which alone tells what was learned.
@@ -22,20 +23,22 @@ from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from envs.search import protocol as tags
-from envs.search import tool_calls
-from envs.search.arguments import check_search
-from envs.search.curriculum import Curriculum
-from envs.search.engines import EngineError, Query, Result, SearchEngine
-from envs.search.world import World
-from rewards import qa, search
-from rlkit.environment import SPLITS, Environment, Reply, Turn, check_arguments
-from rlkit.errors import UserError, nearest
+from rlkit.environment import SPLITS, Environment, Reply, Turn
+from rlkit.envs.search import protocol as tags
+from rlkit.envs.search import tool_calls
+from rlkit.envs.search.arguments import check_search
+from rlkit.envs.search.curriculum import Curriculum
+from rlkit.envs.search.simulated import open_simulated
+from rlkit.errors import UserError, check_arguments, nearest
+from rlkit.retrieval.collections.world import World
+from rlkit.retrieval.documents import EngineError, Query, Result, SearchEngine
+from rlkit.retrieval.engines.open import open_engine
+from rlkit.rewards import qa, search
 
 if TYPE_CHECKING:
     import datasets
 
-    from envs.search.questions import Asked
+    from rlkit.envs.search.questions import DatasetQuestion
 
 SIZES = {"train": 8000, "dev": 1000, "test": 1000}
 
@@ -44,7 +47,7 @@ class SearchEnvironment(Environment):
     """Questions that are answered by searching.
 
     Args:
-        data: questions with answers: see `envs.search.questions`; None: about a generated world.
+        data: questions with answers: see `rlkit.envs.search.questions`; None: about a generated world.
         engine: "bm25" over the world's passages, indexed on first use and kept in the cache, the default; the
             folder of an index made by scripts/build_index.py; the URL of a server; or "simulated".
         engine_args: further arguments of a server or of a simulated engine (docs/search_engines.md).
@@ -93,7 +96,7 @@ class SearchEnvironment(Environment):
         if self.held_out_name is None and data is None:
             self.held_out_name = "bm25"
         self.data = data
-        self._questions: dict[str, list[Asked]] = {}
+        self._questions: dict[str, list[DatasetQuestion]] = {}
         # What results are broken down by: facts in a chain, or the set that a question is from.
         self.breakdown = ("hops",) if data is None else ("kind",)
         self.world_size = world_size
@@ -136,9 +139,10 @@ class SearchEnvironment(Environment):
         return self.engine if self.held_out_name == self.engine_name else self._open(self.held_out_name)
 
     def _open(self, name: str | None) -> SearchEngine:
-        from envs.search.engines.named import open_engine
-
         own = self.engine_args if name == self.engine_name else {}
+        if name == "simulated":
+            check_arguments(open_simulated, own)
+            return open_simulated(**own)
         return open_engine(str(name), None if self.data else self.world, own)
 
     def tasks(self, split: str, n: int | None = None, seed: int = 0) -> datasets.Dataset:
@@ -164,7 +168,7 @@ class SearchEnvironment(Environment):
         return datasets.Dataset.from_list(rows)
 
     def _data_rows(self, split: str, n: int | None, seed: int) -> list[dict[str, Any]]:
-        from envs.search.questions import ordered, read_questions
+        from rlkit.envs.search.questions import ordered, read_questions
 
         if self._questions.get(split) is None:
             self._questions[split] = read_questions(str(self.data), split)

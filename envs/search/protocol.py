@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from envs.search.engines import Document
+from rlkit.retrieval.documents import Document
 
 STOP = ("</search>", "</answer>")
 INVALID = (

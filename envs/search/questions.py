@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from envs.reading import SUFFIXES, hub_splits, read_file, read_hub
-from rewards.qa import check_answers, normalize
 from rlkit.errors import UserError, nearest
+from rlkit.retrieval.reading import SUFFIXES, hub_splits, read_file, read_hub
+from rlkit.rewards.qa import check_answers, normalize
 
 HUB = "RUC-NLPIR/FlashRAG_datasets"
 NAMES = ("nq", "triviaqa", "popqa", "hotpotqa", "2wikimultihopqa", "musique", "bamboogle")
@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Asked:
+class DatasetQuestion:
     """One question of a data set.
 
     Attributes:
@@ -51,7 +51,7 @@ class Asked:
     source: str
 
 
-def read_questions(data: str, split: str) -> list[Asked]:
+def read_questions(data: str, split: str) -> list[DatasetQuestion]:
     """The questions of a split, each once.
 
     Where a set has no test but a dev split, that is the test, as published results have it. What is then
@@ -62,7 +62,7 @@ def read_questions(data: str, split: str) -> list[Asked]:
     Raises:
         UserError: no such data, no such split in it, or a row that is not one.
     """
-    found: dict[str, Asked] = {}
+    found: dict[str, DatasetQuestion] = {}
     names = [data] if Path(data).expanduser().exists() else data.split("+")
     for name in map(str.strip, names):
         rows, part = _rows(name, split)
@@ -80,7 +80,7 @@ def read_questions(data: str, split: str) -> list[Asked]:
     return list(found.values())
 
 
-def ordered(questions: Iterable[Asked], seed: int) -> list[Asked]:
+def ordered(questions: Iterable[DatasetQuestion], seed: int) -> list[DatasetQuestion]:
     """The questions in the order of a seed, which does not depend on the order of the rows."""
     return sorted(questions, key=lambda one: _digest(f"{seed} {one.id}"))
 
@@ -141,7 +141,7 @@ def _place(question: str) -> float:
     return int(_digest(normalize(question))[:8], 16) / 16**8
 
 
-def _read(row: Mapping[str, Any], where: str, source: str) -> Asked:
+def _read(row: Mapping[str, Any], where: str, source: str) -> DatasetQuestion:
     question = _first(row, QUESTIONS)
     if not isinstance(question, str) or not question.strip():
         raise UserError(f"{where}: no question in {', '.join(QUESTIONS)}")
@@ -150,7 +150,7 @@ def _read(row: Mapping[str, Any], where: str, source: str) -> Asked:
     good = tuple(dict.fromkeys(answer for answer in answers if _is_answer(answer)))
     # Of content: an id of a set's own would repeat between sets, and its rows be taken for one task.
     key = _digest(f"{question}\x1f{sorted(good)}")[:16]
-    return Asked(key, question, good, str(row.get("data_source") or source))
+    return DatasetQuestion(key, question, good, str(row.get("data_source") or source))
 
 
 def _answers(cell: Any, where: str) -> list[str]:

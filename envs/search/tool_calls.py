@@ -11,8 +11,8 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 
-from envs.search.engines import Result
-from envs.search.protocol import Action, read_action, write_documents
+from rlkit.envs.search.protocol import Action, read_action, write_documents
+from rlkit.retrieval.documents import Result
 
 MOST = 10  # queries of a turn
 SEARCH = {

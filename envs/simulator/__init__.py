@@ -1,5 +1,5 @@
 """Playing a search engine (`simulator-v1`): the tasks on which a simulator is tuned and judged."""
 
-from envs.simulator.environment import SimulatorEnvironment
+from rlkit.envs.simulator.environment import SimulatorEnvironment
 
 __all__ = ["SimulatorEnvironment"]

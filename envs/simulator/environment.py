@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from envs.search.engines import Query
-from envs.search.engines.simulator_prompts import write_prompt
-from envs.search.world import World
-from envs.simulator.examples import Example, read_examples, world_example
-from rewards import simulation
 from rlkit.environment import SPLITS, Environment
+from rlkit.envs.search.simulator_prompts import write_prompt
+from rlkit.envs.simulator.examples import Example, read_examples, world_example
 from rlkit.errors import UserError, nearest
+from rlkit.retrieval.collections.world import World
+from rlkit.retrieval.documents import Query
+from rlkit.rewards import simulation
 
 if TYPE_CHECKING:
     import datasets
@@ -70,7 +70,7 @@ class SimulatorEnvironment(Environment):
         if self.data is not None:
             read = read_examples(Path(self.data).expanduser())
             return [one for one in read if split_of(one.question) == split][:n]
-        from envs.search.engines.named import open_engine
+        from rlkit.retrieval.engines.open import open_engine
 
         engine = open_engine("bm25", self.world, {})
         rows = range(SIZES[split] if n is None else n)

@@ -12,11 +12,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from envs.search import protocol
-from envs.search.engines import Query, SearchEngine
-from envs.search.world import Question
-from rewards.qa import check_answers
+from rlkit.envs.search import protocol
 from rlkit.errors import UserError
+from rlkit.retrieval.collections.world import Question
+from rlkit.retrieval.documents import Query, SearchEngine
+from rlkit.rewards.qa import check_answers
 
 LABELS = ("useful", "noisy")
 COLUMNS = ("question", "answers", "query", "documents", "label")

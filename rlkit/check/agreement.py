@@ -1,7 +1,7 @@
 """How far an environment's exact solver agrees with published answers: `rlkit check --items`."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,21 +29,20 @@ class Agreement:
 
 
 def solver_agreement(environment: Environment, path: str) -> Agreement:
-    """Answer the items of a JSONL file with `environment.solve_prompt` and compare with their `ground_truth`.
-
-    Two distributions agree when their total variation distance, rounded to two decimals, is at most 0.01.
+    """Let `environment.check_item` solve the items of a JSONL file, and count how many agree.
 
     Raises:
-        UserError: the environment has no solver; the file is missing, empty, not JSONL, or lacks a field.
+        UserError: the environment has no solver; the file is missing, empty, not JSONL, or a line is no item.
     """
-    solve = getattr(environment, "solve_prompt", None)
-    if solve is None:
+    if type(environment).check_item is Environment.check_item:
         raise UserError(f"{environment.id} has no solver to compare with the items of a file")
     agree, total, failed = 0, 0, []
-    for line, prompt, truth in read_items(path):
+    for line, item in read_items(path):
         total += 1
         try:
-            agree += agrees(solve(prompt), truth)
+            agree += environment.check_item(item)
+        except ValueError as error:
+            raise UserError(f"{path}:{line}: {error}") from error
         except UserError as error:
             failed.append({"line": line, "reason": str(error)})
     if not total:
@@ -51,15 +50,8 @@ def solver_agreement(environment: Environment, path: str) -> Agreement:
     return Agreement(agree / total, agree, total, failed)
 
 
-def agrees(answer: Sequence[float], truth: Sequence[float]) -> bool:
-    """Compare two distributions in whole hundredths: floats would decide a distance of 0.01 arbitrarily."""
-    if len(answer) != len(truth):
-        return False
-    return sum(abs(round(100 * p) - round(100 * q)) for p, q in zip(answer, truth, strict=True)) <= 2
-
-
-def read_items(path: str) -> Iterator[tuple[int, Any, list[float]]]:
-    """Yield the line number, prompt (a text or chat messages) and truth of each item."""
+def read_items(path: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Yield the line number and the object of each line that is not blank; raises UserError."""
     try:
         lines = Path(path).read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -71,32 +63,6 @@ def read_items(path: str) -> Iterator[tuple[int, Any, list[float]]]:
             item = json.loads(line)
         except json.JSONDecodeError as error:
             raise UserError(f"{path}:{number}: not JSON: {error}") from error
-        yield number, *read_item(item, f"{path}:{number}")
-
-
-def read_item(item: Any, where: str) -> tuple[Any, list[float]]:
-    """Return prompt and truth of an item; the RLCausal release keeps the truth inside `reward_model`."""
-    if not isinstance(item, Mapping):
-        raise UserError(f"{where}: not a JSON object")
-    fields = {**(item.get("reward_model") or {}), **item}
-    for name in ("prompt", "ground_truth"):
-        if name not in fields:
-            raise UserError(f"{where}: there is no field {name!r}")
-    prompt, truth = fields["prompt"], fields["ground_truth"]
-    if not isinstance(prompt, str) and not is_chat(prompt):
-        raise UserError(f"{where}: prompt is neither a text nor a list of chat messages")
-    if not isinstance(truth, list) or not truth or not all(map(is_probability, truth)):
-        raise UserError(f"{where}: ground_truth is not a list of probabilities")
-    return prompt, truth
-
-
-def is_probability(value: Any) -> bool:
-    """Tell a number from 0 to 1."""
-    return isinstance(value, int | float) and 0 <= value <= 1
-
-
-def is_chat(prompt: Any) -> bool:
-    """Tell a list of messages, each with a text as content."""
-    return isinstance(prompt, list) and all(
-        isinstance(message, Mapping) and isinstance(message.get("content"), str) for message in prompt
-    )
+        if not isinstance(item, Mapping):
+            raise UserError(f"{path}:{number}: not a JSON object")
+        yield number, item

@@ -5,23 +5,21 @@ whenever they are made again. What is asked of it is the table `CHECKS`; each en
 what is wrong, or None.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import isclose
-from typing import Any
 
 import cloudpickle
 
-from rlkit.check.play import most_frequent_answer, play
-from rlkit.environment import SPLITS, Environment, Reward
-from rlkit.rewarding import call_reward, check_columns, load_rewards, single_turn
+from rlkit.check.play import Task, most_frequent_answer, play
+from rlkit.environment import SPLITS, Environment
+from rlkit.reward import Reward, call_reward, single_turn
+from rlkit.scoring import check_columns, load_rewards
 
 ROLES = ("system", "user", "assistant", "tool")
 GARBAGE = "]] qwertz {{ \u2603 lorem ipsum"
 TOLERANCE = 1e-6  # of a sum of rewards
-
-Task = Mapping[str, Any]
 
 
 @dataclass(frozen=True)

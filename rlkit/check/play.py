@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlkit.environment import Environment, Turn
-from rlkit.rewarding import conversation_row
+from rlkit.reward import conversation_row
 
 Task = Mapping[str, Any]
 

@@ -1,7 +1,7 @@
 """Evaluation on held-out tasks: accuracy, pass@k, breakdowns, and paired comparison of two models."""
 
 from rlkit.evaluation.evaluate import evaluate
-from rlkit.evaluation.result import Evaluation, compare, prompt_text
+from rlkit.evaluation.result import Evaluation, compare
 from rlkit.evaluation.statistics import (
     Interval,
     accuracy_interval,
@@ -9,6 +9,7 @@ from rlkit.evaluation.statistics import (
     paired_permutation_test,
     pass_at_k,
 )
+from rlkit.runs.record import prompt_text
 
 __all__ = [
     "Evaluation",

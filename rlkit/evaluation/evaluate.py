@@ -13,14 +13,16 @@ from rich.progress import track
 
 from rlkit.environment import Environment
 from rlkit.errors import UserError
-from rlkit.evaluation.result import Evaluation, prompt_text
+from rlkit.evaluation.result import Evaluation
+from rlkit.evaluation.splits import fold_tasks
 from rlkit.evaluation.statistics import Interval, accuracy_interval, avg_at_k, pass_at_k
-from rlkit.rewarding import RewardRunner, Scores
 from rlkit.rollouts import Rollout
+from rlkit.runs.record import RolloutRecord, rollout_record
+from rlkit.scoring import RewardRunner
 
-Row = dict[str, Any]
+Task = dict[str, Any]
 # generate(tasks, samples) rolls out B tasks `samples` times each.
-Generate = Callable[[list[Row], int], Sequence[Sequence[Rollout]]]
+Generate = Callable[[list[Task], int], Sequence[Sequence[Rollout]]]
 
 
 def evaluate(
@@ -31,6 +33,7 @@ def evaluate(
     split: str = "test",
     n: int | None = None,
     seed: int = 0,
+    fold: str | None = None,
     samples: int = 1,
     name: str,
     model: str,
@@ -40,6 +43,8 @@ def evaluate(
     max_length: int | None = None,
 ) -> Evaluation:
     """Answer `n` tasks of a split with `samples` completions each, `batch_size` tasks at a time.
+
+    `fold` keeps the tasks of a fold alone (`rlkit.evaluation.splits`).
 
     `name`, `model`, `environment_args` and `temperature` are only recorded. `max_length`, the limit of a
     completion in tokens, becomes a column that rewards can read. An invalid rollout is counted and left out
@@ -51,18 +56,21 @@ def evaluate(
     rewards = runner.names
     if environment.metric not in rewards:
         raise UserError(f"{environment.id} reports the reward {environment.metric!r}, which is not run")
-    tasks: list[Row] = list(environment.tasks(split, n, seed))
+    tasks: list[Task] = list(fold_tasks(environment, split, n, seed, fold))
     if not tasks:
         raise UserError(f"{environment.id} has no task in the split {split!r}")
-    frames = []
+    records: list[RolloutRecord] = []
     # On stderr, as what is printed may be JSON for a program, and by one process of several.
     console = Console(stderr=True, quiet=os.environ.get("RANK", "0") != "0")
     for start in track(range(0, len(tasks), batch_size), description=f"evaluating {name}", console=console):
         rows = list(answer(generate, tasks[start : start + batch_size], samples))
         if max_length is not None:
             rows = [row | {"max_length": max_length} for row in rows]
-        frames.append(rollout_frame(environment, rewards, rows, runner(rows, samples)))
-    frame = pd.concat(frames, ignore_index=True)
+        scores = runner(rows, samples)
+        for row, values, invalid in zip(rows, scores.values.tolist(), scores.invalid, strict=True):
+            named = dict(zip(rewards, values, strict=True))
+            records.append(rollout_record(environment, row, named, invalid=invalid))
+    frame = rollout_frame(records, environment.breakdown, rewards)
     task_scores = scores_by_task(frame)
     return Evaluation(
         name=name,
@@ -83,11 +91,11 @@ def evaluate(
         invalid=int(frame["invalid"].notna().sum()),
         breakdown=breakdown(frame, environment.breakdown),
         scores=task_scores,
-        completions=completion_records(environment, frame),
+        completions=records,
     )
 
 
-def answer(generate: Generate, tasks: list[Row], samples: int) -> Iterator[Row]:
+def answer(generate: Generate, tasks: list[Task], samples: int) -> Iterator[Task]:
     """Yield one row per rollout: the task's columns and what rewards may read of it."""
     for task, group in zip(tasks, generate(tasks, samples), strict=True):
         for rollout in group:
@@ -95,18 +103,14 @@ def answer(generate: Generate, tasks: list[Row], samples: int) -> Iterator[Row]:
 
 
 def rollout_frame(
-    environment: Environment, rewards: Sequence[str], rows: list[Row], scores: Scores
+    records: Sequence[RolloutRecord], breakdown: Sequence[str], rewards: Sequence[str]
 ) -> pd.DataFrame:
-    """One line per rollout. Rewards and score of an invalid rollout are NaN."""
-    reason = pd.Series(list(scores.invalid), dtype=object)
-    frame = pd.DataFrame(scores.values, columns=[f"rewards/{reward}" for reward in rewards], dtype=float)
-    frame[reason.notna()] = np.nan
-    frame["score"] = frame[f"rewards/{environment.metric}"]
-    frame["invalid"] = reason
-    frame["row"] = pd.Series(rows, dtype=object)
-    frame["length"] = [len(row["completion_ids"]) for row in rows]
-    for column in ("task_id", "truncated", *environment.breakdown):
-        frame[column] = [row[column] for row in rows]
+    """One line per rollout with what the statistics need; rewards and score of an invalid one are NaN."""
+    columns = [f"rewards/{reward}" for reward in rewards]
+    wanted = ("task_id", "invalid", "truncated", "length", "score", *breakdown, *columns)
+    frame = pd.DataFrame({name: [record.get(name) for record in records] for name in wanted})
+    numbers = ["score", *columns]
+    frame[numbers] = frame[numbers].astype(float)
     return frame
 
 
@@ -143,23 +147,3 @@ def breakdown(frame: pd.DataFrame, columns: Sequence[str]) -> dict[str, dict[str
         column: {str(value): task_accuracy(part) for value, part in frame.groupby(column)}
         for column in columns
     }
-
-
-def completion_records(environment: Environment, frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """What the report shows of each rollout."""
-    rewards = [str(column) for column in frame if str(column).startswith("rewards/")]
-    return [
-        {
-            "task_id": str(line["task_id"]),
-            "prompt": prompt_text(line["row"]["prompt"]),
-            "completion": line["row"]["completion"],
-            "turns": line["row"]["turns"],
-            "answer": environment.answer(line["row"]),
-            "score": line["score"],
-            "invalid": line["invalid"],
-            "length": line["length"],
-            "truncated": line["truncated"],
-            **{column: line[column] for column in (*environment.breakdown, *rewards)},
-        }
-        for line in frame.to_dict("records")
-    ]

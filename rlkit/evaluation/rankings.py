@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,8 +10,8 @@ import numpy as np
 from rlkit.errors import UserError
 from rlkit.evaluation.result import Evaluation, scores_of
 from rlkit.evaluation.statistics import accuracy_interval, kendall_tau
+from rlkit.retrieval.evaluate import MEASURES, evaluate_retriever
 
-EVALUATE = "envs.ranking.evaluate"  # what knows collections
 SHOWN = 10  # documents of a ranking that are kept in the result
 
 
@@ -29,7 +28,7 @@ def evaluate_rankings(
     """Score a retriever on the judged queries of a collection.
 
     Args:
-        collection, retriever, split, seed: see `envs.ranking.evaluate.evaluate_retriever`.
+        collection, retriever, split, seed: see `rlkit.retrieval.evaluate.evaluate_retriever`.
         name: of the result.
         folds: `folds` and `fold` of the collection, where its queries are dealt to folds.
         options: further ones of `evaluate_retriever`.
@@ -37,10 +36,16 @@ def evaluate_rankings(
     Raises:
         UserError: a name that does not exist, or a retriever that fails.
     """
-    module = importlib.import_module(EVALUATE)
-    measures = list(dict.fromkeys(options.pop("measures", None) or module.MEASURES))
-    found = module.evaluate_retriever(
-        collection, retriever, split=split, seed=seed, measures=measures, **folds, **options
+    measures = list(dict.fromkeys(options.pop("measures", None) or MEASURES))
+    found = evaluate_retriever(
+        collection,
+        retriever,
+        split=split,
+        seed=seed,
+        measures=measures,
+        folds=folds.get("folds"),
+        fold=folds.get("fold", 0),
+        **options,
     )
     arguments = {"collection": collection, **folds}
     return as_evaluation(found, name=name, model=retriever, arguments=arguments, split=split, seed=seed)

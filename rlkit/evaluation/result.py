@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -12,12 +11,8 @@ from typing import Any
 import numpy as np
 
 from rlkit.errors import UserError, nearest
-from rlkit.evaluation.statistics import (
-    Interval,
-    mean_interval,
-    paired_differences,
-    paired_permutation_test,
-)
+from rlkit.evaluation.statistics import Interval, mean_interval, paired_differences, paired_permutation_test
+from rlkit.files import atomic_write
 
 
 @dataclass(frozen=True)
@@ -52,7 +47,7 @@ class Evaluation:
     def save(self, path: str | Path) -> None:
         """Write JSON in one step: a reader sees the whole file or the old one. NaN is written as null."""
         text = json.dumps(without_nan(asdict(self)), indent=1, allow_nan=False, default=as_plain)
-        write_atomically(Path(path), text)
+        atomic_write(Path(path), text)
 
     @classmethod
     def load(cls, path: str | Path) -> Evaluation:
@@ -135,23 +130,6 @@ def scores_of(evaluation: Evaluation, reward: str | None = None) -> Mapping[str,
         if value is not None and np.isfinite(value):
             scores.setdefault(completion["task_id"], []).append(value)
     return scores
-
-
-def prompt_text(prompt: str | Sequence[Mapping[str, str]]) -> str:
-    """Write a prompt for people: a single message as it is, several with their roles."""
-    if isinstance(prompt, str):
-        return prompt
-    if len(prompt) == 1:
-        return prompt[0]["content"]
-    return "\n\n".join(f"[{message['role']}] {message['content']}" for message in prompt)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file under a temporary name in the same folder, then rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def without_nan(value: Any) -> Any:

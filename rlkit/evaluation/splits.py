@@ -112,35 +112,41 @@ def label_overlap(train: Iterable[Set[str]], test: Sequence[Set[str]]) -> float:
     return sum(bool(labels & known) for labels in test) / len(test) if test else 0.0
 
 
-def keep_fold(environment: Environment, place: str) -> None:
-    """Let an environment have the tasks of a fold alone: its training tasks, and its test tasks.
+def fold_tasks(
+    environment: Environment, split: str, n: int | None, seed: int, fold: str | None
+) -> datasets.Dataset:
+    """Return the first `n` tasks of a split, of a fold alone where one is named.
 
     Args:
-        environment: that the fold was made of.
-        place: "FILE:NAME", a file of `scripts/split_tasks.py` and the name of a fold.
+        environment: makes the tasks.
+        split, n, seed: see `Environment.tasks`.
+        fold: "FILE:NAME", a file of `scripts/split_tasks.py` and the name of a fold; None: all tasks.
 
     Raises:
         UserError: no such file or fold, or a fold of another environment.
     """
-    path, _, name = place.rpartition(":")
+    if fold is None:
+        return environment.tasks(split, n, seed)
+    task_ids = read_fold(fold, environment)
+    tasks = environment.tasks(split, None, seed)
+    if split in task_ids:
+        tasks = tasks.select([i for i, name in enumerate(tasks["task_id"]) if name in task_ids[split]])
+    return tasks.select(range(min(len(tasks), len(tasks) if n is None else n)))
+
+
+def read_fold(fold: str, environment: Environment) -> dict[str, set[str]]:
+    """Return the task ids of a fold by split; raises what `fold_tasks` does."""
+    path, _, name = fold.rpartition(":")
     try:
         said = json.loads(Path(path).read_text(encoding="utf-8"))
         made_of, folds = said["environment"], said["folds"]
         parts = {split: set(folds[name][split]) for split in ("train", "test")} if name in folds else None
     except OSError as error:
-        raise UserError(f"cannot read the fold {place!r} (FILE:NAME): {error.strerror}") from error
+        raise UserError(f"cannot read the fold {fold!r} (FILE:NAME): {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is no file of folds: make one with scripts/split_tasks.py") from error
     if made_of != environment.id:
         raise UserError(f"{path} has folds of {made_of}, not of {environment.id}")
     if parts is None:
         raise UserError(f"{path} has no fold {name!r}{nearest(name, folds)}; it has {', '.join(folds)}")
-    whole = environment.tasks
-
-    def tasks(split: str, n: int | None = None, seed: int = 0) -> datasets.Dataset:
-        kept = whole(split, None, seed)
-        if split in parts:
-            kept = kept.select([i for i, one in enumerate(kept["task_id"]) if one in parts[split]])
-        return kept.select(range(min(len(kept), len(kept) if n is None else n)))
-
-    environment.tasks = tasks  # type: ignore[method-assign]  # all else of it stays
+    return parts

@@ -1,8 +1,7 @@
-"""Put the page together: `rlkit report RUN [RUN ...] [--out FILE]`."""
+"""Put the page of a report together."""
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from rlkit.errors import UserError
-from rlkit.evaluation.result import write_atomically
+from rlkit.files import atomic_write
 from rlkit.report.figures import breakdown_panels, colour, health_panels, learning_panels, reward_panels
 from rlkit.report.run import read_run
 from rlkit.report.summary import evaluation_rows, facts, headline
@@ -68,7 +67,7 @@ def build_report(run_dirs: Sequence[Path], out: Path | None = None) -> Path:
         js=trusted("page.js"),
         plotly=Markup(get_plotlyjs()),
     )
-    write_atomically(out, page)
+    atomic_write(out, page)
     return out
 
 
@@ -89,17 +88,3 @@ def link(folder: Path, page: Path) -> str:
 def trusted(name: str) -> Markup:
     """A file of this package, put into the page as it is."""
     return Markup((HERE / name).read_text(encoding="utf-8"))
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run `rlkit report` and print the page's path."""
-    parser = argparse.ArgumentParser(
-        prog="rlkit report", description="Write an HTML page about a run, or about several side by side."
-    )
-    parser.add_argument(
-        "runs", nargs="+", type=Path, metavar="RUN", help="run directory, such as runs/causal"
-    )
-    parser.add_argument("--out", type=Path, metavar="FILE", help="default: report.html in the run directory")
-    options = parser.parse_args(arguments)
-    print(build_report(options.runs, options.out))
-    return 0

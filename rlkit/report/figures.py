@@ -5,14 +5,18 @@ A panel is {"title", "note", "traces", "layout"}; `page.js` adds the fonts and c
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from rlkit.environment import HeldOutMeans
+from rlkit.errors import first_line
 from rlkit.evaluation import Interval
-from rlkit.report.run import Run
+from rlkit.evaluation.result import without_nan
+from rlkit.registry import environment_class
+from rlkit.report.run import SavedRun
 
 Panel = dict[str, Any]
 Trace = dict[str, Any]
@@ -21,7 +25,6 @@ Trace = dict[str, Any]
 COLOURS = ("#3b7dd8", "#d9730d", "#2f9e6e", "#b0529b", "#c9444f", "#7a6ff0", "#1b98a6", "#8f7a2f")
 SHARE = {"tickformat": "~%"}
 OPACITY = {"before": 0.35, "warm-start": 0.6, "after": 1.0}  # of an evaluation's colour
-PRICED_ACTION = "augmented"  # the name of a reward that says whether such an action was taken
 SMOOTH_FROM = 60  # steps from which a curve is shown as a running mean over the raw values
 
 # Metric in metrics.jsonl, title, y axis.
@@ -49,13 +52,13 @@ def mixed(color: str, opacity: float) -> str:
     return f"rgba({red},{green},{blue},{opacity})"
 
 
-def learning_panels(runs: Sequence[Run]) -> list[Panel]:
+def learning_panels(runs: Sequence[SavedRun]) -> list[Panel]:
     """Accuracy, in training and held out, and reward."""
     reward = curve_panel(runs, "reward", "Reward", {"title": "mean reward"})
-    return [panel for panel in (accuracy_panel(runs), reward, frontier_panel(runs)) if panel]
+    return [panel for panel in (accuracy_panel(runs), reward) if panel] + environment_panels(runs)
 
 
-def reward_panels(runs: Sequence[Run]) -> list[Panel]:
+def reward_panels(runs: Sequence[SavedRun]) -> list[Panel]:
     """The mean of each reward, and the share of rollouts that a failing reward made invalid."""
     metrics = (str(metric) for run in runs for metric in run.metrics)
     names = dict.fromkeys(
@@ -66,7 +69,7 @@ def reward_panels(runs: Sequence[Run]) -> list[Panel]:
     return [panel for name in names for panel in one_reward(runs, name)]
 
 
-def one_reward(runs: Sequence[Run], name: str) -> Iterator[Panel]:
+def one_reward(runs: Sequence[SavedRun], name: str) -> Iterator[Panel]:
     """The panels of one reward."""
     if panel := curve_panel(runs, f"rewards/{name}/mean", name, {"title": "mean reward"}):
         yield panel
@@ -76,7 +79,7 @@ def one_reward(runs: Sequence[Run], name: str) -> Iterator[Panel]:
         yield from [panel] if panel else []
 
 
-def health_panels(runs: Sequence[Run]) -> list[Panel]:
+def health_panels(runs: Sequence[SavedRun]) -> list[Panel]:
     """Length, spread, entropy, loss and the like, and the loss of the warm start."""
     panels = [curve_panel(runs, metric, title, yaxis) for metric, title, yaxis in HEALTH]
     said = (str(metric) for run in runs for metric in run.metrics)
@@ -86,7 +89,7 @@ def health_panels(runs: Sequence[Run]) -> list[Panel]:
     return [panel for panel in (*panels, time_panel(runs), warm_start_panel(runs)) if panel]
 
 
-def time_panel(runs: Sequence[Run]) -> Panel | None:
+def time_panel(runs: Sequence[SavedRun]) -> Panel | None:
     """Where the seconds of a step go: a stacked bar per run, of means over its steps."""
     means = [run.training.filter(like="time/").mean().dropna() for run in runs]
     parts = dict.fromkeys(str(part) for mean in means for part in mean.index)
@@ -110,7 +113,7 @@ def time_panel(runs: Sequence[Run]) -> Panel | None:
     return panel("Where the time goes", "Means over the steps.", traces, layout) if traces else None
 
 
-def warm_start_panel(runs: Sequence[Run]) -> Panel | None:
+def warm_start_panel(runs: Sequence[SavedRun]) -> Panel | None:
     """The loss of the supervised steps before reinforcement learning."""
     traces = [
         t for i, run in enumerate(runs) if run.stage == "train" for t in curve(run, "loss", "sft", colour(i))
@@ -119,13 +122,13 @@ def warm_start_panel(runs: Sequence[Run]) -> Panel | None:
     return panel("Warm start: loss", "", traces, layout) if traces else None
 
 
-def curve_panel(runs: Sequence[Run], metric: str, title: str, yaxis: dict[str, Any]) -> Panel | None:
+def curve_panel(runs: Sequence[SavedRun], metric: str, title: str, yaxis: dict[str, Any]) -> Panel | None:
     """One metric over the steps of training, a curve per run; None where no run logged it."""
     traces = [t for i, run in enumerate(runs) for t in curve(run, metric, run.stage, colour(i))]
     return panel(title, "", traces, {"xaxis": {"title": "training step"}, "yaxis": yaxis}) if traces else None
 
 
-def curve(run: Run, metric: str, stage: str, color: str) -> list[Trace]:
+def curve(run: SavedRun, metric: str, stage: str, color: str) -> list[Trace]:
     """A metric as a line; a long one as a running mean over its pale raw values."""
     if metric not in run.metrics:
         return []
@@ -153,7 +156,7 @@ def line(x: pd.Series, y: pd.Series, name: str, color: str, width: float = 1.5) 
     }
 
 
-def accuracy_panel(runs: Sequence[Run]) -> Panel | None:
+def accuracy_panel(runs: Sequence[SavedRun]) -> Panel | None:
     """The metric's mean over training batches as a line, the held-out accuracies as points with intervals."""
     traces = []
     for i, run in enumerate(runs):
@@ -167,43 +170,35 @@ def accuracy_panel(runs: Sequence[Run]) -> Panel | None:
     return panel("Accuracy", note, traces, layout) if traces else None
 
 
-def frontier_panel(runs: Sequence[Run]) -> Panel | None:
-    """The metric against how often an action was taken that has a price, where an environment has one.
-
-    A point for each evaluation, in the order of training; `gain` tells what there is without the action.
-    """
-    traces = []
+def environment_panels(runs: Sequence[SavedRun]) -> list[Panel]:
+    """What the environments of the runs add to the report (`Environment.report_panels`)."""
+    by_environment: dict[str, list[HeldOutMeans]] = {}
     for i, run in enumerate(runs):
-        found = {name: e for name, e in run.evaluations.items() if PRICED_ACTION in e.rewards}
-        points = [(name, e.rewards[PRICED_ACTION], e.accuracy.mean) for name, e in found.items()]
-        for e in list(found.values())[:1]:
-            if "gain" in e.rewards:
-                points.insert(0, ("never", 0.0, e.accuracy.mean - e.rewards["gain"]))
-        if points:
-            names, rates, means = zip(*points, strict=True)
-            traces.append(
-                {
-                    "type": "scatter",
-                    "mode": "lines+markers+text",
-                    "x": [short(rate) for rate in rates],
-                    "y": [short(mean) for mean in means],
-                    "text": list(names),
-                    "textposition": "top center",
-                    "name": run.name,
-                    "line": {"color": colour(i), "width": 1, "dash": "dot"},
-                    "marker": {"size": 10, "color": colour(i)},
-                }
-            )
-    layout = {
-        "xaxis": {"title": f"share of answers that are {PRICED_ACTION}", "range": [-0.05, 1.05], **SHARE},
-        "yaxis": {"title": "held-out metric"},
-        "showlegend": len(runs) > 1,
-    }
-    note = "Held-out tasks. Up and to the left is better: more for fewer."
-    return panel(f"Metric against the share {PRICED_ACTION}", note, traces, layout) if traces else None
+        if run.evaluations and (name := run.config.get("environment")):
+            by_environment.setdefault(str(name), []).append(held_out_means(run, colour(i)))
+    panels = []
+    for name, means in by_environment.items():
+        try:
+            found = environment_class(name).report_panels(means)
+            panels += [panel(**without_nan(one)) for one in found]
+        except Exception as error:  # user code: the report of a run is worth more than one plot of it
+            for run in runs:
+                if run.config.get("environment") == name:
+                    run.notes.append(f"no plots of {name}'s own: {type(error).__name__}: {first_line(error)}")
+    return panels
 
 
-def held_out(run: Run, color: str) -> list[Trace]:
+def held_out_means(run: SavedRun, color: str) -> HeldOutMeans:
+    """The means of a run's evaluations, for its environment."""
+    return HeldOutMeans(
+        run.name,
+        color,
+        {name: evaluation.accuracy.mean for name, evaluation in run.evaluations.items()},
+        {name: evaluation.rewards for name, evaluation in run.evaluations.items()},
+    )
+
+
+def held_out(run: SavedRun, color: str) -> list[Trace]:
     """Held-out accuracies at the steps of their checkpoints."""
     placed = [(run.step_of(name), name, e.accuracy) for name, e in run.evaluations.items()]
     points = [(step, name, interval) for step, name, interval in placed if step is not None and interval.n]
@@ -230,7 +225,7 @@ def held_out(run: Run, color: str) -> list[Trace]:
     ]
 
 
-def breakdown_panels(runs: Sequence[Run]) -> list[Panel]:
+def breakdown_panels(runs: Sequence[SavedRun]) -> list[Panel]:
     """Accuracy by each column of the breakdown: bars before, after a warm start, and after training."""
     columns = {c: None for run in runs for e in run.evaluations.values() for c in e.breakdown}
     panels = []
@@ -248,7 +243,7 @@ def breakdown_panels(runs: Sequence[Run]) -> list[Panel]:
     return panels
 
 
-def bars(run: Run, column: str, color: str, name_run: bool) -> Iterator[Trace]:
+def bars(run: SavedRun, column: str, color: str, name_run: bool) -> Iterator[Trace]:
     """One group of bars per evaluation: paler the earlier it was made."""
     shown = [name for name in OPACITY if name in run.evaluations]
     for name in shown:
@@ -279,7 +274,7 @@ def error_bars(intervals: Sequence[Interval], color: str) -> dict[str, Any]:
     }
 
 
-def panel(title: str, note: str, traces: list[Trace], layout: dict[str, Any]) -> Panel:
+def panel(title: str, note: str, traces: Sequence[Trace], layout: Mapping[str, Any]) -> Panel:
     """A plot with its caption; plotly wants the title of an axis as an object."""
     axes = {axis: {**layout[axis], "title": {"text": layout[axis]["title"]}} for axis in ("xaxis", "yaxis")}
     return {"title": title, "note": note, "traces": traces, "layout": {"showlegend": False, **layout, **axes}}

@@ -11,10 +11,10 @@ from typing import Any
 
 import pandas as pd
 import yaml
-from pyarrow.lib import ArrowException
 
 from rlkit.errors import UserError
 from rlkit.evaluation import Evaluation
+from rlkit.runs.record import RolloutFiles
 
 # Where an evaluation stands on the axis of training steps; `step-40` stands at 40.
 BEFORE_TRAINING = ("before", "warm-start")
@@ -25,7 +25,7 @@ NOT_SECRET = re.compile(r"^(bos|eos|pad|unk)_token$")
 
 
 @dataclass
-class Run:
+class SavedRun:
     """What a run directory holds.
 
     `metrics` has one line per stage and step, `rollouts` one per rollout; both may be empty. `evaluations`
@@ -65,7 +65,7 @@ class Run:
         return int(match[1]) if match else None
 
 
-def read_run(path: Path) -> Run:
+def read_run(path: Path) -> SavedRun:
     """Read a run directory.
 
     Raises:
@@ -74,12 +74,12 @@ def read_run(path: Path) -> Run:
     if not any((path / name).exists() for name in ("config.yaml", "metrics.jsonl", "evaluation")):
         raise UserError(f"{path} is not a run directory: no config.yaml, metrics.jsonl or evaluation/ in it")
     notes: list[str] = []
-    run = Run(
+    run = SavedRun(
         path=path,
         name=path.resolve().name,
         config=read_config(path / "config.yaml", notes),
         metrics=read_metrics(path / "metrics.jsonl", notes),
-        rollouts=read_rollouts(path / "rollouts", notes),
+        rollouts=read_rollouts(path, notes),
         evaluations=read_evaluations(path / "evaluation", notes),
         notes=notes,
     )
@@ -130,14 +130,18 @@ def parsed_lines(path: Path, notes: list[str]) -> Iterator[dict[str, Any]]:
                 notes.append(f"metrics.jsonl: line {number} cannot be read and is left out")
 
 
-def read_rollouts(folder: Path, notes: list[str]) -> pd.DataFrame:
-    """Read rollouts/*.parquet as one frame."""
+def read_rollouts(path: Path, notes: list[str]) -> pd.DataFrame:
+    """Read the training rollouts of a run directory as one frame; empty where it has none."""
+    try:
+        files = RolloutFiles(path)
+    except UserError:
+        return pd.DataFrame()
     frames = []
-    for path in sorted(folder.glob("*.parquet")):
+    for step in files.files:
         try:
-            frames.append(pd.read_parquet(path))
-        except (OSError, ValueError, ArrowException) as error:
-            notes.append(f"rollouts/{path.name} cannot be read: {str(error).splitlines()[0]}")
+            frames.append(pd.DataFrame(files.read(step)))
+        except UserError as error:
+            notes.append(f"a step's rollouts are left out: {error}")
     frames = [frame for frame in frames if len(frame)]
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
@@ -162,7 +166,7 @@ def evaluation_order(name: str) -> tuple[int, int, str]:
     return (2, 0, "") if name == AFTER_TRAINING else (3, 0, name)
 
 
-def note_what_is_missing(run: Run) -> None:
+def note_what_is_missing(run: SavedRun) -> None:
     """Say what the page will not show, and why."""
     if not len(run.training):
         run.notes.append("no training step was logged, so there are no curves")

@@ -9,10 +9,10 @@ from typing import Any
 from rlkit.errors import UserError
 from rlkit.evaluation import Evaluation, Interval, compare
 from rlkit.report.figures import colour
-from rlkit.report.run import Run
+from rlkit.report.run import SavedRun
 
 
-def headline(run: Run) -> dict[str, str]:
+def headline(run: SavedRun) -> dict[str, str]:
     """Return {"figure", "sentence"}: accuracy before and after, large and in a sentence with its test."""
     first, last = first_and_last(run)
     if not last:
@@ -36,14 +36,14 @@ def headline(run: Run) -> dict[str, str]:
     return {"figure": f"{percent(first.accuracy)} → {after}", "sentence": sentence}
 
 
-def first_and_last(run: Run) -> tuple[Evaluation | None, Evaluation | None]:
+def first_and_last(run: SavedRun) -> tuple[Evaluation | None, Evaluation | None]:
     """The evaluations that the headline compares: before training, and after it or the latest there is."""
     placed = [e for name, e in run.evaluations.items() if run.step_of(name) is not None or name == "after"]
     found = placed or list(run.evaluations.values())
     return (found[0], found[-1]) if len(found) > 1 else (None, found[0] if found else None)
 
 
-def subject(run: Run) -> str:
+def subject(run: SavedRun) -> str:
     """The model, environment and algorithm, as far as the config names them."""
     model = run.config.get("model_name_or_path") or next(
         (e.model for e in run.evaluations.values()), run.name
@@ -52,7 +52,7 @@ def subject(run: Run) -> str:
     return f"{algorithm(run)}: {model}" + (f" on {environment}" if environment else "")
 
 
-def algorithm(run: Run) -> str:
+def algorithm(run: SavedRun) -> str:
     """The algorithm's name as people write it."""
     if run.stage == "sft" and len(run.training):
         return "SFT"
@@ -91,7 +91,7 @@ def p_value(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
 
 
-def facts(run: Run) -> list[tuple[str, str]]:
+def facts(run: SavedRun) -> list[tuple[str, str]]:
     """Small numbers under the headline: what was run, for how long."""
     pairs = [
         ("model", run.config.get("model_name_or_path")),
@@ -113,7 +113,7 @@ def duration(seconds: float) -> str | None:
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
 
 
-def evaluation_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
+def evaluation_rows(runs: Sequence[SavedRun]) -> list[dict[str, Any]]:
     """One line per evaluation, for the table under the headline."""
     return [
         {

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from rlkit.evaluation import prompt_text
-from rlkit.report.run import Run
+from rlkit.report.run import SavedRun
+from rlkit.runs.record import prompt_text
 
 ROWS = 1000  # of a page
 CHARACTERS = 12_000  # of one text
@@ -19,7 +19,7 @@ COLUMNS = (
 )
 
 
-def rollout_table(runs: Sequence[Run]) -> dict[str, Any]:
+def rollout_table(runs: Sequence[SavedRun]) -> dict[str, Any]:
     """Return {"rows", "total"}: up to `ROWS` rollouts of all steps, at most half of them from evaluations."""
     rows: list[dict[str, Any]] = []
     total = 0
@@ -36,16 +36,17 @@ def rollout_table(runs: Sequence[Run]) -> dict[str, Any]:
     return {"rows": rows, "total": total}
 
 
-def training_rollouts(run: Run) -> pd.DataFrame:
-    """The rollouts of training, with the metric as score; the reward stands in where no metric is known."""
+def training_rollouts(run: SavedRun) -> pd.DataFrame:
+    """The rollouts of training; the reward takes the place of a score where no metric applies."""
     if not len(run.rollouts):
         return pd.DataFrame(columns=["step", "source", *COLUMNS])
     frame = run.rollouts.assign(source="training")
-    frame["score"] = frame.get(f"rewards/{run.metric}", frame.get("reward"))
+    if "score" not in frame or frame["score"].isna().all():
+        frame["score"] = frame["reward"]
     return frame.reindex(columns=list(dict.fromkeys(["step", "source", *COLUMNS, *frame.columns])))
 
 
-def evaluation_rollouts(run: Run) -> pd.DataFrame:
+def evaluation_rollouts(run: SavedRun) -> pd.DataFrame:
     """The completions of all evaluations, at the step where each was made."""
     frames = [
         pd.DataFrame(list(e.completions)).assign(source=name, step=run.step_of(name))
@@ -79,7 +80,7 @@ def sample_evenly(frame: pd.DataFrame, by: str, limit: int) -> pd.DataFrame:
     return frame.iloc[np.sort(np.concatenate([np.flatnonzero(rank < full), rest]))]
 
 
-def table_row(run: Run, record: Mapping[Any, Any], extra: Sequence[str]) -> dict[str, Any]:
+def table_row(run: SavedRun, record: Mapping[Any, Any], extra: Sequence[str]) -> dict[str, Any]:
     """What the page says of one rollout, in JSON's types."""
     score, invalid = number(record["score"]), record["invalid"]
     return {

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlkit.environment import Environment, Reply, Turn
-from rlkit.rollouts import Engine, Request, Rollout, Sample, Sampling
 from rlkit.rollouts.replies import ReplyTokens, Responder, require_tools
+from rlkit.rollouts.types import Engine, Request, Rollout, Sample, Sampling
 
 
 @dataclass(frozen=True)
-class Limits:
+class RolloutLimits:
     """What a rollout may take.
 
     Attributes:
@@ -50,7 +50,7 @@ class Loop:
         self,
         environment: Environment,
         tokenizer: Any,
-        limits: Limits,
+        limits: RolloutLimits,
         ends: Sequence[int],
         template: Mapping[str, Any] | None = None,
     ):

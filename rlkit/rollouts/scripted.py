@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rlkit.errors import UserError
-from rlkit.rollouts import Request, Sample, Sampling
+from rlkit.rollouts.types import Request, Sample, Sampling
 
 
 class ScriptedEngine:

@@ -13,11 +13,10 @@ import optuna
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from rlkit.evaluation.result import write_atomically
+from rlkit.files import atomic_write
 from rlkit.report.build import template, trusted
 from rlkit.report.figures import Panel, colour, learning_panels, panel
 from rlkit.report.run import read_run
-from rlkit.run_directory import write_whole
 from rlkit.sweeps.point import FAILED, FINISHED, Point
 from rlkit.sweeps.spec import Sweep
 from rlkit.sweeps.study import open_study
@@ -72,7 +71,7 @@ def collect(sweep: Sweep, points: Sequence[Point], found: Sequence[dict[str, Any
         writer = csv.DictWriter(text, list(found[0]))
         writer.writeheader()
         writer.writerows(found)
-    write_whole(sweep.folder / TABLE, text.getvalue())
+    atomic_write(sweep.folder / TABLE, text.getvalue())
     page = sweep.folder / PAGE
     panels = page_panels(sweep, points, found)
     html = template("sweep.html").render(
@@ -90,7 +89,7 @@ def collect(sweep: Sweep, points: Sequence[Point], found: Sequence[dict[str, Any
         js=trusted("page.js"),
         plotly=Markup(get_plotlyjs()),
     )
-    write_atomically(page, html)
+    atomic_write(page, html)
     return sweep.folder / TABLE, page
 
 

@@ -17,10 +17,9 @@ from typing import Any
 
 from optuna.trial import Trial, TrialState
 
-from rlkit.cli import PREEMPTED
-from rlkit.errors import UserError
+from rlkit.errors import PREEMPTED, UserError
 from rlkit.evaluation.result import Evaluation
-from rlkit.run_directory import write_whole
+from rlkit.files import atomic_write
 from rlkit.sweeps.spec import Sweep
 from rlkit.sweeps.study import begin, open_study, suggest, trial_of
 
@@ -136,7 +135,7 @@ class Point:
             keys = list(self.sweep.grid())[self.number]
         trial = begin(study, self.sweep, self.number, keys)
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_whole(self.folder / "point.json", json.dumps({"keys": suggest(self.sweep, trial)}))
+        atomic_write(self.folder / "point.json", json.dumps({"keys": suggest(self.sweep, trial)}))
         return trial
 
     def _end(self, trial: Trial | None, outcome: Outcome) -> Outcome:
@@ -144,7 +143,7 @@ class Point:
             states = {FAILED: TrialState.FAIL, PRUNED: TrialState.PRUNED, FINISHED: None}
             value = outcome.value if outcome.state == FINISHED else None
             open_study(self.sweep).tell(trial.number, value, state=states[outcome.state])
-        write_whole(self.folder / "outcome.json", json.dumps(vars(outcome)))
+        atomic_write(self.folder / "outcome.json", json.dumps(vars(outcome)))
         return outcome
 
     def command(self, seed: int) -> list[str]:
@@ -154,7 +153,7 @@ class Point:
         words += ["--resume"] if (run / "config.yaml").exists() else []
         words += ["--accelerate", sweep.accelerate] if sweep.accelerate else []
         words += ["--num_processes", str(sweep.num_processes)] if sweep.num_processes else []
-        return [sys.executable, "-m", "rlkit.cli", sweep.command, sweep.base, *words]
+        return [sys.executable, "-m", "rlkit", sweep.command, sweep.base, *words]
 
     def start_file(self, seed: int) -> Path:
         """What was started last for a seed, and by which start of which job."""
@@ -171,7 +170,7 @@ class Point:
         told: set[int] = set()
         line = self.command(seed)
         # Other nodes of the same job start the same line (`rlkit.sweeps.slurm`).
-        write_whole(self.start_file(seed), json.dumps({"start": start_name(), "command": line}))
+        atomic_write(self.start_file(seed), json.dumps({"start": start_name(), "command": line}))
         with self._log(seed).open("ab") as log:
             self._begun = log.tell()
             self._process = process = subprocess.Popen(

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlkit.errors import UserError, nearest
-from rlkit.run_directory import write_whole
+from rlkit.files import atomic_write
 from rlkit.sweeps.point import Point, start_name
 from rlkit.sweeps.spec import Sweep
 
@@ -91,7 +91,7 @@ def submit(sweep: Sweep, points: Sequence[Point]) -> tuple[str, list[Point]]:
     except (FailedJobError, subprocess.CalledProcessError) as error:
         raise UserError(f"Slurm refused the sweep: {_last_line(str(error))}") from error
     known = jobs_of(sweep) | {str(point.number): job for point, job in zip(points, ids, strict=True)}
-    write_whole(sweep.folder / JOBS, json.dumps(known))
+    atomic_write(sweep.folder / JOBS, json.dumps(known))
     return ids[0].split("_")[0], points
 
 

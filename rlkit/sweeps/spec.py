@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rlkit.errors import UserError, nearest
-from rlkit.loading import load_yaml
+from rlkit.registry import find_config, load_yaml
 
 COMMANDS = ("train", "sft", "rank")
 SEARCHES = ("grid", "random", "optuna")
@@ -111,7 +111,7 @@ def load_sweep(path: Path) -> Sweep:
         value = str(getattr(sweep, key))
         if value not in choices:
             raise UserError(f"{path}: there is no {key} {value!r}{nearest(value, choices)}")
-    if not Path(sweep.base).is_file():
+    if not find_config(sweep.base).is_file():
         raise UserError(f"{path}: there is no base {sweep.base}")
     _check_numbers(sweep, path)
     for key, one in sweep.keys.items():

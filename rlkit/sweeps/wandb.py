@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from rlkit.errors import UserError
-from rlkit.run_directory import write_whole
+from rlkit.files import atomic_write
 from rlkit.sweeps.spec import Sweep, values_of
 
 METHODS = {"grid": "grid", "random": "random", "optuna": "bayes"}
@@ -18,7 +18,7 @@ def write_sweep(sweep: Sweep) -> Path:
     """Write the file and return its path; raises UserError where W&B cannot say it."""
     sweep.folder.mkdir(parents=True, exist_ok=True)
     path = sweep.folder / "wandb.yaml"
-    write_whole(path, yaml.safe_dump(as_wandb(sweep), sort_keys=False))
+    atomic_write(path, yaml.safe_dump(as_wandb(sweep), sort_keys=False))
     return path
 
 

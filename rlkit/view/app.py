@@ -18,7 +18,7 @@ from textual.widgets import DataTable, Footer, Input, Static
 
 from rlkit.errors import UserError
 from rlkit.view.bar import Bar
-from rlkit.view.data import Rollouts, Row, ordered
+from rlkit.view.data import RolloutRow, Rollouts, ordered
 from rlkit.view.lists import RolloutList, StepList, columns_of
 from rlkit.view.text import visible, whole
 
@@ -69,7 +69,7 @@ class Viewer(App[None]):
         self.step = max(rollouts.files) if step is None else step
         self.everywhere = False
         self.sort = ("rollout", False)  # and whether the highest come first
-        self.rows: list[Row] = []  # of the step, or what was found in all
+        self.rows: list[RolloutRow] = []  # of the step, or what was found in all
 
     def compose(self) -> ComposeResult:
         """Lay out the screen."""

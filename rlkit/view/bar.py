@@ -12,7 +12,7 @@ from textual.containers import Horizontal, Vertical
 from textual.message import Message
 from textual.widgets import Input, Select, Static
 
-from rlkit.view.data import Filters, Row, parse_range, reasons
+from rlkit.view.data import Filters, RolloutRow, parse_range, reasons
 from rlkit.view.text import cell
 
 CUT = [("cut or not", None), ("truncated", True), ("not truncated", False)]
@@ -85,7 +85,7 @@ class Bar(Vertical):
         for name in ("truncated", "invalid"):
             self._chosen(name).value = None
 
-    def offer_reasons(self, rows: Iterable[Row]) -> None:
+    def offer_reasons(self, rows: Iterable[RolloutRow]) -> None:
         """Offer the reasons of these rollouts besides those offered before."""
         new = [reason for reason in reasons(rows) if reason not in self._reasons]
         if not new:

@@ -11,14 +11,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import pyarrow.parquet as pq
-from pyarrow import ArrowException
-
-from rlkit.errors import UserError
-
-Row = dict[str, Any]
+RolloutRow = dict[str, Any]
 LISTED = ("task_id", "reward", "advantage", "length", "truncated", "invalid", "log_prob_gap")
 TEXTS = ("prompt", "turns", "completion")
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?"
@@ -77,7 +72,7 @@ def parse_range(text: str) -> tuple[float, float] | None:
     return float(match[1] or -math.inf), float(match[2] or math.inf)
 
 
-def ordered(rows: Iterable[Row], column: str, descending: bool) -> list[Row]:
+def ordered(rows: Iterable[RolloutRow], column: str, descending: bool) -> list[RolloutRow]:
     """Sort by a column; rollouts that have no value come last either way, and equal ones stay in order."""
     rows = list(rows)
     having = [row for row in rows if row.get(column) is not None]
@@ -86,12 +81,12 @@ def ordered(rows: Iterable[Row], column: str, descending: bool) -> list[Row]:
     return having + [row for row in rows if row.get(column) is None]
 
 
-def place(row: Row) -> tuple[int, int]:
+def place(row: RolloutRow) -> tuple[int, int]:
     """Step and place in it, which name a rollout of a run."""
     return row["step"], row["rollout"]
 
 
-def reasons(rows: Iterable[Row]) -> list[str]:
+def reasons(rows: Iterable[RolloutRow]) -> list[str]:
     """The reasons for which rollouts are invalid, the most frequent first."""
     counts: dict[str, int] = {}
     for row in rows:
@@ -100,104 +95,88 @@ def reasons(rows: Iterable[Row]) -> list[str]:
     return sorted(counts, key=lambda reason: -counts[reason])
 
 
+class RolloutSource(Protocol):
+    """Reads saved rollouts; `rlkit.runs.record.RolloutFiles` does."""
+
+    run: Path
+
+    @property
+    def files(self) -> Mapping[int, Path]:
+        """The file of each step."""
+
+    def reload(self) -> None:
+        """List the files again; raises UserError when there are none."""
+
+    def version(self, step: int) -> int:
+        """Return a number that changes when the file of a step does."""
+
+    def columns(self, step: int) -> Sequence[str]:
+        """Return the columns of a step's file."""
+
+    def read(self, step: int, columns: Collection[str] | None = None) -> list[dict[str, Any]]:
+        """Return the records of a step, or some of their columns."""
+
+
 class Rollouts:
-    """The rollouts of a run, which may still train.
+    """The rollouts of a run, which may still train; what was read is kept until the file changes.
 
-    Attributes:
-        files: the file of each step.
-
-    Raises:
-        UserError: the folder is not a run, or has no rollouts yet.
+    Args:
+        source: reads them.
     """
 
-    def __init__(self, run: Path):
-        self.run = run
-        self._means: dict[Path, tuple[int, Row]] = {}
-        self._step: tuple[Path, int, list[Row]] | None = None
-        self.reload()
+    def __init__(self, source: RolloutSource):
+        self.source = source
+        self.run = source.run
+        self._means: dict[int, tuple[int, RolloutRow]] = {}
+        self._step: tuple[int, int, list[RolloutRow]] | None = None
+
+    @property
+    def files(self) -> Mapping[int, Path]:
+        """The file of each step."""
+        return self.source.files
 
     def reload(self) -> None:
         """Look again which files there are; raises UserError when there are none."""
-        folder = self.run / "rollouts"
-        if not (folder.is_dir() or (self.run / "config.yaml").is_file()):
-            raise UserError(f"{self.run} is not a run directory: no config.yaml or rollouts/ in it")
-        names = ((re.fullmatch(r"step-(\d+)", path.stem), path) for path in sorted(folder.glob("*.parquet")))
-        files = {int(match[1]): path for match, path in names if match}
-        if not files:
-            raise UserError(f"{self.run} has no rollouts yet: rlkit train writes some at every step")
-        self.files = files
+        self.source.reload()
 
-    def step(self, step: int) -> list[Row]:
+    def step(self, step: int) -> list[RolloutRow]:
         """All rollouts of a step with all they have; raises UserError when the file cannot be read."""
-        path = self.files[step]
-        changed = _changed(path)
-        if self._step is None or self._step[:2] != (path, changed):
-            self._step = path, changed, self._read(step)
+        version = self.source.version(step)
+        if self._step is None or self._step[:2] != (step, version):
+            self._step = step, version, self._read(step)
         return self._step[2]
 
-    def find(self, step: int, filters: Filters) -> list[Row]:
+    def find(self, step: int, filters: Filters) -> list[RolloutRow]:
         """The rollouts of a step that the filters keep, with what a list shows of them."""
         rows = self._read(step, (*LISTED, *(TEXTS if filters.text else ())))
         return [{k: v for k, v in row.items() if k not in TEXTS} for row in rows if filters.keep(row)]
 
     def rewards(self, step: int) -> list[str]:
         """The columns of a step's file that are rewards."""
-        return [name for name in self._columns(self.files[step]) if _is_reward(name)]
+        return [name for name in self.source.columns(step) if _is_reward(name)]
 
-    def means(self, step: int) -> Row:
+    def means(self, step: int) -> RolloutRow:
         """How many rollouts a step has, and the means of their rewards, lengths and flags."""
-        path = self.files[step]
-        changed = _changed(path)
-        if self._means.get(path, (None,))[0] != changed:
-            names = [*filter(_is_reward, self._columns(path)), "length", "truncated"]
+        version = self.source.version(step)
+        if self._means.get(step, (None,))[0] != version:
+            names = [*filter(_is_reward, self.source.columns(step)), "length", "truncated"]
             rows = self._read(step, (*names, "invalid"))
-            means: Row = {"rollouts": len(rows)}
+            means: RolloutRow = {"rollouts": len(rows)}
             for name in names:
                 values = [row[name] for row in rows if row.get(name) is not None]
                 if values:
                     means[name] = sum(values) / len(values)
             if rows:
                 means["invalid"] = sum(row.get("invalid") is not None for row in rows) / len(rows)
-            self._means[path] = changed, means
-        return self._means[path][1]
+            self._means[step] = version, means
+        return self._means[step][1]
 
-    def _columns(self, path: Path) -> Sequence[str]:
-        try:
-            return pq.read_schema(path).names
-        except (OSError, ValueError, ArrowException) as error:
-            raise _unreadable(path, error) from error
-
-    def _read(self, step: int, columns: Collection[str] | None = None) -> list[Row]:
-        path = self.files[step]
-        there = self._columns(path)
-        wanted = [name for name in there if columns is None or name in columns]
-        if columns is not None and "turns" in wanted and "completion" in wanted:
-            wanted.remove("completion")  # it is the assistant's turns
-        try:
-            table = pq.read_table(path, columns=wanted)
-        except (OSError, ValueError, ArrowException) as error:
-            raise _unreadable(path, error) from error
-        return [
-            {**{k: _plain(v) for k, v in row.items()}, "step": step, "rollout": number}
-            for number, row in enumerate(table.to_pylist(), start=1)
-        ]
+    def _read(self, step: int, columns: Collection[str] | None = None) -> list[RolloutRow]:
+        if columns is not None and "turns" in columns and "turns" in self.source.columns(step):
+            columns = [name for name in columns if name != "completion"]  # it is the assistant's turns
+        rows = self.source.read(step, columns)
+        return [{**row, "step": step, "rollout": number} for number, row in enumerate(rows, start=1)]
 
 
 def _is_reward(column: str) -> bool:
     return column == "reward" or column.startswith("rewards/")
-
-
-def _plain(value: Any) -> Any:
-    return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def _changed(path: Path) -> int:
-    try:
-        return path.stat().st_mtime_ns
-    except OSError as error:  # a run that was resumed has taken it back
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: Exception) -> UserError:
-    reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
-    return UserError(f"cannot read {path}: {reason}")

@@ -12,7 +12,7 @@ from textual.binding import Binding, BindingType
 from textual.widgets import DataTable
 
 from rlkit.errors import UserError
-from rlkit.view.data import LISTED, Rollouts, Row, place
+from rlkit.view.data import LISTED, RolloutRow, Rollouts, place
 from rlkit.view.text import cell, mean_cell, visible
 
 HEADS = {"rollout": "#", "task_id": "task", "log_prob_gap": "gap", "rollouts": "n", "truncated": "cut"}
@@ -78,9 +78,9 @@ class StepList(List):
 class RolloutList(List):
     """Rollouts, of one step or of several."""
 
-    shown: Sequence[Row] = ()
+    shown: Sequence[RolloutRow] = ()
 
-    def show(self, rows: Sequence[Row], columns: Sequence[str], sort: tuple[str, bool]) -> None:
+    def show(self, rows: Sequence[RolloutRow], columns: Sequence[str], sort: tuple[str, bool]) -> None:
         """List rollouts; the one at the cursor stays there, where it is among them."""
         before = self.current
         self.shown = rows
@@ -103,7 +103,7 @@ class RolloutList(List):
             self.move_cursor(row=places.index(wanted))
 
 
-def columns_of(rows: Sequence[Row], *, step: bool) -> list[str]:
+def columns_of(rows: Sequence[RolloutRow], *, step: bool) -> list[str]:
     """What a list says of rollouts: what they have."""
     there = {key for row in rows for key in row}
     return ["step"] * step + ["rollout", *(name for name in LISTED if name in there)]

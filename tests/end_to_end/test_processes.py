@@ -11,9 +11,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from tests.quick import QUICK, TOY
+from tests.quick import QUICK, ROOT, TOY
 
-ROOT = Path(__file__).parents[2]
 KEYS = QUICK | {
     "num_tasks": 20,
     "save_steps": 3,
@@ -44,7 +43,7 @@ def launch(tmp_path, tiny_folder):
         defaults = KEYS | {"per_device_train_batch_size": 16 // processes, "model_name_or_path": tiny_folder}
         path.write_text(yaml.safe_dump(defaults | {"output_dir": str(tmp_path / name)} | keys))
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-        command = [sys.executable, *launcher, "-m", "rlkit.train", "--config", str(path), *words]
+        command = [sys.executable, *launcher, "-m", "rlkit", "train", "--config", str(path), *words]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
         return tmp_path / name

@@ -14,10 +14,11 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from rlkit import cli
-from tests.quick import QUICK, TOY
+from rlkit.commands import main as cli
+from rlkit.runs.checkpoints import last_checkpoint
+from rlkit.training import resume
+from tests.quick import QUICK, ROOT, TOY
 
-ROOT = Path(__file__).parents[2]
 KEYS = QUICK | {
     "evaluation_tasks": 3,
     "num_tasks": 26,
@@ -236,21 +237,19 @@ def test_without_a_checkpoint_it_starts_from_the_beginning_and_says_so(run_in, t
 
 def test_a_failure_before_the_seal_leaves_the_checkpoint_before(run_in, tmp_path, monkeypatch):
     """The old checkpoint may go only when the new one is whole."""
-    import rlkit.state
-
     keys = {"max_steps": 2, "save_steps": 1, "save_total_limit": 1, "evaluation_tasks": 0}
-    real = rlkit.state.seal
+    real = resume.seal
 
     def seal(folder, step, identity):
         if step == 2:
             raise OSError("the power is gone")
         real(folder, step, identity)
 
-    monkeypatch.setattr(rlkit.state, "seal", seal)
+    monkeypatch.setattr(resume, "seal", seal)
     with pytest.raises(OSError, match="the power is gone"):
         run_in("run", **keys)
-    monkeypatch.setattr(rlkit.state, "seal", real)
-    assert rlkit.state.last_checkpoint(tmp_path / "run").name == "checkpoint-1"
+    monkeypatch.setattr(resume, "seal", real)
+    assert last_checkpoint(tmp_path / "run").name == "checkpoint-1"
     assert run_in("run", "--resume", **keys)[0] == 0
     assert [p.name for p in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-2"]
 
@@ -306,7 +305,7 @@ def test_with_another_number_of_processes(run_in, tmp_path, tiny_folder):
     keys |= {"output_dir": str(tmp_path / "run"), "model_name_or_path": tiny_folder}
     path.write_text(yaml.safe_dump(KEYS | keys))
     words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    words = [sys.executable, *words, "-m", "rlkit.train", "--config", str(path), "--resume"]
+    words = [sys.executable, *words, "-m", "rlkit", "train", "--config", str(path), "--resume"]
     options = {"cwd": ROOT, "timeout": 300}
     done = subprocess.run(words, capture_output=True, text=True, check=False, **options)
     assert done.returncode != 0 and "processes: 1 -> 2" in done.stderr

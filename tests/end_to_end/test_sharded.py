@@ -13,9 +13,8 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from tests.quick import QUICK, TOY
+from tests.quick import QUICK, ROOT, TOY
 
-ROOT = Path(__file__).parents[2]
 KEYS = QUICK | {
     "num_tasks": 20,
     "save_steps": 2,
@@ -71,7 +70,7 @@ def launch(tmp_path_factory, vllm_folder):
         path.write_text(yaml.safe_dump(KEYS | batch | own | {"output_dir": str(run)} | keys))
         if accelerate:
             words = ("--accelerate", accelerate, "--num_processes", "2", *words)
-        command = [sys.executable, "-m", "rlkit.cli", kind, str(path), *words]
+        command = [sys.executable, "-m", "rlkit", kind, str(path), *words]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
         return run

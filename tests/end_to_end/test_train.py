@@ -5,18 +5,16 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pandas as pd
 import pytest
 import yaml
 from transformers import AutoTokenizer
 
-from rlkit import cli
-from rlkit.rollouts.generator import tokenize
+from rlkit.commands import main as cli
+from rlkit.rollouts.tokenize import tokenize
+from tests.quick import ROOT, TOY
 
-ROOT = Path(__file__).parents[2]
-TOY = str(ROOT / "tests" / "toy.py")
 CPU = {
     "use_cpu": True,
     "bf16": False,
@@ -200,7 +198,7 @@ def test_two_processes(recipe, tmp_path):
     keys = TRAIN | {"per_device_train_batch_size": 2, "save_strategy": "no", "ddp_backend": "gloo"}
     path = recipe("two", **keys)
     words = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-    words += ["-m", "rlkit.train", "--config", str(path)]
+    words += ["-m", "rlkit", "train", "--config", str(path)]
     subprocess.run([sys.executable, *words], check=True, timeout=120, cwd=ROOT)
     run = tmp_path / "two"
     frame = pd.read_parquet(run / "rollouts")
@@ -244,7 +242,7 @@ def test_calls_of_a_function_are_learned_and_rewarded(rlkit, recipe, tmp_path, t
         prompts.extend(tokenize(*arguments, **template))
         return prompts[-len(arguments[1]) :]
 
-    monkeypatch.setattr("rlkit.algorithms.rolling_out.tokenize", remember)
+    monkeypatch.setattr("rlkit.training.rolling_out.tokenize", remember)
     keys |= {"max_turn_tokens": 12, "rewards": ["f1", f"{TOY}:variety"], "save_steps": 2}
     rlkit("train", "--config", recipe("grpo", **(TRAIN | keys)))
     assert len(prompts) == 16

@@ -17,10 +17,10 @@ import pandas as pd
 import pytest
 import yaml
 
-from rlkit.state import last_checkpoint
+from rlkit.runs.checkpoints import last_checkpoint
+from tests.quick import TOY
 from tests.waiting import wait_until
 
-TOY = str(Path(__file__).parents[1] / "toy.py")
 KEYS = {
     "environment": f"{TOY}:Talk",
     "use_vllm": True,
@@ -56,7 +56,7 @@ def train(tmp_path_factory, vllm_folder):
         own = {"model_name_or_path": vllm_folder, "output_dir": str(folder / name)}
         own |= keys
         path.write_text(yaml.safe_dump(KEYS | own))
-        command = [sys.executable, "-m", "rlkit.train", "--config", str(path), *words]
+        command = [sys.executable, "-m", "rlkit", "train", "--config", str(path), *words]
         environment = os.environ | {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_CPU_KVCACHE_SPACE": "1"}
         done = subprocess.run(
             command, env=environment, capture_output=True, text=True, timeout=400, check=False

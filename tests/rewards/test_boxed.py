@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rewards.boxed import box_format, correct, equivalent, is_readable, last_box, read_integer
-from rewards.expressions import digits, parse_latex
-from rlkit.rewarding import RewardRunner
+from rlkit.rewards.boxed import box_format, correct, equivalent, is_readable, last_box, read_integer
+from rlkit.rewards.expressions import digits, parse_latex
+from rlkit.scoring import RewardRunner
 
 
 @pytest.mark.parametrize(
@@ -247,7 +247,7 @@ def test_a_failure_of_sympy_on_the_models_text_is_wrong(monkeypatch):
     def fail(*_):
         raise RecursionError
 
-    monkeypatch.setattr("rewards.boxed.same_value", fail)
+    monkeypatch.setattr("rlkit.rewards.boxed.same_value", fail)
     assert equivalent(r"\frac{1}{2}", "0.5") is False
 
 

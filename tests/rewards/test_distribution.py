@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewards.distribution import (
+from rlkit.rewards.distribution import (
     answer_format,
     distribution,
     parse_distribution,

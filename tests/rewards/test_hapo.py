@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewards.hapo import HistoryLength
+from rlkit.rewards.hapo import HistoryLength
 
 LENGTHS = st.integers(0, 40_000)
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rewards.intent import copied, own_words, separation
+from rlkit.rewards.intent import copied, own_words, separation
 
 POOL = ["x", "y", "a", "b"]
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewards.length import cosine, l1_exact, l1_max, laser, o1_pruner, soft_overlong, think_prune
-from rewards.length_group import arora_zanette, dast, grpo_lead, kimi, sigmoid
+from rlkit.rewards.length import cosine, l1_exact, l1_max, laser, o1_pruner, soft_overlong, think_prune
+from rlkit.rewards.length_group import arora_zanette, dast, grpo_lead, kimi, sigmoid
 
 
 def group_of(*rollouts):

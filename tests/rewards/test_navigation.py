@@ -2,7 +2,7 @@
 
 import pytest
 
-from rewards.navigation import found, priced, steps
+from rlkit.rewards.navigation import found, priced, steps
 
 
 def search(*rankings):

@@ -5,7 +5,8 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from transformers.data.metrics.squad_metrics import compute_exact, compute_f1, normalize_answer
 
-from rewards.qa import (
+from rlkit.reward import call_reward
+from rlkit.rewards.qa import (
     REFUSALS,
     check_answers,
     cover_match,
@@ -19,7 +20,6 @@ from rewards.qa import (
     span,
     token_f1,
 )
-from rlkit.rewarding import call_reward
 
 REWARDS = (exact_match, f1, cover_match)
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rewards.querying import augmented, gain, priced, retrieval
+from rlkit.rewards.querying import augmented, gain, priced, retrieval
 
 JUDGED, GRADES = ["a", "b"], [1, 1]
 

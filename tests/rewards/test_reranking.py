@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewards.reranking import ndcg, read_permutation, whole_list
+from rlkit.rewards.reranking import ndcg, read_permutation, whole_list
 
 CASES = [
     ("[2] > [1] > [3]", [1, 0, 2]),

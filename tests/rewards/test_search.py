@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewards.qa import REFUSALS
-from rewards.search import backed, recall, refusal, search_price, search_r1, searches, tag_format
-from rlkit.rewarding import RewardRunner, call_reward
+from rlkit.reward import call_reward
+from rlkit.rewards.qa import REFUSALS
+from rlkit.rewards.search import backed, recall, refusal, search_price, search_r1, searches, tag_format
+from rlkit.scoring import RewardRunner
 
 THINK = "<think>Hm.</think>"
 ASK = f"{THINK}\n<search>the capital</search>"

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewards.simulation import form, holds_answer, obeys, split_documents
+from rlkit.rewards.simulation import form, holds_answer, obeys, split_documents
 
 TWO = 'Doc 1(Title: "Paris") It lies on the Seine.\nDoc 2: A city in France.'
 

@@ -2,15 +2,15 @@
 
 import re
 from dataclasses import fields
-from pathlib import Path
 
 import pytest
 
 from rlkit.check import check_environment
-from rlkit.environment import load_environment
-from rlkit.rewarding import call_reward, load_rewards
+from rlkit.registry import load_environment
+from rlkit.reward import call_reward
+from rlkit.scoring import load_rewards
+from tests.quick import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 
@@ -41,7 +41,7 @@ def test_the_reward_can_be_swapped_in(tmp_path):
 
 
 def test_the_table_has_rlkits_own_keys_and_no_other():
-    from rlkit.arguments import RankArguments, SFTArguments, TrainArguments
+    from rlkit.arguments.keys import RankArguments, SFTArguments, TrainArguments
 
     section = README.partition("\n## Config\n")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| (`.*?) \|", section, re.MULTILINE)
@@ -51,7 +51,7 @@ def test_the_table_has_rlkits_own_keys_and_no_other():
 
 
 def test_the_table_has_the_commands_there_are():
-    from rlkit.cli import COMMANDS
+    from rlkit.commands.main import COMMANDS
 
     assert set(re.findall(r"^\| `rlkit ([\w-]+)", README, re.MULTILINE)) == set(COMMANDS)
 
@@ -86,7 +86,7 @@ def test_links_lead_somewhere(page):
 
 
 def test_every_algorithm_has_a_page():
-    from rlkit.algorithms.presets import PRESETS
+    from rlkit.arguments.presets import PRESETS
 
     for name, preset in PRESETS.items():
         page = (ROOT / "docs" / "algorithms" / f"{name}.md").read_text()

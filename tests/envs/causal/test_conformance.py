@@ -1,15 +1,15 @@
 """Agreement with published RLCausal items (150 a level), which are not part of this repository."""
 
 import json
-from pathlib import Path
 
 import pytest
 
-from envs.causal import CausalEnvironment
-from envs.causal.difficulty import difficulty
-from envs.causal.foreign import read_prompt
+from rlkit.envs.causal import CausalEnvironment
+from rlkit.envs.causal.difficulty import difficulty
+from rlkit.envs.causal.foreign import read_prompt
+from tests.quick import DATA
 
-DATA = Path(__file__).resolve().parents[4] / "shared" / "data" / "rlcausal"
+DATA = DATA / "rlcausal"
 LEVELS = {
     "association": "observational",
     "intervention": "interventional",

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from envs.causal import CausalEnvironment
-from envs.causal.graphs import GraphLaw, graph_stream, random_stream, split_of, structure_hash
-from envs.causal.model import LEVELS, descendants
-from envs.causal.problem import from_json
-from envs.causal.queries import draw_model, draw_query
 from rlkit.environment import SPLITS
+from rlkit.envs.causal import CausalEnvironment
+from rlkit.envs.causal.graphs import GraphLaw, graph_stream, random_stream, split_of, structure_hash
+from rlkit.envs.causal.model import LEVELS, descendants
+from rlkit.envs.causal.problem import from_json
+from rlkit.envs.causal.queries import draw_model, draw_query
 from rlkit.errors import UserError
 
 

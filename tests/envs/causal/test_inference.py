@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from envs.causal import elimination
-from envs.causal.difficulty import Difficulty, difficulty
-from envs.causal.elimination import plan
-from envs.causal.graphs import GraphLaw
-from envs.causal.inference import infer
-from envs.causal.model import LEVELS, CausalModel, Query, descendants, round_rows
-from envs.causal.queries import draw_model, draw_query
+from rlkit.envs.causal import elimination
+from rlkit.envs.causal.difficulty import Difficulty, difficulty
+from rlkit.envs.causal.elimination import plan
+from rlkit.envs.causal.graphs import GraphLaw
+from rlkit.envs.causal.inference import infer
+from rlkit.envs.causal.model import LEVELS, CausalModel, CausalQuery, descendants, round_rows
+from rlkit.envs.causal.queries import draw_model, draw_query
 from rlkit.errors import UserError
 
 
@@ -113,23 +113,23 @@ CHAIN = CausalModel(("x", "y"), ((), (0,)), (np.array([0.5, 0.5]), np.array([[0.
     ],
 )
 def test_counterfactuals_by_hand(observed, intervened, expected, size):
-    query = Query(1, observed, intervened)
+    query = CausalQuery(1, observed, intervened)
     np.testing.assert_allclose(infer(CHAIN, query), expected, atol=1e-12)
     assert difficulty(CHAIN, query).relevant_size == size
 
 
 def test_selectors_are_not_one_shared_uniform():
     # With one uniform per node, Y = 0 under X = 1 would imply Y = 0 under X = 0 here.
-    assert infer(CHAIN, Query(1, (1, 0), (0, 1)))[1] == pytest.approx(0.4)
+    assert infer(CHAIN, CausalQuery(1, (1, 0), (0, 1)))[1] == pytest.approx(0.4)
 
 
 def test_counts_by_hand():
     # Sum out y: the factor over x has 2 cells, made of P(y | x) and the indicator.
-    assert difficulty(CHAIN, Query(0, observed=(1, 1))) == Difficulty(2, sums=2, products=2)
-    assert difficulty(CHAIN, Query(1, observed=(1, 1))) == Difficulty(1, 0, 0)
-    assert difficulty(CHAIN, Query(1, intervened=(0, 1))) == Difficulty(2, sums=2, products=2)
-    assert difficulty(CHAIN, Query(0, intervened=(0, 1))) == Difficulty(1, 0, 0)
-    assert difficulty(CHAIN, Query(0, intervened=(1, 1))) == Difficulty(1, sums=1, products=0)
+    assert difficulty(CHAIN, CausalQuery(0, observed=(1, 1))) == Difficulty(2, sums=2, products=2)
+    assert difficulty(CHAIN, CausalQuery(1, observed=(1, 1))) == Difficulty(1, 0, 0)
+    assert difficulty(CHAIN, CausalQuery(1, intervened=(0, 1))) == Difficulty(2, sums=2, products=2)
+    assert difficulty(CHAIN, CausalQuery(0, intervened=(0, 1))) == Difficulty(1, 0, 0)
+    assert difficulty(CHAIN, CausalQuery(0, intervened=(1, 1))) == Difficulty(1, sums=1, products=0)
 
 
 def test_min_fill_takes_the_variable_that_joins_nobody():
@@ -165,10 +165,10 @@ def test_intervention_reaches_only_descendants(seed, num_nodes):
     model = random_model(rng, num_nodes)
     query = draw_query(model, "intervention", rng)
     if query.target not in descendants(model.parents, query.intervened[0]):
-        np.testing.assert_allclose(infer(model, query), infer(model, Query(query.target)), atol=1e-12)
+        np.testing.assert_allclose(infer(model, query), infer(model, CausalQuery(query.target)), atol=1e-12)
         observed = (num_nodes - 1, 0)
-        counterfactual = Query(query.target, observed, query.intervened)
-        factual = Query(query.target, observed)
+        counterfactual = CausalQuery(query.target, observed, query.intervened)
+        factual = CausalQuery(query.target, observed)
         np.testing.assert_allclose(infer(model, counterfactual), infer(model, factual), atol=1e-12)
 
 
@@ -184,16 +184,16 @@ def test_a_variable_in_many_factors():
     factors = [((0,), tables[0]), *(((0,), table[:, 1]) for table in tables[1:41])]
     odds = 1.5**40
     assert elimination.marginal(factors, 0) == pytest.approx([odds / (1 + odds), 1 / (1 + odds)])
-    assert infer(model, Query(0, observed=(3, 1))) == pytest.approx([0.6, 0.4])
+    assert infer(model, CausalQuery(0, observed=(3, 1))) == pytest.approx([0.6, 0.4])
 
 
 def test_impossible_evidence_is_an_error():
     tables = (np.array([1.0, 0.0]), np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([0.3, 0.7]))
     model = CausalModel(("x", "y", "z"), ((), (0,), ()), tables)
-    for query in (Query(0, observed=(1, 1)), Query(1, (1, 1), (0, 0))):
+    for query in (CausalQuery(0, observed=(1, 1)), CausalQuery(1, (1, 1), (0, 0))):
         with pytest.raises(UserError, match="probability zero"):
             infer(model, query)
-    assert infer(model, Query(2, observed=(0, 1))) == pytest.approx([0.3, 0.7])
+    assert infer(model, CausalQuery(2, observed=(0, 1))) == pytest.approx([0.3, 0.7])
 
 
 def test_tables_too_large_are_an_error():
@@ -202,9 +202,9 @@ def test_tables_too_large_are_an_error():
     parents = (*[()] * 22, *families, (22, 23))
     tables = (*[np.full(2, 0.5)] * 22, table, table, np.full((2, 2, 2), 0.5))
     model = CausalModel(tuple(f"v{i}" for i in range(25)), parents, tables)
-    assert infer(model, Query(24)) == pytest.approx([0.5, 0.5])
+    assert infer(model, CausalQuery(24)) == pytest.approx([0.5, 0.5])
     with pytest.raises(UserError, match="too large"):
-        infer(model, Query(22, observed=(22, 0), intervened=(0, 0)))
+        infer(model, CausalQuery(22, observed=(22, 0), intervened=(0, 0)))
     clique = [(pair, np.ones((2, 2))) for pair in combinations(range(25), 2)]
     with pytest.raises(UserError, match="too large"):
         elimination.marginal(clique, 0)

@@ -1,17 +1,16 @@
 """Prompts of both styles, and reading prompts back, whoever wrote them."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from envs.causal import CausalEnvironment
-from envs.causal.foreign import read_prompt
-from envs.causal.model import LEVELS, CausalModel, Query
-from envs.causal.prompts import official_prompt, short_name, short_prompt
+from rlkit.envs.causal import CausalEnvironment
+from rlkit.envs.causal.foreign import read_prompt
+from rlkit.envs.causal.model import LEVELS, CausalModel, CausalQuery
+from rlkit.envs.causal.prompts import official_prompt, short_name, short_prompt
 from rlkit.errors import UserError
+from tests.quick import ROOT
 
 MODEL = CausalModel(
     ("v2", "v0", "v1"),
@@ -72,14 +71,14 @@ Answer with a list such as [0.25, 0.75]."""
 
 
 def test_official_prompt():
-    system, user = official_prompt(MODEL, Query(2, intervened=(1, 1)))
+    system, user = official_prompt(MODEL, CausalQuery(2, intervened=(1, 1)))
     assert (system["role"], user["role"]) == ("system", "user")
     assert "THOUGHT PROCESS" in system["content"] and "ANSWER" in system["content"]
     assert user["content"].endswith(OFFICIAL)
 
 
 def test_short_prompt():
-    assert short_prompt(MODEL, Query(2, intervened=(1, 1))) == [{"role": "user", "content": SHORT}]
+    assert short_prompt(MODEL, CausalQuery(2, intervened=(1, 1))) == [{"role": "user", "content": SHORT}]
 
 
 def test_question_wording():
@@ -89,7 +88,7 @@ def test_question_wording():
     def short(query):
         return short_prompt(MODEL, query)[0]["content"]
 
-    association, counterfactual = Query(0, (2, 1)), Query(0, (2, 1), (1, 0))
+    association, counterfactual = CausalQuery(0, (2, 1)), CausalQuery(0, (2, 1), (1, 0))
     assert "distribution of v2 given it is observed that v1=1?" in official(association)
     assert "P(c|b=1) = ?" in short(association)
     asked = "distribution of v2 given we first observed v1 = 1 and then intervened to set v0 to 0?"
@@ -112,7 +111,7 @@ def same_model(a, b):
 
 
 def test_reading_back_what_we_print():
-    for query in (Query(0, (2, 1)), Query(2, None, (1, 0)), Query(0, (2, 1), (1, 0))):
+    for query in (CausalQuery(0, (2, 1)), CausalQuery(2, None, (1, 0)), CausalQuery(0, (2, 1), (1, 0))):
         messages = official_prompt(MODEL, query)
         for prompt in (messages, messages[1]["content"], "\n".join(m["content"] for m in messages)):
             model, asked = read_prompt(prompt)
@@ -222,7 +221,7 @@ def test_mangled_prompts_never_crash(data):
 
 
 def test_the_page_shows_real_tasks():
-    page = (Path(__file__).resolve().parents[3] / "docs" / "environments" / "causal.md").read_text()
+    page = (ROOT / "docs" / "environments" / "causal.md").read_text()
     for style in ("short", "official"):
         environment = CausalEnvironment(num_nodes=4, prompt_style=style)
         task = environment.tasks("train", 6)[5]

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from envs.math import MathEnvironment
-from envs.math.arithmetic import ArithmeticLaw, Calculation, make_problem, solve, split_of
 from rlkit.environment import SPLITS
+from rlkit.envs.math import MathEnvironment
+from rlkit.envs.math.arithmetic import ArithmeticLaw, Calculation, make_problem, solve, split_of
 from rlkit.errors import UserError
 
 laws = st.builds(

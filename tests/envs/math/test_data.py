@@ -10,10 +10,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from envs.math import MathEnvironment
-from envs.math.data import final_answer, worked_solution
 from rlkit.check import check_environment
 from rlkit.environment import SPLITS
+from rlkit.envs.math import MathEnvironment
+from rlkit.envs.math.data import final_answer, worked_solution
 from rlkit.errors import UserError
 
 ROWS = [

@@ -4,10 +4,10 @@ import pickle
 
 import pytest
 
-from envs.math import MathEnvironment
 from rlkit.check import check_environment
-from rlkit.environment import load_environment
+from rlkit.envs.math import MathEnvironment
 from rlkit.errors import UserError
+from rlkit.registry import load_environment
 
 OWN = [
     {},
@@ -82,18 +82,18 @@ def test_budgets_are_drawn_once_for_a_task_and_stand_in_the_prompt(kind, words):
     [
         ({"kind": "storey"}, "did you mean 'story'"),
         ({"kind": []}, "kind is empty"),
-        ({"operations": ["/"]}, "operations cannot be '/'"),
+        ({"operations": ["/"]}, "no operations '/'"),
         ({"terms": 1}, "from 2 to 20"),
         ({"terms": [4, 2]}, "the least comes first"),
         ({"terms": [2, 3, 4]}, "two whole numbers"),
         ({"max_number": 0}, "max_number is 0"),
         ({"kind": "story", "operations": ["*"]}, "cannot tell products"),
-        ({"solution_style": "long"}, "solution_style cannot be 'long'"),
+        ({"solution_style": "long"}, "no solution_style 'long'"),
         ({"prompt_style": "official"}, "prompt_style"),
         ({"budget": [0, 5]}, "budget is 0"),
         ({"budget": [5]}, "two whole numbers"),
         ({"budget": [1, 2], "budget_kind": "least"}, "budget_kind"),
-        ({"comparison": "text"}, "comparison cannot be 'text'"),
+        ({"comparison": "text"}, "no comparison 'text'"),
         ({"bad_rows": "skip"}, "bad_rows"),
         ({"fractions": [1, 0]}, "three numbers"),
         ({"fractions": [0, 0, 0]}, "all 0"),

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from envs.ranking.beam import Beam, Slate, valley
-from envs.ranking.calibration import calibrate
-from envs.ranking.tree import Tree
+from rlkit.envs.ranking.beam import Beam, Slate, valley
+from rlkit.envs.ranking.calibration import calibrate
+from rlkit.envs.ranking.tree import Tree
 
 #      0
 #    1   2

@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from envs.ranking.intent import read
-from envs.ranking.scoring import by_words, open_scorer
-from envs.search.engines import EngineError
 from rlkit.check import check_environment
 from rlkit.check.play import play
-from rlkit.environment import load_environment
+from rlkit.envs.ranking.intent import read
+from rlkit.envs.ranking.scoring import by_words, open_scorer
 from rlkit.errors import UserError
-from rlkit.rewarding import call_reward
+from rlkit.registry import load_environment
+from rlkit.retrieval.documents import EngineError
+from rlkit.reward import call_reward
 
 NAME = "generated:300:0"
 

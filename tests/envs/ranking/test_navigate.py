@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 
-from envs.ranking.navigate import read
 from rlkit.check import check_environment
 from rlkit.check.play import play
-from rlkit.environment import Turn, load_environment
+from rlkit.environment import Turn
+from rlkit.envs.ranking.navigate import read
 from rlkit.errors import UserError
-from rlkit.rewarding import call_reward
+from rlkit.registry import load_environment
+from rlkit.reward import call_reward
 
 NAME = "generated:300:0"
 

@@ -5,16 +5,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from envs.ranking.query import fuse, interleave
-from envs.search.engines import EngineError
-from rewards.retrieval import measure
 from rlkit.check import check_environment
 from rlkit.check.play import play
-from rlkit.environment import Turn, load_environment
+from rlkit.environment import Turn
+from rlkit.envs.ranking.query import fuse, interleave
 from rlkit.errors import UserError
-from rlkit.rewarding import call_reward
+from rlkit.registry import load_environment
+from rlkit.retrieval.documents import EngineError
+from rlkit.reward import call_reward
+from rlkit.rewards.retrieval import measure
 from rlkit.rollouts import Sampling
-from rlkit.rollouts.loop import Limits, Loop
+from rlkit.rollouts.loop import Loop, RolloutLimits
 from rlkit.rollouts.scripted import ScriptedEngine
 
 NAME = "generated:300:0"
@@ -121,7 +122,7 @@ def test_in_the_loop_of_training(make, tiny_tokenizer):
     environment = make()
     (task,) = environment.tasks("test", 1)
     engine = ScriptedEngine(tiny_tokenizer, [["<query>windmill</query>", "more"], ["windmill", "more"]], END)
-    loop = Loop(environment, tiny_tokenizer, Limits(500, turns=environment.max_turns), [END])
+    loop = Loop(environment, tiny_tokenizer, RolloutLimits(500, turns=environment.max_turns), [END])
     prompt = tiny_tokenizer.apply_chat_template(task["prompt"], add_generation_prompt=True)["input_ids"]
     asked, silent = loop(engine, Sampling((END,)), [task] * 2, [prompt] * 2)
     assert [len(rollout.turns) for rollout in (asked, silent)] == [1, 1]

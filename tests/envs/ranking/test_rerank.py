@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from rewards.reranking import read_permutation
-from rewards.retrieval import measure
 from rlkit.check import check_environment
-from rlkit.environment import load_environment
 from rlkit.errors import UserError
+from rlkit.registry import load_environment
+from rlkit.rewards.reranking import read_permutation
+from rlkit.rewards.retrieval import measure
 
 
 @pytest.fixture(scope="module")

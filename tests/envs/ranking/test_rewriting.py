@@ -3,15 +3,13 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-from envs.ranking.collection import load_collection
-from envs.ranking.rewriting import KEYWORDS, ensemble, keywords, leakage
+from rlkit.envs.ranking.rewriting import KEYWORDS, ensemble, keywords, leakage
 from rlkit.evaluation import Evaluation
-
-ROOT = Path(__file__).parents[3]
+from rlkit.retrieval.collections.load import load_collection
+from tests.quick import ROOT
 
 
 @pytest.mark.parametrize(

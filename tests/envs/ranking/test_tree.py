@@ -5,11 +5,12 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from envs.ranking import tree as trees
-from envs.ranking.collection import Collection, load_collection
-from envs.ranking.tree import build_tree, open_tree
-from envs.search.engines import Document
+from rlkit.envs.ranking import tree as trees
+from rlkit.envs.ranking.tree import build_tree, open_tree
 from rlkit.errors import UserError
+from rlkit.retrieval.collections.base import Collection
+from rlkit.retrieval.collections.load import load_collection
+from rlkit.retrieval.documents import Document
 
 KINDS = {"sea": "a ship at sea with sails", "hill": "a hut on a hill with goats", "town": "a shop in a town"}
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from envs.search.curriculum import Curriculum
+from rlkit.envs.search.curriculum import Curriculum
 from rlkit.errors import UserError
 
 

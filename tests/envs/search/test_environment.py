@@ -2,15 +2,16 @@
 
 import pytest
 
-from envs.search.engines import EngineError, Result
-from envs.search.engines.load import build_index
-from envs.search.engines.simulated import Simulated
-from envs.search.world import World
 from rlkit.check import check_environment
 from rlkit.check.play import play
-from rlkit.environment import Turn, load_environment
+from rlkit.environment import Turn
+from rlkit.envs.search.simulated import Simulated
 from rlkit.errors import UserError
-from rlkit.rollouts.writing import Written
+from rlkit.registry import load_environment
+from rlkit.retrieval.collections.world import World
+from rlkit.retrieval.documents import EngineError, Result
+from rlkit.retrieval.engines.index import build_index
+from rlkit.rollouts.text_generation import Written
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -33,7 +34,7 @@ def turn(task, *said):
 
 
 def scores(environment, row):
-    from rlkit.rewarding import call_reward
+    from rlkit.reward import call_reward
 
     return {name: call_reward(reward, row) for name, reward in environment.rewards.items()}
 
@@ -182,7 +183,7 @@ class Scribe:
 
 @pytest.fixture
 def simulated(monkeypatch):
-    monkeypatch.setattr("envs.search.engines.simulated.open_simulated", lambda model: Simulated(Scribe()))
+    monkeypatch.setattr("rlkit.envs.search.environment.open_simulated", lambda model: Simulated(Scribe()))
     noise = {"schedule": "linear", "start": 0.0, "end": 1.0}
     return load_environment(
         "search-v1", engine="simulated", engine_args={"model": "m"}, noise=noise, world_size=200, topk=1

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from envs.search.engines import Document
-from envs.search.protocol import Action, read_action, write_prompt, write_results
+from rlkit.envs.search.protocol import Action, read_action, write_prompt, write_results
+from rlkit.retrieval.documents import Document
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from envs.reading import read_file, read_hub
-from envs.search.engines.load import build_index
-from envs.search.questions import COLUMNS, NAMES, Part, plan, read_questions
-from envs.search.world import World
-from rlkit.environment import load_environment
+from rlkit.envs.search.questions import COLUMNS, NAMES, Part, plan, read_questions
 from rlkit.errors import UserError
+from rlkit.registry import load_environment
+from rlkit.retrieval.collections.world import World
+from rlkit.retrieval.engines.index import build_index
+from rlkit.retrieval.reading import read_file, read_hub
 
 
 def every(data):
@@ -227,7 +227,7 @@ def flashrag(tmp_path, monkeypatch):
             write(folder / name / f"{split}.jsonl", rows)
             card += [f"  - split: {split}", f"    path: {name}/{split}.jsonl"]
     (folder / "README.md").write_text("\n".join([*card, "---", ""]))
-    monkeypatch.setattr("envs.search.questions.HUB", str(folder))
+    monkeypatch.setattr("rlkit.envs.search.questions.HUB", str(folder))
     return str(folder)
 
 

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from envs.search.engines import Query
-from envs.search.engines.disk_cache import DiskCache
-from envs.search.engines.simulated import Simulated, open_simulated, read_documents
-from envs.search.engines.simulator_prompts import write_prompt
+from rlkit.envs.search.simulated import Simulated, open_simulated, read_documents
+from rlkit.envs.search.simulator_prompts import write_prompt
 from rlkit.errors import UserError
-from rlkit.rollouts.writing import Written
+from rlkit.retrieval.documents import Query
+from rlkit.retrieval.engines.disk_cache import DiskCache
+from rlkit.rollouts.text_generation import Written
 
 QUESTION = "Who founded Velmora Works?"
 
@@ -181,7 +181,7 @@ def test_a_cache_that_fails_ends_no_run_and_says_so_once(tmp_path, capsys):
 
 def test_processes_share_a_cache(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from envs.search.engines.disk_cache import DiskCache\n"
+        "import sys; from pathlib import Path; from rlkit.retrieval.engines.disk_cache import DiskCache\n"
         "cache = DiskCache(Path(sys.argv[1]))\n"
         "for i in range(50): cache.put({f'{sys.argv[2]}-{i}': str(i), f'both-{i}': 'same'})"
     )

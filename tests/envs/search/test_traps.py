@@ -13,16 +13,18 @@ import torch
 from transformers import AutoModelForCausalLM
 from trl import GRPOConfig
 
-from envs.search.engines import Document, EngineError
-from envs.search.engines.load import build_index
-from envs.search.tool_calls import write_call
-from rewards.qa import extract_answer
-from rlkit.algorithms.grpo import GRPOTrainer
-from rlkit.environment import Turn, load_environment
-from rlkit.rewarding import ErrorBudget, RewardRunner, call_reward
+from rlkit.environment import Turn
+from rlkit.envs.search.tool_calls import write_call
+from rlkit.registry import load_environment
+from rlkit.retrieval.documents import Document, EngineError
+from rlkit.retrieval.engines.index import build_index
+from rlkit.reward import call_reward
+from rlkit.rewards.qa import extract_answer
 from rlkit.rollouts import Sampling
-from rlkit.rollouts.loop import Limits, Loop
+from rlkit.rollouts.loop import Loop, RolloutLimits
 from rlkit.rollouts.scripted import ScriptedEngine
+from rlkit.scoring import ErrorBudget, RewardRunner
+from rlkit.training.grpo import GRPOTrainer
 
 END = 2  # the tiny tokenizer's end token, which pads too
 SEARCH = "<search>the capital</search>"
@@ -79,7 +81,7 @@ class Watched(ScriptedEngine):
 def roll_out(environment, tokenizer, scripts, tokens=3000):
     """The rollouts of one task, a script each, and the engine."""
     task = environment.tasks("train", 1)[0]
-    loop = Loop(environment, tokenizer, Limits(tokens, turns=environment.max_turns), [END])
+    loop = Loop(environment, tokenizer, RolloutLimits(tokens, turns=environment.max_turns), [END])
     engine = Watched(tokenizer, scripts, END)
     prompt = tokenizer.apply_chat_template(task["prompt"], add_generation_prompt=True)["input_ids"]
     rows = len(scripts)
@@ -298,7 +300,7 @@ def trainer(make, tmp_path, open_run, tiny_folder, tiny_tokenizer):
             runner=RewardRunner({"f1": Judge()}),
             budget=ErrorBudget(0.2, 3),
             run=open_run(tmp_path),
-            limits=Limits(1500, turns=environment.max_turns),
+            limits=RolloutLimits(1500, turns=environment.max_turns),
             shared_prefix=shared_prefix,
         )
 

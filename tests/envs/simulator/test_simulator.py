@@ -3,21 +3,20 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from envs.simulator.environment import split_of
-from envs.simulator.examples import read_examples
-from rewards.simulation import holds_answer
 from rlkit.check import check_environment
 from rlkit.check.play import play
-from rlkit.environment import load_environment
+from rlkit.envs.simulator.environment import split_of
+from rlkit.envs.simulator.examples import read_examples
 from rlkit.errors import UserError
-from rlkit.rewarding import call_reward
+from rlkit.registry import load_environment
+from rlkit.reward import call_reward
+from rlkit.rewards.simulation import holds_answer
+from tests.quick import ROOT
 
-ROOT = Path(__file__).parents[3]
 ROW = {
     "question": "Who?",
     "answers": ["Ann"],

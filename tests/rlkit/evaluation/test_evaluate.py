@@ -8,7 +8,7 @@ from datasets import Dataset
 
 from rlkit.environment import Environment
 from rlkit.errors import UserError
-from rlkit.evaluation import Evaluation, compare, evaluate, prompt_text
+from rlkit.evaluation import Evaluation, compare, evaluate
 from rlkit.rollouts import Rollout
 
 
@@ -53,7 +53,9 @@ class PlainRunner:
         assert len(rows) % group_size == 0
         values = [[short(row["completion"]), correct(row["completion"], row["total"])] for row in rows]
         invalid = ["reward died" if row["completion"] == "crash" else None for row in rows]
-        return SimpleNamespace(values=np.array(values, dtype=float), invalid=invalid)
+        values = np.array(values, dtype=float)
+        values[[reason is not None for reason in invalid]] = np.nan
+        return SimpleNamespace(values=values, invalid=invalid)
 
 
 def run(answers, samples=1, n=4, **options):
@@ -76,7 +78,7 @@ def test_greedy_evaluation_counts_every_task():
     assert (result.accuracy.mean, result.accuracy.n) == (0.5, 4)
     assert result.accuracy.low == pytest.approx(0.15, abs=0.01)
     assert result.rewards == {"short": 1.0, "correct": 0.5}
-    assert (result.length, result.truncated, result.invalid) == (1.75, 0.25, 0)
+    assert (result.length, result.truncated, result.invalid) == (1.0, 0.25, 0)  # EOS is not counted
     assert result.scores == {"test-0": [1.0], "test-1": [1.0], "test-2": [0.0], "test-3": [0.0]}
     assert (result.pass_at, result.avg_at) == ({}, {})
     assert {value: (i.n, i.mean) for value, i in result.breakdown["level"].items()} == {
@@ -110,8 +112,10 @@ def test_completions_say_what_the_report_shows():
         "turns": [{"role": "assistant", "content": "1", "tokens": 1}],
         "answer": "1",
         "score": 1.0,
+        "reward": None,
         "invalid": None,
-        "length": 1,
+        "length": 0,
+        "environment_tokens": 0,
         "truncated": False,
         "level": 0,
         "rewards/short": 1.0,
@@ -192,9 +196,3 @@ def test_errors_name_what_is_missing():
             environment_args={},
             temperature=0,
         )
-
-
-def test_prompt_text_names_roles_of_several_messages():
-    assert prompt_text("plain") == "plain"
-    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1 + 1?"}]
-    assert prompt_text(messages) == "[system] Be brief.\n\n[user] 1 + 1?"

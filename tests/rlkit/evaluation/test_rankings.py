@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from rlkit import cli
+from rlkit.commands import main as cli
 from rlkit.errors import UserError
 from rlkit.evaluation import Evaluation
 from rlkit.evaluation.rankings import agreement, evaluate_rankings

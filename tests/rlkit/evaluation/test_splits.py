@@ -3,19 +3,18 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlkit.config import parse_sft
-from rlkit.environment import load_environment
+from rlkit.arguments.parse import parse_sft
 from rlkit.errors import UserError
-from rlkit.evaluation.splits import keep_fold, label_overlap, split_queries
-
-ROOT = Path(__file__).parents[3]
+from rlkit.evaluation.splits import fold_tasks, label_overlap, split_queries
+from rlkit.registry import load_environment
+from rlkit.training.session import Session, make_environment
+from tests.quick import ROOT
 
 
 def heaps(count, each, seed=0):
@@ -86,25 +85,26 @@ def splits(tmp_path_factory):
     return path, folds["near"]
 
 
-def test_an_environment_keeps_the_tasks_of_a_fold(splits):
+def test_fold_tasks_keeps_the_tasks_of_a_fold(splits):
     path, fold = splits
     environment = load_environment("causal-v1", level="association")
-    whole = environment.tasks("dev", 5)
-    keep_fold(environment, f"{path}:near")
-    assert list(environment.tasks("dev", 5)) == list(whole)
+    assert list(fold_tasks(environment, "dev", 5, 0, f"{path}:near")) == list(environment.tasks("dev", 5))
     environment = load_environment("causal-v1")
-    keep_fold(environment, f"{path}:near")
-    assert set(environment.tasks("train")["task_id"]) == set(fold["train"])
-    first = environment.tasks("test", 3)["task_id"]
-    assert len(first) == 3 and first == environment.tasks("test")["task_id"][:3]
+    assert set(fold_tasks(environment, "train", None, 0, f"{path}:near")["task_id"]) == set(fold["train"])
+    assert list(fold_tasks(environment, "train", 5, 0, None)) == list(environment.tasks("train", 5))
+    first = fold_tasks(environment, "test", 3, 0, f"{path}:near")["task_id"]
+    assert len(first) == 3
+    assert first == fold_tasks(environment, "test", None, 0, f"{path}:near")["task_id"][:3]
 
 
-def test_a_run_takes_a_fold(splits, tmp_path):
+def test_session_trains_on_the_tasks_of_a_fold(splits, tmp_path):
     path, fold = splits
     config = tmp_path / "run.yaml"
-    config.write_text(f"environment: causal-v1\nfold: {path}:near\nuse_cpu: true\nbf16: false\n")
-    made = parse_sft(["--config", str(config)]).task.make_environment()
-    assert set(made.tasks("train")["task_id"]) == set(fold["train"])
+    keys = f"environment: causal-v1\nfold: {path}:near\nuse_cpu: true\nbf16: false\nseed: 0\n"
+    config.write_text(f"{keys}output_dir: {tmp_path / 'run'}\n")
+    run = parse_sft(["--config", str(config)])
+    session = Session(run, "sft", make_environment(run.task))
+    assert set(session.tasks()["task_id"]) == set(fold["train"])
 
 
 @pytest.mark.parametrize(
@@ -120,9 +120,9 @@ def test_what_is_no_fold(splits, tmp_path, place, message):
     (tmp_path / "other.json").write_text("[]")
     place = place.format(path=splits[0], other=tmp_path / "other.json")
     with pytest.raises(UserError, match=message):
-        keep_fold(load_environment("causal-v1"), place)
+        fold_tasks(load_environment("causal-v1"), "test", 1, 0, place)
     with pytest.raises(UserError, match="folds of causal-v1, not of math-v1"):
-        keep_fold(load_environment("math-v1"), f"{splits[0]}:near")
+        fold_tasks(load_environment("math-v1"), "test", 1, 0, f"{splits[0]}:near")
 
 
 @pytest.mark.slow
@@ -143,8 +143,5 @@ def test_the_script_makes_folds_of_an_environment(tmp_path, monkeypatch):
     environment = load_environment("query-v1", collection="generated:200:0")
     total = 0
     for i in range(3):
-        keep_fold(
-            fold := load_environment("query-v1", collection="generated:200:0"), f"{out}:extrapolation-{i}"
-        )
-        total += len(fold.tasks("test"))
+        total += len(fold_tasks(environment, "test", None, 0, f"{out}:extrapolation-{i}"))
     assert total == len(environment.tasks("test"))

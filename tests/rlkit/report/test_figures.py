@@ -4,7 +4,7 @@ import pytest
 
 from rlkit.report.figures import (
     breakdown_panels,
-    frontier_panel,
+    environment_panels,
     health_panels,
     learning_panels,
     reward_panels,
@@ -78,17 +78,45 @@ def test_the_time_of_a_step_is_one_stacked_bar_a_run(make_run):
     assert "Where the time goes" not in titles(health_panels(runs[1:]))
 
 
-def test_the_metric_against_the_share_of_a_priced_action(make_run):
+def test_environment_panels_plot_what_the_environment_adds(make_run):
+    """query-v1 plots its metric against the share of augmented queries."""
     path = make_run(steps=4, evaluations=("before", "after"))
-    assert frontier_panel([read_run(path)]) is None
+    assert environment_panels([read_run(path)]) == []
+    (path / "config.yaml").write_text("environment: query-v1\n")
+    assert environment_panels([read_run(path)]) == []
     for name, share, gain in (("before", 0.9, -0.1), ("after", 0.4, 0.2)):
         file = path / "evaluation" / f"{name}.json"
-        said = json.loads(file.read_text())
-        said["rewards"] |= {"augmented": share, "gain": gain}
-        file.write_text(json.dumps(said))
+        evaluation = json.loads(file.read_text())
+        evaluation["rewards"] |= {"augmented": share, "gain": gain}
+        file.write_text(json.dumps(evaluation))
     run = read_run(path)
-    (trace,) = frontier_panel([run])["traces"]
+    (panel,) = environment_panels([run])
+    (trace,) = panel["traces"]
     assert trace["text"] == ["never", "before", "after"] and trace["x"] == [0, 0.9, 0.4]
     means = [run.evaluations[name].accuracy.mean for name in ("before", "after")]
     assert trace["y"] == pytest.approx([means[0] + 0.1, *means], rel=1e-5)
-    assert "Metric against the share augmented" in titles(learning_panels([run]))
+    assert panel["layout"]["xaxis"]["title"] == {"text": "share of answers that are augmented"}
+    assert "Metric against the share of augmented queries" in titles(learning_panels([run]))
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        (None, "there is no file"),
+        ("raise OSError('no disk')", "OSError: no disk"),
+        ("return [{'title': 'x'}]", "TypeError"),
+    ],
+)
+def test_environment_panels_that_fail_are_a_note(make_run, tmp_path, code, reason):
+    file = tmp_path / "mine.py"
+    if code is not None:
+        file.write_text(
+            "from rlkit import Environment\n\n\nclass Mine(Environment):\n    @classmethod\n"
+            f"    def report_panels(cls, runs):\n        {code}\n"
+        )
+    path = make_run(steps=4, evaluations=("before", "after"))
+    (path / "config.yaml").write_text(f"environment: {file}:Mine\n")
+    run = read_run(path)
+    assert environment_panels([run]) == []
+    (note,) = run.notes
+    assert "no plots of" in note and reason in note

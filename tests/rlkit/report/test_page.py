@@ -4,8 +4,9 @@ import pandas as pd
 import pytest
 from playwright.sync_api import expect
 
+from rlkit.commands.report import main
 from rlkit.errors import UserError
-from rlkit.report import build_report, main
+from rlkit.report import build_report
 
 HOSTILE = (
     "</script><script>document.title = 'broken out'</script>"

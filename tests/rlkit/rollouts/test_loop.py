@@ -8,10 +8,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rlkit.environment import Environment, Reply
-from rlkit.rewarding import completion_length
+from rlkit.reward import completion_length
 from rlkit.rollouts import Sample, Sampling
-from rlkit.rollouts.local import TransformersEngine
-from rlkit.rollouts.loop import Limits, Loop
+from rlkit.rollouts.local.engine import TransformersEngine
+from rlkit.rollouts.loop import Loop, RolloutLimits
 from rlkit.rollouts.replies import neutralise
 
 END = 2
@@ -76,7 +76,7 @@ def talk(tiny_tokenizer):
 
     def run(say, scripts, stop=("</a>",), at_once=99, context=None, **limits):
         environment = Talk(say, stop)
-        limits = Limits(**{"tokens": 200, "turns": 4, **limits})
+        limits = RolloutLimits(**{"tokens": 200, "turns": 4, **limits})
         engine = Scripted(tiny_tokenizer, scripts, context, at_once)
         loop = Loop(environment, tiny_tokenizer, limits, [END])
         prompt = tiny_tokenizer("p")["input_ids"]
@@ -264,7 +264,7 @@ def test_trained_ids_are_the_sampled_ids_and_the_environments(data, tiny_model, 
     """Token in, token out, with a real model: nothing that was sampled is ever tokenised again."""
     said = data.draw(st.lists(st.text(max_size=12), min_size=1, max_size=4))
     stop = data.draw(st.sampled_from([("a",), ("e", "th"), (" ",), ()]))
-    limits = Limits(
+    limits = RolloutLimits(
         tokens=data.draw(st.integers(1, 40)),
         turns=data.draw(st.integers(1, 4)),
         turn_tokens=data.draw(st.none() | st.integers(1, 12)),

@@ -1,13 +1,10 @@
 """A small sweep: what its file says, over runs of the toy environment with the tiny model."""
 
-from pathlib import Path
-
 import pytest
 import yaml
 
 from tests.quick import QUICK
 
-ROOT = Path(__file__).parents[3]
 BASE = QUICK | {
     "num_tasks": 20,
     "save_strategy": "steps",

@@ -10,13 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from rlkit.sweeps.command import main
+from rlkit.commands.sweep import main
 from rlkit.sweeps.local import shares
 from rlkit.sweeps.point import FAILED, FINISHED, Point, last_error
 from rlkit.sweeps.spec import load_sweep
+from tests.quick import ROOT
 from tests.waiting import wait_until
-
-ROOT = Path(__file__).parents[3]
 
 
 def table(sweep):
@@ -81,7 +80,7 @@ def test_a_sweep_that_is_stopped_goes_on(write):
     """Two points of 24 steps; SIGTERM comes in the middle of the first, which goes on from its checkpoint."""
     path = write(changes={"max_steps": 24, "save_steps": 1000}, keys={"learning_rate": [0.01, 0.02]})
     sweep = load_sweep(path)
-    command = [sys.executable, "-m", "rlkit.cli", "sweep", str(path)]
+    command = [sys.executable, "-m", "rlkit", "sweep", str(path)]
     metrics = Point(sweep, 0).run_dir(0) / "metrics.jsonl"
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         wait_until(lambda: metrics.exists() and '"step": 3' in metrics.read_text(), process=process)

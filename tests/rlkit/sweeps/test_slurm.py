@@ -9,15 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from rlkit.commands.sweep import main
 from rlkit.errors import UserError
-from rlkit.sweeps.command import main
 from rlkit.sweeps.point import FINISHED, Point
 from rlkit.sweeps.slurm import in_queue, jobs_of, parameters
 from rlkit.sweeps.spec import load_sweep
 from tests.slurm import Slurm, missing
 from tests.waiting import wait_until
 
-ROOT = Path(__file__).parents[3]
 KEYS = {"learning_rate": [0.01, 0.02, 0.03]}
 SLURM = {"partition": "main", "time": 60, "cpus_per_task": 1, "grace": 60}
 

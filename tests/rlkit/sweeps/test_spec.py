@@ -1,20 +1,20 @@
 """A sweep's file is checked before anything starts; every mistake is one line that says what to write."""
 
 import json
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rlkit.commands.sweep import check_points, main
 from rlkit.errors import UserError
-from rlkit.sweeps.command import check_points, main
 from rlkit.sweeps.spec import Sweep, load_sweep, values_of
+from tests.quick import ROOT
 
 RATES = {"learning_rate": [0.1, 0.2]}
 
 
-@pytest.mark.parametrize("path", sorted((Path(__file__).parents[3] / "configs" / "sweeps").glob("*.yaml")))
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "sweeps").glob("*.yaml")))
 def test_the_shipped_ones(path, monkeypatch):
     monkeypatch.chdir(path.parents[2])
     sweep = load_sweep(path)
@@ -36,7 +36,7 @@ def test_a_range_with_a_step_has_both_ends(low, steps, step):
 
 
 def test_words_are_read_as_they_were_meant(write):
-    from rlkit.config import parse_train
+    from rlkit.arguments.parse import parse_train
 
     keys = {
         "learning_rate": 0.5,

@@ -3,9 +3,9 @@
 import pytest
 import yaml
 
-from rlkit.config import parse_train
+from rlkit.arguments.parse import parse_train
+from rlkit.commands.sweep import main
 from rlkit.errors import UserError
-from rlkit.sweeps.command import main
 from rlkit.sweeps.spec import load_sweep
 from rlkit.sweeps.wandb import as_wandb
 

@@ -1,0 +1,48 @@
+"""Published items in RLCausal's form: a prompt and the distribution that answers it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def read_item(item: Mapping[str, Any]) -> tuple[Any, list[float]]:
+    """Return prompt (a text or chat messages) and truth of an item.
+
+    The RLCausal release keeps the truth inside `reward_model`.
+
+    Raises:
+        ValueError: a field is missing or of another form.
+    """
+    fields = {**(item.get("reward_model") or {}), **item}
+    for name in ("prompt", "ground_truth"):
+        if name not in fields:
+            raise ValueError(f"there is no field {name!r}")
+    prompt, truth = fields["prompt"], fields["ground_truth"]
+    if not isinstance(prompt, str) and not is_chat(prompt):
+        raise ValueError("prompt is neither a text nor a list of chat messages")
+    if not isinstance(truth, list) or not truth or not all(map(is_probability, truth)):
+        raise ValueError("ground_truth is not a list of probabilities")
+    return prompt, truth
+
+
+def agrees(answer: Sequence[float], truth: Sequence[float]) -> bool:
+    """Return whether the total variation distance, rounded to two decimals, is at most 0.01.
+
+    In whole hundredths: floats would decide a distance of 0.01 arbitrarily.
+    """
+    if len(answer) != len(truth):
+        return False
+    return sum(abs(round(100 * p) - round(100 * q)) for p, q in zip(answer, truth, strict=True)) <= 2
+
+
+def is_probability(value: Any) -> bool:
+    """Return whether this is a number from 0 to 1."""
+    return isinstance(value, int | float) and 0 <= value <= 1
+
+
+def is_chat(prompt: Any) -> bool:
+    """Return whether this is a list of messages, each with a text as content."""
+    return isinstance(prompt, list) and all(
+        isinstance(message, Mapping) and isinstance(message.get("content"), str) for message in prompt
+    )

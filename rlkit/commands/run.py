@@ -1,0 +1,49 @@
+"""Run a command, and turn what ends it into one line and an exit code."""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+from collections.abc import Callable
+
+from rlkit.errors import PREEMPTED, GuardError, Preempted, RewardError, UserError
+
+
+def run_command(command: Callable[[], int]) -> int:
+    """Run a command and return its exit code: 0 success, 1 failure, 2 bad input, 75 preempted.
+
+    Bad input is one line on stderr. Any other exception is a bug and keeps its traceback.
+    """
+    try:
+        return command()
+    except UserError as error:
+        print(f"rlkit: {error}", file=sys.stderr)
+        return 2
+    except RewardError as error:
+        print(
+            f"rlkit: {error}\nThe checkpoints are kept: fix the reward, then resume with --resume.",
+            file=sys.stderr,
+        )
+        return 1
+    except GuardError as error:
+        print(f"rlkit: {error}\nThe checkpoints are kept: resume with --resume.", file=sys.stderr)
+        return 1
+    except Preempted as reason:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"rlkit: {reason}; resume with --resume", file=sys.stderr)
+        return PREEMPTED
+    except KeyboardInterrupt:
+        print("rlkit: stopped; resume from the last checkpoint with --resume", file=sys.stderr)
+        return 130
+    finally:
+        _leave_process_group()
+
+
+def _leave_process_group() -> None:
+    # A process that ends inside one is aborted, and its exit code lost. A trainer is full of cycles, and one
+    # that is not collected keeps the group's threads alive.
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        gc.collect()
+        distributed.destroy_process_group()

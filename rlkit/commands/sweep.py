@@ -1,0 +1,139 @@
+"""`rlkit sweep SWEEP.yaml`: many runs of one config, here, on Slurm, or by W&B's agents."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from rlkit.errors import UserError, nearest
+from rlkit.sweeps.point import FAILED, FINISHED, Point
+from rlkit.sweeps.spec import Sweep, load_sweep
+
+LAUNCHERS = ("local", "slurm", "wandb")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Start or continue a sweep, or say how it stands; the exit code is 1 if points failed."""
+    options = build_parser().parse_args(argv)
+    sweep = load_sweep(options.sweep)
+    if options.launcher == "wandb":
+        return _wandb(sweep)
+    points = [Point(sweep, number) for number in range(sweep.size)]
+    if not options.collect:
+        check_points(sweep)
+        if options.retry:
+            _reset(points)
+        left = [point for point in points if needs_work(point)]
+        if options.launcher == "slurm":
+            return _slurm(sweep, left)
+        if not _local(sweep, left):
+            print("stopped; the same command goes on")
+    return _collected(sweep, points)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of the command."""
+    parser = argparse.ArgumentParser(
+        prog="rlkit sweep",
+        description="Run a config with many keys: a grid, at random, by Optuna. The same command continues.",
+    )
+    add = parser.add_argument
+    add("sweep", type=Path, metavar="SWEEP.yaml", help="base, keys, search and so on: see docs/sweeps.md")
+    add("--launcher", choices=LAUNCHERS, default="local", help="where the runs are made (default: local)")
+    add("--retry", action="store_true", help="try the points that failed again")
+    add("--collect", action="store_true", help="start nothing: write the table and the page of what there is")
+    return parser
+
+
+def check_points(sweep: Sweep) -> None:
+    """Parse the keys of the sweep's corners as a run would; raises UserError before anything is started."""
+    from rlkit.arguments.parse import PARSERS
+    from rlkit.training.session import make_environment
+
+    parse = PARSERS[sweep.command]
+    for keys in sweep.grid() if sweep.search == "grid" else sweep.corners():
+        try:
+            run = parse([sweep.base, *sweep.words(keys), f"--output_dir={sweep.folder}"])
+        except UserError as error:
+            raise UserError(
+                f"{', '.join(f'{key}={value}' for key, value in keys.items())}: {error}"
+            ) from error
+    if sweep.objective != "accuracy":
+        known = {*make_environment(run.task).rewards, *(getattr(run.task, "rewards", None) or ())}
+        if sweep.objective not in known:
+            raise UserError(
+                f"there is no reward {sweep.objective!r} to compare{nearest(sweep.objective, known)}"
+            )
+    if not run.task.evaluation_tasks:
+        raise UserError(f"{sweep.base} has evaluation_tasks 0: points are compared by their held-out results")
+    if sweep.pruning and not run.task.evaluation_steps:
+        raise UserError("pruning looks at held-out results in training: set evaluation_steps in the base")
+
+
+def needs_work(point: Point) -> bool:
+    """Whether runs of a point are left; failed ones are left alone."""
+    outcome = point.outcome()
+    if outcome is None:
+        return True
+    return outcome.state == FINISHED and not all(map(point.finished, point.sweep.seeds))
+
+
+def _reset(points: Sequence[Point]) -> None:
+    for point in points:
+        outcome = point.outcome()
+        if outcome is not None and outcome.state == FAILED:
+            point.reset()
+
+
+def _local(sweep: Sweep, points: Sequence[Point]) -> bool:
+    from rlkit.runs.launch import gpus
+    from rlkit.sweeps.local import LocalPoint, run_points
+    from rlkit.sweeps.study import open_study
+
+    open_study(sweep)
+    here = [LocalPoint(sweep, point.number) for point in points]
+    return run_points(here, sweep.parallel, gpus())
+
+
+def _slurm(sweep: Sweep, points: Sequence[Point]) -> int:
+    from rlkit.sweeps.slurm import check, submit
+    from rlkit.sweeps.study import open_study
+
+    check(sweep.slurm)
+    open_study(sweep)
+    job, submitted = submit(sweep, points)
+    if not submitted:
+        print("nothing to submit: all points have ended or are in the queue")
+        return 0
+    print(f"job {job}: {len(submitted)} points; logs are in {sweep.folder / 'slurm'}")
+    print("rlkit sweep --collect shows how it stands; the same command submits again what was lost")
+    return 0
+
+
+def _wandb(sweep: Sweep) -> int:
+    from rlkit.sweeps.wandb import write_sweep
+
+    check_points(sweep)
+    path = write_sweep(sweep)
+    print(f"wandb sweep {path}\nwandb agent ENTITY/PROJECT/ID   # as the line before says, on each machine")
+    return 0
+
+
+def _collected(sweep: Sweep, points: Sequence[Point]) -> int:
+    from rlkit.sweeps.collect import collect, headline, rows
+    from rlkit.sweeps.local import table
+
+    found = rows(points)
+    Console().print(table(points))
+    csv, page = collect(sweep, points, found)
+    print(headline(sweep, points, found))
+    failed = [row for row in found if row["state"] == FAILED]
+    for row in failed:
+        print(f"point {row['point']} failed: {row['error']} ({row['folder']})")
+    if failed:
+        print("--retry tries them again")
+    print(f"table:  {csv}\nreport: {page}")
+    return 1 if failed else 0

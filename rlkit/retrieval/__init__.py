@@ -1,0 +1,1 @@
+"""What can be searched and judged: documents, engines, collections, retrievers, measures."""

@@ -1,0 +1,1 @@
+"""The engine that every machine has: transformers in the trainer's process."""

@@ -1,0 +1,186 @@
+"""A run directory: `config.yaml`, `metrics.jsonl`, `rollouts/`, `checkpoint-N/`, `evaluation/`, `model/`.
+
+Rollouts are written by a thread of their own, so that training does not wait for the disk.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+import shutil
+import socket
+import sys
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import IO, Any
+
+import pandas as pd
+
+from rlkit.errors import UserError, first_line
+from rlkit.files import atomic_write, replace
+
+LOCK = ".lock"
+WAITING = 4  # steps of rollouts in memory: a disk that is slower than the training holds it up
+
+
+class RunDirectory:
+    """Where one run keeps everything; only the main process writes to it.
+
+    As a context manager it writes the rollouts that wait however the training ends.
+    """
+
+    def __init__(self, path: Path, stage: str):
+        """Name the folder; `stage` ("sft" or "train") stands in every line of the metrics."""
+        self.path = path
+        self.stage = stage
+        self.started = time.monotonic()
+        # One thread, so that steps are written in their order. Python joins it before the process exits.
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="rollouts")
+        self._waiting: deque[Future[None]] = deque()
+        self._lock: IO[str] | None = None
+
+    def __enter__(self) -> RunDirectory:
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        if error is None:
+            self.flush()
+            return
+        while self._waiting:  # what ended the training is the error to raise; this one is only said
+            failure = self._waiting.popleft().exception()
+            if failure is not None:
+                print(f"rlkit: {failure}", file=sys.stderr, flush=True)
+
+    def open(self, *, resume: bool, overwrite: bool) -> None:
+        """Create the folder, and keep others from writing to it until `close`.
+
+        Raises:
+            UserError: it holds something already, and neither `resume` nor `overwrite` is given; or another
+                process writes to it.
+        """
+        if resume and overwrite:
+            raise UserError("--resume and --overwrite exclude each other")
+        used = any(file.is_file() and file.name != LOCK for file in self.path.rglob("*"))
+        if used and not resume:
+            if not overwrite:
+                raise UserError(
+                    f"the run directory {self.path} exists: go on with --resume, delete it with --overwrite, "
+                    "or choose another --output_dir"
+                )
+            # --overwrite with a mistyped path must not delete somebody's home.
+            if not (self.path / "config.yaml").is_file():
+                raise UserError(
+                    f"{self.path} is not a run directory (it has no config.yaml): it is not deleted"
+                )
+        self._hold()
+        if used and not resume:
+            self._delete()
+        for folder in ("rollouts", "evaluation"):
+            (self.path / folder).mkdir(parents=True, exist_ok=True)
+
+    def _delete(self) -> None:
+        for entry in self.path.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            elif entry.name != LOCK:
+                entry.unlink()
+
+    def _hold(self) -> None:
+        self.close()
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = (self.path / LOCK).open("a+")
+        try:
+            # The system lets go of it when this process ends, however it does; forks of it do not hold it.
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            lock.seek(0)
+            holder = lock.read().strip() or "another process"
+            lock.close()
+            raise UserError(f"{holder} still writes to {self.path}: wait until it ends, or stop it") from None
+        except OSError:  # a file system without locks
+            pass
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+        lock.flush()
+        self._lock = lock
+
+    def close(self) -> None:
+        """Let others write to the folder."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def rewind(self, step: int) -> None:
+        """Take back what this stage wrote after a step: a resumed run leaves what a whole one would."""
+        self.flush()
+        rollouts = self.path / "rollouts"
+        written = list(rollouts.glob("step-*.parquet")) if self.stage == "train" else []
+        for path in [*written, *(self.path / "evaluation").glob("step-*.json")]:
+            if int(path.stem.split("-")[1]) > step:
+                path.unlink()
+        for path in rollouts.glob("*.partial"):  # of a run that was killed while it wrote
+            path.unlink()
+        path = self.path / "metrics.jsonl"
+        if not path.exists():
+            return
+        lines = [line for line in map(_read_line, path.read_text().splitlines()) if line is not None]
+        kept = [line for line in lines if line["stage"] != self.stage or line["step"] <= step]
+        atomic_write(path, "".join(json.dumps(line) + "\n" for line in kept))
+        seconds = [line["seconds"] for line in kept if line["stage"] == self.stage]
+        self.started = time.monotonic() - max(seconds, default=0.0)
+
+    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Append one line of metrics; numbers that JSON cannot say (NaN, infinity) become null."""
+        line = {"step": step, "stage": self.stage, "seconds": round(time.monotonic() - self.started, 2)}
+        line |= {key: _plain(value) for key, value in metrics.items()}
+        with (self.path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def save_rollouts(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Have the rollouts of a step written as one Parquet file, whole or not at all.
+
+        Returns before they are on the disk (see `flush`), so the rows must not change any more. A step may
+        be saved again: the last rows are kept.
+
+        Raises:
+            UserError: rollouts handed over before could not be written.
+        """
+        try:
+            while self._waiting and (self._waiting[0].done() or len(self._waiting) >= WAITING):
+                self._waiting.popleft().result()
+        finally:  # these rows are not lost with the earlier ones
+            self._waiting.append(self._writer.submit(self._write_rollouts, step, list(rows)))
+
+    def flush(self) -> None:
+        """Return when all rollouts handed over are on the disk; raises what `save_rollouts` does."""
+        while self._waiting:
+            self._waiting.popleft().result()
+
+    def _write_rollouts(self, step: int, rows: list[Mapping[str, Any]]) -> None:
+        path = self.path / "rollouts" / f"step-{step:06d}.parquet"
+        partial = path.with_suffix(".partial")
+        try:
+            pd.DataFrame(rows).to_parquet(partial)
+            replace(partial, path)
+        except OSError as error:
+            reason = error.strerror or first_line(error)
+            raise UserError(f"the rollouts of step {step} are lost: cannot write {path}: {reason}") from error
+
+
+def _read_line(text: str) -> dict[str, Any] | None:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:  # the last one, of a run that was killed while it wrote
+        return None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bool | int | str) or value is None:
+        return value
+    number = float(value)
+    return number if math.isfinite(number) else None

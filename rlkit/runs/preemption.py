@@ -1,0 +1,63 @@
+"""A run that is told to leave its machine ends after its step, with a checkpoint.
+
+Slurm and other schedulers send SIGTERM or a signal of one's choice some time before they kill: SIGTERM,
+SIGUSR1 and SIGUSR2 are taken alike. The grace time must be longer than a step, and writing a checkpoint.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from accelerate.utils import gather_object
+from transformers import TrainerCallback
+
+from rlkit.errors import Preempted
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
+
+class PreemptionCallback(TrainerCallback):
+    """Has a checkpoint written at the end of the step in which a signal came, and training stopped."""
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+        self.training = False
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take signals: in training they are kept until the step is over, else `Preempted` is raised."""
+        if threading.current_thread() is not threading.main_thread():  # which alone may take them
+            yield
+            return
+        before = {number: signal.signal(number, self._take) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _take(self, number: int, frame: Any) -> None:
+        self.received = signal.Signals(number).name
+        if not self.training:
+            raise Preempted(f"stopped by {self.received} outside training")
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """From now on steps are finished."""
+        self.training = True
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Ask for a checkpoint and the end if a process was told to go; all ask alike."""
+        received = [name for name in gather_object([self.received]) if name is not None]
+        if received:
+            self.received = received[0]
+            control.should_save = control.should_training_stop = True
+
+    def trained(self, state: Any) -> None:
+        """Training has ended: raise `Preempted` if it was cut short. Later signals raise it at once."""
+        self.training = False
+        if self.received is not None and state.global_step < state.max_steps:
+            raise Preempted(f"stopped by {self.received} after step {state.global_step}, with a checkpoint")

@@ -1,0 +1,146 @@
+"""`rlkit train … --dry-run`: what a run would do, and whether it fits, before it is launched.
+
+The config is resolved, a few tasks are loaded, the rewards judge the environment's own answers to them, and
+the memory of a device is estimated from the model's shape. No weight is loaded and nothing is written.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoTokenizer
+
+from rlkit.arguments.parse import RunConfig
+from rlkit.errors import UserError, first_line
+from rlkit.evaluation.splits import fold_tasks
+from rlkit.models.load import resolve
+from rlkit.models.memory import Memory, Shape, Sharding, estimate
+from rlkit.registry import load_yaml
+from rlkit.rollouts import Rollout
+from rlkit.rollouts.tokenize import tokenize
+from rlkit.runs.launch import config_file
+from rlkit.scoring import RewardRunner, check_columns
+from rlkit.training.session import make_environment
+from rlkit.training.train import load_run_rewards
+
+TASKS = 32  # whose prompts are counted
+JUDGED = 8  # answers that the rewards judge
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Devices:
+    """Where a run would go: processes in all, and how they share the model out."""
+
+    count: int
+    sharding: Sharding
+
+
+def plan(run: RunConfig, options: Mapping[str, str], memory: float | None = None) -> bool:
+    """Print the plan of a run of `rlkit train`, and return whether it fits.
+
+    Args:
+        options: `--accelerate` and `--num_processes`, where given.
+        memory: GiB of a device; None: those of this machine.
+
+    Raises:
+        UserError: what the run would raise.
+    """
+    environment = make_environment(run.task)
+    rewards, run.trainer.reward_weights = load_run_rewards(run, environment)
+    tasks = fold_tasks(environment, "train", run.task.num_tasks, run.trainer.seed, run.task.fold)
+    check_columns(rewards, tasks.column_names)
+    name = resolve(run.model.model_name_or_path)
+    try:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=run.trainer.trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=run.trainer.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot load {name!r}: {first_line(error)}") from error
+    asked = devices(options)
+    some = tasks.select(range(min(TASKS, len(tasks))))
+    lengths = [len(ids) for ids in tokenize(tokenizer, some["prompt"])]
+    shape = shape_of(run, lengths)
+    on_cpu = run.trainer.device.type == "cpu" and memory is None
+    needed = estimate(run, config, shape, asked.sharding, on_cpu=on_cpu)
+    there = memory * GIB if memory is not None else of_this_machine(asked.count)
+    print(f"run         {run.trainer.output_dir}, {run.task.algorithm}, {asked.count} processes")
+    print(
+        f"tasks       {len(tasks):,} of {environment.id}; prompts of {min(lengths)} to {max(lengths)} tokens"
+    )
+    print(f"rewards     {judged(run, environment, rewards, some)}")
+    print(f"step        {step_of(run, asked.count, lengths)}")
+    print(f"memory      {said(needed)}")
+    fits = needed.peak <= there
+    verdict = "it fits" if fits else "IT DOES NOT FIT"
+    print(f"            {needed.peak / GIB:.1f} of {there / GIB:.1f} GiB a device: {verdict}")
+    return fits
+
+
+def devices(options: Mapping[str, str]) -> Devices:
+    """How many processes an accelerate config starts, and what each holds."""
+    if "--accelerate" not in options:
+        return Devices(1, Sharding())
+    text = load_yaml(config_file(options["--accelerate"]))
+    count = int(options.get("--num_processes") or text.get("num_processes", 1))
+    kind = text.get("distributed_type")
+    stage = int(text.get("deepspeed_config", {}).get("zero_stage", 0)) if kind == "DEEPSPEED" else 0
+    stage = 3 if kind == "FSDP" else stage
+    weights, gradients, optimizer = (count if stage >= least else 1 for least in (3, 2, 1))
+    return Devices(count, Sharding(weights, gradients, optimizer, deepspeed=kind == "DEEPSPEED"))
+
+
+def shape_of(run: RunConfig, lengths: Sequence[int]) -> Shape:
+    """A micro-batch at its largest: the longest prompt, answers of full length."""
+    args = run.trainer
+    rows = args.per_device_train_batch_size
+    shared = run.task.shared_prefix
+    prompts = max(rows // args.num_generations, 1) if shared else rows
+    sampled = rows * args.steps_per_generation
+    return Shape(rows, prompts, max(lengths), args.max_completion_length, sampled)
+
+
+def step_of(run: RunConfig, processes: int, lengths: Sequence[int]) -> str:
+    """How much one optimizer step is made of."""
+    args = run.trainer
+    rollouts = args.per_device_train_batch_size * args.gradient_accumulation_steps * processes
+    prompts = rollouts / args.num_generations
+    most = rollouts * (sum(lengths) / len(lengths) + args.max_completion_length)
+    return f"{rollouts} rollouts of {prompts:g} prompts, at most {most:,.0f} tokens; {args.max_steps} steps"
+
+
+def judged(run: RunConfig, environment: Any, rewards: Mapping[str, Any], tasks: Any) -> str:
+    """What each reward gives for the environment's own answers."""
+    if environment.max_turns > 1:
+        return f"{', '.join(rewards)} (several turns: rlkit check plays them)"
+    rows = []
+    for task in tasks.select(range(min(JUDGED, len(tasks)))):
+        text = environment.answer(task)
+        if text is None:
+            return f"{', '.join(rewards)} (the environment writes no answers to judge)"
+        columns = Rollout.single(text, [0], False).columns()
+        rows += [task | columns | {"max_length": run.trainer.max_completion_length}] * 2  # a group of two
+    limit, workers = run.task.reward_time_limit, run.task.reward_workers
+    with RewardRunner(rewards, limit, workers, metric=environment.metric) as runner:
+        scores = runner(rows, 2)
+    if failed := [reason for reason in scores.invalid if reason is not None]:
+        raise UserError(f"rewards fail on the environment's own answers: {failed[0]}")
+    means = torch.tensor(scores.values, dtype=torch.float64).nanmean(0).tolist()
+    said = ", ".join(f"{name} {mean:.3g}" for name, mean in zip(runner.names, means, strict=True))
+    return f"{said} (means on {len(rows) // 2} of the environment's own answers)"
+
+
+def said(needed: Memory) -> str:
+    """The parts of an estimate, in GiB."""
+    parts = {name.replace("_", " "): size for name, size in vars(needed).items() if size}
+    return ", ".join(f"{name} {size / GIB:.2g}" for name, size in parts.items()) + " GiB"
+
+
+def of_this_machine(processes: int) -> float:
+    """Bytes of a GPU here, or of the memory that each of the processes has on a CPU."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_properties(0).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / processes

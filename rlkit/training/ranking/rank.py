@@ -1,0 +1,96 @@
+"""Train an encoder to rank the documents of a query (`rlkit rank`; Neural PG-RANK, arXiv 2310.04407).
+
+The encoder's scores are a policy over rankings; nDCG is the reward. Its answers to held-out tasks are judged
+as a language model's are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+import transformers
+
+from rlkit.arguments.parse import RunConfig
+from rlkit.environment import Candidates, Environment
+from rlkit.errors import UserError
+from rlkit.retrieval.encoders import load_encoder
+from rlkit.rollouts.types import Rollout
+from rlkit.scoring import RewardRunner, load_rewards
+from rlkit.training.ranking.scorers import AdapterScorer, EncoderScorer, ListwiseScorer
+from rlkit.training.ranking.trainer import Objective, RankingTrainer, permutation
+from rlkit.training.session import Session, make_environment
+
+
+def rank(run: RunConfig) -> None:
+    """Train, with evaluation before and after, model and report at the end."""
+    keys, args = run.task, run.trainer
+    environment = make_environment(keys)
+    session = Session(run, "rank", environment)
+    rows = training_rows(environment, session.tasks())
+    rewards, _ = load_rewards(None, environment, None)
+    transformers.set_seed(args.seed)  # of the adapter: all processes, and a resumed run, begin with the same
+    scorer = load_scorer(run)
+    args.remove_unused_columns = False
+    objective = Objective(keys.objective, keys.utility, keys.cutoff, keys.rankings, keys.estimator)
+    session.open()
+    with RewardRunner(
+        rewards, keys.reward_time_limit, keys.reward_workers, metric=environment.metric
+    ) as runner:
+        trainer = RankingTrainer(scorer, objective, args=args, train_dataset=rows)
+
+        def answer(tasks: Sequence[Any], samples: int) -> list[list[Rollout]]:
+            scorer = trainer.accelerator.unwrap_model(trainer.model)
+            with torch.no_grad():
+                return [[judge(scorer, one)] * samples for one in candidates_of(environment, tasks)]
+
+        session.fit(trainer, runner, {"loss": "loss", "utility": "utility"}, answer)
+
+
+def training_rows(environment: Environment, tasks: Sequence[Any]) -> list[dict[str, Any]]:
+    """Return the candidates of the tasks that can be learned from: some of them are better than others.
+
+    Raises:
+        UserError: the tasks are not about ranking, or none can be learned from.
+    """
+    rows = [asdict(one) for one in candidates_of(environment, tasks) if len(set(one.grades)) > 1]
+    if not rows:
+        raise UserError(f"{environment.id} has no training query with documents of different grades")
+    return rows
+
+
+def candidates_of(environment: Environment, tasks: Sequence[Any]) -> list[Candidates]:
+    """Return the candidates of each task; raises UserError where a task is not about ranking."""
+    candidates = []
+    for task in tasks:
+        documents = environment.candidate_documents(task)
+        if documents is None:
+            raise UserError(f"{environment.id} has no documents for an encoder to rank: take rerank-v1")
+        candidates.append(documents)
+    return candidates
+
+
+def load_scorer(run: RunConfig) -> EncoderScorer:
+    """Return the scorer that the keys name; raises UserError where its encoder cannot be loaded."""
+    keys = run.task
+    if not run.model.model_name_or_path:
+        raise UserError(
+            "no encoder given: set the key 'model_name_or_path', e.g. sentence-transformers/all-MiniLM-L6-v2"
+        )
+    encoder = load_encoder(run.model.model_name_or_path).to(run.trainer.device)
+    if keys.adapter_rank:
+        return AdapterScorer(encoder, keys.temperature, keys.adapter_rank)
+    if keys.listwise:
+        return ListwiseScorer(encoder, keys.temperature, keys.listwise)
+    return EncoderScorer(encoder, keys.temperature)
+
+
+def judge(scorer: EncoderScorer, candidates: Candidates) -> Rollout:
+    """Return the permutation of the candidates by their scores, as a rollout of one turn."""
+    passages = [candidates.passages]
+    if not candidates.passages:
+        return Rollout.single(permutation([]), [], False)
+    scores = scorer(scorer.ask([candidates.query], passages), passages)[0].tolist()
+    return Rollout.single(permutation(scores), [], False)

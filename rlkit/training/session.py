@@ -1,0 +1,322 @@
+"""What every kind of training run shares: its folder, its held-out evaluations, its end."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import transformers
+from accelerate.utils import broadcast_object_list, gather_object
+
+from rlkit.arguments.keys import TaskArguments
+from rlkit.arguments.parse import RunConfig, save_resolved
+from rlkit.environment import Environment
+from rlkit.errors import UserError
+from rlkit.evaluation import Evaluation, compare, evaluate
+from rlkit.evaluation.splits import fold_tasks
+from rlkit.models.cpu import shard_on_cpu, tune_for_cpu
+from rlkit.models.load import save_gathered, save_model
+from rlkit.registry import load_environment
+from rlkit.report import build_report
+from rlkit.rollouts.types import Rollout
+from rlkit.runs.callbacks import (
+    EvaluateCallback,
+    Finished,
+    FinishedCallback,
+    MetricsCallback,
+    ProgressCallback,
+)
+from rlkit.runs.checkpoints import differences, last_checkpoint, manifest
+from rlkit.runs.directory import RunDirectory
+from rlkit.runs.guards import Guards
+from rlkit.runs.preemption import PreemptionCallback
+from rlkit.scoring import RewardRunner
+
+if TYPE_CHECKING:
+    import datasets
+
+# Of the trainer's keys those that decide which task is learned from at which step.
+ORDER = (
+    "seed",
+    "data_seed",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "num_generations",
+    "steps_per_generation",
+    "num_iterations",
+    "shuffle_dataset",
+)
+
+
+# Answers tasks some number of times each: answer(tasks, samples).
+Answer = Callable[[Sequence[Any], int], Sequence[list[Rollout]]]
+
+
+class Session:
+    """One training run from an empty folder to a report.
+
+    Args:
+        run: the parsed keys.
+        stage: "sft", "train" or "rank".
+        environment: gives the tasks to train on and those to evaluate on.
+        max_completion_length: limit of an answer in evaluations, in tokens; None where it has no tokens.
+    """
+
+    def __init__(
+        self,
+        run: RunConfig,
+        stage: str,
+        environment: Environment,
+        max_completion_length: int | None = None,
+    ):
+        if not run.trainer.output_dir:
+            raise UserError("no run directory given: set the key 'output_dir', e.g. runs/my-run")
+        if run.trainer.device.type == "cpu":
+            tune_for_cpu()
+            shard_on_cpu()
+        self.run = run
+        self.environment = environment
+        self.max_completion_length = max_completion_length
+        self.directory = RunDirectory(Path(run.trainer.output_dir), stage)
+        self.guards: Guards | None = None
+
+    def tasks(self) -> datasets.Dataset:
+        """The tasks to train on; raises UserError where they are not tasks."""
+        keys = self.run.task
+        tasks = fold_tasks(self.environment, "train", keys.num_tasks, self.run.trainer.seed, keys.fold)
+        for column in ("prompt", "task_id"):
+            if column not in tasks.column_names:
+                raise UserError(f"the tasks of {self.environment.id} have no column {column!r}")
+        if not len(tasks):
+            raise UserError(f"{self.environment.id} has no tasks in the split 'train'")
+        return tasks
+
+    def open(self) -> None:
+        """Create the run directory; write the resolved config of a new run. The main process does.
+
+        All begin with the same random numbers, for adapters: trainers set the seed after they have made them.
+        """
+        keys, args = self.run.task, self.run.trainer
+        transformers.set_seed(args.seed)
+        with args.main_process_first(local=False, desc="opening the run directory"):
+            if args.process_index == 0:
+                self.directory.open(resume=keys.resume, overwrite=keys.overwrite)
+                if not keys.resume:  # a run that may not go on keeps its config
+                    self._save_config()
+
+    def _save_config(self) -> None:
+        save_resolved(self.run, self.directory.path / "config.yaml")
+
+    def fit(
+        self,
+        trainer: Any,
+        runner: RewardRunner,
+        watch: dict[str, str],
+        answer: Answer,
+        guards: Guards | None = None,
+    ) -> None:
+        """Evaluate, train, evaluate, save the model, write the report and say what was learned.
+
+        Args:
+            trainer: a trainer of TRL or transformers with `rlkit.training.resume.Checkpoints`.
+            runner: judges the answers to held-out tasks.
+            watch: metrics to show in the progress bar, by label.
+            answer: answers this rank's share of the held-out tasks, greedily.
+            guards: stop a run that cannot learn.
+        """
+        self.guards = guards
+        preemption = PreemptionCallback()
+        trainer.add_callback(preemption)
+        try:
+            with preemption.listening():
+                self._fit(trainer, runner, watch, answer, preemption)
+        finally:
+            self.directory.close()
+
+    def _fit(
+        self,
+        trainer: Any,
+        runner: RewardRunner,
+        watch: dict[str, str],
+        answer: Answer,
+        preemption: PreemptionCallback,
+    ) -> None:
+        keys, guards = self.run.task, self.guards
+        for default in (transformers.trainer_callback.ProgressCallback, transformers.PrinterCallback):
+            trainer.remove_callback(default)
+        trainer.add_callback(FinishedCallback())
+        trainer.add_callback(MetricsCallback(self.directory))
+        if guards is not None:
+            trainer.add_callback(guards)
+        trainer.add_callback(ProgressCallback(watch))
+        if keys.evaluation_steps:
+            trainer.add_callback(
+                EvaluateCallback(
+                    lambda name: self.evaluate(trainer, runner, answer, name),
+                    keys.evaluation_steps,
+                    self._evaluated,
+                )
+            )
+        trainer.identity = self.identity(runner, trainer.accelerator.num_processes)
+        trainer.resume_anyway = keys.resume_anyway
+        checkpoint = on_main_process(trainer.accelerator, lambda: self._checkpoint(trainer.identity))
+        self.evaluate(trainer, runner, answer, "before")
+        with self.directory, suppress(Finished):
+            trainer.train(resume_from_checkpoint=checkpoint)
+        preemption.trained(trainer.state)
+        self.evaluate(trainer, runner, answer, "after")
+        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+            save_gathered(trainer, self.directory.path / "model")
+        elif trainer.accelerator.is_main_process:
+            model = trainer.accelerator.unwrap_model(trainer.model)
+            save_model(model, trainer.processing_class, self.directory.path / "model")
+        if trainer.accelerator.is_main_process:
+            print(self.summary(), flush=True)
+
+    def identity(self, runner: RewardRunner, processes: int) -> dict[str, Any]:
+        """What may not change when a run goes on, in values that JSON can say."""
+        keys, args = self.run.task, self.run.trainer
+        identity = {
+            "stage": self.directory.stage,
+            "environment": self.environment.id,
+            "environment_args": keys.mapping("environment_args"),
+            "fold": keys.fold,
+            "num_tasks": keys.num_tasks,
+            "algorithm": getattr(keys, "algorithm", None),
+            "model": self.run.model.model_name_or_path,
+            "processes": processes,
+        }
+        own = ("demonstrations", "group_by", "dynamic_sampling")
+        identity |= {key: getattr(keys, key, None) for key in own}
+        identity |= {key: getattr(args, key, None) for key in ORDER}
+        if self.directory.stage == "train":
+            weights = dict(zip(runner.names, args.reward_weights, strict=True))
+            identity |= {"rewards": weights, "reward_args": keys.mapping("reward_args")}
+        return json.loads(json.dumps(identity))
+
+    def _checkpoint(self, identity: dict[str, Any]) -> str | None:
+        """Where a resumed run goes on from; what was written after it is taken back."""
+        if not self.run.task.resume:
+            return None
+        checkpoint = last_checkpoint(self.directory.path)
+        if checkpoint is None:
+            print(
+                "rlkit: there is no checkpoint yet: starting from the beginning", file=sys.stderr, flush=True
+            )
+            self._save_config()
+            self.directory.rewind(0)
+            return None
+        saved = manifest(checkpoint)
+        changed = differences(saved["identity"], identity)
+        if changed:
+            text = f"this run is not the one that wrote {checkpoint}: {'; '.join(changed)}"
+            if not self.run.task.resume_anyway:
+                raise UserError(f"{text}; --resume_anyway goes on")
+            print(f"rlkit: {text}", file=sys.stderr, flush=True)
+        self._save_config()
+        self.directory.rewind(saved["step"])
+        return str(checkpoint)
+
+    def _evaluated(self, name: str) -> bool:
+        return (self.directory.path / "evaluation" / f"{name}.json").exists()
+
+    def evaluate(self, trainer: Any, runner: RewardRunner, answer: Answer, name: str) -> None:
+        """Answer the held-out tasks greedily; all ranks take part. A resumed run has `before` already."""
+        keys = self.run.task
+        path = self.directory.path / "evaluation" / f"{name}.json"
+        if not keys.evaluation_tasks or (keys.resume and name == "before" and path.exists()):
+            return
+        with evaluating(trainer.model):
+            result = evaluate(
+                lambda tasks, samples: in_shares(trainer.accelerator, tasks, samples, answer),
+                self.environment,
+                runner,
+                split=keys.evaluation_split,
+                n=keys.evaluation_tasks,
+                seed=self.run.trainer.seed,
+                fold=keys.fold,
+                name=name,
+                model=str(self.run.model.model_name_or_path),
+                environment_args=keys.mapping("environment_args"),
+                temperature=0.0,
+                max_length=self.max_completion_length,
+            )
+        trainer.accelerator.wait_for_everyone()
+        if trainer.accelerator.is_main_process:
+            result.save(path)
+            step = trainer.state.global_step
+            lengths = {"evaluation/accuracy": result.accuracy.mean, "evaluation/length": result.length}
+            self.directory.log(step, lengths)
+            _tell_wandb(lengths | {"train/global_step": step})
+        if self.guards is not None:
+            self.guards.evaluated(
+                trainer.state.global_step, result.accuracy.mean, len(result.scores), last=name == "after"
+            )
+
+    def summary(self) -> str:
+        """Write the report and say in two or three lines what was learned and where things are."""
+        lines = []
+        folder = self.directory.path / "evaluation"
+        if (folder / "before.json").exists() and (folder / "after.json").exists():
+            before, after = (Evaluation.load(folder / f"{name}.json") for name in ("before", "after"))
+            paired = compare(before, after)
+            lines.append(
+                f"{after.metric} on {len(after.scores)} held-out {after.split} tasks: "
+                f"{before.accuracy.mean:.1%} -> {after.accuracy.mean:.1%} "
+                f"(paired permutation p = {paired['p']:.2g})"
+            )
+        lines.append(f"model:  {self.directory.path / 'model'}")
+        lines.append(f"report: {build_report([self.directory.path])}")
+        return "\n".join(lines)
+
+
+def make_environment(args: TaskArguments) -> Environment:
+    """Build the environment that the keys of a run name; raises UserError."""
+    if args.environment is None:
+        raise UserError("no environment given: set the key 'environment', e.g. --environment causal-v1")
+    return load_environment(args.environment, **args.mapping("environment_args"))
+
+
+def _tell_wandb(numbers: dict[str, Any]) -> None:
+    # The run of transformers' callback, from the first step on: what W&B's sweeps compare.
+    run = getattr(sys.modules.get("wandb"), "run", None)
+    if run is not None:
+        run.log(numbers)
+
+
+def in_shares(accelerator: Any, tasks: Sequence[Any], samples: int, answer: Answer) -> list[list[Rollout]]:
+    """Answer tasks, each rank its share, and gather the answers on all ranks in order."""
+    share = list(enumerate(tasks))[accelerator.process_index :: accelerator.num_processes]
+    # Also with an empty share: gathering the weights of a sharded model takes all ranks.
+    answers = answer([task for _, task in share], samples)
+    mine = [(index, answered) for (index, _), answered in zip(share, answers, strict=True)]
+    return [answered for _, answered in sorted(gather_object(mine), key=lambda pair: pair[0])]
+
+
+@contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """Without dropout; the model's mode is afterwards what it was."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+def on_main_process(accelerator: Any, decide: Callable[[], Any]) -> Any:
+    """Let the main process decide, and return on all ranks what it did or raise its UserError."""
+    outcome: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            outcome[0] = decide()
+        except UserError as error:
+            outcome[1] = str(error)
+    broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise UserError(outcome[1])
+    return outcome[0]

@@ -1,0 +1,100 @@
+"""Supervised fine-tuning on TRL's trainer (`rlkit sft`), with checkpoints that are known to be complete."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import trl
+from trl import get_peft_config
+
+from rlkit.arguments.parse import RunConfig
+from rlkit.errors import UserError
+from rlkit.models.load import load_model
+from rlkit.rollouts.loop import RolloutLimits
+from rlkit.rollouts.sampler import open_sampler
+from rlkit.rollouts.tokenize import eos_token_ids, require_chat_template
+from rlkit.rollouts.types import Rollout
+from rlkit.scoring import RewardRunner, load_rewards
+from rlkit.training.demonstrations import best_answers, demonstrations, played
+from rlkit.training.resume import Checkpoints, Stateful
+from rlkit.training.rolling_out import transformers_engine
+from rlkit.training.session import Session, make_environment
+
+
+def sft(run: RunConfig) -> None:
+    """Fine-tune on demonstrations, with evaluation before and after, model and report at the end."""
+    keys, args = run.task, run.trainer
+    environment = make_environment(keys)
+    session = Session(run, "sft", environment, keys.max_completion_length)
+    tasks = session.tasks()
+    rewards, _ = load_rewards(None, environment, None)
+    kind, _, path = keys.demonstrations.partition(":")
+    script = best_answers(path, environment) if kind == "best" else None
+    scripted = script is not None or (environment.max_turns > 1 and kind == "solution")
+    if not scripted:
+        rows = demonstrations(environment, tasks, keys.demonstrations)
+    model, tokenizer = load_model(run.model, trust_remote_code=args.trust_remote_code)
+    if args.chat_template_path is None:
+        require_chat_template(tokenizer, tasks[:1]["prompt"])
+    if scripted:
+        if args.chat_template_path or args.eos_token:
+            raise UserError(
+                "turns are tokenised beforehand: chat_template_path and eos_token come too late, set them in "
+                "the model's folder"
+            )
+        rows = played(
+            environment,
+            tasks,
+            tokenizer,
+            eos_token_ids(model.generation_config.eos_token_id, tokenizer),
+            tokens=keys.max_completion_length,
+            in_all=args.max_length,
+            script=script,
+        )
+    session.open()
+    with RewardRunner(
+        rewards, keys.reward_time_limit, keys.reward_workers, metric=environment.metric
+    ) as runner:
+        trainer = SFTTrainer(
+            model,
+            args=args,
+            train_dataset=rows,
+            processing_class=tokenizer,
+            peft_config=get_peft_config(run.model),
+        )
+
+        def answer(tasks: Sequence[Any], samples: int) -> list[list[Rollout]]:
+            # Of the trainer, which may have changed both by its keys chat_template_path and eos_token.
+            tokenizer = trainer.processing_class
+            declared = trainer.accelerator.unwrap_model(trainer.model).generation_config.eos_token_id
+            limits = RolloutLimits(keys.max_completion_length, turns=environment.max_turns)
+            sampler = open_sampler(environment, tokenizer, eos_token_ids(declared, tokenizer), limits)
+            with transformers_engine(trainer, tokenizer, keys.evaluation_batch_size) as engine:
+                return sampler(engine, tasks, samples)
+
+        watch = {"loss": "loss", "token accuracy": "mean_token_accuracy"}
+        session.fit(trainer, runner, watch, answer)
+
+
+class SFTTrainer(Checkpoints, trl.SFTTrainer):
+    """TRL's SFTTrainer, which forgets how many tokens it has seen when it is resumed."""
+
+    def stateful(self) -> dict[str, Stateful]:
+        """The number of tokens so far."""
+        return {"tokens": Tokens(self)}
+
+
+class Tokens:
+    """TRL's count of the tokens trained on, logged as `num_tokens`."""
+
+    def __init__(self, trainer: Any):
+        self.trainer = trainer
+
+    def state_dict(self) -> dict[str, Any]:
+        """The count; TRL keeps an int, or a tensor after its first step."""
+        return {"count": int(self.trainer._total_train_tokens)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on counting."""
+        self.trainer._total_train_tokens = state["count"]

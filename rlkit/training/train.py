@@ -1,0 +1,124 @@
+"""Improve a model on an environment's tasks with a policy optimizer (`rlkit train`)."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from contextlib import closing
+from functools import partial
+from typing import Any
+
+from trl import get_peft_config
+
+from rlkit.arguments.parse import RunConfig
+from rlkit.arguments.presets import PRESETS, warnings_for
+from rlkit.environment import Environment
+from rlkit.errors import UserError, nearest
+from rlkit.models.load import load_model
+from rlkit.reward import Reward
+from rlkit.rollouts.loop import RolloutLimits
+from rlkit.rollouts.tokenize import require_chat_template
+from rlkit.rollouts.types import Rollout
+from rlkit.runs.guards import Guards
+from rlkit.scoring import ErrorBudget, RewardRunner, check_columns, load_rewards
+from rlkit.training.advantages import by_key, leave_one_out
+from rlkit.training.grpo import GRPOTrainer
+from rlkit.training.session import Session, make_environment
+
+
+def train(run: RunConfig) -> None:
+    """Train: rewards, model, trainer, evaluation before and after, model and report at the end."""
+    keys, args = run.task, run.trainer
+    environment = make_environment(keys)
+    rewards, args.reward_weights = load_run_rewards(run, environment)
+    for warning in warnings_for(run.keys()) if args.process_index == 0 else ():
+        print(f"rlkit: {warning}", file=sys.stderr, flush=True)
+    session = Session(run, "train", environment, args.max_completion_length)
+    guards = Guards(keys.mapping("guards"), record=session.directory.log)
+    tasks = session.tasks()
+    check_columns(rewards, tasks.column_names)
+    if len(tasks) < (prompts := args.generation_batch_size // args.num_generations):
+        raise UserError(f"{len(tasks)} tasks, but a generation needs {prompts}: raise num_tasks")
+    if keys.group_by:
+        check_keys(tasks, keys.group_by)
+    if run.model.model_revision != "main":  # TRL loads the reference model by itself
+        args.model_init_kwargs = {**(args.model_init_kwargs or {}), "revision": run.model.model_revision}
+    model, tokenizer = load_model(run.model, trust_remote_code=args.trust_remote_code)
+    require_chat_template(tokenizer, tasks[:1]["prompt"])
+    options = trainer_options(run, environment)
+    if options["limits"].turns > 1 and "vllm_importance_sampling_mode" not in run.given:
+        # TRL's default multiplies the ratios of all tokens: a long rollout is masked away.
+        args.vllm_importance_sampling_mode = "token_truncate"
+    session.open()
+    with RewardRunner(
+        rewards, keys.reward_time_limit, keys.reward_workers, metric=environment.metric
+    ) as runner:
+        trainer = GRPOTrainer(
+            model,
+            args=args,
+            train_dataset=tasks,
+            processing_class=tokenizer,
+            peft_config=get_peft_config(run.model),
+            environment=environment,
+            runner=runner,
+            budget=ErrorBudget(keys.reward_error_budget, keys.reward_error_patience),
+            run=session.directory,
+            **options,
+        )
+        watch = {"reward": "reward", "accuracy": f"rewards/{environment.metric}/mean"}
+        with closing(trainer):
+            watch["length"] = "completions/mean_length"
+            session.fit(trainer, runner, watch, partial(answer, trainer, keys.evaluation_batch_size), guards)
+
+
+def answer(trainer: GRPOTrainer, batch_size: int, tasks: Sequence[Any], samples: int) -> list[list[Rollout]]:
+    """Answer held-out tasks greedily with what samples in training."""
+    with trainer.engine(batch_size) as engine:
+        return trainer.sampler(engine, tasks, samples)
+
+
+def load_run_rewards(run: RunConfig, environment: Environment) -> tuple[dict[str, Reward], list[float]]:
+    """The rewards of a run and their weights: those listed, and those that are part of its algorithm."""
+    keys, weights = run.task, run.trainer.reward_weights
+    names = list(environment.reward_weights) if keys.rewards is None else list(keys.rewards)
+    added = [name for name in PRESETS[keys.algorithm].rewards if name not in names]
+    weights = None if weights is None else [*weights, *(1.0 for _ in added)]
+    return load_rewards([*names, *added], environment, weights, keys.mapping("reward_args"))
+
+
+def check_keys(tasks: Any, column: str) -> None:
+    """Raise UserError where a column cannot group rollouts: it is missing, or holds no plain labels."""
+    if column not in tasks.column_names:
+        raise UserError(f"group_by: no column {column!r}{nearest(column, tasks.column_names)}")
+    for value in tasks[column]:
+        if not isinstance(value, str | int):
+            raise UserError(
+                f"group_by: the column {column!r} must hold texts or whole numbers, not {value!r:.60}"
+            )
+
+
+def trainer_options(run: RunConfig, environment: Environment) -> dict[str, Any]:
+    """What `GRPOTrainer` takes besides TRL's arguments, by the run's keys."""
+    keys, args = run.task, run.trainer
+    advantages: Any = None
+    if keys.algorithm == "hrpo":
+        advantages = partial(by_key, minimum=keys.group_minimum, scale=args.scale_rewards == "group")
+    if keys.algorithm == "rloo":
+        advantages = leave_one_out
+    limits = RolloutLimits(
+        args.max_completion_length,
+        turns=keys.max_turns or environment.max_turns,
+        turn_tokens=keys.max_turn_tokens,
+        reply_tokens=keys.max_reply_tokens,
+        reply_seconds=keys.reply_time_limit,
+    )
+    return {
+        "limits": limits,
+        "weights_dir": keys.weights_dir,
+        "shared_prefix": keys.shared_prefix,
+        "advantages": advantages,
+        "group_by": keys.group_by,
+        "difficulty_weighting": keys.difficulty_weighting,
+        "kl_in_reward": keys.algorithm == "rloo",
+        "dynamic_sampling": keys.dynamic_sampling_attempts if keys.dynamic_sampling else 0,
+    }

@@ -1,0 +1,119 @@
+"""The wheel: one top-level package with its configs, beside other packages named `envs` and `rewards`."""
+
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from tests.quick import ROOT
+
+pytestmark = pytest.mark.slow
+TINY_RUN = {
+    "model_name_or_path": "bundled:smollm2-135m",
+    "max_steps": 2,
+    "bf16": False,
+    "num_tasks": 8,
+    "evaluation_tasks": 0,
+    "max_completion_length": 4,
+    "num_generations": 2,
+    "per_device_train_batch_size": 2,
+    "gradient_accumulation_steps": 1,
+    "save_strategy": "no",
+    "report_to": "none",
+    "output_dir": "run",
+}
+
+
+def run(*command, cwd):
+    words = [str(word) for word in command]
+    done = subprocess.run(words, cwd=cwd, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{' '.join(words)}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel of the files that git knows of, or does not ignore."""
+    names = run("git", "ls-files", "--cached", "--others", "--exclude-standard", cwd=ROOT).splitlines()
+    source = tmp_path_factory.mktemp("source")
+    for name in names:
+        if (ROOT / name).is_symlink() or (ROOT / name).is_file():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, source / name, follow_symlinks=False)
+    out = tmp_path_factory.mktemp("wheel")
+    options = ("--no-deps", "--no-build-isolation", "--no-index", "--quiet")
+    run(sys.executable, "-m", "pip", "wheel", *options, "--wheel-dir", out, source, cwd=out)
+    (file,) = out.glob("rlkit_llm-*.whl")
+    return file
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
+    """A virtual environment with the wheel and PyPI's `envs`; it sees the present one's dependencies."""
+    folder = tmp_path_factory.mktemp("installed")
+    run(sys.executable, "-m", "venv", folder, cwd=folder)
+    (packages,) = folder.glob("lib/python*/site-packages")
+    for file in metadata.files("envs"):
+        target = packages / file
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(file.locate(), target)
+    # Behind this environment's own packages, and without the editable install of the checkout.
+    (packages / "dependencies.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
+    options = ("--no-deps", "--no-index", "--force-reinstall", "--quiet")
+    run(folder / "bin/python", "-m", "pip", "install", *options, wheel, cwd=folder)
+    return folder
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    """A working directory of somebody who has packages of these names."""
+    for name in ("envs", "rewards"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("WHOSE = 'mine'\n")
+    return tmp_path
+
+
+def test_wheel_holds_one_package_of_real_files(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.partition("/")[0].partition("-")[0] for name in names} == {"rlkit", "rlkit_llm"}
+    tracked = run("git", "ls-files", "--cached", "--others", "--exclude-standard", cwd=ROOT).splitlines()
+    for folder, suffix in (("rlkit", ".py"), ("envs", ".py"), ("rewards", ".py"), ("configs", ".yaml")):
+        files = [name for name in tracked if name.startswith(f"{folder}/") and name.endswith(suffix)]
+        below = "" if folder == "rlkit" else "rlkit/"
+        assert files and {below + name for name in files if (ROOT / name).is_file()} <= set(names)
+    assert {"rlkit/report/page.html", "rlkit/report/page.js", "rlkit/report/page.css"} <= set(names)
+
+
+def test_installed_package_is_the_wheels_and_envs_the_users(installed, workdir):
+    code = "import rlkit, envs, rewards; print(rlkit.__file__); print(envs.WHOSE, rewards.WHOSE)"
+    file, whose = run(installed / "bin/python", "-c", code, cwd=workdir).splitlines()
+    assert Path(file).is_relative_to(installed) and whose == "mine mine"
+
+
+def test_commands_work_beside_packages_of_the_same_names(installed, workdir):
+    rlkit, python = installed / "bin/rlkit", installed / "bin/python"
+    for command in ([rlkit], [python, "-m", "rlkit"]):
+        assert "FAIL" not in run(*command, "check", "causal-v1", "-n", 8, cwd=workdir)
+    assert "causal-v1" in run(rlkit, "envs", cwd=workdir)
+    words = [word for key, value in TINY_RUN.items() for word in (f"--{key}", value)]
+    run(rlkit, "train", "configs/causal/smollm2.yaml", "--accelerate", "cpu2", *words, cwd=workdir)
+    assert (workdir / "run" / "model" / "model.safetensors").is_file()
+    run(rlkit, "report", "run", "--out", "page.html", cwd=workdir)
+    run(rlkit, "sweep", "configs/sweeps/causal_smollm2.yaml", "--collect", cwd=workdir)
+    assert (workdir / "page.html").is_file()
+
+
+def test_uninstalling_leaves_envs_intact(installed, workdir):
+    """The last test of the module: it takes the package away."""
+    python = installed / "bin/python"
+    run(python, "-m", "pip", "uninstall", "--yes", "--quiet", "rlkit-llm", cwd=workdir)
+    (packages,) = installed.glob("lib/python*/site-packages")
+    assert not list(packages.glob("rlkit*")) and not (installed / "bin" / "rlkit").exists()
+    assert all((packages / file).is_file() for file in metadata.files("envs"))
+    code = "import envs; print(envs.__file__)"
+    assert Path(run(python, "-c", code, cwd=installed).strip()).is_relative_to(packages)

@@ -1,0 +1,221 @@
+"""One set of keys from YAML and the command line; every mistake is one line that says what to write."""
+
+import json
+
+import pytest
+import yaml
+
+from rlkit.arguments.parse import parse_rank, parse_sft, parse_train, save_resolved
+from rlkit.errors import UserError
+from rlkit.training.session import make_environment
+from tests.quick import ROOT
+
+CONFIGS = sorted(
+    path for path in (ROOT / "configs").glob("*/*.yaml") if path.parent.name not in ("accelerate", "sweeps")
+)
+CPU = {"use_cpu": True, "bf16": False, "report_to": "none"}
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(**keys):
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml.safe_dump(CPU | keys))
+        return str(path)
+
+    return write
+
+
+def complaint(parse, *arguments):
+    """The one line of a UserError."""
+    with pytest.raises(UserError) as caught:
+        parse(list(arguments))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_the_command_line_overrides_the_file(write):
+    path = write(
+        environment="causal-v1", learning_rate=1e-5, num_generations=4, per_device_train_batch_size=8
+    )
+    run = parse_train(["--config", path, "--learning_rate", "0.5", "--num_tasks", "7"])
+    assert run.trainer.learning_rate == 0.5
+    assert run.trainer.num_generations == 4
+    assert run.task.num_tasks == 7
+    assert run.task.environment == "causal-v1"
+
+
+def test_a_first_word_that_is_no_key_is_the_config(write):
+    assert parse_train([write(environment="causal-v1"), "--num_tasks", "7"]).task.environment == "causal-v1"
+
+
+def test_a_part_of_a_mapping_is_set(write):
+    path = write(environment_args={"level": "association", "nodes": 3})
+    words = ["--environment_args.level", "intervention", "--environment_args.rate=1e-3"]
+    run = parse_train(["--config", path, *words, "--guards.length", "stop"])
+    assert run.task.mapping("environment_args") == {"level": "intervention", "nodes": 3, "rate": 0.001}
+    assert run.task.mapping("guards") == {"length": "stop"}
+    assert run.resolved()["environment_args"] == run.task.mapping("environment_args")
+
+
+def test_parts_that_do_not_fit(write):
+    path = write(environment="causal-v1", environment_args={"level": 1})
+    assert "did you mean 'environment_args'" in complaint(parse_train, path, "--environment_arg.level", "1")
+    assert "needs a value" in complaint(parse_train, path, "--environment_args.level", "--num_tasks", "1")
+    assert "has no parts" in complaint(parse_train, path, "--environment_args.level.deep", "1")
+    both = ["--environment_args.level", "1", "--environment_args", "{}"]
+    assert "whole and in parts" in complaint(parse_train, path, *both)
+
+
+def test_keys_reach_each_part(write):
+    run = parse_train(
+        ["--config", write(model_name_or_path="m", lora_r=3, use_peft=True, rewards=["a", "b"])]
+    )
+    assert (run.model.model_name_or_path, run.model.lora_r, run.model.use_peft) == ("m", 3, True)
+    assert run.task.rewards == ["a", "b"]
+    assert parse_sft(["--config", write(packing=True, demonstrations="solution")]).trainer.packing is True
+
+
+def test_the_run_directory_is_named_after_the_file_unless_given(write):
+    path = write()
+    assert parse_train(["--config", path]).trainer.output_dir == "runs/recipe"
+    assert parse_train(["--config", path, "--output_dir", "there"]).trainer.output_dir == "there"
+    assert parse_train(["--config", write(output_dir="here")]).trainer.output_dir == "here"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("environment_args", {"level": "association", "num_nodes": 3}, None),
+        ("generation_kwargs", {"min_p": 0.1}, None),
+        ("reward_weights", [0.5, -1, 1e-3], [0.5, -1.0, 0.001]),
+        ("lora_target_modules", ["q_proj", "v_proj"], None),
+        ("learning_rate", "1e-6", 1e-6),
+        ("gradient_checkpointing", False, None),
+        ("shared_prefix", False, None),
+        ("max_completion_length", None, None),
+    ],
+)
+def test_values_of_every_kind(write, key, value, expected):
+    run = parse_train(["--config", write(**{key: value})])
+    holder = next(part for part in (run.task, run.trainer, run.model) if hasattr(part, key))
+    found = run.task.mapping("environment_args") if key == "environment_args" else getattr(holder, key)
+    assert found == (value if expected is None else expected)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["q_proj"], ["q_proj"]),
+        ("all-linear", "all-linear"),
+        (".*q_proj", ".*q_proj"),
+        (["a", "b"], ["a", "b"]),
+    ],
+)
+def test_one_target_of_an_adapter_is_a_name_and_no_pattern(write, given, expected):
+    run = parse_train(["--config", write(lora_target_modules=given)])
+    assert run.model.lora_target_modules == expected
+
+
+def test_a_mapping_on_the_command_line_is_json(write):
+    run = parse_train(
+        ["--config", write(environment_args={"a": 1}), "--environment_args", json.dumps({"b": 2})]
+    )
+    assert run.task.mapping("environment_args") == {"b": 2}
+
+
+@pytest.mark.parametrize("parse", [parse_train, parse_sft])
+def test_an_unknown_key_names_the_nearest(write, parse):
+    from_file = complaint(parse, "--config", write(learning_rat=1e-5))
+    assert "'learning_rat'" in from_file and "'learning_rate'" in from_file and "recipe.yaml" in from_file
+    from_line = complaint(parse, "--config", write(), "--enviroment", "causal-v1")
+    assert "enviroment" in from_line and "'environment'" in from_line
+
+
+def test_keys_are_not_abbreviated(write):
+    assert "num_task" in complaint(parse_train, "--config", write(), "--num_task", "3")
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"num_generations": "many"}, ["num_generations", "many"]),
+        ({"num_generations": 3, "per_device_train_batch_size": 8}, ["num_generations", "divisible"]),
+        ({"algorithm": "grpoo"}, ["grpoo", "grpo"]),
+        ({"use_peft": "perhaps"}, ["use_peft"]),
+        ({"lr_scheduler_type": "wavy"}, ["wavy"]),
+        ({"eval_strategy": "steps", "eval_steps": 5}, ["evaluation_steps"]),
+    ],
+    ids=lambda value: next(iter(value)),
+)
+def test_wrong_values_are_one_line(write, keys, words):
+    line = complaint(parse_train, "--config", write(**keys))
+    assert all(word in line for word in words), line
+
+
+def test_unknown_demonstrations(write):
+    assert "'solution'" in complaint(parse_sft, "--config", write(demonstrations="solutoin"))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("- a\n- b\n", ["keys and values"]), ("a: [1\nb: 2", ["not YAML", "line 2"]), ("", ["keys and values"])],
+)
+def test_a_file_that_is_no_config(tmp_path, text, words):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    line = complaint(parse_train, "--config", str(path))
+    assert all(word in line for word in words), line
+
+
+def test_a_file_that_is_missing(tmp_path):
+    assert "No such file" in complaint(parse_train, "--config", str(tmp_path / "none.yaml"))
+    assert "needs a file" in complaint(parse_train, "--config")
+
+
+@pytest.mark.parametrize("text", ["{broken", "[1, 2]", "3"])
+def test_environment_args_that_are_no_mapping(write, text):
+    run = parse_train(["--config", write(), "--environment_args", text])
+    with pytest.raises(UserError, match="environment_args"):
+        run.task.mapping("environment_args")
+
+
+def test_no_environment(write):
+    with pytest.raises(UserError, match="'environment'"):
+        make_environment(parse_train(["--config", write()]).task)
+
+
+def test_the_resolved_config_makes_the_same_run_again(write, tmp_path):
+    path = write(
+        environment="causal-v1",
+        environment_args={"num_nodes": 3},
+        rewards=["distribution"],
+        reward_weights=[0.5],
+        lora_target_modules="all-linear",
+        num_generations=4,
+        overwrite=True,
+    )
+    words = ["--learning_rate", "0.25", "--lr_scheduler_type", "constant", "--no_shuffle_dataset", "--seed=7"]
+    run = parse_train(["--config", path, *words])
+    save_resolved(run, tmp_path / "config.yaml")
+    again = parse_train(["--config", str(tmp_path / "config.yaml")])
+    assert again.resolved() == run.resolved()
+    assert again.task.environment_args == run.task.environment_args
+    assert again.trainer.lr_scheduler_type == run.trainer.lr_scheduler_type == "constant"
+    assert again.trainer.shuffle_dataset is run.trainer.shuffle_dataset is False
+    assert again.trainer.output_dir == run.trainer.output_dir == "runs/recipe"
+    assert (again.trainer.seed, again.trainer.learning_rate) == (7, 0.25)
+    assert again.task.overwrite is False  # said once, not kept
+    assert "trl" in (tmp_path / "config.yaml").read_text().splitlines()[0]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_the_configs_of_the_repository_parse(path):
+    keys = yaml.safe_load(path.read_text())
+    parse = parse_train if "algorithm" in keys else parse_rank if "objective" in keys else parse_sft
+    run = parse(["--config", str(path), "--use_cpu", "true", "--bf16", "false"])
+    assert run.task.environment == keys["environment"]
+    try:
+        assert make_environment(run.task).id == keys["environment"]
+    except UserError as error:  # data that a reader brings
+        assert "there is no collection 'data/" in str(error)

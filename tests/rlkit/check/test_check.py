@@ -1,0 +1,352 @@
+"""A good environment passes; each broken one is caught by the check meant for it."""
+
+import json
+import random
+from pathlib import Path
+
+import datasets
+import pytest
+
+from rlkit.check import check_environment, solver_agreement
+from rlkit.commands.check import main
+from rlkit.environment import Environment, Reply
+from rlkit.envs.causal.items import agrees, read_item
+from rlkit.errors import UserError
+from rlkit.registry import load_environment
+from tests.quick import DATA
+
+ITEMS = DATA / "rlcausal"
+THIS = str(Path(__file__))
+
+
+def correct(completion: str, total: int) -> float:
+    return float(completion.strip().rpartition(" ")[2] == str(total))
+
+
+def polite(completion: str, weight: float = 1.0) -> float | None:
+    return weight if completion else 0.0
+
+
+class Sums(Environment):
+    id = "sums-v1"
+    metric = "correct"
+    rewards = {"correct": correct, "polite": polite}  # noqa: RUF012
+    reward_weights = {"correct": 0.8, "polite": 0.2}  # noqa: RUF012
+    breakdown = ("size",)
+
+    def __init__(self, digits: int = 9):
+        self.digits = digits
+
+    def row(self, split, seed, i):
+        draw = random.Random(f"{split} {seed} {i}")
+        a, b = draw.randrange(10**self.digits), draw.randrange(10**self.digits)
+        prompt = [{"role": "user", "content": f"What is {a} + {b}?"}]
+        return {"prompt": prompt, "task_id": f"{split}-{a}-{b}", "total": a + b, "size": len(str(a))}
+
+    def tasks(self, split, n=None, seed=0):
+        return datasets.Dataset.from_list([self.row(split, seed, i) for i in range(n)])
+
+    def answer(self, task):
+        return str(task["total"])
+
+    def solution(self, task):
+        return f"The sum is {task['total']}"
+
+    def check_item(self, item):
+        prompt, truth = read_item(item)
+        if "+" not in prompt[0]["content"]:
+            raise UserError("there is no sum")
+        return agrees([0.25, 0.75], truth)
+
+
+class WrongAnswer(Sums):
+    def answer(self, task):
+        return str(task["total"] + (task["total"] % 3 == 0))
+
+
+class WrongSolution(Sums):
+    def solution(self, task):
+        return "I do not know"
+
+
+class PaysEmpty(Sums):
+    rewards = {"correct": correct, "polite": lambda completion: 1.0}  # noqa: RUF012
+
+
+class PaysGarbage(Sums):
+    rewards = {"correct": lambda completion: float(bool(completion))}  # noqa: RUF012
+    reward_weights = {"correct": 1.0}  # noqa: RUF012
+
+
+class Raises(Sums):
+    def answer(self, task):
+        raise KeyError("total")
+
+
+class IgnoresSeed(Sums):
+    def row(self, split, seed, i):
+        return super().row(split, 0, i)
+
+
+class IgnoresSplit(Sums):
+    def row(self, split, seed, i):
+        return super().row("all", seed, i)
+
+
+class ForgetsSeed(Sums):
+    def row(self, split, seed, i):
+        return super().row(split, random.random(), i)
+
+
+class CoarseIds(Sums):
+    def row(self, split, seed, i):
+        return {**super().row(split, seed, i), "task_id": f"{split}-{i // 2}"}
+
+
+class DependsOnN(Sums):
+    def tasks(self, split, n=None, seed=0):
+        return datasets.Dataset.from_list([self.row(split, seed, n + i) for i in range(n)])
+
+
+class TwoFew(Sums):
+    def tasks(self, split, n=None, seed=0):
+        return super().tasks(split, n - 1, seed)
+
+
+class NoPrompt(Sums):
+    def tasks(self, split, n=None, seed=0):
+        return super().tasks(split, n, seed).remove_columns("prompt")
+
+
+class TextPrompt(Sums):
+    def row(self, split, seed, i):
+        return {**super().row(split, seed, i), "prompt": "What?"}
+
+
+class AssistantLast(Sums):
+    def row(self, split, seed, i):
+        return {**super().row(split, seed, i), "prompt": [{"role": "assistant", "content": "What?"}]}
+
+
+class NumberIds(Sums):
+    def row(self, split, seed, i):
+        return {**super().row(split, seed, i), "task_id": i}
+
+
+class MissingColumn(Sums):
+    rewards = {"correct": lambda completion, sum_: 1.0}  # noqa: RUF012
+    reward_weights = {"correct": 1.0}  # noqa: RUF012
+
+
+class MissingBreakdown(Sums):
+    breakdown = ("sizes",)
+
+
+class UnknownReward(Sums):
+    reward_weights = {"corect": 1.0}  # noqa: RUF012
+
+
+class InfiniteWeight(Sums):
+    reward_weights = {"correct": float("inf")}  # noqa: RUF012
+
+
+class UnknownMetric(Sums):
+    metric = "accuracy"
+
+
+class Unpicklable(Sums):
+    def __init__(self):
+        super().__init__()
+        stream = (x for x in ())
+        self.rewards = {"correct": lambda completion, total: correct(completion, total) + (stream is None)}
+        self.reward_weights = {"correct": 1.0}
+
+
+class Dialogue(Sums):
+    """The environment gives the sum to who asks for it."""
+
+    max_turns = 2
+
+    def script(self, task):
+        return ["ask", self.solution(task)]
+
+    def respond(self, turns):
+        asked = [turn.messages[-1]["content"] == "ask" for turn in turns]
+        return [
+            Reply(str(turn.task["total"])) if ask else Reply(done=True)
+            for turn, ask in zip(turns, asked, strict=True)
+        ]
+
+
+class WrongScript(Dialogue):
+    def script(self, task):
+        return ["ask", "The sum is 0"]
+
+
+class FewScripts(Dialogue):
+    def script(self, task):
+        return super().script(task) if task["total"] % 5 == 0 else None
+
+
+class NoScripts(Dialogue):
+    def script(self, task):
+        return None
+
+
+class Fails(Dialogue):
+    def respond(self, turns):
+        return [Reply(invalid="no backend") for _ in turns]
+
+
+class Guessable(Dialogue):
+    def row(self, split, seed, i):
+        return {**super().row(split, seed, i), "total": i % 2}
+
+
+def failures(environment):
+    return {c.name: c.detail for c in check_environment(environment, n=12) if not c.passed}
+
+
+def test_a_sound_environment_passes():
+    checks = check_environment(Sums(), n=12)
+    assert [c for c in checks if not c.passed] == [] and len(checks) == 15
+    assert all(check.detail == "" for check in checks)
+
+
+def test_a_sound_environment_of_several_turns_passes():
+    assert [c for c in check_environment(Dialogue(), n=12) if not c.passed] == []
+
+
+@pytest.mark.parametrize(
+    ("cls", "check", "detail"),
+    [
+        (WrongAnswer, "the right answer gets full marks", "correct 0.0 and reward 0.2 of 1"),
+        (WrongSolution, "the worked solution gets full marks", "'I do not know'"),
+        (PaysEmpty, "an empty answer gets nothing", "reward 0.2"),
+        (PaysGarbage, "garbage is not right", "correct 1.0"),
+        (WrongScript, "scripts of several turns get full marks", "correct 0.0 and reward 0.2 of 1"),
+        (FewScripts, "scripts of several turns get full marks", "of 12 tasks have no script"),
+        (NoScripts, "scripts of several turns get full marks", "12 of 12 tasks have no script"),
+        (Fails, "scripts of several turns get full marks", "no backend"),
+        (Guessable, "what is right most often is rarely right", "'0' is right on 6 of 12 tasks"),
+        (Raises, "the right answer gets full marks", "task 0 (train-"),
+        (IgnoresSeed, "another seed gives other tasks", "seeds 0 and 1"),
+        (IgnoresSplit, "an id names one task, in one split", "is in train and in dev"),
+        (ForgetsSeed, "the same seed gives the same tasks", "differs in prompt"),
+        (CoarseIds, "an id names one task, in one split", "train-0 names two tasks of train"),
+        (DependsOnN, "the first 8 of 16 tasks are the 8", "task 0"),
+        (TwoFew, "there are as many tasks as asked for", "asked for 12 tasks, got 11"),
+        (NoPrompt, "tasks have the columns they need", "no column 'prompt'"),
+        (TextPrompt, "prompts are chats, ids are texts", "not a list of messages"),
+        (AssistantLast, "prompts are chats, ids are texts", "the last message is the assistant's"),
+        (NumberIds, "prompts are chats, ids are texts", "task_id is 0"),
+        (MissingColumn, "tasks have the columns they need", "needs a column 'sum_'"),
+        (MissingBreakdown, "tasks have the columns they need", "'sizes'"),
+        (UnknownReward, "rewards and weights are well formed", "did you mean 'correct'"),
+        (InfiniteWeight, "rewards and weights are well formed", "finite"),
+        (UnknownMetric, "rewards and weights are well formed", "'accuracy' is not among"),
+        (Unpicklable, "rewards can be pickled", "generator"),
+    ],
+)
+def test_a_broken_environment_is_caught(cls, check, detail):
+    assert detail in failures(cls())[check]
+
+
+def test_a_task_may_be_drawn_twice():
+    assert "an id names one task, in one split" not in failures(Sums(digits=0))
+
+
+def test_the_command_prints_a_line_a_check(capsys):
+    assert main([f"{THIS}:Sums", "-n", "8", "--args", "digits=7"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 15 and all(line.startswith("ok ") for line in lines)
+    assert main([f"{THIS}:WrongSolution", "-n", "8", "--split", "test"]) == 1
+    assert "FAIL  the worked solution gets full marks: task 0 (test-" in capsys.readouterr().out
+
+
+def test_the_command_prints_json(capsys):
+    assert main([f"{THIS}:UnknownMetric", "--json", "--args", '{"digits": 7}']) == 1
+    first = json.loads(capsys.readouterr().out)[0]
+    assert first["passed"] is False and "accuracy" in first["detail"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["sums"], "no environment"),
+        ([f"{THIS}:Sum"], "did you mean 'Sums'"),
+        ([f"{THIS}:Sums", "--args", "digit=1"], "did you mean 'digits'"),
+        ([f"{THIS}:Sums", "--args", "digits"], "key=value"),
+        ([f"{THIS}:Sums", "--args", "{digits"], "not JSON"),
+        ([f"{THIS}:Sums", "-n", "0"], "at least 1"),
+        ([f"{THIS}:Sums", "--items", "absent.jsonl"], "cannot read absent.jsonl"),
+    ],
+)
+def test_bad_input_is_named(arguments, message):
+    with pytest.raises(UserError, match=message):
+        main(arguments)
+
+
+CHAT = [{"role": "user", "content": "1 + 1"}]
+
+
+def write(tmp_path, *items):
+    file = tmp_path / "items.jsonl"
+    file.write_text("\n".join(item if isinstance(item, str) else json.dumps(item) for item in items))
+    return str(file)
+
+
+def test_agreement_is_counted_in_hundredths(tmp_path, capsys):
+    items = [
+        {"prompt": CHAT, "ground_truth": [0.25, 0.75]},
+        "",
+        {"prompt": CHAT, "reward_model": {"ground_truth": [0.26, 0.74]}},
+        {"prompt": CHAT, "ground_truth": [0.27, 0.73]},
+        {"prompt": CHAT, "ground_truth": [0.25, 0.75, 0.0]},
+        {"prompt": [{"role": "user", "content": "?"}], "ground_truth": [1.0]},
+    ]
+    assert main([f"{THIS}:Sums", "--json", "--items", write(tmp_path, *items)]) == 0
+    failed = [{"line": 6, "reason": "there is no sum"}]
+    result = json.loads(capsys.readouterr().out)
+    assert result == {"agreement": 0.4, "agree": 2, "total": 5, "failed": failed}
+    assert main([f"{THIS}:Sums", "--items", write(tmp_path, *items)]) == 0
+    assert "2 of 5 answers agree (40.0%)\nline 6: there is no sum" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("items", "message"),
+    [
+        ([], "no items"),
+        (["", "{"], ":2: not JSON"),
+        (["[]"], ":1: not a JSON object"),
+        ([{"prompt": CHAT}], ":1: there is no field 'ground_truth'"),
+        ([{"prompt": 3, "ground_truth": [1.0]}], ":1: prompt is neither"),
+        ([{"prompt": CHAT, "ground_truth": [1.5]}], ":1: ground_truth is not"),
+        ([{"prompt": CHAT, "ground_truth": "0.5"}], ":1: ground_truth is not"),
+    ],
+)
+def test_bad_items_are_named(tmp_path, items, message):
+    with pytest.raises(UserError, match=message):
+        solver_agreement(Sums(), write(tmp_path, *items))
+
+
+def test_an_environment_without_a_solver_is_named(tmp_path):
+    class NoSolver(Sums):
+        check_item = Environment.check_item
+
+    with pytest.raises(UserError, match="no solver"):
+        solver_agreement(NoSolver(), write(tmp_path, {"prompt": CHAT, "ground_truth": [1.0]}))
+
+
+def test_the_causal_environment_is_sound():
+    checks = check_environment(load_environment("causal-v1"), n=16)
+    assert [check for check in checks if not check.passed] == []
+
+
+@pytest.mark.parametrize("level", ["observational", "interventional", "counterfactual"])
+def test_the_causal_solver_agrees_with_the_published_answers(level):
+    file = ITEMS / f"{level}.jsonl"
+    if not file.exists():
+        pytest.skip(f"the RLCausal items are not at {file}")
+    result = solver_agreement(load_environment("causal-v1"), str(file))
+    assert result.total == 150 and result.failed == [] and result.agreement >= 0.998

@@ -1,0 +1,181 @@
+"""Bad input is exit code 2 and one line on stderr, never a traceback."""
+
+import subprocess
+import sys
+
+import pytest
+
+from rlkit.commands import main as cli
+from rlkit.errors import RewardError
+from tests.quick import ROOT, TOY
+
+
+def command(*words):
+    return subprocess.run(
+        [sys.executable, "-m", "rlkit", *words], capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture
+def rlkit(monkeypatch, capsys):
+    """Run the command line in this process; return the exit code and stderr."""
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["rlkit", *words])
+        code = cli.main()
+        return code, capsys.readouterr().err
+
+    return run
+
+
+@pytest.fixture
+def train(rlkit, tmp_path, tiny_folder):
+    """`rlkit train` with keys that would work, changed by the test."""
+
+    def run(*words, **keys):
+        defaults = {
+            "environment": f"{TOY}:Letters",
+            "model_name_or_path": tiny_folder,
+            "output_dir": str(tmp_path / "run"),
+            "use_cpu": "true",
+            "bf16": "false",
+            "report_to": "none",
+            "max_steps": "1",
+        }
+        given = [word for key, value in (defaults | keys).items() if value for word in (f"--{key}", value)]
+        return rlkit("train", *given, *words)
+
+    return run
+
+
+def assert_one_line(result, *expected):
+    code, stderr = result
+    line = [text for text in stderr.splitlines() if text.startswith("rlkit: ")]
+    assert code == 2
+    assert len(line) == 1 and stderr.splitlines()[-1] == line[0] and "Traceback" not in stderr
+    assert all(word in line[0] for word in expected), line[0]
+
+
+@pytest.mark.parametrize("word", [[], ["--help"], ["-h"]])
+def test_help_lists_the_commands(monkeypatch, capsys, word):
+    monkeypatch.setattr(sys, "argv", ["rlkit", *word])
+    assert cli.main() == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in ("train", "sft", "eval", "report", "envs", "check"))
+
+
+@pytest.mark.parametrize("name", ["train", "sft", "eval", "report", "envs", "check"])
+def test_every_command_explains_itself(monkeypatch, capsys, name):
+    monkeypatch.setattr(sys, "argv", ["rlkit", name, "--help"])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 0
+    assert f"rlkit {name}" in capsys.readouterr().out
+
+
+def test_an_unknown_command():
+    result = command("trian")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == "rlkit: there is no command 'trian' (did you mean 'train'?)\n"
+
+
+def test_an_unknown_key_from_the_shell():
+    result = command("train", "--learning_rat", "1")
+    assert result.returncode == 2
+    assert result.stderr == "rlkit: unknown key '--learning_rat' (did you mean 'learning_rate'?)\n"
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({"environment": "casual-v1"}, ["'casual-v1'", "'causal-v1'"]),
+        ({"environment": None}, ["environment"]),
+        ({"environment": "none.py:Letters"}, ["none.py"]),
+        ({"environment": f"{TOY}:Leters"}, ["'Letters'"]),
+        ({"environment": f"{TOY}:correct"}, ["Environment"]),
+        ({"environment_args": '{"lenght": 2}'}, ["'lenght'", "'length'"]),
+        ({"environment": "causal-v1", "environment_args": '{"num_nodes": 1}'}, ["num_nodes"]),
+        ({"environment": "causal-v1", "environment_args": '{"level": "x"}'}, ["level"]),
+        ({"environment": f"{TOY}:NoPrompt"}, ["letters-v1", "'prompt'"]),
+        ({"environment": f"{TOY}:NoTask"}, ["letters-v1", "no task"]),
+        ({"max_turns": "0"}, ["max_turns", "above 0"]),
+        ({"rewards": "corect"}, ["'corect'", "'correct'"]),
+        ({"rewards": "needs_a_column"}, ["'wisdom'"]),
+        ({"rewards": f"{TOY}:datasets"}, ["cannot be called"]),
+        ({"reward_weights": "3", "rewards": None, "environment": "causal-v1"}, ["weights"]),
+        ({"model_name_or_path": None}, ["model_name_or_path"]),
+        ({"model_name_or_path": "bundled:smollm"}, ["bundled:smollm2-135m"]),
+        ({"model_name_or_path": "./no/such/model"}, ["./no/such/model"]),
+        ({"model_name_or_path": str(ROOT / "tests")}, ["cannot load"]),
+        ({"model_name_or_path": "no-such-organisation/no-such-model"}, ["cannot load"]),
+        ({"dtype": "float17"}, ["float17"]),
+        ({"use_peft": "true", "lora_target_modules": "nope"}, ["no such adapter", "nope"]),
+        ({"attn_implementation": "flash_attention_9"}, ["flash_attention_9"]),
+        ({"reward_time_limit": "0"}, ["time limit"]),
+        ({"reward_error_budget": "3"}, ["limit"]),
+        ({"num_generations": "3"}, ["num_generations"]),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
+)
+def test_bad_input_is_one_line(train, keys, expected):
+    assert_one_line(train(**keys), *expected)
+
+
+def test_an_existing_run_directory(train, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").touch()
+    assert_one_line(train(), "exists", "--resume", "--overwrite")
+
+
+def test_a_tokenizer_without_a_chat_template(train, tmp_path, tiny_folder):
+    import shutil
+
+    shutil.copytree(tiny_folder, tmp_path / "base")
+    (tmp_path / "base" / "chat_template.jinja").unlink()
+    assert_one_line(train(model_name_or_path=str(tmp_path / "base")), "chat template")
+
+
+def test_sft_without_worked_solutions(rlkit, tmp_path):
+    words = ["--environment", f"{TOY}:Letters", "--demonstrations", "solution", "--use_cpu", "true"]
+    result = rlkit("sft", *words, "--bf16", "false", "--output_dir", str(tmp_path / "run"))
+    assert_one_line(result, "letters-v1", "no worked solution")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], ["--environment"]),
+        (["model", "--environment", "casual-v1"], ["'causal-v1'"]),
+        (["model", "--environment", "causal-v1", "-n", "0"], ["-n"]),
+        (["model", "--environment", "causal-v1", "--samples", "4"], ["temperature"]),
+        (["model", "--environment", "causal-v1", "--args", "num_nodes"], ["num_nodes"]),
+        (["./nowhere", "--environment", "causal-v1"], ["./nowhere"]),
+        (["--compare", "a.json", "b.json"], ["a.json"]),
+    ],
+    ids=" ".join,
+)
+def test_bad_input_of_eval(rlkit, words, expected):
+    assert_one_line(rlkit("eval", *words), *expected)
+
+
+def test_a_run_that_had_to_stop_is_exit_code_1(capsys):
+    def stop():
+        raise RewardError("rewards failed")
+
+    assert cli.run_command(stop) == 1
+    assert "--resume" in capsys.readouterr().err
+
+
+def test_ctrl_c(capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    assert cli.run_command(interrupted) == 130
+    assert "--resume" in capsys.readouterr().err
+
+
+def test_envs_lists_each_environment(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["rlkit", "envs"])
+    assert cli.main() == 0
+    text = capsys.readouterr().out
+    assert "causal-v1" in text and "num_nodes=10" in text and "distribution" in text

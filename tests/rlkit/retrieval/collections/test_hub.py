@@ -1,0 +1,126 @@
+"""BRIGHT and CRUMB from folders in the layout of their data sets; the hub itself is not asked."""
+
+import pytest
+import yaml
+from datasets import Dataset
+
+from rlkit.errors import UserError
+from rlkit.registry import load_environment
+from rlkit.retrieval.collections.load import load_collection
+from rlkit.retrieval.documents import Document, Result
+from rlkit.retrieval.retrievers import open_retriever, ranked, retrieve
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("RLKIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hub")
+
+
+def write(folder, split, **configs):
+    """A data set with configs, each of one split, as `load_dataset` reads them from the hub."""
+    said = []
+    for config, rows in configs.items():
+        path = folder / config / f"{split}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Dataset.from_list(rows).to_parquet(path)
+        files = [{"split": split, "path": f"{config}/{split}.parquet"}]
+        said.append({"config_name": config, "data_files": files})
+    (folder / "README.md").write_text(f"---\n{yaml.safe_dump({'configs': said})}---\n")
+    return str(folder)
+
+
+DOCUMENTS = [
+    {"id": f"d{i}", "content": text} for i, text in enumerate(("red wine", "red red", "river", "wine"))
+]
+
+
+def question(name, gold, excluded=("N/A",), query="red"):
+    return {"id": name, "query": query, "gold_ids": list(gold), "excluded_ids": list(excluded)}
+
+
+def test_bright(tmp_path):
+    rows = [question("0", ["d0"], ["d1"]), question("1", ["d2"])]
+    folder = write(tmp_path / "bright", "pony", documents=DOCUMENTS, examples=rows)
+    collection = load_collection(f"bright:pony:{folder}")
+    assert collection.judged("test") == {"0": {"d0": 1}, "1": {"d2": 1}}
+    assert collection.excluded == {"0": {"d1"}, "1": frozenset()}
+    assert next(iter(collection.documents())) == Document("d0", "", "red wine")
+    run = retrieve(open_retriever("bm25", collection), collection, collection.queries, 2)
+    assert "d1" not in run["0"] and run["1"][0] == "d1"
+    task = load_environment("rerank-v1", collection=f"bright:pony:{folder}").tasks("test")[0]
+    assert "d1" not in task["candidates"] or task["query_id"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([question("0", ["d0"], ["d0"])], "'d0' is both gold and excluded"),
+        ([question("0", ["d9"])], "row 0: the document 'd9' is not in bright:pony"),
+        ([question("0", ["d0"]), question("0", ["d1"])], "row 1: '0' repeats"),
+        ([{"id": "0", "query": "x", "gold_ids": ["d0"]}], "row 0 has no excluded_ids"),
+    ],
+)
+def test_what_is_wrong_in_bright(tmp_path, rows, message):
+    folder = write(tmp_path / "bright", "pony", documents=DOCUMENTS, examples=rows)
+    with pytest.raises(UserError, match=message):
+        load_collection(f"bright:pony:{folder}")
+
+
+PASSAGES = [
+    {"document_id": name, "document_content": text}
+    for name, text in (("a:0", "red wine"), ("a:1", "red red"), ("b:0", "red river"), ("c:0", "sea"))
+]
+
+
+def asked(name, full=(), passage=(), binary=()):
+    labels = {"full_document_qrels": full, "passage_qrels": passage, "passage_binary_qrels": binary}
+    made = {key: [{"id": one, "label": label} for one, label in value] for key, value in labels.items()}
+    return {"query_id": name, "query_content": "red", **made}
+
+
+def test_crumb_with_the_best_passage_of_each_document(tmp_path):
+    rows = [asked("q", full=[("a", 1.0), ("c", 0.0)], passage=[("a:0", 1.0)])]
+    task = "tip_of_the_tongue"
+    configs = {"evaluation_queries": rows, "validation_queries": [asked("v", full=[("b", 2.0)])]}
+    folder = write(tmp_path / "crumb", task, passage_corpus=PASSAGES, **configs)
+    collection = load_collection(f"crumb:{task}:{folder}")
+    assert collection.judged("test") == {"q": {"a": 1, "c": 0}} and collection.judged("dev") == {
+        "v": {"b": 2}
+    }
+    found = Result(tuple(Document(p["document_id"], "", p["document_content"]) for p in PASSAGES))
+    assert [d.id for d in ranked(collection, "q", found, 2)] == ["a", "b"]
+    run = retrieve(open_retriever("bm25", collection), collection, collection.queries, 10)
+    assert sorted(run["q"]) == ["a", "b"]  # ids that are judged, one a document
+    tasks = load_environment("rerank-v1", collection=f"crumb:{task}:{folder}").tasks("test")
+    assert sorted(tasks[0]["candidates"]) == ["a", "b"]
+    turn = load_environment("query-v1", collection=f"crumb:{task}:{folder}", measure="rr").script(
+        {"judged": ["a"], "grades": [1], "query_id": "q", "query": "red"}
+    )
+    assert turn == ["<query> red wine</query>"]
+
+
+def test_crumb_with_judged_passages_and_other_judgments_for_binary_measures(tmp_path):
+    row = asked("q", passage=[("a:0", 2.5), ("b:0", 1.0)], binary=[("a:0", 1.0), ("b:0", 0.0)])
+    configs = {"evaluation_queries": [row], "validation_queries": [row | {"query_id": "v"}]}
+    folder = write(tmp_path / "crumb", "paper_retrieval", passage_corpus=PASSAGES, **configs)
+    collection = load_collection(f"crumb:paper_retrieval:{folder}")
+    assert collection.judged("test") == {"q": {"a:0": 2, "b:0": 1}}
+    assert collection.binary["test"] == {"q": {"a:0": 1, "b:0": 0}} and collection.document_of is None
+    folded = collection.folds(2, 0)
+    assert {split: set(found) for split, found in folded.binary.items()} == {
+        split: set(found) for split, found in folded.qrels.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("bright:bio", "BRIGHT has no 'bio'"),
+        ("crumb:legal", "CRUMB has no 'legal'"),
+        ("bright:biology:/nowhere", "cannot load the data set '/nowhere'"),
+    ],
+)
+def test_what_is_not_there(name, message):
+    with pytest.raises(UserError, match=message):
+        load_collection(name)

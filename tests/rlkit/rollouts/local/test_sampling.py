@@ -1,0 +1,83 @@
+"""Sampling by given random numbers: the right distribution, and the same rollout wherever it is sampled."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import GenerationConfig
+
+from rlkit.rollouts.local.generate import generate
+from rlkit.rollouts.local.sampling import Inverse, draw, knows, processors
+
+
+def config(**options):
+    return GenerationConfig(
+        **(
+            {"do_sample": True, "max_new_tokens": 6, "eos_token_id": [2], "pad_token_id": 2, "top_k": 0}
+            | options
+        )
+    )
+
+
+def test_the_numbers_depend_on_key_and_row_alone():
+    whole = draw((3, 1), range(6), 4)
+    assert torch.equal(draw((3, 1), [4, 5], 4), whole[4:])
+    assert not torch.equal(draw((3, 2), range(6), 4), whole)
+    assert whole.unique().numel() == 24 and (whole < 1).all() and (whole >= 0).all()
+
+
+def test_tokens_are_drawn_by_their_probability():
+    scores = torch.tensor([0.5, 0.25, 0.125, 0.125, 0.0]).log()
+    uniforms = torch.linspace(0, 1 - 2**-53, 4001, dtype=torch.float64)[:, None]
+    chosen = Inverse(uniforms)(None, scores.expand(4001, -1)).argmax(1)
+    share = np.bincount(chosen, minlength=5) / 4001
+    np.testing.assert_allclose(share, [0.5, 0.25, 0.125, 0.125, 0], atol=1e-3)
+
+
+@pytest.mark.parametrize("impossible", [0, 4])
+def test_a_token_without_probability_is_never_drawn(impossible):
+    scores = torch.zeros(2, 5)
+    scores[:, impossible] = -torch.inf
+    chosen = Inverse(torch.tensor([[0.0], [1 - 2**-53]], dtype=torch.float64))(None, scores).argmax(1)
+    assert impossible not in chosen.tolist()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"temperature": 0.7}, {"top_k": 5}, {"top_p": 0.8}, {"min_p": 0.1}, {"repetition_penalty": 2.0}],
+)
+def test_the_same_choices_as_transformers(tiny_model, options):
+    """Over many samples of one token, the same frequencies as transformers' own sampling."""
+    model, n = tiny_model("llama"), 4000
+    settings = config(max_new_tokens=1, eos_token_id=[127], **options)
+    torch.manual_seed(0)
+    prompts = [[5, 6, 7, 5]] * n
+    theirs = np.bincount([t[0] for t in generate(model, prompts, settings, "cpu")], minlength=128)
+    uniforms = draw((0,), range(n), 1)
+    ours = np.bincount([t[0] for t in generate(model, prompts, settings, "cpu", uniforms)], minlength=128)
+    assert set(np.flatnonzero(ours > 30)) <= set(np.flatnonzero(theirs))
+    # Total variation of two samples of one distribution over k tokens is about sqrt(k / (pi n)).
+    tokens = (theirs + ours > 0).sum()
+    assert abs(ours - theirs).sum() / n / 2 < 2 * np.sqrt(tokens / (np.pi * n))
+
+
+def test_a_rollout_does_not_depend_on_the_others(tiny_model):
+    model = tiny_model("llama")
+    prompts = [[5, 6, 7]] * 4 + [[8, 9]] * 4
+    uniforms = draw((1,), range(8), 6)
+    whole = generate(model, prompts, config(), "cpu", uniforms)
+    halves = [generate(model, prompts[i : i + 4], config(), "cpu", uniforms[i : i + 4]) for i in (0, 4)]
+    assert whole == halves[0] + halves[1]
+    assert len({tuple(tokens) for tokens in whole}) > 4
+
+
+def test_settings_that_are_not_known_here_are_left_to_transformers(tiny_model):
+    assert knows(config()) and not knows(config(typical_p=0.5)) and not knows(config(do_sample=False))
+    settings = config(epsilon_cutoff=0.2, max_new_tokens=1)
+    assert len(generate(tiny_model("llama"), [[5, 6]] * 3, settings, "cpu", draw((0,), range(3), 1))) == 3
+
+
+def test_processors_in_transformers_order():
+    names = [
+        type(p).__name__ for p in processors(config(temperature=2.0, top_k=3, top_p=0.5), draw((0,), [0], 1))
+    ]
+    assert names == ["TemperatureLogitsWarper", "TopKLogitsWarper", "TopPLogitsWarper", "Inverse"]

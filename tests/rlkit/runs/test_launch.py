@@ -1,0 +1,161 @@
+"""--accelerate becomes accelerate's command line; machines come from srun; bad names are one line."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from rlkit.errors import UserError
+from rlkit.runs.launch import FOLDER, command_line, config_file, gpus, machines, split, use_one_gpu
+from tests.quick import TOY
+
+STEP = {
+    "SLURM_NNODES": "2",
+    "SLURM_STEP_NUM_NODES": "2",
+    "SLURM_STEP_NUM_TASKS": "2",
+    "SLURM_STEP_NODELIST": "gpu[3-4]",
+    "SLURM_NODEID": "1",
+    "SLURM_JOB_ID": "40123",
+}
+NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def options_of(line):
+    """The flags of accelerate, before the module."""
+    words = line[3 : line.index("-m", 3)]
+    return dict(zip(words[::2], words[1::2], strict=True))
+
+
+def test_the_launchers_words_are_taken_out():
+    words = ["a.yaml", "--accelerate=ddp", "--seed", "1", "--num_processes", "2"]
+    assert split(words) == ({"--accelerate": "ddp", "--num_processes": "2"}, ["a.yaml", "--seed", "1"])
+    assert split(["--seed", "1"]) == ({}, ["--seed", "1"])
+
+
+@pytest.mark.parametrize("words", [["--accelerate"], ["--accelerate", "--seed"], ["--num_processes", "2"]])
+def test_words_that_lack_something(words):
+    with pytest.raises(UserError, match=r"needs a value|goes with --accelerate"):
+        split(words)
+
+
+def test_names():
+    assert {"gpu", "ddp", "zero2", "zero3", "zero3_offload", "fsdp2", "multinode_zero3", "cpu2"} <= set(NAMES)
+    assert config_file("zero3") == FOLDER / "zero3.yaml"
+    assert config_file("configs/accelerate/ddp.yaml") == FOLDER / "ddp.yaml"
+    with pytest.raises(UserError, match=r"no accelerate config 'zro3'.*did you mean 'zero3'"):
+        config_file("zro3")
+    with pytest.raises(UserError, match=r"there is no file x/y\.yaml"):
+        config_file("x/y.yaml")
+
+
+def test_names_are_found_from_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert config_file("ddp").is_file()
+
+
+def test_as_many_processes_as_there_are_gpus():
+    line = command_line("train", {"--accelerate": "zero3"}, ["a.yaml", "--seed", "1"], count=4)
+    assert line[:3] == [sys.executable, "-m", "accelerate.commands.launch"]
+    assert line[-6:] == ["-m", "rlkit", "train", "a.yaml", "--seed", "1"]
+    assert options_of(line)["--num_processes"] == "4"
+    line = command_line("train", {"--accelerate": "zero3", "--num_processes": "2"}, [], count=4)
+    assert options_of(line)["--num_processes"] == "2"
+    assert "--num_processes" not in options_of(command_line("train", {"--accelerate": "cpu2"}, [], count=0))
+
+
+@pytest.mark.parametrize(
+    ("visible", "names"), [(None, ["0", "1", "2"]), ("4,6,7", ["4", "6", "7"]), ("GPU-a,GPU-b,GPU-c", None)]
+)
+def test_without_a_launcher_a_run_sees_one_gpu(monkeypatch, capsys, visible, names):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    for name in ("LOCAL_RANK", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.setenv(name, "")  # put back afterwards
+        monkeypatch.delenv(name)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    names = names or visible.split(",")
+    assert gpus() == names
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    use_one_gpu()
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") == visible
+    monkeypatch.delenv("LOCAL_RANK")
+    use_one_gpu()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == names[0]
+    assert "one of 3 GPUs; --accelerate ddp uses all" in capsys.readouterr().err
+
+
+def test_one_process_needs_no_launcher():
+    line = command_line("train", {"--accelerate": "gpu"}, ["a.yaml"], count=1)
+    assert line == [sys.executable, "-m", "rlkit", "train", "a.yaml"]
+
+
+def test_machines_of_a_step():
+    found = machines(STEP, hostnames=lambda text: {"gpu[3-4]": ["gpu3", "gpu4"]}[text])
+    assert found["--num_machines"] == "2" and found["--machine_rank"] == "1"
+    assert found["--main_process_ip"] == "gpu3" and 1024 < int(found["--main_process_port"]) < 65536
+    assert machines({}) == {} == machines(STEP | {"SLURM_STEP_NUM_NODES": "1"})
+
+
+def test_a_job_of_several_machines_needs_srun():
+    with pytest.raises(UserError, match="start the command by srun"):
+        machines({"SLURM_NNODES": "2"})
+    with pytest.raises(UserError, match=r"16 tasks on 2 machines.*--ntasks-per-node 1"):
+        machines(STEP | {"SLURM_STEP_NUM_TASKS": "16"})
+
+
+def test_processes_of_all_machines(monkeypatch):
+    for name, value in STEP.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("rlkit.runs.launch._hostnames", lambda text: ["gpu3", "gpu4"])
+    found = options_of(command_line("train", {"--accelerate": "multinode_zero3"}, [], count=8))
+    assert found["--num_processes"] == "16" and found["--num_machines"] == "2"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_accelerate_reads_the_configs(name):
+    """accelerate's own reader takes each; bf16 is left to the run, so that they cannot contradict."""
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    config = load_config_from_file(str(FOLDER / f"{name}.yaml"))
+    text = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
+    assert config.num_processes == text["num_processes"] >= config.num_machines
+    assert text.get("mixed_precision", "no") == "no"
+    if "zero3" in name:  # else checkpoints hold shards alone
+        assert text["deepspeed_config"]["zero3_save_16bit_model"] is True
+    if "deepspeed_config" in text:
+        assert text["deepspeed_config"]["gradient_accumulation_steps"] == "auto"
+
+
+@pytest.mark.slow
+def test_two_machines(tmp_path, tiny_folder):
+    """Two launchers of one process each, as srun would start them: they find each other and train."""
+    config = {
+        "environment": f"{TOY}:Even",
+        "use_cpu": True,
+        "bf16": False,
+        "report_to": "none",
+        "num_tasks": 8,
+        "max_steps": 1,
+        "max_completion_length": 4,
+        "num_generations": 4,
+        "per_device_train_batch_size": 4,
+        "model_name_or_path": tiny_folder,
+        "output_dir": str(tmp_path / "run"),
+    }
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(config))
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text("#!/bin/sh\necho 127.0.0.1\necho 127.0.0.1\n")  # both are this one
+    scontrol.chmod(0o755)
+    words = ["train", str(path), "--accelerate", "multinode_zero3", "--num_processes", "2"]
+    started = []
+    for rank in ("0", "1"):
+        environment = os.environ | STEP | {"SLURM_NODEID": rank}
+        environment["PATH"] = f"{tmp_path}:{environment['PATH']}"
+        command = [sys.executable, "-m", "rlkit", *words]
+        started.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
+    errors = [process.communicate(timeout=300)[1] for process in started]
+    assert [process.returncode for process in started] == [0, 0], errors[0][-2000:]
+    assert (tmp_path / "run" / "model" / "model.safetensors").exists()

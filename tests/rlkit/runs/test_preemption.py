@@ -1,0 +1,135 @@
+"""A run that gets a signal stops after its step, with a checkpoint, and goes on as if nothing had been."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from rlkit.errors import PREEMPTED, Preempted
+from rlkit.runs.launch import children_ignore_signals
+from rlkit.runs.preemption import PreemptionCallback
+from tests.quick import QUICK, ROOT
+from tests.waiting import wait_until
+
+KEYS = QUICK | {
+    "num_tasks": 20,
+    "save_strategy": "steps",
+    "save_steps": 1000,
+    "max_steps": 40,
+    "max_completion_length": 6,
+    "num_generations": 4,
+    "per_device_train_batch_size": 8,
+    "learning_rate": 0.01,
+    "evaluation_tasks": 4,
+    "evaluation_steps": 5,
+}
+
+
+class Control:
+    should_save = False
+    should_training_stop = False
+
+
+class State:
+    global_step = 3
+    max_steps = 8
+
+
+def test_a_signal_in_training_waits_for_the_end_of_the_step():
+    callback, control = PreemptionCallback(), Control()
+    with callback.listening():
+        callback.on_train_begin(None, None, None)
+        callback.on_step_end(None, State, control)
+        assert not control.should_save
+        os.kill(os.getpid(), signal.SIGUSR1)
+        callback.on_step_end(None, State, control)
+    assert control.should_save and control.should_training_stop
+    with pytest.raises(Preempted, match="SIGUSR1 after step 3, with a checkpoint"):
+        callback.trained(State)
+
+
+def test_a_signal_in_the_last_step_changes_nothing():
+    callback, last = PreemptionCallback(), State()
+    last.global_step = 8
+    with callback.listening():
+        callback.on_train_begin(None, None, None)
+        os.kill(os.getpid(), signal.SIGTERM)
+        callback.trained(last)
+    assert callback.received == "SIGTERM" and not callback.training
+
+
+def test_a_signal_outside_training_ends_at_once_and_handlers_are_put_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Preempted, match="SIGTERM outside"), PreemptionCallback().listening():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_children_ignore_user_signals():
+    before = {number: signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGUSR2)}
+    try:
+        children_ignore_signals()
+        code = "import os, signal; os.kill(os.getpid(), signal.SIGUSR1); print('alive')"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert done.stdout == "alive\n"
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@pytest.fixture
+def command(tmp_path, tiny_folder):
+    def command(name, *words):
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(
+            yaml.safe_dump(KEYS | {"model_name_or_path": tiny_folder, "output_dir": str(tmp_path / name)})
+        )
+        return [sys.executable, "-m", "rlkit", "train", str(path), *words]
+
+    return command
+
+
+def steps(run):
+    path = run / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [line["step"] for line in lines if "reward" in line]
+
+
+def wait_for_step(run, step, process):
+    wait_until(lambda: max(steps(run), default=0) >= step, process=process)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [(), ("--accelerate", "cpu2")])
+def test_a_run_that_is_told_to_go_ends_where_it_would_have(command, tmp_path, words):
+    subprocess.run(command("whole", *words), cwd=ROOT, check=True, capture_output=True)
+    # Slurm signals all processes of a step, so the launcher gets it too, and the processes that run rewards.
+    with subprocess.Popen(
+        command("told", *words), cwd=ROOT, stderr=subprocess.PIPE, start_new_session=True
+    ) as process:
+        wait_for_step(tmp_path / "told", 4, process)
+        os.killpg(process.pid, signal.SIGUSR1)
+        error = process.communicate(timeout=100)[1].decode()
+    assert "stopped by SIGUSR1 after step" in error and "--resume" in error
+    assert process.returncode == (1 if words else PREEMPTED)  # torchrun has but one code for all failures
+    made = max(steps(tmp_path / "told"))
+    assert 4 <= made < 40 and (tmp_path / "told" / f"checkpoint-{made}" / "rlkit.json").exists()
+    subprocess.run(command("told", *words, "--resume"), cwd=ROOT, check=True)
+    weights = [load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "told")]
+    assert max((weights[0][key] - weights[1][key]).abs().max() for key in weights[0]) < 1e-6
+    frames = [
+        pd.read_parquet(tmp_path / name / "rollouts")["completion"].tolist() for name in ("whole", "told")
+    ]
+    assert frames[0] == frames[1]
+    evaluations = [
+        sorted(path.name for path in (tmp_path / n / "evaluation").iterdir()) for n in ("whole", "told")
+    ]
+    assert evaluations[0] == evaluations[1] and len(evaluations[0]) == 9

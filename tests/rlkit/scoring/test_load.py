@@ -1,0 +1,329 @@
+"""Loading rewards, calling them in every shape, and translating to and from TRL."""
+
+import functools
+import inspect
+import json
+import pickle
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from trl.rewards import get_soft_overlong_punishment, think_format_reward
+
+from rlkit.environment import Environment
+from rlkit.errors import RewardError, UserError
+from rlkit.registry import REWARDS
+from rlkit.reward import RewardCall, as_trl_reward, call_reward
+from rlkit.scoring import ErrorBudget, check_columns, load_rewards
+from tests.quick import ROOT
+
+CHAT = [{"role": "user", "content": "What is 2 + 2?"}]
+
+
+def right(completion: str, answer: str, partial: float = 0.0) -> float:
+    return 1.0 if completion == answer else partial
+
+
+def short(completion):
+    return len(completion) < 10
+
+
+class Sums(Environment):
+    id = "sums-v1"
+    metric = "right"
+    rewards = {"right": right, "short": short}  # noqa: RUF012
+    reward_weights = {"right": 0.75}  # noqa: RUF012
+
+    def tasks(self, split, n=None, seed=0):
+        raise AssertionError("not needed here")
+
+    def answer(self, task):
+        return task["answer"]
+
+
+def test_a_reward_gets_the_columns_it_names():
+    row = {"prompt": CHAT, "completion": "5", "answer": "4", "other": object()}
+    assert call_reward(right, row) == 0.0
+    assert call_reward(right, {**row, "partial": 0.5}) == 0.5
+    assert call_reward(lambda completion, **columns: len(columns), row) == 3.0
+
+
+def test_a_chat_completion_is_read_as_its_text():
+    messages = [{"role": "assistant", "content": "4"}]
+    assert call_reward(right, {"completion": messages, "answer": "4"}) == 1.0
+
+
+def test_environment_scores_by_call_reward():
+    assert Sums().score({"answer": "4"}, "4") == {"right": 1.0, "short": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [(True, 1.0), (2, 2.0), (None, None), (np.float32(0.5), 0.5), (np.array(1), 1.0)]
+)
+def test_numbers(value, expected):
+    assert call_reward(lambda completion: value, {"completion": ""}) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "error"),
+    [("1", TypeError), ([1.0], TypeError), (float("nan"), ValueError), (float("inf"), ValueError)],
+)
+def test_what_is_not_a_number_raises(value, error):
+    with pytest.raises(error, match="returned"):
+        call_reward(lambda completion: value, {"completion": ""})
+
+
+def test_async_rewards_share_one_event_loop():
+    import asyncio
+
+    async def reward(completion):
+        await asyncio.sleep(0)
+        return id(asyncio.get_running_loop())
+
+    assert call_reward(reward, {"completion": ""}) == call_reward(reward, {"completion": ""})
+
+
+def test_a_group_reward_gets_rows_and_the_columns_of_the_task():
+    def rank(group, answer):
+        return [float(row["completion"] == answer) / len(group) for row in group]
+
+    assert call_reward(rank, {"completion": "4", "answer": "4"}) == 1.0
+    rewarded = as_trl_reward(rank, "rank")
+    assert rewarded(
+        prompts=["a", "a", "b"], completions=["4", "5", "4"], answer=["4", "4", "4"]
+    ) == [0.5, 0.0, 1.0]  # fmt: skip
+
+
+def test_a_reward_of_trl_works_unchanged():
+    row = {"prompt": CHAT, "completion": "<think>\n2 and 2\n</think>\n4"}
+    assert call_reward(think_format_reward, row) == 1.0
+    assert call_reward(think_format_reward, {**row, "completion": "4"}) == 0.0
+    overlong = get_soft_overlong_punishment(max_completion_len=10, soft_punish_cache=4)
+    assert call_reward(overlong, {"completion": "", "completion_ids": [0] * 8}) == -0.5
+
+
+def test_a_trl_reward_gets_messages_only_for_a_chat_prompt():
+    def kind(prompts, completions, completion_ids, **columns):
+        assert completion_ids == [[7]] and prompts[0] and columns["answer"] == ["4"]
+        columns["log_metric"]("seen", 1.0)
+        return [1.0 if isinstance(completion, str) else 2.0 for completion in completions]
+
+    row = {"completion": "4", "completion_ids": [7], "answer": "4"}
+    assert call_reward(kind, {**row, "prompt": "2 + 2"}) == 1.0
+    assert call_reward(kind, {**row, "prompt": CHAT}) == 2.0
+
+
+def test_our_reward_works_in_trl():
+    reward = as_trl_reward(right, "right")
+    completions = [[{"role": "assistant", "content": text}] for text in ("4", "5")]
+    extras = {"trainer_state": None, "log_extra": print, "log_metric": print}
+    values = reward(
+        prompts=[CHAT, CHAT], completions=completions, completion_ids=[[1], [2]], answer=["4", "4"], **extras
+    )
+    assert values == [1.0, 0.0] and reward.__name__ == "right"
+    thought = as_trl_reward(think_format_reward, "thought")
+    assert thought(prompts=[CHAT], completions=completions[:1]) == [0.0] and thought.__name__ == "thought"
+
+
+def test_the_environments_defaults():
+    rewards, weights = load_rewards(None, Sums())
+    assert rewards == {"right": right} and weights == [0.75]
+
+
+def test_own_and_foreign_rewards(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "def right(completion): return 1\n"
+        "half = lambda completion: 0.5\n"
+        "class Length:\n"
+        "    def __call__(self, completion): return len(completion)\n"
+        "class Needy:\n"
+        "    def __init__(self, scale): pass\n"
+    )
+    names = ["right", "short", f"{file}:right", f"{file}:half", f"{file}:Length"]
+    rewards, weights = load_rewards([*names, "trl.rewards:think_format_reward"], Sums())
+    assert list(rewards) == ["right", "short", "right_2", "half", "Length", "think_format_reward"]
+    assert weights == [0.75, 1.0, 1.0, 1.0, 1.0, 1.0]
+    assert call_reward(rewards["Length"], {"completion": "four"}) == 4.0
+    with pytest.raises(UserError, match=r"without arguments.*scale"):
+        load_rewards([f"{file}:Needy"], Sums())
+
+
+def test_the_metric_is_always_run():
+    rewards, weights = load_rewards(["short"], Sums(), [2])
+    assert list(rewards.items()) == [("short", short), ("right", right)] and weights == [2.0, 0.0]
+    assert load_rewards(["short", "right"], Sums(), [2, 1])[1] == [2.0, 1.0]
+    rewards, _ = load_rewards(["short"], Sums(), arguments={"right": {"partial": 0.5}})
+    assert call_reward(rewards["right"], {"completion": "5", "answer": "4"}) == 0.5
+
+
+def test_short_names(tmp_path):
+    (tmp_path / "mine.py").write_text("def kimi(completion): return 1\n")
+    rewards, weights = load_rewards([f"{tmp_path / 'mine.py'}:kimi", "kimi", "hapo"], Sums())
+    assert list(rewards) == ["kimi_2", "kimi", "hapo", "right"] and weights == [1.0, 1.0, 1.0, 0.0]
+    for name in REWARDS:
+        assert list(load_rewards([name], Sums())[0]) == [name, "right"]
+
+
+def test_every_length_reward_has_a_short_name():
+    from rlkit.rewards import length, length_group
+
+    here = {
+        f"{m.__name__}:{n}" for m in (length, length_group) for n, f in vars(m).items() if is_reward(m, f)
+    }
+    assert here == set(REWARDS.values()) - {"rlkit.rewards.hapo:HistoryLength"}
+
+
+def test_the_page_lists_every_short_name():
+    page = (ROOT / "docs/rewards/length.md").read_text()
+    assert set(re.findall(r"^\| `(\w+)`", page, re.MULTILINE)) == set(REWARDS)
+
+
+def is_reward(module, function):
+    local = inspect.isfunction(function) and function.__module__ == module.__name__
+    return (
+        local
+        and {"group", "length"} & set(inspect.signature(function).parameters)
+        and (function.__name__ != "standardised")
+    )
+
+
+def test_arguments_are_fixed():
+    arguments = {
+        "right": {"partial": 0.5},
+        "l1_max": {"budget": 1000},
+        "soft_overlong": {"max_length": 100},
+        "kimi": None,
+    }
+    rewards, _ = load_rewards(list(arguments), Sums(), arguments=arguments)
+    assert list(rewards) == list(arguments)
+    row = {
+        "completion": "5",
+        "answer": "4",
+        "partial": 0.9,
+        "budget": 1,
+        "max_length": 9,
+        "length": 90,
+        "correct": 1.0,
+    }
+    assert call_reward(rewards["right"], row) == 0.5
+    assert call_reward(rewards["l1_max"], row) == pytest.approx(1.0)
+    assert call_reward(rewards["soft_overlong"], row) == -0.5
+    call = RewardCall(rewards["l1_max"])
+    assert call.required == ["length", "correct"] and call.columns == {"length", "correct", "alpha"}
+    assert call.reads_correct and not RewardCall(right).reads_correct
+    again = pickle.loads(pickle.dumps(rewards["l1_max"]))
+    assert call_reward(again, row) == pytest.approx(1.0)
+
+
+def test_the_environments_own_partial_is_kept():
+    class Bound(Sums):
+        rewards = {"right": functools.partial(right, partial=0.25)}  # noqa: RUF012
+
+    row = {"completion": "5", "answer": "4", "partial": 0.9}
+    assert call_reward(load_rewards(None, Bound())[0]["right"], row) == 0.25
+    rewards, _ = load_rewards(None, Bound(), arguments={"right": {"partial": 0.75}})
+    assert call_reward(rewards["right"], row) == 0.75
+
+
+def test_a_class_is_built_with_its_arguments(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "class Scaled:\n"
+        "    def __init__(self, scale): self.scale = scale\n"
+        "    def __call__(self, completion): return self.scale * len(completion)\n"
+        "built = Scaled(1)\n"
+        "built.state_dict = dict\n"
+    )
+    rewards, _ = load_rewards([f"{file}:Scaled"], Sums(), arguments={f"{file}:Scaled": {"scale": 3}})
+    assert call_reward(rewards["Scaled"], {"completion": "ab"}) == 6
+    with pytest.raises(UserError, match="already built"):
+        load_rewards([f"{file}:built"], Sums(), arguments={f"{file}:built": {"scale": 3}})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"kimmi": {}}, r"arguments for 'kimmi'.*did you mean 'kimi'"),
+        ({"laser": {}}, "arguments for 'laser', which is no reward here"),
+        ({"l1_max": {"alhpa": 1.0}}, r"'l1_max' has no argument 'alhpa' \(did you mean 'alpha'"),
+        ({"l1_max": {"length": 5}}, "'l1_max' has no argument 'length'"),
+        ({"kimi": {"group": []}}, "'kimi' has no argument 'group'"),
+        ({"right": {"completion": ""}}, "'right' has no argument 'completion'"),
+        ({"l1_max": {"alpha": "1e-3"}}, "'alpha' of the reward 'l1_max' is the text '1e-3'"),
+        ({"l1_max": 3}, "arguments of the reward 'l1_max' are 3"),
+        ({"hapo": {"wieght": 1.0}}, "'hapo' has no argument 'wieght'.*did you mean 'weight'"),
+        ({"hapo": {"weight": 2}}, "the reward 'hapo': the weight is 2: it must be within 0 and 1"),
+        ({"hapo": {"weight": "0.5x"}}, "'weight' of the reward 'hapo' is the text"),
+        ({"hapo": {"weight": [1]}}, "'hapo' cannot be built with the arguments weight"),
+        ({"hapo": {"shape": "round"}}, "the reward 'hapo': there is no shape 'round'"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message):
+    with pytest.raises(UserError, match=message) as error:
+        load_rewards(["right", "kimi", "l1_max", "hapo"], Sums(), arguments=arguments)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("names", "weights", "message"),
+    [
+        (["kimmi"], None, "has no reward 'kimmi' .did you mean 'kimi'"),
+        (["rigth"], None, "did you mean 'right'"),
+        (["trl.rewards:think_format"], None, "did you mean 'think_format_reward'"),
+        (["no_such_package:f"], None, "no module"),
+        (["right", "right"], None, "twice"),
+        ([], None, "at least one"),
+        (["math:pi"], None, "cannot be called"),
+        (["right"], [0.5, 0.5], "1 rewards but 2"),
+        (["right"], [float("nan")], "finite"),
+        (["right"], ["1"], "finite"),
+    ],
+)
+def test_bad_input_is_named(names, weights, message):
+    with pytest.raises(UserError, match=message):
+        load_rewards(names, Sums(), weights)
+
+
+def test_missing_columns_are_named():
+    check_columns({"right": right, "trl": think_format_reward}, ["prompt", "answer"])
+    with pytest.raises(UserError, match=r"'right' needs a column 'answer' \(did you mean 'answers'"):
+        check_columns({"right": right}, ["prompt", "answers"])
+    with pytest.raises(UserError, match="needs a column 'solution'"):
+        check_columns({"f": lambda prompts, completions, solution: None}, ["prompt"])
+
+
+def test_the_rollouts_own_columns():
+    rewards, _ = load_rewards(["soft_overlong", "think_prune", "kimi", "hapo"], Sums())
+    check_columns(rewards, ["prompt", "task_id", "answer"])
+    for column in ("length", "correct", "max_length"):
+        with pytest.raises(UserError, match=f"a column '{column}', a name that is the rollout's own"):
+            check_columns(rewards, ["prompt", "answer", column])
+    with pytest.raises(UserError, match="'l1_exact' needs a column 'budget'"):
+        check_columns(load_rewards(["l1_exact"], Sums())[0], ["prompt", "answer"])
+    check_columns(load_rewards(["l1_exact"], Sums(), arguments={"l1_exact": {"budget": 9}})[0], ["answer"])
+
+
+def test_the_budget_forgives_and_runs_out():
+    budget = ErrorBudget(limit=0.2, patience=2)
+    budget.update(0.5, "Traceback: first", {"completion": "x" * 1000})
+    budget.update(0.2)
+    budget.update(0.3, "Traceback: second", {"completion": "x" * 1000})
+    with pytest.raises(RewardError, match="30% of a batch") as error:
+        budget.update(0.3, "Traceback: third")
+    assert "second" in str(error.value) and "third" not in str(error.value) and len(str(error.value)) < 600
+
+
+def test_a_limit_of_one_never_stops_a_run():
+    budget = ErrorBudget(limit=1.0, patience=1)
+    budget.update(1.0)
+    with pytest.raises(UserError):
+        ErrorBudget(limit=1.1)
+
+
+def test_importing_rewards_does_not_import_torch():
+    code = "import json, sys, rlkit.scoring; print(json.dumps(sorted(sys.modules)))"
+    modules = json.loads(subprocess.check_output([sys.executable, "-c", code]))
+    assert not {"torch", "transformers", "datasets"} & set(modules)

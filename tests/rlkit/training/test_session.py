@@ -1,0 +1,15 @@
+"""What every kind of run shares."""
+
+import pytest
+
+from rlkit.training.session import evaluating
+
+
+def test_evaluations_are_without_dropout_and_leave_the_mode_as_it_was(tiny_model):
+    model = tiny_model().train()
+    with evaluating(model):
+        assert not any(module.training for module in model.modules())
+    assert all(module.training for module in model.modules())
+    with pytest.raises(RuntimeError), evaluating(model):
+        raise RuntimeError
+    assert model.training
