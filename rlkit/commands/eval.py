@@ -34,6 +34,7 @@ DEPTH = 1000
 def main(argv: Sequence[str]) -> int:
     """Evaluate or compare, print the result, and return the exit code."""
     options = build_parser().parse_args(argv)
+    options.args = parse_args(options.args)
     if options.compare:
         before, after = (Evaluation.load(path) for path in options.compare)
         difference = compare(before, after, options.reward)
@@ -77,18 +78,13 @@ def _check(options: argparse.Namespace) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the command."""
-
-    class EnvironmentArguments(argparse.Action):
-        def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
-            setattr(namespace, self.dest, parse_args(values))
-
     parser = argparse.ArgumentParser(
         prog="rlkit eval", description="Answer held-out tasks with a model, or rank, and score that."
     )
     add = parser.add_argument
     add("model", nargs="?", help="a hub name, a folder, or bundled:smollm2-135m")
     add("--environment", help="an id, package.module:Class or path/file.py:Class")
-    add("--args", nargs="+", default={}, action=EnvironmentArguments, metavar="ARG",
+    add("--args", nargs="+", default=[], metavar="ARG",
         help="the environment's options: a JSON object, or key=value pairs")  # fmt: skip
     add("--split", choices=SPLITS, default="test", help="(default: test)")
     add("-n", type=int, help="tasks (default: the environment's own number)")
