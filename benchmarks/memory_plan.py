@@ -19,6 +19,7 @@ from rlkit.models.load import resolve
 from rlkit.models.memory import Sharding, estimate
 from rlkit.rollouts.tokenize import tokenize
 from rlkit.training.plan import shape_of
+from rlkit.training.session import make_environment
 
 ROOT = Path(__file__).parents[1]
 RESULT = Path(__file__).parent / "results" / "memory_plan.json"
@@ -55,7 +56,7 @@ def load_model(*args, **kwargs):
     before.append(status("VmRSS"))
     return load(*args, **kwargs)
 models.load_model = load_model
-from rlkit.training.train import main
+from rlkit.commands.train import main
 main(sys.argv[1:])
 print("measured", status("VmHWM") - before[0])
 """
@@ -78,7 +79,7 @@ def measure(words: list[str]) -> int:
 def foretell(words: list[str]) -> float:
     """Bytes at the peak as the plan has it."""
     run = parse_train(words)
-    tasks = run.task.make_environment().tasks("train", 32, run.trainer.seed)
+    tasks = make_environment(run.task).tasks("train", 32, run.trainer.seed)
     name = resolve(run.model.model_name_or_path)
     lengths = [len(ids) for ids in tokenize(AutoTokenizer.from_pretrained(name), tasks["prompt"])]
     config = AutoConfig.from_pretrained(name)

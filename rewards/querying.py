@@ -20,7 +20,7 @@ def retrieval(turns: Turns, judged: Sequence[str], grades: Sequence[int], measur
     Args:
         turns: the model's turn with its `ranking`.
         judged, grades: ids and grades of the documents that were judged.
-        measure: one of `rlkit.retrieval.measures.Evaluator`.
+        measure: see `rlkit.rewards.retrieval.measure`.
     """
     ranking = last_turn(turns).get("ranking")
     return 0.0 if ranking is None else measure_of(measure, ranking, dict(zip(judged, grades, strict=True)))

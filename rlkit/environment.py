@@ -64,9 +64,9 @@ class Candidates:
     """The documents to rank for one query: what `rlkit rank` trains an encoder on.
 
     Attributes:
-        query: its text.
-        passages: texts of the documents.
-        grades: relevance of each passage, from 0.
+        query: text of the query.
+        passages: texts of the documents to rank.
+        grades: relevance of each passage; 0 is not relevant.
         ideal: grades of all relevant documents, highest first, whether among the passages or not.
     """
 
@@ -81,10 +81,10 @@ class HeldOutMeans:
     """The evaluations of one run, by name in the order of training: what `Environment.report_panels` plots.
 
     Attributes:
-        run: the run's name.
-        color: of the run, as everywhere in the report.
-        metric: mean of the environment's metric over tasks.
-        rewards: mean of each reward over rollouts.
+        run: name of the run.
+        color: color of the run in every plot of the report, as "#rrggbb".
+        metric: mean of the environment's metric over tasks, by evaluation.
+        rewards: mean of each reward over rollouts, by evaluation.
     """
 
     run: str
@@ -139,13 +139,13 @@ class Environment(ABC):
         return None
 
     def check_item(self, item: Mapping[str, Any]) -> bool:
-        """Solve one published item exactly and return whether its answer is ours: `rlkit check --items`.
+        """Return whether the exact solver agrees with a published answer (`rlkit check --items`).
 
         Args:
-            item: a line of the file.
+            item: one line of the file.
 
         Raises:
-            ValueError: this is no item; the message says what is missing.
+            InvalidItemError: the line is not a valid item; the message says what is missing.
             UserError: the solver rejects the item.
         """
         raise TypeError(f"{self.id} has no exact solver")

@@ -1,4 +1,4 @@
-"""The errors rlkit raises on purpose, and checks that name the nearest of what is available."""
+"""The errors rlkit raises on purpose, and argument checks that suggest the closest valid name."""
 
 from __future__ import annotations
 
@@ -26,8 +26,12 @@ class Preempted(Exception):  # noqa: N818
     """A run was preempted (`rlkit.runs.preemption`); it can be resumed from its checkpoint."""
 
 
+class InvalidItemError(UserError):
+    """A line of a file of published items (`rlkit check --items`) is not a valid item."""
+
+
 def first_line(message: BaseException | str) -> str:
-    """Return the first line of a message that is not blank; of an error without a message, its type."""
+    """Return a message's first line that is not blank, or an exception's type name if it has no message."""
     for line in str(message).splitlines():
         if line.strip():
             return line.strip()

@@ -22,14 +22,14 @@ def atomic_write(path: Path, text: str) -> None:
 
 
 def replace(partial: Path, path: Path) -> None:
-    """Put a finished file in the place of `path`, atomically and durably."""
+    """Replace `path` with `partial`, atomically and durably."""
     sync(partial)
     os.replace(partial, path)
     sync(path.parent)
 
 
 def sync(path: Path) -> None:
-    """Return when a file, or the list of files of a folder, is on the disk."""
+    """Flush a file, or the entries of a folder, to the disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

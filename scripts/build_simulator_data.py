@@ -22,6 +22,7 @@ from rlkit.envs.simulator.examples import Example
 from rlkit.errors import UserError
 from rlkit.rewards.qa import extract_answer
 from rlkit.rewards.simulation import holds_answer
+from rlkit.runs.record import RolloutFiles
 
 QUESTION = re.compile(r"Question: (.+?)\s*$", re.DOTALL)
 
@@ -30,9 +31,9 @@ def examples(rollout: Mapping[str, Any], label: str) -> Iterator[Example]:
     """The searches of one rollout; none of one that is invalid, or of a simulated engine."""
     asked = QUESTION.search(rollout["prompt"])
     answer = extract_answer(rollout["answer"])
-    if isinstance(rollout["invalid"], str) or asked is None or not answer:
+    if rollout["invalid"] is not None or asked is None or not answer:
         return
-    right = rollout["score"] >= 1
+    right = (rollout["rewards/f1"] or 0.0) >= 1
     for turn in rollout["turns"]:
         found = turn.get("documents")
         if turn["role"] == "assistant" or found is None or not len(found) or turn.get("label"):
@@ -43,23 +44,17 @@ def examples(rollout: Mapping[str, Any], label: str) -> Iterator[Example]:
 
 
 def read_rollouts(runs: Sequence[Path]) -> Iterator[dict[str, Any]]:
-    """The training rollouts of runs, with their metric as `score`.
+    """The training rollouts of runs.
 
     Raises:
         UserError: a folder without rollouts, or rollouts of another environment.
     """
-    import pandas as pd
-
     for run in runs:
-        files = sorted((run / "rollouts").glob("*.parquet"))
-        if not files:
-            raise UserError(f"{run} has no rollouts: give the folder of a run, such as runs/search")
-        for file in files:
-            frame = pd.read_parquet(file)
-            if "rewards/f1" not in frame or "turns" not in frame:
+        files = RolloutFiles(run)
+        for step, file in files.files.items():
+            if not {"rewards/f1", "turns"} <= set(files.columns(step)):
                 raise UserError(f"{file} has no rollouts of search-v1 in several turns")
-            frame["score"] = frame["rewards/f1"].fillna(0.0)
-            yield from frame.to_dict("records")
+            yield from files.read(step)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -18,7 +18,7 @@ from typing import Any
 import datasets
 import numpy as np
 
-from rlkit.arguments.keys import parse_args
+from rlkit.arguments.keys import parse_environment_args
 from rlkit.commands.run import run_command
 from rlkit.errors import UserError
 from rlkit.evaluation.splits import METHODS, label_overlap, split_queries
@@ -47,7 +47,7 @@ def main() -> int:
     add("--seed", type=int, default=0, help="of the tasks and the clusters (default: 0)")
     add("--out", type=Path, required=True, help="the file of folds")
     options = parser.parse_args()
-    environment = load_environment(options.environment, **parse_args(options.args))
+    environment = load_environment(options.environment, **parse_environment_args(options.args))
     train, test = (environment.tasks(split, None, options.seed) for split in ("train", "test"))
     encoder = load_encoder(options.encoder)
     try:

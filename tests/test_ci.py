@@ -5,8 +5,7 @@ import importlib.util
 import pytest
 
 from rlkit.arguments.parse import parse_train
-from rlkit.training.session import make_environment
-from rlkit.training.train import load_run_rewards
+from rlkit.training.session import load_run_rewards, make_environment
 from tests.quick import ROOT
 
 CASE = '<testsuite><testcase classname="a" name="b"><skipped type="{}" message="{}"/></testcase></testsuite>'

@@ -17,9 +17,10 @@ TRACKED = subprocess.run(
 PAGES = [
     name for name in TRACKED if name.endswith((".py", ".md", ".yaml")) and not name.startswith("CHANGELOG")
 ]
-NAME = re.compile(r"(?<![\w./-])rlkit((?:\.[A-Za-z_]\w*)+)")
+NAME = re.compile(r"(?<![\w./-])rlkit((?:\.[A-Za-z]\w*)+)")
 FOLDERS = "rlkit|envs|rewards|scripts|configs|tests|benchmarks"
 PATH = re.compile(rf"`((?:{FOLDERS})/[\w./-]+\.(?:py|md|yaml|json))`")
+IMPORT = re.compile(r"\bfrom (rlkit[.\w]*) import ([\w, ]+)")
 # The manifest of a checkpoint, a file.
 NOT_NAMES = {"rlkit.json"}
 
@@ -70,13 +71,20 @@ def test_paths_of_ours_exist():
 
 
 def test_imports_of_ours_exist():
-    """Also those inside functions, and of scripts and benchmarks that no test runs."""
+    """Also those inside functions and strings, and of scripts and benchmarks that no test runs."""
     guilty = []
     for page in PAGES:
         if not page.endswith(".py"):
             continue
-        for node in ast.walk(ast.parse((ROOT / page).read_text())):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "rlkit":
-                names = (f"{node.module}.{alias.name}" for alias in node.names)
-                guilty += [f"{page}:{node.lineno}: {name}" for name in names if not exists(name)]
+        tree = ast.parse((ROOT / page).read_text())
+        imported = [
+            f"{node.module}.{alias.name}"
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ImportFrom)
+            for alias in node.names
+        ]
+        texts = (n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str))
+        for module, names in (found for text in texts for found in IMPORT.findall(text)):
+            imported += [f"{module}.{name.strip()}" for name in names.split(",")]
+        guilty += [f"{page}: {name}" for name in imported if name.startswith("rlkit.") and not exists(name)]
     assert guilty == []

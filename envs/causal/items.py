@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rlkit.errors import InvalidItemError
+
 
 def read_item(item: Mapping[str, Any]) -> tuple[Any, list[float]]:
     """Return prompt (a text or chat messages) and truth of an item.
@@ -12,17 +14,17 @@ def read_item(item: Mapping[str, Any]) -> tuple[Any, list[float]]:
     The RLCausal release keeps the truth inside `reward_model`.
 
     Raises:
-        ValueError: a field is missing or of another form.
+        InvalidItemError: a field is missing or of another form.
     """
     fields = {**(item.get("reward_model") or {}), **item}
     for name in ("prompt", "ground_truth"):
         if name not in fields:
-            raise ValueError(f"there is no field {name!r}")
+            raise InvalidItemError(f"there is no field {name!r}")
     prompt, truth = fields["prompt"], fields["ground_truth"]
     if not isinstance(prompt, str) and not is_chat(prompt):
-        raise ValueError("prompt is neither a text nor a list of chat messages")
+        raise InvalidItemError("prompt is neither a text nor a list of chat messages")
     if not isinstance(truth, list) or not truth or not all(map(is_probability, truth)):
-        raise ValueError("ground_truth is not a list of probabilities")
+        raise InvalidItemError("ground_truth is not a list of probabilities")
     return prompt, truth
 
 

@@ -15,7 +15,7 @@ from itertools import islice, zip_longest
 from typing import TYPE_CHECKING, Any
 
 from rlkit.environment import Environment, HeldOutMeans, Reply, Turn
-from rlkit.errors import UserError, nearest
+from rlkit.errors import UserError, check_choice
 from rlkit.retrieval.documents import EngineError, Query, Result, SearchEngine
 from rlkit.retrieval.measures import Evaluator
 from rlkit.retrieval.queries import Judged, judged_queries, open_collection, task_id
@@ -81,10 +81,8 @@ class QueryEnvironment(Environment):
         folds: int | None = None,
         fold: int = 0,
     ):
-        if combine not in COMBINE:
-            raise UserError(f"combine cannot be {combine!r}{nearest(combine, COMBINE)}")
-        if prompt_style not in STYLES:
-            raise UserError(f"prompt_style cannot be {prompt_style!r}{nearest(prompt_style, STYLES)}")
+        check_choice("combine", combine, COMBINE)
+        check_choice("prompt_style", prompt_style, STYLES)
         if not (1 <= depth <= 1000 and 1 <= max_queries <= 20):
             raise UserError(
                 f"depth must be from 1 to 1000 and max_queries from 1 to 20, not {depth} and {max_queries}"

@@ -38,6 +38,5 @@ def by_words(description: str, texts: Sequence[str]) -> Sequence[float]:
 
 def by_encoder(encoder: Any, description: str, texts: Sequence[str]) -> Sequence[float]:
     """Cosines of the description, as a query, and the texts."""
-
     query = encode(encoder.encode_query, [description], None)
     return np.ravel(encode(encoder.encode_document, list(texts), None) @ query.T).tolist()

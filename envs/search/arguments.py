@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rlkit.envs.search import protocol as tags
-from rlkit.errors import UserError, nearest
+from rlkit.errors import UserError, check_choice
 
 PROTOCOLS = ("tags", "tools")
 
@@ -24,12 +24,8 @@ def check_search(environment: Any) -> None:
             raise UserError(f"{name} is {number!r}: it must be a whole number from {least} to {most}")
     if environment.data is None and max(hops) > environment.max_searches:
         raise UserError(f"a question of {max(hops)} hops needs as many searches: raise max_searches")
-    if style not in tags.STYLES:
-        raise UserError(f"prompt_style cannot be {style!r}{nearest(style, tags.STYLES)}")
-    if environment.protocol not in PROTOCOLS:
-        raise UserError(
-            f"protocol cannot be {environment.protocol!r}{nearest(environment.protocol, PROTOCOLS)}"
-        )
+    check_choice("prompt_style", style, tags.STYLES)
+    check_choice("protocol", environment.protocol, PROTOCOLS)
     _check_engines(environment)
 
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlkit.environment import SPLITS, Environment, Reply, Turn
@@ -29,7 +30,7 @@ from rlkit.envs.search import tool_calls
 from rlkit.envs.search.arguments import check_search
 from rlkit.envs.search.curriculum import Curriculum
 from rlkit.envs.search.simulated import open_simulated
-from rlkit.errors import UserError, check_arguments, nearest
+from rlkit.errors import UserError, check_arguments, check_choice, nearest
 from rlkit.retrieval.collections.world import World
 from rlkit.retrieval.documents import EngineError, Query, Result, SearchEngine
 from rlkit.retrieval.engines.open import open_engine
@@ -143,6 +144,12 @@ class SearchEnvironment(Environment):
         if name == "simulated":
             check_arguments(open_simulated, own)
             return open_simulated(**own)
+        known = name == "bm25" or "://" in str(name) or Path(str(name)).expanduser().is_dir()
+        if not known:
+            raise UserError(
+                f"there is no engine {name!r}{nearest(str(name), ('bm25', 'simulated'))}: take bm25, "
+                "simulated, the folder of an index, or a server's URL"
+            )
         return open_engine(str(name), None if self.data else self.world, own)
 
     def tasks(self, split: str, n: int | None = None, seed: int = 0) -> datasets.Dataset:
@@ -157,8 +164,7 @@ class SearchEnvironment(Environment):
         """
         import datasets
 
-        if split not in SPLITS:
-            raise UserError(f"there is no split {split!r}{nearest(split, SPLITS)}")
+        check_choice("split", split, SPLITS)
         # Opened with the first tasks, so that its faults show before training.
         self.engine if split == "train" else self.held_out  # noqa: B018
         if self.data is None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rlkit.envs.search.simulator_prompts import STYLES, write_prompt
-from rlkit.errors import UserError, nearest
+from rlkit.errors import check_choice
 from rlkit.retrieval.documents import Document, Query, Result
 from rlkit.retrieval.engines.disk_cache import DiskCache
 from rlkit.rewards.simulation import split_documents
@@ -51,8 +51,7 @@ def open_simulated(
     """
     from rlkit.rollouts.text_generation import open_writer
 
-    if prompts not in STYLES:
-        raise UserError(f"prompts cannot be {prompts!r}{nearest(prompts, STYLES)}")
+    check_choice("prompts", prompts, STYLES)
     writer = open_writer(model, through, tokens=tokens, temperature=temperature, memory=memory)
     settings = f"{through if '://' not in through else 'server'} {tokens} {temperature}"
     return Simulated(writer, prompts, words=words, seed=seed, cache=cache, settings=settings)

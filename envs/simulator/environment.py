@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from rlkit.environment import SPLITS, Environment
 from rlkit.envs.search.simulator_prompts import write_prompt
 from rlkit.envs.simulator.examples import Example, read_examples, world_example
-from rlkit.errors import UserError, nearest
+from rlkit.errors import UserError, check_choice
 from rlkit.retrieval.collections.world import World
 from rlkit.retrieval.documents import Query
 from rlkit.rewards import simulation
@@ -62,8 +62,7 @@ class SimulatorEnvironment(Environment):
         """
         import datasets
 
-        if split not in SPLITS:
-            raise UserError(f"there is no split {split!r}{nearest(split, SPLITS)}")
+        check_choice("split", split, SPLITS)
         return datasets.Dataset.from_list([self._row(one) for one in self._examples(split, n, seed)])
 
     def _examples(self, split: str, n: int | None, seed: int) -> list[Example]:

@@ -227,7 +227,7 @@ class RankArguments(TaskArguments):
             raise UserError(f"temperature must be above 0, not {self.temperature}")
 
 
-def parse_args(texts: Sequence[str]) -> dict[str, Any]:
+def parse_environment_args(texts: Sequence[str]) -> dict[str, Any]:
     """Read the options of an environment: one JSON object, or key=value pairs whose values may be JSON."""
     if len(texts) == 1 and texts[0].lstrip().startswith("{"):
         try:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from rlkit.errors import UserError, nearest
+from rlkit.errors import UserError, check_choice
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,7 @@ PRESETS = {
 def check_preset(algorithm: str, keys: Mapping[str, Any]) -> None:
     """Raise UserError where the keys of a run contradict its algorithm or each other."""
     for key, choices in CHOICES.items():
-        if keys[key] not in choices:
-            raise UserError(f"there is no {key} {keys[key]!r}{nearest(str(keys[key]), choices)}")
+        check_choice(key, keys[key], choices)
     for key, value in PRESETS[algorithm].needs.items():
         if keys[key] != value:
             raise UserError(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rlkit.environment import Environment
-from rlkit.errors import UserError
+from rlkit.errors import InvalidItemError, UserError
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def solver_agreement(environment: Environment, path: str) -> Agreement:
         total += 1
         try:
             agree += environment.check_item(item)
-        except ValueError as error:
+        except InvalidItemError as error:
             raise UserError(f"{path}:{line}: {error}") from error
         except UserError as error:
             failed.append({"line": line, "reason": str(error)})

@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from rlkit.arguments.keys import parse_args
+from rlkit.arguments.keys import parse_environment_args
 from rlkit.check.agreement import solver_agreement
 from rlkit.check.checks import check_environment
 from rlkit.environment import SPLITS
@@ -18,7 +18,7 @@ def main(argv: Sequence[str]) -> int:
     options = build_parser().parse_args(argv)
     if options.n < 1:
         raise UserError(f"-n is {options.n}: it must be at least 1")
-    environment = load_environment(options.environment, **parse_args(options.args))
+    environment = load_environment(options.environment, **parse_environment_args(options.args))
     if options.items:
         agreement = solver_agreement(environment, options.items)
         print(json.dumps(asdict(agreement)) if options.json else agreement)
@@ -50,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--items",
         metavar="FILE.jsonl",
-        help="instead of the checks, let the environment's exact solver answer these items (fields prompt "
-        "and ground_truth) and count how many agree within 0.01 total variation, rounded to two decimals",
+        help="instead of the checks, let the environment's exact solver answer these published items and "
+        "count how many agree (causal-v1: fields prompt and ground_truth)",
     )
     return parser

@@ -16,12 +16,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rlkit.arguments.keys import parse_args
+from rlkit.arguments.keys import parse_environment_args
 from rlkit.environment import SPLITS, Environment
 from rlkit.errors import UserError
 from rlkit.evaluation import Evaluation, compare, evaluate
 from rlkit.evaluation.evaluate import Generate
 from rlkit.evaluation.rankings import agreement, evaluate_rankings
+from rlkit.evaluation.splits import read_fold
 from rlkit.registry import load_environment
 from rlkit.rollouts.loop import RolloutLimits
 from rlkit.rollouts.sampler import open_sampler
@@ -34,7 +35,7 @@ DEPTH = 1000
 def main(argv: Sequence[str]) -> int:
     """Evaluate or compare, print the result, and return the exit code."""
     options = build_parser().parse_args(argv)
-    options.args = parse_args(options.args)
+    options.args = parse_environment_args(options.args)
     if options.compare:
         before, after = (Evaluation.load(path) for path in options.compare)
         difference = compare(before, after, options.reward)
@@ -115,6 +116,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _evaluate(options: argparse.Namespace) -> Evaluation:
     environment = load_environment(options.environment, **options.args)
+    fold = None if options.fold is None else read_fold(options.fold, environment)
     generate = _sampler(options, environment)
     rewards, _ = load_rewards(None, environment, None)
     with RewardRunner(rewards, metric=environment.metric) as runner:
@@ -125,7 +127,7 @@ def _evaluate(options: argparse.Namespace) -> Evaluation:
             split=options.split,
             n=options.n,
             seed=options.seed,
-            fold=options.fold,
+            fold=fold,
             samples=options.samples,
             name=options.out.stem if options.out else "evaluation",
             model=options.model,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rlkit.runs.launch import enter, split
+from rlkit.runs.launch import launch_or_prepare, split
 
 
 def main(argv: Sequence[str]) -> int:
     """Train as the keys say and return the exit code."""
     options, argv = split(argv)
-    enter("rank", options, argv)
+    launch_or_prepare("rank", options, argv)
     from rlkit.arguments.parse import parse_rank
 
     run = parse_rank(argv)  # a mistake in the keys is found before the trainer is imported

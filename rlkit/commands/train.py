@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from rlkit.errors import UserError
-from rlkit.runs.launch import enter, split
+from rlkit.runs.launch import launch_or_prepare, split
 
 
 def main(argv: Sequence[str]) -> int:
@@ -13,7 +13,7 @@ def main(argv: Sequence[str]) -> int:
     options, argv = split(argv)
     if "--dry-run" in argv:
         return dry_run(options, [word for word in argv if word != "--dry-run"])
-    enter("train", options, argv)
+    launch_or_prepare("train", options, argv)
     from rlkit.arguments.parse import parse_train
 
     run = parse_train(argv)  # a mistake in the keys is found before the trainer is imported

@@ -9,7 +9,6 @@ from rlkit.evaluation.statistics import (
     paired_permutation_test,
     pass_at_k,
 )
-from rlkit.runs.record import prompt_text
 
 __all__ = [
     "Evaluation",
@@ -20,5 +19,4 @@ __all__ = [
     "evaluate",
     "paired_permutation_test",
     "pass_at_k",
-    "prompt_text",
 ]

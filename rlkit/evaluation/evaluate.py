@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from rich.progress import track
 from rlkit.environment import Environment
 from rlkit.errors import UserError
 from rlkit.evaluation.result import Evaluation
-from rlkit.evaluation.splits import fold_tasks
+from rlkit.evaluation.splits import load_tasks
 from rlkit.evaluation.statistics import Interval, accuracy_interval, avg_at_k, pass_at_k
 from rlkit.rollouts import Rollout
 from rlkit.runs.record import RolloutRecord, rollout_record
@@ -33,7 +33,7 @@ def evaluate(
     split: str = "test",
     n: int | None = None,
     seed: int = 0,
-    fold: str | None = None,
+    fold: Mapping[str, Set[str]] | None = None,
     samples: int = 1,
     name: str,
     model: str,
@@ -44,7 +44,7 @@ def evaluate(
 ) -> Evaluation:
     """Answer `n` tasks of a split with `samples` completions each, `batch_size` tasks at a time.
 
-    `fold` keeps the tasks of a fold alone (`rlkit.evaluation.splits`).
+    `fold` has the task ids of a fold by split (`rlkit.evaluation.splits.read_fold`); None: all tasks.
 
     `name`, `model`, `environment_args` and `temperature` are only recorded. `max_length`, the limit of a
     completion in tokens, becomes a column that rewards can read. An invalid rollout is counted and left out
@@ -56,9 +56,7 @@ def evaluate(
     rewards = runner.names
     if environment.metric not in rewards:
         raise UserError(f"{environment.id} reports the reward {environment.metric!r}, which is not run")
-    tasks: list[Task] = list(fold_tasks(environment, split, n, seed, fold))
-    if not tasks:
-        raise UserError(f"{environment.id} has no task in the split {split!r}")
+    tasks: list[Task] = list(load_tasks(environment, split, n, seed, fold))
     records: list[RolloutRecord] = []
     # On stderr, as what is printed may be JSON for a program, and by one process of several.
     console = Console(stderr=True, quiet=os.environ.get("RANK", "0") != "0")

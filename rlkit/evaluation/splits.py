@@ -11,7 +11,7 @@ Tasks are compared by the embeddings of their prompts, so the splits are for any
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -112,30 +112,44 @@ def label_overlap(train: Iterable[Set[str]], test: Sequence[Set[str]]) -> float:
     return sum(bool(labels & known) for labels in test) / len(test) if test else 0.0
 
 
-def fold_tasks(
-    environment: Environment, split: str, n: int | None, seed: int, fold: str | None
+def load_tasks(
+    environment: Environment,
+    split: str,
+    n: int | None,
+    seed: int,
+    fold: Mapping[str, Set[str]] | None = None,
 ) -> datasets.Dataset:
-    """Return the first `n` tasks of a split, of a fold alone where one is named.
+    """Return the first `n` tasks of a split, of a fold alone where one is given.
 
     Args:
         environment: makes the tasks.
         split, n, seed: see `Environment.tasks`.
-        fold: "FILE:NAME", a file of `scripts/split_tasks.py` and the name of a fold; None: all tasks.
+        fold: task ids by split, as `read_fold` returns them; None: all tasks.
 
     Raises:
-        UserError: no such file or fold, or a fold of another environment.
+        UserError: there are no tasks, or they lack a prompt or an id.
     """
-    if fold is None:
-        return environment.tasks(split, n, seed)
-    task_ids = read_fold(fold, environment)
-    tasks = environment.tasks(split, None, seed)
-    if split in task_ids:
-        tasks = tasks.select([i for i, name in enumerate(tasks["task_id"]) if name in task_ids[split]])
+    tasks = environment.tasks(split, n if fold is None else None, seed)
+    for column in ("prompt", "task_id"):
+        if column not in tasks.column_names and len(tasks):
+            raise UserError(f"the tasks of {environment.id} have no column {column!r}")
+    if fold is not None and split in fold:
+        tasks = tasks.select([i for i, name in enumerate(tasks["task_id"]) if name in fold[split]])
+    if not len(tasks):
+        raise UserError(f"{environment.id} has no tasks in the split {split!r}")
     return tasks.select(range(min(len(tasks), len(tasks) if n is None else n)))
 
 
 def read_fold(fold: str, environment: Environment) -> dict[str, set[str]]:
-    """Return the task ids of a fold by split; raises what `fold_tasks` does."""
+    """Return the task ids of a fold by split.
+
+    Args:
+        fold: "FILE:NAME", a file of `scripts/split_tasks.py` and the name of a fold.
+        environment: that the fold was made of.
+
+    Raises:
+        UserError: no such file or fold, or a fold of another environment.
+    """
     path, _, name = fold.rpartition(":")
     try:
         said = json.loads(Path(path).read_text(encoding="utf-8"))

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from rlkit.environment import HeldOutMeans
-from rlkit.errors import first_line
+from rlkit.errors import UserError, first_line
 from rlkit.evaluation import Interval
 from rlkit.evaluation.result import without_nan
 from rlkit.registry import environment_class
@@ -179,12 +179,17 @@ def environment_panels(runs: Sequence[SavedRun]) -> list[Panel]:
     panels = []
     for name, means in by_environment.items():
         try:
-            found = environment_class(name).report_panels(means)
+            environment = environment_class(name)
+        except UserError:  # its file has been moved: nothing of the run is lost but such plots
+            continue
+        try:
+            found = environment.report_panels(means)
             panels += [panel(**without_nan(one)) for one in found]
         except Exception as error:  # user code: the report of a run is worth more than one plot of it
             for run in runs:
                 if run.config.get("environment") == name:
-                    run.notes.append(f"no plots of {name}'s own: {type(error).__name__}: {first_line(error)}")
+                    reason = f"{type(error).__name__}: {first_line(error)}"
+                    run.notes.append(f"the plots of {name} are missing: {reason}")
     return panels
 
 

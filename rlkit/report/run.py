@@ -139,7 +139,7 @@ def read_rollouts(path: Path, notes: list[str]) -> pd.DataFrame:
     frames = []
     for step in files.files:
         try:
-            frames.append(pd.DataFrame(files.read(step)))
+            frames.append(files.frame(step))
         except UserError as error:
             notes.append(f"a step's rollouts are left out: {error}")
     frames = [frame for frame in frames if len(frame)]

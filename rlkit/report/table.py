@@ -37,12 +37,15 @@ def rollout_table(runs: Sequence[SavedRun]) -> dict[str, Any]:
 
 
 def training_rollouts(run: SavedRun) -> pd.DataFrame:
-    """The rollouts of training; the reward takes the place of a score where no metric applies."""
+    """The rollouts of training, with a score also where they were saved before records had one."""
     if not len(run.rollouts):
         return pd.DataFrame(columns=["step", "source", *COLUMNS])
     frame = run.rollouts.assign(source="training")
-    if "score" not in frame or frame["score"].isna().all():
-        frame["score"] = frame["reward"]
+    metric = frame.get(f"rewards/{run.metric}", frame.get("reward"))
+    if "score" not in frame:
+        frame["score"] = metric
+    elif run.metric is not None and metric is not None:  # a run that was resumed with a newer rlkit
+        frame["score"] = frame["score"].fillna(metric)
     return frame.reindex(columns=list(dict.fromkeys(["step", "source", *COLUMNS, *frame.columns])))
 
 

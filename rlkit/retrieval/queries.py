@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from rlkit.environment import SPLITS
-from rlkit.errors import UserError, nearest
+from rlkit.errors import check_choice
 from rlkit.retrieval.collections.base import Collection
 from rlkit.retrieval.collections.load import load_collection
 from rlkit.retrieval.documents import Document
@@ -33,8 +33,7 @@ def judged_queries(collection: Collection, split: str, n: int | None, seed: int)
     Raises:
         UserError: no such split, in general or of the collection.
     """
-    if split not in SPLITS:
-        raise UserError(f"there is no split {split!r}{nearest(split, SPLITS)}")
+    check_choice("split", split, SPLITS)
     judged = collection.judged(split)
     names = [name for name, grades in judged.items() if any(grade > 0 for grade in grades.values())]
     names.sort(key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest())

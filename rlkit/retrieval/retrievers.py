@@ -1,4 +1,4 @@
-"""Retrievers over a collection: the search engines of `rlkit.retrieval.documents`, indexed on first use.
+"""Retrievers over a collection: the search engines of `rlkit.retrieval.engines`, indexed on first use.
 
 By name: "bm25"; "dense:MODEL" with any sentence-transformers model; "hybrid:MODEL", which fuses the two by
 reciprocal rank; the folder of an index; or the URL of a server of Search-R1's protocol.

@@ -88,9 +88,9 @@ def make_app(
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
-        collection = getattr(engine, "collection", None)
-        documents = {} if collection is None else {"documents": len(collection)}
-        return {"status": "ok", **documents, "waiting": waiting}
+        status: dict[str, Any] = {"status": "ok", "waiting": waiting}
+        documents = getattr(engine, "documents", None)
+        return status if documents is None else status | {"documents": len(documents)}
 
     @app.post("/retrieve")
     async def retrieve(request: Request) -> JSONResponse:

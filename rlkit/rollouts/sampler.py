@@ -11,7 +11,7 @@ from rlkit.rollouts.tokenize import tokenize
 from rlkit.rollouts.types import Engine, Rollout, Sampling
 
 
-class Sampler:
+class RolloutSampler:
     """Answers each task several times.
 
     Args:
@@ -44,8 +44,8 @@ def open_sampler(
     temperature: float = 0.0,
     top_p: float = 1.0,
     template: Mapping[str, Any] | None = None,
-) -> Sampler:
-    """Build a `Sampler` of an environment's tasks.
+) -> RolloutSampler:
+    """Build a `RolloutSampler` of an environment's tasks.
 
     Args:
         environment: answers the turns.
@@ -58,4 +58,4 @@ def open_sampler(
     """
     loop = Loop(environment, tokenizer, limits, eos_token_ids, template)
     stop = tuple(environment.stop)
-    return Sampler(loop, Sampling(tuple(eos_token_ids), stop, temperature=temperature, top_p=top_p))
+    return RolloutSampler(loop, Sampling(tuple(eos_token_ids), stop, temperature=temperature, top_p=top_p))

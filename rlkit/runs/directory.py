@@ -19,10 +19,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
 
-import pandas as pd
-
 from rlkit.errors import UserError, first_line
 from rlkit.files import atomic_write, replace
+from rlkit.runs.record import record_frame
 
 LOCK = ".lock"
 WAITING = 4  # steps of rollouts in memory: a disk that is slower than the training holds it up
@@ -165,7 +164,7 @@ class RunDirectory:
         path = self.path / "rollouts" / f"step-{step:06d}.parquet"
         partial = path.with_suffix(".partial")
         try:
-            pd.DataFrame(rows).to_parquet(partial)
+            record_frame(rows).to_parquet(partial)
             replace(partial, path)
         except OSError as error:
             reason = error.strerror or first_line(error)

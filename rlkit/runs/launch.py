@@ -139,11 +139,12 @@ def use_one_gpu() -> None:
         print(f"rlkit: this run uses one of {len(found)} GPUs; --accelerate ddp uses all", file=sys.stderr)
 
 
-def enter(command: str, options: Mapping[str, str], words: Sequence[str]) -> None:
+def launch_or_prepare(command: str, options: Mapping[str, str], words: Sequence[str]) -> None:
     """Launch several processes if `--accelerate` is given, else make this process ready to train.
 
     Raises:
-        UserError: `--memory` or `--dry-run`, which only `rlkit train` takes, and together.
+        UserError: `--memory` or `--dry-run` was given; only `rlkit train` supports them, and `--memory` needs
+            `--dry-run`.
     """
     if "--memory" in options or "--dry-run" in words:
         raise UserError("--memory requires --dry-run, which only `rlkit train` supports")

@@ -13,12 +13,16 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
+import pandas as pd
+import pyarrow
 import pyarrow.parquet as pq
 from pyarrow import ArrowException
 
 from rlkit.environment import Environment
 from rlkit.errors import UserError, first_line
 from rlkit.reward import Row, completion_length
+
+NUMBERS = ("score", "reward", "advantage", "log_prob_gap")  # columns of a record that may be None
 
 
 class RolloutRecord(TypedDict, total=False):
@@ -58,21 +62,23 @@ def rollout_record(
         invalid: why the rollout could not be judged, or None.
         reward: weighted sum of the rewards; NaN where there is none.
     """
+    if invalid is not None:  # nothing is known of it, whatever a reward said before another one failed
+        rewards, reward = dict.fromkeys(rewards, math.nan), math.nan
     record: dict[str, Any] = {
         "task_id": None if row.get("task_id") is None else str(row["task_id"]),
         "prompt": prompt_text(row["prompt"]),
         "completion": row["completion"],
         "turns": row["turns"],
         "answer": environment.answer(row),
-        "score": without_nan(rewards.get(environment.metric, math.nan)),
-        "reward": without_nan(reward),
+        "score": nan_to_none(rewards.get(environment.metric, math.nan)),
+        "reward": nan_to_none(reward),
         "invalid": invalid,
         "length": completion_length(row),
         "environment_tokens": row["environment_tokens"],
         "truncated": row["truncated"],
     }
     record |= {column: row[column] for column in environment.breakdown}
-    record |= {f"rewards/{name}": without_nan(value) for name, value in rewards.items()}
+    record |= {f"rewards/{name}": nan_to_none(value) for name, value in rewards.items()}
     return record  # type: ignore[return-value]
 
 
@@ -85,9 +91,21 @@ def prompt_text(prompt: str | Sequence[Mapping[str, Any]]) -> str:
     return "\n\n".join(f"[{message['role']}] {message['content']}" for message in prompt)
 
 
-def without_nan(value: float) -> float | None:
+def nan_to_none(value: float) -> float | None:
     """Return None for NaN, which means the same in a record."""
     return None if math.isnan(value) else value
+
+
+def record_frame(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Return records as a frame whose numbers are float64, also where a reward applied to none of them.
+
+    A column of None alone would be of no type, and the files of a run could not be read as one table.
+    """
+    frame = pd.DataFrame(list(records))
+    for name in frame:
+        if name in NUMBERS or str(name).startswith("rewards/"):
+            frame[name] = frame[name].astype("float64")
+    return frame
 
 
 class RolloutFiles:
@@ -135,12 +153,19 @@ class RolloutFiles:
         Raises:
             UserError: the file cannot be read.
         """
+        rows = self._table(step, columns).to_pylist()
+        return [{name: _plain(value) for name, value in row.items()} for row in rows]
+
+    def frame(self, step: int) -> pd.DataFrame:
+        """Return the records of a step as a frame; raises what `read` does."""
+        return self._table(step, None).to_pandas()
+
+    def _table(self, step: int, columns: Collection[str] | None) -> pyarrow.Table:
         wanted = [name for name in self.columns(step) if columns is None or name in columns]
         try:
-            table = pq.read_table(self.files[step], columns=wanted)
+            return pq.read_table(self.files[step], columns=wanted)
         except (OSError, ValueError, ArrowException) as error:
             raise _unreadable(self.files[step], error) from error
-        return [{name: _plain(value) for name, value in row.items()} for row in table.to_pylist()]
 
 
 def _plain(value: Any) -> Any:

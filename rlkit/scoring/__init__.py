@@ -1,8 +1,6 @@
 """Running rewards (`rlkit.reward`): load them by name, and keep their failures apart from their scores.
 
-Whatever else happens than a number or None (an exception, a NaN, a text, more seconds than allowed, a dead
-process) makes a rollout *invalid with a reason*, which is not a score of 0: a trainer leaves it out of the
-loss. Nothing here imports torch.
+Nothing here imports torch.
 """
 
 from rlkit.scoring.batch import Scores

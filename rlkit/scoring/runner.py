@@ -93,7 +93,7 @@ class RewardRunner:
         return batch.scores()
 
     def observe(self, rollouts: Sequence[Row]) -> None:
-        """Show rollouts of training to the rewards that remember (`rlkit.scoring`).
+        """Show rollouts of training to the rewards that remember (`rlkit.reward`).
 
         Args:
             rollouts: `task_id`, `length` and `correct` of the valid ones, those of all ranks, each once.

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from rlkit.arguments.parse import RunConfig
 from rlkit.errors import UserError, first_line
-from rlkit.evaluation.splits import fold_tasks
+from rlkit.evaluation.splits import load_tasks, read_fold
 from rlkit.models.load import resolve
 from rlkit.models.memory import Memory, Shape, Sharding, estimate
 from rlkit.registry import load_yaml
@@ -24,8 +24,7 @@ from rlkit.rollouts import Rollout
 from rlkit.rollouts.tokenize import tokenize
 from rlkit.runs.launch import config_file
 from rlkit.scoring import RewardRunner, check_columns
-from rlkit.training.session import make_environment
-from rlkit.training.train import load_run_rewards
+from rlkit.training.session import load_run_rewards, make_environment
 
 TASKS = 32  # whose prompts are counted
 JUDGED = 8  # answers that the rewards judge
@@ -52,7 +51,8 @@ def plan(run: RunConfig, options: Mapping[str, str], memory: float | None = None
     """
     environment = make_environment(run.task)
     rewards, run.trainer.reward_weights = load_run_rewards(run, environment)
-    tasks = fold_tasks(environment, "train", run.task.num_tasks, run.trainer.seed, run.task.fold)
+    fold = None if run.task.fold is None else read_fold(run.task.fold, environment)
+    tasks = load_tasks(environment, "train", run.task.num_tasks, run.trainer.seed, fold)
     check_columns(rewards, tasks.column_names)
     name = resolve(run.model.model_name_or_path)
     try:

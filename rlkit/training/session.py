@@ -14,14 +14,16 @@ from accelerate.utils import broadcast_object_list, gather_object
 
 from rlkit.arguments.keys import TaskArguments
 from rlkit.arguments.parse import RunConfig, save_resolved
+from rlkit.arguments.presets import PRESETS
 from rlkit.environment import Environment
 from rlkit.errors import UserError
 from rlkit.evaluation import Evaluation, compare, evaluate
-from rlkit.evaluation.splits import fold_tasks
+from rlkit.evaluation.splits import load_tasks, read_fold
 from rlkit.models.cpu import shard_on_cpu, tune_for_cpu
 from rlkit.models.load import save_gathered, save_model
 from rlkit.registry import load_environment
 from rlkit.report import build_report
+from rlkit.reward import Reward
 from rlkit.rollouts.types import Rollout
 from rlkit.runs.callbacks import (
     EvaluateCallback,
@@ -34,7 +36,7 @@ from rlkit.runs.checkpoints import differences, last_checkpoint, manifest
 from rlkit.runs.directory import RunDirectory
 from rlkit.runs.guards import Guards
 from rlkit.runs.preemption import PreemptionCallback
-from rlkit.scoring import RewardRunner
+from rlkit.scoring import RewardRunner, load_rewards
 
 if TYPE_CHECKING:
     import datasets
@@ -51,8 +53,7 @@ ORDER = (
     "shuffle_dataset",
 )
 
-
-# Answers tasks some number of times each: answer(tasks, samples).
+# answer(tasks, samples) returns `samples` rollouts for each task.
 Answer = Callable[[Sequence[Any], int], Sequence[list[Rollout]]]
 
 
@@ -83,17 +84,14 @@ class Session:
         self.max_completion_length = max_completion_length
         self.directory = RunDirectory(Path(run.trainer.output_dir), stage)
         self.guards: Guards | None = None
+        # Read once: the file may be gone when the last evaluation comes.
+        self.fold = None if run.task.fold is None else read_fold(run.task.fold, environment)
 
     def tasks(self) -> datasets.Dataset:
         """The tasks to train on; raises UserError where they are not tasks."""
-        keys = self.run.task
-        tasks = fold_tasks(self.environment, "train", keys.num_tasks, self.run.trainer.seed, keys.fold)
-        for column in ("prompt", "task_id"):
-            if column not in tasks.column_names:
-                raise UserError(f"the tasks of {self.environment.id} have no column {column!r}")
-        if not len(tasks):
-            raise UserError(f"{self.environment.id} has no tasks in the split 'train'")
-        return tasks
+        return load_tasks(
+            self.environment, "train", self.run.task.num_tasks, self.run.trainer.seed, self.fold
+        )
 
     def open(self) -> None:
         """Create the run directory; write the resolved config of a new run. The main process does.
@@ -238,7 +236,7 @@ class Session:
                 split=keys.evaluation_split,
                 n=keys.evaluation_tasks,
                 seed=self.run.trainer.seed,
-                fold=keys.fold,
+                fold=self.fold,
                 name=name,
                 model=str(self.run.model.model_name_or_path),
                 environment_args=keys.mapping("environment_args"),
@@ -279,6 +277,15 @@ def make_environment(args: TaskArguments) -> Environment:
     if args.environment is None:
         raise UserError("no environment given: set the key 'environment', e.g. --environment causal-v1")
     return load_environment(args.environment, **args.mapping("environment_args"))
+
+
+def load_run_rewards(run: RunConfig, environment: Environment) -> tuple[dict[str, Reward], list[float]]:
+    """The rewards of a run and their weights: those listed, and those that are part of its algorithm."""
+    keys, weights = run.task, run.trainer.reward_weights
+    names = list(environment.reward_weights) if keys.rewards is None else list(keys.rewards)
+    added = [name for name in PRESETS[keys.algorithm].rewards if name not in names]
+    weights = None if weights is None else [*weights, *(1.0 for _ in added)]
+    return load_rewards([*names, *added], environment, weights, keys.mapping("reward_args"))
 
 
 def _tell_wandb(numbers: dict[str, Any]) -> None:

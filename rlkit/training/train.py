@@ -11,19 +11,18 @@ from typing import Any
 from trl import get_peft_config
 
 from rlkit.arguments.parse import RunConfig
-from rlkit.arguments.presets import PRESETS, warnings_for
+from rlkit.arguments.presets import warnings_for
 from rlkit.environment import Environment
 from rlkit.errors import UserError, nearest
 from rlkit.models.load import load_model
-from rlkit.reward import Reward
 from rlkit.rollouts.loop import RolloutLimits
 from rlkit.rollouts.tokenize import require_chat_template
 from rlkit.rollouts.types import Rollout
 from rlkit.runs.guards import Guards
-from rlkit.scoring import ErrorBudget, RewardRunner, check_columns, load_rewards
+from rlkit.scoring import ErrorBudget, RewardRunner, check_columns
 from rlkit.training.advantages import by_key, leave_one_out
 from rlkit.training.grpo import GRPOTrainer
-from rlkit.training.session import Session, make_environment
+from rlkit.training.session import Session, load_run_rewards, make_environment
 
 
 def train(run: RunConfig) -> None:
@@ -65,9 +64,12 @@ def train(run: RunConfig) -> None:
             run=session.directory,
             **options,
         )
-        watch = {"reward": "reward", "accuracy": f"rewards/{environment.metric}/mean"}
+        watch = {
+            "reward": "reward",
+            "accuracy": f"rewards/{environment.metric}/mean",
+            "length": "completions/mean_length",
+        }
         with closing(trainer):
-            watch["length"] = "completions/mean_length"
             session.fit(trainer, runner, watch, partial(answer, trainer, keys.evaluation_batch_size), guards)
 
 
@@ -75,15 +77,6 @@ def answer(trainer: GRPOTrainer, batch_size: int, tasks: Sequence[Any], samples:
     """Answer held-out tasks greedily with what samples in training."""
     with trainer.engine(batch_size) as engine:
         return trainer.sampler(engine, tasks, samples)
-
-
-def load_run_rewards(run: RunConfig, environment: Environment) -> tuple[dict[str, Reward], list[float]]:
-    """The rewards of a run and their weights: those listed, and those that are part of its algorithm."""
-    keys, weights = run.task, run.trainer.reward_weights
-    names = list(environment.reward_weights) if keys.rewards is None else list(keys.rewards)
-    added = [name for name in PRESETS[keys.algorithm].rewards if name not in names]
-    weights = None if weights is None else [*weights, *(1.0 for _ in added)]
-    return load_rewards([*names, *added], environment, weights, keys.mapping("reward_args"))
 
 
 def check_keys(tasks: Any, column: str) -> None:

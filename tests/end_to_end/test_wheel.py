@@ -108,12 +108,29 @@ def test_commands_work_beside_packages_of_the_same_names(installed, workdir):
     assert (workdir / "page.html").is_file()
 
 
-def test_uninstalling_leaves_envs_intact(installed, workdir):
-    """The last test of the module: it takes the package away."""
-    python = installed / "bin/python"
-    run(python, "-m", "pip", "uninstall", "--yes", "--quiet", "rlkit-llm", cwd=workdir)
-    (packages,) = installed.glob("lib/python*/site-packages")
-    assert not list(packages.glob("rlkit*")) and not (installed / "bin" / "rlkit").exists()
+def test_configs_of_the_wheel_parse_in_any_directory(installed, workdir):
+    code = """
+from rlkit.arguments.parse import PARSERS
+from rlkit.registry import PACKAGE, load_yaml
+for path in sorted((PACKAGE / "configs").glob("*/*.yaml")):
+    name = str(path.relative_to(PACKAGE))
+    if path.parent.name in ("accelerate", "sweeps"):
+        load_yaml(name)
+        continue
+    keys = load_yaml(name)
+    command = "train" if "algorithm" in keys else "rank" if "objective" in keys else "sft"
+    PARSERS[command]([name, "--use_cpu", "true", "--bf16", "false"])
+    print(name)
+"""
+    assert "configs/causal/smollm2.yaml" in run(installed / "bin/python", "-c", code, cwd=workdir)
+
+
+def test_uninstalling_leaves_envs_intact(installed, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(installed, folder, symlinks=True)
+    (packages,) = folder.glob("lib/python*/site-packages")
+    run(folder / "bin/python", "-m", "pip", "uninstall", "--yes", "--quiet", "rlkit-llm", cwd=folder)
+    assert not list(packages.glob("rlkit*")) and not (folder / "bin" / "rlkit").exists()
     assert all((packages / file).is_file() for file in metadata.files("envs"))
     code = "import envs; print(envs.__file__)"
-    assert Path(run(python, "-c", code, cwd=installed).strip()).is_relative_to(packages)
+    assert Path(run(folder / "bin/python", "-c", code, cwd=folder).strip()).is_relative_to(packages)

@@ -24,6 +24,18 @@ def test_measure_is_trec_evals(qrels, ranking, level):
         assert measure(name, ranking, qrels, min_grade=level) == pytest.approx(theirs[name], abs=1e-6), name
 
 
+@given(st.from_regex(r"(ndcg|recall|precision|rr|ap|map|mrr)?(@[0-9]{0,2})?", fullmatch=True))
+def test_measure_and_evaluator_know_the_same_names(name):
+    def accepts(call):
+        try:
+            call()
+        except ValueError as error:
+            return str(error)
+        return None
+
+    assert accepts(lambda: measure(name, [], {})) == accepts(lambda: Evaluator({}, [name]))
+
+
 def test_measure_of_a_perfect_ranking_is_exactly_one():
     qrels = {str(i): 1 for i in range(7)}
     for name in ("ndcg@10", "ndcg", "rr", "recall@10", "precision@7", "ap"):

@@ -87,12 +87,12 @@ class BM25:
                 raise UserError(
                     f"{folder} has {name}={settings.get(name)}, not {asked}: build it with {name}={asked}"
                 )
-        self.collection = DocumentStore(folder)
+        self.documents = DocumentStore(folder)
         try:
             self._index = bm25s.BM25.load(folder / FOLDER, mmap=True, show_progress=False)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise damaged(folder, FOLDER) from error
-        if self._index.scores["num_docs"] != len(self.collection):
+        if self._index.scores["num_docs"] != len(self.documents):
             raise damaged(folder, FOLDER)
 
     def search(self, queries: Sequence[Query], k: int) -> list[Result]:
@@ -110,7 +110,7 @@ class BM25:
             return Result()
         scores = self._index.get_scores_from_ids(term_ids)
         rows = best_rows(scores, k)
-        return Result(tuple(self.collection[row] for row in rows), tuple(scores[rows].tolist()))
+        return Result(tuple(self.documents[row] for row in rows), tuple(scores[rows].tolist()))
 
 
 def best_rows(scores: np.ndarray, k: int) -> np.ndarray:

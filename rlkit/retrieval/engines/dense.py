@@ -89,7 +89,7 @@ class Dense:
 
     def __init__(self, folder: str | Path):
         folder = Path(folder)
-        self.collection = DocumentStore(folder)
+        self.documents = DocumentStore(folder)
         try:
             settings = read_header(folder)["settings"]
             self._prefix, model = settings["query_prefix"], settings["model"]
@@ -97,7 +97,7 @@ class Dense:
         except (OSError, ValueError, KeyError) as error:
             raise damaged(folder, FOLDER) from error
         self._encoder = load_encoder(model)
-        if self._vectors.shape != (len(self.collection), _dimensions(self._encoder)):
+        if self._vectors.shape != (len(self.documents), _dimensions(self._encoder)):
             raise damaged(folder, FOLDER)
 
     def search(self, queries: Sequence[Query], k: int) -> list[Result]:
@@ -124,5 +124,5 @@ class Dense:
 
     def _result(self, scores: np.ndarray, rows: np.ndarray) -> Result:
         order = [i for i in np.lexsort((rows, -scores)) if rows[i] >= 0]  # FAISS says -1 where there is none
-        documents = tuple(self.collection[rows[i]] for i in order)
+        documents = tuple(self.documents[rows[i]] for i in order)
         return Result(documents, tuple(float(scores[i]) for i in order))

@@ -44,7 +44,9 @@ def rank(run: RunConfig) -> None:
         def answer(tasks: Sequence[Any], samples: int) -> list[list[Rollout]]:
             scorer = trainer.accelerator.unwrap_model(trainer.model)
             with torch.no_grad():
-                return [[judge(scorer, one)] * samples for one in candidates_of(environment, tasks)]
+                return [
+                    [judge(scorer, documents)] * samples for documents in candidates_of(environment, tasks)
+                ]
 
         session.fit(trainer, runner, {"loss": "loss", "utility": "utility"}, answer)
 
@@ -67,7 +69,9 @@ def candidates_of(environment: Environment, tasks: Sequence[Any]) -> list[Candid
     for task in tasks:
         documents = environment.candidate_documents(task)
         if documents is None:
-            raise UserError(f"{environment.id} has no documents for an encoder to rank: take rerank-v1")
+            raise UserError(
+                f"{environment.id} gives an encoder nothing to rank: its candidate_documents returns None"
+            )
         candidates.append(documents)
     return candidates
 

@@ -149,8 +149,8 @@ def test_joined_lists_have_each_document_once(lists):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"combine": "fused"}, "combine cannot be 'fused'"),
-        ({"prompt_style": "rewriting"}, "prompt_style cannot be"),
+        ({"combine": "fused"}, "no combine 'fused'"),
+        ({"prompt_style": "rewriting"}, "no prompt_style 'rewriting'"),
         ({"measure": "ndgc@10"}, "there is no measure 'ndgc@10'"),
         ({"depth": 0}, "depth must be from 1"),
         ({"max_queries": 21}, "max_queries from 1 to 20"),

@@ -141,4 +141,4 @@ def test_rollouts_of_a_real_engine_become_examples(tmp_path, label):
 
 def test_what_is_no_run(tmp_path):
     done = build(tmp_path, tmp_path, "--out", tmp_path / "data.jsonl")
-    assert done.returncode == 2 and "has no rollouts" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 2 and "is not a run directory" in done.stderr and "Traceback" not in done.stderr

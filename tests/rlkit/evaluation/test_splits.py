@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from rlkit.arguments.parse import parse_sft
 from rlkit.errors import UserError
-from rlkit.evaluation.splits import fold_tasks, label_overlap, split_queries
+from rlkit.evaluation.splits import label_overlap, load_tasks, read_fold, split_queries
 from rlkit.registry import load_environment
 from rlkit.training.session import Session, make_environment
-from tests.quick import ROOT
+from tests.quick import ROOT, TOY
 
 
 def heaps(count, each, seed=0):
@@ -85,16 +85,24 @@ def splits(tmp_path_factory):
     return path, folds["near"]
 
 
-def test_fold_tasks_keeps_the_tasks_of_a_fold(splits):
-    path, fold = splits
+def test_load_tasks_keeps_the_tasks_of_a_fold(splits):
+    path, ids = splits
     environment = load_environment("causal-v1", level="association")
-    assert list(fold_tasks(environment, "dev", 5, 0, f"{path}:near")) == list(environment.tasks("dev", 5))
+    fold = read_fold(f"{path}:near", environment)
+    assert list(load_tasks(environment, "dev", 5, 0, fold)) == list(environment.tasks("dev", 5))
     environment = load_environment("causal-v1")
-    assert set(fold_tasks(environment, "train", None, 0, f"{path}:near")["task_id"]) == set(fold["train"])
-    assert list(fold_tasks(environment, "train", 5, 0, None)) == list(environment.tasks("train", 5))
-    first = fold_tasks(environment, "test", 3, 0, f"{path}:near")["task_id"]
-    assert len(first) == 3
-    assert first == fold_tasks(environment, "test", None, 0, f"{path}:near")["task_id"][:3]
+    assert set(load_tasks(environment, "train", None, 0, fold)["task_id"]) == set(ids["train"])
+    assert list(load_tasks(environment, "train", 5, 0)) == list(environment.tasks("train", 5))
+    first = load_tasks(environment, "test", 3, 0, fold)["task_id"]
+    assert len(first) == 3 and first == load_tasks(environment, "test", None, 0, fold)["task_id"][:3]
+
+
+@pytest.mark.parametrize(
+    ("tasks", "message"), [("NoPrompt", "no column 'prompt'"), ("NoTask", "no tasks in the split 'test'")]
+)
+def test_load_tasks_names_what_is_missing(tasks, message):
+    with pytest.raises(UserError, match=message):
+        load_tasks(load_environment(f"{TOY}:{tasks}"), "test", 3, 0)
 
 
 def test_session_trains_on_the_tasks_of_a_fold(splits, tmp_path):
@@ -120,9 +128,9 @@ def test_what_is_no_fold(splits, tmp_path, place, message):
     (tmp_path / "other.json").write_text("[]")
     place = place.format(path=splits[0], other=tmp_path / "other.json")
     with pytest.raises(UserError, match=message):
-        fold_tasks(load_environment("causal-v1"), "test", 1, 0, place)
+        read_fold(place, load_environment("causal-v1"))
     with pytest.raises(UserError, match="folds of causal-v1, not of math-v1"):
-        fold_tasks(load_environment("math-v1"), "test", 1, 0, f"{splits[0]}:near")
+        read_fold(f"{splits[0]}:near", load_environment("math-v1"))
 
 
 @pytest.mark.slow
@@ -143,5 +151,6 @@ def test_the_script_makes_folds_of_an_environment(tmp_path, monkeypatch):
     environment = load_environment("query-v1", collection="generated:200:0")
     total = 0
     for i in range(3):
-        total += len(fold_tasks(environment, "test", None, 0, f"{out}:extrapolation-{i}"))
+        fold = read_fold(f"{out}:extrapolation-{i}", environment)
+        total += len(load_tasks(environment, "test", None, 0, fold))
     assert total == len(environment.tasks("test"))

@@ -102,21 +102,23 @@ def test_environment_panels_plot_what_the_environment_adds(make_run):
 @pytest.mark.parametrize(
     ("code", "reason"),
     [
-        (None, "there is no file"),
         ("raise OSError('no disk')", "OSError: no disk"),
         ("return [{'title': 'x'}]", "TypeError"),
     ],
 )
 def test_environment_panels_that_fail_are_a_note(make_run, tmp_path, code, reason):
     file = tmp_path / "mine.py"
-    if code is not None:
-        file.write_text(
-            "from rlkit import Environment\n\n\nclass Mine(Environment):\n    @classmethod\n"
-            f"    def report_panels(cls, runs):\n        {code}\n"
-        )
+    file.write_text(
+        "from rlkit import Environment\n\n\nclass Mine(Environment):\n    @classmethod\n"
+        f"    def report_panels(cls, runs):\n        {code}\n"
+    )
     path = make_run(steps=4, evaluations=("before", "after"))
     (path / "config.yaml").write_text(f"environment: {file}:Mine\n")
     run = read_run(path)
     assert environment_panels([run]) == []
     (note,) = run.notes
-    assert "no plots of" in note and reason in note
+    assert "are missing" in note and reason in note
+    file.unlink()
+    (path / "config.yaml").write_text("environment: moved.py:Mine\n")
+    run = read_run(path)
+    assert environment_panels([run]) == [] and run.notes == []

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 from rlkit.report.run import read_run
-from rlkit.report.table import CHARACTERS, cut, rollout_table, sample_evenly, status
+from rlkit.report.table import CHARACTERS, cut, rollout_table, sample_evenly, status, training_rollouts
 
 
 def frame(groups, per_group):
@@ -61,3 +61,13 @@ def test_very_long_texts_lose_their_end():
     assert cut("x" * CHARACTERS) == "x" * CHARACTERS
     assert cut("x" * (CHARACTERS + 1234)).endswith("[… 1,234 more characters]")
     assert cut(None) == ""
+
+
+def test_rollouts_that_were_saved_without_a_score_have_the_metric_as_one(make_run):
+    """Of runs made before records had a score, and of those that were resumed since."""
+    run = read_run(make_run(steps=4))
+    run.rollouts = run.rollouts.drop(columns="score", errors="ignore")
+    scores = training_rollouts(run)["score"]
+    assert scores.tolist() == run.rollouts[f"rewards/{run.metric}"].tolist()
+    run.rollouts["score"] = scores.where(run.rollouts["step"] > 2)
+    assert training_rollouts(run)["score"].tolist() == scores.tolist()

@@ -4,6 +4,7 @@ import math
 import sys
 
 import cloudpickle
+import pandas as pd
 import pytest
 from datasets import Dataset
 from hypothesis import given
@@ -96,6 +97,22 @@ def test_rollout_files_read_what_a_run_directory_wrote(tmp_path, open_run):
     assert list(files.files) == [3] and set(files.columns(3)) == set(records[0])
     assert files.read(3) == records
     assert files.read(3, ["score", "none"]) == [{"score": 1.0}, {"score": None}]
+
+
+def test_steps_can_be_read_as_one_table_though_a_reward_applied_to_none_of_one(tmp_path, open_run):
+    run = open_run(tmp_path / "run")
+    run.save_rollouts(1, [record_of(0, **{"rewards/right": None, "score": None, "reward": None})])
+    run.save_rollouts(2, [record_of(1)])
+    run.flush()
+    frame = pd.read_parquet(run.path / "rollouts")
+    assert frame["rewards/right"].isna().tolist() == [True, False] and frame["score"].dtype == "float64"
+    assert RolloutFiles(run.path).read(1)[0]["score"] is None
+
+
+def test_record_of_an_invalid_rollout_has_no_values():
+    row = {"prompt": "p", "task_id": "a", "level": 1, **Rollout.single("x", [5, EOS], False).columns()}
+    record = rollout_record(Short(), row, {"right": 1.0}, invalid="brief: ValueError: no", reward=1.0)
+    assert record["score"] is record["reward"] is record["rewards/right"] is None
 
 
 def test_rollout_files_name_what_is_missing(tmp_path, open_run):

@@ -9,6 +9,7 @@ import textwrap
 import time
 
 import cloudpickle
+import datasets
 import numpy as np
 import psutil
 import pytest
@@ -375,7 +376,7 @@ def test_an_evaluation_gives_the_limit_and_is_not_observed():
         rewards, reward_weights = {"right": right}, {"right": 1.0}
 
         def tasks(self, split, n=None, seed=0):
-            return [{"prompt": CHAT, "task_id": str(i)} for i in range(n)]
+            return datasets.Dataset.from_list([{"prompt": CHAT, "task_id": str(i)} for i in range(n)])
 
         def answer(self, task):
             return "yes"

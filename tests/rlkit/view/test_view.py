@@ -458,7 +458,7 @@ async def test_the_keys_stand_in_a_footer_of_80_columns_and_q_quits(run):
         for key in (
             "Open",
             "np Step",
-            "jk RolloutRow",
+            "jk Row",
             "/ Find",
             "a All",
             "f Filter",

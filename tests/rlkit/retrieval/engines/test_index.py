@@ -67,9 +67,9 @@ def test_an_index_is_replaced_only_when_that_is_allowed(tmp_path):
         build_index(DOCUMENTS[:1], out)
     with pytest.raises(UserError, match="no documents"):
         build_index([], out, overwrite=True)
-    assert len(open_index(out).collection) == 3  # a build that fails leaves the old one
+    assert len(open_index(out).documents) == 3  # a build that fails leaves the old one
     build_index(DOCUMENTS[:1], out, overwrite=True)
-    assert len(open_index(out).collection) == 1
+    assert len(open_index(out).documents) == 1
     assert os.listdir(tmp_path) == ["index"]
 
 
@@ -107,14 +107,14 @@ def test_documents_of_a_killed_build_are_kept(tmp_path):
     with pytest.raises(KilledError):
         build_index(DOCUMENTS, tmp_path / "other", source=source, progress=killed)
     out = build_index(DOCUMENTS[:2], tmp_path / "other", source=["corpus.jsonl", 11, 21])
-    assert len(open_index(out).collection) == 2  # the corpus changed
+    assert len(open_index(out).documents) == 2  # the corpus changed
 
     with pytest.raises(KilledError):
         build_index(DOCUMENTS, tmp_path / "third", source=source, progress=killed)
     table = tmp_path / "third.partial" / "documents.arrow"
     table.write_bytes(table.read_bytes()[:-9])
     out = build_index(DOCUMENTS, tmp_path / "third", source=source)  # damaged: read again
-    assert len(open_index(out).collection) == 3
+    assert len(open_index(out).documents) == 3
 
 
 def test_a_build_killed_by_a_signal_leaves_nothing_that_opens(tmp_path):
@@ -140,7 +140,7 @@ def test_two_builds_of_one_index_do_not_mix(tmp_path):
             build_index(DOCUMENTS[1:], tmp_path / "index")
         yield DOCUMENTS[1]
 
-    assert len(open_index(build_index(meanwhile(), tmp_path / "index")).collection) == 2
+    assert len(open_index(build_index(meanwhile(), tmp_path / "index")).documents) == 2
 
 
 def test_an_index_can_be_moved(tmp_path):

@@ -8,7 +8,7 @@ from rlkit import load_environment
 from rlkit.rollouts import Request, Sampling
 from rlkit.rollouts.local.engine import TransformersEngine
 from rlkit.rollouts.loop import Loop, RolloutLimits
-from rlkit.rollouts.sampler import Sampler
+from rlkit.rollouts.sampler import RolloutSampler
 from rlkit.rollouts.tokenize import tokenize
 from tests.quick import TOY
 
@@ -79,7 +79,7 @@ def test_generator_answers_in_order_and_marks_truncation(tiny_model, tiny_tokeni
     loop = Loop(load_environment(LETTERS), tiny_tokenizer, RolloutLimits(5), [END])
     tasks = [{"prompt": [{"role": "user", "content": text}]} for text in ("a long question?", "b", "cc")]
     engine = TransformersEngine(model, tiny_tokenizer, batch_size=size)
-    answers = Sampler(loop, GREEDY)(engine, tasks, 2)
+    answers = RolloutSampler(loop, GREEDY)(engine, tasks, 2)
     for task, samples in zip(tasks, answers, strict=True):
         expected = alone(model, tokenize(tiny_tokenizer, [task["prompt"]])[0], 5)
         assert [rollout.ids for rollout in samples] == [expected] * 2

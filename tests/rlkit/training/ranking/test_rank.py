@@ -147,7 +147,7 @@ def test_listwise_queries(run, objective):
         ({"rankings": 1}, "rankings must be at least 2"),
         ({"temperature": 0}, "temperature must be above 0"),
         ({"utility": "rr", "estimator": "pl_rank"}, "pl_rank needs the utility ndcg"),
-        ({"environment": "causal-v1", "environment_args": None}, "no documents for an encoder to rank"),
+        ({"environment": "causal-v1", "environment_args": None}, "gives an encoder nothing to rank"),
         ({"model_name_or_path": "bundled:minilm"}, "no encoder 'bundled:minilm'"),
         ({"model_name_or_path": None}, "no encoder given"),
     ],
