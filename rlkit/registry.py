@@ -68,7 +68,11 @@ def _load_module(name: str) -> ModuleType:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name and (name == error.name or name.startswith(error.name + ".")):
-            raise UserError(f"there is no module {name!r}: is it installed, or on PYTHONPATH?") from error
+            hint = "is it installed, or on PYTHONPATH?"
+            ours = (PACKAGE / Path(*name.split("."))).with_suffix(".py")
+            if name.startswith(("envs.", "rewards.")) and ours.is_file():
+                hint = f"did you mean 'rlkit.{name}'?"
+            raise UserError(f"there is no module {name!r}: {hint}") from error
         raise
 
 

