@@ -69,8 +69,10 @@ def _load_module(name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name and (name == error.name or name.startswith(error.name + ".")):
             hint = "is it installed, or on PYTHONPATH?"
-            ours = (PACKAGE / Path(*name.split("."))).with_suffix(".py")
-            if name.startswith(("envs.", "rewards.")) and ours.is_file():
+            ours = PACKAGE / Path(*name.split("."))  # a module or a package
+            if name.startswith(("envs.", "rewards.")) and (
+                ours.with_suffix(".py").is_file() or ours.is_dir()
+            ):
                 hint = f"did you mean 'rlkit.{name}'?"
             raise UserError(f"there is no module {name!r}: {hint}") from error
         raise

@@ -57,9 +57,10 @@ def test_errors_of_the_file_itself_are_shown_and_it_can_be_mended(tmp_path):
     assert load_object(f"{path}:x") == 12345
 
 
-def test_load_object_names_the_import_root_of_our_rewards(monkeypatch):
-    """Configs written before `rlkit.rewards` say `rewards.qa:f1`."""
+@pytest.mark.parametrize("parts", [("rewards", "qa"), ("envs", "causal"), ("envs", "causal", "environment")])
+def test_load_object_names_the_import_root_of_our_modules_and_packages(monkeypatch, parts):
+    """Configs written before `rlkit.rewards` and `rlkit.envs` omit the root."""
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", str(ROOT))])
-    name = ".".join(("rewards", "qa"))  # test_layers finds the bare spelling anywhere else
+    name = ".".join(parts)  # test_layers finds the bare spelling anywhere else
     with pytest.raises(UserError, match=f"there is no module '{name}': did you mean 'rlkit.{name}'"):
         load_object(f"{name}:f1")
