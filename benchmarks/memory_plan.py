@@ -79,8 +79,8 @@ def measure(words: list[str]) -> int:
 def foretell(words: list[str]) -> float:
     """Bytes at the peak as the plan has it."""
     run = parse_train(words)
-    tasks = make_environment(run.task).tasks("train", 32, run.trainer.seed)
-    name = resolve(run.model.model_name_or_path)
+    tasks = make_environment(run.args).tasks("train", 32, run.trainer_args.seed)
+    name = resolve(run.model_args.model_name_or_path)
     lengths = [len(ids) for ids in tokenize(AutoTokenizer.from_pretrained(name), tasks["prompt"])]
     config = AutoConfig.from_pretrained(name)
     return estimate(run, config, shape_of(run, lengths), Sharding(), on_cpu=True).peak

@@ -40,11 +40,11 @@ def test_which_skips_fail(skips, tmp_path, skip, has_data, count):
 def test_the_published_recipes_are_what_they_say(level):
     file = ROOT / "configs" / "causal" / f"rlcausal_{level}.yaml"
     run = parse_train(["--config", str(file), "--use_cpu", "true", "--bf16", "false"])
-    assert run.task.mapping("environment_args")["level"] == level
-    args = run.trainer
+    assert run.args.mapping("environment_args")["level"] == level
+    args = run.trainer_args
     assert args.per_device_train_batch_size * args.gradient_accumulation_steps * 8 == 8 * args.num_generations
     assert (args.loss_type, args.epsilon, args.epsilon_high, args.delta) == ("dapo", 0.2, 0.28, 10.0)
-    environment = make_environment(run.task)
+    environment = make_environment(run.args)
     assert environment.reward_weights == {"parsed": 0.1, "right_length": 0.1, "distribution": 0.8}
     assert "THOUGHT PROCESS" in environment.tasks("train", 1)[0]["prompt"][0]["content"]
 
@@ -53,7 +53,7 @@ def test_the_published_recipes_are_what_they_say(level):
 def test_the_published_recipes_of_hapo(name):
     file = ROOT / "configs" / "hapo" / f"{name}.yaml"
     run = parse_train(["--config", str(file), "--use_cpu", "true", "--bf16", "false"])
-    args = run.trainer
+    args = run.trainer_args
     assert 4 * args.per_device_train_batch_size * args.gradient_accumulation_steps == 16
     assert (args.num_generations, args.beta, args.temperature, args.max_completion_length) == (
         2,
@@ -61,8 +61,8 @@ def test_the_published_recipes_of_hapo(name):
         0.7,
         32768,
     )
-    assert run.task.mapping("environment_args")["dataset"].startswith("agentica-org/DeepScaleR")
-    run.task.environment_args = "{}"  # the data set itself is on the hub
-    rewards, weights = load_run_rewards(run, make_environment(run.task))
+    assert run.args.mapping("environment_args")["dataset"].startswith("agentica-org/DeepScaleR")
+    run.args.environment_args = "{}"  # the data set itself is on the hub
+    rewards, weights = load_run_rewards(run, make_environment(run.args))
     assert dict(zip(rewards, weights, strict=True)) == {"correct": 1.0, "hapo": 1.0}
     assert (rewards["hapo"].weight, rewards["hapo"].floor, rewards["hapo"].shape) == (1.0, -0.7, "cosine")

@@ -12,18 +12,25 @@ import importlib.metadata
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from enum import Enum
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 import yaml
 from transformers import TrainingArguments
 from trl import GRPOConfig, ModelConfig, SFTConfig, TrlParser
 
-from rlkit.arguments.keys import ALGORITHMS, MAPPINGS, RankArguments, SFTArguments, TrainArguments
+from rlkit.arguments.keys import (
+    ALGORITHMS,
+    MAPPINGS,
+    RankArguments,
+    SFTArguments,
+    TaskArguments,
+    TrainArguments,
+)
 from rlkit.arguments.presets import PRESETS, check_preset
 from rlkit.errors import UserError, check_choice, nearest
 from rlkit.files import atomic_write
@@ -32,25 +39,36 @@ from rlkit.registry import load_yaml
 NOT_KEPT = ("resume", "resume_anyway", "overwrite")  # what was meant for one start of a run
 
 
-@dataclass
-class RunConfig:
-    """A parsed run: rlkit's keys, TRL's trainer keys, the model's keys, and those that were given."""
+Args = TypeVar("Args", bound=TaskArguments)
+TrainerArgs = TypeVar("TrainerArgs", bound=TrainingArguments)
 
-    task: Any  # TrainArguments, SFTArguments or RankArguments
-    trainer: Any  # GRPOConfig, SFTConfig or TrainingArguments
-    model: ModelConfig
+
+@dataclass
+class RunConfig(Generic[Args, TrainerArgs]):
+    """The parsed configuration of a run.
+
+    Attributes:
+        args: rlkit's own keys.
+        trainer_args: TRL's and transformers' keys of the trainer.
+        model_args: TRL's keys of the model.
+        given: the keys that the file and the command line set, with their values.
+    """
+
+    args: Args
+    trainer_args: TrainerArgs
+    model_args: ModelConfig
     given: dict[str, Any]
 
     def keys(self) -> dict[str, Any]:
         """Every key and its value."""
-        return {**vars(self.model), **vars(self.trainer), **vars(self.task)}
+        return {**vars(self.model_args), **vars(self.trainer_args), **vars(self.args)}
 
     def resolved(self) -> dict[str, Any]:
         """The keys that make the same run again: those given, and rlkit's own with their defaults."""
-        own = {f.name: getattr(self.task, f.name) for f in fields(self.task)}
-        own |= {key: self.task.mapping(key) for key in MAPPINGS if key in own}
+        own = {f.name: getattr(self.args, f.name) for f in fields(self.args)}
+        own |= {key: self.args.mapping(key) for key in MAPPINGS if key in own}
         keys = {**own, **{key: self.given[key] for key in self.given if key not in own}}
-        keys |= {"output_dir": self.trainer.output_dir, "seed": self.trainer.seed}
+        keys |= {"output_dir": self.trainer_args.output_dir, "seed": self.trainer_args.seed}
         return {key: value for key, value in keys.items() if key not in NOT_KEPT}
 
 
@@ -65,6 +83,13 @@ class Parser(TrlParser):
 @dataclass
 class PolicyConfig(GRPOConfig):
     """TRL's GRPOConfig that also takes a single rollout a prompt, as HRPO has it."""
+
+    if TYPE_CHECKING:  # TRL declares them optional and sets each of them
+        num_generations: int = 8
+        max_completion_length: int = 256
+        generation_batch_size: int = 8
+        steps_per_generation: int = 1
+        model_init_kwargs: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         """Check and complete the keys."""
@@ -81,19 +106,25 @@ class PolicyConfig(GRPOConfig):
             self.num_generations = 1
 
 
-def parse_train(arguments: Sequence[str]) -> RunConfig:
+# What each kind of run is configured by.
+TrainConfig = RunConfig[TrainArguments, PolicyConfig]
+SFTRunConfig = RunConfig[SFTArguments, SFTConfig]
+RankConfig = RunConfig[RankArguments, TrainingArguments]
+
+
+def parse_train(arguments: Sequence[str]) -> TrainConfig:
     """Parse the keys of `rlkit train`, with those that its algorithm sets; raises UserError."""
     run = _parse("train", TrainArguments, PolicyConfig, arguments)
-    check_preset(run.task.algorithm, run.keys())
+    check_preset(run.args.algorithm, run.keys())
     return run
 
 
-def parse_sft(arguments: Sequence[str]) -> RunConfig:
+def parse_sft(arguments: Sequence[str]) -> SFTRunConfig:
     """Parse the keys of `rlkit sft`; raises UserError."""
     return _parse("sft", SFTArguments, SFTConfig, arguments)
 
 
-def parse_rank(arguments: Sequence[str]) -> RunConfig:
+def parse_rank(arguments: Sequence[str]) -> RankConfig:
     """Parse the keys of `rlkit rank`; raises UserError."""
     return _parse("rank", RankArguments, TrainingArguments, arguments)
 
@@ -132,7 +163,7 @@ def _parse(kind: str, task: type, trainer: type, arguments: Sequence[str]) -> Ru
             "eval_strategy is TRL's own evaluation: set evaluation_tasks and evaluation_steps instead"
         )
     given = keys | _given([options.get(word.split("=")[0]) for word in arguments], parsed)
-    return RunConfig(task=parsed[0], trainer=parsed[1], model=parsed[2], given=given)
+    return RunConfig(args=parsed[0], trainer_args=parsed[1], model_args=parsed[2], given=given)
 
 
 def _with_preset(keys: dict[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
@@ -224,7 +255,11 @@ def _given(names: Iterable[str | None], parsed: Sequence[Any]) -> dict[str, Any]
     return {name: value.value if isinstance(value, Enum) else value for name, value in values.items()}
 
 
-PARSERS = {"train": parse_train, "sft": parse_sft, "rank": parse_rank}
+PARSERS: dict[str, Callable[[Sequence[str]], RunConfig[Any, Any]]] = {
+    "train": parse_train,
+    "sft": parse_sft,
+    "rank": parse_rank,
+}
 
 
 def save_resolved(run: RunConfig, path: Path) -> None:

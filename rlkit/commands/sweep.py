@@ -62,14 +62,14 @@ def check_points(sweep: Sweep) -> None:
                 f"{', '.join(f'{key}={value}' for key, value in keys.items())}: {error}"
             ) from error
     if sweep.objective != "accuracy":
-        known = {*make_environment(run.task).rewards, *(getattr(run.task, "rewards", None) or ())}
+        known = {*make_environment(run.args).rewards, *(getattr(run.args, "rewards", None) or ())}
         if sweep.objective not in known:
             raise UserError(
                 f"there is no reward {sweep.objective!r} to compare{nearest(sweep.objective, known)}"
             )
-    if not run.task.evaluation_tasks:
+    if not run.args.evaluation_tasks:
         raise UserError(f"{sweep.base} has evaluation_tasks 0: points are compared by their held-out results")
-    if sweep.pruning and not run.task.evaluation_steps:
+    if sweep.pruning and not run.args.evaluation_steps:
         raise UserError("pruning looks at held-out results in training: set evaluation_steps in the base")
 
 

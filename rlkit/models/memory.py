@@ -88,9 +88,9 @@ def estimate(run: Any, config: Any, shape: Shape, sharding: Sharding, *, on_cpu:
         config: the model's, from transformers.
         on_cpu: attention keeps its probabilities there for short rows (`rlkit.models.attention`).
     """
-    args, model = run.trainer, run.model
-    total, trained = parameters(config, run.model)
-    half = bool(args.bf16 or args.fp16)
+    trainer_args, model = run.trainer_args, run.model_args
+    total, trained = parameters(config, run.model_args)
+    half = bool(trainer_args.bf16 or trainer_args.fp16)
     stored = next(
         (size for key, size in QUANTIZED.items() if getattr(model, key)), _bytes(model.dtype, config)
     )
@@ -102,17 +102,19 @@ def estimate(run: Any, config: Any, shape: Shape, sharding: Sharding, *, on_cpu:
     copies = total * HALF if half and not sharding.deepspeed and stored > HALF else 0  # autocast's
     copies *= 1 + on_cpu  # and once more as the CPU's matrix products want them
     kept = kept_for_backward(
-        config, model, shape, half=half, checkpointing=args.gradient_checkpointing, on_cpu=on_cpu
+        config, model, shape, half=half, checkpointing=trainer_args.gradient_checkpointing, on_cpu=on_cpu
     )
     gathered = total * (HALF if half else stored) if sharding.weights > 1 else 0
     return Memory(
         weights=weights,
         gradients=trained * gradient / sharding.gradients,
-        optimizer=trained * (_optimizer_bytes(args.optim) + master) / sharding.optimizer,
+        optimizer=trained * (_optimizer_bytes(trainer_args.optim) + master) / sharding.optimizer,
         activations=kept + copies,
-        generation=(0 if getattr(args, "use_vllm", False) else cache(config, shape, half=half) + copies)
+        generation=(
+            0 if getattr(trainer_args, "use_vllm", False) else cache(config, shape, half=half) + copies
+        )
         + gathered,
-        reference=weights if getattr(args, "beta", 0) and not model.use_peft else 0,
+        reference=weights if getattr(trainer_args, "beta", 0) and not model.use_peft else 0,
         step=trained * FLOAT / sharding.optimizer,
         besides=BESIDES[on_cpu],
     )

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoTokenizer
 
-from rlkit.arguments.parse import RunConfig
+from rlkit.arguments.parse import TrainConfig
 from rlkit.errors import UserError, first_line
 from rlkit.evaluation.splits import load_tasks, read_fold
 from rlkit.models.load import resolve
@@ -39,7 +39,7 @@ class Devices:
     sharding: Sharding
 
 
-def plan(run: RunConfig, options: Mapping[str, str], memory: float | None = None) -> bool:
+def plan(run: TrainConfig, options: Mapping[str, str], memory: float | None = None) -> bool:
     """Print the plan of a run of `rlkit train`, and return whether it fits.
 
     Args:
@@ -49,25 +49,25 @@ def plan(run: RunConfig, options: Mapping[str, str], memory: float | None = None
     Raises:
         UserError: what the run would raise.
     """
-    environment = make_environment(run.task)
-    rewards, run.trainer.reward_weights = load_run_rewards(run, environment)
-    fold = None if run.task.fold is None else read_fold(run.task.fold, environment)
-    tasks = load_tasks(environment, "train", run.task.num_tasks, run.trainer.seed, fold)
+    environment = make_environment(run.args)
+    rewards, run.trainer_args.reward_weights = load_run_rewards(run, environment)
+    fold = None if run.args.fold is None else read_fold(run.args.fold, environment)
+    tasks = load_tasks(environment, "train", run.args.num_tasks, run.trainer_args.seed, fold)
     check_columns(rewards, tasks.column_names)
-    name = resolve(run.model.model_name_or_path)
+    name = resolve(run.model_args.model_name_or_path)
     try:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=run.trainer.trust_remote_code)
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=run.trainer.trust_remote_code)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=run.trainer_args.trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=run.trainer_args.trust_remote_code)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot load {name!r}: {first_line(error)}") from error
     asked = devices(options)
     some = tasks.select(range(min(TASKS, len(tasks))))
     lengths = [len(ids) for ids in tokenize(tokenizer, some["prompt"])]
     shape = shape_of(run, lengths)
-    on_cpu = run.trainer.device.type == "cpu" and memory is None
+    on_cpu = run.trainer_args.device.type == "cpu" and memory is None
     needed = estimate(run, config, shape, asked.sharding, on_cpu=on_cpu)
     there = memory * GIB if memory is not None else of_this_machine(asked.count)
-    print(f"run         {run.trainer.output_dir}, {run.task.algorithm}, {asked.count} processes")
+    print(f"run         {run.trainer_args.output_dir}, {run.args.algorithm}, {asked.count} processes")
     print(
         f"tasks       {len(tasks):,} of {environment.id}; prompts of {min(lengths)} to {max(lengths)} tokens"
     )
@@ -93,26 +93,27 @@ def devices(options: Mapping[str, str]) -> Devices:
     return Devices(count, Sharding(weights, gradients, optimizer, deepspeed=kind == "DEEPSPEED"))
 
 
-def shape_of(run: RunConfig, lengths: Sequence[int]) -> Shape:
+def shape_of(run: TrainConfig, lengths: Sequence[int]) -> Shape:
     """A micro-batch at its largest: the longest prompt, answers of full length."""
-    args = run.trainer
-    rows = args.per_device_train_batch_size
-    shared = run.task.shared_prefix
-    prompts = max(rows // args.num_generations, 1) if shared else rows
-    sampled = rows * args.steps_per_generation
-    return Shape(rows, prompts, max(lengths), args.max_completion_length, sampled)
+    trainer_args = run.trainer_args
+    rows = trainer_args.per_device_train_batch_size
+    shared = run.args.shared_prefix
+    prompts = max(rows // trainer_args.num_generations, 1) if shared else rows
+    sampled = rows * trainer_args.steps_per_generation
+    return Shape(rows, prompts, max(lengths), trainer_args.max_completion_length, sampled)
 
 
-def step_of(run: RunConfig, processes: int, lengths: Sequence[int]) -> str:
+def step_of(run: TrainConfig, processes: int, lengths: Sequence[int]) -> str:
     """How much one optimizer step is made of."""
-    args = run.trainer
-    rollouts = args.per_device_train_batch_size * args.gradient_accumulation_steps * processes
-    prompts = rollouts / args.num_generations
-    most = rollouts * (sum(lengths) / len(lengths) + args.max_completion_length)
-    return f"{rollouts} rollouts of {prompts:g} prompts, at most {most:,.0f} tokens; {args.max_steps} steps"
+    trainer_args = run.trainer_args
+    rollouts = trainer_args.per_device_train_batch_size * trainer_args.gradient_accumulation_steps * processes
+    prompts = rollouts / trainer_args.num_generations
+    most = rollouts * (sum(lengths) / len(lengths) + trainer_args.max_completion_length)
+    steps = trainer_args.max_steps
+    return f"{rollouts} rollouts of {prompts:g} prompts, at most {most:,.0f} tokens; {steps} steps"
 
 
-def judged(run: RunConfig, environment: Any, rewards: Mapping[str, Any], tasks: Any) -> str:
+def judged(run: TrainConfig, environment: Any, rewards: Mapping[str, Any], tasks: Any) -> str:
     """What each reward gives for the environment's own answers."""
     if environment.max_turns > 1:
         return f"{', '.join(rewards)} (several turns: rlkit check plays them)"
@@ -122,8 +123,9 @@ def judged(run: RunConfig, environment: Any, rewards: Mapping[str, Any], tasks: 
         if text is None:
             return f"{', '.join(rewards)} (the environment writes no answers to judge)"
         columns = Rollout.single(text, [0], False).columns()
-        rows += [task | columns | {"max_length": run.trainer.max_completion_length}] * 2  # a group of two
-    limit, workers = run.task.reward_time_limit, run.task.reward_workers
+        row = task | columns | {"max_length": run.trainer_args.max_completion_length}
+        rows += [row, row]  # a group of two
+    limit, workers = run.args.reward_time_limit, run.args.reward_workers
     with RewardRunner(rewards, limit, workers, metric=environment.metric) as runner:
         scores = runner(rows, 2)
     if failed := [reason for reason in scores.invalid if reason is not None]:

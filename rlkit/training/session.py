@@ -13,7 +13,7 @@ import transformers
 from accelerate.utils import broadcast_object_list, gather_object
 
 from rlkit.arguments.keys import TaskArguments
-from rlkit.arguments.parse import RunConfig, save_resolved
+from rlkit.arguments.parse import RunConfig, TrainConfig, save_resolved
 from rlkit.arguments.presets import PRESETS
 from rlkit.environment import Environment
 from rlkit.errors import UserError
@@ -69,28 +69,28 @@ class Session:
 
     def __init__(
         self,
-        run: RunConfig,
+        run: RunConfig[Any, Any],
         stage: str,
         environment: Environment,
         max_completion_length: int | None = None,
     ):
-        if not run.trainer.output_dir:
+        if not run.trainer_args.output_dir:
             raise UserError("no run directory given: set the key 'output_dir', e.g. runs/my-run")
-        if run.trainer.device.type == "cpu":
+        if run.trainer_args.device.type == "cpu":
             tune_for_cpu()
             shard_on_cpu()
         self.run = run
         self.environment = environment
         self.max_completion_length = max_completion_length
-        self.directory = RunDirectory(Path(run.trainer.output_dir), stage)
+        self.directory = RunDirectory(Path(run.trainer_args.output_dir), stage)
         self.guards: Guards | None = None
         # Read once: the file may be gone when the last evaluation comes.
-        self.fold = None if run.task.fold is None else read_fold(run.task.fold, environment)
+        self.fold = None if run.args.fold is None else read_fold(run.args.fold, environment)
 
     def tasks(self) -> datasets.Dataset:
         """The tasks to train on; raises UserError where they are not tasks."""
         return load_tasks(
-            self.environment, "train", self.run.task.num_tasks, self.run.trainer.seed, self.fold
+            self.environment, "train", self.run.args.num_tasks, self.run.trainer_args.seed, self.fold
         )
 
     def open(self) -> None:
@@ -98,7 +98,7 @@ class Session:
 
         All begin with the same random numbers, for adapters: trainers set the seed after they have made them.
         """
-        keys, args = self.run.task, self.run.trainer
+        keys, args = self.run.args, self.run.trainer_args
         transformers.set_seed(args.seed)
         with args.main_process_first(local=False, desc="opening the run directory"):
             if args.process_index == 0:
@@ -143,7 +143,7 @@ class Session:
         answer: Answer,
         preemption: PreemptionCallback,
     ) -> None:
-        keys, guards = self.run.task, self.guards
+        keys, guards = self.run.args, self.guards
         for default in (transformers.trainer_callback.ProgressCallback, transformers.PrinterCallback):
             trainer.remove_callback(default)
         trainer.add_callback(FinishedCallback())
@@ -177,7 +177,7 @@ class Session:
 
     def identity(self, runner: RewardRunner, processes: int) -> dict[str, Any]:
         """What may not change when a run goes on, in values that JSON can say."""
-        keys, args = self.run.task, self.run.trainer
+        keys, args = self.run.args, self.run.trainer_args
         identity = {
             "stage": self.directory.stage,
             "environment": self.environment.id,
@@ -185,7 +185,7 @@ class Session:
             "fold": keys.fold,
             "num_tasks": keys.num_tasks,
             "algorithm": getattr(keys, "algorithm", None),
-            "model": self.run.model.model_name_or_path,
+            "model": self.run.model_args.model_name_or_path,
             "processes": processes,
         }
         own = ("demonstrations", "group_by", "dynamic_sampling")
@@ -198,7 +198,7 @@ class Session:
 
     def _checkpoint(self, identity: dict[str, Any]) -> str | None:
         """Where a resumed run goes on from; what was written after it is taken back."""
-        if not self.run.task.resume:
+        if not self.run.args.resume:
             return None
         checkpoint = last_checkpoint(self.directory.path)
         if checkpoint is None:
@@ -212,7 +212,7 @@ class Session:
         changed = differences(saved["identity"], identity)
         if changed:
             text = f"this run is not the one that wrote {checkpoint}: {'; '.join(changed)}"
-            if not self.run.task.resume_anyway:
+            if not self.run.args.resume_anyway:
                 raise UserError(f"{text}; --resume_anyway goes on")
             print(f"rlkit: {text}", file=sys.stderr, flush=True)
         self._save_config()
@@ -224,7 +224,7 @@ class Session:
 
     def evaluate(self, trainer: Any, runner: RewardRunner, answer: Answer, name: str) -> None:
         """Answer the held-out tasks greedily; all ranks take part. A resumed run has `before` already."""
-        keys = self.run.task
+        keys = self.run.args
         path = self.directory.path / "evaluation" / f"{name}.json"
         if not keys.evaluation_tasks or (keys.resume and name == "before" and path.exists()):
             return
@@ -235,10 +235,10 @@ class Session:
                 runner,
                 split=keys.evaluation_split,
                 n=keys.evaluation_tasks,
-                seed=self.run.trainer.seed,
+                seed=self.run.trainer_args.seed,
                 fold=self.fold,
                 name=name,
-                model=str(self.run.model.model_name_or_path),
+                model=str(self.run.model_args.model_name_or_path),
                 environment_args=keys.mapping("environment_args"),
                 temperature=0.0,
                 max_length=self.max_completion_length,
@@ -279,9 +279,9 @@ def make_environment(args: TaskArguments) -> Environment:
     return load_environment(args.environment, **args.mapping("environment_args"))
 
 
-def load_run_rewards(run: RunConfig, environment: Environment) -> tuple[dict[str, Reward], list[float]]:
+def load_run_rewards(run: TrainConfig, environment: Environment) -> tuple[dict[str, Reward], list[float]]:
     """The rewards of a run and their weights: those listed, and those that are part of its algorithm."""
-    keys, weights = run.task, run.trainer.reward_weights
+    keys, weights = run.args, run.trainer_args.reward_weights
     names = list(environment.reward_weights) if keys.rewards is None else list(keys.rewards)
     added = [name for name in PRESETS[keys.algorithm].rewards if name not in names]
     weights = None if weights is None else [*weights, *(1.0 for _ in added)]

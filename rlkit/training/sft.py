@@ -8,7 +8,7 @@ from typing import Any
 import trl
 from trl import get_peft_config
 
-from rlkit.arguments.parse import RunConfig
+from rlkit.arguments.parse import SFTRunConfig
 from rlkit.errors import UserError
 from rlkit.models.load import load_model
 from rlkit.rollouts.loop import RolloutLimits
@@ -22,9 +22,9 @@ from rlkit.training.rolling_out import transformers_engine
 from rlkit.training.session import Session, make_environment
 
 
-def sft(run: RunConfig) -> None:
+def sft(run: SFTRunConfig) -> None:
     """Fine-tune on demonstrations, with evaluation before and after, model and report at the end."""
-    keys, args = run.task, run.trainer
+    keys, args = run.args, run.trainer_args
     environment = make_environment(keys)
     session = Session(run, "sft", environment, keys.max_completion_length)
     tasks = session.tasks()
@@ -34,7 +34,7 @@ def sft(run: RunConfig) -> None:
     scripted = script is not None or (environment.max_turns > 1 and kind == "solution")
     if not scripted:
         rows = demonstrations(environment, tasks, keys.demonstrations)
-    model, tokenizer = load_model(run.model, trust_remote_code=args.trust_remote_code)
+    model, tokenizer = load_model(run.model_args, trust_remote_code=args.trust_remote_code)
     if args.chat_template_path is None:
         require_chat_template(tokenizer, tasks[:1]["prompt"])
     if scripted:
@@ -61,7 +61,7 @@ def sft(run: RunConfig) -> None:
             args=args,
             train_dataset=rows,
             processing_class=tokenizer,
-            peft_config=get_peft_config(run.model),
+            peft_config=get_peft_config(run.model_args),
         )
 
         def answer(tasks: Sequence[Any], samples: int) -> list[list[Rollout]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from trl import get_peft_config
 
-from rlkit.arguments.parse import RunConfig
+from rlkit.arguments.parse import TrainConfig
 from rlkit.arguments.presets import warnings_for
 from rlkit.environment import Environment
 from rlkit.errors import UserError, nearest
@@ -25,9 +25,9 @@ from rlkit.training.grpo import GRPOTrainer
 from rlkit.training.session import Session, load_run_rewards, make_environment
 
 
-def train(run: RunConfig) -> None:
+def train(run: TrainConfig) -> None:
     """Train: rewards, model, trainer, evaluation before and after, model and report at the end."""
-    keys, args = run.task, run.trainer
+    keys, args = run.args, run.trainer_args
     environment = make_environment(keys)
     rewards, args.reward_weights = load_run_rewards(run, environment)
     for warning in warnings_for(run.keys()) if args.process_index == 0 else ():
@@ -40,9 +40,9 @@ def train(run: RunConfig) -> None:
         raise UserError(f"{len(tasks)} tasks, but a generation needs {prompts}: raise num_tasks")
     if keys.group_by:
         check_keys(tasks, keys.group_by)
-    if run.model.model_revision != "main":  # TRL loads the reference model by itself
-        args.model_init_kwargs = {**(args.model_init_kwargs or {}), "revision": run.model.model_revision}
-    model, tokenizer = load_model(run.model, trust_remote_code=args.trust_remote_code)
+    if run.model_args.model_revision != "main":  # TRL loads the reference model by itself
+        args.model_init_kwargs = {**(args.model_init_kwargs or {}), "revision": run.model_args.model_revision}
+    model, tokenizer = load_model(run.model_args, trust_remote_code=args.trust_remote_code)
     require_chat_template(tokenizer, tasks[:1]["prompt"])
     options = trainer_options(run, environment)
     if options["limits"].turns > 1 and "vllm_importance_sampling_mode" not in run.given:
@@ -57,7 +57,7 @@ def train(run: RunConfig) -> None:
             args=args,
             train_dataset=tasks,
             processing_class=tokenizer,
-            peft_config=get_peft_config(run.model),
+            peft_config=get_peft_config(run.model_args),
             environment=environment,
             runner=runner,
             budget=ErrorBudget(keys.reward_error_budget, keys.reward_error_patience),
@@ -90,9 +90,9 @@ def check_keys(tasks: Any, column: str) -> None:
             )
 
 
-def trainer_options(run: RunConfig, environment: Environment) -> dict[str, Any]:
+def trainer_options(run: TrainConfig, environment: Environment) -> dict[str, Any]:
     """What `GRPOTrainer` takes besides TRL's arguments, by the run's keys."""
-    keys, args = run.task, run.trainer
+    keys, args = run.args, run.trainer_args
     advantages: Any = None
     if keys.algorithm == "hrpo":
         advantages = partial(by_key, minimum=keys.group_minimum, scale=args.scale_rewards == "group")

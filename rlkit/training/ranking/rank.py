@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import transformers
 
-from rlkit.arguments.parse import RunConfig
+from rlkit.arguments.parse import RankConfig
 from rlkit.environment import Candidates, Environment
 from rlkit.errors import UserError
 from rlkit.retrieval.encoders import load_encoder
@@ -24,9 +24,9 @@ from rlkit.training.ranking.trainer import Objective, RankingTrainer, permutatio
 from rlkit.training.session import Session, make_environment
 
 
-def rank(run: RunConfig) -> None:
+def rank(run: RankConfig) -> None:
     """Train, with evaluation before and after, model and report at the end."""
-    keys, args = run.task, run.trainer
+    keys, args = run.args, run.trainer_args
     environment = make_environment(keys)
     session = Session(run, "rank", environment)
     rows = training_rows(environment, session.tasks())
@@ -76,14 +76,14 @@ def candidates_of(environment: Environment, tasks: Sequence[Any]) -> list[Candid
     return candidates
 
 
-def load_scorer(run: RunConfig) -> EncoderScorer:
+def load_scorer(run: RankConfig) -> EncoderScorer:
     """Return the scorer that the keys name; raises UserError where its encoder cannot be loaded."""
-    keys = run.task
-    if not run.model.model_name_or_path:
+    keys = run.args
+    if not run.model_args.model_name_or_path:
         raise UserError(
             "no encoder given: set the key 'model_name_or_path', e.g. sentence-transformers/all-MiniLM-L6-v2"
         )
-    encoder = load_encoder(run.model.model_name_or_path).to(run.trainer.device)
+    encoder = load_encoder(run.model_args.model_name_or_path).to(run.trainer_args.device)
     if keys.adapter_rank:
         return AdapterScorer(encoder, keys.temperature, keys.adapter_rank)
     if keys.listwise:

@@ -39,23 +39,23 @@ def test_the_command_line_overrides_the_file(write):
         environment="causal-v1", learning_rate=1e-5, num_generations=4, per_device_train_batch_size=8
     )
     run = parse_train(["--config", path, "--learning_rate", "0.5", "--num_tasks", "7"])
-    assert run.trainer.learning_rate == 0.5
-    assert run.trainer.num_generations == 4
-    assert run.task.num_tasks == 7
-    assert run.task.environment == "causal-v1"
+    assert run.trainer_args.learning_rate == 0.5
+    assert run.trainer_args.num_generations == 4
+    assert run.args.num_tasks == 7
+    assert run.args.environment == "causal-v1"
 
 
 def test_a_first_word_that_is_no_key_is_the_config(write):
-    assert parse_train([write(environment="causal-v1"), "--num_tasks", "7"]).task.environment == "causal-v1"
+    assert parse_train([write(environment="causal-v1"), "--num_tasks", "7"]).args.environment == "causal-v1"
 
 
 def test_a_part_of_a_mapping_is_set(write):
     path = write(environment_args={"level": "association", "nodes": 3})
     words = ["--environment_args.level", "intervention", "--environment_args.rate=1e-3"]
     run = parse_train(["--config", path, *words, "--guards.length", "stop"])
-    assert run.task.mapping("environment_args") == {"level": "intervention", "nodes": 3, "rate": 0.001}
-    assert run.task.mapping("guards") == {"length": "stop"}
-    assert run.resolved()["environment_args"] == run.task.mapping("environment_args")
+    assert run.args.mapping("environment_args") == {"level": "intervention", "nodes": 3, "rate": 0.001}
+    assert run.args.mapping("guards") == {"length": "stop"}
+    assert run.resolved()["environment_args"] == run.args.mapping("environment_args")
 
 
 def test_parts_that_do_not_fit(write):
@@ -71,16 +71,22 @@ def test_keys_reach_each_part(write):
     run = parse_train(
         ["--config", write(model_name_or_path="m", lora_r=3, use_peft=True, rewards=["a", "b"])]
     )
-    assert (run.model.model_name_or_path, run.model.lora_r, run.model.use_peft) == ("m", 3, True)
-    assert run.task.rewards == ["a", "b"]
-    assert parse_sft(["--config", write(packing=True, demonstrations="solution")]).trainer.packing is True
+    assert (run.model_args.model_name_or_path, run.model_args.lora_r, run.model_args.use_peft) == (
+        "m",
+        3,
+        True,
+    )
+    assert run.args.rewards == ["a", "b"]
+    assert (
+        parse_sft(["--config", write(packing=True, demonstrations="solution")]).trainer_args.packing is True
+    )
 
 
 def test_the_run_directory_is_named_after_the_file_unless_given(write):
     path = write()
-    assert parse_train(["--config", path]).trainer.output_dir == "runs/recipe"
-    assert parse_train(["--config", path, "--output_dir", "there"]).trainer.output_dir == "there"
-    assert parse_train(["--config", write(output_dir="here")]).trainer.output_dir == "here"
+    assert parse_train(["--config", path]).trainer_args.output_dir == "runs/recipe"
+    assert parse_train(["--config", path, "--output_dir", "there"]).trainer_args.output_dir == "there"
+    assert parse_train(["--config", write(output_dir="here")]).trainer_args.output_dir == "here"
 
 
 @pytest.mark.parametrize(
@@ -98,8 +104,8 @@ def test_the_run_directory_is_named_after_the_file_unless_given(write):
 )
 def test_values_of_every_kind(write, key, value, expected):
     run = parse_train(["--config", write(**{key: value})])
-    holder = next(part for part in (run.task, run.trainer, run.model) if hasattr(part, key))
-    found = run.task.mapping("environment_args") if key == "environment_args" else getattr(holder, key)
+    holder = next(part for part in (run.args, run.trainer_args, run.model_args) if hasattr(part, key))
+    found = run.args.mapping("environment_args") if key == "environment_args" else getattr(holder, key)
     assert found == (value if expected is None else expected)
 
 
@@ -114,14 +120,14 @@ def test_values_of_every_kind(write, key, value, expected):
 )
 def test_one_target_of_an_adapter_is_a_name_and_no_pattern(write, given, expected):
     run = parse_train(["--config", write(lora_target_modules=given)])
-    assert run.model.lora_target_modules == expected
+    assert run.model_args.lora_target_modules == expected
 
 
 def test_a_mapping_on_the_command_line_is_json(write):
     run = parse_train(
         ["--config", write(environment_args={"a": 1}), "--environment_args", json.dumps({"b": 2})]
     )
-    assert run.task.mapping("environment_args") == {"b": 2}
+    assert run.args.mapping("environment_args") == {"b": 2}
 
 
 @pytest.mark.parametrize("parse", [parse_train, parse_sft])
@@ -177,12 +183,12 @@ def test_a_file_that_is_missing(tmp_path):
 def test_environment_args_that_are_no_mapping(write, text):
     run = parse_train(["--config", write(), "--environment_args", text])
     with pytest.raises(UserError, match="environment_args"):
-        run.task.mapping("environment_args")
+        run.args.mapping("environment_args")
 
 
 def test_no_environment(write):
     with pytest.raises(UserError, match="'environment'"):
-        make_environment(parse_train(["--config", write()]).task)
+        make_environment(parse_train(["--config", write()]).args)
 
 
 def test_the_resolved_config_makes_the_same_run_again(write, tmp_path):
@@ -200,12 +206,12 @@ def test_the_resolved_config_makes_the_same_run_again(write, tmp_path):
     save_resolved(run, tmp_path / "config.yaml")
     again = parse_train(["--config", str(tmp_path / "config.yaml")])
     assert again.resolved() == run.resolved()
-    assert again.task.environment_args == run.task.environment_args
-    assert again.trainer.lr_scheduler_type == run.trainer.lr_scheduler_type == "constant"
-    assert again.trainer.shuffle_dataset is run.trainer.shuffle_dataset is False
-    assert again.trainer.output_dir == run.trainer.output_dir == "runs/recipe"
-    assert (again.trainer.seed, again.trainer.learning_rate) == (7, 0.25)
-    assert again.task.overwrite is False  # said once, not kept
+    assert again.args.environment_args == run.args.environment_args
+    assert again.trainer_args.lr_scheduler_type == run.trainer_args.lr_scheduler_type == "constant"
+    assert again.trainer_args.shuffle_dataset is run.trainer_args.shuffle_dataset is False
+    assert again.trainer_args.output_dir == run.trainer_args.output_dir == "runs/recipe"
+    assert (again.trainer_args.seed, again.trainer_args.learning_rate) == (7, 0.25)
+    assert again.args.overwrite is False  # said once, not kept
     assert "trl" in (tmp_path / "config.yaml").read_text().splitlines()[0]
 
 
@@ -214,8 +220,8 @@ def test_the_configs_of_the_repository_parse(path):
     keys = yaml.safe_load(path.read_text())
     parse = parse_train if "algorithm" in keys else parse_rank if "objective" in keys else parse_sft
     run = parse(["--config", str(path), "--use_cpu", "true", "--bf16", "false"])
-    assert run.task.environment == keys["environment"]
+    assert run.args.environment == keys["environment"]
     try:
-        assert make_environment(run.task).id == keys["environment"]
+        assert make_environment(run.args).id == keys["environment"]
     except UserError as error:  # data that a reader brings
         assert "there is no collection 'data/" in str(error)

@@ -17,7 +17,7 @@ def parse(algorithm, *words):
 def test_its_keys_are_set(algorithm):
     run = parse(algorithm)
     for key, value in PRESETS[algorithm].keys.items():
-        holder = run.trainer if hasattr(run.trainer, key) else run.task
+        holder = run.trainer_args if hasattr(run.trainer_args, key) else run.args
         assert getattr(holder, key) == value, key
 
 
@@ -29,26 +29,26 @@ def test_the_resolved_config_runs_again(algorithm, tmp_path):
     path.write_text(yaml.safe_dump(parse(algorithm, "--learning_rate", "3e-5").resolved()))
     again = parse_train(["--config", str(path)])
     assert again.resolved() == parse(algorithm, "--learning_rate", "3e-5").resolved()
-    assert again.task.algorithm == algorithm and again.trainer.learning_rate == 3e-5
+    assert again.args.algorithm == algorithm and again.trainer_args.learning_rate == 3e-5
 
 
 def test_the_command_line_wins_over_the_preset():
     run = parse("dapo", "--epsilon_high", "0.4", "--dynamic_sampling", "false")
-    assert run.trainer.epsilon_high == 0.4 and not run.task.dynamic_sampling
+    assert run.trainer_args.epsilon_high == 0.4 and not run.args.dynamic_sampling
 
 
 def test_the_file_wins_over_the_preset(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("algorithm: hapo\nbeta: 0.0\nuse_cpu: true\nbf16: false\n")
     run = parse_train(["--config", str(path)])
-    assert run.trainer.beta == 0.0 and run.trainer.loss_type == "grpo"
+    assert run.trainer_args.beta == 0.0 and run.trainer_args.loss_type == "grpo"
 
 
 def test_the_algorithm_of_the_command_line_wins_over_that_of_the_file(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("algorithm: hapo\nuse_cpu: true\nbf16: false\n")
     for words in (["--algorithm", "cispo"], ["--algorithm=cispo"]):
-        assert parse_train(["--config", str(path), *words]).trainer.loss_type == "cispo"
+        assert parse_train(["--config", str(path), *words]).trainer_args.loss_type == "cispo"
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,7 @@ def test_session_trains_on_the_tasks_of_a_fold(splits, tmp_path):
     keys = f"environment: causal-v1\nfold: {path}:near\nuse_cpu: true\nbf16: false\nseed: 0\n"
     config.write_text(f"{keys}output_dir: {tmp_path / 'run'}\n")
     run = parse_sft(["--config", str(config)])
-    session = Session(run, "sft", make_environment(run.task))
+    session = Session(run, "sft", make_environment(run.args))
     assert set(session.tasks()["task_id"]) == set(fold["train"])
 
 

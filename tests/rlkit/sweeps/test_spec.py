@@ -48,10 +48,10 @@ def test_words_are_read_as_they_were_meant(write):
     }
     sweep = load_sweep(write(keys=RATES))
     run = parse_train([sweep.base, *sweep.words(keys)])
-    assert run.trainer.learning_rate == 0.5 and run.trainer.shuffle_dataset is False
-    assert run.task.mapping("environment_args") == {"name": "1", "level": 2}
-    assert run.model.lora_target_modules == ["q_proj", "v_proj"]
-    assert run.task.mapping("guards") == {"length": "stop"}
+    assert run.trainer_args.learning_rate == 0.5 and run.trainer_args.shuffle_dataset is False
+    assert run.args.mapping("environment_args") == {"name": "1", "level": 2}
+    assert run.model_args.lora_target_modules == ["q_proj", "v_proj"]
+    assert run.args.mapping("guards") == {"length": "stop"}
 
 
 @pytest.mark.parametrize(

@@ -47,9 +47,13 @@ def test_the_agents_command_is_ours(write, monkeypatch, capsys):
     words = command_of(text, values | {"seed": 1})
     assert words[:3] == ["${env}", "rlkit", "train"]
     run = parse_train(words[3:])
-    assert (run.trainer.learning_rate, run.trainer.seed, run.trainer.shuffle_dataset) == (1e-4, 1, False)
-    assert run.task.mapping("environment_args") == {"level": 2}
-    assert run.trainer.report_to == ["wandb"] and run.trainer.output_dir.endswith("wandb-abc")
+    assert (run.trainer_args.learning_rate, run.trainer_args.seed, run.trainer_args.shuffle_dataset) == (
+        1e-4,
+        1,
+        False,
+    )
+    assert run.args.mapping("environment_args") == {"level": 2}
+    assert run.trainer_args.report_to == ["wandb"] and run.trainer_args.output_dir.endswith("wandb-abc")
 
 
 def test_distributions(write):

@@ -58,8 +58,8 @@ def config(tiny_folder):
 def test_parameters_are_those_of_the_model(parse, config, tiny_folder):
     model = AutoModelForCausalLM.from_pretrained(tiny_folder)
     total = sum(weight.numel() for weight in model.parameters())
-    assert parameters(config, parse().model) == (total, total)
-    lora = parse(use_peft=True, lora_r=2, lora_target_modules=["q_proj", "v_proj"]).model
+    assert parameters(config, parse().model_args) == (total, total)
+    lora = parse(use_peft=True, lora_r=2, lora_target_modules=["q_proj", "v_proj"]).model_args
     heads = config.num_attention_heads + config.num_key_value_heads
     adapter = config.num_hidden_layers * 2 * (2 * config.hidden_size + heads * config.head_dim)
     assert parameters(config, lora) == (total + adapter, adapter)

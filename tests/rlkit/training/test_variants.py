@@ -66,10 +66,10 @@ def make(tmp_path, open_run, tiny_folder, tiny_tokenizer):
         run = parse_train([*(str(w) for k, v in keys.items() for w in (f"--{k}", v)), *words])
         environment = Hops()
         judge = {"given": Given(rewards), environment.metric: environment.rewards[environment.metric]}
-        run.trainer.reward_weights = [1.0, 0.0]
+        run.trainer_args.reward_weights = [1.0, 0.0]
         trainer = GRPOTrainer(
             AutoModelForCausalLM.from_pretrained(tiny_folder),
-            args=run.trainer,
+            args=run.trainer_args,
             train_dataset=environment.tasks("train", 26),
             processing_class=tiny_tokenizer,
             environment=environment,
