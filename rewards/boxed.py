@@ -15,9 +15,12 @@ an estimate; what slips through is killed by the time limit of the process that 
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rlkit.rewards.expressions import is_modest, parse_latex, same_value
+
+if TYPE_CHECKING:
+    from sympy import Basic
 
 COMPARISONS = ("math", "integer")
 
@@ -153,7 +156,7 @@ def _same(text: str, answer: str) -> bool:
         return False
 
 
-def _parse(text: str) -> Any:
+def _parse(text: str) -> Basic:
     expression = parse_latex(text)
     if expression is None:
         raise ValueError(f"cannot read {text[:100]!r}")

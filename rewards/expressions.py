@@ -11,7 +11,11 @@ import logging
 import math
 import re
 from functools import cache
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sympy import Basic
 
 MOST_CHARACTERS = 300
 MOST_DEPTH = 8  # of brackets: the parser's time grows exponentially with it
@@ -23,7 +27,7 @@ _EAGER = re.compile(r"binom|choose|[CP]_|gcd|lcm")
 
 
 @cache
-def _math_verify() -> Any:
+def _math_verify() -> ModuleType:
     import math_verify
 
     # It warns once that its time limits are off, which is on purpose: they work in the main thread only.
@@ -32,7 +36,7 @@ def _math_verify() -> Any:
     return math_verify
 
 
-def parse_latex(text: str) -> Any | None:
+def parse_latex(text: str) -> Basic | None:
     """The sympy expression that a text writes, unevaluated; None if it cannot be read or is too large.
 
     An integral, sum, product, limit or derivative counts as too large: it is a question, not an answer.
@@ -50,7 +54,7 @@ def parse_latex(text: str) -> Any | None:
     return found[0] if found and digits(found[0]) <= MOST_DIGITS else None
 
 
-def same_value(answer: Any, expression: Any) -> bool:
+def same_value(answer: Basic, expression: Basic) -> bool:
     """Whether math-verify takes two expressions for the same. Raises whatever sympy raises."""
     import sympy
 
@@ -71,7 +75,7 @@ def is_modest(text: str) -> bool:
     return not (_EAGER.search(text) and re.search("[0-9]{4}", text))
 
 
-def digits(expression: Any) -> float:
+def digits(expression: Basic) -> float:
     """A rough upper bound of the decimal digits that evaluating an expression takes, possibly infinite."""
     import sympy
 
@@ -92,7 +96,7 @@ def digits(expression: Any) -> float:
     return max(parts, default=0.0) + (math.log10(len(parts)) if isinstance(expression, sympy.Add) else 0)
 
 
-def _digits_of_power(power: Any, parts: list[float]) -> float:
+def _digits_of_power(power: Basic, parts: list[float]) -> float:
     """Digits of a power, or TERM_DIGITS for each term of an expanded sum: C(n + k - 1, k - 1) of them."""
     exponent = _power_of_ten(parts[-1])
     base = power.args[0]

@@ -168,7 +168,10 @@ def as_trl_reward(reward: Reward, name: str) -> Callable[..., list[float | None]
     call = RewardCall(reward)
 
     def trl_reward(
-        prompts: list[Any], completions: list[Any], completion_ids: list[Any] | None = None, **columns: Any
+        prompts: list[Any],
+        completions: list[Any],
+        completion_ids: list[Any] | None = None,
+        **columns: list[Any],
     ) -> list[float | None]:
         data = {key: value for key, value in columns.items() if key not in TRL_EXTRAS}
         data |= {"prompt": prompts, "completion": completions}
@@ -209,7 +212,7 @@ def completion_text(completion: str | Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(m["content"] or "" for m in completion if m.get("role", "assistant") == "assistant")
 
 
-def trl_completion(row: Row) -> Any:
+def trl_completion(row: Row) -> str | list[dict[str, Any]]:
     """Return the completion as TRL gives it: messages where the prompt is messages, a string otherwise."""
     completion, prompt = row["completion"], row.get("prompt")
     if isinstance(completion, str) and isinstance(prompt, Sequence) and not isinstance(prompt, str):
@@ -223,7 +226,7 @@ def completion_length(row: Row) -> int:
     return max(len(row["completion_ids"]) - ended, 0)
 
 
-def ignore(*args: Any, **kwargs: Any) -> None:
+def ignore(*args: object, **kwargs: object) -> None:
     """Stand in for TRL's `log_extra` and `log_metric`: a worker process has no trainer to log to."""
 
 

@@ -176,7 +176,7 @@ class CausalEnvironment(Environment):
 
 
 def _rewards(tolerance: float, strict: bool, parser: str, which: str | None) -> dict[str, Reward]:
-    def bind(reward: Reward, **arguments: Any) -> Reward:
+    def bind(reward: Reward, **arguments: float) -> Reward:
         return partial(reward, parser=parser, which=which, **arguments)
 
     return {

@@ -38,12 +38,12 @@ def agrees(answer: Sequence[float], truth: Sequence[float]) -> bool:
     return sum(abs(round(100 * p) - round(100 * q)) for p, q in zip(answer, truth, strict=True)) <= 2
 
 
-def is_probability(value: Any) -> bool:
+def is_probability(value: object) -> bool:
     """Return whether this is a number from 0 to 1."""
     return isinstance(value, int | float) and 0 <= value <= 1
 
 
-def is_chat(prompt: Any) -> bool:
+def is_chat(prompt: object) -> bool:
     """Return whether this is a list of messages, each with a text as content."""
     return isinstance(prompt, list) and all(
         isinstance(message, Mapping) and isinstance(message.get("content"), str) for message in prompt

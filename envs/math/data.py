@@ -129,7 +129,7 @@ def worked_solution(text: str, answer: str) -> str:
     return text.strip() if "\\boxed" in text else ""
 
 
-def as_text(value: Any) -> str:
+def as_text(value: object) -> str:
     """A cell as text: numbers as they are written, "" for what is missing (NaN, too) or is neither."""
     if isinstance(value, bool) or (isinstance(value, float) and math.isnan(value)):
         return ""

@@ -13,7 +13,6 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -86,7 +85,7 @@ class Beam:
                     final[item] = self.alpha * own + (1 - self.alpha) * path[slate.node]
         return [self.tree.documents[item] for item in sorted(final, key=final.__getitem__, reverse=True)]
 
-    def open(self, nodes: Sequence[int], anchors: int = 0, seed: Any = None) -> list[Slate]:
+    def open(self, nodes: Sequence[int], anchors: int = 0, seed: object = None) -> list[Slate]:
         """Slates of nodes.
 
         Args:

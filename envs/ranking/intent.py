@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from rlkit.environment import Environment, Reply, Turn
-from rlkit.envs.ranking.scoring import open_scorer
+from rlkit.envs.ranking.scoring import Fit, open_scorer
 from rlkit.errors import UserError
 from rlkit.retrieval.documents import Document, EngineError, Query, SearchEngine, full_text
 from rlkit.retrieval.queries import Judged, cut, documents_of, judged_queries, open_collection, task_id
@@ -87,7 +87,7 @@ class IntentEnvironment(Environment):
         return open_retriever(self.retriever, self.collection)
 
     @cached_property
-    def fit(self) -> Any:
+    def fit(self) -> Fit:
         """What tells how well texts fit a description."""
         return open_scorer(self.scorer)
 

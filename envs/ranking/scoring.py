@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rlkit.retrieval.encoders import encode, load_encoder
 from rlkit.retrieval.engines.bm25 import terms
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
 
 Fit = Callable[[str, Sequence[str]], Sequence[float]]
 
@@ -36,7 +39,7 @@ def by_words(description: str, texts: Sequence[str]) -> Sequence[float]:
     return index.get_scores_from_ids(known).tolist()
 
 
-def by_encoder(encoder: Any, description: str, texts: Sequence[str]) -> Sequence[float]:
+def by_encoder(encoder: SentenceTransformer, description: str, texts: Sequence[str]) -> Sequence[float]:
     """Cosines of the description, as a query, and the texts."""
     query = encode(encoder.encode_query, [description], None)
     return np.ravel(encode(encoder.encode_document, list(texts), None) @ query.T).tolist()

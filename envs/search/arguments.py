@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rlkit.envs.search import protocol as tags
 from rlkit.errors import UserError, check_choice
 
+if TYPE_CHECKING:
+    from rlkit.envs.search.environment import SearchEnvironment
+
 PROTOCOLS = ("tags", "tools")
 
 
-def check_search(environment: Any) -> None:
+def check_search(environment: SearchEnvironment) -> None:
     """Raise UserError where the arguments of a `SearchEnvironment` do not fit."""
     hops, unanswerable, style = environment.hops, environment.unanswerable, environment.prompt_style
     if not hops or not set(hops) <= {1, 2, 3, 4}:
@@ -29,7 +32,7 @@ def check_search(environment: Any) -> None:
     _check_engines(environment)
 
 
-def _check_engines(environment: Any) -> None:
+def _check_engines(environment: SearchEnvironment) -> None:
     name, held_out = environment.engine_name, environment.held_out_name
     if environment.data is not None and (name is None or "bm25" in (name, held_out)):
         raise UserError(

@@ -11,13 +11,16 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rlkit.envs.search.simulator_prompts import STYLES, write_prompt
 from rlkit.errors import check_choice
 from rlkit.retrieval.documents import Document, Query, Result
 from rlkit.retrieval.engines.disk_cache import DiskCache
 from rlkit.rewards.simulation import split_documents
+
+if TYPE_CHECKING:
+    from rlkit.rollouts.text_generation import Writer
 
 
 def open_simulated(
@@ -74,7 +77,7 @@ class Simulated:
 
     def __init__(
         self,
-        writer: Any,
+        writer: Writer,
         prompts: str = "tuned",
         *,
         words: int = 30,

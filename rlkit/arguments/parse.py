@@ -89,7 +89,11 @@ class PolicyConfig(GRPOConfig):
         max_completion_length: int = 256
         generation_batch_size: int = 8
         steps_per_generation: int = 1
+        pad_to_multiple_of: int | None = None
+        # And these may be JSON until TRL has parsed them.
         model_init_kwargs: dict[str, Any] | None = None
+        generation_kwargs: dict[str, Any] | None = None
+        gradient_checkpointing_kwargs: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         """Check and complete the keys."""
@@ -221,7 +225,7 @@ def _set_parts(
     return keys, rest
 
 
-def set_part(keys: dict[str, Any], name: str, value: Any) -> None:
+def set_part(keys: dict[str, Any], name: str, value: object) -> None:
     """Set a key, or `key.part` of one that holds a mapping; raises UserError where it holds none."""
     *path, last = name.split(".")
     for part in path:
@@ -240,7 +244,7 @@ def read_value(text: str) -> Any:
     return text
 
 
-def _words(key: str, value: Any) -> list[str]:
+def _words(key: str, value: object) -> list[str]:
     """Write a key of a YAML file as a command line would."""
     if value is None or value == []:
         return []

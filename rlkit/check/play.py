@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rlkit.environment import Environment, Turn
+from rlkit.environment import Environment, Reply, Turn
 from rlkit.reward import conversation_row
 
 Task = Mapping[str, Any]
@@ -33,7 +33,7 @@ def play(environment: Environment, tasks: Sequence[Task], scripts: Sequence[Sequ
     return [conversation_row(task, turns) for task, turns in zip(tasks, said, strict=True)]
 
 
-def _goes_on(reply: Any, said: list[dict[str, Any]]) -> bool:
+def _goes_on(reply: Reply, said: list[dict[str, Any]]) -> bool:
     if reply.invalid is not None:
         raise RuntimeError(f"the environment failed: {reply.invalid}")
     if reply.done:

@@ -132,7 +132,7 @@ def scores_of(evaluation: Evaluation, reward: str | None = None) -> Mapping[str,
     return scores
 
 
-def without_nan(value: Any) -> Any:
+def without_nan(value: object) -> Any:
     """Replace NaN and infinities by None, which JSON can hold, in nested dicts and lists."""
     if isinstance(value, Mapping):
         return {key: without_nan(item) for key, item in value.items()}
@@ -141,7 +141,7 @@ def without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
-def as_plain(value: Any) -> Any:
+def as_plain(value: object) -> object:
     """Turn numpy's arrays and scalars, which a task's columns may hold, into JSON's own types."""
     if isinstance(value, np.ndarray | np.generic):
         return without_nan(value.tolist())

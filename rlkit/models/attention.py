@@ -58,7 +58,13 @@ def _by_matmul(
 
 
 def _fold(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, **options: Any
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    *,
+    scale: float | None,
+    dropout_p: float,
 ) -> torch.Tensor:
     # To repeat keys and values for every query head of a group is a copy of the whole cache for each token.
     # Here the heads of a group stand after one another as further queries of one head, the same sum.
@@ -67,11 +73,14 @@ def _fold(
     if mask is not None:
         mask = mask.repeat(1, 1, groups, 1)
     folded = query.reshape(B, H // groups, groups, D)
-    return scaled_dot_product_attention(folded, key, value, attn_mask=mask, **options).reshape(B, H, 1, D)
+    attended = scaled_dot_product_attention(
+        folded, key, value, attn_mask=mask, scale=scale, dropout_p=dropout_p
+    )
+    return attended.reshape(B, H, 1, D)
 
 
 def cpu_attention(  # noqa: PLR0917
-    module: Any,
+    module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from peft import PeftModel, get_peft_model
@@ -16,7 +16,17 @@ from trl import ModelConfig, get_peft_config, get_quantization_config
 from rlkit.errors import UserError, first_line
 from rlkit.models.bundled import PREFIX, bundled_path
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, Trainer
+
 DTYPES = ("auto", "bfloat16", "float16", "float32")
+
+
+class Saveable(Protocol):
+    """A model, an encoder or a tokenizer that `save_pretrained` writes to a folder."""
+
+    def save_pretrained(self, folder: str, /) -> object:
+        """Write the weights or the vocabulary, with the configuration."""
 
 
 def resolve(name: str | None) -> str:
@@ -30,7 +40,9 @@ def resolve(name: str | None) -> str:
     return str(Path(name).expanduser()) if name.startswith("~") else name
 
 
-def load_model(config: ModelConfig, *, trust_remote_code: bool = False) -> tuple[Any, Any]:
+def load_model(
+    config: ModelConfig, *, trust_remote_code: bool = False
+) -> tuple[Any, PreTrainedTokenizerBase]:
     """Load the model and tokenizer that the keys of a config name.
 
     Weights are read from safetensors only, code from a hub runs only when asked for.
@@ -68,7 +80,9 @@ def load_model(config: ModelConfig, *, trust_remote_code: bool = False) -> tuple
     return model, tokenizer
 
 
-def without_weights(shape: Any, config: ModelConfig, *, trust_remote_code: bool = False) -> Any:
+def without_weights(
+    shape: PreTrainedConfig, config: ModelConfig, *, trust_remote_code: bool = False
+) -> PreTrainedModel | PeftModel:
     """A model on the meta device, of transformers' config `shape`, with the adapter that the keys ask for.
 
     Raises:
@@ -83,7 +97,7 @@ def without_weights(shape: Any, config: ModelConfig, *, trust_remote_code: bool 
             raise UserError(f"no such adapter (use_peft and lora_ keys): {first_line(error)}") from error
 
 
-def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
+def save_model(model: Saveable, tokenizer: Saveable | None, folder: Path) -> None:
     """Save a plain model, with LoRA adapters merged into a copy of the weights, as safetensors.
 
     An encoder saves its tokenizer itself, and `tokenizer` is None.
@@ -91,12 +105,12 @@ def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
     if isinstance(model, PeftModel):
         # A copy: the model that is being trained keeps its adapter apart.
         model = copy.deepcopy(model).merge_and_unload()
-    model.save_pretrained(folder)
+    model.save_pretrained(str(folder))
     if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
+        tokenizer.save_pretrained(str(folder))
 
 
-def save_gathered(trainer: Any, folder: Path) -> None:
+def save_gathered(trainer: Trainer, folder: Path) -> None:
     """`save_model` for a model that is sharded over processes; all of them take part, the main one writes."""
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if not trainer.accelerator.is_main_process:
@@ -113,4 +127,4 @@ def save_gathered(trainer: Any, folder: Path) -> None:
     tied = model.all_tied_weights_keys if model.config.tie_word_embeddings else {}
     weights = {name: value for name, value in weights.items() if name not in tied}
     model.save_pretrained(folder, state_dict=weights)
-    trainer.processing_class.save_pretrained(folder)
+    trainer.processing_class.save_pretrained(folder)  # type: ignore[union-attr]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import PeftModel
@@ -20,6 +20,13 @@ from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE
 
 from rlkit.models.attention import MATMUL_KEYS
 from rlkit.models.load import without_weights
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+    from transformers.training_args import OptimizerNames
+    from trl import ModelConfig
+
+    from rlkit.arguments.parse import SFTRunConfig, TrainConfig
 
 FLOAT = 4  # bytes
 HALF = 2
@@ -80,7 +87,14 @@ class Memory:
         return self.weights + self.optimizer + self.reference + busiest + self.besides
 
 
-def estimate(run: Any, config: Any, shape: Shape, sharding: Sharding, *, on_cpu: bool) -> Memory:
+def estimate(
+    run: TrainConfig | SFTRunConfig,
+    config: PreTrainedConfig,
+    shape: Shape,
+    sharding: Sharding,
+    *,
+    on_cpu: bool,
+) -> Memory:
     """Estimate the memory of a run.
 
     Args:
@@ -120,14 +134,20 @@ def estimate(run: Any, config: Any, shape: Shape, sharding: Sharding, *, on_cpu:
     )
 
 
-def parameters(config: Any, model: Any) -> tuple[int, int]:
+def parameters(config: PreTrainedConfig, model: ModelConfig) -> tuple[int, int]:
     """All parameters of a model, and those that are trained."""
     weights = list(without_weights(config, model).parameters())
     return sum(w.numel() for w in weights), sum(w.numel() for w in weights if w.requires_grad)
 
 
 def kept_for_backward(
-    config: Any, model: Any, shape: Shape, *, half: bool, checkpointing: bool, on_cpu: bool
+    config: PreTrainedConfig,
+    model: ModelConfig,
+    shape: Shape,
+    *,
+    half: bool,
+    checkpointing: bool,
+    on_cpu: bool,
 ) -> float:
     """Bytes that a forward of a micro-batch keeps, with the head's working space.
 
@@ -148,7 +168,7 @@ def kept_for_backward(
     return rest + body + tile * TILES[on_cpu]
 
 
-def _kept_by_attention(text: Any, shape: Shape, *, half: bool, on_cpu: bool) -> float:
+def _kept_by_attention(text: PreTrainedConfig, shape: Shape, *, half: bool, on_cpu: bool) -> float:
     """Bytes of a layer beyond those of plain attention: a completion has its prompt's keys and values."""
     keys = shape.prompt + shape.completion
     probabilities = on_cpu and half and keys <= MATMUL_KEYS
@@ -161,7 +181,7 @@ def _kept_by_attention(text: Any, shape: Shape, *, half: bool, on_cpu: bool) -> 
     return kept * (HALF if half else FLOAT)
 
 
-def _kept(config: Any, keys: Any, tokens: int, layers: int, half: bool) -> int:
+def _kept(config: PreTrainedConfig, keys: ModelConfig, tokens: int, layers: int, half: bool) -> int:
     """Bytes that autograd keeps of a model with so many layers, weights left out, on fake tensors."""
     config = type(config).from_dict({**config.to_dict(), "num_hidden_layers": layers, "layer_types": None})
     config.dtype, config._attn_implementation = torch.float32, "sdpa"
@@ -173,8 +193,8 @@ def _kept(config: Any, keys: Any, tokens: int, layers: int, half: bool) -> int:
         sizes = {tuple(weight.shape) for weight in model.parameters() if weight.dim() == 2}
         ids = torch.zeros(1, tokens, dtype=torch.long)
         with _counting(own, sizes, tokens) as found, autocast:
-            causal: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-            causal.base_model(input_ids=ids, use_cache=False)
+            causal = model.get_base_model() if isinstance(model, PeftModel) else model
+            causal.base_model(input_ids=ids, use_cache=False)  # type: ignore[operator]
     return sum(found.values())
 
 
@@ -210,7 +230,7 @@ def _counting(own: set[Any], sizes: set[tuple[int, ...]], tokens: int) -> Iterat
         yield found
 
 
-def cache(config: Any, shape: Shape, *, half: bool) -> float:
+def cache(config: PreTrainedConfig, shape: Shape, *, half: bool) -> float:
     """Bytes of the keys and values of the completions that are sampled at a time."""
     text = config.get_text_config()
     tokens = shape.sampled * (shape.prompt + shape.completion)
@@ -218,20 +238,20 @@ def cache(config: Any, shape: Shape, *, half: bool) -> float:
     return 2 * text.num_hidden_layers * width * tokens * (HALF if half else FLOAT)
 
 
-def _kv_heads(text: Any) -> int:
+def _kv_heads(text: PreTrainedConfig) -> int:
     return getattr(text, "num_key_value_heads", None) or text.num_attention_heads
 
 
-def _head_size(text: Any) -> int:
+def _head_size(text: PreTrainedConfig) -> int:
     return getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
 
 
-def _bytes(dtype: str | None, config: Any) -> float:
+def _bytes(dtype: str | None, config: PreTrainedConfig) -> float:
     named = config.dtype if dtype in (None, "auto") else getattr(torch, str(dtype))
-    return (named or torch.float32).itemsize
+    return (named or torch.float32).itemsize  # type: ignore[union-attr]
 
 
-def _optimizer_bytes(name: Any) -> float:
+def _optimizer_bytes(name: OptimizerNames | str) -> float:
     name = str(getattr(name, "value", name))
     if "8bit" in name:
         return 2

@@ -106,14 +106,14 @@ def table_row(run: SavedRun, record: Mapping[Any, Any], extra: Sequence[str]) ->
     }
 
 
-def conversation(turns: Any) -> list[tuple[bool, str]]:
+def conversation(turns: object) -> list[tuple[bool, str]]:
     """Each turn of several: whether the model wrote it, and its text. Of one turn the completion says all."""
     if not isinstance(turns, Sequence | np.ndarray) or len(turns) < 2:
         return []
     return [(turn["role"] == "assistant", cut(turn["content"])) for turn in turns]
 
 
-def status(score: float | None, invalid: Any) -> str:
+def status(score: float | None, invalid: object) -> str:
     """Correct, wrong, invalid, or unscored where the metric does not apply."""
     if isinstance(invalid, str):
         return "invalid"
@@ -133,12 +133,12 @@ def details(record: Mapping[Any, Any], columns: Sequence[str]) -> str:
     return " · ".join(texts)
 
 
-def number(value: Any) -> float | None:
+def number(value: float | None) -> float | None:
     """A finite number, or None."""
     return float(f"{value:.6g}") if value is not None and np.isfinite(value) else None
 
 
-def cut(text: Any) -> str:
+def cut(text: object) -> str:
     """A text as the page holds it; very long ones lose their end."""
     text = text if isinstance(text, str) else ""
     left_out = len(text) - CHARACTERS

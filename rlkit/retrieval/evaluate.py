@@ -6,7 +6,7 @@ evaluations, so `rlkit eval --compare` tests two of them, query by query.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +98,9 @@ def _judged(collection: Collection, names: Iterable[str], out: frozenset[str]) -
     return [name for name in found if name not in out]
 
 
-def _evaluator(collection: Collection, split: str, measures: Sequence[str]) -> Any:
+def _evaluator(
+    collection: Collection, split: str, measures: Sequence[str]
+) -> Callable[[str, Sequence[str]], dict[str, float]]:
     """Measures of a query, those but nDCG by the collection's binary judgments where it has some."""
     judged = collection.judged(split)
     binary = {**judged, **collection.binary.get(split, {})}

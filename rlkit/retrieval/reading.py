@@ -6,9 +6,12 @@ import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlkit.errors import UserError, first_line
+
+if TYPE_CHECKING:
+    import datasets
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
 
@@ -56,7 +59,7 @@ def read_hub(
     return rows.select_columns(_kept(rows.column_names, columns)).to_list()
 
 
-def open_hub(dataset: str, config: str | None, split: str, revision: str | None = None) -> Any:
+def open_hub(dataset: str, config: str | None, split: str, revision: str | None = None) -> datasets.Dataset:
     """A split on the hub, read as it is gone through; raises UserError where there is none."""
     import datasets
 
@@ -100,7 +103,7 @@ def _read_jsonl(path: Path, columns: Sequence[str] | None) -> list[Any]:
     return rows
 
 
-def _read_json(path: Path, columns: Sequence[str] | None) -> Any:
+def _read_json(path: Path, columns: Sequence[str] | None) -> object:
     return json.loads(path.read_text(encoding="utf-8"))
 
 

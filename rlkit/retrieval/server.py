@@ -12,15 +12,19 @@ is wrong with a request is said in one sentence, and the server lives on.
 import asyncio
 import hmac
 import json
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlkit.retrieval.collections.corpus import read_world
 from rlkit.retrieval.documents import Document, EngineError, Query, Result, SearchEngine
 from rlkit.retrieval.engines.index import open_index
 from rlkit.retrieval.engines.open import open_engine
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI, Request
 
 FIELDS = ("queries", "topk", "return_scores")
 
@@ -58,7 +62,7 @@ class RequestError(Exception):
 
 def make_app(
     engine: SearchEngine, *, topk: int = 3, api_key: str | None = None, limits: RequestLimits | None = None
-) -> Any:
+) -> "FastAPI":
     """Make the server's application (FastAPI).
 
     Args:
@@ -75,7 +79,7 @@ def make_app(
     waiting = 0
 
     @asynccontextmanager
-    async def lifespan(app: Any) -> Any:
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
         pool.shutdown(wait=False, cancel_futures=True)
 
@@ -132,7 +136,7 @@ def check_key(authorization: str, api_key: str | None) -> None:
         raise RequestError(401, "an API key is needed: send the header Authorization: Bearer KEY")
 
 
-async def read_body(request: Any, limits: RequestLimits) -> bytes:
+async def read_body(request: "Request", limits: RequestLimits) -> bytes:
     """The body of a request; raises RequestError where it is too large or does not come."""
     parts, size = [], 0
     try:

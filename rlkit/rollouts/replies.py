@@ -6,10 +6,13 @@ import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlkit.environment import Reply, Turn
 from rlkit.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # Stands for a reply in a chat template; no template has it, none changes it.
 PLACE = "rlkit-reply"
@@ -32,7 +35,7 @@ def neutralise(text: str, stop: Sequence[str]) -> str:
     return text
 
 
-def require_tools(tokenizer: Any, template: Mapping[str, Any]) -> None:
+def require_tools(tokenizer: PreTrainedTokenizerBase, template: Mapping[str, Any]) -> None:
     """Raise UserError where the tokenizer's chat template does not show a model the tools of `template`."""
     if tokenizer.chat_template is not None:
         message = [{"role": "user", "content": "?"}]
@@ -60,7 +63,13 @@ class ReplyTokens:
         template: further arguments of the chat template.
     """
 
-    def __init__(self, tokenizer: Any, stop: Sequence[str], ends: Sequence[int], template: Mapping[str, Any]):
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        stop: Sequence[str],
+        ends: Sequence[int],
+        template: Mapping[str, Any],
+    ):
         self.tokenizer = tokenizer
         self.stop = stop
         self.ends = ends
@@ -76,7 +85,7 @@ class ReplyTokens:
         ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         if most is not None and len(ids) > most:
             ids = ids[:most]
-            text = self.tokenizer.decode(ids)
+            text = self.tokenizer.decode(ids)  # type: ignore[assignment]
         if not closed:
             return text, ids
         before, after = self.frame(role)
@@ -105,7 +114,7 @@ class ReplyTokens:
         text = self.tokenizer.apply_chat_template(
             messages, add_generation_prompt=True, tokenize=False, **self.template
         )
-        middle, _, after = text[text.rindex(answer) + len(answer) :].rpartition(PLACE)
+        middle, _, after = text[text.rindex(answer) + len(answer) :].rpartition(PLACE)  # type: ignore[union-attr]
         before, behind = (
             self.tokenizer(part, add_special_tokens=False)["input_ids"] for part in (middle, after)
         )

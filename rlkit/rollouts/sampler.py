@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlkit.environment import Environment
 from rlkit.rollouts.loop import Loop, RolloutLimits
 from rlkit.rollouts.tokenize import tokenize
 from rlkit.rollouts.types import Engine, Rollout, Sampling
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class RolloutSampler:
@@ -37,7 +40,7 @@ class RolloutSampler:
 
 def open_sampler(
     environment: Environment,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     eos_token_ids: Sequence[int],
     limits: RolloutLimits,
     *,

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rlkit.errors import UserError
 from rlkit.rollouts.types import Request, Sample, Sampling
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class ScriptedEngine:
@@ -22,7 +25,7 @@ class ScriptedEngine:
 
     context: int | None = None
 
-    def __init__(self, tokenizer: Any, scripts: Sequence[Sequence[str]], end: int):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, scripts: Sequence[Sequence[str]], end: int):
         self.tokenizer, self.end = tokenizer, end
         self._turns = [iter(script) for script in scripts]
         self._waiting: list[tuple[int, Sample]] = []

@@ -7,7 +7,7 @@ speaks OpenAI's chat completions.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -173,7 +173,8 @@ def _open_vllm(path: str, memory: float) -> tuple[Any, Any, tuple[int, ...]]:
     llm = LLM(path, **settings)
     tokenizer = llm.get_tokenizer()
     declared = llm.llm_engine.model_config.try_get_generation_config().get("eos_token_id")
-    return InProcessEngine(llm.llm_engine), tokenizer, tuple(eos_token_ids(declared, tokenizer))
+    ends = eos_token_ids(declared, tokenizer)  # type: ignore[arg-type]
+    return InProcessEngine(llm.llm_engine), tokenizer, tuple(ends)
 
 
 class ServerWriter:
@@ -192,11 +193,15 @@ class ServerWriter:
         with ThreadPoolExecutor(CONCURRENCY) as pool:
             return list(pool.map(self._write, prompts, seeds))
 
-    def _write(self, prompt: Any, seed: int) -> Written:
+    def _write(self, prompt: Sequence[Mapping[str, Any]], seed: int) -> Written:
         import openai
 
         try:
-            answer = self.client.chat.completions.create(messages=prompt, seed=seed, **self.settings)
+            answer = self.client.chat.completions.create(
+                messages=prompt,  # type: ignore[arg-type]
+                seed=seed,
+                **self.settings,
+            )
         except openai.OpenAIError as error:
             return Written(error=f"the server of {self.name}: {type(error).__name__}: {error}")
         if not answer.choices:  # some servers say so what they refused

@@ -60,9 +60,11 @@ class Sample:
 
 
 class Engine(Protocol):
-    """Samples turns. `context` is the most tokens of a rollout with its prompt, None for no limit."""
+    """Samples turns."""
 
-    context: int | None
+    @property
+    def context(self) -> int | None:
+        """Maximum number of tokens of a rollout with its prompt, None for no limit."""
 
     def submit(self, requests: Sequence[Request], sampling: Sampling) -> None:
         """Take requests; a row has one at a time."""

@@ -15,7 +15,7 @@ OF_THE_ROLLOUT = {
 }
 
 
-def bind(name: str, reward: Any, arguments: Mapping[str, Any]) -> Reward:
+def bind(name: str, reward: Reward, arguments: Mapping[str, Any]) -> Reward:
     """Build a reward's class with arguments, or fix them in a function.
 
     Raises:

@@ -108,7 +108,7 @@ def _check_arguments(
     return arguments
 
 
-def _check_reward(name: str, reward: Any) -> None:
+def _check_reward(name: str, reward: object) -> None:
     if not callable(reward):
         raise UserError(f"the reward {name!r} cannot be called: it is of type {type(reward).__name__}")
     try:

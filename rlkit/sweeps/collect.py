@@ -110,7 +110,7 @@ def headline(sweep: Sweep, points: Sequence[Point], found: Sequence[dict[str, An
     return f"{text} Best: {keys}, {sweep.objective} {best['mean']:.4g}{spread}."
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """A value of the table."""
     return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 

@@ -9,12 +9,15 @@ import subprocess
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlkit.errors import UserError, nearest
 from rlkit.files import atomic_write
 from rlkit.sweeps.point import Point, start_name
 from rlkit.sweeps.spec import Sweep
+
+if TYPE_CHECKING:
+    from submitit.helpers import DelayedSubmission
 
 JOBS = "jobs.json"
 OWN = ("grace", "container", "setup")  # keys of `slurm` that are not sbatch's
@@ -40,7 +43,7 @@ class Job:
         while thread.is_alive():
             thread.join(LOOK_SECONDS)
 
-    def checkpoint(self) -> Any:
+    def checkpoint(self) -> DelayedSubmission:
         """Called by submitit when the job must leave: it is queued again and goes on."""
         from submitit.helpers import DelayedSubmission
 

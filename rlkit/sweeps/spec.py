@@ -134,7 +134,7 @@ def _check_numbers(sweep: Sweep, path: Path) -> None:
         raise UserError(f"{path}: parallel must be at least 1")
 
 
-def _check_key(key: str, one: Any, path: Path) -> None:
+def _check_key(key: str, one: object, path: Path) -> None:
     if key.split(".", maxsplit=1)[0] in OWN_KEYS:
         raise UserError(
             f"{path}: {key} is set by the sweep itself" + (": use seeds" if key == "seed" else "")
@@ -162,7 +162,7 @@ def _check_key(key: str, one: Any, path: Path) -> None:
         raise UserError(f"{path}: {key}: a log scale needs low above 0, and no step")
 
 
-def values_of(key: str, one: Any) -> list[Any]:
+def values_of(key: str, one: list[Any] | dict[str, Any]) -> list[Any]:
     """The values of a key in a grid; raises UserError where a range has no step."""
     if isinstance(one, list):
         return one

@@ -91,7 +91,7 @@ def _changed(found: str, sweep: Sweep) -> str:
     return f"{', '.join(changed)} changed"
 
 
-def _label(sweep: Sweep, key: str, value: Any) -> Any:
+def _label(sweep: Sweep, key: str, value: object) -> object:
     """What Optuna keeps of a value: it knows no lists and mappings."""
     return json.dumps(value) if isinstance(sweep.keys[key], list) else value
 

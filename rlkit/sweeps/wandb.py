@@ -48,7 +48,7 @@ def as_wandb(sweep: Sweep) -> dict[str, Any]:
     return found
 
 
-def _parameter(sweep: Sweep, one: Any) -> dict[str, Any]:
+def _parameter(sweep: Sweep, one: list[Any] | dict[str, Any]) -> dict[str, Any]:
     if isinstance(one, list):
         return {"values": one}
     whole = all(isinstance(one[end], int) for end in ("low", "high"))

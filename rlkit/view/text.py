@@ -36,7 +36,7 @@ def number(value: float) -> str:
     return str(value) if isinstance(value, int) else f"{value:.4g}"
 
 
-def cell(column: str, value: Any) -> Text:
+def cell(column: str, value: object) -> Text:
     """One cell of the list of rollouts."""
     if value is None:
         return Text("")
@@ -49,7 +49,7 @@ def cell(column: str, value: Any) -> Text:
     return Text(short, style="red" if column == "invalid" else "", no_wrap=True)
 
 
-def mean_cell(column: str, value: Any) -> Text:
+def mean_cell(column: str, value: float | None) -> Text:
     """One cell of the list of steps."""
     if value is None:
         return Text("")

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlkit.errors import UserError
 from rlkit.retrieval.collections.base import Collection, Qrels
 from rlkit.retrieval.documents import Document
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    import ir_datasets
 
 SPLITS = ("train", "dev", "validation", "test")
 
@@ -43,7 +48,7 @@ def load_irds(name: str) -> Collection:
     )
 
 
-def _parts(package: Any, name: str) -> dict[str, Any]:
+def _parts(package: ModuleType, name: str) -> dict[str, ir_datasets.Dataset]:
     """The parts of a set that are named as splits and are judged."""
     found = {}
     for split in SPLITS:
@@ -56,7 +61,7 @@ def _parts(package: Any, name: str) -> dict[str, Any]:
     return found
 
 
-def _documents(whole: Any) -> Iterator[Document]:
+def _documents(whole: ir_datasets.Dataset) -> Iterator[Document]:
     for one in whole.docs_iter():
         title = getattr(one, "title", "") or ""
         text = getattr(one, "text", None) or one.default_text()

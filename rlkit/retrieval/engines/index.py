@@ -63,7 +63,7 @@ def build_index(
     overwrite: bool = False,
     source: list[Any] | None = None,
     progress: Progress = silent,
-    **settings: Any,
+    **settings: str | float,
 ) -> Path:
     """Write the index folder of some documents and return its path.
 

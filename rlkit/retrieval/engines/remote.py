@@ -96,7 +96,7 @@ class Remote:
             results = [Result(error=f"{self.url}: {error}")] * len(texts)
         return dict(zip(texts, results, strict=True))
 
-    def _post(self, body: Mapping[str, Any]) -> Any:
+    def _post(self, body: Mapping[str, Any]) -> object:
         """The server's reply; raises RemoteError where there is none."""
         deadline = time.monotonic() + self.patience
         pause = FIRST_PAUSE
@@ -191,7 +191,7 @@ class Breaker:
             self._until = None
 
 
-def read_reply(reply: Any, queries: int, k: int) -> list[Result]:
+def read_reply(reply: object, queries: int, k: int) -> list[Result]:
     """Read what a server of the protocol gave; servers differ, and a score or an id may be missing.
 
     Raises:
@@ -216,7 +216,7 @@ def _read_result(items: Sequence[Any]) -> Result:
     return Result(tuple(documents), tuple(map(float, scores)) if known else ())  # type: ignore[arg-type]
 
 
-def _read_document(value: Any) -> Document:
+def _read_document(value: object) -> Document:
     fields = value if isinstance(value, Mapping) else {"contents": value}
     text = fields.get("contents", fields.get("text"))
     if not isinstance(text, str):

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import Cache, DynamicLayer
 
 
 class RoomyLayer(DynamicLayer):
@@ -18,8 +16,9 @@ class RoomyLayer(DynamicLayer):
         room: tokens to come.
     """
 
-    def __init__(self, layer: Any, rows: torch.Tensor, room: int):
+    def __init__(self, layer: DynamicLayer, rows: torch.Tensor, room: int):
         super().__init__()
+        assert layer.keys is not None and layer.values is not None  # the prompts have been computed
         # Under autocast attention would bring both to this type again and again.
         device = layer.values.device.type
         self.dtype = layer.values.dtype
@@ -40,7 +39,7 @@ class RoomyLayer(DynamicLayer):
         self.keys, self.values = self._keys[:, :, :length], self._values[:, :, :length]
 
     def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Append (B, K, T, D); return all there is."""
         start = self.get_seq_length()
@@ -51,7 +50,7 @@ class RoomyLayer(DynamicLayer):
         return self._keys[:, :, :end], self._values[:, :, :end]
 
 
-def is_plain(cache: Any) -> bool:
+def is_plain(cache: Cache) -> bool:
     """Whether every layer of the cache keeps plain keys and values, so that its rows can be repeated.
 
     Sliding-window, linear-attention and quantised layers keep something else.
@@ -62,5 +61,5 @@ def is_plain(cache: Any) -> bool:
 def with_room(cache: DynamicCache, rows: torch.Tensor, room: int) -> DynamicCache:
     """Turn a plain cache of U prompts into one of B rows with room for `room` tokens each."""
     for i, layer in enumerate(cache.layers):
-        cache.layers[i] = RoomyLayer(layer, rows, room)
+        cache.layers[i] = RoomyLayer(layer, rows, room)  # type: ignore[arg-type]
     return cache

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from transformers import GenerationConfig, StopStringCriteria
@@ -11,6 +11,9 @@ from transformers import GenerationConfig, StopStringCriteria
 from rlkit.rollouts.local.generate import generate
 from rlkit.rollouts.local.sampling import draw
 from rlkit.rollouts.types import Request, Sample, Sampling
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 class TransformersEngine:
@@ -24,7 +27,9 @@ class TransformersEngine:
 
     context: int | None = None  # rotary positions go on; quality is the user's matter
 
-    def __init__(self, model: Any, tokenizer: Any, *, batch_size: int | None = None):
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, batch_size: int | None = None
+    ):
         self.model = model
         self.tokenizer = tokenizer
         self.batch_size = batch_size
@@ -67,7 +72,7 @@ class TransformersEngine:
             self._stop = stop, StopStringCriteria(self.tokenizer, list(stop))
         return self._stop[1] if stop and self._stop else None
 
-    def _finish(self, ids: list[int], limit: int, sampling: Sampling) -> Any:
+    def _finish(self, ids: list[int], limit: int, sampling: Sampling) -> Literal["end", "stop", "length"]:
         if ids[-1] in sampling.ends:
             return "end"
         # What is shorter than its limit was ended by a stop string; at the limit the text must tell.

@@ -1,7 +1,9 @@
 """Sample completions with transformers' `generate`, computing each prompt once and not once per sample."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import (
@@ -14,6 +16,9 @@ from transformers import (
 
 from rlkit.rollouts.local import sampling
 from rlkit.rollouts.local.cache import is_plain, with_room
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def group_prompts(prompts: Sequence[Sequence[int]]) -> tuple[list[Sequence[int]], list[int]]:
@@ -40,7 +45,7 @@ def position_ids(mask: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def prefill(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> DynamicCache:
+def prefill(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor) -> DynamicCache:
     """Run prompts (B, P) through the model and return the cache of their keys and values."""
     cache = DynamicCache(config=model.config)
     model(
@@ -68,7 +73,9 @@ class Ends(StoppingCriteria):
         self.lengths = limits.clone()
         self.stop = stop
 
-    def __call__(self, input_ids: torch.LongTensor, scores: Any, **kwargs: Any) -> Any:
+    def __call__(
+        self, input_ids: torch.Tensor, scores: tuple[torch.FloatTensor] | None, **kwargs: object
+    ) -> torch.Tensor:
         """Say which rows are done."""
         length = input_ids.size(1) - self.start
         if self.stop is not None:
@@ -79,7 +86,7 @@ class Ends(StoppingCriteria):
 
 @torch.no_grad()
 def generate(
-    model: Any,
+    model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
     config: GenerationConfig,
     device: torch.device | str,
@@ -115,7 +122,9 @@ def generate(
         cache = prefill(model, ids[:, :-1], mask[:, :-1])
         if is_plain(cache):
             extra["past_key_values"] = with_room(cache, rows, 1 + config.max_new_tokens)
-    output = model.generate(input_ids=ids[rows], attention_mask=mask[rows], generation_config=config, **extra)
+    output = model.generate(  # type: ignore[operator]
+        input_ids=ids[rows], attention_mask=mask[rows], generation_config=config, **extra
+    )
     eos = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     sampled = output[:, ids.size(1) :].tolist()
     return [cut_after_end(row[:n], eos) for row, n in zip(sampled, ends.lengths.tolist(), strict=True)]

@@ -11,7 +11,7 @@ import asyncio
 import math
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import httpx
@@ -64,7 +64,7 @@ class Server:
         self.model, self.context = "", 0
         self.lock = asyncio.Lock()  # one load at a time
 
-    async def call(self, path: str, body: Any = None, *, seconds: float = QUICK) -> Any:
+    async def call(self, path: str, body: Mapping[str, Any] | None = None, *, seconds: float = QUICK) -> Any:
         """POST the body, or GET where there is none; return what is answered, as JSON if it is.
 
         Raises:
@@ -206,7 +206,9 @@ def settings_of(request: Request, sampling: Sampling) -> dict[str, Any]:
     }
 
 
-def as_sample(ids: Sequence[int], log_probs: Iterable[float | None], finish: str, stop: Any) -> Sample:
+def as_sample(
+    ids: Sequence[int], log_probs: Iterable[float | None], finish: str | None, stop: str | int | None
+) -> Sample:
     """A sample from vLLM's words. A log-probability that it could not compute is NaN, as TRL expects it.
 
     Args:

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import torch
@@ -26,6 +26,11 @@ from rlkit.rollouts.vllm.endpoint import as_sample, settings_of, started_with
 from rlkit.rollouts.vllm.installed import check_installed, set_cpu_defaults
 from rlkit.rollouts.vllm.server_engine import ServerEngine
 from rlkit.rollouts.vllm.worker import repack_tied
+
+if TYPE_CHECKING:
+    from vllm import LLMEngine
+    from vllm.logprobs import Logprob
+    from vllm.outputs import CompletionOutput
 
 
 class SyncedVLLM(vllm_generation.VLLMGeneration):
@@ -52,14 +57,15 @@ class SyncedVLLM(vllm_generation.VLLMGeneration):
         if self.mode == "server":
             host = "127.0.0.1" if self.server_host == "0.0.0.0" else self.server_host  # TRL's default
             urls = self.server_base_url or f"http://{host}:{self.server_port}"
-            self._engine: Any = ServerEngine(
+            self._servers = ServerEngine(
                 [url.strip() for url in urls.split(",")],
                 weights_dir=self.weights_dir,
                 patience=self.server_timeout,
             )
-            self.vllm_client: Any = self  # TRL asks it for the server's settings
+            self._engine: Engine = self._servers
+            self.vllm_client = self  # type: ignore[assignment]  # TRL asks it for the server's settings
             # Asked now, while all are up.
-            self._takes_adapters = all(started_with(url)["lora_config"] for url in self._engine.urls)
+            self._takes_adapters = all(started_with(url)["lora_config"] for url in self._servers.urls)
             return
         check_installed()
         if self.tensor_parallel_size > 1:
@@ -86,13 +92,13 @@ class SyncedVLLM(vllm_generation.VLLMGeneration):
     def close(self) -> None:
         """End the engine; later, when Python ends, it would miss its process groups."""
         if self.mode == "server":
-            self._engine.close()
+            self._servers.close()
         else:
             self.llm.llm_engine.engine_core.shutdown()
 
     def get_server_info(self) -> dict[str, Any]:
         """The settings of the first server."""
-        return started_with(self._engine.urls[0])
+        return started_with(self._servers.urls[0])
 
     def sync_weights(self) -> None:
         """Give the sampler the trainer's weights, and make it forget what it computed with the old ones."""
@@ -116,14 +122,14 @@ class SyncedVLLM(vllm_generation.VLLMGeneration):
             if adapter:
                 with tempfile.TemporaryDirectory() as folder:
                     self.model.save_pretrained(folder)
-                    self._engine.push_adapter(folder, str(self._syncs))
+                    self._servers.push_adapter(folder, str(self._syncs))
             else:
-                self._engine.push(self._iter_named_params(), str(self._syncs))
+                self._servers.push(self._iter_named_params(), str(self._syncs))
         elif not adapter:
             for _ in self._iter_named_params():  # gathering sharded ones takes all ranks
                 pass
-        self._engine.weights = broadcast_object_list([self._engine.weights])[0]
-        self.sync_bytes = self._engine.pushed_bytes
+        self._servers.weights = broadcast_object_list([self._servers.weights])[0]
+        self.sync_bytes = self._servers.pushed_bytes
 
     def _sends_adapter(self) -> bool:
         if not isinstance(self.model, PeftModel) or self._dist.is_fsdp or self._dist.is_zero3:
@@ -152,7 +158,7 @@ class SyncedVLLM(vllm_generation.VLLMGeneration):
             self._llm_weights_sleeping = True
 
 
-def is_repacked(model: Any) -> bool:
+def is_repacked(model: torch.nn.Module) -> bool:
     """Whether vLLM has rewritten linear weights for its kernels, so that they are loaded layer by layer."""
     weights = [m.weight for m in model.modules() if hasattr(m, "quant_method") and hasattr(m, "weight")]
     return not all(hasattr(weight, "weight_loader") for weight in weights)
@@ -165,7 +171,7 @@ class InProcessEngine:
         engine: vLLM's `LLMEngine`.
     """
 
-    def __init__(self, engine: Any):
+    def __init__(self, engine: LLMEngine):
         self.engine = engine
         self.context: int | None = engine.model_config.max_model_len
         self._names = map(str, itertools.count())
@@ -183,18 +189,22 @@ class InProcessEngine:
             if "structured_outputs" in settings:
                 settings["structured_outputs"] = StructuredOutputsParams(**settings["structured_outputs"])
             prompt = {"prompt_token_ids": list(request.ids)}
-            self.engine.add_request(name, prompt, SamplingParams(**settings))
+            self.engine.add_request(name, prompt, SamplingParams(**settings))  # type: ignore[arg-type]
 
     def collect(self, *, wait: bool) -> list[tuple[int, Sample]]:
         """Compute one token for every turn, with `wait` more until one has finished; return the finished."""
         while True:
             outputs = [output for output in self.engine.step() if output.finished]
-            finished = [(self._rows.pop(output.request_id), read(output.outputs[0])) for output in outputs]
+            finished = [
+                (self._rows.pop(output.request_id), read(output.outputs[0]))  # type: ignore[index]
+                for output in outputs
+            ]
             if finished or not wait or not self._rows:
                 return finished
 
 
-def read(output: Any) -> Sample:
+def read(output: CompletionOutput) -> Sample:
     """What vLLM sampled."""
-    log_probs = (step[token].logprob for token, step in zip(output.token_ids, output.logprobs, strict=True))
+    steps: list[dict[int, Logprob]] = output.logprobs  # type: ignore[assignment]
+    log_probs = (step[token].logprob for token, step in zip(output.token_ids, steps, strict=True))
     return as_sample(output.token_ids, log_probs, output.finish_reason, output.stop_reason)

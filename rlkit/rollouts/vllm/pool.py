@@ -11,7 +11,7 @@ import logging
 import random
 import time
 from collections.abc import Coroutine, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from typing import Any
 
 from filelock import AsyncFileLock
@@ -197,7 +197,7 @@ class Pool:
         await server.set_label(weights.label)
 
 
-def _one_process(weights: Weights, url: str) -> Any:
+def _one_process(weights: Weights, url: str) -> AbstractAsyncContextManager[object]:
     """A lock: several processes of a run may find a server in need of weights."""
     if weights.folder is None:
         return nullcontext()

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Coroutine, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import SplitResult, urlsplit
 
 import httpx
@@ -31,6 +31,8 @@ from rlkit.rollouts.vllm.weights import Weights, WeightsFolder
 
 LOCAL = ("localhost", "127.0.0.1", "::1")
 MOMENT = 0.01  # seconds
+
+T = TypeVar("T")
 
 
 class ServerEngine:
@@ -177,7 +179,7 @@ class ServerEngine:
         if self._folder is not None:
             self._folder.close()
 
-    def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def _assert_idle(self) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 EXTENSION = f"{__name__}.WorkerExtension"
 
@@ -20,7 +23,7 @@ class WorkerExtension:
         repack_tied(self.model_runner.get_model())
 
 
-def repack_tied(model: Any) -> None:
+def repack_tied(model: torch.nn.Module) -> None:
     """Finish loading weights into a vLLM model whose output layer shares those of its embedding.
 
     On a CPU vLLM keeps a repacked copy of them for the output layer. A reload gives the embedding its new
@@ -28,4 +31,4 @@ def repack_tied(model: Any) -> None:
     """
     for layer in model.modules():
         if type(layer).__name__ == "ParallelLMHead" and hasattr(layer, "cpu_linear"):
-            layer.quant_method.process_weights_after_loading(layer)
+            layer.quant_method.process_weights_after_loading(layer)  # type: ignore[union-attr, operator]
