@@ -29,11 +29,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from rlkit import load_environment
 from rlkit.models.bundled import bundled_path
 from rlkit.models.cpu import tune_for_cpu
+from rlkit.models.patches import replaced_vllm_generation
 from rlkit.reward import as_trl_reward
 from rlkit.runs.directory import RunDirectory
 from rlkit.scoring import ErrorBudget, RewardRunner, load_rewards
 from rlkit.training.grpo import GRPOTrainer
-from rlkit.training.rolling_out import our_vllm
 from rlkit.training.timing import PARTS
 
 RESULT = Path(__file__).parent / "results" / "whole_step.json"
@@ -85,6 +85,13 @@ def settings(side: str, options: argparse.Namespace, folder: str) -> trl.GRPOCon
     )
 
 
+def synced_vllm(**settings: Any) -> Any:
+    """rlkit's vLLM for TRL's trainer, too: TRL's own does not get its weights on a CPU."""
+    from rlkit.rollouts.vllm.in_process import SyncedVLLM
+
+    return SyncedVLLM(**settings)
+
+
 def make_trainer(side: str, args: trl.GRPOConfig) -> Any:
     path = bundled_path("bundled:smollm2-135m")
     environment = load_environment(
@@ -99,7 +106,7 @@ def make_trainer(side: str, args: trl.GRPOConfig) -> Any:
     }
     if side.startswith("trl"):
         functions = [as_trl_reward(reward, name) for name, reward in rewards.items()]
-        with our_vllm(None) if CPU else nullcontext():
+        with replaced_vllm_generation(synced_vllm) if CPU else nullcontext():
             return trl.GRPOTrainer(reward_funcs=functions, **common)
     folder = Path(str(args.output_dir))
     (folder / "rollouts").mkdir()

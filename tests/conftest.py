@@ -19,8 +19,7 @@ TEMPLATE = (
 )
 
 
-@pytest.fixture(scope="session")
-def tiny_tokenizer():
+def make_tokenizer():
     """One token a printable ASCII character; <|im_end|> ends a turn and pads."""
     import tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -37,6 +36,12 @@ def tiny_tokenizer():
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
     tokenizer.chat_template = TEMPLATE
     return tokenizer
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer():
+    """The tokenizer of the tiny models, see `make_tokenizer`."""
+    return make_tokenizer()
 
 
 @pytest.fixture(scope="session")

@@ -4,11 +4,10 @@ import ctypes
 import os
 import sys
 
-import trl.trainer.utils
-from accelerate import DistributedType, PartialState
 from transformers import AttentionInterface
 
 from rlkit.models.attention import cpu_attention
+from rlkit.models.patches import score_only_completions
 
 # glibc's mallopt parameters (malloc.h).
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
@@ -18,7 +17,7 @@ def tune_for_cpu() -> None:
     """Keep memory in the process, skip what is not scored in TRL's head, attend without copying keys."""
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed, where installed, would wonder aloud
     _keep_memory()
-    _score_only_completions()
+    score_only_completions()
     AttentionInterface.register("sdpa", cpu_attention)
 
 
@@ -31,18 +30,3 @@ def _keep_memory() -> None:
     if hasattr(libc, "mallopt"):  # musl has none
         for parameter, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1), (M_TOP_PAD, 256 << 20)):
             libc.mallopt(parameter, value)
-
-
-def _score_only_completions() -> None:
-    # TRL's fused head drops the positions that carry no label only where Triton runs; elsewhere it projects
-    # the whole prompt on the vocabulary. In this module of TRL the function decides nothing else.
-    trl.trainer.utils._use_triton = lambda device: True
-
-
-def shard_on_cpu() -> None:
-    """Let accelerate shard with FSDP on a CPU, as its config says; it would fall back to DDP.
-
-    It is for trying a launch before the GPUs are there. DeepSpeed needs no help.
-    """
-    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
-        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU

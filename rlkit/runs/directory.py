@@ -42,6 +42,7 @@ class RunDirectory:
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="rollouts")
         self._waiting: deque[Future[None]] = deque()
         self._lock: IO[str] | None = None
+        self._last_saved: tuple[int, list[Mapping[str, Any]]] = (0, [])  # a step and its rollouts so far
 
     def __enter__(self) -> RunDirectory:
         return self
@@ -117,6 +118,7 @@ class RunDirectory:
     def rewind(self, step: int) -> None:
         """Take back what this stage wrote after a step: a resumed run leaves what a whole one would."""
         self.flush()
+        self._last_saved = (0, [])
         rollouts = self.path / "rollouts"
         written = list(rollouts.glob("step-*.parquet")) if self.stage == "train" else []
         for path in [*written, *(self.path / "evaluation").glob("step-*.json")]:
@@ -141,10 +143,10 @@ class RunDirectory:
             file.write(json.dumps(line) + "\n")
 
     def save_rollouts(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Have the rollouts of a step written as one Parquet file, whole or not at all.
+        """Have rollouts written to the Parquet file of their step, atomically.
 
-        Returns before they are on the disk (see `flush`), so the rows must not change any more. A step may
-        be saved again: the last rows are kept.
+        Returns before they are on the disk (see `flush`), so the rows must not change any more. A step with
+        several generations is saved several times: rows are added to those of the same step.
 
         Raises:
             UserError: rollouts handed over before could not be written.
@@ -153,7 +155,9 @@ class RunDirectory:
             while self._waiting and (self._waiting[0].done() or len(self._waiting) >= WAITING):
                 self._waiting.popleft().result()
         finally:  # these rows are not lost with the earlier ones
-            self._waiting.append(self._writer.submit(self._write_rollouts, step, list(rows)))
+            rows = [*(self._last_saved[1] if self._last_saved[0] == step else []), *rows]
+            self._last_saved = step, rows
+            self._waiting.append(self._writer.submit(self._write_rollouts, step, rows))
 
     def flush(self) -> None:
         """Return when all rollouts handed over are on the disk; raises what `save_rollouts` does."""

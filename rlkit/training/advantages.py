@@ -66,6 +66,21 @@ def groups(rewards: torch.Tensor, keys: Sequence[Hashable]) -> dict[Hashable, to
     return {key: torch.tensor(rows, dtype=torch.long, device=rewards.device) for key, rows in members.items()}
 
 
+def solve_rate(metric: torch.Tensor, keys: Sequence[Hashable]) -> torch.Tensor:
+    """Return the share of correct rollouts among the valid ones of each rollout's group.
+
+    Args:
+        metric: (N,) 1 where a rollout is correct, NaN where it is invalid.
+        keys: (N,) the group of each rollout.
+    """
+    rates = torch.zeros_like(metric)
+    members = groups(metric, keys)
+    for i, key in enumerate(keys):
+        if len(members[key]):
+            rates[i] = (metric[members[key]] >= 1.0).float().mean()
+    return rates
+
+
 def difficulty_weight(advantages: torch.Tensor, solve_rate: torch.Tensor) -> torch.Tensor:
     """GRPO-LEAD's weight of an advantage (its code, `logistic_reweight`): more for what is rare in the group.
 

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch.nn.functional import pad
 
-Batch = dict[str, Any]
+Batch = dict[str, torch.Tensor]
 
 
 def take(batch: Batch, rows: Sequence[int]) -> Batch:
@@ -57,5 +56,5 @@ def split(batch: Batch, parts: int) -> list[Batch]:
     return [take(batch, range(i * size, (i + 1) * size)) for i in range(parts)]
 
 
-def _has_rows(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and value.ndim > 0
+def _has_rows(value: torch.Tensor) -> bool:
+    return value.ndim > 0

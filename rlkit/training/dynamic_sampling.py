@@ -6,110 +6,123 @@ prompts until the batch is full or a number of attempts is used up; then the bat
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from accelerate.utils import gather_object
 
 from rlkit.errors import UserError
+from rlkit.runs.record import RolloutRecord
 from rlkit.training.advantages import ALIKE
 from rlkit.training.batches import Batch, concatenate, take
+from rlkit.training.step import Metrics, Sampled, Task, sample
 
-Sampled = tuple[Batch, list[dict[str, Any]]]  # a batch and the record of each of its rollouts
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from rlkit.training.grpo import GRPOTrainer
+
+
+@dataclass
+class Group:
+    """The rollouts of one task: their rows of the batch, and their records."""
+
+    batch: Batch
+    records: list[RolloutRecord]
+
+    def can_teach(self) -> bool:
+        """Whether the valid rewards differ."""
+        rewards = [record["reward"] for record in self.records if record["reward"] is not None]
+        return len(rewards) > 1 and max(rewards) - min(rewards) >= ALIKE
 
 
 class DynamicSampling:
-    """Tops up the batches of a trainer; all ranks sample equally many groups in each attempt.
+    """Tops up the batches of a trainer; all processes sample equally many groups in each attempt.
 
     Args:
-        trainer: a `rlkit.training.grpo.GRPOTrainer`.
-        attempts: most top-ups of a batch.
+        trainer: Samples the groups.
+        attempts: Maximum number of top-ups of a batch.
+
+    Attributes:
+        extra_rollouts: Rollouts sampled beyond the batches' own so far, over all processes.
     """
 
-    def __init__(self, trainer: Any, attempts: int):
+    def __init__(self, trainer: GRPOTrainer, attempts: int):
         if not hasattr(trainer.train_dataset, "__len__"):
             raise UserError("dynamic_sampling draws tasks by number: the tasks must not be a stream")
         self.trainer = trainer
         self.attempts = attempts
-        self.extra_rollouts = 0  # in all, over all ranks
+        self.extra_rollouts = 0
 
-    def __call__(self, batch: Batch, inputs: list[dict[str, Any]]) -> Batch:
-        """Return a batch of the same number of groups, and record what was sampled for it."""
-        size = self.trainer.num_generations
-        wanted = len(inputs) // size
-        kept, alike = self._divide((batch, self.trainer.rollout_records))
-        attempts, sampled = 0, wanted
-        while attempts < self.attempts and (missing := self._most_missing(wanted - len(kept))):
-            more = self._sample(missing)
-            useful, useless = self._divide(more)
-            kept, alike = kept + useful, alike + useless
-            attempts, sampled = attempts + 1, sampled + missing
-        self._log(attempts, sampled - wanted, len(kept) / sampled, len(kept) < wanted)
-        chosen = (kept + alike)[:wanted]
-        for _, records in kept[wanted:] + alike[max(0, wanted - len(kept)) :]:
-            for record in records:
+    def __call__(self, sampled: Sampled, tasks: Sequence[Task]) -> Sampled:
+        """Return a batch of the same number of groups, and the records of all that was sampled for it.
+
+        The rewards and what is logged of them stay those of the batch's own tasks.
+        """
+        num_groups = len(tasks) // self.trainer.num_generations
+        useful, useless = self._divide(sampled)
+        attempts, num_sampled = 0, num_groups
+        while attempts < self.attempts:
+            # The process that lacks most decides: all sample as many, or a collective would hang.
+            missing = max(gather_object([max(num_groups - len(useful), 0)]))
+            if not missing:
+                break
+            extra = sample(self.trainer, self._draw_tasks(missing))
+            more_useful, more_useless = self._divide(extra)
+            useful, useless = useful + more_useful, useless + more_useless
+            attempts, num_sampled = attempts + 1, num_sampled + missing
+
+        groups = useful + useless  # where attempts did not suffice, groups without spread fill the batch up
+        for group in groups[num_groups:]:
+            for record in group.records:
                 record["kept"] = False
-        self.trainer.rollout_records = [r for _, records in kept + alike for r in records]
-        return concatenate([part for part, _ in chosen], self.trainer.pad_token_id)
+        records = [record for group in groups for record in group.records]
+        batch = concatenate([group.batch for group in groups[:num_groups]], self.trainer.pad_token_id)
+
+        extra_rollouts = (num_sampled - num_groups) * self.trainer.num_generations
+        counts = gather_object([(extra_rollouts, len(useful) / num_sampled, len(useful) < num_groups)])
+        extra_of_all = sum(extra for extra, _, _ in counts)
+        self.extra_rollouts += extra_of_all
+        metrics: Metrics = {
+            "dynamic_sampling/attempts": attempts,
+            "dynamic_sampling/extra_rollouts": extra_of_all,
+            "dynamic_sampling/total_extra_rollouts": self.extra_rollouts,
+            "dynamic_sampling/groups_kept": sum(share for _, share, _ in counts) / len(counts),
+            "dynamic_sampling/cap_reached": float(any(short for _, _, short in counts)),
+        }
+        return Sampled(batch, replace(sampled.judged, records=records), sampled.metrics | metrics)
 
     def state_dict(self) -> dict[str, Any]:
-        """The rollouts sampled beyond the batches' own, so far."""
+        """The number of extra rollouts so far."""
         return {"extra_rollouts": self.extra_rollouts}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on counting."""
+        """Restore the number of extra rollouts."""
         self.extra_rollouts = state["extra_rollouts"]
 
-    def _divide(self, sampled: Sampled) -> tuple[list[Sampled], list[Sampled]]:
-        """The groups of this rank with different rewards, and those without."""
-        batch, records = sampled
+    def _divide(self, sampled: Sampled) -> tuple[list[Group], list[Group]]:
+        """Split a sampling of this process into groups with different rewards, and those without."""
         size = self.trainer.num_generations
-        different: list[Sampled] = []
-        alike: list[Sampled] = []
-        for first in range(0, len(records), size):
+        useful: list[Group] = []
+        useless: list[Group] = []
+        for first in range(0, len(sampled.judged.records), size):
             rows = range(first, first + size)
-            group = take(batch, rows), [records[i] | {"kept": True} for i in rows]
-            rewards = [r["reward"] for r in group[1] if r["reward"] is not None]
-            useful = len(rewards) > 1 and max(rewards) - min(rewards) >= ALIKE
-            (different if useful else alike).append(group)
-        return different, alike
+            records = [sampled.judged.records[i] for i in rows]
+            for record in records:
+                record["kept"] = True
+            group = Group(take(sampled.batch, rows), records)
+            (useful if group.can_teach() else useless).append(group)
+        return useful, useless
 
-    def _most_missing(self, missing: int) -> int:
-        """The groups that the neediest rank lacks: all ranks sample as many, or a collective would hang."""
-        return max(gather_object([max(missing, 0)]))
-
-    def _sample(self, groups: int) -> Sampled:
-        """Sample groups of tasks drawn at random; what is logged stays that of the batch's own tasks."""
+    def _draw_tasks(self, num_groups: int) -> list[Task]:
+        """Draw tasks for all processes by the seed and the number of the sampling; return this one's rows."""
         trainer = self.trainer
-        metrics = trainer._metrics["train"]
-        before = {name: len(values) for name, values in metrics.items()}
-        tasks = self._draw_tasks(groups)
-        batch = trainer.sample([task for task in tasks for _ in range(trainer.num_generations)])
-        for name in list(metrics):
-            del metrics[name][before.get(name, 0) :]
-        return batch, trainer.rollout_records
-
-    def _draw_tasks(self, groups: int) -> list[dict[str, Any]]:
-        """This rank's share of tasks drawn for all ranks, by the seed and the count of samplings."""
-        trainer, data = self.trainer, self.trainer.train_dataset
-        ranks, rank = trainer.accelerator.num_processes, trainer.accelerator.process_index
+        data: Dataset = trainer.train_dataset
+        processes, rank = trainer.accelerator.num_processes, trainer.accelerator.process_index
         generator = np.random.default_rng([trainer.args.seed, trainer.generation, 1])
-        chosen = generator.choice(len(data), groups * ranks, replace=groups * ranks > len(data))
-        return [data[int(i)] for i in chosen[rank * groups : (rank + 1) * groups]]
-
-    def _log(self, attempts: int, extra_groups: int, kept: float, short: bool) -> None:
-        trainer = self.trainer
-        local = torch.tensor([extra_groups * trainer.num_generations, kept, float(short)])
-        table = trainer.accelerator.gather(local.to(trainer.accelerator.device)[None]).cpu()
-        extra = int(table[:, 0].sum())
-        self.extra_rollouts += extra
-        values = {
-            "attempts": attempts,
-            "extra_rollouts": extra,
-            "total_extra_rollouts": self.extra_rollouts,
-            "groups_kept": table[:, 1].mean().item(),
-            "cap_reached": table[:, 2].max().item(),
-        }
-        for name, value in values.items():
-            trainer._metrics["train"][f"dynamic_sampling/{name}"].append(value)
+        total = num_groups * processes
+        chosen = generator.choice(len(data), total, replace=total > len(data))
+        own = chosen[rank * num_groups : (rank + 1) * num_groups]
+        return [data[int(i)] for i in own for _ in range(trainer.num_generations)]

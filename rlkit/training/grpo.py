@@ -1,73 +1,96 @@
-"""GRPO on TRL's trainer: rewards that may fail, prompts shared, rollouts kept, any baseline.
+"""GRPO on TRL's trainer: the seams between TRL and `rlkit.training.step`, and nothing else.
 
-The seams of TRL that this stands on, each with a test: `_calculate_rewards`,
-`_generate_and_score_completions`, `_prepare_inputs`, `_compute_loss`, `_get_train_sampler`,
-`_get_per_token_logps_and_entropies`.
+TRL keeps the loss, the optimizer, the reference model, checkpoints and vLLM's start. Its sampling step
+(`_generate_and_score_completions`) is replaced as a whole. Every private name of TRL's GRPOTrainer that rlkit
+needs is used in this file alone; `tests/rlkit/training/test_grpo.py` has a sentence for each that TRL moves.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any
+import logging
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import torch
 import trl
+from accelerate.utils import gather_object
 from peft import PeftModel
+from transformers.integrations import is_deepspeed_zero3_enabled
+from trl.models.utils import disable_gradient_checkpointing
+from trl.trainer.utils import use_adapter
 
 from rlkit.environment import Environment
-from rlkit.errors import UserError
+from rlkit.errors import UserError, check_choice
+from rlkit.models.patches import replaced_vllm_generation
 from rlkit.reward import RewardCall, as_trl_reward
 from rlkit.rollouts.loop import RolloutLimits
+from rlkit.rollouts.sampler import open_sampler
+from rlkit.rollouts.types import Engine, Rollout
 from rlkit.runs.directory import RunDirectory
 from rlkit.scoring import ErrorBudget, RewardRunner
-from rlkit.training.advantages import ALIKE, difficulty_weight, groups, spread
-from rlkit.training.batches import shuffle_groups, split
+from rlkit.training.batches import Batch, shuffle_groups, split
 from rlkit.training.dynamic_sampling import DynamicSampling
-from rlkit.training.judging import Judging
-from rlkit.training.resume import Checkpoints, InEpoch, Reference, Stateful, TrainerPosition
-from rlkit.training.rolling_out import RollingOut, our_vllm, sampler_gap
+from rlkit.training.local_engine import transformers_engine
+from rlkit.training.resume import InEpoch, Reference, SinceLog, Stateful
 from rlkit.training.shared_prefix import add_shared_prefix, completion_log_probs, supports_shared_prefix
+from rlkit.training.step import Sampled, Task, training_batch
 from rlkit.training.timing import StepClock
 
-# From the rewards of all ranks (N,), NaN where invalid, and the keys of their groups to advantages (N,).
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from rlkit.arguments.parse import PolicyConfig
+    from rlkit.rollouts.vllm.in_process import SyncedVLLM
+
+logger = logging.getLogger(__name__)
+
+# From the rewards (N,) of all processes, NaN where a rollout is invalid, and their groups to advantages (N,).
 Advantages = Callable[[torch.Tensor, Sequence[Hashable]], torch.Tensor]
 
+LIMITS_OF_GENERATION = ("max_new_tokens", "max_length", "max_tokens")
 
-class GRPOTrainer(RollingOut, Judging, Checkpoints, trl.GRPOTrainer):
-    """TRL's GRPOTrainer with rlkit's rewards.
+
+class GRPOTrainer(trl.GRPOTrainer):
+    """TRL's GRPOTrainer with rlkit's step: environments, rewards that may fail, any baseline.
 
     Args:
-        environment: its metric is logged, and its breakdown columns stand in the saved rollouts.
-        runner: runs the rewards; their weights are `args.reward_weights`.
-        budget: stops the run when too many rollouts cannot be judged.
-        run: where rollouts are saved.
-        limits: what a rollout may take; None: one turn of `args.max_completion_length` tokens.
-        weights_dir: where weights lie on their way to vLLM servers on other machines.
-        shared_prefix: compute each prompt once in the loss where that is possible.
-        advantages: replaces TRL's own normalisation within the rollouts of a prompt.
-        group_by: a column whose values are the groups; None groups the rollouts of a prompt.
-        difficulty_weighting: weight advantages by the solve rate of their group.
-        kl_in_reward: `args.beta` times the rollout's KL divergence is subtracted from its reward, not added
-            to the loss.
-        dynamic_sampling: attempts at replacing groups without spread; 0 turns it off.
+        environment: Answers the turns of a rollout, and names the metric.
+        runner: Runs the rewards; their weights are `args.reward_weights`.
+        budget: Stops a run whose rewards fail too often.
+        run: Where rollouts are saved; None: nowhere.
+        limits: Limits of a rollout; None: one turn of `args.max_completion_length` tokens.
+        weights_dir: Directory through which vLLM servers on other machines get their weights.
+        shared_prefix: Compute each prompt once in the loss where the model's attention allows it.
+        advantages: Replaces GRPO's baseline; see `rlkit.training.advantages`.
+        group_by: Column whose values are the groups; None: the rollouts of a prompt are a group.
+        difficulty_weighting: Weight advantages by the solve rate of their group (GRPO-LEAD).
+        kl_in_reward: Subtract `args.beta` times a rollout's KL divergence from its reward, instead of adding
+            it to the loss.
+        dynamic_sampling: Maximum attempts at replacing groups whose rewards are all alike; 0 turns it off.
+
+    Raises:
+        UserError: The settings exclude one another.
     """
 
-    args: Any  # TRL declares less than it sets
-    model: Any
-    num_generations: Any
-    num_generations_eval: Any
-    beta: Any
-    max_completion_length: Any
-    _buffered_inputs: Any
+    # More exactly than TRL declares them.
+    args: PolicyConfig
+    model: PreTrainedModel
+    num_generations: int
+    num_generations_eval: int
+    chat_template_kwargs: dict[str, Any]
+    vllm_generation: SyncedVLLM
+    _buffered_inputs: list[Batch] | None  # type: ignore[assignment]
+    _logs: dict[str, Any]
 
     def __init__(
         self,
         *args: Any,
         environment: Environment,
         runner: RewardRunner,
-        budget: ErrorBudget,
-        run: RunDirectory,
+        budget: ErrorBudget | None = None,
+        run: RunDirectory | None = None,
         limits: RolloutLimits | None = None,
         weights_dir: str | None = None,
         shared_prefix: bool = True,
@@ -80,70 +103,239 @@ class GRPOTrainer(RollingOut, Judging, Checkpoints, trl.GRPOTrainer):
     ):
         self.environment = environment
         self.runner = runner
-        self.budget = budget
+        self.budget = budget or ErrorBudget()
         self.run = run
         self.advantages = advantages
         self.group_by = group_by
         self.difficulty_weighting = difficulty_weighting
         self.kl_in_reward = kl_in_reward
+        self.generation = 0  # samplings so far
+        self._synced_step = -1  # the optimizer step whose weights vLLM has
+
+        def make_vllm(**settings: Any) -> SyncedVLLM:
+            from rlkit.rollouts.vllm.in_process import SyncedVLLM
+
+            return SyncedVLLM(weights_dir=weights_dir, **settings)
+
+        # TRL counts and names the rewards; they are never called by it.
         kwargs["reward_funcs"] = [as_trl_reward(reward, name) for name, reward in runner.rewards.items()]
-        with our_vllm(weights_dir):
+        with replaced_vllm_generation(make_vllm):
             super().__init__(*args, **kwargs)
-        self.clock = StepClock(self._metrics["train"])
-        self._start_rolling_out(limits or RolloutLimits(self.args.max_completion_length))
+        if kl_in_reward:
+            self.beta = 0.0  # TRL's loss adds no KL term; the step reads `args.beta`
+
+        # It answers held-out tasks greedily. Training samples with the same loop and settings of its own.
+        self.sampler = open_sampler(
+            environment,
+            self.tokenizer,
+            self.eos_token_ids,
+            limits or RolloutLimits(self.args.max_completion_length),
+            template=self.chat_template_kwargs,
+        )
+        self.loop = self.sampler.loop
         self.shared_prefix = shared_prefix and self._can_share_prefix()
         self.dynamic_sampling = DynamicSampling(self, dynamic_sampling) if dynamic_sampling else None
-        self._check_groups()
-        self._start_judging()
+        self.clock = StepClock(self._metrics["train"])
         self.add_callback(self.clock)
-
-    @property
-    def pad_token_id(self) -> int:
-        """What prompts and completions are padded with."""
-        return self._tokenizer.pad_token_id
+        self._check_settings()
 
     def _can_share_prefix(self) -> bool:
         model = self.accelerator.unwrap_model(self.model)
         reason = supports_shared_prefix(model.get_base_model() if isinstance(model, PeftModel) else model)
         if reason:
-            warnings.warn(f"shared_prefix is off for this model: {reason}", stacklevel=3)
+            if self.accelerator.is_main_process:
+                logger.warning("shared_prefix is off for this model: %s", reason)
             return False
         add_shared_prefix()
         return True
 
-    def _check_groups(self) -> None:
-        if self.args.sync_ref_model and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+    def _check_settings(self) -> None:
+        args, G = self.args, self.num_generations
+        check_choice("scale_rewards", args.scale_rewards, ("group", "batch", "none"))
+        aggregations = ("sum_then_normalize", "normalize_then_sum")
+        check_choice("multi_objective_aggregation", args.multi_objective_aggregation, aggregations)
+        modes = ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask")
+        check_choice("vllm_importance_sampling_mode", args.vllm_importance_sampling_mode, modes)
+        for key in LIMITS_OF_GENERATION:
+            if key in (args.generation_kwargs or {}):
+                raise UserError(f"generation_kwargs: {key} is not for there, set max_completion_length")
+        if args.sync_ref_model and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             raise UserError("sync_ref_model: a sharded reference model cannot be kept in checkpoints yet")
-        rows = self.args.per_device_train_batch_size * self.args.steps_per_generation
-        per_group = [f"the reward {n!r}" for n, r in self.runner.rewards.items() if RewardCall(r).per_group]
-        if per_group and self.num_generations == 1:
+        if self.samples_with_trl and self.loop.limits.turns > 1:
             raise UserError(
-                f"{per_group[0]} compares the rollouts of a task, but there is one: num_generations"
+                f"{self.environment.id} has several turns, which transformers cannot sample with FSDP 1, "
+                "ds3_gather_for_generation off or continuous batching: set use_vllm"
             )
-        per_group += ["dynamic_sampling"] * bool(self.dynamic_sampling)
-        if per_group and rows % self.num_generations:
+        if self.kl_in_reward and args.use_liger_kernel:
+            raise UserError("Liger's loss adds the KL term that is part of the reward here: use_liger_kernel")
+        whole_groups = [
+            f"the reward {n!r}" for n, r in self.runner.rewards.items() if RewardCall(r).per_group
+        ]
+        if whole_groups and G == 1:
             raise UserError(
-                f"{per_group[0]} judges whole groups, but a process gets {rows} rollouts at a "
-                f"time: make that a multiple of num_generations ({self.num_generations})"
+                f"{whole_groups[0]} compares the rollouts of a task, but there is one: num_generations"
+            )
+        whole_groups += ["dynamic_sampling"] * bool(self.dynamic_sampling)
+        rows = args.per_device_train_batch_size * args.steps_per_generation
+        if whole_groups and rows % G:
+            raise UserError(
+                f"{whole_groups[0]} judges whole groups, but a process gets {rows} rollouts at a "
+                f"time: make that a multiple of num_generations ({G})"
             )
 
-    def stateful(self) -> dict[str, Stateful]:
-        """What a checkpoint keeps besides what transformers saves."""
-        parts: dict[str, Any] = {"progress": TrainerPosition(self), "budget": self.budget}
-        parts |= {f"reward {name}": reward for name, reward in self.runner.stateful.items()}
-        if hasattr(self.environment, "state_dict"):
-            parts["environment"] = self.environment
-        if self.dynamic_sampling:
-            parts["dynamic_sampling"] = self.dynamic_sampling
-        if self.args.sync_ref_model:
-            parts["reference model"] = Reference(self.accelerator.unwrap_model(self.ref_model))
-        for callback in self.callback_handler.callbacks:
-            if hasattr(callback, "state_dict"):
-                parts[type(callback).__name__] = callback
-        return parts
+    # --- What the step reads --------------------------------------------------------------------------------
 
-    def _get_train_sampler(self, dataset: Any = None) -> Any:
-        return InEpoch(super()._get_train_sampler(dataset), lambda: int(self.state.epoch or 0))
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's tokenizer."""
+        return self._tokenizer
+
+    @property
+    def pad_token_id(self) -> int:
+        """Token that fills up prompts and completions."""
+        return self._tokenizer.pad_token_id
+
+    @property
+    def group_size(self) -> int:
+        """Rollouts of a task: `num_generations`, in an evaluation by TRL `num_generations_eval`."""
+        return self.num_generations if self.model.training else self.num_generations_eval
+
+    @property
+    def corrects_sampler(self) -> bool:
+        """Whether the loss is corrected for the difference between the sampler and the trained model."""
+        return self.use_vllm and self.args.vllm_importance_sampling_correction
+
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches that have been learned from."""
+        return self._step
+
+    def log_sampling(self, sampled: Sampled) -> None:
+        """Hand the metrics of a sampling step to TRL, which logs means; and its rollouts if asked to."""
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        for name, value in sampled.metrics.items():
+            metrics[name].append(value)
+        metrics["num_tokens"] = [self.state.num_input_tokens_seen]  # a running total: the last one alone
+        if self.log_completions:
+            records = gather_object(sampled.judged.records)
+            for column in ("prompt", "completion"):
+                self._logs[column].extend(record[column] for record in records)
+            self._logs["advantages"].extend(record["advantage"] for record in records)
+            for name in self.runner.names:
+                self._logs["rewards"][name].extend(record[f"rewards/{name}"] for record in records)
+
+    # --- Sampling -------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def engine(self, batch_size: int | None = None) -> Iterator[Engine]:
+        """An engine with the weights of now; all processes enter together.
+
+        Args:
+            batch_size: Turns at a time with transformers; None: all.
+        """
+        if self.use_vllm:
+            if self.state.global_step != self._synced_step:
+                with self.clock("sync"):
+                    self.vllm_generation.sync_weights()
+                self._synced_step = self.state.global_step
+                self._metrics["train"]["sampling/sync_bytes"].append(float(self.vllm_generation.sync_bytes))
+            with self.vllm_generation.engine() as engine:
+                yield engine
+            return
+        with transformers_engine(
+            self,
+            self.tokenizer,
+            batch_size,
+            gather_deepspeed3_params=self.args.ds3_gather_for_generation,
+            gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
+        ) as engine:
+            yield engine
+
+    @property
+    def samples_with_trl(self) -> bool:
+        """Whether all processes must take part in each token, since the model stays in shards."""
+        fsdp1 = self.is_fsdp_enabled and not self.accelerator.is_fsdp2
+        zero3 = is_deepspeed_zero3_enabled() and not self.args.ds3_gather_for_generation
+        return not self.use_vllm and bool(fsdp1 or zero3 or self.args.use_transformers_continuous_batching)
+
+    def roll_out_with_trl(self, prompt_ids: list[list[int]]) -> list[Rollout]:
+        """Sample one turn for each prompt with TRL, which knows models in shards."""
+        completions, _ = self._generate_single_turn(prompt_ids, None, {}, self.group_size)
+        rollouts = []
+        for prompt, ids in zip(prompt_ids, completions, strict=True):
+            text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
+            truncated = not ids or ids[-1] not in self.eos_token_ids
+            rollout = Rollout.single(text, ids, truncated)
+            rollout.prompt_ids = prompt
+            rollouts.append(rollout)
+        return rollouts
+
+    def close(self) -> None:
+        """Stop vLLM, where it runs for this trainer."""
+        if self.use_vllm:
+            self.vllm_generation.close()
+
+    # --- Log-probabilities ----------------------------------------------------------------------------------
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Forwards without gradients."""
+        # With reentrant checkpointing torch would warn that no input needs a gradient.
+        with (
+            torch.no_grad(),
+            disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs),
+        ):
+            yield
+
+    @contextmanager
+    def reference_model(self) -> Iterator[torch.nn.Module]:
+        """The model that the KL divergence is measured from; of a LoRA model its weights without adapter."""
+        if self.ref_model is not None:
+            yield self.ref_model
+            return
+        model = self.accelerator.unwrap_model(self.model)
+        # An adapter that is trained further has its start beside it, under the name "ref".
+        with use_adapter(model, adapter_name="ref" if "ref" in model.peft_config else None):
+            yield self.model
+
+    def token_log_probs(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        """Log-probability of each completion token of a batch under a model, (B, T); 0 where it is masked."""
+        ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
+        mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
+        args, training = self.args, self.model.training
+        size = args.per_device_train_batch_size if training else args.per_device_eval_batch_size
+        length = batch["completion_ids"].size(1)
+        return self._get_per_token_logps_and_entropies(model, ids, mask, length, batch_size=size)[0]
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: torch.nn.Module,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """TRL's, for the loss and for frozen log-probabilities alike, with each prompt computed once."""
+        plain = not any(v is not None and v is not False for k, v in kwargs.items() if k != "compute_entropy")
+        if not (self.shared_prefix and plain):
+            return super()._get_per_token_logps_and_entropies(
+                model, input_ids, attention_mask, logits_to_keep, batch_size, **kwargs
+            )
+        size = batch_size or len(input_ids)
+        log_probs, entropies = [], []
+        for ids, mask in zip(input_ids.split(size), attention_mask.split(size), strict=True):
+            with self.accelerator.autocast():
+                chunk_log_probs, chunk_entropies = completion_log_probs(model, ids, mask, logits_to_keep)
+            log_probs.append(chunk_log_probs)
+            if chunk_entropies is not None:
+                entropies.append(chunk_entropies)
+        return torch.cat(log_probs), torch.cat(entropies) if kwargs.get("compute_entropy") else None, None
+
+    # --- Where TRL calls the step ---------------------------------------------------------------------------
+
+    def _generate_and_score_completions(self, inputs: list[Task]) -> Batch:
+        return training_batch(self, inputs)
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         """TRL's, with whole groups shuffled and not single rollouts, so that their prompt stays shared."""
@@ -157,117 +349,74 @@ class GRPOTrainer(RollingOut, Judging, Checkpoints, trl.GRPOTrainer):
             self._buffered_inputs = split(batch, steps)
         return self._buffered_inputs[self._step % steps]
 
-    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+    def training_step(
+        self, model: torch.nn.Module, inputs: Any, num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
         """TRL's, timed."""
         with self.clock("forward_backward"):
             return super().training_step(model, inputs, num_items_in_batch)
 
-    def _generate_and_score_completions(self, inputs: list[dict]) -> dict[str, Any]:
-        output = self.sample(inputs)
-        if self.dynamic_sampling and self.model.training:
-            output = self.dynamic_sampling(output, inputs)
-        if self.model.training:
-            self._save_rollouts()
-            self._advance()
-        loss_mask = output["completion_mask"] * output.get("tool_mask", 1)
-        return output | {"num_items_in_batch": self.accelerator.gather(loss_mask.sum()).sum()}
+    # --- Resuming -------------------------------------------------------------------------------------------
 
-    def sample(self, inputs: list[dict]) -> dict[str, Any]:
-        """Answer tasks, judge the answers, and compare them: TRL's batch, with rlkit's advantages."""
-        self.generation += 1
-        self._tasks = inputs
-        output = super()._generate_and_score_completions(inputs)
-        # TRL gives an invalid rollout advantage 0; with its tokens masked it has no part in the KL term, the
-        # entropy bonus or the number of tokens either.
-        masked = self._invalid.clone()
-        # TRL takes for truncated what has no end token; a limit of turns may cut after one.
-        truncated = torch.tensor([rollout.truncated for rollout in self._rollouts])
-        if self.args.mask_truncated_completions:
-            masked |= truncated
-        masked = masked.to(output["completion_mask"].device)
-        output["completion_mask"] = output["completion_mask"] * (~masked).unsqueeze(1)
-        alike = spread(self._totals, self._keys) < ALIKE
-        mode = "train" if self.model.training else "eval"
-        share = self.accelerator.gather(truncated.float().to(masked.device)).mean().item()
-        self._metrics[mode]["completions/clipped_ratio"][-1] = share
-        # TRL compares a float32 standard deviation with 0; of eight rewards 0.2 it is 1.6e-8, not 0.
-        self._metrics[mode]["frac_reward_zero_std"][-1] = alike.float().mean().item()
-        rewards = self._totals - self._penalty(output) if self.kl_in_reward and self.beta else self._totals
-        output["advantages"] = self._advantages(rewards, output["advantages"])
-        self._add_to_records(output)
-        return output
+    def _get_train_sampler(self, dataset: Dataset | None = None) -> InEpoch:
+        sampler: Any = super()._get_train_sampler(dataset)
+        return InEpoch(sampler, lambda: int(self.state.epoch or 0))
 
-    def _add_to_records(self, output: Mapping[str, Any]) -> None:
-        """What is known of rollouts only now: their advantages, and how far sampler and trainer are apart."""
-        records = self.rollout_records
-        for record, advantage in zip(records, output["advantages"].tolist(), strict=True):
-            record["advantage"] = advantage
-        if "importance_sampling_ratio" not in output:
+    def stateful(self) -> dict[str, Stateful]:
+        """What a checkpoint keeps besides what transformers saves."""
+        parts: dict[str, Stateful] = {
+            "since the last log": SinceLog(self, self._metrics["train"]),
+            "progress": TrainerPosition(self),
+            "budget": self.budget,
+        }
+        for name, reward in self.runner.rewards.items():
+            if isinstance(reward, Stateful):
+                parts[f"reward {name}"] = reward
+        if isinstance(self.environment, Stateful):
+            parts["environment"] = self.environment
+        if self.dynamic_sampling is not None:
+            parts["dynamic_sampling"] = self.dynamic_sampling
+        if self.args.sync_ref_model:
+            parts["reference model"] = Reference(self.accelerator.unwrap_model(self.ref_model))
+        return parts
+
+
+class TrainerPosition:
+    """Where a trainer is between two optimizer steps.
+
+    A generation may serve several steps: the rest of it is kept, or a resumed run would sample it again.
+    """
+
+    def __init__(self, trainer: GRPOTrainer):
+        self.trainer = trainer
+
+    def state_dict(self) -> dict[str, Any]:
+        """Micro-batches and samplings so far, and the rollouts that are still to be learned from."""
+        trainer = self.trainer
+        every = trainer.args.steps_per_generation * trainer.num_iterations
+        return {
+            "step": trainer._step,
+            "generation": trainer.generation,
+            "buffered": trainer._buffered_inputs if trainer._step % every else None,
+            "shape": self._shape(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue there; with a new generation where the run's shape is not the one that was saved."""
+        trainer = self.trainer
+        trainer.generation = state["generation"]
+        if state["shape"] != self._shape():
             return
-        mask = output["completion_mask"] * output.get("tool_mask", 1)
-        gaps, cut = sampler_gap(output, mask, self.args)
-        for record, gap in zip(records, gaps.tolist(), strict=True):
-            record["log_prob_gap"] = gap
-        mode = "train" if self.model.training else "eval"
-        self._metrics[mode]["sampling/cut"].append(self.accelerator.gather(cut.float()).mean().item())
+        trainer._step = state["step"]
+        device = trainer.accelerator.device
+        if state["buffered"] is not None:
+            trainer._buffered_inputs = [
+                {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+                for batch in state["buffered"]
+            ]
 
-    def _penalty(self, output: Mapping[str, Any]) -> torch.Tensor:
-        """`beta` times the KL divergence from the reference of each rollout of all ranks, (N,), in nats."""
-        ids, mask = (
-            torch.cat([output[f"prompt_{k}"], output[f"completion_{k}"]], 1) for k in ("ids", "mask")
-        )
-        scored = output["completion_mask"] * output.get("tool_mask", 1)
-        size, batch_size = scored.size(1), self.args.per_device_train_batch_size
-        with torch.no_grad():
-            scores = self._get_per_token_logps_and_entropies(self.model, ids, mask, size, batch_size)
-        kl = self.accelerator.gather(((scores[0] - output["ref_per_token_logps"]) * scored).sum(1))
-        self._metrics["train"]["kl"].append(kl.mean().item())
-        return self.beta * kl
-
-    def _advantages(self, rewards: torch.Tensor, local: torch.Tensor) -> torch.Tensor:
-        """The advantages of this rank's rollouts; `local` are TRL's."""
-        mine = slice(first := self.accelerator.process_index * len(local), first + len(local))
-        if self.advantages is not None:
-            local = self.advantages(rewards, self._keys)[mine]
-        if self.difficulty_weighting:
-            local = local * difficulty_weight(local, self._solve_rate()[mine])
-        return local
-
-    def _solve_rate(self) -> torch.Tensor:
-        """The share of correct rollouts among the valid ones of each rollout's group, (N,)."""
-        metric = self._rewards[:, self.reward_func_names.index(self.environment.metric)]
-        members = groups(metric, self._keys)
-        rates = {key: (metric[rows] >= 1.0).float().mean() for key, rows in members.items() if len(rows)}
-        return torch.stack([rates.get(key, metric.new_zeros(())) for key in self._keys])
-
-    def _compute_loss(self, model: Any, inputs: Any) -> torch.Tensor:
-        if not self.kl_in_reward:
-            return super()._compute_loss(model, inputs)
-        beta, self.beta = self.beta, 0.0
-        try:
-            return super()._compute_loss(model, inputs)
-        finally:
-            self.beta = beta
-
-    def _get_per_token_logps_and_entropies(
-        self,
-        model: Any,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        logits_to_keep: int,
-        batch_size: int | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        plain = not any(v is not None and v is not False for k, v in kwargs.items() if k != "compute_entropy")
-        if self.shared_prefix and plain:
-            size = batch_size or len(input_ids)
-            batches = zip(input_ids.split(size), attention_mask.split(size), strict=True)
-            with self.accelerator.autocast():
-                outputs = [completion_log_probs(model, *batch, logits_to_keep) for batch in batches]
-            entropies = None
-            if kwargs.get("compute_entropy"):
-                entropies = torch.cat([entropy for _, entropy in outputs if entropy is not None])
-            return torch.cat([log_probs for log_probs, _ in outputs]), entropies, None
-        return super()._get_per_token_logps_and_entropies(
-            model, input_ids, attention_mask, logits_to_keep, batch_size, **kwargs
-        )
+    def _shape(self) -> list[int]:
+        """What a generation is split into: processes, micro-batches, passes, and rollouts of each."""
+        trainer, args = self.trainer, self.trainer.args
+        passes = [args.steps_per_generation, trainer.num_iterations]
+        return [trainer.accelerator.num_processes, *passes, args.per_device_train_batch_size]

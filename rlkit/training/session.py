@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import transformers
 from accelerate.utils import broadcast_object_list, gather_object
@@ -19,8 +20,9 @@ from rlkit.environment import Environment
 from rlkit.errors import UserError
 from rlkit.evaluation import Evaluation, compare, evaluate
 from rlkit.evaluation.splits import load_tasks, read_fold
-from rlkit.models.cpu import shard_on_cpu, tune_for_cpu
+from rlkit.models.cpu import tune_for_cpu
 from rlkit.models.load import save_gathered, save_model
+from rlkit.models.patches import shard_on_cpu
 from rlkit.registry import load_environment
 from rlkit.report import build_report
 from rlkit.reward import Reward
@@ -37,9 +39,14 @@ from rlkit.runs.directory import RunDirectory
 from rlkit.runs.guards import Guards
 from rlkit.runs.preemption import PreemptionCallback
 from rlkit.scoring import RewardRunner, load_rewards
+from rlkit.training.resume import CheckpointCallback, Stateful
 
 if TYPE_CHECKING:
     import datasets
+    from accelerate import Accelerator
+    from torch import nn
+
+logger = logging.getLogger(__name__)
 
 # Of the trainer's keys those that decide which task is learned from at which step.
 ORDER = (
@@ -54,7 +61,8 @@ ORDER = (
 )
 
 # answer(tasks, samples) returns `samples` rollouts for each task.
-Answer = Callable[[Sequence[Any], int], Sequence[list[Rollout]]]
+Answer = Callable[[Sequence[dict[str, Any]], int], Sequence[list[Rollout]]]
+Decision = TypeVar("Decision")
 
 
 class Session:
@@ -98,12 +106,12 @@ class Session:
 
         All begin with the same random numbers, for adapters: trainers set the seed after they have made them.
         """
-        keys, args = self.run.args, self.run.trainer_args
-        transformers.set_seed(args.seed)
-        with args.main_process_first(local=False, desc="opening the run directory"):
-            if args.process_index == 0:
-                self.directory.open(resume=keys.resume, overwrite=keys.overwrite)
-                if not keys.resume:  # a run that may not go on keeps its config
+        args, trainer_args = self.run.args, self.run.trainer_args
+        transformers.set_seed(trainer_args.seed)
+        with trainer_args.main_process_first(local=False, desc="opening the run directory"):
+            if trainer_args.process_index == 0:
+                self.directory.open(resume=args.resume, overwrite=args.overwrite)
+                if not args.resume:  # a run that may not go on keeps its config
                     self._save_config()
 
     def _save_config(self) -> None:
@@ -111,8 +119,10 @@ class Session:
 
     def fit(
         self,
-        trainer: Any,
+        trainer: transformers.Trainer,
+        parts: dict[str, Stateful],
         runner: RewardRunner,
+        *,
         watch: dict[str, str],
         answer: Answer,
         guards: Guards | None = None,
@@ -120,7 +130,8 @@ class Session:
         """Evaluate, train, evaluate, save the model, write the report and say what was learned.
 
         Args:
-            trainer: a trainer of TRL or transformers with `rlkit.training.resume.Checkpoints`.
+            trainer: any trainer of TRL or transformers.
+            parts: what its checkpoints keep besides what transformers saves, by name.
             runner: judges the answers to held-out tasks.
             watch: metrics to show in the progress bar, by label.
             answer: answers this rank's share of the held-out tasks, greedily.
@@ -131,37 +142,48 @@ class Session:
         trainer.add_callback(preemption)
         try:
             with preemption.listening():
-                self._fit(trainer, runner, watch, answer, preemption)
+                self._fit(trainer, parts, runner, watch=watch, answer=answer, preemption=preemption)
         finally:
             self.directory.close()
 
     def _fit(
         self,
-        trainer: Any,
+        trainer: transformers.Trainer,
+        parts: dict[str, Stateful],
         runner: RewardRunner,
+        *,
         watch: dict[str, str],
         answer: Answer,
         preemption: PreemptionCallback,
     ) -> None:
-        keys, guards = self.run.args, self.guards
+        args, guards = self.run.args, self.guards
         for default in (transformers.trainer_callback.ProgressCallback, transformers.PrinterCallback):
             trainer.remove_callback(default)
         trainer.add_callback(FinishedCallback())
         trainer.add_callback(MetricsCallback(self.directory))
         if guards is not None:
+            parts = parts | {"Guards": guards}
             trainer.add_callback(guards)
         trainer.add_callback(ProgressCallback(watch))
-        if keys.evaluation_steps:
+        if args.evaluation_steps:
             trainer.add_callback(
                 EvaluateCallback(
                     lambda name: self.evaluate(trainer, runner, answer, name),
-                    keys.evaluation_steps,
+                    args.evaluation_steps,
                     self._evaluated,
                 )
             )
-        trainer.identity = self.identity(runner, trainer.accelerator.num_processes)
-        trainer.resume_anyway = keys.resume_anyway
-        checkpoint = on_main_process(trainer.accelerator, lambda: self._checkpoint(trainer.identity))
+        identity = self.identity(runner, trainer.accelerator.num_processes)
+        checkpoint = on_main_process(trainer.accelerator, lambda: self._checkpoint(identity))
+        saver = CheckpointCallback(
+            trainer,
+            parts,
+            self.directory,
+            identity,
+            resume_from=checkpoint,
+            resume_anyway=args.resume_anyway,
+        )
+        trainer.callback_handler.callbacks.insert(0, saver)
         self.evaluate(trainer, runner, answer, "before")
         with self.directory, suppress(Finished):
             trainer.train(resume_from_checkpoint=checkpoint)
@@ -177,23 +199,23 @@ class Session:
 
     def identity(self, runner: RewardRunner, processes: int) -> dict[str, Any]:
         """What may not change when a run goes on, in values that JSON can say."""
-        keys, args = self.run.args, self.run.trainer_args
+        args, trainer_args = self.run.args, self.run.trainer_args
         identity = {
             "stage": self.directory.stage,
             "environment": self.environment.id,
-            "environment_args": keys.mapping("environment_args"),
-            "fold": keys.fold,
-            "num_tasks": keys.num_tasks,
-            "algorithm": getattr(keys, "algorithm", None),
+            "environment_args": args.mapping("environment_args"),
+            "fold": args.fold,
+            "num_tasks": args.num_tasks,
+            "algorithm": getattr(args, "algorithm", None),
             "model": self.run.model_args.model_name_or_path,
             "processes": processes,
         }
         own = ("demonstrations", "group_by", "dynamic_sampling")
-        identity |= {key: getattr(keys, key, None) for key in own}
-        identity |= {key: getattr(args, key, None) for key in ORDER}
+        identity |= {key: getattr(args, key, None) for key in own}
+        identity |= {key: getattr(trainer_args, key, None) for key in ORDER}
         if self.directory.stage == "train":
-            weights = dict(zip(runner.names, args.reward_weights, strict=True))
-            identity |= {"rewards": weights, "reward_args": keys.mapping("reward_args")}
+            weights = dict(zip(runner.names, trainer_args.reward_weights, strict=True))
+            identity |= {"rewards": weights, "reward_args": args.mapping("reward_args")}
         return json.loads(json.dumps(identity))
 
     def _checkpoint(self, identity: dict[str, Any]) -> str | None:
@@ -202,9 +224,7 @@ class Session:
             return None
         checkpoint = last_checkpoint(self.directory.path)
         if checkpoint is None:
-            print(
-                "rlkit: there is no checkpoint yet: starting from the beginning", file=sys.stderr, flush=True
-            )
+            logger.warning("there is no checkpoint yet: starting from the beginning")
             self._save_config()
             self.directory.rewind(0)
             return None
@@ -214,7 +234,7 @@ class Session:
             text = f"this run is not the one that wrote {checkpoint}: {'; '.join(changed)}"
             if not self.run.args.resume_anyway:
                 raise UserError(f"{text}; --resume_anyway goes on")
-            print(f"rlkit: {text}", file=sys.stderr, flush=True)
+            logger.warning(text)
         self._save_config()
         self.directory.rewind(saved["step"])
         return str(checkpoint)
@@ -222,24 +242,26 @@ class Session:
     def _evaluated(self, name: str) -> bool:
         return (self.directory.path / "evaluation" / f"{name}.json").exists()
 
-    def evaluate(self, trainer: Any, runner: RewardRunner, answer: Answer, name: str) -> None:
+    def evaluate(
+        self, trainer: transformers.Trainer, runner: RewardRunner, answer: Answer, name: str
+    ) -> None:
         """Answer the held-out tasks greedily; all ranks take part. A resumed run has `before` already."""
-        keys = self.run.args
+        args = self.run.args
         path = self.directory.path / "evaluation" / f"{name}.json"
-        if not keys.evaluation_tasks or (keys.resume and name == "before" and path.exists()):
+        if not args.evaluation_tasks or (args.resume and name == "before" and path.exists()):
             return
-        with evaluating(trainer.model):
+        with evaluating(trainer):
             result = evaluate(
                 lambda tasks, samples: in_shares(trainer.accelerator, tasks, samples, answer),
                 self.environment,
                 runner,
-                split=keys.evaluation_split,
-                n=keys.evaluation_tasks,
+                split=args.evaluation_split,
+                n=args.evaluation_tasks,
                 seed=self.run.trainer_args.seed,
                 fold=self.fold,
                 name=name,
                 model=str(self.run.model_args.model_name_or_path),
-                environment_args=keys.mapping("environment_args"),
+                environment_args=args.mapping("environment_args"),
                 temperature=0.0,
                 max_length=self.max_completion_length,
             )
@@ -281,11 +303,11 @@ def make_environment(args: TaskArguments) -> Environment:
 
 def load_run_rewards(run: TrainConfig, environment: Environment) -> tuple[dict[str, Reward], list[float]]:
     """The rewards of a run and their weights: those listed, and those that are part of its algorithm."""
-    keys, weights = run.args, run.trainer_args.reward_weights
-    names = list(environment.reward_weights) if keys.rewards is None else list(keys.rewards)
-    added = [name for name in PRESETS[keys.algorithm].rewards if name not in names]
+    args, weights = run.args, run.trainer_args.reward_weights
+    names = list(environment.reward_weights) if args.rewards is None else list(args.rewards)
+    added = [name for name in PRESETS[args.algorithm].rewards if name not in names]
     weights = None if weights is None else [*weights, *(1.0 for _ in added)]
-    return load_rewards([*names, *added], environment, weights, keys.mapping("reward_args"))
+    return load_rewards([*names, *added], environment, weights, args.mapping("reward_args"))
 
 
 def _tell_wandb(numbers: dict[str, Any]) -> None:
@@ -295,7 +317,9 @@ def _tell_wandb(numbers: dict[str, Any]) -> None:
         run.log(numbers)
 
 
-def in_shares(accelerator: Any, tasks: Sequence[Any], samples: int, answer: Answer) -> list[list[Rollout]]:
+def in_shares(
+    accelerator: Accelerator, tasks: Sequence[dict[str, Any]], samples: int, answer: Answer
+) -> list[list[Rollout]]:
     """Answer tasks, each rank its share, and gather the answers on all ranks in order."""
     share = list(enumerate(tasks))[accelerator.process_index :: accelerator.num_processes]
     # Also with an empty share: gathering the weights of a sharded model takes all ranks.
@@ -305,8 +329,9 @@ def in_shares(accelerator: Any, tasks: Sequence[Any], samples: int, answer: Answ
 
 
 @contextmanager
-def evaluating(model: Any) -> Iterator[None]:
+def evaluating(trainer: transformers.Trainer) -> Iterator[None]:
     """Without dropout; the model's mode is afterwards what it was."""
+    model: nn.Module = trainer.model  # type: ignore[assignment]
     training = model.training
     model.eval()
     try:
@@ -315,7 +340,7 @@ def evaluating(model: Any) -> Iterator[None]:
         model.train(training)
 
 
-def on_main_process(accelerator: Any, decide: Callable[[], Any]) -> Any:
+def on_main_process(accelerator: Accelerator, decide: Callable[[], Decision]) -> Decision:
     """Let the main process decide, and return on all ranks what it did or raise its UserError."""
     outcome: list[Any] = [None, None]
     if accelerator.is_main_process:

@@ -17,28 +17,28 @@ from rlkit.rollouts.tokenize import eos_token_ids, require_chat_template
 from rlkit.rollouts.types import Rollout
 from rlkit.scoring import RewardRunner, load_rewards
 from rlkit.training.demonstrations import best_answers, demonstrations, played
-from rlkit.training.resume import Checkpoints, Stateful
-from rlkit.training.rolling_out import transformers_engine
+from rlkit.training.local_engine import transformers_engine
+from rlkit.training.resume import SinceLog, Stateful
 from rlkit.training.session import Session, make_environment
 
 
 def sft(run: SFTRunConfig) -> None:
     """Fine-tune on demonstrations, with evaluation before and after, model and report at the end."""
-    keys, args = run.args, run.trainer_args
-    environment = make_environment(keys)
-    session = Session(run, "sft", environment, keys.max_completion_length)
+    args, trainer_args = run.args, run.trainer_args
+    environment = make_environment(args)
+    session = Session(run, "sft", environment, args.max_completion_length)
     tasks = session.tasks()
     rewards, _ = load_rewards(None, environment, None)
-    kind, _, path = keys.demonstrations.partition(":")
+    kind, _, path = args.demonstrations.partition(":")
     script = best_answers(path, environment) if kind == "best" else None
     scripted = script is not None or (environment.max_turns > 1 and kind == "solution")
     if not scripted:
-        rows = demonstrations(environment, tasks, keys.demonstrations)
-    model, tokenizer = load_model(run.model_args, trust_remote_code=args.trust_remote_code)
-    if args.chat_template_path is None:
+        rows = demonstrations(environment, tasks, args.demonstrations)
+    model, tokenizer = load_model(run.model_args, trust_remote_code=trainer_args.trust_remote_code)
+    if trainer_args.chat_template_path is None:
         require_chat_template(tokenizer, tasks[:1]["prompt"])
     if scripted:
-        if args.chat_template_path or args.eos_token:
+        if trainer_args.chat_template_path or trainer_args.eos_token:
             raise UserError(
                 "turns are tokenised beforehand: chat_template_path and eos_token come too late, set them in "
                 "the model's folder"
@@ -48,53 +48,53 @@ def sft(run: SFTRunConfig) -> None:
             tasks,
             tokenizer,
             eos_token_ids(model.generation_config.eos_token_id, tokenizer),
-            tokens=keys.max_completion_length,
-            in_all=args.max_length,
+            tokens=args.max_completion_length,
+            in_all=trainer_args.max_length,
             script=script,
         )
     session.open()
     with RewardRunner(
-        rewards, keys.reward_time_limit, keys.reward_workers, metric=environment.metric
+        rewards, args.reward_time_limit, args.reward_workers, metric=environment.metric
     ) as runner:
         trainer = SFTTrainer(
             model,
-            args=args,
+            args=trainer_args,
             train_dataset=rows,
             processing_class=tokenizer,
             peft_config=get_peft_config(run.model_args),
         )
 
-        def answer(tasks: Sequence[Any], samples: int) -> list[list[Rollout]]:
+        def answer(tasks: Sequence[dict[str, Any]], samples: int) -> list[list[Rollout]]:
             # Of the trainer, which may have changed both by its keys chat_template_path and eos_token.
-            tokenizer = trainer.processing_class
+            tokenizer: Any = trainer.processing_class
             declared = trainer.accelerator.unwrap_model(trainer.model).generation_config.eos_token_id
-            limits = RolloutLimits(keys.max_completion_length, turns=environment.max_turns)
+            limits = RolloutLimits(args.max_completion_length, turns=environment.max_turns)
             sampler = open_sampler(environment, tokenizer, eos_token_ids(declared, tokenizer), limits)
-            with transformers_engine(trainer, tokenizer, keys.evaluation_batch_size) as engine:
+            with transformers_engine(trainer, tokenizer, args.evaluation_batch_size) as engine:
                 return sampler(engine, tasks, samples)
 
         watch = {"loss": "loss", "token accuracy": "mean_token_accuracy"}
-        session.fit(trainer, runner, watch, answer)
+        session.fit(trainer, trainer.stateful(), runner, watch=watch, answer=answer)
 
 
-class SFTTrainer(Checkpoints, trl.SFTTrainer):
+class SFTTrainer(trl.SFTTrainer):
     """TRL's SFTTrainer, which forgets how many tokens it has seen when it is resumed."""
 
     def stateful(self) -> dict[str, Stateful]:
-        """The number of tokens so far."""
-        return {"tokens": Tokens(self)}
+        """What a checkpoint keeps besides what transformers saves."""
+        return {"since the last log": SinceLog(self, self._metrics["train"]), "tokens": Tokens(self)}
 
 
 class Tokens:
     """TRL's count of the tokens trained on, logged as `num_tokens`."""
 
-    def __init__(self, trainer: Any):
+    def __init__(self, trainer: SFTTrainer):
         self.trainer = trainer
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, int]:
         """The count; TRL keeps an int, or a tensor after its first step."""
         return {"count": int(self.trainer._total_train_tokens)}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on counting."""
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Restore the count."""
         self.trainer._total_train_tokens = state["count"]

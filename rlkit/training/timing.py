@@ -9,9 +9,12 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 from transformers import TrainerCallback
+
+if TYPE_CHECKING:
+    from transformers import TrainerControl, TrainerState, TrainingArguments
 
 # In the order of a step. "scores" are the log-probabilities of the old policy and the reference.
 PARTS = ("sync", "generation", "rewards", "scores", "forward_backward", "optimizer")
@@ -41,12 +44,16 @@ class StepClock(TrainerCallback):
             self.seconds[part] += taken - self._inner
             self._inner = outer + taken
 
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Start the last part."""
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Start timing the optimizer, the last part."""
         self._started = time.perf_counter()
 
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """End it, and give the trainer the step's seconds to log."""
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Stop timing it, and give the trainer the step's seconds to log."""
         self.seconds["optimizer"] += time.perf_counter() - self._started
         for part in PARTS:
             if part in self.seconds:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 from collections.abc import Sequence
 from contextlib import closing
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trl import get_peft_config
 
@@ -21,46 +21,54 @@ from rlkit.rollouts.types import Rollout
 from rlkit.runs.guards import Guards
 from rlkit.scoring import ErrorBudget, RewardRunner, check_columns
 from rlkit.training.advantages import by_key, leave_one_out
-from rlkit.training.grpo import GRPOTrainer
+from rlkit.training.grpo import Advantages, GRPOTrainer
 from rlkit.training.session import Session, load_run_rewards, make_environment
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+logger = logging.getLogger(__name__)
 
 
 def train(run: TrainConfig) -> None:
     """Train: rewards, model, trainer, evaluation before and after, model and report at the end."""
-    keys, args = run.args, run.trainer_args
-    environment = make_environment(keys)
-    rewards, args.reward_weights = load_run_rewards(run, environment)
-    for warning in warnings_for(run.keys()) if args.process_index == 0 else ():
-        print(f"rlkit: {warning}", file=sys.stderr, flush=True)
-    session = Session(run, "train", environment, args.max_completion_length)
-    guards = Guards(keys.mapping("guards"), record=session.directory.log)
+    args, trainer_args = run.args, run.trainer_args
+    environment = make_environment(args)
+    rewards, trainer_args.reward_weights = load_run_rewards(run, environment)
+    for warning in warnings_for(run.keys()) if trainer_args.process_index == 0 else ():
+        logger.warning(warning)
+    session = Session(run, "train", environment, trainer_args.max_completion_length)
+    guards = Guards(args.mapping("guards"), record=session.directory.log)
     tasks = session.tasks()
     check_columns(rewards, tasks.column_names)
-    if len(tasks) < (prompts := args.generation_batch_size // args.num_generations):
+    if len(tasks) < (prompts := trainer_args.generation_batch_size // trainer_args.num_generations):
         raise UserError(f"{len(tasks)} tasks, but a generation needs {prompts}: raise num_tasks")
-    if keys.group_by:
-        check_keys(tasks, keys.group_by)
+    if args.group_by:
+        check_keys(tasks, args.group_by)
     if run.model_args.model_revision != "main":  # TRL loads the reference model by itself
-        args.model_init_kwargs = {**(args.model_init_kwargs or {}), "revision": run.model_args.model_revision}
-    model, tokenizer = load_model(run.model_args, trust_remote_code=args.trust_remote_code)
+        trainer_args.model_init_kwargs = {
+            **(trainer_args.model_init_kwargs or {}),
+            "revision": run.model_args.model_revision,
+        }
+    model, tokenizer = load_model(run.model_args, trust_remote_code=trainer_args.trust_remote_code)
     require_chat_template(tokenizer, tasks[:1]["prompt"])
     options = trainer_options(run, environment)
     if options["limits"].turns > 1 and "vllm_importance_sampling_mode" not in run.given:
         # TRL's default multiplies the ratios of all tokens: a long rollout is masked away.
-        args.vllm_importance_sampling_mode = "token_truncate"
+        trainer_args.vllm_importance_sampling_mode = "token_truncate"
     session.open()
     with RewardRunner(
-        rewards, keys.reward_time_limit, keys.reward_workers, metric=environment.metric
+        rewards, args.reward_time_limit, args.reward_workers, metric=environment.metric
     ) as runner:
         trainer = GRPOTrainer(
             model,
-            args=args,
+            args=trainer_args,
             train_dataset=tasks,
             processing_class=tokenizer,
             peft_config=get_peft_config(run.model_args),
             environment=environment,
             runner=runner,
-            budget=ErrorBudget(keys.reward_error_budget, keys.reward_error_patience),
+            budget=ErrorBudget(args.reward_error_budget, args.reward_error_patience),
             run=session.directory,
             **options,
         )
@@ -70,16 +78,25 @@ def train(run: TrainConfig) -> None:
             "length": "completions/mean_length",
         }
         with closing(trainer):
-            session.fit(trainer, runner, watch, partial(answer, trainer, keys.evaluation_batch_size), guards)
+            session.fit(
+                trainer,
+                trainer.stateful(),
+                runner,
+                watch=watch,
+                answer=partial(answer, trainer, args.evaluation_batch_size),
+                guards=guards,
+            )
 
 
-def answer(trainer: GRPOTrainer, batch_size: int, tasks: Sequence[Any], samples: int) -> list[list[Rollout]]:
+def answer(
+    trainer: GRPOTrainer, batch_size: int, tasks: Sequence[dict[str, Any]], samples: int
+) -> list[list[Rollout]]:
     """Answer held-out tasks greedily with what samples in training."""
     with trainer.engine(batch_size) as engine:
         return trainer.sampler(engine, tasks, samples)
 
 
-def check_keys(tasks: Any, column: str) -> None:
+def check_keys(tasks: Dataset, column: str) -> None:
     """Raise UserError where a column cannot group rollouts: it is missing, or holds no plain labels."""
     if column not in tasks.column_names:
         raise UserError(f"group_by: no column {column!r}{nearest(column, tasks.column_names)}")
@@ -92,26 +109,26 @@ def check_keys(tasks: Any, column: str) -> None:
 
 def trainer_options(run: TrainConfig, environment: Environment) -> dict[str, Any]:
     """What `GRPOTrainer` takes besides TRL's arguments, by the run's keys."""
-    keys, args = run.args, run.trainer_args
-    advantages: Any = None
-    if keys.algorithm == "hrpo":
-        advantages = partial(by_key, minimum=keys.group_minimum, scale=args.scale_rewards == "group")
-    if keys.algorithm == "rloo":
+    args, trainer_args = run.args, run.trainer_args
+    advantages: Advantages | None = None
+    if args.algorithm == "hrpo":
+        advantages = partial(by_key, minimum=args.group_minimum, scale=trainer_args.scale_rewards == "group")
+    if args.algorithm == "rloo":
         advantages = leave_one_out
     limits = RolloutLimits(
-        args.max_completion_length,
-        turns=keys.max_turns or environment.max_turns,
-        turn_tokens=keys.max_turn_tokens,
-        reply_tokens=keys.max_reply_tokens,
-        reply_seconds=keys.reply_time_limit,
+        trainer_args.max_completion_length,
+        turns=args.max_turns or environment.max_turns,
+        turn_tokens=args.max_turn_tokens,
+        reply_tokens=args.max_reply_tokens,
+        reply_seconds=args.reply_time_limit,
     )
     return {
         "limits": limits,
-        "weights_dir": keys.weights_dir,
-        "shared_prefix": keys.shared_prefix,
+        "weights_dir": args.weights_dir,
+        "shared_prefix": args.shared_prefix,
         "advantages": advantages,
-        "group_by": keys.group_by,
-        "difficulty_weighting": keys.difficulty_weighting,
-        "kl_in_reward": keys.algorithm == "rloo",
-        "dynamic_sampling": keys.dynamic_sampling_attempts if keys.dynamic_sampling else 0,
+        "group_by": args.group_by,
+        "difficulty_weighting": args.difficulty_weighting,
+        "kl_in_reward": args.algorithm == "rloo",
+        "dynamic_sampling": args.dynamic_sampling_attempts if args.dynamic_sampling else 0,
     }

@@ -242,7 +242,7 @@ def test_calls_of_a_function_are_learned_and_rewarded(rlkit, recipe, tmp_path, t
         prompts.extend(tokenize(*arguments, **template))
         return prompts[-len(arguments[1]) :]
 
-    monkeypatch.setattr("rlkit.training.rolling_out.tokenize", remember)
+    monkeypatch.setattr("rlkit.training.step.tokenize", remember)
     keys |= {"max_turn_tokens": 12, "rewards": ["f1", f"{TOY}:variety"], "save_steps": 2}
     rlkit("train", "--config", recipe("grpo", **(TRAIN | keys)))
     assert len(prompts) == 16

@@ -11,9 +11,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any
-from unittest import mock
 
 import torch
 from accelerate.utils import broadcast_object_list
@@ -21,6 +19,7 @@ from peft import PeftModel
 from trl.generation import vllm_generation
 
 from rlkit.errors import UserError
+from rlkit.models.patches import vllm_settings
 from rlkit.rollouts.types import Engine, Request, Sample, Sampling
 from rlkit.rollouts.vllm.endpoint import as_sample, settings_of, started_with
 from rlkit.rollouts.vllm.installed import check_installed, set_cpu_defaults
@@ -80,7 +79,7 @@ class SyncedVLLM(vllm_generation.VLLMGeneration):
         if not torch.cuda.is_available():
             set_cpu_defaults(os.environ, shares_process=True)
             settings["enforce_eager"] = True  # compiling takes minutes and a C++ compiler
-        with mock.patch.object(vllm_generation, "LLM", partial(vllm_generation.LLM, **settings)):
+        with vllm_settings(**settings):
             super()._init_vllm()
         self._engine = InProcessEngine(self.llm.llm_engine)
 

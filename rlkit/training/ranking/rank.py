@@ -26,29 +26,31 @@ from rlkit.training.session import Session, make_environment
 
 def rank(run: RankConfig) -> None:
     """Train, with evaluation before and after, model and report at the end."""
-    keys, args = run.args, run.trainer_args
-    environment = make_environment(keys)
+    args, trainer_args = run.args, run.trainer_args
+    environment = make_environment(args)
     session = Session(run, "rank", environment)
     rows = training_rows(environment, session.tasks())
     rewards, _ = load_rewards(None, environment, None)
-    transformers.set_seed(args.seed)  # of the adapter: all processes, and a resumed run, begin with the same
+    # All processes, and a resumed run, begin with the same adapter.
+    transformers.set_seed(trainer_args.seed)
     scorer = load_scorer(run)
-    args.remove_unused_columns = False
-    objective = Objective(keys.objective, keys.utility, keys.cutoff, keys.rankings, keys.estimator)
+    trainer_args.remove_unused_columns = False
+    objective = Objective(args.objective, args.utility, args.cutoff, args.rankings, args.estimator)
     session.open()
     with RewardRunner(
-        rewards, keys.reward_time_limit, keys.reward_workers, metric=environment.metric
+        rewards, args.reward_time_limit, args.reward_workers, metric=environment.metric
     ) as runner:
-        trainer = RankingTrainer(scorer, objective, args=args, train_dataset=rows)
+        trainer = RankingTrainer(scorer, objective, args=trainer_args, train_dataset=rows)
 
-        def answer(tasks: Sequence[Any], samples: int) -> list[list[Rollout]]:
+        def answer(tasks: Sequence[dict[str, Any]], samples: int) -> list[list[Rollout]]:
             scorer = trainer.accelerator.unwrap_model(trainer.model)
             with torch.no_grad():
                 return [
                     [judge(scorer, documents)] * samples for documents in candidates_of(environment, tasks)
                 ]
 
-        session.fit(trainer, runner, {"loss": "loss", "utility": "utility"}, answer)
+        watch = {"loss": "loss", "utility": "utility"}
+        session.fit(trainer, trainer.stateful(), runner, watch=watch, answer=answer)
 
 
 def training_rows(environment: Environment, tasks: Sequence[Any]) -> list[dict[str, Any]]:
@@ -78,17 +80,17 @@ def candidates_of(environment: Environment, tasks: Sequence[Any]) -> list[Candid
 
 def load_scorer(run: RankConfig) -> EncoderScorer:
     """Return the scorer that the keys name; raises UserError where its encoder cannot be loaded."""
-    keys = run.args
+    args = run.args
     if not run.model_args.model_name_or_path:
         raise UserError(
             "no encoder given: set the key 'model_name_or_path', e.g. sentence-transformers/all-MiniLM-L6-v2"
         )
     encoder = load_encoder(run.model_args.model_name_or_path).to(run.trainer_args.device)
-    if keys.adapter_rank:
-        return AdapterScorer(encoder, keys.temperature, keys.adapter_rank)
-    if keys.listwise:
-        return ListwiseScorer(encoder, keys.temperature, keys.listwise)
-    return EncoderScorer(encoder, keys.temperature)
+    if args.adapter_rank:
+        return AdapterScorer(encoder, args.temperature, args.adapter_rank)
+    if args.listwise:
+        return ListwiseScorer(encoder, args.temperature, args.listwise)
+    return EncoderScorer(encoder, args.temperature)
 
 
 def judge(scorer: EncoderScorer, candidates: Candidates) -> Rollout:

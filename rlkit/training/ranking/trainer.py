@@ -24,7 +24,7 @@ from rlkit.training.ranking.plackett_luce import (
     policy_gradient_loss,
     utility_by_position,
 )
-from rlkit.training.resume import Checkpoints
+from rlkit.training.resume import SinceLog, Stateful
 
 # Of listwise distillation (arXiv 2502.19712): the temperature of the teacher, and InfoNCE's weight and how
 # much sharper than the divergence it is (0.05 against 0.01).
@@ -51,7 +51,7 @@ class Objective:
     estimator: str = "placement_loo"
 
 
-class RankingTrainer(Checkpoints, transformers.Trainer):
+class RankingTrainer(transformers.Trainer):
     """transformers' Trainer over a scorer.
 
     Args:
@@ -65,7 +65,11 @@ class RankingTrainer(Checkpoints, transformers.Trainer):
     def __init__(self, scorer: Any, objective: Objective, **arguments: Any):
         super().__init__(model=scorer, data_collator=collate, **arguments)
         self.objective = objective
-        self._metrics: dict[str, defaultdict[str, list[float]]] = {"train": defaultdict(list)}
+        self.metrics: defaultdict[str, list[float]] = defaultdict(list)  # values since the last log
+
+    def stateful(self) -> dict[str, Stateful]:
+        """What a checkpoint keeps besides what transformers saves."""
+        return {"since the last log": SinceLog(self, self.metrics)}
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -73,7 +77,7 @@ class RankingTrainer(Checkpoints, transformers.Trainer):
         """The mean loss of a batch of queries."""
         losses, metrics = self._losses(model, inputs)
         for name, value in metrics.items():
-            self._metrics["train"][name].append(value)
+            self.metrics[name].append(value)
         return losses.mean()
 
     def _losses(self, model: Any, inputs: Mapping[str, Any]) -> tuple[Tensor, dict[str, float]]:
@@ -127,10 +131,10 @@ class RankingTrainer(Checkpoints, transformers.Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log the means of the metrics since the last time, over all processes, too."""
-        for name, values in self._metrics["train"].items():
+        for name, values in self.metrics.items():
             mean = torch.tensor(sum(values) / len(values), device=self.args.device)
             logs[name] = self.accelerator.gather(mean).mean().item()
-        self._metrics["train"].clear()
+        self.metrics.clear()
         super().log(logs, start_time)
 
 

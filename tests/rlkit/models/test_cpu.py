@@ -1,8 +1,5 @@
 """The settings for a CPU change the speed and nothing else, and TRL still has what they set."""
 
-import ast
-import inspect
-
 import pytest
 import torch
 import trl.trainer.utils
@@ -74,21 +71,6 @@ def test_equals_transformers_with_a_mask_by_head_or_for_all_queries(shape):
 def test_equals_transformers_with_a_position_bias():
     tensors, bias = inputs(2, 2, 3, 4, 7), torch.randn(1, 6, 4, 7)
     assert_same(3, tensors, torch.zeros(2, 1, 4, 7), position_bias=bias)
-
-
-def test_trl_asks_use_triton_in_one_place_of_its_utils():
-    moved = (
-        "TRL has moved what rlkit.models.cpu._score_only_completions sets; look where the fused head decides"
-    )
-    source = inspect.getsource(trl.trainer.utils)
-    assert hasattr(trl.trainer.utils, "_use_triton"), moved
-    calls = [
-        node
-        for node in ast.walk(ast.parse(source))
-        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "_use_triton"
-    ]
-    assert len(calls) == 1, moved
-    assert "compact = _use_triton(" in inspect.getsource(trl.trainer.utils.add_fused_lm_head), moved
 
 
 @pytest.fixture

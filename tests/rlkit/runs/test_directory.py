@@ -142,23 +142,31 @@ def test_metrics_are_lines_of_valid_json(run):
     assert (second["step"], second["reward"]) == (2, 1.0)
 
 
-def test_rollouts_replace_those_of_the_same_step(run):
+def test_rollouts_are_added_to_those_of_the_same_step(run):
     run.save_rollouts(3, [{"a": 1}, {"a": 2}])
     run.save_rollouts(3, [{"a": 5}])
     run.flush()
     files = list((run.path / "rollouts").iterdir())
     assert [file.name for file in files] == ["step-000003.parquet"]
-    assert pd.read_parquet(files[0])["a"].tolist() == [5]
+    assert pd.read_parquet(files[0])["a"].tolist() == [1, 2, 5]
+
+
+def test_rollouts_of_a_rewound_step_are_not_added_to(run):
+    run.save_rollouts(3, [{"a": 1}])
+    run.rewind(2)
+    run.save_rollouts(3, [{"a": 5}])
+    run.flush()
+    assert saved(run, 3) == [{"a": 5}]
 
 
 def saved(run, step):
     return pq.read_table(run.path / "rollouts" / f"step-{step:06d}.parquet").to_pylist()
 
 
-def test_of_many_savings_of_a_step_the_last_stays_in_its_order(run):
+def test_rollouts_of_many_generations_of_a_step_keep_their_order(run):
     rows = [{"a": (7 * i) % 13, "text": str(i)} for i in range(40)]
-    for n in range(1, 41):
-        run.save_rollouts(1, rows[:n])
+    for row in rows:
+        run.save_rollouts(1, [row])
     run.flush()
     assert saved(run, 1) == rows
 
@@ -275,39 +283,30 @@ for step in range(1, 4):
 
 
 @pytest.fixture
-def trainer(run):
-    """A trainer at step 1 that has nothing to remember."""
-    from rlkit.training.resume import Checkpoints
+def save(run):
+    """Return a function that seals the checkpoint of step 1, as transformers calls it after writing one."""
+    from rlkit.training.resume import CheckpointCallback
 
-    class Trainer:
-        def _save_checkpoint(self, model, trial):
-            (run.path / "checkpoint-1").mkdir()
-
-    class Stateless(Checkpoints, Trainer):
-        args = SimpleNamespace(output_dir=str(run.path), save_total_limit=None)
-        state = SimpleNamespace(global_step=1, best_model_checkpoint=None)
-        accelerator = SimpleNamespace(is_main_process=True, process_index=0, wait_for_everyone=lambda: None)
-
-        def _stateful(self):
-            return {}
-
-    trainer = Stateless()
-    trainer.run = run
-    return trainer
+    args = SimpleNamespace(save_total_limit=None)
+    accelerator = SimpleNamespace(is_main_process=True, process_index=0, wait_for_everyone=lambda: None)
+    callback = CheckpointCallback(SimpleNamespace(args=args, accelerator=accelerator), {}, run, {})
+    (run.path / "checkpoint-1").mkdir()
+    state = SimpleNamespace(global_step=1, best_model_checkpoint=None)
+    return lambda: callback.on_save(args, state, None)
 
 
-def test_a_whole_checkpoint_has_its_rollouts_on_the_disk(run, trainer, slow_disk):
+def test_a_whole_checkpoint_has_its_rollouts_on_the_disk(run, save, slow_disk):
     run.save_rollouts(1, [{"a": 1}])
     threading.Timer(0.2, slow_disk.set).start()
-    trainer._save_checkpoint(None, None)
+    save()
     assert saved(run, 1) == [{"a": 1}]
     assert (run.path / "checkpoint-1" / "rlkit.json").exists()
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux's device that is always full")
 @pytest.mark.usefixtures("full_disk")
-def test_a_checkpoint_that_lacks_its_rollouts_is_not_whole(run, trainer):
+def test_a_checkpoint_that_lacks_its_rollouts_is_not_whole(run, save):
     run.save_rollouts(1, [{"a": 1}])
     with pytest.raises(UserError, match="No space left"):
-        trainer._save_checkpoint(None, None)
+        save()
     assert not (run.path / "checkpoint-1" / "rlkit.json").exists()

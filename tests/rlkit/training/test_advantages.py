@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlkit.training.advantages import by_key, leave_one_out, spread
+from rlkit.training.advantages import by_key, leave_one_out, solve_rate, spread
 
 # Hops and rewards of proposals A to H.
 HOPS = [1, 1, 1, 2, 2, 3, 3, 4]
@@ -58,3 +58,9 @@ def test_leave_one_out():
 def test_spread():
     rewards = torch.tensor([1.0, 0.5, torch.nan, 0.2, torch.nan, torch.nan])
     torch.testing.assert_close(spread(rewards, [0, 0, 0, 1, 1, 2]), torch.tensor([0.5, 0.0, 0.0]))
+
+
+def test_solve_rate_leaves_invalid_rollouts_out():
+    """One right, one wrong, two that could not be judged: half of them are right."""
+    metric = torch.tensor([1.0, 0.0, *[torch.nan] * 6])
+    assert solve_rate(metric, [0] * 4 + [1] * 4).tolist() == [0.5] * 4 + [0.0] * 4

@@ -154,7 +154,7 @@ def test_parts_of_groups_are_refused(make):
         trainer.runner,
         pytest.raises(UserError, match=r"dynamic_sampling judges whole groups.*6 rollouts.*\(4\)"),
     ):
-        trainer._check_groups()
+        trainer._check_settings()
 
 
 def test_an_answer_that_no_reward_applies_to_is_no_spread(make):

@@ -1,6 +1,8 @@
 """GRPO with rewards that fail: what an invalid rollout may touch, and what a step leaves behind."""
 
+import ast
 import inspect
+import re
 import sys
 import time
 
@@ -8,16 +10,17 @@ import pandas as pd
 import pytest
 import torch
 import trl
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Trainer
 from trl import GRPOConfig
 
 from rlkit.errors import RewardError, UserError
 from rlkit.registry import load_environment
-from rlkit.rollouts.loop import RolloutLimits
+from rlkit.rollouts.types import Rollout
 from rlkit.scoring import ErrorBudget, RewardRunner
 from rlkit.training.grpo import GRPOTrainer
+from rlkit.training.step import judge
 from rlkit.training.timing import StepClock
-from tests.quick import TOY
+from tests.quick import ROOT, TOY
 
 
 class Judge:
@@ -96,32 +99,89 @@ def rollouts(trainer):
     return pd.concat([pd.read_parquet(file) for file in files], ignore_index=True)
 
 
+# Methods of TRL's GRPOTrainer that are overridden or called, with the parameters that rlkit passes or takes.
 SEAMS = {
-    "_tokenize_prompts": ["prompts"],
-    "_calculate_rewards": ["inputs", "prompts", "completions", "completion_ids_list"],
     "_generate_and_score_completions": ["inputs"],
+    "_generate_single_turn": ["prompt_ids", "images", "multimodal_fields", "num_generations"],
     "_prepare_inputs": ["generation_batch"],
-    "_compute_loss": ["model", "inputs"],
+    "_get_train_sampler": ["dataset"],
     "_get_per_token_logps_and_entropies": [
         *("model", "input_ids", "attention_mask", "logits_to_keep", "batch_size", "compute_entropy")
     ],
 }
+ATTRIBUTES = {
+    "_buffered_inputs": "the micro-batches of a generation",
+    "_logs": "the rollouts of `log_completions`",
+    "_metrics": "the values since the last log",
+    "_step": "the number of micro-batches so far",
+    "_tokenizer": "the tokenizer, of a processor too",
+}
 
 
 @pytest.mark.parametrize("name", SEAMS)
-def test_trl_still_has_the_seam(name):
+def test_trl_still_has_the_method(name):
     method = getattr(trl.GRPOTrainer, name, None)
-    assert method is not None, f"TRL has moved GRPOTrainer.{name}, which rlkit.training.grpo overrides"
+    assert method is not None, f"TRL has moved GRPOTrainer.{name}, which rlkit.training.grpo needs"
     parameters = list(inspect.signature(method).parameters)[1:]
     assert parameters[: len(SEAMS[name])] == SEAMS[name], f"TRL has changed the parameters of {name}"
 
 
 @pytest.mark.parametrize("name", SEAMS)
-def test_trl_calls_the_seam(name):
+def test_trl_still_calls_the_method(name):
+    calls = {"_get_train_sampler": "sampler_fn=self._get_train_sampler"}
     source = inspect.getsource(sys.modules[trl.GRPOTrainer.__module__])
-    assert f"self.{name}(" in source, (
-        f"TRL no longer calls GRPOTrainer.{name}: rlkit's override has no effect"
+    assert calls.get(name, f"self.{name}(") in source, (
+        f"TRL no longer calls GRPOTrainer.{name}: rlkit.training.grpo has no effect on it"
     )
+
+
+@pytest.mark.parametrize("name", ATTRIBUTES)
+def test_trl_still_sets_the_attribute(name):
+    source = inspect.getsource(trl.GRPOTrainer.__init__)
+    assert f"self.{name} = " in source, (
+        f"TRL has moved GRPOTrainer.{name}, {ATTRIBUTES[name]}: see rlkit.training.grpo"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "meaning"),
+    [
+        ('inputs["advantages"]', "the advantages of the batch"),
+        ('inputs["completion_mask"]', "the mask of the batch"),
+        ('"tool_mask"', "the mask of the tokens that an environment wrote"),
+        ('inputs.get("old_per_token_logps")', "the log-probabilities of the policy that sampled"),
+        ('inputs["ref_per_token_logps"]', "the log-probabilities of the reference"),
+        ('inputs["importance_sampling_ratio"]', "the correction for the sampler"),
+        ('inputs["num_items_in_batch"]', "the number of tokens that the loss is divided by"),
+    ],
+)
+def test_trl_still_reads_the_batch_by_these_names(text, meaning):
+    source = inspect.getsource(trl.GRPOTrainer._compute_loss)
+    assert text in source, f"TRL's loss reads {meaning} under another name: see rlkit.training.step"
+
+
+def private_names(path):
+    """Names with one underscore that a module reads from objects, or defines in a class."""
+    tree = ast.parse(path.read_text())
+    read = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    defined = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+    return {name for name in read | defined if name.startswith("_") and not name.startswith("__")}
+
+
+@pytest.mark.parametrize(
+    ("trainer", "module"), [(trl.GRPOTrainer, "grpo.py"), (trl.SFTTrainer, "sft.py"), (Trainer, "resume.py")]
+)
+def test_private_names_of_a_trainer_are_used_in_one_module(trainer, module):
+    """`_metrics` is a name of two classes of TRL: each has its module."""
+    pairs = re.findall(r"self\.(_[a-z]\w*)|def (_[a-z]\w*)", inspect.getsource(trainer))
+    theirs = {name for pair in pairs for name in pair if name}
+    if trainer is Trainer:  # what TRL's classes take over is theirs
+        theirs -= set(re.findall(r"_[a-z]\w*", inspect.getsource(trl.GRPOTrainer)))
+    files = {path.name: path for path in (ROOT / "rlkit/training").rglob("*.py")}
+    users = {name: private_names(path) & theirs for name, path in files.items()}
+    own = {"grpo.py": {"sft.py"}, "sft.py": {"grpo.py"}, "resume.py": set()}[module]
+    assert users[module]
+    assert {name: found for name, found in users.items() if found and name not in {module, *own}} == {}
 
 
 def test_an_invalid_rollout_is_left_out(make):
@@ -190,11 +250,10 @@ def test_shared_prefix_trains_the_same_model(make):
     ).norm() < 0.02 * moved  # Adam amplifies the float noise of small gradients
 
 
-def test_a_model_with_a_sliding_window_falls_back(make):
-    with pytest.warns(UserWarning, match="shared_prefix is off") as warned:
-        trainer = make(kind="mistral")
+def test_a_model_with_a_sliding_window_falls_back(make, caplog):
+    trainer = make(kind="mistral")
+    assert [r.levelname for r in caplog.records if "shared_prefix is off" in r.message] == ["WARNING"]
     trainer.train()
-    assert len([w for w in warned if "shared_prefix is off" in str(w.message)]) == 1
     assert trainer.state.global_step == 1
     assert not trainer.shared_prefix
 
@@ -294,17 +353,16 @@ def test_a_group_reward_needs_whole_groups(make):
     trainer = make(rewards={"best": Ranking()})
     trainer.args.per_device_train_batch_size = 6
     with pytest.raises(UserError, match=r"'best' judges whole groups.*6 rollouts.*\(4\)"):
-        trainer._check_groups()
+        trainer._check_settings()
 
 
 def test_other_rewards_do_not_mind_split_groups(make):
     trainer = make()
-    trainer.rollout_func = None  # TRL samples by itself
     rows = batch_of(trainer)[:6]
     trainer.model.train()
-    ids = [[5, 2]] * 6
-    rewards = trainer._calculate_rewards(rows, [row["prompt"] for row in rows], ["a"] * 6, ids)
-    assert rewards.flatten().tolist() == [0, 1, 2, 0, 1, 2]
+    ids = [5, 2]
+    judged = judge(trainer, rows, [Rollout.single("a", ids, False) for _ in rows])
+    assert judged.rewards.flatten().tolist() == [0, 1, 2, 0, 1, 2]
 
 
 def test_a_rollout_that_no_weighted_reward_applies_to_is_left_out_though_the_metric_judges_it(make):
@@ -352,7 +410,7 @@ def test_a_part_within_a_part_is_counted_once(monkeypatch):
 def test_a_rollout_that_a_limit_cut_after_an_end_token_counts_as_truncated(make):
     """TRL looks at the last token alone."""
     trainer = make(mask_truncated_completions=True)
-    loop = trainer.loop.__call__
+    loop = trainer.loop
 
     def cut(*args, **kwargs):
         rollouts = loop(*args, **kwargs)
@@ -361,7 +419,7 @@ def test_a_rollout_that_a_limit_cut_after_an_end_token_counts_as_truncated(make)
         return rollouts
 
     trainer.loop = cut
-    trainer.loop.limits = RolloutLimits(8)
+    trainer.loop.limits, trainer.loop.template = loop.limits, loop.template
     output = scored(trainer)
     assert (output["completion_mask"].sum(1) > 0).tolist() == [True, False] + [True] * 6
     assert trainer._metrics["train"]["completions/clipped_ratio"] == [pytest.approx(1 / 8)]

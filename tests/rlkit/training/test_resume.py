@@ -12,7 +12,7 @@ from trl.trainer.utils import RepeatSampler
 
 from rlkit.errors import UserError
 from rlkit.runs.checkpoints import differences, last_checkpoint, manifest, seal
-from rlkit.training.resume import InEpoch, _checked
+from rlkit.training.resume import InEpoch, check_plain
 
 
 def checkpoint(run, step, identity=None):
@@ -145,7 +145,7 @@ def test_any_file_cut_short_is_noticed(tmp_path_factory, sizes, data):
 @pytest.mark.parametrize("value", [np.float64(1.0), {"a": [np.int64(1)]}, {1, 2}, object()])
 def test_a_state_that_could_not_be_read_again_is_refused(value):
     with pytest.raises(UserError, match=r"the state of 'hapo' has a .*plain values"):
-        _checked("hapo", {"lengths": value})
+        check_plain("hapo", {"lengths": value})
 
 
 def test_a_state_is_plain(tmp_path):

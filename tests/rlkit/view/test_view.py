@@ -424,6 +424,7 @@ async def test_markup_and_commands_in_a_rollout_are_text(run):
 async def test_a_run_that_goes_on_is_read_again(run, directory):
     async with browse(run, step=3) as browser:
         await browser.press("j")
+        directory.rewind(2)
         directory.save_rollouts(3, [with_turns(i) for i in range(5)])
         directory.save_rollouts(4, [rollout(0)])
         directory.flush()

@@ -1,0 +1,206 @@
+"""Two optimizer steps of a tiny model under many settings, as they were before the step was rewritten.
+
+`recorded_steps.safetensors` was written by the trainer of commit 740f969, which passed through TRL's own
+sampling step (`GRPOTrainer._generate_and_score_completions`). Whoever changes the arithmetic of the step on
+purpose records it again with `python -m tests.rlkit.training.recorded_steps` and says in the commit what has
+changed and why.
+"""
+
+import json
+import sys
+import tempfile
+from functools import partial
+from pathlib import Path
+
+import torch
+from peft import LoraConfig
+from safetensors.torch import save_file
+from transformers import AutoConfig, AutoModelForCausalLM
+from trl import GRPOConfig
+
+from rlkit.registry import load_environment
+from rlkit.rollouts.loop import RolloutLimits
+from rlkit.runs.directory import RunDirectory
+from rlkit.scoring import ErrorBudget, RewardRunner
+from rlkit.training.advantages import by_key, leave_one_out
+from rlkit.training.grpo import GRPOTrainer
+
+RECORDED = Path(__file__).with_suffix(".safetensors")
+TOY = str(Path(__file__).parents[2] / "toy.py")
+SAME_LOG = ("time", "_time", "seconds", "per_second", "runtime", "flos")  # what no two runs have in common
+
+
+class Judge:
+    """A reward with a counter, so that it runs in this process: 0, 1, 2, 0, 1, …; fails on some calls."""
+
+    def __init__(self, failing=()):
+        self.failing = failing
+        self.calls = 0
+
+    def __call__(self, completion: str) -> float:
+        self.calls += 1
+        if self.calls - 1 in self.failing:
+            raise ValueError("the judge is ill")
+        return float((self.calls - 1) % 3)
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state):
+        pass
+
+
+class Sometimes(Judge):
+    """Applies to three rollouts of four."""
+
+    def __call__(self, completion: str) -> float | None:
+        self.calls += 1
+        return [None, 1.0, 0.0, 0.5][self.calls % 4]
+
+
+def variety(completion: str) -> float:
+    return len(set(completion)) + completion.count("e") / 10
+
+
+def even(completion: str) -> float:
+    return float(len(set(completion)) % 2 == 0)
+
+
+# For each setting: what the trainer takes, GRPOConfig's keys, and the environment with its rewards.
+PLAIN = {"rewards": {"variety": variety}}
+TWO = {"rewards": {"variety": variety, "sometimes": Sometimes()}}
+SETTINGS = {
+    "plain": PLAIN,
+    "kl_penalty": PLAIN | {"config": {"beta": 0.1}},
+    "invalid_rollouts": {"rewards": {"judge": Judge({1, 8, 9, 10, 11})}},
+    "invalid_rollouts_kl_penalty": {"rewards": {"judge": Judge({1, 9})}, "config": {"beta": 0.1}},
+    "steps_per_generation": PLAIN | {"config": {"steps_per_generation": 2, "num_iterations": 2}},
+    "generations_per_step": PLAIN | {"config": {"steps_per_generation": 1, "gradient_accumulation_steps": 2}},
+    "batch_scaling": PLAIN | {"config": {"scale_rewards": "batch"}},
+    "no_scaling": PLAIN | {"config": {"scale_rewards": "none"}},
+    "masked_truncation": PLAIN
+    | {"config": {"mask_truncated_completions": True, "max_completion_length": 40, "beta": 0.1}},
+    "several_turns": PLAIN | {"environment": "Talk", "turns": 3, "config": {"max_completion_length": 24}},
+    "several_turns_masked": PLAIN
+    | {
+        "environment": "Talk",
+        "turns": 3,
+        "config": {"max_completion_length": 120, "mask_truncated_completions": True},
+    },
+    "dynamic_sampling": {"rewards": {"even": even}, "trainer": {"dynamic_sampling": 3}},
+    "hrpo": PLAIN
+    | {
+        "environment": "Even",
+        "trainer": {"group_by": "hops", "advantages": partial(by_key, minimum=2)},
+    },
+    "rloo_kl_in_reward": PLAIN
+    | {"trainer": {"advantages": leave_one_out, "kl_in_reward": True}, "config": {"beta": 0.1}},
+    "lora": PLAIN | {"config": {"beta": 0.1}, "lora": True},
+    "two_rewards": TWO | {"config": {"reward_weights": [0.5, 2.0]}},
+    "normalize_then_sum": TWO
+    | {"config": {"reward_weights": [0.5, 2.0], "multi_objective_aggregation": "normalize_then_sum"}},
+    "difficulty_weighting": {
+        "rewards": {"even": even, "variety": variety},
+        "environment": "Even",
+        "trainer": {"difficulty_weighting": True},
+    },
+    "padding": PLAIN
+    | {"config": {"pad_to_multiple_of": 8, "beta": 0.1}, "trainer": {"shared_prefix": False}},
+}
+
+
+def tiny(folder):
+    """A Llama of 4,000 weights whose tokens are far enough apart for different answers.
+
+    It comes from a folder, where TRL finds the reference model.
+    """
+    sizes = {"vocab_size": 128, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
+    tokens = {"eos_token_id": 2, "pad_token_id": 2, "bos_token_id": 1, "max_position_embeddings": 512}
+    config = AutoConfig.for_model(
+        "llama", initializer_range=0.2, tie_word_embeddings=True, **sizes, **heads, **tokens
+    )
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with torch.no_grad():
+        embeddings = model.get_input_embeddings().weight
+        embeddings[config.eos_token_id] = 3 * embeddings[3]  # some answers end, others do not
+    model.save_pretrained(folder)
+    return AutoModelForCausalLM.from_pretrained(folder)
+
+
+def play(name, folder, tokenizer):
+    """Train for two steps.
+
+    Returns:
+        The tensors of each sampled batch and the weights after the last step by name, and the logged metrics.
+    """
+    setting = SETTINGS[name]
+    environment = load_environment(f"{TOY}:{setting.get('environment', 'Letters')}")
+    for reward in setting["rewards"].values():
+        if isinstance(reward, Judge):
+            reward.calls = 0
+    config = {
+        "output_dir": str(folder),
+        "use_cpu": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "report_to": "none",
+        "save_strategy": "no",
+        "optim": "sgd",  # Adam would make large differences of small ones
+        "per_device_train_batch_size": 8,
+        "num_generations": 4,
+        "max_completion_length": 12,
+        "max_steps": 2,
+        "logging_steps": 1,
+        "learning_rate": 0.1,
+        "lr_scheduler_type": "constant",
+        "disable_tqdm": True,
+        "seed": 3,
+    } | setting.get("config", {})
+    run = RunDirectory(Path(folder), "train")
+    run.open(resume=True, overwrite=False)
+    model = tiny(Path(folder) / "start")
+    torch.manual_seed(1)
+    lora = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    trainer = GRPOTrainer(
+        model,
+        args=GRPOConfig(**config),
+        train_dataset=environment.tasks("train", 26),
+        processing_class=tokenizer,
+        peft_config=lora if setting.get("lora") else None,
+        environment=environment,
+        runner=RewardRunner(setting["rewards"]),
+        budget=ErrorBudget(1.0, 9),
+        run=run,
+        limits=RolloutLimits(config["max_completion_length"], turns=setting.get("turns", 1)),
+        **setting.get("trainer", {}),
+    )
+    batches = []
+    sample = trainer._generate_and_score_completions
+    trainer._generate_and_score_completions = lambda tasks: batches.append(sample(tasks)) or batches[-1]
+    with trainer.runner:
+        trainer.train()
+    run.close()
+    tensors = {f"batch{i}/{key}": value for i, batch in enumerate(batches) for key, value in batch.items()}
+    trained = [p.detach().flatten() for p in trainer.model.parameters() if p.requires_grad]
+    tensors["weights"] = torch.cat(trained)
+    rows = [row for row in trainer.state.log_history if "train_runtime" not in row]
+    logs = [{k: v for k, v in row.items() if not any(word in k for word in SAME_LOG)} for row in rows]
+    return tensors, logs
+
+
+def record(path, tokenizer):
+    """Write what `play` returns for all settings to a file."""
+    tensors, logs = {}, {}
+    for name in SETTINGS:
+        with tempfile.TemporaryDirectory() as folder:
+            played, logs[name] = play(name, folder, tokenizer)
+        tensors |= {f"{name}/{key}": torch.as_tensor(value).contiguous() for key, value in played.items()}
+    save_file(tensors, path, metadata={"logs": json.dumps(logs)})
+
+
+if __name__ == "__main__":
+    from tests.conftest import make_tokenizer
+
+    record(Path(sys.argv[1]) if len(sys.argv) > 1 else RECORDED, make_tokenizer())

@@ -1,0 +1,125 @@
+"""The step against recorded ones, and each of its parts against a formula of its own."""
+
+import json
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors import safe_open
+
+from rlkit.rollouts.types import Rollout
+from rlkit.training.step import collate, group_advantages, mask_untrainable, nan_std, sampled_tokens
+from tests.rlkit.training.recorded_steps import RECORDED, SETTINGS, play
+
+# What only some tokens have a meaning for. TRL scored truncated rollouts as if masked and invalid ones as if
+# not; neither is learned from.
+OF_TOKENS = ("tool_mask", "old_per_token_logps", "ref_per_token_logps")
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    with safe_open(RECORDED, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 it is no dict
+        return tensors, json.loads(file.metadata()["logs"])
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_two_steps_are_the_recorded_ones(setting, recorded, tmp_path, tiny_tokenizer):
+    """Batches and weights agree within 1e-6 relative, metrics within 1e-5 for their sums of float32."""
+    tensors, logs = recorded
+    expected = {name.partition("/")[2]: t for name, t in tensors.items() if name.startswith(f"{setting}/")}
+    played, lines = play(setting, tmp_path, tiny_tokenizer)
+    assert played.keys() == expected.keys()
+    for name, tensor in expected.items():
+        actual = torch.as_tensor(played[name])
+        assert actual.shape == tensor.shape and actual.dtype == tensor.dtype, name
+        batch, _, kind = name.partition("/")
+        mask = expected[f"{batch}/completion_mask"] if kind in OF_TOKENS else 1
+        difference = ((actual - tensor) * mask).double().norm()
+        assert difference <= 1e-6 * (tensor * mask).double().norm(), name
+    assert len(lines) == len(logs[setting])
+    for line, expected_line in zip(lines, logs[setting], strict=True):
+        assert line == pytest.approx(expected_line, rel=1e-5, abs=1e-6)
+
+
+def test_recorded_steps_learn_something(recorded):
+    """A recording in which no weight moves would hold the step to nothing."""
+    tensors, logs = recorded
+    assert set(logs) == set(SETTINGS)
+    for setting, lines in logs.items():
+        assert max(line["grad_norm"] for line in lines) > 0.1, setting
+        assert tensors[f"{setting}/batch0/advantages"].abs().max() > 0.1, setting
+    masks = tensors["masked_truncation/batch1/completion_mask"].sum(1) == 0
+    assert masks.any() and not masks.all()
+
+
+REWARDS = st.lists(st.one_of(st.just(math.nan), st.floats(-10, 10, width=32)), min_size=4, max_size=4)
+
+
+@given(groups=st.lists(REWARDS, min_size=1, max_size=4), scale=st.sampled_from(["group", "batch", "none"]))
+def test_group_advantages_leave_invalid_rollouts_out(groups, scale):
+    """The formula on the valid rewards of each group alone, in Python's own arithmetic."""
+    advantages = group_advantages(torch.tensor(groups).flatten(), 4, scale)
+    everything = [r for group in groups for r in group if not math.isnan(r)]
+    for group, values in zip(groups, advantages.view(-1, 4).tolist(), strict=True):
+        valid = [r for r in group if not math.isnan(r)]
+        pool = valid if scale == "group" else everything
+        for reward, advantage in zip(group, values, strict=True):
+            if math.isnan(reward) or (scale != "none" and len(pool) < 2):
+                assert advantage == 0.0
+                continue
+            expected = reward - sum(valid) / len(valid)
+            if scale != "none":
+                mean = sum(pool) / len(pool)
+                expected /= math.sqrt(sum((r - mean) ** 2 for r in pool) / (len(pool) - 1)) + 1e-4
+            assert advantage == pytest.approx(expected, rel=1e-3, abs=2e-2 if scale != "none" else 1e-4)
+
+
+def test_group_advantages_of_the_worked_example():
+    """r = 1, 0, 0, 0: deviation 0.5, as in TRL's documentation."""
+    rewards = torch.tensor([1.0, 0.0, 0.0, 0.0])
+    torch.testing.assert_close(group_advantages(rewards, 4, "none"), torch.tensor([0.75, *[-0.25] * 3]))
+    expected = torch.tensor([0.75, *[-0.25] * 3]) / (0.5 + 1e-4)
+    torch.testing.assert_close(group_advantages(rewards, 4, "group"), expected)
+
+
+def test_nan_std_of_fewer_than_two_values_is_nan():
+    rows = torch.tensor([[1.0, 3.0, math.nan], [1.0, math.nan, math.nan], [math.nan] * 3])
+    assert nan_std(rows).squeeze(1).tolist() == pytest.approx([math.sqrt(2), math.nan, math.nan], nan_ok=True)
+
+
+TOKENS = st.lists(st.integers(3, 90), min_size=1, max_size=6)
+
+
+@given(
+    rollouts=st.lists(st.tuples(TOKENS, TOKENS, st.booleans()), min_size=1, max_size=5),
+    multiple_of=st.sampled_from([None, 4]),
+)
+def test_collate_pads_prompts_left_and_completions_right(rollouts, multiple_of):
+    parts = [Rollout(p, c, [1] * len(c), log_probs=[-0.5] * len(c)) for p, c, _ in rollouts]
+    batch = collate(parts, pad_token_id=2, log_probs=True, multiple_of=multiple_of)
+    for i, (prompt, completion, _) in enumerate(rollouts):
+        assert batch["prompt_ids"][i][batch["prompt_mask"][i].bool()].tolist() == prompt
+        assert batch["prompt_ids"][i].tolist()[-len(prompt) :] == prompt
+        assert batch["completion_ids"][i].tolist()[: len(completion)] == completion
+        assert batch["completion_mask"][i].tolist()[: len(completion)] == [1] * len(completion)
+        assert batch["completion_mask"][i].sum() == len(completion)
+        assert batch["sampling_per_token_logps"][i].sum() == pytest.approx(-0.5 * len(completion))
+    if multiple_of:
+        assert batch["prompt_ids"].size(1) % 4 == batch["completion_ids"].size(1) % 4 == 0
+
+
+@given(
+    rollouts=st.lists(st.tuples(TOKENS, st.booleans(), st.booleans()), min_size=1, max_size=5),
+    truncated=st.booleans(),
+)
+def test_mask_untrainable_masks_whole_rollouts(rollouts, truncated):
+    parts = [Rollout([5], ids, [i % 2 for i in range(len(ids))], truncated=cut) for ids, _, cut in rollouts]
+    batch = collate(parts, pad_token_id=2)
+    invalid = torch.tensor([broken for _, broken, _ in rollouts])
+    mask_untrainable(batch, parts, invalid, truncated=truncated)
+    learned = sampled_tokens(batch).sum(1).tolist()
+    for (ids, broken, cut), count in zip(rollouts, learned, strict=True):
+        assert count == (0 if broken or (truncated and cut) else len(ids) // 2)
