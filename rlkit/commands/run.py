@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 
 from rlkit.errors import PREEMPTED, GuardError, Preempted, RewardError, UserError
+from rlkit.logs import configure_logging, reset_logging
 
 
 def run_command(command: Callable[[], int]) -> int:
@@ -16,28 +17,33 @@ def run_command(command: Callable[[], int]) -> int:
     Bad input is one line on stderr. Any other exception is a bug and keeps its traceback.
     """
     try:
+        configure_logging()
         return command()
     except UserError as error:
-        print(f"rlkit: {error}", file=sys.stderr)
+        _print_error(f"{error}")
         return 2
     except RewardError as error:
-        print(
-            f"rlkit: {error}\nThe checkpoints are kept: fix the reward, then resume with --resume.",
-            file=sys.stderr,
-        )
+        _print_error(f"{error}\nThe checkpoints are kept: fix the reward, then resume with --resume.")
         return 1
     except GuardError as error:
-        print(f"rlkit: {error}\nThe checkpoints are kept: resume with --resume.", file=sys.stderr)
+        _print_error(f"{error}\nThe checkpoints are kept: resume with --resume.")
         return 1
     except Preempted as reason:
         if os.environ.get("RANK", "0") == "0":
-            print(f"rlkit: {reason}; resume with --resume", file=sys.stderr)
+            _print_error(f"{reason}; resume with --resume")
         return PREEMPTED
     except KeyboardInterrupt:
-        print("rlkit: stopped; resume from the last checkpoint with --resume", file=sys.stderr)
+        _print_error("stopped; resume from the last checkpoint with --resume")
         return 130
     finally:
         _leave_process_group()
+        reset_logging()
+
+
+def _print_error(message: str) -> None:
+    # Not logged: this line explains the exit code, at every RLKIT_LOG_LEVEL, and sweeps search their runs'
+    # output for it (`rlkit.sweeps.point`).
+    print(f"rlkit: {message}", file=sys.stderr, flush=True)
 
 
 def _leave_process_group() -> None:

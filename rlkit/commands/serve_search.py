@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import ipaddress
+import logging
 import os
-import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 
 from rlkit.errors import UserError
 from rlkit.retrieval.engines.remote import API_KEY_VARIABLE
 from rlkit.retrieval.server import RequestLimits, make_app, open_served
+
+logger = logging.getLogger(__name__)
 
 KEEP_ALIVE = 75  # seconds for which an idle connection is kept
 
@@ -27,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
 
     engine = open_served(options.index)
     app = make_app(engine, topk=options.topk, api_key=key, limits=RequestLimits(threads=options.threads))
-    print(f"{options.index} at http://{options.host}:{options.port}/retrieve", file=sys.stderr, flush=True)
+    logger.info("%s at http://%s:%s/retrieve", options.index, options.host, options.port)
     # A busy client may come back late: a connection that is closed meanwhile would be an error to it.
     uvicorn.run(
         app,

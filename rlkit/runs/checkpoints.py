@@ -7,13 +7,15 @@ after that. So whenever the power fails, one complete checkpoint is left, and on
 from __future__ import annotations
 
 import json
-import sys
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rlkit.errors import UserError
 from rlkit.files import atomic_write, sync
+
+logger = logging.getLogger(__name__)
 
 MANIFEST = "rlkit.json"
 
@@ -27,6 +29,7 @@ def seal(folder: Path, step: int, identity: Mapping[str, Any]) -> None:
     text = json.dumps({"step": step, "identity": dict(identity), "files": sizes}, indent=1)
     atomic_write(folder / MANIFEST, text)
     sync(folder.parent)
+    logger.debug("checkpoint sealed: %s", folder)
 
 
 def manifest(folder: Path) -> dict[str, Any]:
@@ -58,7 +61,7 @@ def last_checkpoint(run: Path) -> Path | None:
             manifest(folder)
             return folder
         except ValueError as problem:
-            print(f"rlkit: {folder} is cut short and skipped: {problem}", file=sys.stderr, flush=True)
+            logger.warning("%s is cut short and skipped: %s", folder, problem)
     if folders:
         raise UserError(f"{run} has no whole checkpoint to go on from: --overwrite starts anew")
     return None

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import math
 import os
 import shutil
 import socket
-import sys
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -22,6 +22,8 @@ from typing import IO, Any
 from rlkit.errors import UserError, first_line
 from rlkit.files import atomic_write, replace
 from rlkit.runs.record import record_frame
+
+logger = logging.getLogger(__name__)
 
 LOCK = ".lock"
 WAITING = 4  # steps of rollouts in memory: a disk that is slower than the training holds it up
@@ -51,10 +53,10 @@ class RunDirectory:
         if error is None:
             self.flush()
             return
-        while self._waiting:  # what ended the training is the error to raise; this one is only said
+        while self._waiting:  # what ended the training is the error to raise; this one is only logged
             failure = self._waiting.popleft().exception()
             if failure is not None:
-                print(f"rlkit: {failure}", file=sys.stderr, flush=True)
+                logger.error("%s", failure)
 
     def open(self, *, resume: bool, overwrite: bool) -> None:
         """Create the folder, and keep others from writing to it until `close`.
@@ -82,6 +84,7 @@ class RunDirectory:
             self._delete()
         for folder in ("rollouts", "evaluation"):
             (self.path / folder).mkdir(parents=True, exist_ok=True)
+        logger.debug("run directory %s: %s", "resumed" if used and resume else "opened", self.path)
 
     def _delete(self) -> None:
         for entry in self.path.iterdir():
@@ -117,6 +120,7 @@ class RunDirectory:
 
     def rewind(self, step: int) -> None:
         """Take back what this stage wrote after a step: a resumed run leaves what a whole one would."""
+        logger.debug("run directory rewound to step %s: %s", step, self.path)
         self.flush()
         self._last_saved = (0, [])
         rollouts = self.path / "rollouts"

@@ -7,8 +7,8 @@ guard sees and what helps is in docs/guards.md.
 
 from __future__ import annotations
 
+import logging
 import math
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -18,6 +18,8 @@ from accelerate.utils import gather_object
 from transformers import TrainerCallback
 
 from rlkit.errors import GuardError, UserError, nearest
+
+logger = logging.getLogger(__name__)
 
 ACTIONS = ("warn", "stop", "off")
 
@@ -343,7 +345,7 @@ class Guards(TrainerCallback):
         if action == "stop" and not last:
             raise GuardError(f"{message} To go on in such a case: 'guards: {{{key}: warn}}'.")
         if self._main:
-            print(f"rlkit: {message}", file=sys.stderr, flush=True)
+            logger.warning("%s", message)
 
     def _action(self, name: str) -> str:
         if name == NOT_FINITE:

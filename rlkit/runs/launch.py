@@ -6,7 +6,9 @@ fills in how many GPUs there are and, under `srun` on several machines, who is w
 
 from __future__ import annotations
 
+import logging
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -17,6 +19,8 @@ from typing import Any, NoReturn
 
 from rlkit.errors import UserError, nearest
 from rlkit.registry import PACKAGE, find_config, load_yaml
+
+logger = logging.getLogger(__name__)
 
 FOLDER = Path("configs") / "accelerate"
 OPTIONS = ("--accelerate", "--num_processes", "--memory")
@@ -136,7 +140,7 @@ def use_one_gpu() -> None:
     found = gpus()
     if len(found) > 1 and "LOCAL_RANK" not in os.environ:
         os.environ["CUDA_VISIBLE_DEVICES"] = found[0]
-        print(f"rlkit: this run uses one of {len(found)} GPUs; --accelerate ddp uses all", file=sys.stderr)
+        logger.warning("this run uses one of %s GPUs; --accelerate ddp uses all", len(found))
 
 
 def launch_or_prepare(command: str, options: Mapping[str, str], words: Sequence[str]) -> None:
@@ -169,5 +173,6 @@ def launch(command: str, options: Mapping[str, str], words: Sequence[str]) -> No
     os.environ.setdefault("PET_SHUTDOWN_TIMEOUT", str(GRACE_SECONDS))
     if count == 0:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    logger.debug("launching: %s", shlex.join(line))
     sys.stdout.flush()
     os.execv(line[0], line)

@@ -6,6 +6,7 @@ SIGUSR1 and SIGUSR2 are taken alike. The grace time must be longer than a step, 
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ from accelerate.utils import gather_object
 from transformers import TrainerCallback
 
 from rlkit.errors import Preempted
+
+logger = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -54,6 +57,9 @@ class PreemptionCallback(TrainerCallback):
         received = [name for name in gather_object([self.received]) if name is not None]
         if received:
             self.received = received[0]
+            # Logged here and not by the signal handler, which may have interrupted another write to stderr:
+            # a second one inside it is a RuntimeError.
+            logger.info("%s received: writing a checkpoint after step %s", self.received, state.global_step)
             control.should_save = control.should_training_stop = True
 
     def trained(self, state: Any) -> None:

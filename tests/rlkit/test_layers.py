@@ -22,7 +22,7 @@ LAYERS = (
     ("rollouts", "registry"),
     ("retrieval", "models", "view"),
     ("environment",),
-    ("reward", "errors", "files"),
+    ("reward", "errors", "files", "logs"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 OF_ENVIRONMENTS = {"envs", "rewards", "environment", "errors", "retrieval", "rollouts"}

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import sqlite3
-import sys
 from collections.abc import Iterable, Mapping
 from contextlib import closing
 from pathlib import Path
 
 from rlkit.errors import UserError
 
+logger = logging.getLogger(__name__)
+
 
 class DiskCache:
     """A table of texts in a folder.
 
-    A file that is damaged is put aside, said on stderr, and begun anew: a cache holds nothing that cannot be
-    had again. For the same reason a disk that is full, or a file that stays locked, ends no run: it is said
-    once, and the texts are had again.
+    A file that is damaged is put aside with a warning and begun anew: a cache holds nothing that cannot be
+    had again. For the same reason a disk that is full, or a file that stays locked, ends no run: there is one
+    warning, and the texts are had again.
 
     Attributes:
         hits, misses: keys that were asked for, found and not found, in this process.
@@ -36,7 +38,7 @@ class DiskCache:
             if isinstance(error, sqlite3.OperationalError):  # locked, or not allowed
                 raise UserError(f"cannot open the cache {self.path}: {error}") from error
             aside = self.path.with_suffix(".damaged")
-            print(f"rlkit: {self.path} is damaged and begun anew; it is kept as {aside}", file=sys.stderr)
+            logger.warning("%s is damaged and begun anew; it is kept as %s", self.path, aside)
             self.path.replace(aside)
             self._create()
         except OSError as error:
@@ -77,5 +79,5 @@ class DiskCache:
 
     def _tell(self, error: sqlite3.Error) -> None:
         if not self._told:
-            print(f"rlkit: going on without the cache {self.path}: {error}", file=sys.stderr)
+            logger.warning("going on without the cache %s: %s", self.path, error)
         self._told = True

@@ -153,10 +153,10 @@ def test_a_failure_is_not_kept(tmp_path):
     assert engine.search([query()], 3)[0].error is None
 
 
-def test_a_damaged_cache_is_put_aside(tmp_path, capsys):
+def test_a_damaged_cache_is_put_aside(tmp_path, caplog):
     (tmp_path / "cache.sqlite").write_bytes(b"this is no data base, whatever its name says" * 40)
     cache = DiskCache(tmp_path)
-    assert "damaged" in capsys.readouterr().err
+    assert "damaged" in caplog.text
     cache.put({"a": "1"})
     assert cache.get(["a", "b"]) == {"a": "1"} and (cache.hits, cache.misses) == (1, 1)
     assert (tmp_path / "cache.damaged").exists()
@@ -168,7 +168,7 @@ def test_a_folder_that_cannot_be_made(tmp_path):
         DiskCache(tmp_path / "file" / "cache")
 
 
-def test_a_cache_that_fails_ends_no_run_and_says_so_once(tmp_path, capsys):
+def test_a_cache_that_fails_ends_no_run_and_says_so_once(tmp_path, caplog):
     cache = DiskCache(tmp_path)
     cache.put({"a": "1"})
     cache.path.write_bytes(b"overwritten by something else " * 400)
@@ -176,7 +176,7 @@ def test_a_cache_that_fails_ends_no_run_and_says_so_once(tmp_path, capsys):
         cache.path.with_name(cache.path.name + end).unlink(missing_ok=True)
     assert cache.get(["a"]) == {} and cache.misses == 1
     cache.put({"b": "2"})
-    assert capsys.readouterr().err.count("without the cache") == 1
+    assert caplog.text.count("without the cache") == 1
 
 
 def test_processes_share_a_cache(tmp_path):

@@ -254,12 +254,12 @@ class TestFullDisk:
         with pytest.raises(UserError, match="No space left"), run:
             run.save_rollouts(1, [{"a": 1}])
 
-    def test_it_does_not_hide_what_ended_the_training(self, run, capsys):
+    def test_it_does_not_hide_what_ended_the_training(self, run, caplog):
         with pytest.raises(KeyError), run:
             run.save_rollouts(2, [{"a": 2}])
             run.save_rollouts(1, [{"a": 1}])
             raise KeyError
-        assert "No space left" in capsys.readouterr().err
+        assert "No space left" in caplog.text
         assert saved(run, 2) == [{"a": 2}]
 
 

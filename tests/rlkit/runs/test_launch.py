@@ -68,7 +68,7 @@ def test_as_many_processes_as_there_are_gpus():
 @pytest.mark.parametrize(
     ("visible", "names"), [(None, ["0", "1", "2"]), ("4,6,7", ["4", "6", "7"]), ("GPU-a,GPU-b,GPU-c", None)]
 )
-def test_without_a_launcher_a_run_sees_one_gpu(monkeypatch, capsys, visible, names):
+def test_without_a_launcher_a_run_sees_one_gpu(monkeypatch, caplog, visible, names):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
     for name in ("LOCAL_RANK", "CUDA_VISIBLE_DEVICES"):
         monkeypatch.setenv(name, "")  # put back afterwards
@@ -83,7 +83,7 @@ def test_without_a_launcher_a_run_sees_one_gpu(monkeypatch, capsys, visible, nam
     monkeypatch.delenv("LOCAL_RANK")
     use_one_gpu()
     assert os.environ["CUDA_VISIBLE_DEVICES"] == names[0]
-    assert "one of 3 GPUs; --accelerate ddp uses all" in capsys.readouterr().err
+    assert "one of 3 GPUs; --accelerate ddp uses all" in caplog.text
 
 
 def test_one_process_needs_no_launcher():

@@ -1,6 +1,7 @@
 """A run that gets a signal stops after its step, with a checkpoint, and goes on as if nothing had been."""
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -42,7 +43,8 @@ class State:
     max_steps = 8
 
 
-def test_a_signal_in_training_waits_for_the_end_of_the_step():
+def test_a_signal_in_training_waits_for_the_end_of_the_step(caplog):
+    caplog.set_level(logging.INFO)
     callback, control = PreemptionCallback(), Control()
     with callback.listening():
         callback.on_train_begin(None, None, None)
@@ -50,6 +52,7 @@ def test_a_signal_in_training_waits_for_the_end_of_the_step():
         assert not control.should_save
         os.kill(os.getpid(), signal.SIGUSR1)
         callback.on_step_end(None, State, control)
+    assert caplog.messages == ["SIGUSR1 received: writing a checkpoint after step 3"]
     assert control.should_save and control.should_training_stop
     with pytest.raises(Preempted, match="SIGUSR1 after step 3, with a checkpoint"):
         callback.trained(State)

@@ -1,0 +1,102 @@
+"""Log lines on stderr: their prefix, the levels, and which ranks write them."""
+
+import logging
+
+import pytest
+
+from rlkit.commands.run import run_command
+from rlkit.errors import UserError
+from rlkit.logs import configure_logging, reset_logging
+
+LEVELS = ("debug", "info", "warning", "error")
+VARIABLES = ("RANK", "WORLD_SIZE", "RLKIT_LOG_LEVEL")
+
+
+@pytest.fixture
+def log(monkeypatch, capsys):
+    """Configure logging under these variables, log at each level, and return stdout and stderr."""
+
+    def log(**variables):
+        for name in VARIABLES:
+            monkeypatch.delenv(name, raising=False)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        configure_logging()
+        for level in LEVELS:
+            getattr(logging.getLogger("rlkit.runs.directory"), level)("a message at %s", level)
+        return capsys.readouterr()
+
+    yield log
+    reset_logging()
+
+
+def lines(*levels, prefix="rlkit"):
+    return "".join(f"{prefix}: a message at {level}\n" for level in levels)
+
+
+def test_log_lines_of_one_process_are_prefixed_and_on_stderr_only(log):
+    out, err = log()
+    assert (out, err) == ("", lines("info", "warning", "error"))
+    assert log(RANK="0", WORLD_SIZE="1").err == lines("info", "warning", "error")
+
+
+def test_log_lines_name_the_rank_of_several_processes(log):
+    first = log(RANK="0", WORLD_SIZE="2").err
+    assert first == lines("info", "warning", "error", prefix="rlkit [rank 0]")
+    assert log(RANK="1", WORLD_SIZE="2").err == lines("warning", "error", prefix="rlkit [rank 1]")
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_log_level_is_that_of_the_variable_on_every_rank(log, number):
+    level, expected = LEVELS[number], LEVELS[number:]
+    assert log(RLKIT_LOG_LEVEL=level).err == lines(*expected)
+    assert log(RLKIT_LOG_LEVEL=level.upper()).err == lines(*expected)
+    err = log(RLKIT_LOG_LEVEL=level, RANK="1", WORLD_SIZE="2").err
+    assert err == lines(*expected, prefix="rlkit [rank 1]")
+
+
+def test_empty_log_level_means_the_default(log):
+    assert log(RLKIT_LOG_LEVEL="").err == lines("info", "warning", "error")
+
+
+def test_unknown_log_level_names_the_choices(monkeypatch, capsys):
+    monkeypatch.setenv("RLKIT_LOG_LEVEL", "Inof")
+    message = "RLKIT_LOG_LEVEL must be debug, info, warning or error, not 'Inof'"
+    with pytest.raises(UserError) as caught:
+        configure_logging()
+    assert str(caught.value) == message
+    assert run_command(lambda: 0) == 2
+    assert capsys.readouterr().err == f"rlkit: {message}\n"
+
+
+def test_configuring_twice_writes_each_line_once(log):
+    log()
+    assert log().err == lines("info", "warning", "error")
+    assert len(logging.getLogger("rlkit").handlers) == 1
+
+
+def test_handler_of_the_root_logger_does_not_repeat_lines(log, caplog):
+    log()  # pytest's handler is one of the root logger
+    assert caplog.messages == []
+
+
+def test_command_leaves_the_logging_of_its_caller_alone(capsys, caplog):
+    def command():
+        logging.getLogger("rlkit.runs").info("in the command")
+        return 0
+
+    assert run_command(command) == 0
+    assert capsys.readouterr().err == "rlkit: in the command\n" and caplog.messages == []
+    logging.getLogger("rlkit.runs").warning("after it")
+    assert capsys.readouterr().err == "" and caplog.messages == ["after it"]
+    logger = logging.getLogger("rlkit")
+    assert (logger.handlers, logger.level, logger.propagate) == ([], logging.NOTSET, True)
+
+
+def test_error_that_ends_a_command_is_printed_at_every_level(monkeypatch, capsys):
+    def command():
+        raise UserError("no such key")
+
+    monkeypatch.setenv("RLKIT_LOG_LEVEL", "error")
+    assert run_command(command) == 2
+    assert capsys.readouterr().err == "rlkit: no such key\n"
