@@ -6,9 +6,12 @@ import argparse
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rlkit.errors import UserError, first_line
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 ADAPTER = "adapter_config.json"
 KEPT = ("adapter_*", "tokenizer*", "chat_template*", "special_tokens_map.json", "vocab*", "merges.txt")
@@ -72,7 +75,7 @@ def _folder(source: Path, adapter: bool) -> Path:
     return checkpoint
 
 
-def _merged(folder: Path) -> Any:
+def _merged(folder: Path) -> PreTrainedModel:
     """An adapter in its base model, which is loaded plain also where training quantized it."""
     from peft import PeftConfig, PeftModel
     from transformers import AutoModelForCausalLM
@@ -86,7 +89,7 @@ def _merged(folder: Path) -> Any:
     return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
 
 
-def _plain(folder: Path) -> Any:
+def _plain(folder: Path) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
     try:
@@ -97,7 +100,7 @@ def _plain(folder: Path) -> Any:
         raise UserError(f"{folder} holds no whole model{hint} ({first_line(error)})") from error
 
 
-def _tokenizer(folder: Path) -> Any:
+def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(folder)

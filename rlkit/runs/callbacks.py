@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 from accelerate.utils import gather_object
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback
 
 from rlkit.runs.directory import RunDirectory
+
+if TYPE_CHECKING:
+    from transformers import TrainerControl, TrainerState, TrainingArguments
 
 PLAIN_SECONDS = 30  # between lines where the output is not a terminal
 
@@ -21,7 +24,14 @@ class MetricsCallback(TrainerCallback):
     def __init__(self, run: RunDirectory):
         self.run = run
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **kwargs: Any) -> None:
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: object,
+    ) -> None:
         """Write one line, on the main process."""
         if state.is_world_process_zero and logs:
             self.run.log(state.global_step, logs)
@@ -40,7 +50,9 @@ class ProgressCallback(TrainerCallback):
         self.shown = 0.0
         self.started = 0.0
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         """Start the bar."""
         self.started = time.monotonic()
         self.first_step = state.global_step
@@ -60,7 +72,14 @@ class ProgressCallback(TrainerCallback):
         if self.progress.console.is_terminal:
             self.progress.start()
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **kwargs: Any) -> None:
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: object,
+    ) -> None:
         """Show the newest numbers."""
         if self.progress is None or not logs:
             return
@@ -76,12 +95,14 @@ class ProgressCallback(TrainerCallback):
             self.shown = time.monotonic()
             print(f"step {state.global_step}/{state.max_steps}  {text}  ETA {self._eta(state)}", flush=True)
 
-    def _eta(self, state: Any) -> str:
+    def _eta(self, state: TrainerState) -> str:
         done = state.global_step - self.first_step
         left = (time.monotonic() - self.started) / max(done, 1) * (state.max_steps - state.global_step)
         return f"{int(left // 60)}:{int(left % 60):02d}"
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         """Leave the bar as it stands."""
         if self.progress is not None:
             self.progress.stop()
@@ -94,7 +115,9 @@ class Finished(Exception):  # noqa: N818
 class FinishedCallback(TrainerCallback):
     """Ends a resumed run that had reached its last step: transformers would make one step more."""
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         """Raise `Finished`."""
         if state.global_step >= state.max_steps:
             raise Finished
@@ -109,17 +132,21 @@ class EvaluateCallback(TrainerCallback):
         evaluated: whether that was done already, by name.
     """
 
-    def __init__(self, evaluate: Callable[[str], Any], steps: int, evaluated: Callable[[str], bool]):
+    def __init__(self, evaluate: Callable[[str], None], steps: int, evaluated: Callable[[str], bool]):
         self.evaluate = evaluate
         self.steps = steps
         self.evaluated = evaluated
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         """Make up for what was put off."""
         if state.global_step and not gather_object([self.evaluated(f"step-{state.global_step}")])[0]:
             self.on_step_end(args, state, control)
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         """Evaluate between steps; the last step is evaluated as `after`."""
         last = state.global_step >= state.max_steps or control.should_training_stop
         if state.global_step % self.steps == 0 and not last:

@@ -86,7 +86,7 @@ def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _say(value: Any) -> str:
+def _say(value: object) -> str:
     """A value of an identity as a person would write it: `even=1.0, variety=0.5`."""
     if isinstance(value, Mapping):
         return ", ".join(f"{key}={_say(item)}" for key, item in value.items()) or "none"

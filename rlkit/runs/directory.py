@@ -17,7 +17,8 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any
+from types import TracebackType
+from typing import IO, Any, SupportsFloat
 
 from rlkit.errors import UserError, first_line
 from rlkit.files import atomic_write, replace
@@ -49,7 +50,12 @@ class RunDirectory:
     def __enter__(self) -> RunDirectory:
         return self
 
-    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         if error is None:
             self.flush()
             return
@@ -186,7 +192,7 @@ def _read_line(text: str) -> dict[str, Any] | None:
         return None
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: SupportsFloat | str | None) -> float | str | None:
     if isinstance(value, bool | int | str) or value is None:
         return value
     number = float(value)

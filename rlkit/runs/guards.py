@@ -11,13 +11,16 @@ import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import gather_object
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainingArguments
 
 from rlkit.errors import GuardError, UserError, nearest
+
+if TYPE_CHECKING:
+    from transformers import TrainerControl, TrainerState
 
 logger = logging.getLogger(__name__)
 
@@ -44,32 +47,32 @@ SAMPLER_MOST = 0.5
 # same tasks, which makes real noise smaller, and two evaluations must agree.
 HELD_OUT_ERRORS = 2.0
 
-Judge = Callable[[float, float | None, Any], str | None]
+Judge = Callable[[float, float | None, TrainingArguments], str | None]
 
 
-def _truncation(value: float, first: float | None, args: Any) -> str | None:
+def _truncation(value: float, first: float | None, args: TrainingArguments) -> str | None:
     limit = getattr(args, "max_completion_length", None)
     return f"all completions were cut off at max_completion_length ({limit})" if value >= 1 else None
 
 
-def _reward_spread(value: float, first: float | None, args: Any) -> str | None:
+def _reward_spread(value: float, first: float | None, args: TrainingArguments) -> str | None:
     return "all completions of every group had the same reward" if value >= 1 else None
 
 
-def _gradient(value: float, first: float | None, args: Any) -> str | None:
+def _gradient(value: float, first: float | None, args: TrainingArguments) -> str | None:
     if value == 0:
         return "the logged gradient was exactly 0"
     # A finite model gets here with fp16, whose loss scaler leaves such steps out: a few are its way to work.
     return None if math.isfinite(value) else "the logged gradient was not finite"
 
 
-def _entropy(value: float, first: float | None, args: Any) -> str | None:
+def _entropy(value: float, first: float | None, args: TrainingArguments) -> str | None:
     if first is None or value >= ENTROPY_SHARE * first:
         return None
     return f"the entropy is {value:.2g} nats a token, {value / first:.1%} of the first steps' {first:.2g}"
 
 
-def _length(value: float, first: float | None, args: Any) -> str | None:
+def _length(value: float, first: float | None, args: TrainingArguments) -> str | None:
     if first is None or value <= LENGTH_FACTOR * max(first, LENGTH_LEAST):
         return None
     limit = getattr(args, "max_completion_length", None)
@@ -77,7 +80,7 @@ def _length(value: float, first: float | None, args: Any) -> str | None:
     return f"completions have {value:.0f} tokens on average{full}, in the first steps it was {first:.0f}"
 
 
-def _sampler(value: float, first: float | None, args: Any) -> str | None:
+def _sampler(value: float, first: float | None, args: TrainingArguments) -> str | None:
     usual = math.inf if first is None else max(SAMPLER_FACTOR * first, SAMPLER_LEAST)
     if value <= min(usual, SAMPLER_MOST):
         return None
@@ -215,7 +218,7 @@ class Guards(TrainerCallback):
 
     def __init__(
         self,
-        actions: Mapping[str, Any] | None = None,
+        actions: Mapping[str, object] | None = None,
         record: Callable[[int, dict[str, Any]], None] | None = None,
     ):
         self.actions = {name: _checked(name, action) for name, action in (actions or {}).items()}
@@ -228,12 +231,19 @@ class Guards(TrainerCallback):
         self._main = True
         self._seen: dict[str, int] = {}
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         """Learn who speaks."""
         self._main = state.is_world_process_zero
 
     def on_pre_optimizer_step(
-        self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        optimizer: torch.optim.Optimizer | None = None,
+        **kwargs: object,
     ) -> None:
         """Drop gradients that are not finite before they are applied; raises GuardError.
 
@@ -242,6 +252,7 @@ class Guards(TrainerCallback):
         """
         if args.fp16 or self._action(NOT_FINITE) == "off":
             return
+        assert optimizer is not None  # the trainer always passes it by keyword
         finite = gather_object([_finite(optimizer)])  # ranks may hold different shards
         if all(rank is None for rank in finite):
             return
@@ -250,7 +261,14 @@ class Guards(TrainerCallback):
         what = "the gradient is not finite; the step is left out and the weights are as before"
         self._judge(NOT_FINITE, what if False in finite else None, state.global_step + 1)
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **kwargs: Any) -> None:
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: object,
+    ) -> None:
         """Look at what was logged in training; raises GuardError."""
         if not logs or "train_runtime" in logs:  # the summary comes when nothing is left to stop
             return
@@ -310,7 +328,7 @@ class Guards(TrainerCallback):
         self._seen[metric] = step
         return steps
 
-    def _look(self, name: str, value: float, step: int, args: Any) -> None:
+    def _look(self, name: str, value: float, step: int, args: TrainingArguments) -> None:
         """Judge one logged value."""
         metric, judge, patience = LOGGED[name]
         steps = self._steps(metric, step)
@@ -353,24 +371,24 @@ class Guards(TrainerCallback):
         return self.actions.get(name, "warn")
 
 
-def _checked(name: str, action: Any) -> str:
+def _checked(name: str, action: object) -> str:
     """Return an action that exists; raises UserError."""
     if name not in NAMES:
         raise UserError(f"guards: there is no guard {name!r}{nearest(name, NAMES)}")
     if action is False:  # YAML reads a bare `off` so
         return "off"
-    if action not in ACTIONS:
+    if not isinstance(action, str) or action not in ACTIONS:
         raise UserError(f"guards: {name} cannot be {action!r}{nearest(str(action), ACTIONS)}")
     return action
 
 
-def _reuse(args: Any) -> int:
+def _reuse(args: TrainingArguments) -> int:
     """Optimizer steps made on the same completions: together they say no more than one."""
     batches = (getattr(args, "steps_per_generation", None) or 1) * getattr(args, "num_iterations", 1)
     return max(1, batches // args.gradient_accumulation_steps)
 
 
-def _finite(optimizer: Any) -> bool | None:
+def _finite(optimizer: torch.optim.Optimizer) -> bool | None:
     """Whether this rank's gradients are finite; None where it has or shows none."""
     grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     local = [grad.to_local() if hasattr(grad, "to_local") else grad for grad in grads]

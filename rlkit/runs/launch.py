@@ -13,9 +13,9 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from rlkit.errors import UserError, nearest
 from rlkit.registry import PACKAGE, find_config, load_yaml
@@ -61,7 +61,9 @@ def config_file(name: str) -> Path:
     return path
 
 
-def machines(environment: Mapping[str, str], hostnames: Any = None) -> dict[str, str]:
+def machines(
+    environment: Mapping[str, str], hostnames: Callable[[str], list[str]] | None = None
+) -> dict[str, str]:
     """accelerate's options for the machines of an `srun` step; none on one machine.
 
     Args:

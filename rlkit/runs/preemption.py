@@ -11,12 +11,16 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from types import FrameType
+from typing import TYPE_CHECKING
 
 from accelerate.utils import gather_object
 from transformers import TrainerCallback
 
 from rlkit.errors import Preempted
+
+if TYPE_CHECKING:
+    from transformers import TrainerControl, TrainerState, TrainingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -43,16 +47,20 @@ class PreemptionCallback(TrainerCallback):
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _take(self, number: int, frame: Any) -> None:
+    def _take(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number).name
         if not self.training:
             raise Preempted(f"stopped by {self.received} outside training")
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         """From now on steps are finished."""
         self.training = True
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         """Ask for a checkpoint and the end if a process was told to go; all ask alike."""
         received = [name for name in gather_object([self.received]) if name is not None]
         if received:
@@ -62,7 +70,7 @@ class PreemptionCallback(TrainerCallback):
             logger.info("%s received: writing a checkpoint after step %s", self.received, state.global_step)
             control.should_save = control.should_training_stop = True
 
-    def trained(self, state: Any) -> None:
+    def trained(self, state: TrainerState) -> None:
         """Training has ended: raise `Preempted` if it was cut short. Later signals raise it at once."""
         self.training = False
         if self.received is not None and state.global_step < state.max_steps:

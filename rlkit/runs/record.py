@@ -168,7 +168,7 @@ class RolloutFiles:
             raise _unreadable(self.files[step], error) from error
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
