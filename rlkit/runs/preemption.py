@@ -67,7 +67,8 @@ class PreemptionCallback(TrainerCallback):
             self.received = received[0]
             # Logged here and not by the signal handler, which may have interrupted another write to stderr:
             # a second one inside it is a RuntimeError.
-            logger.info("%s received: writing a checkpoint after step %s", self.received, state.global_step)
+            step = state.global_step
+            logger.warning("%s received: writing a checkpoint after step %s", self.received, step)
             control.should_save = control.should_training_stop = True
 
     def trained(self, state: TrainerState) -> None:

@@ -65,13 +65,13 @@ def foreign(folder):
         (foreign, "not finished"),
     ],
 )
-def test_a_checkpoint_cut_short_is_skipped_with_a_warning(tmp_path, capsys, damage, reason):
+def test_a_checkpoint_cut_short_is_skipped_with_a_warning(tmp_path, caplog, damage, reason):
     before, broken = checkpoint(tmp_path, 9), checkpoint(tmp_path, 10)
     damage(broken)
     assert last_checkpoint(tmp_path) == before
-    warning = capsys.readouterr().err
-    assert "checkpoint-10 is cut short and skipped" in warning and reason in warning
-    assert len(warning.splitlines()) == 1
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "checkpoint-10 is cut short and skipped" in record.message and reason in record.message
 
 
 def test_no_whole_checkpoint_is_an_error_and_no_silent_start(tmp_path):
