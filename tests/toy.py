@@ -162,3 +162,16 @@ class Given(Letters):
 
     def task(self, letter, i):
         return super().task(letter, i) | {"value": self.value}
+
+
+def vowels(completion: str) -> float:
+    return sum(character in "aeiou" for character in completion) / max(len(completion), 1)
+
+
+class Vowels(Letters):
+    """The more vowels the better, whatever the task: a tiny model learns it in seconds."""
+
+    id = "vowels-v1"
+    metric = "vowels"
+    rewards = {"vowels": vowels}  # noqa: RUF012
+    reward_weights = {"vowels": 1.0}  # noqa: RUF012

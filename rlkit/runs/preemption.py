@@ -67,8 +67,9 @@ class PreemptionCallback(TrainerCallback):
             self.received = received[0]
             # Logged here and not by the signal handler, which may have interrupted another write to stderr:
             # a second one inside it is a RuntimeError.
-            step = state.global_step
-            logger.warning("%s received: writing a checkpoint after step %s", self.received, step)
+            if state.is_world_process_zero:
+                step = state.global_step
+                logger.warning("%s received: writing a checkpoint after step %s", self.received, step)
             control.should_save = control.should_training_stop = True
 
     def trained(self, state: TrainerState) -> None:

@@ -7,7 +7,7 @@ an evaluation (rejection sampling).
 
 from __future__ import annotations
 
-import sys
+import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,9 @@ from rlkit.rollouts.scripted import ScriptedEngine
 
 if TYPE_CHECKING:
     import datasets
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 PATIENCE = 3600.0  # seconds for an environment to answer a turn of all demonstrations
 
@@ -77,7 +80,7 @@ def best_answers(path: str, environment: Environment) -> Script:
 def played(
     environment: Environment,
     tasks: datasets.Dataset,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     ends: Sequence[int],
     *,
     tokens: int,
@@ -117,7 +120,7 @@ def played(
             f"{tokens} tokens: raise max_completion_length or max_length ({in_all})"
         )
     if len(whole) < len(tasks):
-        print(f"rlkit: {len(whole)} of {len(tasks)} tasks have a demonstration that fits in", file=sys.stderr)
+        logger.warning("%d of %d tasks have a demonstration that fits in", len(whole), len(tasks))
     return datasets.Dataset.from_list(
         [
             {

@@ -141,7 +141,8 @@ class GRPOTrainer(trl.GRPOTrainer):
 
     def _can_share_prefix(self) -> bool:
         model = self.accelerator.unwrap_model(self.model)
-        reason = supports_shared_prefix(model.get_base_model() if isinstance(model, PeftModel) else model)
+        base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+        reason = supports_shared_prefix(base)
         if reason:
             if self.accelerator.is_main_process:
                 logger.warning("shared_prefix is off for this model: %s", reason)

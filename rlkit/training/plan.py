@@ -9,22 +9,27 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import AutoConfig, AutoTokenizer
 
 from rlkit.arguments.parse import TrainConfig
+from rlkit.environment import Environment
 from rlkit.errors import UserError, first_line
 from rlkit.evaluation.splits import load_tasks, read_fold
 from rlkit.models.load import resolve
 from rlkit.models.memory import Memory, Shape, Sharding, estimate
 from rlkit.registry import load_yaml
+from rlkit.reward import Reward
 from rlkit.rollouts import Rollout
 from rlkit.rollouts.tokenize import tokenize
 from rlkit.runs.launch import config_file
 from rlkit.scoring import RewardRunner, check_columns
 from rlkit.training.session import load_run_rewards, make_environment
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 TASKS = 32  # whose prompts are counted
 JUDGED = 8  # answers that the rewards judge
@@ -113,7 +118,7 @@ def step_of(run: TrainConfig, processes: int, lengths: Sequence[int]) -> str:
     return f"{rollouts} rollouts of {prompts:g} prompts, at most {most:,.0f} tokens; {steps} steps"
 
 
-def judged(run: TrainConfig, environment: Any, rewards: Mapping[str, Any], tasks: Any) -> str:
+def judged(run: TrainConfig, environment: Environment, rewards: Mapping[str, Reward], tasks: Dataset) -> str:
     """What each reward gives for the environment's own answers."""
     if environment.max_turns > 1:
         return f"{', '.join(rewards)} (several turns: rlkit check plays them)"

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
 
 
 class EncoderScorer(nn.Module):
@@ -22,7 +25,7 @@ class EncoderScorer(nn.Module):
         temperature: small ones make sharp rankings.
     """
 
-    def __init__(self, encoder: Any, temperature: float):
+    def __init__(self, encoder: SentenceTransformer, temperature: float):
         super().__init__()
         self.encoder, self.temperature = encoder, temperature
 
@@ -52,11 +55,11 @@ class EncoderScorer(nn.Module):
         features = {key: v.to(device) if isinstance(v, Tensor) else v for key, v in features.items()}
         return functional.normalize(self.encoder(features, task=task)["sentence_embedding"].float(), dim=-1)
 
-    def plain(self) -> Any:
+    def plain(self) -> SentenceTransformer:
         """The model of sentence-transformers that scores the same, up to the temperature."""
         return self.encoder
 
-    def save_pretrained(self, folder: str | Path, **_: Any) -> None:
+    def save_pretrained(self, folder: str | Path, **_: object) -> None:
         """Save it as a model of sentence-transformers."""
         self.plain().save_pretrained(str(folder))
 
@@ -73,7 +76,7 @@ class ListwiseScorer(EncoderScorer):
         words: of a candidate.
     """
 
-    def __init__(self, encoder: Any, temperature: float, members: int, words: int = 60):
+    def __init__(self, encoder: SentenceTransformer, temperature: float, members: int, words: int = 60):
         super().__init__(encoder, temperature)
         self.members, self.words = members, words
 
@@ -99,7 +102,7 @@ class AdapterScorer(EncoderScorer):
         rank: of the residual.
     """
 
-    def __init__(self, encoder: Any, temperature: float, rank: int):
+    def __init__(self, encoder: SentenceTransformer, temperature: float, rank: int):
         super().__init__(encoder.eval().requires_grad_(False), temperature)
         size = encoder.encode("one", show_progress_bar=False).shape[0]
         device = next(encoder.parameters()).device
@@ -136,7 +139,7 @@ class AdapterScorer(EncoderScorer):
             )
             self._kept |= {(task, text): v for text, v in zip(new, vectors.float().cpu(), strict=True)}
 
-    def plain(self) -> Any:
+    def plain(self) -> SentenceTransformer:
         """The encoder with one more layer for queries."""
         from sentence_transformers import SentenceTransformer
         from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Router
@@ -156,7 +159,7 @@ class AdapterScorer(EncoderScorer):
         return made
 
 
-def prompt_of(encoder: Any, task: str) -> str | None:
+def prompt_of(encoder: SentenceTransformer, task: str) -> str | None:
     """What an encoder has before its queries or documents, by its own settings; None: nothing."""
     names = ("query",) if task == "query" else ("document", "passage", "corpus")
     return next((encoder.prompts[name] for name in names if encoder.prompts.get(name)), None)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
@@ -25,6 +25,9 @@ from rlkit.training.ranking.plackett_luce import (
     utility_by_position,
 )
 from rlkit.training.resume import SinceLog, Stateful
+
+if TYPE_CHECKING:
+    from rlkit.training.ranking.scorers import EncoderScorer
 
 # Of listwise distillation (arXiv 2502.19712): the temperature of the teacher, and InfoNCE's weight and how
 # much sharper than the divergence it is (0.05 against 0.01).
@@ -62,7 +65,7 @@ class RankingTrainer(transformers.Trainer):
 
     objective: Objective
 
-    def __init__(self, scorer: Any, objective: Objective, **arguments: Any):
+    def __init__(self, scorer: EncoderScorer, objective: Objective, **arguments: Any):
         super().__init__(model=scorer, data_collator=collate, **arguments)
         self.objective = objective
         self.metrics: defaultdict[str, list[float]] = defaultdict(list)  # values since the last log
@@ -72,7 +75,11 @@ class RankingTrainer(transformers.Trainer):
         return {"since the last log": SinceLog(self, self.metrics)}
 
     def compute_loss(
-        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+        self,
+        model: torch.nn.Module,
+        inputs: Mapping[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
         """The mean loss of a batch of queries."""
         losses, metrics = self._losses(model, inputs)
@@ -80,7 +87,7 @@ class RankingTrainer(transformers.Trainer):
             self.metrics[name].append(value)
         return losses.mean()
 
-    def _losses(self, model: Any, inputs: Mapping[str, Any]) -> tuple[Tensor, dict[str, float]]:
+    def _losses(self, model: torch.nn.Module, inputs: Mapping[str, Any]) -> tuple[Tensor, dict[str, float]]:
         if self.objective.name in ("infonce", "distillation", "wasserstein"):
             return self._in_batch(model, inputs), {}
         scores = model(self._asked(model, inputs), inputs["passages"])
@@ -89,7 +96,7 @@ class RankingTrainer(transformers.Trainer):
             return ranking_losses.ranknet(scores, grades, mask), {}
         return self._policy_gradient(scores, grades, mask, inputs["ideal"].to(scores.device))
 
-    def _asked(self, model: Any, inputs: Mapping[str, Any]) -> list[str]:
+    def _asked(self, model: torch.nn.Module, inputs: Mapping[str, Any]) -> list[str]:
         return self.accelerator.unwrap_model(model).ask(inputs["queries"], inputs["passages"])
 
     def _policy_gradient(
@@ -107,7 +114,7 @@ class RankingTrainer(transformers.Trainer):
             return pl_rank_loss(policy, rankings, gains, weights), metrics
         return policy_gradient_loss(policy.log_prob(rankings), utility, objective.estimator), metrics
 
-    def _in_batch(self, model: Any, inputs: Mapping[str, Any]) -> Tensor:
+    def _in_batch(self, model: torch.nn.Module, inputs: Mapping[str, Any]) -> Tensor:
         """Losses that compare a query with the documents of the others too."""
         texts = list(dict.fromkeys(text for one in inputs["passages"] for text in one))
         place = {text: i for i, text in enumerate(texts)}

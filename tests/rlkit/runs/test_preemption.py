@@ -39,6 +39,7 @@ class Control:
 
 
 class State:
+    is_world_process_zero = True
     global_step = 3
     max_steps = 8
 

@@ -30,18 +30,10 @@ TOY = str(Path(__file__).parents[2] / "toy.py")
 SAME_LOG = ("time", "_time", "seconds", "per_second", "runtime", "flos")  # what no two runs have in common
 
 
-class Judge:
-    """A reward with a counter, so that it runs in this process: 0, 1, 2, 0, 1, …; fails on some calls."""
+class Here:
+    """A reward that runs in this process, since it has state: a worker would import torch for it."""
 
-    def __init__(self, failing=()):
-        self.failing = failing
-        self.calls = 0
-
-    def __call__(self, completion: str) -> float:
-        self.calls += 1
-        if self.calls - 1 in self.failing:
-            raise ValueError("the judge is ill")
-        return float((self.calls - 1) % 3)
+    calls = 0
 
     def state_dict(self):
         return {}
@@ -50,7 +42,20 @@ class Judge:
         pass
 
 
-class Sometimes(Judge):
+class Judge(Here):
+    """0, 1, 2, 0, 1, …; fails on some calls."""
+
+    def __init__(self, failing=()):
+        self.failing = failing
+
+    def __call__(self, completion: str) -> float:
+        self.calls += 1
+        if self.calls - 1 in self.failing:
+            raise ValueError("the judge is ill")
+        return float((self.calls - 1) % 3)
+
+
+class Sometimes(Here):
     """Applies to three rollouts of four."""
 
     def __call__(self, completion: str) -> float | None:
@@ -58,17 +63,19 @@ class Sometimes(Judge):
         return [None, 1.0, 0.0, 0.5][self.calls % 4]
 
 
-def variety(completion: str) -> float:
-    return len(set(completion)) + completion.count("e") / 10
+class Variety(Here):
+    def __call__(self, completion: str) -> float:
+        return len(set(completion)) + completion.count("e") / 10
 
 
-def even(completion: str) -> float:
-    return float(len(set(completion)) % 2 == 0)
+class Even(Here):
+    def __call__(self, completion: str) -> float:
+        return float(len(set(completion)) % 2 == 0)
 
 
 # For each setting: what the trainer takes, GRPOConfig's keys, and the environment with its rewards.
-PLAIN = {"rewards": {"variety": variety}}
-TWO = {"rewards": {"variety": variety, "sometimes": Sometimes()}}
+PLAIN = {"rewards": {"variety": Variety()}}
+TWO = {"rewards": {"variety": Variety(), "sometimes": Sometimes()}}
 SETTINGS = {
     "plain": PLAIN,
     "kl_penalty": PLAIN | {"config": {"beta": 0.1}},
@@ -87,7 +94,7 @@ SETTINGS = {
         "turns": 3,
         "config": {"max_completion_length": 120, "mask_truncated_completions": True},
     },
-    "dynamic_sampling": {"rewards": {"even": even}, "trainer": {"dynamic_sampling": 3}},
+    "dynamic_sampling": {"rewards": {"even": Even()}, "trainer": {"dynamic_sampling": 3}},
     "hrpo": PLAIN
     | {
         "environment": "Even",
@@ -100,7 +107,7 @@ SETTINGS = {
     "normalize_then_sum": TWO
     | {"config": {"reward_weights": [0.5, 2.0], "multi_objective_aggregation": "normalize_then_sum"}},
     "difficulty_weighting": {
-        "rewards": {"even": even, "variety": variety},
+        "rewards": {"even": Even(), "variety": Variety()},
         "environment": "Even",
         "trainer": {"difficulty_weighting": True},
     },
@@ -138,8 +145,7 @@ def play(name, folder, tokenizer):
     setting = SETTINGS[name]
     environment = load_environment(f"{TOY}:{setting.get('environment', 'Letters')}")
     for reward in setting["rewards"].values():
-        if isinstance(reward, Judge):
-            reward.calls = 0
+        reward.calls = 0
     config = {
         "output_dir": str(folder),
         "use_cpu": True,
