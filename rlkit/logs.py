@@ -22,7 +22,7 @@ LEVELS = {
 
 
 class _StderrHandler(logging.StreamHandler):
-    """Writes to the `sys.stderr` of the moment, which pytest and `contextlib.redirect_stderr` replace."""
+    """Writes to the current `sys.stderr`, which pytest and `contextlib.redirect_stderr` replace."""
 
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr
@@ -54,7 +54,7 @@ def configure_logging() -> None:
     _handler.setFormatter(logging.Formatter(f"{prefix}: %(message)s"))
     logger = logging.getLogger("rlkit")
     logger.setLevel(LEVELS[level_name])
-    logger.addHandler(_handler)  # does nothing if it is there
+    logger.addHandler(_handler)  # no-op if already added
     # wandb, vLLM and others may give the root logger a handler, which would print each message a second time.
     logger.propagate = False
 

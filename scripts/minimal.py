@@ -1,17 +1,19 @@
 """GRPO with rlkit's parts and a plain PyTorch loop, to be read from top to bottom.
 
-    python scripts/minimal.py --model bundled:smollm2-135m --environment math-v1 --steps 10
+    python scripts/minimal.py --model bundled:smollm2-135m --environment tests/toy.py:Vowels --tokens 8
 
 One process, one optimizer step for each batch of rollouts, no KL penalty. `rlkit train` does the same step
 and adds what a run needs: several processes, vLLM, checkpoints and resuming, guards, evaluations, a report.
 """
 
 import argparse
+import sys
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlkit import load_environment
+from rlkit.errors import UserError
 from rlkit.models.load import resolve
 from rlkit.rollouts.local.engine import TransformersEngine
 from rlkit.rollouts.local.generate import position_ids
@@ -19,17 +21,24 @@ from rlkit.rollouts.loop import Loop, RolloutLimits
 from rlkit.rollouts.tokenize import eos_token_ids, tokenize
 from rlkit.rollouts.types import Sampling
 from rlkit.scoring import RewardRunner, load_rewards
-from rlkit.training.step import Batch, collate, group_advantages, mask_untrainable, sampled_tokens
+from rlkit.training.step import (
+    Batch,
+    collate,
+    group_advantages,
+    mask_untrainable,
+    sampled_tokens,
+    weighted_totals,
+)
 
 
 def log_probs_of(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
     """Log-probability of each completion token, (B, T)."""
     ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)  # (B, P+T)
     mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
-    logits = model(input_ids=ids, attention_mask=mask, position_ids=position_ids(mask)).logits
     # The logits at one position are those of the next token.
     T = batch["completion_ids"].size(1)
-    log_probs = logits[:, -T - 1 : -1].float().log_softmax(-1)
+    output = model(input_ids=ids, attention_mask=mask, position_ids=position_ids(mask), logits_to_keep=T + 1)
+    log_probs = output.logits[:, :-1].float().log_softmax(-1)
     return log_probs.gather(2, batch["completion_ids"][:, :, None]).squeeze(2)
 
 
@@ -55,6 +64,8 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     path = resolve(options.model)
     tokenizer = AutoTokenizer.from_pretrained(path)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, weight_decay=0.0)
 
@@ -84,7 +95,7 @@ def main() -> None:
             ]
             scores = runner(rows, options.group)
             values = torch.tensor(scores.values, dtype=torch.float32)  # (B, R)
-            totals = (values * torch.tensor(weights)).nansum(1).masked_fill(values.isnan().all(1), torch.nan)
+            totals = weighted_totals(values, torch.tensor(weights))  # (B,)
 
             # 3. Compare the answers of each task with one another, and learn from what the model wrote.
             batch = collate(rollouts, pad_token_id=tokenizer.pad_token_id, device=device)
@@ -94,7 +105,9 @@ def main() -> None:
             mask = sampled_tokens(batch)  # (B, T)
             model.train()
             # The policy that sampled is the one that learns: the importance ratio is 1, nothing is clipped.
-            loss = -(advantages[:, None] * log_probs_of(model, batch) * mask).sum() / mask.sum().clamp(min=1)
+            # Mean over the tokens of each rollout, then over rollouts, as in the paper.
+            per_rollout = (log_probs_of(model, batch) * mask).sum(1) / mask.sum(1).clamp(min=1)  # (B,)
+            loss = -(advantages * per_rollout).mean()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
@@ -105,4 +118,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"rlkit: {error}")

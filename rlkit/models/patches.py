@@ -18,7 +18,7 @@ from accelerate import DistributedType, PartialState
 
 @contextmanager
 def replaced(module: ModuleType, name: str, value: object) -> Iterator[None]:
-    """Replace a name of a module for the time of a `with` block."""
+    """Replace a name of a module for the duration of a `with` block."""
     original = getattr(module, name)
     setattr(module, name, value)
     try:
@@ -29,7 +29,7 @@ def replaced(module: ModuleType, name: str, value: object) -> Iterator[None]:
 
 @contextmanager
 def replaced_vllm_generation(make: Callable[..., Any]) -> Iterator[None]:
-    """While a GRPOTrainer is made, it takes `make(**settings)` for TRL's `VLLMGeneration`.
+    """While a GRPOTrainer is constructed, it takes `make(**settings)` for TRL's `VLLMGeneration`.
 
     The trainer creates it in the middle of its constructor and has no argument for the class.
     """

@@ -72,6 +72,17 @@ class PreemptionCallback(TrainerCallback):
                 logger.warning("%s received: writing a checkpoint after step %s", self.received, step)
             control.should_save = control.should_training_stop = True
 
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Keep the checkpoint of the step that was the last.
+
+        transformers ends the epoch of a run that is stopped; with `save_strategy: epoch` it would write the
+        same checkpoint again, and the grace time may be over before it is whole.
+        """
+        if self.received is not None:
+            control.should_save = False
+
     def trained(self, state: TrainerState) -> None:
         """Training has ended: raise `Preempted` if it was cut short. Later signals raise it at once."""
         self.training = False

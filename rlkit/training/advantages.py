@@ -73,12 +73,11 @@ def solve_rate(metric: torch.Tensor, keys: Sequence[Hashable]) -> torch.Tensor:
         metric: (N,) 1 where a rollout is correct, NaN where it is invalid.
         keys: (N,) the group of each rollout.
     """
-    rates = torch.zeros_like(metric)
-    members = groups(metric, keys)
-    for i, key in enumerate(keys):
-        if len(members[key]):
-            rates[i] = (metric[members[key]] >= 1.0).float().mean()
-    return rates
+    rates = dict.fromkeys(keys, 0.0)
+    for key, rows in groups(metric, keys).items():
+        if len(rows):
+            rates[key] = (metric[rows] >= 1.0).float().mean().item()
+    return metric.new_tensor([rates[key] for key in keys])
 
 
 def difficulty_weight(advantages: torch.Tensor, solve_rate: torch.Tensor) -> torch.Tensor:

@@ -8,6 +8,7 @@ needs is used in this file alone; `tests/rlkit/training/test_grpo.py` has a sent
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -55,6 +56,9 @@ LIMITS_OF_GENERATION = ("max_new_tokens", "max_length", "max_tokens")
 class GRPOTrainer(trl.GRPOTrainer):
     """TRL's GRPOTrainer with rlkit's step: environments, rewards that may fail, any baseline.
 
+    Checkpoints of a trainer alone are TRL's. `rlkit.training.session.Session` adds a
+    `rlkit.training.resume.CheckpointCallback`, which saves and restores what `stateful()` returns.
+
     Args:
         environment: Answers the turns of a rollout, and names the metric.
         runner: Runs the rewards; their weights are `args.reward_weights`.
@@ -74,7 +78,7 @@ class GRPOTrainer(trl.GRPOTrainer):
         UserError: The settings exclude one another.
     """
 
-    # More exactly than TRL declares them.
+    # Narrower types than TRL declares.
     args: PolicyConfig
     model: PreTrainedModel
     num_generations: int
@@ -124,7 +128,7 @@ class GRPOTrainer(trl.GRPOTrainer):
         if kl_in_reward:
             self.beta = 0.0  # TRL's loss adds no KL term; the step reads `args.beta`
 
-        # It answers held-out tasks greedily. Training samples with the same loop and settings of its own.
+        # The sampler answers held-out tasks greedily; training uses its loop with other settings.
         self.sampler = open_sampler(
             environment,
             self.tokenizer,
@@ -159,7 +163,7 @@ class GRPOTrainer(trl.GRPOTrainer):
         check_choice("vllm_importance_sampling_mode", args.vllm_importance_sampling_mode, modes)
         for key in LIMITS_OF_GENERATION:
             if key in (args.generation_kwargs or {}):
-                raise UserError(f"generation_kwargs: {key} is not for there, set max_completion_length")
+                raise UserError(f"generation_kwargs must not contain `{key}`; use `max_completion_length`")
         if args.sync_ref_model and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             raise UserError("sync_ref_model: a sharded reference model cannot be kept in checkpoints yet")
         if self.samples_with_trl and self.loop.limits.turns > 1:
@@ -167,14 +171,18 @@ class GRPOTrainer(trl.GRPOTrainer):
                 f"{self.environment.id} has several turns, which transformers cannot sample with FSDP 1, "
                 "ds3_gather_for_generation off or continuous batching: set use_vllm"
             )
-        if self.kl_in_reward and args.use_liger_kernel:
-            raise UserError("Liger's loss adds the KL term that is part of the reward here: use_liger_kernel")
+        if (
+            self.kl_in_reward
+            and self.advantages is None
+            and args.multi_objective_aggregation == aggregations[1]
+        ):
+            raise UserError("kl_in_reward needs one reward to subtract from: sum_then_normalize")
         whole_groups = [
             f"the reward {n!r}" for n, r in self.runner.rewards.items() if RewardCall(r).per_group
         ]
         if whole_groups and G == 1:
             raise UserError(
-                f"{whole_groups[0]} compares the rollouts of a task, but there is one: num_generations"
+                f"{whole_groups[0]} needs at least 2 rollouts for each task: raise num_generations"
             )
         whole_groups += ["dynamic_sampling"] * bool(self.dynamic_sampling)
         rows = args.per_device_train_batch_size * args.steps_per_generation
@@ -223,13 +231,15 @@ class GRPOTrainer(trl.GRPOTrainer):
                 self._logs[column].extend(record[column] for record in records)
             self._logs["advantages"].extend(record["advantage"] for record in records)
             for name in self.runner.names:
-                self._logs["rewards"][name].extend(record[f"rewards/{name}"] for record in records)
+                rewards = [record[f"rewards/{name}"] for record in records]
+                # TRL formats numbers: NaN, not None, where a reward does not apply.
+                self._logs["rewards"][name].extend(math.nan if r is None else r for r in rewards)
 
     # --- Sampling -------------------------------------------------------------------------------------------
 
     @contextmanager
     def engine(self, batch_size: int | None = None) -> Iterator[Engine]:
-        """An engine with the weights of now; all processes enter together.
+        """An engine with the current weights; all processes enter together.
 
         Args:
             batch_size: Turns at a time with transformers; None: all.
@@ -370,11 +380,10 @@ class GRPOTrainer(trl.GRPOTrainer):
             "progress": TrainerPosition(self),
             "budget": self.budget,
         }
-        for name, reward in self.runner.rewards.items():
-            if isinstance(reward, Stateful):
-                parts[f"reward {name}"] = reward
-        if isinstance(self.environment, Stateful):
-            parts["environment"] = self.environment
+        stateful: dict[str, Any] = {f"reward {name}": r for name, r in self.runner.stateful.items()}
+        if hasattr(self.environment, "state_dict"):
+            stateful["environment"] = self.environment
+        parts |= stateful
         if self.dynamic_sampling is not None:
             parts["dynamic_sampling"] = self.dynamic_sampling
         if self.args.sync_ref_model:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def transformers_engine(
     trainer: Trainer, tokenizer: PreTrainedTokenizerBase, batch_size: int | None, **unwrapping: Any
 ) -> Iterator[TransformersEngine]:
-    """An engine over a trainer's model with the weights of now.
+    """An engine over a trainer's model with the current weights.
 
     Args:
         trainer: All processes enter together: sharded weights are gathered.

@@ -7,7 +7,7 @@ import pickle
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch.utils.data import Sampler
@@ -32,7 +32,6 @@ torch.serialization.register_package(
 PLAIN = (type(None), bool, int, float, str, bytes)  # not numpy's numbers, which are subclasses of some
 
 
-@runtime_checkable
 class Stateful(Protocol):
     """An object with state: plain values and tensors, read with `torch.load(weights_only=True)`."""
 
@@ -85,8 +84,8 @@ class CheckpointCallback(TrainerCallback):
         if self.resume_from is not None:
             self._restore(Path(self.resume_from))
         if self.trainer.accelerator.is_main_process:
-            # A killed run has left these half written, or they are of steps that are trained again.
-            # Rotation would take them for the newest.
+            # A killed run may have left incomplete checkpoints of later steps. Rotation would take them for
+            # the newest.
             for folder in checkpoints(self.directory.path):
                 if step_of(folder) > state.global_step:
                     shutil.rmtree(folder)
@@ -99,6 +98,7 @@ class CheckpointCallback(TrainerCallback):
         accelerator = self.trainer.accelerator
         folder = self.directory.path / f"checkpoint-{state.global_step}"
         states = {name: check_plain(name, part.state_dict()) for name, part in self.parts.items()}
+        folder.mkdir(exist_ok=True)  # with save_only_model only the main process has written to it
         torch.save(states, folder / _state_file(accelerator.process_index))
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
@@ -106,6 +106,12 @@ class CheckpointCallback(TrainerCallback):
             seal(folder, state.global_step, self.identity)
             rotate_checkpoints(str(self.directory.path), self.limit, state.best_model_checkpoint)
         accelerator.wait_for_everyone()
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Give the trainer its `save_total_limit` back."""
+        args.save_total_limit = self.limit
 
     def _restore(self, folder: Path) -> None:
         if not any(folder.glob("rng_state*")):
@@ -130,14 +136,14 @@ class CheckpointCallback(TrainerCallback):
 
     def _lacks(self, what: str) -> None:
         if not self.resume_anyway:
-            raise UserError(f"{what}: it cannot go on from there; --resume_anyway goes on without")
-        logger.warning("%s: going on without", what)
+            raise UserError(f"{what}: cannot resume from it; --resume_anyway resumes without it")
+        logger.warning("%s: resuming without it", what)
 
 
 def check_plain(name: str, state: Any) -> Any:
     """Return a state that can be read again with `weights_only`; raises UserError for one that cannot.
 
-    When it is needed is too late to notice.
+    Checked on save, because a failure on resume is too late.
     """
     if isinstance(state, Mapping):
         for key, value in state.items():

@@ -1,10 +1,10 @@
 """The RL step, from tasks to the batch that the loss reads. It reads from top to bottom.
 
-TRL's data loader hands each process `B` tasks, every task `num_generations` times in a row: a group. `sample`
-answers them, judges the answers, and compares the answers of a group with one another. What else is worth
-reading: `rlkit.rollouts.loop` carries an answer through its environment, `rlkit.scoring.runner` runs rewards
-that may fail, `rlkit.training.advantages` has the baselines that are not GRPO's, and `rlkit.training.grpo`
-connects all this with TRL, whose loss (`trl.GRPOTrainer._compute_loss`) reads the batch.
+TRL's data loader hands each process `B` rows; a task is repeated `num_generations` times, which makes a
+group. `sample` answers them, judges the answers, and compares the answers of a group with one another. What
+else is worth reading: `rlkit.rollouts.loop` carries an answer through its environment,
+`rlkit.scoring.runner` runs rewards that may fail, `rlkit.training.advantages` has the baselines that are not
+GRPO's, and `rlkit.training.grpo` connects all this with TRL, whose loss reads the batch.
 
 Shapes: `B` rollouts of this process and `N` of all processes, `R` rewards, `P` prompt and `T` completion
 tokens. A rollout is invalid where its answer could not be judged; its rewards are NaN, never 0.
@@ -47,7 +47,8 @@ class JudgedRollouts:
         totals: (N,) weighted sums of the rewards, NaN where there is nothing to sum.
         groups: (N,) the group of each rollout: rollouts are compared with those of the same group.
         invalid: (B,) whether a rollout of this process could not be judged.
-        records: (B,) what is saved of each rollout of this process.
+        records: What is saved of each rollout of this process: (B,), and with dynamic sampling those of the
+            rollouts that were sampled besides.
         error_rates: share of the N rollouts on which each reward failed, by metric name.
     """
 
@@ -61,7 +62,7 @@ class JudgedRollouts:
 
 @dataclass
 class Sampled:
-    """A batch to learn from, the records of the rollouts that were sampled for it, and what is logged."""
+    """A batch to learn from, the rewards and records of its rollouts, and what is logged."""
 
     batch: Batch
     judged: JudgedRollouts
@@ -77,7 +78,10 @@ def training_batch(trainer: GRPOTrainer, tasks: Sequence[Task]) -> Batch:
     if trainer.model.training:
         if trainer.dynamic_sampling is not None:
             sampled = trainer.dynamic_sampling(sampled, tasks)
-        save_rollouts(trainer, sampled.judged.records)
+        step = trainer.state.global_step + 1  # TRL counts the steps that are done
+        rows = gather_object([record | {"step": step} for record in sampled.judged.records])
+        if trainer.run is not None and trainer.accelerator.is_main_process:
+            trainer.run.save_rollouts(step, rows)
         sampled.metrics |= advance_environment(trainer, sampled.judged)
     trainer.log_sampling(sampled)
     batch = sampled.batch
@@ -91,10 +95,12 @@ def sample(trainer: GRPOTrainer, tasks: Sequence[Task]) -> Sampled:
     """Answer this process's tasks, judge the answers and compare them: one batch for the loss."""
     args = trainer.args
     trainer.generation += 1  # counts samplings, so that each draws random numbers of its own
-
     rollouts = roll_out(trainer, tasks)
     judged = judge(trainer, tasks, rollouts)
     metrics = rollout_metrics(trainer, rollouts) | reward_metrics(trainer, judged)
+    if trainer.model.training:
+        tokens = sum(len(rollout.prompt_ids) + sum(rollout.mask) for rollout in rollouts)
+        trainer.state.num_input_tokens_seen += sum(gather_object([tokens]))
 
     batch = collate(
         rollouts,
@@ -109,14 +115,20 @@ def sample(trainer: GRPOTrainer, tasks: Sequence[Task]) -> Sampled:
     batch |= frozen_log_probs(trainer, batch)
     if trainer.corrects_sampler:
         batch["importance_sampling_ratio"] = importance_ratio(batch, args)
-        metrics |= sampler_metrics(trainer, batch, judged.records)
+        # |log p of the trainer - log p of the sampler|, (B, T), NaN also where vLLM could not score a token.
+        gap = (batch["old_per_token_logps"] - batch["sampling_per_token_logps"]).abs()
+        gap = gap.masked_fill(sampled_tokens(batch) == 0, torch.nan)
+        metrics |= sampler_metrics(trainer, batch, gap)
+        for record, mean in zip(judged.records, gap.nanmean(1).nan_to_num(0.0).tolist(), strict=True):
+            record["log_prob_gap"] = mean
 
     rewards = judged.totals
     if trainer.kl_in_reward and args.beta:
         kl = trainer.accelerator.gather(kl_divergence(trainer, batch))  # (N,)
         rewards = rewards - args.beta * kl
         metrics["kl"] = kl.mean().item()
-    batch["advantages"] = local_part(trainer, advantages(trainer, judged, rewards))
+    rank, B = trainer.accelerator.process_index, len(rollouts)
+    batch["advantages"] = compute_advantages(trainer, judged, rewards)[rank * B : (rank + 1) * B]
     for record, advantage in zip(judged.records, batch["advantages"].tolist(), strict=True):
         record["advantage"] = advantage
     return Sampled(batch, judged, metrics)
@@ -126,7 +138,7 @@ def sample(trainer: GRPOTrainer, tasks: Sequence[Task]) -> Sampled:
 
 
 def roll_out(trainer: GRPOTrainer, tasks: Sequence[Task]) -> list[Rollout]:
-    """Answer tasks through the environment, with the weights of now: `B` rollouts."""
+    """Answer tasks through the environment, with the current weights: `B` rollouts."""
     prompts = [task["prompt"] for task in tasks]
     prompt_ids = tokenize(trainer.tokenizer, prompts, **trainer.loop.template)
     with trainer.clock("generation"):
@@ -139,7 +151,7 @@ def roll_out(trainer: GRPOTrainer, tasks: Sequence[Task]) -> list[Rollout]:
 
 
 def sampling_settings(trainer: GRPOTrainer) -> Sampling:
-    """How training samples: by TRL's keys, and by the seed and the number of the sampling."""
+    """Return the sampling settings of training; `key` makes each call draw different random numbers."""
     args = trainer.args
     engine_settings = dict(args.generation_kwargs or {})
     if trainer.use_vllm and args.vllm_structured_outputs_regex:
@@ -175,11 +187,8 @@ def judge(trainer: GRPOTrainer, tasks: Sequence[Task], rollouts: Sequence[Rollou
         scores = runner(rows, trainer.group_size if whole_groups else 1)
 
     rewards = torch.tensor(scores.values, dtype=torch.float32, device=accelerator.device)  # (B, R)
-    weights = trainer.reward_weights.to(rewards)
-    # A metric of weight 0 is only logged: where no weighted reward applies, it does not make a rollout count.
-    rewards[rewards[:, weights != 0].isnan().all(1)] = torch.nan
-    # nansum of no reward at all is 0, which the group would be compared with.
-    totals = (rewards * weights).nansum(1).masked_fill(rewards.isnan().all(1), torch.nan)
+    totals = weighted_totals(rewards, trainer.reward_weights.to(rewards))  # (B,)
+    rewards[totals.isnan()] = torch.nan
 
     records = []
     for row, values, invalid, total in zip(
@@ -189,7 +198,15 @@ def judge(trainer: GRPOTrainer, tasks: Sequence[Task], rollouts: Sequence[Rollou
         records.append(rollout_record(trainer.environment, row, by_name, invalid=invalid, reward=total))
     if trainer.model.training and any(hasattr(reward, "observe") for reward in runner.rewards.values()):
         # Rewards with memory see the rollouts of all processes, so that they stay the same everywhere.
-        runner.observe(gather_object(observations(rows, records)))
+        runner.observe(
+            gather_object(
+                [
+                    {"task_id": row["task_id"], "length": record["length"], "correct": record["score"]}
+                    for row, record in zip(rows, records, strict=True)
+                    if record["score"] is not None
+                ]
+            )
+        )
 
     error_rates = spend_error_budget(trainer, scores, rows)
     rewards, totals = accelerator.gather(rewards), accelerator.gather(totals)
@@ -200,13 +217,14 @@ def judge(trainer: GRPOTrainer, tasks: Sequence[Task], rollouts: Sequence[Rollou
     return JudgedRollouts(rewards, totals, groups, invalid_rows, records, error_rates)
 
 
-def observations(rows: Sequence[Task], records: Sequence[RolloutRecord]) -> list[dict[str, Any]]:
-    """What rewards with memory are shown of the valid rollouts (see `RewardRunner.observe`)."""
-    return [
-        {"task_id": row["task_id"], "length": record["length"], "correct": record["score"]}
-        for row, record in zip(rows, records, strict=True)
-        if record["score"] is not None
-    ]
+def weighted_totals(rewards: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Return the weighted sums of rewards (B, R), (B,): NaN where no reward with a weight applies.
+
+    The sum of nothing is not 0, which the group would be compared with. A metric of weight 0 is only logged:
+    it does not make a rollout count.
+    """
+    nothing_applies = rewards[:, weights != 0].isnan().all(1)
+    return (rewards * weights).nansum(1).masked_fill(nothing_applies, torch.nan)
 
 
 def spend_error_budget(trainer: GRPOTrainer, scores: Scores, rows: Sequence[Mapping[str, Any]]) -> Metrics:
@@ -268,8 +286,8 @@ def collate(
         batch["tool_mask"] = pad([torch.tensor(rollout.mask) for rollout in rollouts], 1, "right")
     if log_probs:
         # A prompt that left no room was never sampled from: it has no log-probabilities, and is invalid.
-        known = [rollout.log_probs or [0.0] * len(rollout.ids) for rollout in rollouts]
-        batch["sampling_per_token_logps"] = pad([torch.tensor(values) for values in known], 0.0, "right")
+        rows = [torch.tensor(rollout.log_probs or [0.0] * len(rollout.ids)) for rollout in rollouts]
+        batch["sampling_per_token_logps"] = pad(rows, 0.0, "right")
     return batch
 
 
@@ -326,9 +344,9 @@ def kl_divergence(trainer: GRPOTrainer, batch: Batch) -> torch.Tensor:
 
 
 def importance_ratio(batch: Batch, args: GRPOConfig) -> torch.Tensor:
-    """Return the trainer's probability of what was sampled over the sampler's, cut to its limits.
+    """Return the trainer's probability of what was sampled over the sampler's, clipped.
 
-    vLLM's kernels round otherwise than the trainer's; the loss is multiplied by this ratio to correct it.
+    vLLM's kernels round differently from the trainer's; the loss is multiplied by this ratio to correct it.
 
     Args:
         batch: with `old_per_token_logps` and `sampling_per_token_logps`, (B, T).
@@ -360,20 +378,20 @@ def importance_limits(args: GRPOConfig) -> tuple[float, float]:
 # --- 5. Advantages -----------------------------------------------------------------------------------------
 
 
-def advantages(trainer: GRPOTrainer, judged: JudgedRollouts, rewards: torch.Tensor) -> torch.Tensor:
+def compute_advantages(trainer: GRPOTrainer, judged: JudgedRollouts, rewards: torch.Tensor) -> torch.Tensor:
     """How much better than its group each rollout did: (N,), 0 where a rollout could not be judged.
 
     Args:
-        trainer: names the baseline.
-        judged: rewards one by one, and groups.
+        trainer: Its settings choose the baseline.
+        judged: The rewards one by one, and the groups.
         rewards: (N,) the totals, less the KL penalty where it is part of the reward.
     """
     args = trainer.args
     if trainer.advantages is not None:  # RLOO, HRPO: see `rlkit.training.advantages`
         values = trainer.advantages(rewards, judged.groups)
     elif args.multi_objective_aggregation == "normalize_then_sum":
-        # Each reward is compared in its group before they are weighed, so that a reward of large scale does
-        # not drown the others. The sum is normalized over the batch.
+        # Each reward is normalized in its group before they are weighted, so that one of large scale does not
+        # drown the others. The sum is normalized over the batch.
         columns = [group_advantages(column, trainer.group_size, "group") for column in judged.rewards.T]
         total = (torch.stack(columns, 1) * trainer.reward_weights.to(rewards)).sum(1)
         total = total.masked_fill(judged.rewards.isnan().all(1), torch.nan)
@@ -403,35 +421,23 @@ def group_advantages(rewards: torch.Tensor, group_size: int, scale: str) -> torc
 
 
 def nan_std(x: torch.Tensor) -> torch.Tensor:
-    """Sample standard deviation (n - 1) of each row of (G, n) without its NaN values: (G, 1).
-
-    NaN for fewer than two values.
-    """
+    """Sample standard deviation (n - 1) of each row of (G, n) without NaN, (G, 1); NaN below two values."""
     count = (~x.isnan()).sum(1, keepdim=True)
     squares = (x - x.nanmean(1, keepdim=True)).square().nansum(1, keepdim=True)
     return (squares / (count - 1)).masked_fill(count < 2, torch.nan).sqrt()
-
-
-def local_part(trainer: GRPOTrainer, values: torch.Tensor) -> torch.Tensor:
-    """This process's part (B, …) of the values of all rollouts (N, …)."""
-    rank, size = trainer.accelerator.process_index, len(values) // trainer.accelerator.num_processes
-    return values[rank * size : (rank + 1) * size]
 
 
 # --- 6. What is logged and saved, under TRL's names wherever TRL has one -----------------------------------
 
 
 def rollout_metrics(trainer: GRPOTrainer, rollouts: Sequence[Rollout]) -> Metrics:
-    """Lengths of the rollouts of all processes, in tokens that the model sampled; counts them as seen."""
+    """Lengths of the rollouts of all processes, in tokens that the model sampled."""
     gather, device = trainer.accelerator.gather, trainer.accelerator.device
     lengths = gather(torch.tensor([float(sum(rollout.mask)) for rollout in rollouts], device=device))
-    prompts = gather(torch.tensor([len(rollout.prompt_ids) for rollout in rollouts], device=device))
     truncated = gather(torch.tensor([float(rollout.truncated) for rollout in rollouts], device=device))
-    # TRL's "terminated" looks at the last token alone, and takes padding for an end.
-    ends = {*trainer.eos_token_ids, trainer.pad_token_id}
-    terminated = gather(torch.tensor([rollout.ids[-1] in ends for rollout in rollouts], device=device))
-    if trainer.model.training:
-        trainer.state.num_input_tokens_seen += int(prompts.sum() + lengths.sum())
+    # TRL's "terminated" looks at the last token alone, and counts padding as EOS.
+    eos_and_pad = {*trainer.eos_token_ids, trainer.pad_token_id}
+    terminated = gather(torch.tensor([rollout.ids[-1] in eos_and_pad for rollout in rollouts], device=device))
     metrics = {"completions/clipped_ratio": truncated.mean().item()}
     finished = lengths[terminated] if terminated.any() else torch.zeros(1)
     for name, values in (("length", lengths), ("terminated_length", finished)):
@@ -449,29 +455,27 @@ def reward_metrics(trainer: GRPOTrainer, judged: JudgedRollouts) -> Metrics:
         metrics[f"rewards/{name}/std"] = nan_std(column[None]).item()
     metrics["reward"] = judged.totals.nanmean().item()
     metrics["reward_std"] = nan_std(judged.totals[None]).item()
-    # Not by a standard deviation of 0: in float32, that of eight rewards 0.2 is 1.6e-8.
+    # The share of groups whose valid rewards differ by less than 1e-6: nothing is learned from them. Not by
+    # a standard deviation of 0: in float32, that of eight rewards 0.2 is 1.6e-8.
     alike = spread(judged.totals, judged.groups) < ALIKE
     metrics["frac_reward_zero_std"] = alike.float().mean().item()
     return metrics
 
 
-def sampler_metrics(trainer: GRPOTrainer, batch: Batch, records: Sequence[RolloutRecord]) -> Metrics:
-    """How far the sampler's probabilities are from the trainer's; each rollout's gap goes to its record."""
-    args, gather = trainer.args, trainer.accelerator.gather
+def sampler_metrics(trainer: GRPOTrainer, batch: Batch, gap: torch.Tensor) -> Metrics:
+    """How far the sampler's probabilities are from the trainer's, over the tokens that are learned from."""
+    gather, mode = trainer.accelerator.gather, trainer.args.vllm_importance_sampling_mode
     ratio, mask = batch["importance_sampling_ratio"], sampled_tokens(batch) > 0
-    gap = (batch["old_per_token_logps"] - batch["sampling_per_token_logps"]).abs()  # (B, T)
-    gap = gap.masked_fill(~mask, torch.nan)  # NaN already where vLLM could not score a token
-    for record, mean in zip(records, gap.nanmean(1).nan_to_num(0.0).tolist(), strict=True):
-        record["log_prob_gap"] = mean
-    gaps = gap[~gap.isnan()] if (~gap.isnan()).any() else gap.new_zeros(1)
     # A rollout is cut where the importance correction has set a ratio to a limit, or to 0.
-    low, high = importance_limits(args)
+    low, high = importance_limits(trainer.args)
     cut = (ratio >= high) | (ratio <= low)
-    if args.vllm_importance_sampling_mode.endswith("_mask"):
+    if mode.endswith("_mask"):
         cut |= ratio == 0
     cut = (cut & mask).any(1)  # (B,)
-    ratios = ratio.expand_as(mask)[mask] if ratio.size(1) > 1 else ratio.flatten()
-    ratios = ratios if len(ratios) else ratio.new_zeros(1)
+    ratios = ratio.flatten() if mode.startswith("sequence") else ratio[mask]
+    gaps = gap[~gap.isnan()]
+    # A process whose rollouts are all masked still takes part in the collectives.
+    ratios, gaps = (x if len(x) else x.new_zeros(1) for x in (ratios, gaps))
     return {
         "sampling/sampling_logp_difference/mean": gather(gaps.mean()).mean().item(),
         "sampling/sampling_logp_difference/max": gather(gaps.max()).max().item(),
@@ -480,14 +484,6 @@ def sampler_metrics(trainer: GRPOTrainer, batch: Batch, records: Sequence[Rollou
         "sampling/importance_sampling_ratio/max": gather(ratios.max()).max().item(),
         "sampling/cut": gather(cut.float()).mean().item(),
     }
-
-
-def save_rollouts(trainer: GRPOTrainer, records: Sequence[RolloutRecord]) -> None:
-    """Save the rollouts of all processes as those of the optimizer step that they are for."""
-    step = trainer.state.global_step + 1  # TRL counts the steps that are done
-    rows = gather_object([record | {"step": step} for record in records])
-    if trainer.run is not None and trainer.accelerator.is_main_process:
-        trainer.run.save_rollouts(step, rows)
 
 
 def advance_environment(trainer: GRPOTrainer, judged: JudgedRollouts) -> Metrics:

@@ -137,3 +137,13 @@ def test_a_run_that_is_told_to_go_ends_where_it_would_have(command, tmp_path, wo
         sorted(path.name for path in (tmp_path / n / "evaluation").iterdir()) for n in ("whole", "told")
     ]
     assert evaluations[0] == evaluations[1] and len(evaluations[0]) == 9
+
+
+def test_the_end_of_the_epoch_of_a_stopped_run_saves_no_second_checkpoint():
+    callback, control = PreemptionCallback(), Control()
+    control.should_save = True
+    callback.on_epoch_end(None, State, control)
+    assert control.should_save  # an ordinary epoch with save_strategy: epoch
+    callback.received = "SIGTERM"
+    callback.on_epoch_end(None, State, control)
+    assert not control.should_save

@@ -35,6 +35,14 @@ def test_a_sealed_checkpoint_is_whole(tmp_path):
     assert not list(folder.glob("*.partial"))
 
 
+def test_a_checkpoint_that_is_sealed_again_is_whole(tmp_path):
+    folder = checkpoint(tmp_path, 3, {"seed": 1})
+    (folder / "model.safetensors").write_bytes(b"x" * 120)
+    seal(folder, 3, {"seed": 2})
+    assert manifest(folder)["files"] == {"global/optimizer.pt": 50, "model.safetensors": 120}
+    assert last_checkpoint(tmp_path) == folder
+
+
 def cut(folder):
     (folder / "model.safetensors").write_bytes(b"x" * 99)
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,11 +11,19 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from rlkit.rollouts.types import Rollout
-from rlkit.training.step import collate, group_advantages, mask_untrainable, nan_std, sampled_tokens
+from rlkit.training.step import (
+    collate,
+    group_advantages,
+    importance_ratio,
+    mask_untrainable,
+    nan_std,
+    sampled_tokens,
+    weighted_totals,
+)
 from tests.rlkit.training.recorded_steps import RECORDED, SETTINGS, play
 
-# What only some tokens have a meaning for. TRL scored truncated rollouts as if masked and invalid ones as if
-# not; neither is learned from.
+# Tensors that are compared only where completion_mask is 1. TRL scored truncated rollouts as if masked and
+# invalid ones as if not; neither is learned from.
 OF_TOKENS = ("tool_mask", "old_per_token_logps", "ref_per_token_logps")
 
 
@@ -94,13 +103,19 @@ TOKENS = st.lists(st.integers(3, 90), min_size=1, max_size=6)
 
 
 @given(
-    rollouts=st.lists(st.tuples(TOKENS, TOKENS, st.booleans()), min_size=1, max_size=5),
+    rollouts=st.lists(st.tuples(TOKENS, TOKENS), min_size=1, max_size=5),
     multiple_of=st.sampled_from([None, 4]),
 )
 def test_collate_pads_prompts_left_and_completions_right(rollouts, multiple_of):
-    parts = [Rollout(p, c, [1] * len(c), log_probs=[-0.5] * len(c)) for p, c, _ in rollouts]
+    masks = [[i % 2 for i in range(len(completion))] for _, completion in rollouts]
+    parts = [
+        Rollout(prompt, completion, mask, log_probs=[-0.5] * len(completion))
+        for (prompt, completion), mask in zip(rollouts, masks, strict=True)
+    ]
     batch = collate(parts, pad_token_id=2, log_probs=True, multiple_of=multiple_of)
-    for i, (prompt, completion, _) in enumerate(rollouts):
+    for i, (prompt, completion) in enumerate(rollouts):
+        assert batch["tool_mask"][i].tolist()[: len(completion)] == masks[i]
+        assert set(batch["completion_ids"][i].tolist()[len(completion) :]) <= {2}
         assert batch["prompt_ids"][i][batch["prompt_mask"][i].bool()].tolist() == prompt
         assert batch["prompt_ids"][i].tolist()[-len(prompt) :] == prompt
         assert batch["completion_ids"][i].tolist()[: len(completion)] == completion
@@ -123,3 +138,35 @@ def test_mask_untrainable_masks_whole_rollouts(rollouts, truncated):
     learned = sampled_tokens(batch).sum(1).tolist()
     for (ids, broken, cut), count in zip(rollouts, learned, strict=True):
         assert count == (0 if broken or (truncated and cut) else len(ids) // 2)
+
+
+def test_weighted_totals_of_no_weighted_reward_are_nan():
+    """A metric of weight 0 does not make a rollout count, and a reward that does not apply is no 0."""
+    rewards = torch.tensor([[1.0, 0.5], [math.nan, 1.0], [2.0, math.nan], [math.nan, math.nan]])
+    totals = weighted_totals(rewards, torch.tensor([2.0, 0.0]))
+    assert totals.tolist() == pytest.approx([2.0, math.nan, 4.0, math.nan], nan_ok=True)
+    totals = weighted_totals(rewards, torch.tensor([2.0, 1.0]))
+    assert totals.tolist() == pytest.approx([2.5, 1.0, 4.0, math.nan], nan_ok=True)
+
+
+# exp of the log ratios: 2, 1/2, (NaN: 1), (masked: 1) in the first row, 4 and 1 in the second; the third is
+# invalid and masked as a whole.
+RATIOS = {
+    "token_truncate": [[2.0, 0.5, 1.0, 1.0], [3.0, 1.0, 1.0, 1.0], [1.0] * 4],
+    "token_mask": [[2.0, 0.5, 1.0, 1.0], [0.0, 1.0, 1.0, 1.0], [1.0] * 4],
+    "sequence_truncate": [[1.0], [3.0], [1.0]],
+    "sequence_mask": [[1.0], [0.0], [1.0]],
+}
+
+
+@pytest.mark.parametrize("mode", RATIOS)
+def test_importance_ratio_is_clipped_or_masked_by_token_or_rollout(mode):
+    two, four = math.log(2), math.log(4)
+    old = torch.tensor([[two, 0.0, -1.0, 9.0], [four, 0.0, 0.0, 0.0], [9.0] * 4])
+    sampled = torch.tensor([[0.0, two, math.nan, 0.0], [0.0] * 4, [0.0] * 4])
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]])
+    batch = {"old_per_token_logps": old, "sampling_per_token_logps": sampled, "completion_mask": mask}
+    batch["tool_mask"] = torch.tensor([[1, 1, 1, 0], [1] * 4, [1] * 4])
+    args = SimpleNamespace(vllm_importance_sampling_mode=mode, vllm_importance_sampling_clip_min=None)
+    args.vllm_importance_sampling_clip_max = 3.0
+    torch.testing.assert_close(importance_ratio(batch, args), torch.tensor(RATIOS[mode]))
