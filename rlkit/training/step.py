@@ -47,8 +47,8 @@ class JudgedRollouts:
         totals: (N,) weighted sums of the rewards, NaN where there is nothing to sum.
         groups: (N,) the group of each rollout: rollouts are compared with those of the same group.
         invalid: (B,) whether a rollout of this process could not be judged.
-        records: What is saved of each rollout of this process: (B,), and with dynamic sampling those of the
-            rollouts that were sampled besides.
+        records: What is saved of each rollout of this process, (B,); after dynamic sampling also of the
+            extra ones.
         error_rates: share of the N rollouts on which each reward failed, by metric name.
     """
 
