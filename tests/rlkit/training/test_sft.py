@@ -76,11 +76,11 @@ def test_scripts_are_played_and_replies_stand_outside_the_loss(tiny_tokenizer):
     assert all(len(row["labels"]) == len(row["input_ids"]) for row in rows)
 
 
-def test_tasks_without_a_script_or_without_room_are_left_out(tiny_tokenizer, capsys):
+def test_tasks_without_a_script_or_without_room_are_left_out(tiny_tokenizer, caplog):
     environment = load_environment(f"{TOY}:Scripted")
     tasks = environment.tasks("train", 5)
     assert len(played(environment, tasks, tiny_tokenizer, [2], tokens=60)) == 4  # none for "e"
-    assert "4 of 5 tasks" in capsys.readouterr().err
+    assert "4 of 5 tasks" in caplog.text
     with pytest.raises(UserError, match="none of 5 tasks has a script that is played to its end in 5 tokens"):
         played(environment, tasks, tiny_tokenizer, [2], tokens=5)
 
