@@ -1,4 +1,4 @@
-"""Every place where rlkit changes a library from outside, and why no argument of the library does it.
+"""All patches of third-party libraries, each with the reason why no argument of the library does it.
 
 `tests/rlkit/models/test_patches.py` fails with a sentence when a library moves what is patched here.
 """

@@ -22,7 +22,7 @@ MANIFEST = "rlkit.json"
 
 def seal(folder: Path, step: int, identity: Mapping[str, Any]) -> None:
     """Declare a checkpoint whole: everything is on the disk before the manifest says so."""
-    # A folder that is sealed again is not whole until the new manifest is there.
+    # A checkpoint that is written again is incomplete until its new manifest is there.
     (folder / MANIFEST).unlink(missing_ok=True)
     paths = sorted(folder.rglob("*"))
     for path in (*paths, folder):

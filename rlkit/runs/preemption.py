@@ -75,10 +75,10 @@ class PreemptionCallback(TrainerCallback):
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        """Keep the checkpoint of the step that was the last.
+        """Do not write the checkpoint of a preempted run twice.
 
-        transformers ends the epoch of a run that is stopped; with `save_strategy: epoch` it would write the
-        same checkpoint again, and the grace time may be over before it is whole.
+        transformers also ends the epoch of a run that is stopped. With `save_strategy: epoch` it would write
+        the last checkpoint again, and the grace period may be over before that is complete.
         """
         if self.received is not None:
             control.should_save = False

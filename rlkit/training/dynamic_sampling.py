@@ -17,7 +17,7 @@ from rlkit.errors import UserError
 from rlkit.runs.record import RolloutRecord
 from rlkit.training.advantages import ALIKE
 from rlkit.training.batches import Batch, concatenate, take
-from rlkit.training.step import Metrics, Sampled, Task, sample
+from rlkit.training.step import Metrics, SampledBatch, Task, sample
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -56,7 +56,7 @@ class DynamicSampling:
         self.attempts = attempts
         self.extra_rollouts = 0
 
-    def __call__(self, sampled: Sampled, tasks: Sequence[Task]) -> Sampled:
+    def __call__(self, sampled: SampledBatch, tasks: Sequence[Task]) -> SampledBatch:
         """Return a batch of the same number of groups, and the records of all that was sampled for it.
 
         The rewards and what is logged of them stay those of the batch's own tasks.
@@ -92,7 +92,7 @@ class DynamicSampling:
             "dynamic_sampling/groups_kept": sum(share for _, share, _ in counts) / len(counts),
             "dynamic_sampling/cap_reached": float(any(short for _, _, short in counts)),
         }
-        return Sampled(batch, replace(sampled.judged, records=records), sampled.metrics | metrics)
+        return SampledBatch(batch, replace(sampled.judged, records=records), sampled.metrics | metrics)
 
     def state_dict(self) -> dict[str, Any]:
         """The number of extra rollouts so far."""
@@ -102,7 +102,7 @@ class DynamicSampling:
         """Restore the number of extra rollouts."""
         self.extra_rollouts = state["extra_rollouts"]
 
-    def _divide(self, sampled: Sampled) -> tuple[list[Group], list[Group]]:
+    def _divide(self, sampled: SampledBatch) -> tuple[list[Group], list[Group]]:
         """Split a sampling of this process into groups with different rewards, and those without."""
         size = self.trainer.num_generations
         useful: list[Group] = []

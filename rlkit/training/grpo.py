@@ -35,7 +35,7 @@ from rlkit.training.dynamic_sampling import DynamicSampling
 from rlkit.training.local_engine import transformers_engine
 from rlkit.training.resume import InEpoch, Reference, SinceLog, Stateful
 from rlkit.training.shared_prefix import add_shared_prefix, completion_log_probs, supports_shared_prefix
-from rlkit.training.step import Sampled, Task, training_batch
+from rlkit.training.step import SampledBatch, Task, training_batch
 from rlkit.training.timing import StepClock
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ class GRPOTrainer(trl.GRPOTrainer):
             and self.advantages is None
             and args.multi_objective_aggregation == aggregations[1]
         ):
-            raise UserError("kl_in_reward needs one reward to subtract from: sum_then_normalize")
+            raise UserError("kl_in_reward requires multi_objective_aggregation: sum_then_normalize")
         whole_groups = [
             f"the reward {n!r}" for n, r in self.runner.rewards.items() if RewardCall(r).per_group
         ]
@@ -219,7 +219,7 @@ class GRPOTrainer(trl.GRPOTrainer):
         """Micro-batches that have been learned from."""
         return self._step
 
-    def log_sampling(self, sampled: Sampled) -> None:
+    def log_sampling(self, sampled: SampledBatch) -> None:
         """Hand the metrics of a sampling step to TRL, which logs means; and its rollouts if asked to."""
         metrics = self._metrics["train" if self.model.training else "eval"]
         for name, value in sampled.metrics.items():
@@ -290,8 +290,7 @@ class GRPOTrainer(trl.GRPOTrainer):
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """Forwards without gradients."""
-        # With reentrant checkpointing torch would warn that no input needs a gradient.
+        """Turn off gradients, and gradient checkpointing, which would warn that no input needs one."""
         with (
             torch.no_grad(),
             disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs),
@@ -300,12 +299,12 @@ class GRPOTrainer(trl.GRPOTrainer):
 
     @contextmanager
     def reference_model(self) -> Iterator[torch.nn.Module]:
-        """The model that the KL divergence is measured from; of a LoRA model its weights without adapter."""
+        """Yield the reference of the KL divergence; for a LoRA model, the model with its adapter off."""
         if self.ref_model is not None:
             yield self.ref_model
             return
         model = self.accelerator.unwrap_model(self.model)
-        # An adapter that is trained further has its start beside it, under the name "ref".
+        # TRL keeps a copy of an adapter that is trained further, under the name "ref".
         with use_adapter(model, adapter_name="ref" if "ref" in model.peft_config else None):
             yield self.model
 
@@ -374,7 +373,7 @@ class GRPOTrainer(trl.GRPOTrainer):
         return InEpoch(sampler, lambda: int(self.state.epoch or 0))
 
     def stateful(self) -> dict[str, Stateful]:
-        """What a checkpoint keeps besides what transformers saves."""
+        """The stateful objects that a checkpoint keeps besides what transformers saves, by name."""
         parts: dict[str, Stateful] = {
             "since the last log": SinceLog(self, self._metrics["train"]),
             "progress": TrainerPosition(self),

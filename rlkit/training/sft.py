@@ -81,7 +81,7 @@ class SFTTrainer(trl.SFTTrainer):
     """TRL's SFTTrainer, which forgets how many tokens it has seen when it is resumed."""
 
     def stateful(self) -> dict[str, Stateful]:
-        """What a checkpoint keeps besides what transformers saves."""
+        """The stateful objects that a checkpoint keeps besides what transformers saves, by name."""
         return {"since the last log": SinceLog(self, self._metrics["train"]), "tokens": Tokens(self)}
 
 

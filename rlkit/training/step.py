@@ -61,7 +61,7 @@ class JudgedRollouts:
 
 
 @dataclass
-class Sampled:
+class SampledBatch:
     """A batch to learn from, the rewards and records of its rollouts, and what is logged."""
 
     batch: Batch
@@ -70,9 +70,9 @@ class Sampled:
 
 
 def training_batch(trainer: GRPOTrainer, tasks: Sequence[Task]) -> Batch:
-    """Sample a batch for this process's tasks, with what else happens once for each batch.
+    """Sample the batch that the loss reads; save its rollouts, log it and tell the environment.
 
-    Rollouts are saved before they are learned from, so that a step that fails can be looked at.
+    Rollouts are saved before they are learned from, so that those of a step that fails can be read.
     """
     sampled = sample(trainer, tasks)
     if trainer.model.training:
@@ -91,7 +91,7 @@ def training_batch(trainer: GRPOTrainer, tasks: Sequence[Task]) -> Batch:
     return batch
 
 
-def sample(trainer: GRPOTrainer, tasks: Sequence[Task]) -> Sampled:
+def sample(trainer: GRPOTrainer, tasks: Sequence[Task]) -> SampledBatch:
     """Answer this process's tasks, judge the answers and compare them: one batch for the loss."""
     args = trainer.args
     trainer.generation += 1  # counts samplings, so that each draws random numbers of its own
@@ -131,7 +131,7 @@ def sample(trainer: GRPOTrainer, tasks: Sequence[Task]) -> Sampled:
     batch["advantages"] = compute_advantages(trainer, judged, rewards)[rank * B : (rank + 1) * B]
     for record, advantage in zip(judged.records, batch["advantages"].tolist(), strict=True):
         record["advantage"] = advantage
-    return Sampled(batch, judged, metrics)
+    return SampledBatch(batch, judged, metrics)
 
 
 # --- 1. Roll out -------------------------------------------------------------------------------------------
@@ -297,9 +297,9 @@ def mask_untrainable(
     """Take rollouts out of the loss: those that could not be judged, and, with `truncated`, those cut off.
 
     An advantage of 0 is not enough: the tokens would still count in the KL term, in the entropy bonus and in
-    the number of tokens that the loss is divided by. It comes before any forward. A masked token is neither
-    attended to nor scored, neither here nor in the loss, so that its importance ratio is exp(0 - 0) and not
-    exp(0 - log p), which overflows.
+    the number of tokens that the loss is divided by. This runs before any forward pass: a masked token is
+    then neither attended to nor scored, here and in the loss alike, and its importance ratio is exp(0 - 0),
+    not exp(0 - log p), which overflows.
     """
     untrainable = invalid.clone()  # (B,)
     if truncated:
@@ -427,19 +427,18 @@ def nan_std(x: torch.Tensor) -> torch.Tensor:
     return (squares / (count - 1)).masked_fill(count < 2, torch.nan).sqrt()
 
 
-# --- 6. What is logged and saved, under TRL's names wherever TRL has one -----------------------------------
+# --- 6. Metrics, under TRL's names wherever TRL has one ----------------------------------------------------
 
 
 def rollout_metrics(trainer: GRPOTrainer, rollouts: Sequence[Rollout]) -> Metrics:
     """Lengths of the rollouts of all processes, in tokens that the model sampled."""
     gather, device = trainer.accelerator.gather, trainer.accelerator.device
-    lengths = gather(torch.tensor([float(sum(rollout.mask)) for rollout in rollouts], device=device))
-    truncated = gather(torch.tensor([float(rollout.truncated) for rollout in rollouts], device=device))
     # TRL's "terminated" looks at the last token alone, and counts padding as EOS.
     eos_and_pad = {*trainer.eos_token_ids, trainer.pad_token_id}
-    terminated = gather(torch.tensor([rollout.ids[-1] in eos_and_pad for rollout in rollouts], device=device))
+    table = [[sum(r.mask), r.truncated, r.ids[-1] in eos_and_pad] for r in rollouts]
+    lengths, truncated, terminated = gather(torch.tensor(table, dtype=torch.float32, device=device)).T
     metrics = {"completions/clipped_ratio": truncated.mean().item()}
-    finished = lengths[terminated] if terminated.any() else torch.zeros(1)
+    finished = lengths[terminated > 0] if terminated.any() else torch.zeros(1)
     for name, values in (("length", lengths), ("terminated_length", finished)):
         metrics[f"completions/mean_{name}"] = values.mean().item()
         metrics[f"completions/min_{name}"] = values.min().item()

@@ -71,7 +71,7 @@ class RankingTrainer(transformers.Trainer):
         self.metrics: defaultdict[str, list[float]] = defaultdict(list)  # values since the last log
 
     def stateful(self) -> dict[str, Stateful]:
-        """What a checkpoint keeps besides what transformers saves."""
+        """The stateful objects that a checkpoint keeps besides what transformers saves, by name."""
         return {"since the last log": SinceLog(self, self.metrics)}
 
     def compute_loss(

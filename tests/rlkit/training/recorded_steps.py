@@ -1,6 +1,6 @@
 """Two optimizer steps of a tiny model under many settings, as they were before the step was rewritten.
 
-`recorded_steps.safetensors` was written by the trainer of commit 740f969, which passed through TRL's own
+`recorded_steps.safetensors` was written by the trainer of commit 7ef35d9, which passed through TRL's own
 sampling step (`GRPOTrainer._generate_and_score_completions`). Whoever changes the arithmetic of the step on
 purpose records it again with `python -m tests.rlkit.training.recorded_steps` and says in the commit what has
 changed and why.
@@ -24,13 +24,14 @@ from rlkit.runs.directory import RunDirectory
 from rlkit.scoring import ErrorBudget, RewardRunner
 from rlkit.training.advantages import by_key, leave_one_out
 from rlkit.training.grpo import GRPOTrainer
+from tests import toy
+from tests.quick import TOY
 
 RECORDED = Path(__file__).with_suffix(".safetensors")
-TOY = str(Path(__file__).parents[2] / "toy.py")
 
 
 class Here:
-    """A reward that runs in this process, since it has state: a worker would import torch for it."""
+    """A reward with state, so that it runs in this process: a worker would import torch for it."""
 
     calls = 0
 
@@ -41,8 +42,18 @@ class Here:
         pass
 
 
+class Plain(Here):
+    """One of the toy environment's rewards."""
+
+    def __init__(self, reward):
+        self.reward = reward
+
+    def __call__(self, completion: str) -> float:
+        return self.reward(completion)
+
+
 class Judge(Here):
-    """0, 1, 2, 0, 1, …; fails on some calls."""
+    """0, 1, 2, 0, 1, 2, …; fails on the calls it is told to."""
 
     def __init__(self, failing=()):
         self.failing = failing
@@ -62,19 +73,9 @@ class Sometimes(Here):
         return [None, 1.0, 0.0, 0.5][self.calls % 4]
 
 
-class Variety(Here):
-    def __call__(self, completion: str) -> float:
-        return len(set(completion)) + completion.count("e") / 10
-
-
-class Even(Here):
-    def __call__(self, completion: str) -> float:
-        return float(len(set(completion)) % 2 == 0)
-
-
 # For each setting: what the trainer takes, GRPOConfig's keys, and the environment with its rewards.
-PLAIN = {"rewards": {"variety": Variety()}}
-TWO = {"rewards": {"variety": Variety(), "sometimes": Sometimes()}}
+PLAIN = {"rewards": {"variety": Plain(toy.variety)}}
+TWO = {"rewards": {"variety": Plain(toy.variety), "sometimes": Sometimes()}}
 SETTINGS = {
     "plain": PLAIN,
     "kl_penalty": PLAIN | {"config": {"beta": 0.1}},
@@ -93,7 +94,7 @@ SETTINGS = {
         "turns": 3,
         "config": {"max_completion_length": 120, "mask_truncated_completions": True},
     },
-    "dynamic_sampling": {"rewards": {"even": Even()}, "trainer": {"dynamic_sampling": 3}},
+    "dynamic_sampling": {"rewards": {"even": Plain(toy.even)}, "trainer": {"dynamic_sampling": 3}},
     "hrpo": PLAIN
     | {
         "environment": "Even",
@@ -106,7 +107,7 @@ SETTINGS = {
     "normalize_then_sum": TWO
     | {"config": {"reward_weights": [0.5, 2.0], "multi_objective_aggregation": "normalize_then_sum"}},
     "difficulty_weighting": {
-        "rewards": {"even": Even(), "variety": Variety()},
+        "rewards": {"even": Plain(toy.even), "variety": Plain(toy.variety)},
         "environment": "Even",
         "trainer": {"difficulty_weighting": True},
     },

@@ -21,26 +21,7 @@ from rlkit.training.grpo import GRPOTrainer
 from rlkit.training.step import judge
 from rlkit.training.timing import StepClock
 from tests.quick import ROOT, TOY
-
-
-class Judge:
-    """A reward with memory, so that it runs here: 0, 1, 2, 0, 1, 2, …; fails on the calls it is told to."""
-
-    def __init__(self, failing=()):
-        self.failing = failing
-        self.calls = 0
-
-    def __call__(self, completion: str) -> float:
-        self.calls += 1
-        if self.calls - 1 in self.failing:
-            raise ValueError("the judge is ill")
-        return float((self.calls - 1) % 3)
-
-    def state_dict(self):
-        return {}
-
-    def load_state_dict(self, state):
-        pass
+from tests.rlkit.training.recorded_steps import Judge
 
 
 @pytest.fixture
