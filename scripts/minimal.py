@@ -1,6 +1,6 @@
 """GRPO with rlkit's parts and a plain PyTorch loop, to be read from top to bottom.
 
-    python scripts/minimal.py --model bundled:smollm2-135m --environment tests/toy.py:Vowels --tokens 8
+    python scripts/minimal.py --environment tests/toy.py:Vowels --tokens 8 --lr 1e-4
 
 One process, one optimizer step for each batch of rollouts, no KL penalty. `rlkit train` does the same step
 and adds what a run needs: several processes, vLLM, checkpoints and resuming, guards, evaluations, a report.
