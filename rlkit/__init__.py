@@ -6,31 +6,49 @@ The names below are the public interface of a script or a notebook. They are imp
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from importlib import import_module as _import_module
+from typing import TYPE_CHECKING as _TYPE_CHECKING
 
-if TYPE_CHECKING:
+if _TYPE_CHECKING:
+    from rlkit.api import TrainResult, train
     from rlkit.environment import Environment, Reply, Turn
+    from rlkit.errors import UserError
+    from rlkit.evaluation.model import evaluate_model as evaluate
     from rlkit.registry import load_environment
     from rlkit.rollouts.types import Rollout
 
 __version__ = "0.1.0"
-__all__ = ["Environment", "Reply", "Rollout", "Turn", "load_environment"]
+__all__ = [
+    "Environment",
+    "Reply",
+    "Rollout",
+    "TrainResult",
+    "Turn",
+    "UserError",
+    "evaluate",
+    "load_environment",
+    "train",
+]
 
-_MODULES = {
-    "Environment": "rlkit.environment",
-    "Reply": "rlkit.environment",
-    "Rollout": "rlkit.rollouts.types",
-    "Turn": "rlkit.environment",
-    "load_environment": "rlkit.registry",
+_OBJECTS = {
+    "Environment": ("rlkit.environment", "Environment"),
+    "Reply": ("rlkit.environment", "Reply"),
+    "Rollout": ("rlkit.rollouts.types", "Rollout"),
+    "TrainResult": ("rlkit.api", "TrainResult"),
+    "Turn": ("rlkit.environment", "Turn"),
+    "UserError": ("rlkit.errors", "UserError"),
+    "evaluate": ("rlkit.evaluation.model", "evaluate_model"),
+    "load_environment": ("rlkit.registry", "load_environment"),
+    "train": ("rlkit.api", "train"),
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
+def __getattr__(name: str) -> object:
+    if name not in _OBJECTS:
         raise AttributeError(f"module 'rlkit' has no attribute {name!r}")
-    return getattr(importlib.import_module(_MODULES[name]), name)
+    module, attribute = _OBJECTS[name]
+    return getattr(_import_module(module), attribute)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return [*__all__, "__version__"]

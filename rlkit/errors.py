@@ -38,13 +38,21 @@ def first_line(message: BaseException | str) -> str:
     return "" if isinstance(message, str) else type(message).__name__
 
 
+def one_line(message: BaseException | str) -> str:
+    """Return a whole message on one line."""
+    return " ".join(str(message).split()) or first_line(message)
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return ` (did you mean 'x'?)` for the known name closest to `name`, or the list of known names."""
+    """Return ` (did you mean 'x'?)` for the known name closest to `name`, or the list of known names.
+
+    A long list is no help in an error: of more than 40 names nothing is listed.
+    """
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     if close:
         return f" (did you mean {close[0]!r}?)"
-    return f" (known: {', '.join(known)})" if known else ""
+    return f" (known: {', '.join(known)})" if 0 < len(known) <= 40 else ""
 
 
 def check_choice(name: str, value: str, choices: Iterable[str]) -> str:

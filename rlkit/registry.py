@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+import sysconfig
+import traceback
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from rlkit.environment import Environment
-from rlkit.errors import UserError, check_arguments, nearest
+from rlkit.errors import UserError, check_arguments, nearest, one_line
 
 PACKAGE = Path(__file__).parent
 
@@ -43,6 +46,10 @@ REWARDS = {
 }
 
 
+# Top-level modules that hold a user's own objects.
+_AUTHORED: set[str] = set()
+
+
 def load_object(reference: str) -> Any:
     """Import the object that `reference` names.
 
@@ -51,11 +58,13 @@ def load_object(reference: str) -> Any:
 
     Raises:
         UserError: the text has no colon, the module or file is missing, or it has no such name.
-            Errors inside the module itself are not caught: their traceback is what the author needs.
+            Errors inside the module itself are not caught: `author_frames` finds their frames.
     """
     source, colon, name = reference.rpartition(":")
     if not colon or not source or not name:
         raise UserError(f"cannot load {reference!r}: write 'package.module:Name' or 'path/file.py:Name'")
+    if source.partition(".")[0] != "rlkit":
+        _AUTHORED.add(_file_module(source) if source.endswith(".py") else source.partition(".")[0])
     module = _load_file(source) if source.endswith(".py") else _load_module(source)
     if not hasattr(module, name):
         public = [key for key in vars(module) if not key.startswith("_")]
@@ -82,8 +91,7 @@ def _load_file(file: str) -> ModuleType:
     path = Path(file).expanduser().resolve()
     if not path.is_file():
         raise UserError(f"there is no file {file!r}")
-    # One module object per file, so that loading two names from a file runs it once.
-    name = "rlkit_file_" + "".join(c if c.isalnum() else "_" for c in str(path.with_suffix("")))
+    name = _file_module(file)
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, path)
         assert spec is not None and spec.loader is not None  # always so for a .py file that exists
@@ -95,6 +103,37 @@ def _load_file(file: str) -> ModuleType:
             del sys.modules[name]
             raise
     return sys.modules[name]
+
+
+def _file_module(file: str) -> str:
+    """Return the module name of a file: one for each, so that loading two names from it runs it once."""
+    path = Path(file).expanduser().resolve()
+    return "rlkit_file_" + "".join(c if c.isalnum() else "_" for c in str(path.with_suffix("")))
+
+
+def author_frames(error: BaseException) -> list[traceback.FrameSummary]:
+    """Return the frames of a traceback that are of a user's own environment or reward, the innermost last.
+
+    They begin at the first frame of a module that `load_object` loaded; those of rlkit, of installed packages
+    and of Python's library after it are left out. Empty: no code of a user took part.
+    """
+    frames = []
+    inside = False
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        module = str(frame.f_globals.get("__name__", ""))
+        authored = module.partition(".")[0] in _AUTHORED
+        inside = inside or authored
+        if inside and (authored or not _is_library(module, frame.f_code.co_filename)):
+            frames.append((frame, line))
+    if not frames and isinstance(error, SyntaxError) and _file_module(error.filename or "") in _AUTHORED:
+        return [traceback.FrameSummary(str(error.filename), error.lineno, "<module>")]  # it never ran
+    return list(traceback.StackSummary.extract(iter(frames)))
+
+
+def _is_library(module: str, file: str) -> bool:
+    ours = module.partition(".")[0] == "rlkit"
+    paths = sysconfig.get_paths()
+    return ours or file.startswith(("<", *(paths[name] for name in ("stdlib", "purelib", "platlib"))))
 
 
 def find_config(path: str | Path) -> Path:
@@ -111,14 +150,44 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
 
     path = find_config(path)
     try:
-        keys = yaml.safe_load(path.read_text(encoding="utf-8"))
+        keys = yaml.load(path.read_text(encoding="utf-8"), Loader=_unique_key_loader())
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        hint = nearest_config(path) if isinstance(error, FileNotFoundError) else ""
+        raise UserError(f"cannot read {path}: {error.strerror}{hint}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not YAML: {one_line(error)}") from error
     if not isinstance(keys, dict):
         raise UserError(f"{path} must hold keys and values")
     return keys
+
+
+def nearest_config(path: Path) -> str:
+    """Return ` (did you mean 'x'?)` for a config whose name is close to that of a missing one; else ""."""
+    if path.parts[:1] == ("configs",):
+        known = [file.relative_to(PACKAGE) for file in (PACKAGE / "configs").glob("*/*.yaml")]
+    else:
+        known = list(path.parent.glob("*.yaml"))
+    hint = nearest(str(path), map(str, known))
+    return hint if "did you mean" in hint else ""
+
+
+@cache
+def _unique_key_loader() -> Any:
+    """Return YAML's safe loader that refuses a key given twice: YAML's own keeps the last, silently."""
+    import yaml
+
+    class UniqueKeyLoader(yaml.SafeLoader):
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+            lines: dict[Any, int] = {}
+            for key_node, _ in node.value:
+                key = self.construct_object(key_node, deep=True)
+                line = key_node.start_mark.line + 1
+                if key_node.tag != "tag:yaml.org,2002:merge" and key in lines:
+                    raise yaml.YAMLError(f"the key {key!r} is given twice, in lines {lines[key]} and {line}")
+                lines[key] = line
+            return super().construct_mapping(node, deep)
+
+    return UniqueKeyLoader
 
 
 def load_environment(name: str, **kwargs: Any) -> Environment:

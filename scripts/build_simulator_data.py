@@ -1,7 +1,7 @@
 """Make the data on which a search simulator is tuned, from rollouts on a real engine.
 
-    python scripts/build_simulator_data.py runs/search --out runs/simulator.jsonl
-    rlkit sft --environment simulator-v1 --environment_args '{"data": "runs/simulator.jsonl"}' ...
+    python scripts/build_simulator_data.py runs/search -o runs/simulator.jsonl
+    rlkit sft --environment simulator-v1 --environment_args.data runs/simulator.jsonl ...
 
 Each search of a rollout is a row. Whether its documents count as useful or as noise is decided by the
 rollout's answer (`--label answer`, right or wrong), or by whether an accepted one stands in them.
@@ -9,7 +9,6 @@ rollout's answer (`--label answer`, right or wrong), or by whether an accepted o
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import sys
@@ -17,6 +16,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rlkit.arguments.command_line import CommandParser
+from rlkit.commands.run import run_command
 from rlkit.envs.search.protocol import results_text
 from rlkit.envs.simulator.examples import Example
 from rlkit.errors import UserError
@@ -57,24 +58,22 @@ def read_rollouts(runs: Sequence[Path]) -> Iterator[dict[str, Any]]:
             yield from files.read(step)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the file; 2 after a user's mistake, which is told in one line."""
-    parser = argparse.ArgumentParser(description="Make data for a search simulator from rollouts.")
+def main() -> int:
+    """Write the file, and print how many examples of each label it has."""
+    parser = CommandParser(
+        prog="build_simulator_data.py", description="Make data for a search simulator from rollouts."
+    )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
-    parser.add_argument("--out", type=Path, required=True, help="JSONL file")
+    parser.add_argument("-o", "--out", type=Path, required=True, help="JSONL file")
     parser.add_argument("--label", choices=("answer", "documents"), default="answer", help="%(default)s")
-    options = parser.parse_args(arguments)
-    try:
-        found = {
-            (one.question, one.query, one.label): one
-            for rollout in read_rollouts(options.runs)
-            for one in examples(rollout, options.label)
-        }
-        if not found:
-            raise UserError("there is no search of a valid rollout in these runs")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    options = parser.parse_args(sys.argv[1:])
+    found = {
+        (one.question, one.query, one.label): one
+        for rollout in read_rollouts(options.runs)
+        for one in examples(rollout, options.label)
+    }
+    if not found:
+        raise UserError("there is no search of a valid rollout in these runs")
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text("".join(json.dumps(one.as_row()) + "\n" for one in found.values()))
     for label in ("useful", "noisy"):
@@ -86,4 +85,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(run_command(main))

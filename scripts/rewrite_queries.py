@@ -1,8 +1,9 @@
 """Rewrite the queries of a collection with a model, without training, and score what they find.
 
-    python scripts/rewrite_queries.py MODEL --collection data/scifact --method ensemble --out ensemble.json
-    python scripts/rewrite_queries.py MODEL --collection data/scifact --method fusion --out fusion.json
-    python scripts/rewrite_queries.py MODEL --collection data/scifact --method context --split train --to new
+    python scripts/rewrite_queries.py MODEL --collection data/scifact --method ensemble -o ensemble.json
+    python scripts/rewrite_queries.py MODEL --collection data/scifact --method fusion -o fusion.json
+    python scripts/rewrite_queries.py MODEL --collection data/scifact --method context \\
+        --evaluation_split train --to new
     rlkit eval --compare bm25.json ensemble.json
 
 `ensemble` and `fusion` are GenQREnsemble's; `context` shows the model a relevant document, so it is for
@@ -10,9 +11,9 @@ training queries alone (CAR): `--to` writes a collection in BEIR's layout with t
 to train on with `rlkit rank` or `rerank-v1`, and the leakage is printed.
 """
 
-import argparse
 import json
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 from rich.progress import track
 
+from rlkit.arguments.command_line import CommandParser
 from rlkit.commands.run import run_command
 from rlkit.envs.ranking.query import fuse
 from rlkit.envs.ranking.rewriting import CONTEXT, FORM, KEYWORDS, ensemble, keywords, leakage
@@ -99,34 +101,34 @@ def save_collection(folder: Path, source: Path, new: dict[str, str]) -> None:
     (folder / "queries.jsonl").write_text("\n".join(lines) + "\n")
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> CommandParser:
     """Build the parser of the script."""
-    parser = argparse.ArgumentParser(description="Rewrite queries with a model and score what they find.")
+    parser = CommandParser(description="Rewrite queries with a model and score what they find.")
     add = parser.add_argument
     add("model", help="a hub name, a folder or bundled:smollm2-135m")
     add("--collection", required=True, help="as of rlkit eval")
     add("--retriever", default="bm25", help="as of rlkit eval (default: bm25)")
     add("--method", choices=METHODS, required=True)
-    add("--split", default="test", help="(default: test)")
-    add("-n", type=int, help="queries (default: all)")
+    add("--evaluation_split", default="test", help="split of the queries (default: test)")
+    add("-n", "--evaluation_tasks", type=int, metavar="N", help="number of queries (default: all)")
     add("--seed", type=int, default=0, help="of the queries and of sampling (default: 0)")
     add("--through", default="transformers", help=f"{', '.join(THROUGH)}, or the URL of a server")
     add("--temperature", type=float, default=0.9, help="(default: 0.9)")
     add("--tokens", type=int, default=48, help="of a text at most (default: 48)")
     add("--depth", type=int, default=1000, help="documents of a ranking (default: 1000)")
-    add("--out", type=Path, help="write the evaluation as JSON")
-    add("--run-file", type=Path, help="write the rankings in TREC's form")
+    add("-o", "--out", type=Path, help="write the evaluation as JSON")
+    add("--run_file", type=Path, help="write the rankings in TREC's form")
     add("--to", type=Path, help="of context: the folder of the new collection")
     return parser
 
 
 def main() -> int:
     """Rewrite, rank, score, and print the means."""
-    options = build_parser().parse_args()
+    options = build_parser().parse_args(sys.argv[1:])
     if (options.method == "context") != (options.to is not None):
         raise UserError("--to goes with --method context")
     collection = load_collection(options.collection)
-    asked = judged_queries(collection, options.split, options.n, options.seed)
+    asked = judged_queries(collection, options.evaluation_split, options.evaluation_tasks, options.seed)
     writer = open_writer(
         options.model, options.through, tokens=options.tokens, temperature=options.temperature
     )
@@ -150,12 +152,12 @@ def main() -> int:
         {
             "queries": {name: " | ".join(texts) for name, texts in queries.items()},
             "rankings": rankings,
-            "scores": score(collection, options.split, rankings),
+            "scores": score(collection, options.evaluation_split, rankings),
         },
         name=options.method,
         model=f"{options.method} {options.model} {options.retriever}",
         arguments={"collection": options.collection},
-        split=options.split,
+        split=options.evaluation_split,
         seed=options.seed,
     )
     if options.out:

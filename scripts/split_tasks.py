@@ -1,7 +1,7 @@
 """Split an environment's tasks so that interpolation and extrapolation are tested apart.
 
-    python scripts/split_tasks.py rerank-v1 --args collection=data/scifact \\
-        --encoder BAAI/bge-small-en-v1.5 --out splits.json
+    python scripts/split_tasks.py rerank-v1 --environment_args.collection data/scifact \\
+        --encoder BAAI/bge-small-en-v1.5 -o splits.json
     rlkit train --config FILE --fold splits.json:interpolation-0
     rlkit eval MODEL --environment rerank-v1 --fold splits.json:extrapolation-0
 
@@ -10,15 +10,15 @@ The prompts of the tasks (or their column `query`, where they have one) are embe
 which documents are relevant (`judged`), the share of test tasks that share one with a training task.
 """
 
-import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 
-from rlkit.arguments.keys import parse_environment_args
+from rlkit.arguments.command_line import CommandParser
 from rlkit.commands.run import run_command
 from rlkit.errors import UserError
 from rlkit.evaluation.splits import METHODS, label_overlap, split_queries
@@ -36,18 +36,18 @@ def embed(tasks: datasets.Dataset, encoder: Any) -> np.ndarray:
 
 def main() -> int:
     """Write the file of folds and print their sizes."""
-    parser = argparse.ArgumentParser(description="Split tasks into interpolation and extrapolation.")
+    parser = CommandParser(description="Split tasks into interpolation and extrapolation.")
     add = parser.add_argument
     add("environment", help="an id, package.module:Class or path/file.py:Class")
-    add("--args", nargs="+", default=[], metavar="ARG", help="JSON, or key=value pairs")
+    parser.add_environment_args("its arguments")
     add("--encoder", required=True, help="a model of sentence-transformers, or bundled:all-minilm-l6-v2")
     add("--method", choices=METHODS, default="resttest", help="(default: resttest)")
     add("-k", type=int, default=5, help="clusters, or nearest tasks of each test task (default: 5)")
     add("--size", type=int, default=0, help="of restrain: training tasks of a fold at most")
     add("--seed", type=int, default=0, help="of the tasks and the clusters (default: 0)")
-    add("--out", type=Path, required=True, help="the file of folds")
-    options = parser.parse_args()
-    environment = load_environment(options.environment, **parse_environment_args(options.args))
+    add("-o", "--out", type=Path, required=True, help="the file of folds")
+    options = parser.parse_args(sys.argv[1:])
+    environment = load_environment(options.environment, **options.environment_args)
     train, test = (environment.tasks(split, None, options.seed) for split in ("train", "test"))
     encoder = load_encoder(options.encoder)
     try:

@@ -50,7 +50,7 @@ class SearchEnvironment(Environment):
     Args:
         data: questions with answers: see `rlkit.envs.search.questions`; None: about a generated world.
         engine: "bm25" over the world's passages, indexed on first use and kept in the cache, the default; the
-            folder of an index made by scripts/build_index.py; the URL of a server; or "simulated".
+            folder of an index made by `rlkit index`; the URL of a server; or "simulated".
         engine_args: further arguments of a server or of a simulated engine (docs/search_engines.md).
         held_out_engine: for the splits dev and test; None: `engine`, and "bm25" where that is simulated.
         noise: probability that a simulated search is noise, or the arguments of a `Curriculum`.

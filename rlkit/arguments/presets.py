@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from rlkit.errors import UserError, check_choice
+from rlkit.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,6 @@ class Preset:
         return {**self.sets, **self.needs}
 
 
-CHOICES = {
-    "loss_type": ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo"),
-    "importance_sampling_level": ("token", "sequence"),
-    "scale_rewards": ("group", "batch", "none"),
-}
 ESTIMATORS = ("reinforce", "loo", "placement", "placement_loo", "pl_rank")
 UTILITIES = ("ndcg", "rr")
 ON_POLICY = {"num_iterations": 1}
@@ -83,8 +78,6 @@ PRESETS = {
 
 def check_preset(algorithm: str, keys: Mapping[str, Any]) -> None:
     """Raise UserError where the keys of a run contradict its algorithm or each other."""
-    for key, choices in CHOICES.items():
-        check_choice(key, keys[key], choices)
     for key, value in PRESETS[algorithm].needs.items():
         if keys[key] != value:
             raise UserError(
@@ -106,7 +99,7 @@ def check_preset(algorithm: str, keys: Mapping[str, Any]) -> None:
 
 def _check_combinations(algorithm: str, keys: Mapping[str, Any]) -> None:
     summed = keys["multi_objective_aggregation"] == "sum_then_normalize"
-    dynamic, attempts = keys["dynamic_sampling"], keys["dynamic_sampling_attempts"]
+    dynamic = keys["dynamic_sampling"]
     aligned = keys["gradient_accumulation_steps"] % keys["steps_per_generation"] == 0
     low, high = keys["epsilon"], keys["epsilon_high"]
     hrpo, rloo = algorithm == "hrpo", algorithm == "rloo"
@@ -127,7 +120,6 @@ def _check_combinations(algorithm: str, keys: Mapping[str, Any]) -> None:
             dynamic and (keys["scale_rewards"] == "batch" or not summed),
             "dynamic_sampling samples in parts: advantages may not be scaled by the batch",
         ),
-        (attempts < 1, f"dynamic_sampling_attempts must be at least 1, not {attempts}"),
         (
             rloo and not aligned,
             "algorithm rloo is on policy: gradient_accumulation_steps is a multiple of steps_per_generation",
@@ -143,6 +135,11 @@ def _check_combinations(algorithm: str, keys: Mapping[str, Any]) -> None:
         (
             keys["sync_ref_model"] and (not keys["beta"] or keys["use_peft"]),
             "sync_ref_model refreshes a reference model: it needs beta above 0, and no LoRA",
+        ),
+        (
+            keys["use_peft"] and "lm_head" in (keys["lora_target_modules"] or ()),
+            "lora_target_modules must not contain lm_head: log-probabilities are computed from its weight, "
+            "so the adapter would not be trained",
         ),
     ]
     for found, message in contradictions:

@@ -1,29 +1,27 @@
 """`rlkit check`: validate an environment with no model, or its exact solver on published items."""
 
-import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from rlkit.arguments.keys import parse_environment_args
+from rlkit.arguments.bounds import COUNT, check_number
+from rlkit.arguments.command_line import CommandParser
 from rlkit.check.agreement import solver_agreement
 from rlkit.check.checks import check_environment
 from rlkit.environment import SPLITS
-from rlkit.errors import UserError
 from rlkit.registry import load_environment
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the command: 0 when all is well, 1 when a check failed. Raises `UserError` on bad input."""
     options = build_parser().parse_args(argv)
-    if options.n < 1:
-        raise UserError(f"-n is {options.n}: it must be at least 1")
-    environment = load_environment(options.environment, **parse_environment_args(options.args))
+    check_number("--num_tasks (-n)", options.num_tasks, COUNT)
+    environment = load_environment(options.environment, **options.environment_args)
     if options.items:
         agreement = solver_agreement(environment, options.items)
         print(json.dumps(asdict(agreement)) if options.json else agreement)
         return 0
-    checks = check_environment(environment, options.n, options.seed, options.split)
+    checks = check_environment(environment, options.num_tasks, options.seed, options.split)
     if options.json:
         print(json.dumps([asdict(check) for check in checks], indent=1))
     else:
@@ -32,20 +30,20 @@ def main(argv: Sequence[str]) -> int:
     return 0 if all(check.passed for check in checks) else 1
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> CommandParser:
     """Build the parser of the command."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="rlkit check",
         description="Validate an environment with no model: right answers get full marks, empty and garbage "
         "answers none, tasks are reproducible and well formed. Exits with 1 when a check fails.",
-        epilog="example: rlkit check causal-v1 --args num_nodes=4",
+        epilog="example: rlkit check causal-v1 --environment_args.num_nodes 4",
     )
     add = parser.add_argument
     add("environment", help="an id (see `rlkit envs`), package.module:Class or path/file.py:Class")
-    add("--args", nargs="+", default=[], metavar="ARG", help="its options: a JSON object, or key=value pairs")
-    add("--split", choices=SPLITS, default="train", help="the split to look at (default: train)")
-    add("-n", type=int, default=32, help="how many tasks to make (default: 32)")
-    add("--seed", type=int, default=0, help="the seed of the tasks (default: 0)")
+    parser.add_environment_args("its arguments")
+    add("--split", choices=SPLITS, default="train", help="split of the tasks (default: train)")
+    add("-n", "--num_tasks", type=int, default=32, metavar="N", help="number of tasks (default: 32)")
+    add("--seed", type=int, default=0, help="seed of the tasks (default: 0)")
     add("--json", action="store_true", help="print JSON instead of lines")
     add(
         "--items",

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import inspect
 from collections.abc import Sequence
 
+from rlkit.arguments.command_line import CommandParser
 from rlkit.errors import first_line
 from rlkit.registry import ENVIRONMENTS, load_environment
 
 
 def main(argv: Sequence[str]) -> int:
     """Print each environment with its arguments, rewards and weights."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="rlkit envs",
         description="List the environments. Any other is 'package.module:Class' or 'path/file.py:Class'.",
     )

@@ -1,7 +1,7 @@
 """`rlkit eval`: answer tasks with a model, score the rankings of a retriever, or compare results.
 
-rlkit eval runs/a/model --environment causal-v1 --split test -n 400 --samples 8 --temperature 1
-rlkit eval --collection data/scifact --retriever bm25 --out bm25.json --run-file bm25.run
+rlkit eval runs/a/model --environment causal-v1 -n 400 --samples 8 --temperature 1
+rlkit eval --collection data/scifact --retriever bm25 -o bm25.json --run_file bm25.run
 rlkit eval --compare runs/a/evaluation/before.json runs/a/evaluation/after.json
 rlkit eval --leaderboard human/*.json --against synthetic/*.json
 """
@@ -12,22 +12,16 @@ import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rlkit.arguments.keys import parse_environment_args
-from rlkit.environment import SPLITS, Environment
+from rlkit.arguments.bounds import COUNT, check_evaluation, check_number
+from rlkit.arguments.command_line import CommandParser
+from rlkit.environment import SPLITS
 from rlkit.errors import UserError
-from rlkit.evaluation import Evaluation, compare, evaluate
-from rlkit.evaluation.evaluate import Generate
-from rlkit.evaluation.rankings import agreement, evaluate_rankings
-from rlkit.evaluation.splits import read_fold
-from rlkit.registry import load_environment
-from rlkit.rollouts.loop import RolloutLimits
-from rlkit.rollouts.sampler import open_sampler
-from rlkit.rollouts.tokenize import eos_token_ids
-from rlkit.scoring import RewardRunner, load_rewards
+
+if TYPE_CHECKING:
+    from rlkit.evaluation import Evaluation
 
 DEPTH = 1000
 
@@ -35,21 +29,22 @@ DEPTH = 1000
 def main(argv: Sequence[str]) -> int:
     """Evaluate or compare, print the result, and return the exit code."""
     options = build_parser().parse_args(argv)
-    options.args = parse_environment_args(options.args)
+    _check(options)
+    from rlkit.evaluation import Evaluation, compare
+    from rlkit.evaluation.rankings import agreement
+
     if options.compare:
         before, after = (Evaluation.load(path) for path in options.compare)
         difference = compare(before, after, options.reward)
         print(json.dumps(difference) if options.json else _comparison(difference))
         return 0
-    if options.leaderboard or options.against:
+    if options.leaderboard:
         first, second = (
-            [Evaluation.load(path) for path in board or ()]
-            for board in (options.leaderboard, options.against)
+            [Evaluation.load(path) for path in board] for board in (options.leaderboard, options.against)
         )
         found = agreement(first, second, options.reward)
         print(json.dumps(found) if options.json else _agreement(found))
         return 0
-    _check(options)
     result = _rankings(options) if options.collection else _evaluate(options)
     if options.out:
         result.save(options.out)
@@ -58,54 +53,52 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _check(options: argparse.Namespace) -> None:
+    if (options.leaderboard is None) != (options.against is None):
+        raise UserError("--leaderboard and --against go together: two leaderboards are compared")
+    if options.compare or options.leaderboard:
+        return
     if options.reward:
         raise UserError("--reward says what is compared; an evaluation has all of them")
     if options.collection:
         if not options.retriever or options.model or options.environment:
             raise UserError("--collection goes with --retriever, without a model and --environment")
     elif options.retriever or options.measures or options.run_file or options.depth != DEPTH:
-        raise UserError("--retriever, --measures, --depth and --run-file need --collection")
+        raise UserError("--retriever, --measures, --depth and --run_file need --collection")
     elif not options.model or not options.environment:
         raise UserError(
             "rlkit eval needs a model and --environment, --collection and --retriever, or --compare"
         )
-    if options.n is not None and options.n < 1:
-        raise UserError(f"-n is {options.n}: it must be at least 1")
-    if options.samples < 1 or options.temperature < 0:
-        raise UserError("--samples must be at least 1 and --temperature at least 0")
-    if options.samples > 1 and options.temperature == 0:
-        raise UserError("several samples at temperature 0 are all alike: give --temperature 1")
+    check_number("depth", options.depth, COUNT)
+    check_evaluation(vars(options))
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> CommandParser:
     """Build the parser of the command."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="rlkit eval", description="Answer held-out tasks with a model, or rank, and score that."
     )
     add = parser.add_argument
     add("model", nargs="?", help="a hub name, a folder, or bundled:smollm2-135m")
     add("--environment", help="an id, package.module:Class or path/file.py:Class")
-    add("--args", nargs="+", default=[], metavar="ARG",
-        help="the environment's options: a JSON object, or key=value pairs")  # fmt: skip
-    add("--split", choices=SPLITS, default="test", help="(default: test)")
-    add("-n", type=int, help="tasks (default: the environment's own number)")
-    add("--seed", type=int, default=0, help="of the tasks and of sampling (default: 0)")
-    add("--samples", type=int, default=1, help="answers a task, for pass@k and avg@k (default: 1)")
+    parser.add_environment_args("arguments of the environment; of a collection: folds and fold")
+    add("--evaluation_split", choices=SPLITS, default="test", help="split of the tasks (default: test)")
+    add("-n", "--evaluation_tasks", type=int, metavar="N",
+        help="number of tasks (default: the environment's own)")  # fmt: skip
+    add("--seed", type=int, default=0, help="seed of the tasks and of sampling (default: 0)")
+    add("--samples", type=int, default=1, help="answers per task, for pass@k and avg@k (default: 1)")
     add("--temperature", type=float, default=0.0, help="0 is greedy (default: 0)")
-    add("--top-p", type=float, default=1.0, help="nucleus sampling (default: 1)")
-    add("--max-completion-length", type=int, default=512, help="tokens (default: 512)")
-    add("--batch-size", type=int, default=64, help="completions at a time (default: 64)")
+    add("--top_p", type=float, default=1.0, help="nucleus sampling (default: 1)")
+    add("--max_completion_length", type=int, default=512, help="tokens (default: 512)")
+    add("--evaluation_batch_size", type=int, default=64, help="completions at a time (default: 64)")
     add("--dtype", default="auto", help="auto, bfloat16, float16 or float32 (default: auto)")
-    add("--trust-remote-code", action="store_true", help="run code that comes with the model")
+    add("--trust_remote_code", action="store_true", help="run code that comes with the model")
     add("--fold", metavar="FILE:NAME", help="only the tasks of a fold of scripts/split_tasks.py")
-    add(
-        "--collection", metavar="NAME", help="score rankings of its queries; --args folds=5 fold=0 deals them"
-    )
+    add("--collection", metavar="NAME", help="score rankings of its queries")
     add("--retriever", metavar="NAME", help="bm25, dense:MODEL, hybrid:MODEL, a folder, a URL or run:FILE")
     add("--measures", nargs="+", metavar="M", help="of rankings (default: ndcg@10 recall@100 rr@10)")
     add("--depth", type=int, default=DEPTH, help=f"documents of a ranking (default: {DEPTH})")
-    add("--run-file", type=Path, help="write the rankings in TREC's form")
-    add("--out", type=Path, help="write the whole result, with every answer, as JSON")
+    add("--run_file", type=Path, help="write the rankings in TREC's format")
+    add("-o", "--out", type=Path, help="write the whole result, with every answer, as JSON")
     add("--json", action="store_true", help="print the numbers as JSON")
     add("--compare", nargs=2, metavar=("A.json", "B.json"), help="paired comparison of two results")
     add("--leaderboard", nargs="+", metavar="A.json", help="results of several models on one set of tasks")
@@ -115,72 +108,39 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _evaluate(options: argparse.Namespace) -> Evaluation:
-    environment = load_environment(options.environment, **options.args)
-    fold = None if options.fold is None else read_fold(options.fold, environment)
-    generate = _sampler(options, environment)
-    rewards, _ = load_rewards(None, environment, None)
-    with RewardRunner(rewards, metric=environment.metric) as runner:
-        return evaluate(
-            generate,
-            environment,
-            runner,
-            split=options.split,
-            n=options.n,
-            seed=options.seed,
-            fold=fold,
-            samples=options.samples,
-            name=options.out.stem if options.out else "evaluation",
-            model=options.model,
-            environment_args=options.args,
-            temperature=options.temperature,
-            max_length=options.max_completion_length,
-        )
+    from rlkit.evaluation.model import evaluate_model
+
+    keys = (
+        "environment_args", "evaluation_split", "evaluation_tasks", "evaluation_batch_size", "fold", "seed",
+        "samples", "temperature", "top_p", "max_completion_length", "dtype", "trust_remote_code",
+    )  # fmt: skip
+    given = {key: getattr(options, key) for key in keys}
+    return evaluate_model(options.model, options.environment, name=_name(options), **given)
+
+
+def _name(options: argparse.Namespace) -> str:
+    return options.out.stem if options.out else "evaluation"
 
 
 def _rankings(options: argparse.Namespace) -> Evaluation:
-    if unknown := set(options.args) - {"folds", "fold"}:
-        raise UserError(f"--args of a collection are folds and fold, not {', '.join(sorted(unknown))}")
+    from rlkit.evaluation.rankings import evaluate_rankings
+
+    if unknown := set(options.environment_args) - {"folds", "fold"}:
+        raise UserError(
+            f"--environment_args of a collection are folds and fold, not {', '.join(sorted(unknown))}"
+        )
     return evaluate_rankings(
         options.collection,
         options.retriever,
-        name=options.out.stem if options.out else "evaluation",
-        split=options.split,
+        name=_name(options),
+        split=options.evaluation_split,
         seed=options.seed,
-        folds=options.args,
-        n=options.n,
+        folds=options.environment_args,
+        n=options.evaluation_tasks,
         measures=options.measures,
         depth=options.depth,
         run_file=options.run_file,
     )
-
-
-def _sampler(options: argparse.Namespace, environment: Environment) -> Generate:
-    """Load the model and return what answers tasks with it."""
-    import torch
-    from transformers import set_seed
-    from trl import ModelConfig
-
-    from rlkit.models.cpu import tune_for_cpu
-    from rlkit.models.load import load_model
-    from rlkit.rollouts.local.engine import TransformersEngine
-
-    set_seed(options.seed)
-    config = ModelConfig(model_name_or_path=options.model, dtype=options.dtype)
-    model, tokenizer = load_model(config, trust_remote_code=options.trust_remote_code)
-    if torch.cuda.is_available():
-        model.to("cuda")
-    else:
-        tune_for_cpu()
-    model.eval()
-    sampler = open_sampler(
-        environment,
-        tokenizer,
-        eos_token_ids(model.generation_config.eos_token_id, tokenizer),
-        RolloutLimits(options.max_completion_length, turns=environment.max_turns),
-        temperature=options.temperature,
-        top_p=options.top_p,
-    )
-    return partial(sampler, TransformersEngine(model, tokenizer, batch_size=options.batch_size))
 
 
 def _short(result: Evaluation) -> dict[str, Any]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rlkit.arguments.command_line import CommandParser
 from rlkit.errors import UserError, first_line
 
 if TYPE_CHECKING:
@@ -19,13 +19,13 @@ KEPT = ("adapter_*", "tokenizer*", "chat_template*", "special_tokens_map.json", 
 
 def main(argv: Sequence[str]) -> int:
     """Export and print where the model is."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="rlkit export", description="Write the model of a run or a checkpoint as plain safetensors."
     )
     parser.add_argument(
         "source", type=Path, metavar="RUN", help="a run directory, a checkpoint or an adapter"
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a new folder")
+    parser.add_argument("-o", "--out", type=Path, required=True, metavar="FOLDER", help="a new folder")
     parser.add_argument("--adapter", action="store_true", help="the LoRA adapter alone, not merged")
     options = parser.parse_args(argv)
     export(options.source, options.out, adapter=options.adapter)

@@ -19,6 +19,7 @@ COMMANDS = {
     "eval": "answer held-out tasks with one model, or compare two",
     "report": "write the HTML page of one run, or of several side by side",
     "export": "write a run's model as plain safetensors, adapters merged",
+    "index": "build the index of a corpus for searching",
     "serve": "start a vLLM server for training",
     "serve-search": "serve a search index over HTTP",
     "view": "browse a run's rollouts in the terminal",

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rlkit.arguments.command_line import check_start
+from rlkit.arguments.help import print_help
 from rlkit.runs.launch import launch_or_prepare, split
+
+SUMMARY = "Train an encoder to rank the documents of a query."
 
 
 def main(argv: Sequence[str]) -> int:
     """Train as the keys say and return the exit code."""
+    if print_help("rank", SUMMARY, argv):
+        return 0
     options, argv = split(argv)
+    check_start("rank", argv)  # before torch and TRL are imported, and before any process is launched
     launch_or_prepare("rank", options, argv)
     from rlkit.arguments.parse import parse_rank
-
-    run = parse_rank(argv)  # a mistake in the keys is found before the trainer is imported
     from rlkit.training.ranking.rank import rank
 
-    rank(run)
+    rank(parse_rank(argv))
     return 0

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from rlkit.arguments.command_line import CommandParser
 from rlkit.report.build import build_report
 
 
 def main(argv: Sequence[str]) -> int:
     """Write the page, print its path, and return the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="rlkit report", description="Write an HTML page about a run, or about several side by side."
     )
     parser.add_argument(
         "runs", nargs="+", type=Path, metavar="RUN", help="run directory, such as runs/causal"
     )
-    parser.add_argument("--out", type=Path, metavar="FILE", help="default: report.html in the run directory")
+    parser.add_argument(
+        "-o", "--out", type=Path, metavar="FILE", help="default: report.html in the run directory"
+    )
     options = parser.parse_args(argv)
     print(build_report(options.runs, options.out))
     return 0

@@ -5,16 +5,19 @@ from __future__ import annotations
 import gc
 import os
 import sys
+import traceback
 from collections.abc import Callable
 
-from rlkit.errors import PREEMPTED, GuardError, Preempted, RewardError, UserError
+from rlkit.errors import PREEMPTED, GuardError, Preempted, RewardError, UserError, one_line
 from rlkit.logs import configure_logging, reset_logging
+from rlkit.registry import author_frames
 
 
 def run_command(command: Callable[[], int]) -> int:
     """Run a command and return its exit code: 0 success, 1 failure, 2 bad input, 75 preempted.
 
-    Bad input is one line on stderr. Any other exception is a bug and keeps its traceback.
+    Bad input is one line on stderr. An exception in a user's environment or reward shows the frames of that
+    code alone. Any other exception is a bug and keeps its traceback.
     """
     try:
         configure_logging()
@@ -35,6 +38,15 @@ def run_command(command: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         _print_error("stopped; resume from the last checkpoint with --resume")
         return 130
+    except Exception as error:
+        frames = author_frames(error)
+        if not frames:
+            raise
+        shown = [] if isinstance(error, SyntaxError) else traceback.format_list(frames)
+        print("".join([*shown, *traceback.format_exception_only(error)]), file=sys.stderr, end="")
+        where = f"{frames[-1].filename}, line {frames[-1].lineno}"
+        _print_error(f"{where}: {type(error).__name__}: {one_line(error)}")
+        return 2
     finally:
         _leave_process_group()
         reset_logging()

@@ -9,6 +9,8 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 
+from rlkit.arguments.command_line import CommandParser
+from rlkit.errors import UserError
 from rlkit.rollouts.vllm.installed import check_installed, has_cuda, set_cpu_defaults
 from rlkit.rollouts.vllm.worker import EXTENSION
 
@@ -16,14 +18,14 @@ DESCRIPTION = (
     "Start vLLM's OpenAI-compatible server for training and evaluation. It belongs to one run at a time, and "
     "whoever reaches its port can change its weights: keep it on this machine or in a network of your own."
 )
-EPILOG = "Any further option of `vllm serve` may follow, e.g. --max-num-seqs 64."
+EPILOG = "Any further option of `vllm serve` may follow, e.g. --max_num_seqs 64."
 # Token ids and log-probabilities as training needs them; the model's own sampling defaults stay out.
 REQUIRED = ["--logprobs-mode", "processed_logprobs", "--max-logprobs", "-1", "--generation-config", "vllm"]
 
 
 def main(argv: Sequence[str]) -> int:
     """Become the server: signals reach it, and it ends its own processes."""
-    options, further = parser().parse_known_args(argv)
+    options, further = parse(argv)
     check_installed()
     from rlkit.models.load import resolve
 
@@ -33,24 +35,33 @@ def main(argv: Sequence[str]) -> int:
     os.execve(command[0], command, environment(os.environ, options, cuda=cuda))
 
 
-def parser() -> argparse.ArgumentParser:
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Return the options of the command and those that are passed on to vLLM; raises UserError."""
+    made = parser()
+    options, further = made.parse_known_args(argv)
+    for word in further:
+        name = word.partition("=")[0]
+        if (ours := name.replace("-", "_")) != name and f"--{ours.lstrip('_')}" in made.known_options():
+            raise UserError(f"unknown option {name!r} (did you mean '--{ours.lstrip('_')}'?)")
+    return options, further
+
+
+def parser() -> CommandParser:
     """The options of the command."""
-    made = argparse.ArgumentParser(
-        prog="rlkit serve", description=DESCRIPTION, epilog=EPILOG, allow_abbrev=False
-    )
+    made = CommandParser(prog="rlkit serve", description=DESCRIPTION, epilog=EPILOG)
     made.add_argument("model", metavar="MODEL", help="hub name, folder, or bundled:smollm2-135m")
     made.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine only)")
     made.add_argument("--port", type=int, default=8000, help="port to listen at (default: 8000)")
-    made.add_argument("--lora-rank", type=int, metavar="N", help="take LoRA adapters of rank N at most")
+    made.add_argument("--lora_rank", type=int, metavar="N", help="take LoRA adapters of rank N at most")
     made.add_argument(
-        "--max-model-len", type=int, metavar="TOKENS", help="most tokens of prompt and completion"
+        "--max_model_len", type=int, metavar="TOKENS", help="most tokens of prompt and completion"
     )
     made.add_argument("--dtype", help="of the weights: auto, bfloat16, float16 or float32")
     made.add_argument(
-        "--gpu-memory-utilization", type=float, metavar="SHARE", help="of a GPU's memory, up to 1"
+        "--gpu_memory_utilization", type=float, metavar="SHARE", help="of a GPU's memory, up to 1"
     )
-    made.add_argument("--tensor-parallel-size", type=int, metavar="N", help="GPUs that share a model")
-    made.add_argument("--data-parallel-size", type=int, metavar="N", help="copies of the model")
+    made.add_argument("--tensor_parallel_size", type=int, metavar="N", help="GPUs that share a model")
+    made.add_argument("--data_parallel_size", type=int, metavar="N", help="copies of the model")
     made.add_argument("--seed", type=int, help="of the random numbers of requests that bring none")
     return made
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import ipaddress
 import logging
 import os
 from collections.abc import Sequence
 from importlib.util import find_spec
 
+from rlkit.arguments.bounds import COUNT, PORT, check_number
+from rlkit.arguments.command_line import CommandParser
 from rlkit.errors import UserError
 from rlkit.retrieval.engines.remote import API_KEY_VARIABLE
 from rlkit.retrieval.server import RequestLimits, make_app, open_served
@@ -21,6 +22,8 @@ KEEP_ALIVE = 75  # seconds for which an idle connection is kept
 def main(argv: Sequence[str]) -> int:
     """Serve an index until a signal comes."""
     options = parser().parse_args(argv)
+    for name, allowed in (("port", PORT), ("topk", COUNT), ("threads", COUNT)):
+        check_number(f"--{name}", getattr(options, name), allowed)
     key = os.environ.get(API_KEY_VARIABLE)
     check_host(options.host, key)
     if find_spec("fastapi") is None or find_spec("uvicorn") is None:
@@ -42,10 +45,10 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> CommandParser:
     """The options of the command."""
-    made = argparse.ArgumentParser(prog="rlkit serve-search", description="Serve an index over HTTP.")
-    made.add_argument("index", metavar="INDEX", help="folder of scripts/build_index.py, or world:SIZE:SEED")
+    made = CommandParser(prog="rlkit serve-search", description="Serve an index over HTTP.")
+    made.add_argument("index", metavar="INDEX", help="folder of `rlkit index`, or world:SIZE:SEED")
     made.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine only)")
     made.add_argument("--port", type=int, default=8000, help="port to listen at (default: 8000)")
     made.add_argument(

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rlkit.arguments.command_line import check_start
+from rlkit.arguments.help import print_help
 from rlkit.runs.launch import launch_or_prepare, split
+
+SUMMARY = "Teach a model an environment's answers or worked solutions."
 
 
 def main(argv: Sequence[str]) -> int:
     """Fine-tune as the keys say and return the exit code."""
+    if print_help("sft", SUMMARY, argv):
+        return 0
     options, argv = split(argv)
+    check_start("sft", argv)  # before torch and TRL are imported, and before any process is launched
     launch_or_prepare("sft", options, argv)
     from rlkit.arguments.parse import parse_sft
-
-    run = parse_sft(argv)  # a mistake in the keys is found before the trainer is imported
     from rlkit.training.sft import sft
 
-    sft(run)
+    sft(parse_sft(argv))
     return 0

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
+from rlkit.arguments.command_line import CommandParser
 from rlkit.errors import UserError, nearest
 from rlkit.sweeps.point import FAILED, FINISHED, Point
 from rlkit.sweeps.spec import Sweep, load_sweep
@@ -34,9 +34,9 @@ def main(argv: Sequence[str]) -> int:
     return _collected(sweep, points)
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> CommandParser:
     """Build the parser of the command."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="rlkit sweep",
         description="Run a config with many keys: a grid, at random, by Optuna. The same command continues.",
     )

@@ -4,34 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from rlkit.errors import UserError
+from rlkit.arguments.bounds import POSITIVE, check_number
+from rlkit.arguments.command_line import check_start
+from rlkit.arguments.help import print_help
 from rlkit.runs.launch import launch_or_prepare, split
+
+SUMMARY = "Improve a model on an environment's tasks with a policy optimizer."
 
 
 def main(argv: Sequence[str]) -> int:
-    """Train as the keys say, or with `--dry-run` say what a run would do; return the exit code."""
-    options, argv = split(argv)
-    if "--dry-run" in argv:
-        return dry_run(options, [word for word in argv if word != "--dry-run"])
+    """Train as the keys say, or with `--dry_run` say what a run would do; return the exit code."""
+    if print_help("train", SUMMARY, argv):
+        return 0
+    options, argv = split(argv, dry_run=True)
+    check_start("train", argv)  # before torch and TRL are imported, and before any process is launched
+    if "--dry_run" in options:
+        return dry_run(options, argv)
     launch_or_prepare("train", options, argv)
     from rlkit.arguments.parse import parse_train
-
-    run = parse_train(argv)  # a mistake in the keys is found before the trainer is imported
     from rlkit.training.train import train
 
-    train(run)
+    train(parse_train(argv))
     return 0
 
 
 def dry_run(options: Mapping[str, str], argv: Sequence[str]) -> int:
     """Print the plan of a run and return 0 if it fits into memory, else 1."""
+    memory = options.get("--memory")
+    if memory is not None:
+        check_number("--memory, in GiB,", memory, POSITIVE)
     from rlkit.arguments.parse import parse_train
-
-    run = parse_train(argv)
-    try:
-        memory = float(options["--memory"]) if "--memory" in options else None
-    except ValueError as error:
-        raise UserError(f"--memory is a number of GiB, not {options['--memory']!r}") from error
     from rlkit.training.plan import plan
 
-    return 0 if plan(run, options, memory) else 1
+    return 0 if plan(parse_train(argv), options, None if memory is None else float(memory)) else 1

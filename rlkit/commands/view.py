@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from rlkit.arguments.command_line import CommandParser
 from rlkit.errors import UserError
 from rlkit.runs.record import RolloutFiles
 
@@ -45,9 +46,9 @@ def main(argv: Sequence[str]) -> int:
     return viewer.return_code or 0
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> CommandParser:
     """Build the parser of the command."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="rlkit view",
         description="Browse the rollouts of a run in the terminal: by step, sorted, filtered, searched.",
         epilog=KEYS,

@@ -72,7 +72,7 @@ class DocumentStore:
 
 def damaged(folder: Path, part: str) -> UserError:
     """The error of an index that has lost a part."""
-    return UserError(f"{folder / part} is missing or damaged: build the index again (scripts/build_index.py)")
+    return UserError(f"{folder / part} is missing or damaged: build the index again (`rlkit index`)")
 
 
 def read_header(folder: Path) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def read_header(folder: Path) -> dict[str, Any]:
         header = json.loads((folder / HEADER).read_text(encoding="utf-8"))
         version, _, _ = header["format"], header["documents"], header["fingerprint"]
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{folder} is no index: build one with scripts/build_index.py") from None
+        raise UserError(f"{folder} is no index: build one with `rlkit index`") from None
     except (ValueError, TypeError, KeyError):
         raise damaged(folder, HEADER) from None
     if version != FORMAT:

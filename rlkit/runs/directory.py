@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, SupportsFloat
 
-from rlkit.errors import UserError, first_line
+from rlkit.errors import UserError, first_line, nearest
 from rlkit.files import atomic_write, replace
 from rlkit.runs.record import record_frame
 
@@ -64,33 +64,67 @@ class RunDirectory:
             if failure is not None:
                 logger.error("%s", failure)
 
-    def open(self, *, resume: bool, overwrite: bool) -> None:
-        """Create the folder, and keep others from writing to it until `close`.
+    def prepare(self, *, resume: bool, overwrite: bool) -> None:
+        """Check that a run may use the folder, and keep others from writing to one that exists.
+
+        Nothing is created or deleted but the lock of a folder that is there: the model and the tasks of the
+        run are not loaded yet.
 
         Raises:
-            UserError: it holds something already, and neither `resume` nor `overwrite` is given; or another
-                process writes to it.
+            UserError: it holds something already, and neither `resume` nor `overwrite` is given; there is
+                nothing to resume; another process writes to it; or it cannot be written to.
         """
         if resume and overwrite:
             raise UserError("--resume and --overwrite exclude each other")
-        used = any(file.is_file() and file.name != LOCK for file in self.path.rglob("*"))
-        if used and not resume:
+        if resume and not self.path.is_dir():
+            known = [str(path) for path in self.path.parent.glob("*") if (path / "config.yaml").is_file()]
+            raise UserError(
+                f"there is no run directory {self.path} to resume{nearest(str(self.path), known)}: "
+                "start it without --resume"
+            )
+        if self._used() and not resume:
             if not overwrite:
                 raise UserError(
-                    f"the run directory {self.path} exists: go on with --resume, delete it with --overwrite, "
-                    "or choose another --output_dir"
+                    f"the run directory {self.path} exists: resume it with --resume, delete it with "
+                    "--overwrite, or choose another --output_dir"
                 )
             # --overwrite with a mistyped path must not delete somebody's home.
             if not (self.path / "config.yaml").is_file():
                 raise UserError(
                     f"{self.path} is not a run directory (it has no config.yaml): it is not deleted"
                 )
-        self._hold()
-        if used and not resume:
-            self._delete()
-        for folder in ("rollouts", "evaluation"):
-            (self.path / folder).mkdir(parents=True, exist_ok=True)
-        logger.debug("run directory %s: %s", "resumed" if used and resume else "opened", self.path)
+        if self.path.is_dir():
+            self._hold()
+            return
+        parent = next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists())
+        if not parent.is_dir():
+            raise UserError(f"the run directory {self.path} cannot be made: {parent} is a file")
+        if not os.access(parent, os.W_OK):
+            raise UserError(f"the run directory {self.path} cannot be made: {parent} is not writable")
+
+    def open(self, *, resume: bool, overwrite: bool) -> None:
+        """Create the folder, emptied if `overwrite`, and keep others from writing to it until `close`.
+
+        Raises:
+            UserError: what `prepare` raises.
+        """
+        if self._lock is None:
+            self.prepare(resume=resume, overwrite=overwrite)
+            self._hold()
+        try:
+            if overwrite:
+                self._delete()
+            for folder in ("rollouts", "evaluation"):
+                (self.path / folder).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._unwritable(error) from error
+        logger.debug("run directory %s: %s", "resumed" if resume else "opened", self.path)
+
+    def _used(self) -> bool:
+        return any(file.is_file() and file.name != LOCK for file in self.path.rglob("*"))
+
+    def _unwritable(self, error: OSError) -> UserError:
+        return UserError(f"cannot write to the run directory {self.path}: {error.strerror or error}")
 
     def _delete(self) -> None:
         for entry in self.path.iterdir():
@@ -100,9 +134,13 @@ class RunDirectory:
                 entry.unlink()
 
     def _hold(self) -> None:
-        self.close()
-        self.path.mkdir(parents=True, exist_ok=True)
-        lock = (self.path / LOCK).open("a+")
+        if self._lock is not None:
+            return
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = (self.path / LOCK).open("a+")
+        except OSError as error:
+            raise self._unwritable(error) from error
         try:
             # The system lets go of it when this process ends, however it does; forks of it do not hold it.
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

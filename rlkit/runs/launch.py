@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from rlkit.arguments.bounds import COUNT, check_number
 from rlkit.errors import UserError, nearest
 from rlkit.registry import PACKAGE, find_config, load_yaml
 
@@ -29,22 +30,40 @@ PASSED_ON = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"  # by torchrun, to t
 FIRST_PORT, PORTS = 20000, 20000
 
 
-def split(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """Return the launcher's options, by name, and the command's own words; raises UserError."""
-    found: dict[str, str] = {}
+def split(words: Sequence[str], *, dry_run: bool = False) -> tuple[dict[str, str], list[str]]:
+    """Return the launcher's options, by name, and the command's own words.
+
+    Args:
+        words: the command line after the command.
+        dry_run: whether the command has the options `--dry_run` and `--memory`.
+
+    Raises:
+        UserError: an option has no value, goes with another, or is not of this command.
+    """
+    options: dict[str, str] = {}
     rest: list[str] = []
     left = iter(words)
     for word in left:
         name, _, value = word.partition("=")
-        if name not in OPTIONS:
+        if name == "--dry_run":
+            options[name] = ""
+        elif name in OPTIONS:
+            options[name] = value or next(left, "")
+            if not options[name] or options[name].startswith("--"):
+                raise UserError(f"{name} needs a value")
+        else:
             rest.append(word)
-            continue
-        found[name] = value or next(left, "")
-        if not found[name] or found[name].startswith("--"):
-            raise UserError(f"{name} needs a value")
-    if "--num_processes" in found and "--accelerate" not in found:
-        raise UserError("--num_processes goes with --accelerate, e.g. --accelerate ddp --num_processes 4")
-    return found, rest
+    if "--num_processes" in options:
+        check_number("--num_processes", options["--num_processes"], COUNT, whole=True)
+        if "--accelerate" not in options:
+            raise UserError("--num_processes needs --accelerate, e.g. --accelerate ddp --num_processes 4")
+    if ("--memory" in options or "--dry_run" in options) and not dry_run:
+        raise UserError("only `rlkit train` has --dry_run and --memory")
+    if "--memory" in options and "--dry_run" not in options:
+        raise UserError("--memory needs --dry_run")
+    if "--accelerate" in options:
+        config_file(options["--accelerate"])
+    return options, rest
 
 
 def config_file(name: str) -> Path:
@@ -146,14 +165,7 @@ def use_one_gpu() -> None:
 
 
 def launch_or_prepare(command: str, options: Mapping[str, str], words: Sequence[str]) -> None:
-    """Launch several processes if `--accelerate` is given, else make this process ready to train.
-
-    Raises:
-        UserError: `--memory` or `--dry-run` was given; only `rlkit train` supports them, and `--memory` needs
-            `--dry-run`.
-    """
-    if "--memory" in options or "--dry-run" in words:
-        raise UserError("--memory requires --dry-run, which only `rlkit train` supports")
+    """Launch several processes if `--accelerate` is given, else make this process ready to train."""
     if "--accelerate" in options:
         launch(command, options, words)
     use_one_gpu()

@@ -8,8 +8,9 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
+import torch
 import transformers
 from accelerate.utils import broadcast_object_list, gather_object
 
@@ -17,13 +18,13 @@ from rlkit.arguments.keys import TaskArguments
 from rlkit.arguments.parse import RunConfig, TrainConfig, save_resolved
 from rlkit.arguments.presets import PRESETS
 from rlkit.environment import Environment
-from rlkit.errors import UserError
+from rlkit.errors import UserError, one_line
 from rlkit.evaluation import Evaluation, compare, evaluate
 from rlkit.evaluation.splits import load_tasks, read_fold
 from rlkit.models.cpu import tune_for_cpu
 from rlkit.models.load import save_gathered, save_model
 from rlkit.models.patches import shard_on_cpu
-from rlkit.registry import load_environment
+from rlkit.registry import author_frames, load_environment
 from rlkit.report import build_report
 from rlkit.reward import Reward
 from rlkit.rollouts.types import Rollout
@@ -63,6 +64,8 @@ ORDER = (
 # answer(tasks, samples) returns `samples` rollouts for each task.
 Answer = Callable[[Sequence[dict[str, Any]], int], Sequence[list[Rollout]]]
 Decision = TypeVar("Decision")
+Parameters = ParamSpec("Parameters")
+AnyTrainer = TypeVar("AnyTrainer", bound=transformers.Trainer)
 
 
 class Session:
@@ -101,18 +104,51 @@ class Session:
             self.environment, "train", self.run.args.num_tasks, self.run.trainer_args.seed, self.fold
         )
 
-    def open(self) -> None:
-        """Create the run directory; write the resolved config of a new run. The main process does.
+    def prepare(self) -> None:
+        """Find out what is wrong before the model loads; raises UserError.
 
-        All begin with the same random numbers, for adapters: trainers set the seed after they have made them.
+        The run directory is checked and left as it is, and the learning rate schedule is built for nothing.
         """
         args, trainer_args = self.run.args, self.run.trainer_args
-        transformers.set_seed(trainer_args.seed)
+        if trainer_args.process_index == 0:
+            self.directory.prepare(resume=args.resume, overwrite=args.overwrite)
+        with refusals():
+            transformers.get_scheduler(
+                trainer_args.lr_scheduler_type,
+                torch.optim.SGD([torch.zeros(1)]),
+                num_warmup_steps=0,
+                num_training_steps=1,
+                scheduler_specific_kwargs=dict(trainer_args.lr_scheduler_kwargs or {}),
+            )
+
+    def make_trainer(
+        self, make: Callable[Parameters, AnyTrainer], *args: Parameters.args, **kwargs: Parameters.kwargs
+    ) -> AnyTrainer:
+        """Return `make(*args, **kwargs)`, a trainer, and then open the run directory.
+
+        What TRL or transformers refuses is a UserError of one line, and the directory is as it was. All
+        processes begin with the same random numbers, for adapters: trainers set the seed after they have made
+        them.
+        """
+        transformers.set_seed(self.run.trainer_args.seed)
+        with refusals():
+            trainer = make(*args, **kwargs)
+            trainer.get_optimizer_cls_and_kwargs(trainer.args, cast(Any, trainer.model))  # is it installed?
+        self.open()
+        return trainer
+
+    def open(self) -> None:
+        """Create the run directory; write the resolved config of a new run. The main process does."""
+        args, trainer_args = self.run.args, self.run.trainer_args
         with trainer_args.main_process_first(local=False, desc="opening the run directory"):
             if trainer_args.process_index == 0:
                 self.directory.open(resume=args.resume, overwrite=args.overwrite)
                 if not args.resume:  # a run that may not go on keeps its config
                     self._save_config()
+
+    def close(self) -> None:
+        """Let other processes write to the run directory."""
+        self.directory.close()
 
     def _save_config(self) -> None:
         save_resolved(self.run, self.directory.path / "config.yaml")
@@ -140,11 +176,8 @@ class Session:
         self.guards = guards
         preemption = PreemptionCallback()
         trainer.add_callback(preemption)
-        try:
-            with preemption.listening():
-                self._fit(trainer, parts, runner, watch=watch, answer=answer, preemption=preemption)
-        finally:
-            self.directory.close()
+        with preemption.listening():
+            self._fit(trainer, parts, runner, watch=watch, answer=answer, preemption=preemption)
 
     def _fit(
         self,
@@ -292,6 +325,19 @@ class Session:
         lines.append(f"model:  {self.directory.path / 'model'}")
         lines.append(f"report: {build_report([self.directory.path])}")
         return "\n".join(lines)
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Turn what a library refuses into a UserError of one line; errors of a user's own code stay."""
+    try:
+        yield
+    except (ValueError, TypeError, ImportError, NotImplementedError, RuntimeError) as error:
+        of_device = isinstance(error, RuntimeError) and type(error) not in (RuntimeError, NotImplementedError)
+        if of_device or author_frames(error):
+            raise
+        logger.debug("refused", exc_info=True)
+        raise UserError(one_line(error)) from error
 
 
 def make_environment(args: TaskArguments) -> Environment:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from typing import Any
 
 import trl
@@ -27,54 +28,56 @@ def sft(run: SFTRunConfig) -> None:
     args, trainer_args = run.args, run.trainer_args
     environment = make_environment(args)
     session = Session(run, "sft", environment, args.max_completion_length)
-    tasks = session.tasks()
-    rewards, _ = load_rewards(None, environment, None)
-    kind, _, path = args.demonstrations.partition(":")
-    script = best_answers(path, environment) if kind == "best" else None
-    scripted = script is not None or (environment.max_turns > 1 and kind == "solution")
-    if not scripted:
-        rows = demonstrations(environment, tasks, args.demonstrations)
-    model, tokenizer = load_model(run.model_args, trust_remote_code=trainer_args.trust_remote_code)
-    if trainer_args.chat_template_path is None:
-        require_chat_template(tokenizer, tasks[:1]["prompt"])
-    if scripted:
-        if trainer_args.chat_template_path or trainer_args.eos_token:
-            raise UserError(
-                "turns are tokenised beforehand: chat_template_path and eos_token come too late, set them in "
-                "the model's folder"
+    with closing(session):
+        session.prepare()
+        tasks = session.tasks()
+        rewards, _ = load_rewards(None, environment, None)
+        kind, _, path = args.demonstrations.partition(":")
+        script = best_answers(path, environment) if kind == "best" else None
+        scripted = script is not None or (environment.max_turns > 1 and kind == "solution")
+        if not scripted:
+            rows = demonstrations(environment, tasks, args.demonstrations)
+        model, tokenizer = load_model(run.model_args, trust_remote_code=trainer_args.trust_remote_code)
+        if trainer_args.chat_template_path is None:
+            require_chat_template(tokenizer, tasks[:1]["prompt"])
+        if scripted:
+            if trainer_args.chat_template_path or trainer_args.eos_token:
+                raise UserError(
+                    "turns are tokenized beforehand, without chat_template_path and eos_token: set both in the "
+                    "model's folder"
+                )
+            rows = played(
+                environment,
+                tasks,
+                tokenizer,
+                eos_token_ids(model.generation_config.eos_token_id, tokenizer),
+                tokens=args.max_completion_length,
+                in_all=trainer_args.max_length,
+                script=script,
             )
-        rows = played(
-            environment,
-            tasks,
-            tokenizer,
-            eos_token_ids(model.generation_config.eos_token_id, tokenizer),
-            tokens=args.max_completion_length,
-            in_all=trainer_args.max_length,
-            script=script,
-        )
-    session.open()
-    with RewardRunner(
-        rewards, args.reward_time_limit, args.reward_workers, metric=environment.metric
-    ) as runner:
-        trainer = SFTTrainer(
-            model,
-            args=trainer_args,
-            train_dataset=rows,
-            processing_class=tokenizer,
-            peft_config=get_peft_config(run.model_args),
-        )
+        with RewardRunner(
+            rewards, args.reward_time_limit, args.reward_workers, metric=environment.metric
+        ) as runner:
+            trainer = session.make_trainer(
+                SFTTrainer,
+                model,
+                args=trainer_args,
+                train_dataset=rows,
+                processing_class=tokenizer,
+                peft_config=get_peft_config(run.model_args),
+            )
 
-        def answer(tasks: Sequence[dict[str, Any]], samples: int) -> list[list[Rollout]]:
-            # Of the trainer, which may have changed both by its keys chat_template_path and eos_token.
-            tokenizer: Any = trainer.processing_class
-            declared = trainer.accelerator.unwrap_model(trainer.model).generation_config.eos_token_id
-            limits = RolloutLimits(args.max_completion_length, turns=environment.max_turns)
-            sampler = open_sampler(environment, tokenizer, eos_token_ids(declared, tokenizer), limits)
-            with transformers_engine(trainer, tokenizer, args.evaluation_batch_size) as engine:
-                return sampler(engine, tasks, samples)
+            def answer(tasks: Sequence[dict[str, Any]], samples: int) -> list[list[Rollout]]:
+                # Of the trainer, which may have changed both by its keys chat_template_path and eos_token.
+                tokenizer: Any = trainer.processing_class
+                declared = trainer.accelerator.unwrap_model(trainer.model).generation_config.eos_token_id
+                limits = RolloutLimits(args.max_completion_length, turns=environment.max_turns)
+                sampler = open_sampler(environment, tokenizer, eos_token_ids(declared, tokenizer), limits)
+                with transformers_engine(trainer, tokenizer, args.evaluation_batch_size) as engine:
+                    return sampler(engine, tasks, samples)
 
-        watch = {"loss": "loss", "token accuracy": "mean_token_accuracy"}
-        session.fit(trainer, trainer.stateful(), runner, watch=watch, answer=answer)
+            watch = {"loss": "loss", "token accuracy": "mean_token_accuracy"}
+            session.fit(trainer, trainer.stateful(), runner, watch=watch, answer=answer)
 
 
 class SFTTrainer(trl.SFTTrainer):

@@ -34,58 +34,60 @@ def train(run: TrainConfig) -> None:
     """Train: rewards, model, trainer, evaluation before and after, model and report at the end."""
     args, trainer_args = run.args, run.trainer_args
     environment = make_environment(args)
-    rewards, trainer_args.reward_weights = load_run_rewards(run, environment)
-    for warning in warnings_for(run.keys()) if trainer_args.process_index == 0 else ():
-        logger.warning(warning)
     session = Session(run, "train", environment, trainer_args.max_completion_length)
-    guards = Guards(args.mapping("guards"), record=session.directory.log)
-    tasks = session.tasks()
-    check_columns(rewards, tasks.column_names)
-    if len(tasks) < (prompts := trainer_args.generation_batch_size // trainer_args.num_generations):
-        raise UserError(f"{len(tasks)} tasks, but a generation needs {prompts}: raise num_tasks")
-    if args.group_by:
-        check_keys(tasks, args.group_by)
-    if run.model_args.model_revision != "main":  # TRL loads the reference model by itself
-        trainer_args.model_init_kwargs = {
-            **(trainer_args.model_init_kwargs or {}),
-            "revision": run.model_args.model_revision,
-        }
-    model, tokenizer = load_model(run.model_args, trust_remote_code=trainer_args.trust_remote_code)
-    require_chat_template(tokenizer, tasks[:1]["prompt"])
-    options = trainer_options(run, environment)
-    if options["limits"].turns > 1 and "vllm_importance_sampling_mode" not in run.given:
-        # TRL's default multiplies the ratios of all tokens: a long rollout is masked away.
-        trainer_args.vllm_importance_sampling_mode = "token_truncate"
-    session.open()
-    with RewardRunner(
-        rewards, args.reward_time_limit, args.reward_workers, metric=environment.metric
-    ) as runner:
-        trainer = GRPOTrainer(
-            model,
-            args=trainer_args,
-            train_dataset=tasks,
-            processing_class=tokenizer,
-            peft_config=get_peft_config(run.model_args),
-            environment=environment,
-            runner=runner,
-            budget=ErrorBudget(args.reward_error_budget, args.reward_error_patience),
-            run=session.directory,
-            **options,
-        )
-        watch = {
-            "reward": "reward",
-            "accuracy": f"rewards/{environment.metric}/mean",
-            "length": "completions/mean_length",
-        }
-        with closing(trainer):
-            session.fit(
-                trainer,
-                trainer.stateful(),
-                runner,
-                watch=watch,
-                answer=partial(answer, trainer, args.evaluation_batch_size),
-                guards=guards,
+    with closing(session):
+        session.prepare()
+        rewards, trainer_args.reward_weights = load_run_rewards(run, environment)
+        for warning in warnings_for(run.keys()) if trainer_args.process_index == 0 else ():
+            logger.warning(warning)
+        guards = Guards(args.mapping("guards"), record=session.directory.log)
+        tasks = session.tasks()
+        check_columns(rewards, tasks.column_names)
+        if len(tasks) < (prompts := trainer_args.generation_batch_size // trainer_args.num_generations):
+            raise UserError(f"{len(tasks)} tasks, but a generation needs {prompts}: raise num_tasks")
+        if args.group_by:
+            check_keys(tasks, args.group_by)
+        if run.model_args.model_revision != "main":  # TRL loads the reference model by itself
+            trainer_args.model_init_kwargs = {
+                **(trainer_args.model_init_kwargs or {}),
+                "revision": run.model_args.model_revision,
+            }
+        model, tokenizer = load_model(run.model_args, trust_remote_code=trainer_args.trust_remote_code)
+        require_chat_template(tokenizer, tasks[:1]["prompt"])
+        options = trainer_options(run, environment)
+        if options["limits"].turns > 1 and "vllm_importance_sampling_mode" not in run.given:
+            # TRL's default multiplies the ratios of all tokens: a long rollout is masked away.
+            trainer_args.vllm_importance_sampling_mode = "token_truncate"
+        with RewardRunner(
+            rewards, args.reward_time_limit, args.reward_workers, metric=environment.metric
+        ) as runner:
+            trainer = session.make_trainer(
+                GRPOTrainer,
+                model,
+                args=trainer_args,
+                train_dataset=tasks,
+                processing_class=tokenizer,
+                peft_config=get_peft_config(run.model_args),
+                environment=environment,
+                runner=runner,
+                budget=ErrorBudget(args.reward_error_budget, args.reward_error_patience),
+                run=session.directory,
+                **options,
             )
+            watch = {
+                "reward": "reward",
+                "accuracy": f"rewards/{environment.metric}/mean",
+                "length": "completions/mean_length",
+            }
+            with closing(trainer):
+                session.fit(
+                    trainer,
+                    trainer.stateful(),
+                    runner,
+                    watch=watch,
+                    answer=partial(answer, trainer, args.evaluation_batch_size),
+                    guards=guards,
+                )
 
 
 def answer(

@@ -50,7 +50,7 @@ def open_index(path: str | Path) -> SearchEngine:
     folder = Path(path)
     header = read_header(folder)
     if "engine" not in header:
-        raise UserError(f"{folder} is not finished: run scripts/build_index.py again, it goes on")
+        raise UserError(f"{folder} is not finished: run the same `rlkit index` again to continue it")
     kind = _kind(header["engine"])
     return getattr(_import(kind), kind.engine)(folder)
 

@@ -45,7 +45,7 @@ def _open_folder(name: str, world: World | None) -> SearchEngine:
         raise UserError(f"there is no engine {name!r}: take bm25, the folder of an index, or a server's URL")
     engine: Any = open_index(folder)
     if world is not None and engine.documents[0] != world.passage(0):
-        made = f"scripts/build_index.py world:{world.size}:{world.seed}"
+        made = f"rlkit index world:{world.size}:{world.seed}"
         raise UserError(f"{name} is no index of this world's passages: {made} makes one")
     return engine
 

@@ -7,6 +7,7 @@ as a language model's are.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict
 from typing import Any
 
@@ -29,28 +30,32 @@ def rank(run: RankConfig) -> None:
     args, trainer_args = run.args, run.trainer_args
     environment = make_environment(args)
     session = Session(run, "rank", environment)
-    rows = training_rows(environment, session.tasks())
-    rewards, _ = load_rewards(None, environment, None)
-    # All processes, and a resumed run, begin with the same adapter.
-    transformers.set_seed(trainer_args.seed)
-    scorer = load_scorer(run)
-    trainer_args.remove_unused_columns = False
-    objective = Objective(args.objective, args.utility, args.cutoff, args.rankings, args.estimator)
-    session.open()
-    with RewardRunner(
-        rewards, args.reward_time_limit, args.reward_workers, metric=environment.metric
-    ) as runner:
-        trainer = RankingTrainer(scorer, objective, args=trainer_args, train_dataset=rows)
+    with closing(session):
+        session.prepare()
+        rows = training_rows(environment, session.tasks())
+        rewards, _ = load_rewards(None, environment, None)
+        # All processes, and a resumed run, begin with the same adapter.
+        transformers.set_seed(trainer_args.seed)
+        scorer = load_scorer(run)
+        trainer_args.remove_unused_columns = False
+        objective = Objective(args.objective, args.utility, args.cutoff, args.rankings, args.estimator)
+        with RewardRunner(
+            rewards, args.reward_time_limit, args.reward_workers, metric=environment.metric
+        ) as runner:
+            trainer = session.make_trainer(
+                RankingTrainer, scorer, objective, args=trainer_args, train_dataset=rows
+            )
 
-        def answer(tasks: Sequence[dict[str, Any]], samples: int) -> list[list[Rollout]]:
-            scorer = trainer.accelerator.unwrap_model(trainer.model)
-            with torch.no_grad():
-                return [
-                    [judge(scorer, documents)] * samples for documents in candidates_of(environment, tasks)
-                ]
+            def answer(tasks: Sequence[dict[str, Any]], samples: int) -> list[list[Rollout]]:
+                scorer = trainer.accelerator.unwrap_model(trainer.model)
+                with torch.no_grad():
+                    return [
+                        [judge(scorer, documents)] * samples
+                        for documents in candidates_of(environment, tasks)
+                    ]
 
-        watch = {"loss": "loss", "utility": "utility"}
-        session.fit(trainer, trainer.stateful(), runner, watch=watch, answer=answer)
+            watch = {"loss": "loss", "utility": "utility"}
+            session.fit(trainer, trainer.stateful(), runner, watch=watch, answer=answer)
 
 
 def training_rows(environment: Environment, tasks: Sequence[Any]) -> list[dict[str, Any]]:

@@ -26,7 +26,7 @@ def write_corpus(path, documents=DOCUMENTS):
 
 
 def command(*arguments):
-    return [sys.executable, str(ROOT / "scripts" / "build_index.py"), *map(str, arguments)]
+    return [sys.executable, "-m", "rlkit", "index", *map(str, arguments)]
 
 
 def run(*arguments):
@@ -150,7 +150,7 @@ def test_an_index_can_be_moved(tmp_path):
 
 def test_folders_that_cannot_be_opened(tmp_path):
     for path in (tmp_path, tmp_path / "none", Path(__file__)):
-        with pytest.raises(UserError, match=r"is no index: build one with scripts/build_index\.py"):
+        with pytest.raises(UserError, match=r"is no index: build one with `rlkit index`"):
             open_index(path)
     out = build_index(DOCUMENTS, tmp_path / "index")
     header = json.loads((out / "index.json").read_text())

@@ -1,0 +1,247 @@
+"""The values that a key may have: one table of ranges and one of choices.
+
+They are asked before torch is imported, a model is loaded or a run directory is touched. TRL and transformers
+check few of these, some of them only after hours of training. Keys that are not here take any value of their
+type; `tests/rlkit/arguments/test_bounds.py` holds every numeric key to be here or in `UNBOUNDED`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlkit.arguments.keys import ALGORITHMS, MAPPINGS, OBJECTIVES
+from rlkit.arguments.presets import ESTIMATORS, UTILITIES
+from rlkit.environment import SPLITS
+from rlkit.errors import UserError, check_choice, first_line
+
+
+@dataclass(frozen=True)
+class Range:
+    """The finite numbers from `low` to `high`; `open_low` and `open_high` leave out the ends."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    open_low: bool = False
+    open_high: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        if not math.isfinite(value):
+            return False
+        above = value > self.low if self.open_low else value >= self.low
+        below = value < self.high if self.open_high else value <= self.high
+        return above and below
+
+    def __str__(self) -> str:
+        if math.isinf(self.low):
+            return "a finite number"
+        low = f"{'above' if self.open_low else 'at least'} {self.low:g}"
+        if math.isinf(self.high):
+            return low
+        return f"{low} and {'below' if self.open_high else 'at most'} {self.high:,.12g}"
+
+
+ANY = Range()
+COUNT = Range(low=1)
+NOT_NEGATIVE = Range(low=0)
+POSITIVE = Range(low=0, open_low=True)
+SHARE = Range(0, 1)
+SHARE_NOT_ZERO = Range(0, 1, open_low=True)
+SHARE_BELOW_ONE = Range(0, 1, open_high=True)
+PORT = Range(1, 65535)
+SEED = Range(0, 2**32 - 1)  # NumPy's
+
+
+def _ranges(values: Range, *keys: str) -> dict[str, Range]:
+    return dict.fromkeys(keys, values)
+
+
+RANGES: dict[str, Range] = {
+    # rlkit's own.
+    **_ranges(COUNT, "num_tasks", "evaluation_batch_size", "reward_workers", "reward_error_patience"),
+    **_ranges(COUNT, "max_turns", "max_turn_tokens", "max_reply_tokens"),
+    **_ranges(COUNT, "dynamic_sampling_attempts", "group_minimum", "cutoff", "rankings"),
+    **_ranges(NOT_NEGATIVE, "evaluation_tasks", "evaluation_steps", "adapter_rank", "listwise"),
+    **_ranges(POSITIVE, "reward_time_limit", "reply_time_limit"),
+    **_ranges(SHARE, "reward_error_budget"),
+    # What a batch is made of.
+    **_ranges(COUNT, "per_device_train_batch_size", "per_device_eval_batch_size"),
+    **_ranges(COUNT, "gradient_accumulation_steps", "generation_batch_size", "steps_per_generation"),
+    **_ranges(COUNT, "num_generations", "num_generations_eval", "num_iterations"),
+    **_ranges(COUNT, "max_completion_length", "max_length", "pad_to_multiple_of"),
+    # Optimization. A learning rate of 0 is a rehearsal: everything runs, and nothing moves.
+    **_ranges(NOT_NEGATIVE, "learning_rate", "weight_decay", "max_grad_norm", "adam_epsilon"),
+    **_ranges(NOT_NEGATIVE, "warmup_steps", "neftune_noise_alpha"),
+    **_ranges(SHARE_BELOW_ONE, "adam_beta1", "adam_beta2", "label_smoothing_factor"),
+    "num_train_epochs": POSITIVE,
+    **_ranges(SEED, "seed", "data_seed"),
+    "torch_empty_cache_steps": COUNT,
+    # The policy-gradient loss.
+    **_ranges(NOT_NEGATIVE, "beta", "epsilon", "epsilon_high", "entropy_coef", "router_aux_loss_coef"),
+    **_ranges(NOT_NEGATIVE, "entropy_coef_min", "entropy_coef_max", "entropy_coef_delta", "entropy_target"),
+    **_ranges(NOT_NEGATIVE, "vespo_k_pos", "vespo_k_neg", "vespo_lambda_pos", "vespo_lambda_neg"),
+    **_ranges(POSITIVE, "delta", "sapo_temperature_neg", "sapo_temperature_pos", "off_policy_mask_threshold"),
+    **_ranges(SHARE, "ref_model_mixup_alpha", "top_entropy_quantile"),
+    "ref_model_sync_steps": COUNT,
+    # Sampling.
+    **_ranges(POSITIVE, "temperature", "repetition_penalty"),
+    "top_p": SHARE_NOT_ZERO,
+    "min_p": SHARE,
+    "top_k": Range(low=-1),  # 0 and -1 keep all tokens
+    **_ranges(COUNT, "max_tool_calling_iterations", "num_completions_to_print"),
+    # vLLM.
+    **_ranges(PORT, "vllm_server_port", "vllm_group_port"),
+    "vllm_gpu_memory_utilization": SHARE_NOT_ZERO,
+    **_ranges(COUNT, "vllm_max_model_length", "vllm_tensor_parallel_size"),
+    **_ranges(POSITIVE, "vllm_server_timeout", "vllm_importance_sampling_clip_max"),
+    **_ranges(POSITIVE, "vllm_importance_sampling_cap"),
+    "vllm_importance_sampling_clip_min": NOT_NEGATIVE,
+    # LoRA.
+    **_ranges(COUNT, "lora_r", "lora_alpha"),
+    "lora_dropout": SHARE_BELOW_ONE,
+    # Logs, checkpoints, data loading, processes. Steps below 1 are a share of the run.
+    **_ranges(POSITIVE, "logging_steps", "save_steps", "eval_steps"),
+    **_ranges(COUNT, "save_total_limit", "eval_accumulation_steps", "dataset_num_proc"),
+    **_ranges(NOT_NEGATIVE, "eval_delay", "dataloader_num_workers"),
+    **_ranges(COUNT, "dataloader_prefetch_factor", "ddp_bucket_cap_mb", "ddp_timeout"),
+}
+# Numeric keys that have no range, and why.
+UNBOUNDED = {
+    "local_rank": "set by launchers; -1 is one process",
+    "max_steps": "-1 trains for num_train_epochs; 0 is asked about below",
+}
+
+REPORT_TO = (
+    "all", "none", "azure_ml", "clearml", "codecarbon", "comet_ml", "dagshub", "dvclive", "flyte", "kubeflow",
+    "mlflow", "neptune", "swanlab", "tensorboard", "trackio", "wandb",
+)  # fmt: skip
+# rlkit's own choices, and those that TRL, transformers or PEFT check after the model is loaded, or never.
+CHOICES: dict[str, tuple[str, ...]] = {
+    "algorithm": ALGORITHMS,
+    "estimator": ESTIMATORS,
+    "evaluation_split": SPLITS,
+    "objective": OBJECTIVES,
+    "utility": UTILITIES,
+    "importance_sampling_level": ("token", "sequence"),
+    "lora_task_type": ("CAUSAL_LM",),
+    "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
+    "report_to": REPORT_TO,
+    "scale_rewards": ("group", "batch", "none", "true", "false"),
+    "torch_compile_mode": ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
+    "vllm_importance_sampling_mode": ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask"),
+    "vllm_mode": ("server", "colocate"),
+    "vllm_model_impl": ("vllm", "transformers"),
+}
+LOSS_TYPES = {
+    "train": ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo"),
+    "sft": ("nll", "dft", "chunked_nll"),
+}
+# Keys that need a package, and how it is imported.
+PACKAGES = {"use_liger_kernel": "liger_kernel"}
+# Mappings that may also be given as the path of a JSON file.
+JSON_FILES = ("accelerator_config", "deepspeed", "fsdp_config")
+TRUE = ("yes", "true", "t", "y", "1")
+FALSE = ("no", "false", "f", "n", "0")
+
+
+def check_values(command: str, keys: Mapping[str, object], types: Mapping[str, str]) -> None:
+    """Raise UserError for the first value that its key cannot have.
+
+    Args:
+        command: train, sft or rank.
+        keys: values as YAML or a command line has them: numbers, or strings that stand for them.
+        types: the type of each key as written in the source (`rlkit.arguments.schema.all_keys`).
+    """
+    for key, value in keys.items():
+        check_value(key, value, types[key])
+        choices = LOSS_TYPES.get(command) if key == "loss_type" else CHOICES.get(key)
+        for choice in value if isinstance(value, list) else [value]:
+            if choices is not None and choice is not None:
+                check_choice(key, str(choice).lower() if isinstance(choice, bool) else str(choice), choices)
+
+
+def check_value(key: str, value: object, annotation: str) -> None:
+    """Raise UserError if a key of this type cannot have this value."""
+    kinds = [kind.strip() for kind in annotation.split("|")]
+    if value is None:
+        if "None" not in kinds and not annotation.startswith("Optional"):
+            raise UserError(f"{key} must have a value, not null")
+    elif key in RANGES and not (isinstance(value, str) and "str" in kinds and not is_number(value)):
+        check_number(key, value, RANGES[key], whole="int" in kinds)
+    elif key == "max_steps":
+        check_number(key, value, Range(low=-1), whole=True)
+        if int(str(value)) == 0:
+            raise UserError("max_steps 0 trains nothing: set -1 to train for num_train_epochs")
+    elif "list[float]" in kinds:
+        for number in value if isinstance(value, list) else [value]:
+            check_number(key, number, ANY)
+    elif "bool" in kinds and not {"str", "dict"} & set(kinds):
+        if str(value).lower() not in TRUE + FALSE:
+            raise UserError(f"{key} must be true or false, not {value!r}")
+        package = PACKAGES.get(key)
+        if package and str(value).lower() in TRUE and importlib.util.find_spec(package) is None:
+            raise UserError(f"{key} needs a package: pip install {package.replace('_', '-')}")
+    elif isinstance(value, str) and (key in MAPPINGS or any(kind.startswith("dict") for kind in kinds)):
+        _check_mapping(key, value)
+
+
+def check_evaluation(options: Mapping[str, Any]) -> None:
+    """Raise UserError for the first option of an evaluation that is out of its range.
+
+    Args:
+        options: the options of `rlkit.evaluation.model.evaluate_model` by name.
+    """
+    for key in ("seed", "top_p", "max_completion_length", "evaluation_batch_size"):
+        check_number(key, options[key], RANGES[key])
+    if options["evaluation_tasks"] is not None:
+        check_number("evaluation_tasks", options["evaluation_tasks"], COUNT)
+    check_number("samples", options["samples"], COUNT)
+    check_number("temperature", options["temperature"], NOT_NEGATIVE)  # 0 is greedy
+    if options["samples"] > 1 and options["temperature"] == 0:
+        raise UserError("several samples at temperature 0 are all equal: set temperature 1")
+
+
+def check_number(key: str, value: object, allowed: Range, *, whole: bool = False) -> None:
+    """Raise UserError unless a value is a number, or the text of one, within a range."""
+    kind = "a whole number" if whole else "a number"
+    try:
+        if isinstance(value, bool):
+            raise ValueError
+        number = int(str(value)) if whole else float(str(value))
+    except ValueError:
+        raise UserError(f"{key} must be {kind}, not {value!r}") from None
+    if number not in allowed:
+        raise UserError(f"{key} must be {allowed}, not {value}")
+
+
+def is_number(text: str) -> bool:
+    """Return whether a text stands for a number."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _check_mapping(key: str, text: str) -> None:
+    """Raise UserError unless a text is a JSON object, or the path of a file of one where that is allowed."""
+    source = key
+    if key in JSON_FILES and not text.lstrip().startswith("{"):
+        path = Path(text)
+        source = f"{key}: {path}"
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or first_line(error)
+            raise UserError(f"{key}: cannot read {path}: {reason}") from error
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{source} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{source} must be a mapping, not {text!r:.60}")

@@ -1,0 +1,64 @@
+"""The keys of each command, read out of the installed sources with `ast`.
+
+Importing TRL and transformers takes seconds; reading four of their files takes a twentieth of one. So a
+misspelt key is refused before anything is imported.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from dataclasses import fields
+from functools import cache
+from pathlib import Path
+
+from rlkit.arguments.keys import RankArguments, SFTArguments, TaskArguments, TrainArguments
+from rlkit.errors import UserError
+
+OWN: dict[str, type[TaskArguments]] = {"train": TrainArguments, "sft": SFTArguments, "rank": RankArguments}
+
+_TRAINING = ("transformers", "training_args.py", "TrainingArguments")
+_BASE = ("trl", "trainer/base_config.py", "_BaseConfig")
+_MODEL = ("trl", "trainer/model_config.py", "ModelConfig")
+# Package, file and class of the dataclasses that hold a command's other keys; a later one overrides.
+INSTALLED = {
+    "train": (_MODEL, _TRAINING, _BASE, ("trl", "trainer/grpo_config.py", "GRPOConfig")),
+    "sft": (_MODEL, _TRAINING, _BASE, ("trl", "trainer/sft_config.py", "SFTConfig")),
+    "rank": (_MODEL, _TRAINING),
+}
+
+
+def own_keys(command: str) -> dict[str, str]:
+    """Return rlkit's own keys of a command with their types, as written in the source."""
+    return {f.name: str(f.type) for f in fields(OWN[command])}
+
+
+@cache
+def all_keys(command: str) -> dict[str, str]:
+    """Return every key of a command with its type, as written in the source, e.g. `int | None`."""
+    keys: dict[str, str] = {}
+    for package, file, name in INSTALLED[command]:
+        keys |= class_fields(package, file, name)
+    return keys | own_keys(command)
+
+
+@cache
+def class_fields(package: str, file: str, name: str) -> dict[str, str]:
+    """Return the annotated names of a class's body with their types, without importing its package.
+
+    Raises:
+        UserError: the package is not installed, or its file holds no such class.
+    """
+    spec = importlib.util.find_spec(package)  # finds a top-level package without importing it
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(f"{package} is not installed: pip install {package}")
+    path = Path(spec.submodule_search_locations[0]) / file
+    tree = ast.parse(path.read_text(encoding="utf-8")) if path.is_file() else ast.Module([], [])
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            return {
+                statement.target.id: ast.unparse(statement.annotation)
+                for statement in node.body
+                if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
+            }
+    raise UserError(f"the installed {package} has no class {name} in {file}: install the pinned version")

@@ -1,0 +1,148 @@
+"""Evaluate a model by name on an environment by name (`rlkit eval`, `rlkit.evaluate`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from rlkit.arguments.bounds import check_evaluation
+from rlkit.environment import Environment
+from rlkit.errors import UserError
+from rlkit.evaluation.evaluate import Generate, evaluate
+from rlkit.evaluation.result import Evaluation
+from rlkit.evaluation.splits import read_fold
+from rlkit.registry import load_environment
+from rlkit.rollouts.loop import RolloutLimits
+from rlkit.rollouts.sampler import open_sampler
+from rlkit.rollouts.tokenize import eos_token_ids
+from rlkit.scoring import RewardRunner, load_rewards
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def evaluate_model(
+    model: str | Path,
+    environment: str | Environment,
+    *,
+    environment_args: Mapping[str, Any] | None = None,
+    evaluation_split: str = "test",
+    evaluation_tasks: int | None = None,
+    evaluation_batch_size: int = 64,
+    fold: str | None = None,
+    seed: int = 0,
+    samples: int = 1,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    max_completion_length: int = 512,
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+    name: str = "evaluation",
+) -> Evaluation:
+    """Answer held-out tasks with a model, judge the answers, and return accuracy, rewards and every answer.
+
+    Args:
+        model: a hub name, a folder such as `runs/smollm2/model`, or `bundled:smollm2-135m`.
+        environment: an environment, or its id, `package.module:Class` or `path/file.py:Class`.
+        environment_args: arguments of an environment that is given by name.
+        evaluation_split: train, dev or test.
+        evaluation_tasks: number of tasks. Default: the environment's own number.
+        evaluation_batch_size: completions generated at a time.
+        fold: `FILE:NAME` of a file of folds: only its tasks.
+        seed: of the tasks and of sampling.
+        samples: answers per task, for pass@k and avg@k.
+        temperature: 0 is greedy decoding.
+        top_p: nucleus sampling; 1 keeps all tokens.
+        max_completion_length: maximum number of tokens of an answer, all turns together.
+        dtype: auto, bfloat16, float16 or float32.
+        trust_remote_code: run code that comes with the model.
+        name: name of the result.
+
+    Raises:
+        UserError: a model, an environment or a value that does not exist.
+    """
+    check_evaluation(
+        {
+            "evaluation_tasks": evaluation_tasks,
+            "evaluation_batch_size": evaluation_batch_size,
+            "seed": seed,
+            "samples": samples,
+            "temperature": temperature,
+            "top_p": top_p,
+            "max_completion_length": max_completion_length,
+        }
+    )
+    if isinstance(environment, str):
+        environment = load_environment(environment, **(environment_args or {}))
+    elif environment_args:
+        raise UserError("environment_args are those of an environment that is given by name")
+    tasks_of_fold = None if fold is None else read_fold(fold, environment)
+    rewards, _ = load_rewards(None, environment, None)
+    generate = _sampler(
+        str(model),
+        environment,
+        seed=seed,
+        temperature=temperature,
+        top_p=top_p,
+        max_completion_length=max_completion_length,
+        batch_size=evaluation_batch_size,
+        dtype=dtype,
+        trust_remote_code=trust_remote_code,
+    )
+    with RewardRunner(rewards, metric=environment.metric) as runner:
+        return evaluate(
+            generate,
+            environment,
+            runner,
+            split=evaluation_split,
+            n=evaluation_tasks,
+            seed=seed,
+            fold=tasks_of_fold,
+            samples=samples,
+            name=name,
+            model=str(model),
+            environment_args=dict(environment_args or {}),
+            temperature=temperature,
+            max_length=max_completion_length,
+        )
+
+
+def _sampler(
+    model_name: str,
+    environment: Environment,
+    *,
+    seed: int,
+    temperature: float,
+    top_p: float,
+    max_completion_length: int,
+    batch_size: int,
+    dtype: str,
+    trust_remote_code: bool,
+) -> Generate:
+    """Load the model and return what answers tasks with it."""
+    import torch
+    from transformers import set_seed
+    from trl import ModelConfig
+
+    from rlkit.models.cpu import tune_for_cpu
+    from rlkit.models.load import load_model
+    from rlkit.rollouts.local.engine import TransformersEngine
+
+    set_seed(seed)
+    config = ModelConfig(model_name_or_path=model_name, dtype=dtype)
+    model, tokenizer = load_model(config, trust_remote_code=trust_remote_code)
+    if torch.cuda.is_available():
+        model.to("cuda")
+    else:
+        tune_for_cpu()
+    model.eval()
+    sampler = open_sampler(
+        environment,
+        tokenizer,
+        eos_token_ids(model.generation_config.eos_token_id, tokenizer),
+        RolloutLimits(max_completion_length, turns=environment.max_turns),
+        temperature=temperature,
+        top_p=top_p,
+    )
+    return partial(sampler, TransformersEngine(model, tokenizer, batch_size=batch_size))
