@@ -46,7 +46,8 @@ class TrainResult:
 def train(config: str | Path | None = None, **keys: Any) -> TrainResult:
     """Train a language model as `rlkit train` does, in this process, and return what the run left.
 
-        result = rlkit.train("configs/causal/smollm2.yaml", model_name_or_path="bundled:smollm2-135m", max_steps=10)
+        config = "configs/causal/smollm2.yaml"
+        result = rlkit.train(config, model_name_or_path="bundled:smollm2-135m", max_steps=10)
         print(result.before.accuracy.mean, result.after.accuracy.mean)
 
     Args:
@@ -68,7 +69,7 @@ def train(config: str | Path | None = None, **keys: Any) -> TrainResult:
         use_one_gpu()
         run = parse_train(arguments, keys)
         train_run(run)
-        directory = Path(run.trainer_args.output_dir)
+        directory = Path(str(run.trainer_args.output_dir))
         saved = read_run(directory)
         return TrainResult(directory, saved.metrics, saved.evaluations)
 

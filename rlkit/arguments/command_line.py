@@ -98,6 +98,8 @@ def check_start(command: str, arguments: Sequence[str], overrides: Mapping[str, 
             "sentence-transformers/all-MiniLM-L6-v2" if command == "rank" else "Qwen/Qwen2.5-0.5B-Instruct"
         )
         raise UserError(f"no model given: set the key 'model_name_or_path', e.g. {example}")
+    if not keys.get("output_dir"):
+        raise UserError("no run directory given: set the key 'output_dir', e.g. -o runs/my-run")
     if all(str(keys.get(key)).lower() in TRUE for key in ("resume", "overwrite")):
         raise UserError("--resume and --overwrite exclude each other")
 

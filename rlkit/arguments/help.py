@@ -5,13 +5,33 @@ from __future__ import annotations
 import shutil
 import textwrap
 from collections.abc import Sequence
-from dataclasses import Field, fields
+from dataclasses import fields
 
-from rlkit.arguments.keys import group_of
 from rlkit.arguments.schema import OWN, all_keys
 
 NAME_WIDTH = 28
 MAX_WIDTH = 100
+# The headings of rlkit's own keys, in order.
+GROUPS = {
+    "tasks": ("environment", "environment_args", "fold", "num_tasks"),
+    "run directory": ("resume", "resume_anyway", "overwrite"),
+    "evaluation": (
+        "evaluation_tasks", "evaluation_steps", "evaluation_split", "evaluation_batch_size",
+        "max_completion_length",
+    ),
+    "rewards": (
+        "rewards", "reward_args", "reward_time_limit", "reward_workers", "reward_error_budget",
+        "reward_error_patience",
+    ),
+    "algorithm": (
+        "algorithm", "dynamic_sampling", "dynamic_sampling_attempts", "group_by", "group_minimum",
+        "difficulty_weighting", "shared_prefix", "guards",
+    ),
+    "rollouts": ("max_turns", "max_turn_tokens", "max_reply_tokens", "reply_time_limit", "weights_dir"),
+    "demonstrations": ("demonstrations",),
+    "objective": ("objective", "utility", "cutoff", "rankings", "estimator"),
+    "scorer": ("temperature", "adapter_rank", "listwise"),
+}  # fmt: skip
 LAUNCH = {
     "--accelerate NAME": "Several processes: a file of configs/accelerate, e.g. ddp, zero3.",
     "--num_processes N": "Number of processes. Default: one per GPU.",
@@ -58,18 +78,17 @@ def short_help(command: str, summary: str) -> str:
     """Return the help of `train`, `sft` or `rank`: rlkit's own keys and the launcher's options."""
     width = min(shutil.get_terminal_size().columns, MAX_WIDTH)
     lines = [f"usage: rlkit {command} [CONFIG.yaml] [--KEY VALUE ...]", "", f"{summary}"]
-    groups: dict[str, list[Field[object]]] = {}
-    for own in fields(OWN[command]):
-        groups.setdefault(group_of(own), []).append(own)
-    for group, members in groups.items():
-        lines += ["", f"{group}:"]
-        for own in members:
-            lines += _entry(f"--{own.name}", own.metadata["help"] + _default(own.default), width)
+    own = {f.name: f for f in fields(OWN[command])}
+    for group, names in GROUPS.items():
+        members = [own[name] for name in names if name in own]
+        lines += ["", f"{group}:"] if members else []
+        for key in members:
+            lines += _entry(f"--{key.name}", key.metadata["help"] + _default(key.default), width)
     lines += ["", "launch:"]
     for name, text in LAUNCH.items():
         if command == "train" or name not in ("--dry_run", "--memory GIB"):
             lines += _entry(name, text, width)
-    others = len(all_keys(command)) - len(fields(OWN[command]))
+    others = len(all_keys(command)) - len(own)
     text = (
         f"Also any of the {others} keys of {OWNERS[command]} under its own name; the usual ones: "
         f"{USUAL[command]}. `rlkit {command} --help_all` prints every key."

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, SupportsFloat
 
-from rlkit.errors import UserError, first_line, nearest
+from rlkit.errors import UserError, first_line
 from rlkit.files import atomic_write, replace
 from rlkit.runs.record import record_frame
 
@@ -71,17 +71,11 @@ class RunDirectory:
         run are not loaded yet.
 
         Raises:
-            UserError: it holds something already, and neither `resume` nor `overwrite` is given; there is
-                nothing to resume; another process writes to it; or it cannot be written to.
+            UserError: it holds something already, and neither `resume` nor `overwrite` is given; another
+                process writes to it; or it cannot be written to.
         """
         if resume and overwrite:
             raise UserError("--resume and --overwrite exclude each other")
-        if resume and not self.path.is_dir():
-            known = [str(path) for path in self.path.parent.glob("*") if (path / "config.yaml").is_file()]
-            raise UserError(
-                f"there is no run directory {self.path} to resume{nearest(str(self.path), known)}: "
-                "start it without --resume"
-            )
         if self._used() and not resume:
             if not overwrite:
                 raise UserError(
@@ -108,9 +102,8 @@ class RunDirectory:
         Raises:
             UserError: what `prepare` raises.
         """
-        if self._lock is None:
-            self.prepare(resume=resume, overwrite=overwrite)
-            self._hold()
+        self.prepare(resume=resume, overwrite=overwrite)
+        self._hold()
         try:
             if overwrite:
                 self._delete()

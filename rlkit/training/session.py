@@ -18,7 +18,7 @@ from rlkit.arguments.keys import TaskArguments
 from rlkit.arguments.parse import RunConfig, TrainConfig, save_resolved
 from rlkit.arguments.presets import PRESETS
 from rlkit.environment import Environment
-from rlkit.errors import UserError, one_line
+from rlkit.errors import UserError, nearest, one_line
 from rlkit.evaluation import Evaluation, compare, evaluate
 from rlkit.evaluation.splits import load_tasks, read_fold
 from rlkit.models.cpu import tune_for_cpu
@@ -111,6 +111,13 @@ class Session:
         """
         args, trainer_args = self.run.args, self.run.trainer_args
         if trainer_args.process_index == 0:
+            path = self.directory.path
+            if args.resume and not path.is_dir():
+                known = [str(run) for run in path.parent.glob("*") if (run / "config.yaml").is_file()]
+                raise UserError(
+                    f"there is no run directory {path} to resume{nearest(str(path), known)}: "
+                    "start it without --resume"
+                )
             self.directory.prepare(resume=args.resume, overwrite=args.overwrite)
         with refusals():
             transformers.get_scheduler(

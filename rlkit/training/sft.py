@@ -43,7 +43,7 @@ def sft(run: SFTRunConfig) -> None:
         if scripted:
             if trainer_args.chat_template_path or trainer_args.eos_token:
                 raise UserError(
-                    "turns are tokenized beforehand, without chat_template_path and eos_token: set both in the "
+                    "turns are tokenized before chat_template_path and eos_token apply: set both in the "
                     "model's folder"
                 )
             rows = played(

@@ -252,5 +252,17 @@ def test_the_names_of_the_package_are_imported_on_first_use():
     code = "import sys, rlkit; before = 'datasets' in sys.modules or 'rlkit.registry' in sys.modules\n"
     code += "print(before, [getattr(rlkit, name).__name__ for name in sorted(rlkit.__all__)])"
     result = run(code)
-    names = "['Environment', 'Reply', 'Rollout', 'Turn', 'load_environment']"
+    names = [
+        "Environment", "Reply", "Rollout", "TrainResult", "Turn", "UserError", "evaluate_model",
+        "load_environment", "train",
+    ]  # fmt: skip
     assert result.stdout.strip() == f"False {names}", result.stderr
+
+
+def test_import_loads_nothing_and_dir_shows_the_interface():
+    code = "import sys; before = set(sys.modules); import rlkit\n"
+    code += "new = {name.split('.')[0] for name in set(sys.modules) - before}\n"
+    code += "print(sorted(new & {'torch', 'trl', 'transformers', 'datasets', 'pandas', 'numpy', 'yaml'}))\n"
+    code += "print(sorted(set(dir(rlkit)) - set(rlkit.__all__)))"
+    result = run(code)
+    assert result.stdout.split("\n")[:2] == ["[]", "['__version__']"], result.stderr

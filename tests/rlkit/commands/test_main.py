@@ -64,13 +64,24 @@ def test_help_lists_the_commands(monkeypatch, capsys, word):
     assert all(name in text for name in ("train", "sft", "eval", "report", "envs", "check"))
 
 
-@pytest.mark.parametrize("name", ["train", "sft", "eval", "report", "envs", "check"])
+@pytest.mark.parametrize("name", cli.COMMANDS)
 def test_every_command_explains_itself(monkeypatch, capsys, name):
     monkeypatch.setattr(sys, "argv", ["rlkit", name, "--help"])
-    with pytest.raises(SystemExit) as caught:
-        cli.main()
-    assert caught.value.code == 0
-    assert f"rlkit {name}" in capsys.readouterr().out
+    try:
+        code = cli.main()
+    except SystemExit as ended:  # argparse prints its own
+        code = ended.code
+    text = capsys.readouterr().out
+    assert code == 0 and f"rlkit {name}" in text
+    options = {word.strip(",[]") for word in text.split() if word.strip("[").startswith("--")}
+    assert not [word for word in options if "-" in word[2:]], "options are spelled with underscores"
+
+
+def test_help_all_lists_the_keys_of_trl(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["rlkit", "rank", "--help_all"])
+    assert cli.main() == 0
+    text = capsys.readouterr().out
+    assert all(f"--{key}" in text for key in ("objective", "adam_beta1", "lora_r"))
 
 
 def test_an_unknown_command():
@@ -98,7 +109,7 @@ def test_an_unknown_key_from_the_shell():
         ({"environment": "causal-v1", "environment_args": '{"level": "x"}'}, ["level"]),
         ({"environment": f"{TOY}:NoPrompt"}, ["letters-v1", "'prompt'"]),
         ({"environment": f"{TOY}:NoTask"}, ["letters-v1", "no task"]),
-        ({"max_turns": "0"}, ["max_turns", "above 0"]),
+        ({"max_turns": "0"}, ["max_turns", "at least 1"]),
         ({"rewards": "corect"}, ["'corect'", "'correct'"]),
         ({"rewards": "needs_a_column"}, ["'wisdom'"]),
         ({"rewards": f"{TOY}:datasets"}, ["cannot be called"]),
@@ -111,8 +122,8 @@ def test_an_unknown_key_from_the_shell():
         ({"dtype": "float17"}, ["float17"]),
         ({"use_peft": "true", "lora_target_modules": "nope"}, ["no such adapter", "nope"]),
         ({"attn_implementation": "flash_attention_9"}, ["flash_attention_9"]),
-        ({"reward_time_limit": "0"}, ["time limit"]),
-        ({"reward_error_budget": "3"}, ["limit"]),
+        ({"reward_time_limit": "0"}, ["reward_time_limit", "above 0"]),
+        ({"reward_error_budget": "3"}, ["reward_error_budget", "at most 1"]),
         ({"num_generations": "3"}, ["num_generations"]),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
@@ -136,8 +147,15 @@ def test_a_tokenizer_without_a_chat_template(train, tmp_path, tiny_folder):
 
 
 def test_sft_without_worked_solutions(rlkit, tmp_path):
-    words = ["--environment", f"{TOY}:Letters", "--demonstrations", "solution", "--use_cpu", "true"]
-    result = rlkit("sft", *words, "--bf16", "false", "--output_dir", str(tmp_path / "run"))
+    words = [
+        "--environment",
+        f"{TOY}:Letters",
+        "--demonstrations",
+        "solution",
+        "--model_name_or_path",
+        "none",
+    ]
+    result = rlkit("sft", *words, "--output_dir", str(tmp_path / "run"))
     assert_one_line(result, "letters-v1", "no worked solution")
 
 
@@ -146,9 +164,9 @@ def test_sft_without_worked_solutions(rlkit, tmp_path):
     [
         ([], ["--environment"]),
         (["model", "--environment", "casual-v1"], ["'causal-v1'"]),
-        (["model", "--environment", "causal-v1", "-n", "0"], ["-n"]),
+        (["model", "--environment", "causal-v1", "-n", "0"], ["evaluation_tasks"]),
         (["model", "--environment", "causal-v1", "--samples", "4"], ["temperature"]),
-        (["model", "--environment", "causal-v1", "--args", "num_nodes"], ["num_nodes"]),
+        (["model", "--environment", "causal-v1", "--environment_args", "num_nodes"], ["not JSON"]),
         (["./nowhere", "--environment", "causal-v1"], ["./nowhere"]),
         (["--compare", "a.json", "b.json"], ["a.json"]),
     ],

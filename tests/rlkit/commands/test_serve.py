@@ -40,7 +40,7 @@ def test_only_a_gpu_takes_weights_over_nccl():
 
 
 def test_adapters():
-    command, options = build("m", "--lora-rank", "16")
+    command, options = build("m", "--lora_rank", "16")
     assert "--enable-lora" in command
     assert value(command, "--max-lora-rank") == "16"
     assert serve.environment({}, options, cuda=True)["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "True"
@@ -50,6 +50,11 @@ def test_further_options_go_to_vllm_and_come_last():
     command, _ = build("m", "--port", "9", "--max-num-seqs", "64", "--no-enforce-eager", "--dtype", "float32")
     assert command[-3:] == ["--max-num-seqs", "64", "--no-enforce-eager"]
     assert (value(command, "--port"), value(command, "--dtype")) == ("9", "float32")
+
+
+def test_options_in_the_old_spelling_name_the_new_one():
+    with pytest.raises(UserError, match=r"'--max-model-len' \(did you mean '--max_model_len'\?\)"):
+        serve.parse(["m", "--max-model-len", "9"])
 
 
 @pytest.mark.parametrize("has_vllm", [True, False])
@@ -77,4 +82,4 @@ def test_help_names_every_option(capsys):
         serve.main(["--help"])
     text = capsys.readouterr().out
     assert all(a.help for a in serve.parser()._actions)
-    assert "--lora-rank" in text and "--max-num-seqs" in text and "bundled:smollm2-135m" in text
+    assert "--lora_rank" in text and "--max_num_seqs" in text and "bundled:smollm2-135m" in text

@@ -1,0 +1,194 @@
+"""Names and values of keys are checked before anything is imported; every option has one spelling."""
+
+import subprocess
+import sys
+from dataclasses import fields
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import TrainingArguments
+from trl import GRPOConfig, ModelConfig, SFTConfig
+
+from rlkit.arguments.command_line import CommandParser, check_start, read_keys
+from rlkit.arguments.help import GROUPS, short_help
+from rlkit.arguments.schema import INSTALLED, all_keys, class_fields, own_keys
+from rlkit.errors import UserError
+
+RUN = ["--environment", "causal-v1", "--model_name_or_path", "none", "-o", "runs/x"]
+IMPORTED = {"train": GRPOConfig, "sft": SFTConfig, "rank": TrainingArguments}
+
+
+def refusal(*words, command="train"):
+    with pytest.raises(UserError) as caught:
+        check_start(command, [*RUN, *words])
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("command", INSTALLED)
+def test_the_keys_in_the_sources_are_those_of_the_imported_classes(command):
+    imported = {f.name for cls in (IMPORTED[command], ModelConfig) for f in fields(cls) if f.init}
+    assert set(all_keys(command)) == imported | set(own_keys(command))
+
+
+def test_a_class_that_moved_is_said():
+    with pytest.raises(UserError, match="no class Nothing in trainer/grpo_config.py"):
+        class_fields("trl", "trainer/grpo_config.py", "Nothing")
+    with pytest.raises(UserError, match="pip install no_such_package"):
+        class_fields("no_such_package", "a.py", "A")
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["train", *RUN, "--learning_rat", "1"], "'--learning_rat' (did you mean 'learning_rate'?)"),
+        (["train", *RUN, "--num_generations", "0"], "num_generations must be at least 1, not 0"),
+        (["train", *RUN, "--vllm_mode", "colocat"], "(did you mean 'colocate'?)"),
+        (["train", *RUN, "--accelerate", "ddpp", "--beta", "-1"], "no accelerate config 'ddpp'"),
+        (["train", *RUN, "--accelerate", "ddp", "--beta", "-1"], "beta must be at least 0, not -1"),
+        (["sft", *RUN, "--beta", "1"], "it is a key of `rlkit train`, not of `rlkit sft`"),
+        (["rank", *RUN, "--objective", "infonc"], "(did you mean 'infonce'?)"),
+        (["train", "--model_name_or_path", "m"], "no environment given"),
+        (["train", "--environment", "casual-v1"], "(did you mean 'causal-v1'?)"),
+        (["train", "--environment", "causal-v1"], "model_name_or_path"),
+        (["train", *RUN[:4]], "output_dir"),
+        (["train", "configs/causal/smolm2.yaml"], "(did you mean 'configs/causal/smollm2.yaml'?)"),
+        (["eval", "m", "--environment", "causal-v1", "--top_p", "2"], "top_p must be above 0 and at most 1"),
+    ],
+    ids=lambda value: " ".join(value[-2:]) if isinstance(value, list) else None,
+)
+def test_a_mistake_is_one_line_before_anything_is_imported(words, line):
+    program = (
+        "import sys; sys.argv = ['rlkit', *sys.argv[1:]]\n"
+        "from rlkit.commands.main import main\n"
+        "code = main()\n"
+        "print(code, sorted({'torch', 'trl', 'transformers', 'datasets', 'pandas'} & set(sys.modules)))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program, *words], capture_output=True, text=True, check=False
+    )
+    assert result.stdout == "2 []\n", result.stderr
+    assert result.stderr.startswith("rlkit: ") and result.stderr.count("\n") == 1
+    assert line in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--learning-rate", "1"], "did you mean 'learning_rate'"),
+        (["--no_shared_prefix"], "write --shared_prefix false"),
+        (["--no-shared-prefix"], "write --shared_prefix false"),
+        (["--args", "a=1"], "did you mean 'environment_args'"),
+        (["--split", "dev"], "did you mean 'evaluation_split'"),
+        (["--dry-run"], "did you mean 'dry_run'"),
+        (["-lr", "3"], "did you mean '--learning_rate'"),
+        (["-x"], "a key begins with --"),
+        (["--zzzzzz", "1"], "`rlkit train --help`"),
+        (["--seed"], "--seed needs a value"),
+        (["--seed", "1", "2"], "takes one value"),
+        (["--rewards"], "--rewards needs a value"),
+        (["--config", "a.yaml", "--config=b.yaml"], "one config"),
+        (["--environment_args.level", "a", "b"], "takes one value"),
+        (["--resume", "--overwrite", "true"], "exclude each other"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_wrong_spellings(words, expected):
+    assert expected in refusal(*words)
+
+
+def test_a_word_without_a_key():
+    with pytest.raises(UserError, match="unexpected 'extra'"):
+        read_keys("train", ["configs/causal/smollm2.yaml", "extra"])
+
+
+def test_short_forms_and_switches():
+    given = read_keys("train", [*RUN, "--use_peft", "--rewards", "a", "b", "--seed=3"])
+    values = given.values
+    assert (values["output_dir"], values["use_peft"], values["rewards"]) == ("runs/x", True, ["a", "b"])
+    assert values["seed"] == "3" and {"seed", "output_dir"} <= given.from_command_line
+
+
+def test_keys_of_a_caller_are_above_all_and_left_alone():
+    arguments = {"level": {"deep": 1}}
+    words = [*RUN, "--seed", "1", "--environment_args.level.deep", "2"]
+    given = read_keys("train", words, {"seed": 2, "environment_args": arguments})
+    assert given.values["seed"] == 2 and "seed" not in given.from_command_line
+    assert given.values["environment_args"] == {"level": {"deep": 2}}
+    assert arguments == {"level": {"deep": 1}}
+    with pytest.raises(UserError, match=r"'learning_rat' \(did you mean 'learning_rate'\?\)"):
+        read_keys("train", RUN, {"learning_rat": 1})
+
+
+@given(
+    st.sampled_from(sorted(all_keys("train"))),
+    st.integers(0, 40),
+    st.characters(codec="ascii", categories=["Ll"]),
+)
+def test_a_misspelt_key_is_never_taken(key, place, letter):
+    """One letter more, anywhere: an error, whatever the key."""
+    at = place % (len(key) + 1)
+    wrong = key[:at] + letter + key[at:]
+    if wrong in all_keys("train"):
+        return
+    assert repr(f"--{wrong}") in refusal(f"--{wrong}", "1")
+
+
+@pytest.mark.parametrize("command", INSTALLED)
+def test_help_is_short_and_has_every_own_key_once(command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    text = short_help(command, "Train.")
+    lines = text.splitlines()
+    assert len(lines) <= 80 and max(map(len, lines)) <= 80
+    for key in own_keys(command):
+        assert sum(line.startswith(f"  --{key} ") for line in lines) == 1, key
+    assert f"{len(all_keys(command)) - len(own_keys(command))} keys" in text.replace("\n", " ")
+    assert f"rlkit {command} --help_all" in text.replace("\n", " ")
+
+
+def test_every_own_key_has_one_heading():
+    headed = [key for keys in GROUPS.values() for key in keys]
+    assert len(headed) == len(set(headed))
+    assert set(headed) == {key for command in INSTALLED for key in own_keys(command)}
+
+
+@pytest.fixture
+def parser():
+    parser = CommandParser(prog="rlkit some")
+    parser.add_argument("-n", "--evaluation_tasks", type=int)
+    parser.add_argument("-o", "--out", required=True)
+    parser.add_environment_args()
+    return parser
+
+
+def test_parts_of_a_mapping_in_a_command(parser):
+    words = ["-o", "a", "--environment_args.level", "x", "--environment_args.rate=1e-3", "-n", "3"]
+    options = parser.parse_args(words)
+    assert options.environment_args == {"level": "x", "rate": 0.001}
+    assert (options.out, options.evaluation_tasks) == ("a", 3)
+    assert parser.parse_args(["-o", "a"]).environment_args == {}
+    assert parser.parse_args(["-o", "a", "--environment_args", '{"a": [1]}']).environment_args == {"a": [1]}
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], "required"),
+        (["--ouput", "x"], "'--ouput'"),
+        (["-o", "a", "--evaluation-tasks", "3"], "did you mean '--evaluation_tasks'"),
+        (["-o", "a", "--args", "x=1"], "did you mean '--environment_args'"),
+        (["-o", "a", "--evaluation_task", "3"], "did you mean '--evaluation_tasks'"),
+        (["-o", "a", "-n", "x"], "invalid int value"),
+        (["-o", "a", "--environment_args", "x=1"], "not JSON"),
+        (["-o", "a", "--environment_args", "[1]"], "must be a mapping"),
+        (["-o", "a", "--environment_args.x"], "needs a value"),
+        (["-o", "a", "--environment_args", "{}", "--environment_args.x", "1"], "whole and in parts"),
+        (["-o", "a", "more"], "'more'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_complaints_of_a_command_are_one_line(parser, words, expected):
+    with pytest.raises(UserError) as caught:
+        parser.parse_args(words)
+    assert expected in str(caught.value) and "\n" not in str(caught.value)
