@@ -33,7 +33,7 @@ def test_the_keys_in_the_sources_are_those_of_the_imported_classes(command):
 
 
 def test_a_class_that_moved_is_said():
-    with pytest.raises(UserError, match="no class Nothing in trainer/grpo_config.py"):
+    with pytest.raises(UserError, match=r"no class Nothing in trainer/grpo_config\.py"):
         class_fields("trl", "trainer/grpo_config.py", "Nothing")
     with pytest.raises(UserError, match="pip install no_such_package"):
         class_fields("no_such_package", "a.py", "A")

@@ -184,6 +184,28 @@ def test_environment_args_that_are_no_mapping(write, text):
     assert "environment_args" in complaint(parse_train, write(), "--environment_args", text)
 
 
+@pytest.mark.parametrize(
+    ("keys", "bf16"), [({}, False), ({"bf16": True, "use_cpu": True}, True), ({"use_cpu": True}, False)]
+)
+def test_training_without_a_gpu_is_in_float32_unless_told(tmp_path, monkeypatch, keys, bf16):
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
+    path = tmp_path / "plain.yaml"
+    path.write_text(yaml.safe_dump({"report_to": "none"} | keys))
+    run = parse_train([str(path)])
+    assert run.trainer_args.bf16 is bf16
+    assert ("bf16" in run.given) is ("bf16" in keys)
+
+
+def test_a_key_given_twice_is_an_error(tmp_path):
+    path = tmp_path / "twice.yaml"
+    path.write_text("seed: 1\nenvironment_args:\n  level: 1\n  level: 2\n")
+    assert "'level' is given twice, in lines 3 and 4" in complaint(parse_train, str(path))
+    path.write_text("seed: 1\nlearning_rate: 1\nseed: 1\n")
+    assert "'seed' is given twice, in lines 1 and 3" in complaint(parse_train, str(path))
+    path.write_text("base: &base {a: 1}\nguards:\n  <<: *base\n  a: 2\n")  # a merge may be overridden
+    assert "unknown key 'base'" in complaint(parse_train, str(path))
+
+
 def test_no_environment(write):
     with pytest.raises(UserError, match="'environment'"):
         make_environment(parse_train(["--config", write()]).args)

@@ -9,6 +9,23 @@ from rlkit.commands import main as cli
 from rlkit.errors import RewardError
 from tests.quick import ROOT, TOY
 
+ENVIRONMENT = """
+import json
+from rlkit import Environment
+
+class A(Environment):
+    id = "a-v1"
+    metric = "m"
+    rewards = {{"m": lambda completion: 1.0}}
+    reward_weights = {{"m": 1.0}}
+
+    def __init__(self):
+        {init}
+
+    def tasks(self, split, n=None, seed=0):
+        {tasks}
+"""
+
 
 def command(*words):
     return subprocess.run(
@@ -136,6 +153,91 @@ def test_an_existing_run_directory(train, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").touch()
     assert_one_line(train(), "exists", "--resume", "--overwrite")
+
+
+def snapshot(folder):
+    return {path.relative_to(folder): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({"model_name_or_path": "./no/such/model"}, ["./no/such/model"]),
+        ({"environment_args": '{"lenght": 2}'}, ["'length'"]),
+        ({"rewards": "corect"}, ["'correct'"]),
+        ({"lr_scheduler_type": "cosine_with_min_lr"}, ["min_lr"]),
+        ({"lr_scheduler_kwargs": '{"foo": 1}', "lr_scheduler_type": "cosine"}, ["foo"]),
+        ({"optim": "adamw_bnb_8bit"}, ["bitsandbytes"]),
+        ({"router_aux_loss_coef": "0.1"}, ["Mixture-of-Experts"]),
+        ({"use_peft": "true", "lora_target_modules": "lm_head"}, ["lm_head"]),
+        ({"num_tasks": "1", "num_generations": "2", "per_device_train_batch_size": "8"}, ["1 tasks"]),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
+)
+def test_overwrite_deletes_nothing_before_the_new_run_can_start(train, tmp_path, keys, expected):
+    run = tmp_path / "run"
+    for name in ("config.yaml", "checkpoint-2/model.safetensors", "metrics.jsonl"):
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text("{}")
+    before = snapshot(run)
+    assert_one_line(train(**keys, overwrite="true"), *expected)
+    after = {path: time for path, time in snapshot(run).items() if path.name != ".lock"}
+    assert after == before
+
+
+def test_a_refused_run_leaves_no_directory(train, tmp_path):
+    assert_one_line(train(model_name_or_path="./no/such/model"), "./no/such/model")
+    assert not (tmp_path / "run").exists()
+
+
+def test_resuming_what_is_not_there(train, tmp_path):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "config.yaml").touch()
+    assert_one_line(train(resume="true"), "no run directory", "to resume", f"'{tmp_path / 'runs'}'")
+
+
+def test_a_run_directory_that_cannot_be_made(train, tmp_path):
+    (tmp_path / "file").touch()
+    assert_one_line(train(output_dir=str(tmp_path / "file" / "run")), "cannot be made", "is a file")
+    assert_one_line(train(output_dir=str(tmp_path / "file")), "cannot be made", "is a file")
+    assert_one_line(train(output_dir="/proc/none/run"), "/proc")
+
+
+@pytest.mark.parametrize(
+    ("source", "last"),
+    [
+        ("def f(:\n", "SyntaxError"),
+        ("import no_such_module\n", "ModuleNotFoundError: No module named 'no_such_module'"),
+        (ENVIRONMENT.format(init="1 / 0", tasks="raise"), "ZeroDivisionError: division by zero"),
+        (ENVIRONMENT.format(init="pass", tasks="json.loads('{')"), "JSONDecodeError"),
+    ],
+    ids=["syntax", "import", "constructor", "tasks"],
+)
+def test_failing_code_of_a_user_shows_its_own_frames(train, tmp_path, source, last):
+    file = tmp_path / "mine.py"
+    file.write_text(source)
+    code, stderr = train(environment=f"{file}:A")
+    assert code == 2
+    lines = stderr.splitlines()
+    assert lines[-1].startswith(f"rlkit: {file}, line ") and last in stderr
+    frames = [line for line in lines if line.lstrip().startswith("File ")]
+    assert frames and all(str(file) in line for line in frames)
+    assert "rlkit/" not in stderr.replace(str(tmp_path), "")
+
+
+def test_failing_code_of_a_reward_file_shows_its_own_frames(train, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("import helper_that_is_missing\n")
+    code, stderr = train(rewards=f"{file}:reward")
+    assert code == 2 and f'File "{file}", line 1' in stderr
+
+
+def test_a_bug_of_rlkit_keeps_its_traceback():
+    def bug():
+        raise KeyError("ours")
+
+    with pytest.raises(KeyError):
+        cli.run_command(bug)
 
 
 def test_a_tokenizer_without_a_chat_template(train, tmp_path, tiny_folder):
