@@ -29,6 +29,9 @@ ENVIRONMENTS = {
     "simulator-v1": "rlkit.envs.simulator:SimulatorEnvironment",
 }
 
+# What an environment must have besides its abstract methods.
+PARTS = ("id", "metric", "rewards", "reward_weights")
+
 # Rewards of `rewards/` that suit every environment, by their short names.
 REWARDS = {
     "arora_zanette": "rlkit.rewards.length_group:arora_zanette",
@@ -180,9 +183,11 @@ def _unique_key_loader() -> Any:
         def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
             lines: dict[Any, int] = {}
             for key_node, _ in node.value:
+                if key_node.tag == "tag:yaml.org,2002:merge":  # `<<: *base`, whose keys may be overridden
+                    continue
                 key = self.construct_object(key_node, deep=True)
                 line = key_node.start_mark.line + 1
-                if key_node.tag != "tag:yaml.org,2002:merge" and key in lines:
+                if key in lines:
                     raise yaml.YAMLError(f"the key {key!r} is given twice, in lines {lines[key]} and {line}")
                 lines[key] = line
             return super().construct_mapping(node, deep)
@@ -198,7 +203,10 @@ def load_environment(name: str, **kwargs: Any) -> Environment:
     """
     cls = environment_class(name)
     check_arguments(cls, kwargs)
-    return cls(**kwargs)
+    environment = cls(**kwargs)
+    if missing := [part for part in PARTS if not hasattr(environment, part)]:
+        raise UserError(f"environment {name} does not define {', '.join(missing)}")
+    return environment
 
 
 def environment_class(name: str) -> type[Environment]:
@@ -208,4 +216,6 @@ def environment_class(name: str) -> type[Environment]:
     cls = load_object(ENVIRONMENTS.get(name, name))
     if not (isinstance(cls, type) and issubclass(cls, Environment)):
         raise UserError(f"{name} is not a subclass of rlkit.environment.Environment")
+    if cls.__abstractmethods__:
+        raise UserError(f"environment {name} does not define {', '.join(sorted(cls.__abstractmethods__))}")
     return cls

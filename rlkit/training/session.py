@@ -339,7 +339,7 @@ def refusals() -> Iterator[None]:
     """Turn what a library refuses into a UserError of one line; errors of a user's own code stay."""
     try:
         yield
-    except (ValueError, TypeError, ImportError, NotImplementedError, RuntimeError) as error:
+    except (ValueError, TypeError, OSError, ImportError, NotImplementedError, RuntimeError) as error:
         of_device = isinstance(error, RuntimeError) and type(error) not in (RuntimeError, NotImplementedError)
         if of_device or author_frames(error):
             raise

@@ -24,6 +24,9 @@ class A(Environment):
 
     def tasks(self, split, n=None, seed=0):
         {tasks}
+
+    def answer(self, task):
+        return ""
 """
 
 
@@ -170,7 +173,7 @@ def snapshot(folder):
         ({"optim": "adamw_bnb_8bit"}, ["bitsandbytes"]),
         ({"router_aux_loss_coef": "0.1"}, ["Mixture-of-Experts"]),
         ({"use_peft": "true", "lora_target_modules": "lm_head"}, ["lm_head"]),
-        ({"num_tasks": "1", "num_generations": "2", "per_device_train_batch_size": "8"}, ["1 tasks"]),
+        ({"num_tasks": "1", "num_generations": "4", "per_device_train_batch_size": "8"}, ["1 tasks"]),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
 )
@@ -230,6 +233,16 @@ def test_failing_code_of_a_reward_file_shows_its_own_frames(train, tmp_path):
     file.write_text("import helper_that_is_missing\n")
     code, stderr = train(rewards=f"{file}:reward")
     assert code == 2 and f'File "{file}", line 1' in stderr
+
+
+def test_an_unfinished_environment_is_one_line(train, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(ENVIRONMENT.format(init="pass", tasks="raise").partition("    def answer")[0])
+    assert_one_line(train(environment=f"{file}:A"), "mine.py:A does not define answer")
+    file = tmp_path / "other.py"
+    source = ENVIRONMENT.format(init="pass", tasks="raise")
+    file.write_text(source.replace('    metric = "m"\n', ""))
+    assert_one_line(train(environment=f"{file}:A"), "other.py:A does not define metric")
 
 
 def test_a_bug_of_rlkit_keeps_its_traceback():
