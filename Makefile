@@ -52,7 +52,7 @@ endif
 	$(BIN)/rlkit train --config configs/hapo/smollm2.yaml $(ARGS)
 	$(BIN)/rlkit train --config configs/hapo/smollm2_grpo.yaml $(ARGS)
 	$(BIN)/rlkit eval --compare runs/hapo_grpo/evaluation/after.json runs/hapo/evaluation/after.json
-	$(BIN)/rlkit report runs/hapo runs/hapo_grpo --out runs/hapo_against_grpo.html
+	$(BIN)/rlkit report runs/hapo runs/hapo_grpo -o runs/hapo_against_grpo.html
 
 search: install  ## questions answered by searching with BM25: a quarter of an hour on two CPU cores
 ifneq (,$(and $(findstring --resume,$(ARGS)),$(wildcard $(SEARCH_START)/*)))
@@ -63,16 +63,16 @@ endif
 	$(BIN)/rlkit train --config configs/search/smollm2.yaml $(ARGS)
 
 simulated: install  ## the same with a search engine that a model plays, after make search
-	$(BIN)/python scripts/build_simulator_data.py runs/search --out runs/simulator.jsonl
+	$(BIN)/python scripts/build_simulator_data.py runs/search -o runs/simulator.jsonl
 	$(BIN)/rlkit sft --config configs/search/simulator.yaml $(ARGS)
 	$(BIN)/rlkit train --config configs/search/smollm2_simulated.yaml $(ARGS)
-	$(BIN)/rlkit report runs/search runs/search_simulated --out runs/search_real_and_simulated.html
+	$(BIN)/rlkit report runs/search runs/search_simulated -o runs/search_real_and_simulated.html
 
 ranking: install  ## an encoder learns to rank: policy gradient, then InfoNCE; minutes on two CPU cores
 	$(BIN)/rlkit rank --config configs/ranking/adapter.yaml $(ARGS)
 	$(BIN)/rlkit rank --config configs/ranking/adapter_infonce.yaml $(ARGS)
 	$(BIN)/rlkit eval --compare runs/ranking_infonce/evaluation/after.json runs/ranking/evaluation/after.json
-	$(BIN)/rlkit report runs/ranking runs/ranking_infonce --out runs/ranking_and_infonce.html
+	$(BIN)/rlkit report runs/ranking runs/ranking_infonce -o runs/ranking_and_infonce.html
 
 test: install  ## the tests; ALL=1 adds the slow ones, PYTEST_ARGS is passed on
 	$(BIN)/python -m pytest $(if $(filter-out 0,$(ALL)),,-m "not slow") $(PYTEST_ARGS)

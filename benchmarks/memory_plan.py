@@ -1,4 +1,4 @@
-"""The memory that `rlkit train --dry-run` foretells against the peak of the process that trains, on a CPU.
+"""The memory that `rlkit train --dry_run` foretells against the peak of the process that trains, on a CPU.
 
 Two small models: the bundled one, and one of 18 million parameters with its vocabulary. Measured is the peak
 of the resident memory less what was resident before the model was loaded.

@@ -210,9 +210,9 @@ def server_sync_part(model: Any, path: str, repeats: int) -> dict[str, Any]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "rlkit", "serve", path, "--port", str(port), "--lora-rank", "16"]
+    command = [sys.executable, "-m", "rlkit", "serve", path, "--port", str(port), "--lora_rank", "16"]
     server = subprocess.Popen(
-        [*command, "--max-model-len", "512"], start_new_session=True, stdout=subprocess.DEVNULL
+        [*command, "--max_model_len", "512"], start_new_session=True, stdout=subprocess.DEVNULL
     )
     try:
         engine = ServerEngine([f"http://127.0.0.1:{port}"], patience=600)

@@ -1,4 +1,4 @@
-"""`rlkit export RUN --out FOLDER`: the model of a run or checkpoint, adapters merged; or an adapter alone."""
+"""`rlkit export RUN -o FOLDER`: the model of a run or checkpoint, adapters merged; or an adapter alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`rlkit train … --dry-run`: what a run would do, and whether it fits, before it is launched.
+"""`rlkit train … --dry_run`: what a run would do, and whether it fits, before it is launched.
 
 The config is resolved, a few tasks are loaded, the rewards judge the environment's own answers to them, and
 the memory of a device is estimated from the model's shape. No weight is loaded and nothing is written.

@@ -178,7 +178,7 @@ def test_wandb_writes_an_offline_run(recipe, tmp_path):
 
 
 def test_eval_and_compare(rlkit, tmp_path, tiny_folder):
-    words = ["eval", tiny_folder, "--environment", f"{TOY}:Letters", "-n", 5, "--max-completion-length", 4]
+    words = ["eval", tiny_folder, "--environment", f"{TOY}:Letters", "-n", 5, "--max_completion_length", 4]
     result = json.loads(
         rlkit(*words, "--samples", 2, "--temperature", 1, "--json", "--out", tmp_path / "a.json")
     )

@@ -177,7 +177,7 @@ class Server:
                 await self.call("/v1/unload_lora_adapter", {"lora_name": name})
         except RejectedError as error:
             if error.status == 404:
-                hint = "start it with `rlkit serve --lora-rank N`, N at least the adapter's"
+                hint = "start it with `rlkit serve --lora_rank N`, N at least the adapter's"
                 raise UserError(f"{error}: {hint}") from error
             raise
 

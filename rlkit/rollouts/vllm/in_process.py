@@ -69,7 +69,7 @@ class SyncedVLLM(vllm_generation.VLLMGeneration):
         check_installed()
         if self.tensor_parallel_size > 1:
             raise UserError(
-                "vllm_tensor_parallel_size above 1 needs a server: rlkit serve MODEL --tensor-parallel-size "
+                "vllm_tensor_parallel_size above 1 needs a server: rlkit serve MODEL --tensor_parallel_size "
                 f"{self.tensor_parallel_size}, and vllm_mode: server"
             )
         self._start_in_process()

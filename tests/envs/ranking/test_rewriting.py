@@ -76,7 +76,7 @@ def script(*words):
 def test_the_bundled_model_expands_queries(folder, tmp_path, method):
     out = tmp_path / "out.json"
     words = ("--collection", folder, "--method", method, "--tokens", "16", "--out", out)
-    done = script(*words, "--run-file", tmp_path / "a.run")
+    done = script(*words, "--run_file", tmp_path / "a.run")
     assert done.returncode == 0, done.stderr
     found = Evaluation.load(out)
     assert set(found.scores) == {"1"} and found.rewards["ndcg@10"] == found.accuracy.mean
@@ -89,7 +89,7 @@ def test_the_bundled_model_expands_queries(folder, tmp_path, method):
 @pytest.mark.slow
 def test_rewriting_with_the_answer_at_hand_is_for_another_collection(folder, tmp_path):
     to = tmp_path / "clear"
-    words = ("--collection", folder, "--method", "context", "--split", "train")
+    words = ("--collection", folder, "--method", "context", "--evaluation_split", "train")
     done = script(*words, "--tokens", "16", "--to", to)
     assert done.returncode == 0, done.stderr
     assert "leakage 0." in done.stdout or "leakage 1." in done.stdout

@@ -257,7 +257,7 @@ def test_a_task_may_be_drawn_twice():
 
 
 def test_the_command_prints_a_line_a_check(capsys):
-    assert main([f"{THIS}:Sums", "-n", "8", "--args", "digits=7"]) == 0
+    assert main([f"{THIS}:Sums", "-n", "8", "--environment_args.digits", "7"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 15 and all(line.startswith("ok ") for line in lines)
     assert main([f"{THIS}:WrongSolution", "-n", "8", "--split", "test"]) == 1
@@ -265,7 +265,7 @@ def test_the_command_prints_a_line_a_check(capsys):
 
 
 def test_the_command_prints_json(capsys):
-    assert main([f"{THIS}:UnknownMetric", "--json", "--args", '{"digits": 7}']) == 1
+    assert main([f"{THIS}:UnknownMetric", "--json", "--environment_args", '{"digits": 7}']) == 1
     first = json.loads(capsys.readouterr().out)[0]
     assert first["passed"] is False and "accuracy" in first["detail"]
 
@@ -275,9 +275,9 @@ def test_the_command_prints_json(capsys):
     [
         (["sums"], "no environment"),
         ([f"{THIS}:Sum"], "did you mean 'Sums'"),
-        ([f"{THIS}:Sums", "--args", "digit=1"], "did you mean 'digits'"),
-        ([f"{THIS}:Sums", "--args", "digits"], "key=value"),
-        ([f"{THIS}:Sums", "--args", "{digits"], "not JSON"),
+        ([f"{THIS}:Sums", "--environment_args.digit", "1"], "did you mean 'digits'"),
+        ([f"{THIS}:Sums", "--environment_args.digits"], "needs a value"),
+        ([f"{THIS}:Sums", "--environment_args", "{digits"], "not JSON"),
         ([f"{THIS}:Sums", "-n", "0"], "at least 1"),
         ([f"{THIS}:Sums", "--items", "absent.jsonl"], "cannot read absent.jsonl"),
     ],

@@ -134,7 +134,7 @@ def test_the_shape_is_the_largest_micro_batch(parse):
 
 def test_a_plan_says_what_the_run_would_do(parse, tmp_path, capsys):
     parse()
-    words = [str(tmp_path / "run.yaml"), "--dry-run"]
+    words = [str(tmp_path / "run.yaml"), "--dry_run"]
     assert train.main(words) == 0
     out = capsys.readouterr().out
     assert "20 of letters-v1" in out and "share 1, correct 1 (means on 8" in out
@@ -148,11 +148,11 @@ def test_a_plan_says_what_the_run_would_do(parse, tmp_path, capsys):
 def test_mistakes(parse, tmp_path):
     parse(rewards=["share", "broken"])
     with pytest.raises(UserError, match=r"rewards fail on the environment's own answers: .*the judge is ill"):
-        train.main([str(tmp_path / "run.yaml"), "--dry-run"])
-    with pytest.raises(UserError, match="--memory requires --dry-run"):
+        train.main([str(tmp_path / "run.yaml"), "--dry_run"])
+    with pytest.raises(UserError, match="--memory needs --dry_run"):
         train.main([str(tmp_path / "run.yaml"), "--memory", "80"])
-    with pytest.raises(UserError, match="a number of GiB"):
-        train.main([str(tmp_path / "run.yaml"), "--dry-run", "--memory", "much"])
+    with pytest.raises(UserError, match="--memory, in GiB, must be a number"):
+        train.main([str(tmp_path / "run.yaml"), "--dry_run", "--memory", "much"])
 
 
 @pytest.mark.slow

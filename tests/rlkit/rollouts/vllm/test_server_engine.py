@@ -44,7 +44,7 @@ class ServerProcess:
 
     def start(self):
         command = [sys.executable, "-m", "rlkit", "serve", self.model, "--port", str(self.port)]
-        options = ["--dtype", "float32", "--lora-rank", "8", "--max-num-seqs", "32"]
+        options = ["--dtype", "float32", "--lora_rank", "8", "--max-num-seqs", "32"]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [*command, *options],
