@@ -124,15 +124,15 @@ def _wandb(sweep: Sweep) -> int:
 
 def _collected(sweep: Sweep, points: Sequence[Point]) -> int:
     from rlkit.sweeps.collect import collect, headline, rows
-    from rlkit.sweeps.local import table
+    from rlkit.sweeps.local import failures, table
 
     found = rows(points)
     Console().print(table(points))
     csv, page = collect(sweep, points, found)
     print(headline(sweep, points, found))
-    failed = [row for row in found if row["state"] == FAILED]
-    for row in failed:
-        print(f"point {row['point']} failed: {row['error']} ({row['folder']})")
+    failed = failures(points)
+    for line in failed:
+        print(line)
     if failed:
         print("--retry tries them again")
     print(f"table:  {csv}\nreport: {page}")
