@@ -17,7 +17,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from rlkit.sweeps.point import FAILED, Point
+from rlkit.sweeps.point import FAILED, Point, objective_name
 
 REFRESH_SECONDS = 2.0
 
@@ -96,7 +96,7 @@ def table(points: Sequence[Point]) -> Table:
     Errors are not in it: next to the keys they would leave too little of 80 columns to either (`failures`).
     """
     shown = Table()
-    for header in ("point", "keys", "state", "step", "held out"):
+    for header in ("point", "keys", "state", "step", objective_name(points)):
         shown.add_column(header, overflow="fold")
     for point in points:
         # Text: in a string rich would take "[...]" for markup and drop it.

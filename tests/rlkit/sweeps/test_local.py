@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from rlkit.sweeps.local import live_view, shares, table
 from rlkit.sweeps.point import FAILED, FINISHED, Outcome, Point, last_error
 from rlkit.sweeps.spec import Sweep, load_sweep
 from tests.quick import ROOT
+from tests.rlkit.report.conftest import write_run
 from tests.waiting import wait_until
 
 
@@ -66,7 +68,7 @@ def cells(text, column):
 def begin(tmp_path):
     """Write the keys, and the outcome if there is one, of a new point of a sweep."""
     sweep = Sweep("base.yaml", {"beta": [0.0]}, output_dir=str(tmp_path / "sweep"))
-    points = []
+    points: list[Point] = []
 
     def begin(keys=None, outcome=None):
         point = Point(sweep, len(points))
@@ -117,6 +119,15 @@ def test_live_view_shows_long_errors_in_full_and_keys_unbroken(begin):
     assert below == "".join(f"point 0 failed: {error} ({points[0].folder})".split())
 
 
+def test_table_names_the_metric_as_soon_as_a_run_is_evaluated(begin):
+    (point,) = begin({"beta": 0.1})
+    header = rendered(table([point])).splitlines()[1]
+    assert "held out" in header
+    write_run(point.run_dir(0), steps=1, evaluations=("before",), metric="ndcg")
+    header = rendered(table([point])).splitlines()[1]
+    assert [cell.strip() for cell in header.split("┃")][1:-1] == ["point", "keys", "state", "step", "ndcg"]
+
+
 def test_live_view_shows_points_at_work_first_and_waiting_ones_last(begin):
     begin()
     begin({"beta": 0.1}, Outcome(FINISHED, value=0.5))
@@ -144,9 +155,17 @@ def test_a_grid_with_a_point_that_fails(write, capsys, tmp_path):
     for seed, value in zip((0, 1), values, strict=True):
         after = json.loads((Point(sweep, 0).run_dir(seed) / "evaluation" / "after.json").read_text())
         assert after["accuracy"]["mean"] == value and after["seed"] == seed
-    assert float(first["mean"]) == pytest.approx(sum(values) / 2)
+    assert float(first["mean even"]) == pytest.approx(sum(values) / 2)
     page = (sweep.folder / "report.html").read_text()
     assert "1 of 2 points are finished" in page and "point 0" in page
+
+    # The metric has its name while a run trains, too.
+    run = Point(sweep, 0).run_dir(0)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["evaluation/even"] for line in lines if "evaluation/even" in line][-1] == values[0]
+    assert not any("evaluation/accuracy" in line for line in lines)
+    log = (Point(sweep, 0).folder / "seed-0.log").read_text()
+    assert re.search(r"step 2/2  reward \S+  even \S+  length", log)
 
     later.symlink_to(model)
     assert main([str(path)]) == 1  # failed points are left alone
