@@ -97,7 +97,7 @@ class Environment(ABC):
     """Tasks and the rewards that come with them. Subclasses take their options as constructor keywords."""
 
     id: ClassVar[str]  # "causal-v1": the version rises when scores would change
-    metric: ClassVar[str]  # the reward that is reported as accuracy: 1.0 is right, 0.0 is wrong
+    metric: ClassVar[str]  # the reward that evaluations and reports show: 1.0 is right, 0.0 is wrong
     rewards: Mapping[str, Reward]  # every reward it offers, by name
     reward_weights: Mapping[str, float]  # those used unless a config says otherwise, with their weights
     breakdown: Sequence[str] = ()  # columns by which an evaluation is broken down

@@ -194,8 +194,8 @@ class QueryEnvironment(Environment):
 
     @classmethod
     def report_panels(cls, runs: Sequence[HeldOutMeans]) -> Sequence[Mapping[str, Any]]:
-        """The measure against the share of queries that were changed, which has a price."""
-        return frontier(runs)
+        """The metric against the share of queries that were changed, which has a price."""
+        return frontier(runs, cls.metric)
 
     def answer(self, task: Mapping[str, Any]) -> str | None:
         """None: what is right is known only to the retriever."""
@@ -241,7 +241,7 @@ def fuse(lists: Sequence[Sequence[str]]) -> list[str]:
     return sorted(scores, key=scores.__getitem__, reverse=True)
 
 
-def frontier(runs: Sequence[HeldOutMeans]) -> list[dict[str, Any]]:
+def frontier(runs: Sequence[HeldOutMeans], metric: str) -> list[dict[str, Any]]:
     """A plot of the metric against how often the query was changed, a point for each evaluation.
 
     The first point of a run, "never", is what the task's own queries find: the metric less the `gain`.
@@ -255,9 +255,9 @@ def frontier(runs: Sequence[HeldOutMeans]) -> list[dict[str, Any]]:
         ]
         if not points:
             continue
-        _, metric, first = points[0]
+        _, mean, first = points[0]
         if "gain" in run.rewards[first]:
-            points.insert(0, (0.0, metric - run.rewards[first]["gain"], "never"))
+            points.insert(0, (0.0, mean - run.rewards[first]["gain"], "never"))
         rates, means, names = zip(*points, strict=True)
         traces.append(
             {
@@ -276,7 +276,7 @@ def frontier(runs: Sequence[HeldOutMeans]) -> list[dict[str, Any]]:
         return []
     return [
         {
-            "title": "Metric against the share of augmented queries",
+            "title": f"{metric} against the share of augmented queries",
             "note": "Held-out tasks. Up and to the left is better: more for fewer.",
             "traces": traces,
             "layout": {
@@ -285,7 +285,7 @@ def frontier(runs: Sequence[HeldOutMeans]) -> list[dict[str, Any]]:
                     "range": [-0.05, 1.05],
                     "tickformat": "~%",
                 },
-                "yaxis": {"title": "held-out metric"},
+                "yaxis": {"title": f"mean {metric}"},
                 "showlegend": len(runs) > 1,
             },
         }

@@ -8,8 +8,8 @@ from pathlib import Path
 from rich.console import Console
 
 from rlkit.arguments.command_line import CommandParser
-from rlkit.errors import UserError, nearest
-from rlkit.sweeps.point import FAILED, FINISHED, Point
+from rlkit.errors import UserError
+from rlkit.sweeps.point import FAILED, FINISHED, Point, no_such_objective
 from rlkit.sweeps.spec import Sweep, load_sweep
 
 LAUNCHERS = ("local", "slurm", "wandb")
@@ -48,29 +48,40 @@ def build_parser() -> CommandParser:
     return parser
 
 
-def check_points(sweep: Sweep) -> None:
-    """Parse the keys of the sweep's corners as a run would; raises UserError before anything is started."""
+def check_points(sweep: Sweep) -> str:
+    """Parse the keys of the sweep's corners as a run would, and return the name of their metric.
+
+    Raises:
+        UserError: a point could not run, or points could not be compared.
+    """
     from rlkit.arguments.parse import PARSERS
-    from rlkit.training.session import make_environment
+    from rlkit.registry import environment_class
+    from rlkit.training.session import environment_name, make_environment
 
     parse = PARSERS[sweep.command]
+    metrics: dict[str, None] = {}
     for keys in sweep.grid() if sweep.search == "grid" else sweep.corners():
         try:
             run = parse([sweep.base, *sweep.words(keys), f"--output_dir={sweep.folder}"])
+            metrics[environment_class(environment_name(run.args)).metric] = None
         except UserError as error:
             raise UserError(
                 f"{', '.join(f'{key}={value}' for key, value in keys.items())}: {error}"
             ) from error
-    if sweep.objective != "accuracy":
+    metric, *others = metrics
+    if sweep.objective is not None:
         known = {*make_environment(run.args).rewards, *(getattr(run.args, "rewards", None) or ())}
         if sweep.objective not in known:
-            raise UserError(
-                f"there is no reward {sweep.objective!r} to compare{nearest(sweep.objective, known)}"
-            )
+            raise UserError(no_such_objective(sweep.objective, metric, known))
+    elif others:
+        raise UserError(
+            f"the points have different metrics ({', '.join(metrics)}): set objective to a reward of all"
+        )
     if not run.args.evaluation_tasks:
         raise UserError(f"{sweep.base} has evaluation_tasks 0: points are compared by their held-out results")
     if sweep.pruning and not run.args.evaluation_steps:
         raise UserError("pruning looks at held-out results in training: set evaluation_steps in the base")
+    return metric
 
 
 def needs_work(point: Point) -> bool:
@@ -116,23 +127,22 @@ def _slurm(sweep: Sweep, points: Sequence[Point]) -> int:
 def _wandb(sweep: Sweep) -> int:
     from rlkit.sweeps.wandb import write_sweep
 
-    check_points(sweep)
-    path = write_sweep(sweep)
+    path = write_sweep(sweep, metric=check_points(sweep))
     print(f"wandb sweep {path}\nwandb agent ENTITY/PROJECT/ID   # as the line before says, on each machine")
     return 0
 
 
 def _collected(sweep: Sweep, points: Sequence[Point]) -> int:
     from rlkit.sweeps.collect import collect, headline, rows
-    from rlkit.sweeps.local import table
+    from rlkit.sweeps.local import failures, table
 
     found = rows(points)
     Console().print(table(points))
     csv, page = collect(sweep, points, found)
     print(headline(sweep, points, found))
-    failed = [row for row in found if row["state"] == FAILED]
-    for row in failed:
-        print(f"point {row['point']} failed: {row['error']} ({row['folder']})")
+    failed = failures(points)
+    for line in failed:
+        print(line)
     if failed:
         print("--retry tries them again")
     print(f"table:  {csv}\nreport: {page}")

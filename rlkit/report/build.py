@@ -37,7 +37,7 @@ def build_report(run_dirs: Sequence[Path], out: Path | None = None) -> Path:
     runs = [read_run(path) for path in run_dirs]
     sections = (
         ("Learning", "wide", learning_panels(runs)),
-        ("Held-out accuracy", "wide", breakdown_panels(runs)),
+        ("Held-out results", "wide", breakdown_panels(runs)),
         ("Rewards", "small", reward_panels(runs)),
         ("Training", "small", health_panels(runs)),
     )

@@ -28,6 +28,10 @@ OPACITY = {"before": 0.35, "warm-start": 0.6, "after": 1.0}  # of an evaluation'
 SMOOTH_FROM = 60  # steps from which a curve is shown as a running mean over the raw values
 
 # Metric in metrics.jsonl, title, y axis.
+LEARNING = (
+    ("reward", "Reward", {"title": "mean reward"}),
+    ("utility", "Utility of the sampled rankings", {"title": "mean utility"}),
+)
 HEALTH = (
     ("completions/mean_length", "Completion length", {"title": "tokens, mean"}),
     ("completions/clipped_ratio", "Truncated completions", {"title": "share of completions", **SHARE}),
@@ -53,9 +57,10 @@ def mixed(color: str, opacity: float) -> str:
 
 
 def learning_panels(runs: Sequence[SavedRun]) -> list[Panel]:
-    """Accuracy, in training and held out, and reward."""
-    reward = curve_panel(runs, "reward", "Reward", {"title": "mean reward"})
-    return [panel for panel in (accuracy_panel(runs), reward) if panel] + environment_panels(runs)
+    """The metrics, in training and held out, and what else says how well the training goes."""
+    panels = [metric_panel(runs, metric) for metric in dict.fromkeys(run.metric for run in runs)]
+    panels += [curve_panel(runs, metric, title, yaxis) for metric, title, yaxis in LEARNING]
+    return [panel for panel in panels if panel] + environment_panels(runs)
 
 
 def reward_panels(runs: Sequence[SavedRun]) -> list[Panel]:
@@ -156,18 +161,23 @@ def line(x: pd.Series, y: pd.Series, name: str, color: str, width: float = 1.5) 
     }
 
 
-def accuracy_panel(runs: Sequence[SavedRun]) -> Panel | None:
-    """The metric's mean over training batches as a line, the held-out accuracies as points with intervals."""
-    traces = []
+def metric_panel(runs: Sequence[SavedRun], metric: str | None) -> Panel | None:
+    """A metric's mean over training batches as a line, and over held-out tasks as points with intervals."""
+    lines, points = [], []
     for i, run in enumerate(runs):
-        traces += curve(run, f"rewards/{run.metric}/mean", run.stage, colour(i))
-        traces += held_out(run, colour(i))
-    note = "Line: training batches. Diamonds: held-out tasks, 95 % intervals."
+        if run.metric == metric:
+            lines += curve(run, f"rewards/{metric}/mean", run.stage, colour(i))
+            points += held_out(run, colour(i))
+    if not lines + points:
+        return None
+    note = "Diamonds: held-out tasks, 95 % intervals."
+    if lines:
+        note = f"Line: training batches. {note}"
     layout = {
         "xaxis": {"title": "training step"},
-        "yaxis": {"title": "accuracy", "rangemode": "tozero", **SHARE},
+        "yaxis": {"title": f"mean {metric}", "rangemode": "tozero", **SHARE},
     }
-    return panel("Accuracy", note, traces, layout) if traces else None
+    return panel(str(metric), note, lines + points, layout)
 
 
 def environment_panels(runs: Sequence[SavedRun]) -> list[Panel]:
@@ -204,8 +214,9 @@ def held_out_means(run: SavedRun, color: str) -> HeldOutMeans:
 
 
 def held_out(run: SavedRun, color: str) -> list[Trace]:
-    """Held-out accuracies at the steps of their checkpoints."""
-    placed = [(run.step_of(name), name, e.accuracy) for name, e in run.evaluations.items()]
+    """Held-out means of the metric at the steps of their checkpoints."""
+    evaluations = {name: e for name, e in run.evaluations.items() if e.metric == run.metric}
+    placed = [(run.step_of(name), name, e.accuracy) for name, e in evaluations.items()]
     points = [(step, name, interval) for step, name, interval in placed if step is not None and interval.n]
     if not points:
         return []
@@ -231,26 +242,28 @@ def held_out(run: SavedRun, color: str) -> list[Trace]:
 
 
 def breakdown_panels(runs: Sequence[SavedRun]) -> list[Panel]:
-    """Accuracy by each column of the breakdown: bars before, after a warm start, and after training."""
-    columns = {c: None for run in runs for e in run.evaluations.values() for c in e.breakdown}
+    """A metric by each column of its breakdown: bars before, after a warm start, and after training."""
+    columns = {(e.metric, c): None for run in runs for e in run.evaluations.values() for c in e.breakdown}
     panels = []
-    for column in columns:
-        traces = [t for i, run in enumerate(runs) for t in bars(run, column, colour(i), len(runs) > 1)]
+    for metric, column in columns:
+        traces = [
+            t for i, run in enumerate(runs) for t in bars(run, metric, column, colour(i), len(runs) > 1)
+        ]
         if traces and any(len(trace["x"]) > 1 for trace in traces):
             title = column.replace("_", " ")
             layout = {
                 "xaxis": {"title": title, "type": "category"},
-                "yaxis": {"title": "accuracy", "range": [0, 1.02], **SHARE},
+                "yaxis": {"title": f"mean {metric}", "range": [0, 1.02], **SHARE},
                 "barmode": "group",
                 "showlegend": True,
             }
-            panels.append(panel(f"Accuracy by {title}", "Held-out tasks, 95 % intervals.", traces, layout))
+            panels.append(panel(f"{metric} by {title}", "Held-out tasks, 95 % intervals.", traces, layout))
     return panels
 
 
-def bars(run: SavedRun, column: str, color: str, name_run: bool) -> Iterator[Trace]:
-    """One group of bars per evaluation: paler the earlier it was made."""
-    shown = [name for name in OPACITY if name in run.evaluations]
+def bars(run: SavedRun, metric: str, column: str, color: str, name_run: bool) -> Iterator[Trace]:
+    """One group of bars per evaluation by the metric: paler the earlier it was made."""
+    shown = [name for name in OPACITY if name in run.evaluations and run.evaluations[name].metric == metric]
     for name in shown:
         values = run.evaluations[name].breakdown.get(column, {})
         values = {value: interval for value, interval in values.items() if interval.n}

@@ -42,13 +42,14 @@ class SavedRun:
 
     @property
     def metric(self) -> str | None:
-        """The reward reported as accuracy; known from an evaluation only."""
+        """The environment's metric, by which held-out results are reported; known from an evaluation only."""
         return next((e.metric for e in self.evaluations.values()), None)
 
     @property
     def stage(self) -> str:
-        """What the run is about: "train", or "sft" where there was nothing after it."""
-        return "train" if (self.metrics["stage"] == "train").any() else "sft"
+        """What the run is about: "train" or "rank", or "sft" where there was nothing after it."""
+        stages = set(self.metrics["stage"])
+        return next((stage for stage in ("train", "rank") if stage in stages), "sft")
 
     @property
     def training(self) -> pd.DataFrame:
@@ -173,6 +174,6 @@ def note_what_is_missing(run: SavedRun) -> None:
     elif len(run.training) == 1:
         run.notes.append("only one training step was logged: the curves are single points")
     if not run.evaluations:
-        run.notes.append("no held-out evaluation: run `rlkit eval` to know the accuracy")
+        run.notes.append("no held-out evaluation: run `rlkit eval` to make one")
     if not len(run.rollouts):
         run.notes.append("no training rollouts were kept")

@@ -11,16 +11,26 @@ from rlkit.evaluation import Evaluation, Interval, compare
 from rlkit.report.figures import colour
 from rlkit.report.run import SavedRun
 
+# Names of `rlkit rank`'s objectives as people write them.
+OBJECTIVES = {
+    "plackett_luce": "Plackett-Luce",
+    "infonce": "InfoNCE",
+    "ranknet": "RankNet",
+    "distillation": "Listwise distillation",
+    "wasserstein": "Wasserstein loss",
+}
+
 
 def headline(run: SavedRun) -> dict[str, str]:
-    """Return {"figure", "sentence"}: accuracy before and after, large and in a sentence with its test."""
+    """Return {"figure", "sentence"}: the metric before and after, large and in a sentence with its test."""
     first, last = first_and_last(run)
     if not last:
         return {"figure": "", "sentence": f"{subject(run)}. There is no held-out evaluation yet."}
     after = percent(last.accuracy)
     where = f"{last.accuracy.n:,} held-out {last.split} tasks of {last.environment}"
     if not first:
-        return {"figure": after, "sentence": f"{subject(run)}: accuracy {spread(last.accuracy)} on {where}."}
+        sentence = f"{subject(run)}: mean {last.metric} {spread(last.accuracy)} on {where}."
+        return {"figure": f"{last.metric} {after}", "sentence": sentence}
     try:
         result = compare(first, last)
     except UserError as error:
@@ -30,17 +40,21 @@ def headline(run: SavedRun) -> dict[str, str]:
         change = verb(result["difference"], result["p"])
         test = f" The difference is {points(result)} (paired permutation test, {p_value(result['p'])})."
     sentence = (
-        f"{algorithm(run)} {change} the accuracy of {last.model} from {spread(first.accuracy)} "
+        f"{algorithm(run)} {change} the mean {last.metric} of {last.model} from {spread(first.accuracy)} "
         f"to {spread(last.accuracy)} on {where}.{test}"
     )
-    return {"figure": f"{percent(first.accuracy)} → {after}", "sentence": sentence}
+    return {"figure": f"{last.metric} {percent(first.accuracy)} → {after}", "sentence": sentence}
 
 
 def first_and_last(run: SavedRun) -> tuple[Evaluation | None, Evaluation | None]:
     """The evaluations that the headline compares: before training, and after it or the latest there is."""
     placed = [e for name, e in run.evaluations.items() if run.step_of(name) is not None or name == "after"]
-    found = placed or list(run.evaluations.values())
-    return (found[0], found[-1]) if len(found) > 1 else (None, found[0] if found else None)
+    evaluations = placed or list(run.evaluations.values())
+    if not evaluations:
+        return None, None
+    last = evaluations[-1]
+    first = next(e for e in evaluations if e.metric == last.metric)
+    return (None if first is last else first), last
 
 
 def subject(run: SavedRun) -> str:
@@ -56,6 +70,9 @@ def algorithm(run: SavedRun) -> str:
     """The algorithm's name as people write it."""
     if run.stage == "sft" and len(run.training):
         return "SFT"
+    if run.stage == "rank":
+        objective = str(run.config.get("objective", "ranking"))
+        return OBJECTIVES.get(objective, objective)
     return str(run.config["algorithm"]).upper() if run.config.get("algorithm") else "Training"
 
 
@@ -122,7 +139,8 @@ def evaluation_rows(runs: Sequence[SavedRun]) -> list[dict[str, Any]]:
             "name": name,
             "split": e.split,
             "decoding": "greedy" if e.temperature == 0 else f"T = {e.temperature:g}, {e.samples} samples",
-            "accuracy": spread(e.accuracy),
+            "metric": e.metric,
+            "mean": spread(e.accuracy),
             "tasks": f"{e.accuracy.n:,}",
             "pass_at": ", ".join(f"{100 * value:.1f} % @{k}" for k, value in e.pass_at.items() if k > 1),
             "rewards": " · ".join(

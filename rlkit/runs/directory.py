@@ -37,7 +37,7 @@ class RunDirectory:
     """
 
     def __init__(self, path: Path, stage: str):
-        """Name the folder; `stage` ("sft" or "train") stands in every line of the metrics."""
+        """Name the folder; `stage` ("sft", "train" or "rank") is in every line of the metrics."""
         self.path = path
         self.stage = stage
         self.started = time.monotonic()

@@ -108,7 +108,7 @@ HELP = {
     NOT_FINITE: "go on from the last checkpoint with a lower learning_rate, in bf16 rather than fp16, and "
     "look at the rewards and completions of this step.",
     "entropy": "answers are all alike and exploration is over: a lower learning_rate, a higher epsilon_high, "
-    "temperature or beta; or stop here if accuracy is good.",
+    "temperature or beta; or stop here if the held-out results are good.",
     "length": "see whether longer answers earn more; loss_type dr_grpo, a reward for length or a lower "
     "max_completion_length hold them back.",
     "sampler": "see whether new weights reach the sampler and both use the same dtype, temperature and "
@@ -169,11 +169,11 @@ class HeldOut:
     reward: float | None
 
 
-def overfitting(evaluations: list[HeldOut]) -> str | None:
-    """Say what is wrong where the reward rose while accuracy fell, else return None.
+def overfitting(evaluations: list[HeldOut], metric: str) -> str | None:
+    """Say what is wrong where the reward rose while the held-out metric fell, else return None.
 
-    The last two accuracies must be below the best by more than `HELD_OUT_ERRORS` standard errors, and the
-    reward that was logged last above the first one logged after the best.
+    The last two means must be below the best by more than `HELD_OUT_ERRORS` standard errors, and the reward
+    that was logged last above the first one logged after the best.
     """
     best = max(range(len(evaluations)), key=lambda i: (evaluations[i].accuracy, i))
     if best > len(evaluations) - 3:
@@ -188,7 +188,7 @@ def overfitting(evaluations: list[HeldOut]) -> str | None:
     if not fell or len(rewards) < 2 or rewards[-1] <= rewards[0]:
         return None
     return (
-        f"held-out accuracy fell from {top.accuracy:.1%} at step {top.step} to {last.accuracy:.1%} while the "
+        f"held-out {metric} fell from {top.accuracy:.1%} at step {top.step} to {last.accuracy:.1%} while the "
         f"training reward rose from {rewards[0]:.3g} to {rewards[-1]:.3g}"
     )
 
@@ -283,13 +283,14 @@ class Guards(TrainerCallback):
             if value is not None and (math.isfinite(value) or name == "gradient"):
                 self._look(name, value, step, args)
 
-    def evaluated(self, step: int, accuracy: float, n_tasks: int, *, last: bool = False) -> None:
+    def evaluated(self, step: int, accuracy: float, n_tasks: int, *, metric: str, last: bool = False) -> None:
         """Take in a held-out evaluation; call it on all ranks, also for the one before training.
 
         Args:
             step: optimizer steps made so far.
-            accuracy: share of the tasks, NaN where none could be judged.
+            accuracy: mean of the metric over the tasks, NaN where none could be judged.
             n_tasks: how many could be judged. Of both, the main process's value counts on all ranks.
+            metric: name of the environment's metric, for the message.
             last: training is over: there is nothing to stop.
 
         Raises:
@@ -300,7 +301,7 @@ class Guards(TrainerCallback):
             return
         self.evaluations.append(HeldOut(step, accuracy, n_tasks, self.reward.value))
         self.reward = Mean()
-        self._judge("held_out", overfitting(self.evaluations), step, last=last)
+        self._judge("held_out", overfitting(self.evaluations, metric), step, last=last)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that was counted, in plain types."""

@@ -1,9 +1,11 @@
-"""What a sweep has found: one table and one page."""
+"""The results of a sweep: one table and one page."""
 
 from __future__ import annotations
 
 import csv
 import io
+import json
+import re
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,17 +19,20 @@ from rlkit.files import atomic_write
 from rlkit.report.build import template, trusted
 from rlkit.report.figures import Panel, colour, learning_panels, panel
 from rlkit.report.run import read_run
-from rlkit.sweeps.point import FAILED, FINISHED, Point
+from rlkit.sweeps.point import FAILED, FINISHED, Point, objective_name
 from rlkit.sweeps.spec import Sweep
 from rlkit.sweeps.study import open_study
 
 TABLE, PAGE = "table.csv", "report.html"
 SHOWN = 6  # points whose learning curves are drawn, the best ones
+MOST_TICKS = 6  # values of a logarithmic axis that are labeled one by one
+LOG_RATIO = 10  # of the largest value to the smallest, from which an axis is logarithmic
+RATE = re.compile(r"(learning_rate|(^|[._])lr)$")
 LEAST = 4  # finished points below which nothing is said of the keys' importance
 
 
 def rows(points: Sequence[Point]) -> list[dict[str, Any]]:
-    """One row for each point that was begun, the best first."""
+    """Return one row for each point that was begun, the best first."""
     found = []
     for point in points:
         keys, outcome = point.keys(), point.outcome()
@@ -66,18 +71,19 @@ def importance(sweep: Sweep) -> dict[str, float]:
 
 def collect(sweep: Sweep, points: Sequence[Point], found: Sequence[dict[str, Any]]) -> tuple[Path, Path]:
     """Write the table and the page of what `rows` found, and return their paths."""
+    names = column_names(found, objective_name(points))
     text = io.StringIO()
     if found:
-        writer = csv.DictWriter(text, list(found[0]))
-        writer.writeheader()
-        writer.writerows(found)
+        writer = csv.writer(text)
+        writer.writerow(names.values())
+        writer.writerows([row[column] for column in names] for row in found)
     atomic_write(sweep.folder / TABLE, text.getvalue())
     page = sweep.folder / PAGE
     panels = page_panels(sweep, points, found)
     html = template("sweep.html").render(
         title=sweep.folder.name,
         headline=headline(sweep, points, found),
-        columns=[name for name in (found[0] if found else {}) if name != "folder"],
+        columns={column: name for column, name in names.items() if column != "folder"},
         rows=[{name: shown(value) for name, value in row.items()} for row in found],
         curves=[
             {"name": f"point {row['point']}", "colour": colour(i)}
@@ -91,6 +97,12 @@ def collect(sweep: Sweep, points: Sequence[Point], found: Sequence[dict[str, Any
     )
     atomic_write(page, html)
     return sweep.folder / TABLE, page
+
+
+def column_names(found: Sequence[dict[str, Any]], objective: str) -> dict[str, str]:
+    """Return the columns of the table with the names that users read: `mean` is the mean of what?"""
+    named = {"mean": f"mean {objective}", "deviation": f"deviation of {objective}"}
+    return {column: named.get(column, column) for column in (found[0] if found else {})}
 
 
 def headline(sweep: Sweep, points: Sequence[Point], found: Sequence[dict[str, Any]]) -> str:
@@ -107,7 +119,7 @@ def headline(sweep: Sweep, points: Sequence[Point], found: Sequence[dict[str, An
     spread = (
         f" ± {best['deviation']:.2g} over {len(sweep.seeds)} seeds" if best["deviation"] is not None else ""
     )
-    return f"{text} Best: {keys}, {sweep.objective} {best['mean']:.4g}{spread}."
+    return f"{text} Best: {keys}, {objective_name(points)} {best['mean']:.4g}{spread}."
 
 
 def shown(value: object) -> str:
@@ -116,9 +128,11 @@ def shown(value: object) -> str:
 
 
 def page_panels(sweep: Sweep, points: Sequence[Point], found: Sequence[dict[str, Any]]) -> list[Panel]:
-    """Importance, values against each key, and the learning curves of the best points."""
+    """Return the plots of a sweep: importance and values of the keys that vary, and the best curves."""
     panels = []
-    weights = importance(sweep)
+    ended = [row for row in found if row["state"] == FINISHED]
+    varied = [key for key in sweep.keys if len({json.dumps(row[key]) for row in ended}) > 1]
+    weights = {key: weight for key, weight in importance(sweep).items() if key in varied}
     if weights:
         bars = {
             "type": "bar",
@@ -128,18 +142,27 @@ def page_panels(sweep: Sweep, points: Sequence[Point], found: Sequence[dict[str,
         }
         axes = {"xaxis": {"title": "share of the spread that the key explains"}, "yaxis": {"title": ""}}
         panels.append(panel("Importance of each key", "PED-ANOVA, of finished points.", [bars], axes))
-    ended = [row for row in found if row["state"] == FINISHED]
-    for key in sweep.keys if ended else ():
-        panels.append(_against(sweep, key, ended))
+    for key in varied:
+        panels.append(_against(sweep, key, ended, objective_name(points)))
     best = [row["point"] for row in ended[:SHOWN]]
     runs = [read_run(points[number].run_dir(sweep.seeds[0])) for number in best]
     return panels + (learning_panels(runs) if runs else [])
 
 
-def _against(sweep: Sweep, key: str, ended: Sequence[dict[str, Any]]) -> Panel:
-    one = sweep.keys[key]
-    values = [row[key] if isinstance(row[key], int | float) else str(row[key]) for row in ended]
+def _against(sweep: Sweep, key: str, ended: Sequence[dict[str, Any]], objective: str) -> Panel:
+    values = [row[key] for row in ended]
     deviations = [row["deviation"] or 0.0 for row in ended]
+    axis: dict[str, Any] = {"title": key}
+    if not all(map(_is_number, values)):
+        values = [value if isinstance(value, str) else json.dumps(value) for value in values]
+        axis["type"] = "category"
+    elif _on_log_scale(key, values, sweep.keys[key]):
+        axis |= {"type": "log", "exponentformat": "e"}
+        distinct = sorted(set(values))
+        if len(distinct) <= MOST_TICKS:
+            axis |= {"tickvals": distinct, "ticktext": [f"{value:.4g}" for value in distinct]}
+        elif distinct[-1] / distinct[0] >= 100:
+            axis["dtick"] = 1  # powers of ten alone: plotly shortens 2e-5 between them to "2"
     dots = {
         "type": "scatter",
         "mode": "markers",
@@ -148,8 +171,17 @@ def _against(sweep: Sweep, key: str, ended: Sequence[dict[str, Any]]) -> Panel:
         "error_y": {"type": "data", "array": deviations, "visible": any(deviations), "thickness": 1},
         "text": [f"point {row['point']}" for row in ended],
     }
-    axis: dict[str, Any] = {"title": key}
-    if isinstance(one, dict) and one.get("log"):
-        axis |= {"type": "log", "dtick": 1, "exponentformat": "e"}
-    layout = {"xaxis": axis, "yaxis": {"title": sweep.objective}}
-    return panel(f"{sweep.objective.capitalize()} against {key}", "A dot for each point.", [dots], layout)
+    layout = {"xaxis": axis, "yaxis": {"title": objective}}
+    return panel(f"{objective} against {key}", "A dot for each point.", [dots], layout)
+
+
+def _on_log_scale(key: str, values: Sequence[float], values_or_range: list[Any] | dict[str, Any]) -> bool:
+    """Return whether an axis of these numbers is logarithmic: those of learning rates and their like."""
+    if min(values) <= 0:
+        return False
+    declared = isinstance(values_or_range, dict) and bool(values_or_range.get("log"))
+    return declared or bool(RATE.search(key)) or max(values) / min(values) >= LOG_RATIO
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

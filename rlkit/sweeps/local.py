@@ -12,10 +12,12 @@ from itertools import pairwise
 from queue import SimpleQueue
 from types import FrameType
 
+from rich.console import Group
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
-from rlkit.sweeps.point import Point
+from rlkit.sweeps.point import FAILED, Point, objective_name
 
 REFRESH_SECONDS = 2.0
 
@@ -60,7 +62,7 @@ def run_points(points: Sequence[LocalPoint], parallel: int, gpus: Sequence[str])
         with ThreadPoolExecutor(parallel) as pool, Live(auto_refresh=False, transient=True) as shown:
             futures = [pool.submit(work, point) for point in points]
             while not all(future.done() for future in futures) and not leave.wait(REFRESH_SECONDS):
-                shown.update(table(points), refresh=True)
+                shown.update(live_view(points), refresh=True)
             for point in points if leave.is_set() else ():
                 threading.Thread(target=point.leave).start()  # all at once: each may take a while
             for future in futures:
@@ -79,27 +81,50 @@ def shares(parallel: int, gpus: Sequence[str]) -> list[str]:
     return [",".join(gpus[a:b]) for a, b in pairwise(cuts)]
 
 
+def live_view(points: Sequence[Point]) -> Group:
+    """Return what is shown while the points are worked on: the table, and the errors below it.
+
+    A terminal may be too low for all of it: points at work come first, those that have not begun last.
+    """
+    order = sorted(points, key=lambda point: (point.keys() is None, point.outcome() is not None))
+    return Group(table(order), *map(Text, failures(points)))
+
+
 def table(points: Sequence[Point]) -> Table:
-    """How the points are doing, as their folders tell."""
-    shown = Table("point", "keys", "state", "step", "held out", "last line of the log")
+    """Return a table of the points' keys, states and held-out results, with every value in full.
+
+    Errors are not in it: next to the keys they would leave too little of 80 columns to either (`failures`).
+    """
+    shown = Table()
+    for header in ("point", "keys", "state", "step", objective_name(points)):
+        shown.add_column(header, overflow="fold")
     for point in points:
-        keys = point.keys()
-        text = ", ".join(f"{key.split('.')[-1]}={value}" for key, value in (keys or {}).items())
-        shown.add_row(str(point.number), text, *state(point))
+        # Text: in a string rich would take "[...]" for markup and drop it.
+        pairs = [Text(f"{key}={value}") for key, value in (point.keys() or {}).items()]
+        shown.add_row(str(point.number), Text("\n").join(pairs), *state(point))
     return shown
 
 
-def state(point: Point) -> tuple[str, str, str, str]:
-    """State, step, held-out result and what to read, of a point."""
+def failures(points: Sequence[Point]) -> list[str]:
+    """Return a line for each failed point: its number, its error and its folder."""
+    outcomes = [(point, point.outcome()) for point in points]
+    return [
+        f"point {point.number} failed: {outcome.error} ({point.folder})"
+        for point, outcome in outcomes
+        if outcome is not None and outcome.state == FAILED
+    ]
+
+
+def state(point: Point) -> tuple[str, str, str]:
+    """Return a point's state, step and held-out result."""
     outcome = point.outcome()
-    value = "" if outcome is None or outcome.value is None else f"{outcome.value:.4g}"
     if outcome is not None:
-        return outcome.state, "", value, outcome.error or ""
+        return outcome.state, "", "" if outcome.value is None else f"{outcome.value:.4g}"
     seed = next((s for s in point.sweep.seeds if not point.finished(s)), None)
     if point.keys() is None or seed is None:
-        return "waiting", "", "", ""
+        return "waiting", "", ""
     held_out = point.last(seed)
-    return f"seed {seed}", last_step(point, seed), "" if held_out is None else f"{held_out:.4g}", ""
+    return f"seed {seed}", last_step(point, seed), "" if held_out is None else f"{held_out:.4g}"
 
 
 def last_step(point: Point, seed: int) -> str:

@@ -10,14 +10,14 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from optuna.trial import Trial, TrialState
 
-from rlkit.errors import PREEMPTED, UserError
+from rlkit.errors import PREEMPTED, UserError, nearest
 from rlkit.evaluation.result import Evaluation
 from rlkit.files import atomic_write
 from rlkit.sweeps.spec import Sweep
@@ -76,11 +76,12 @@ class Point:
         if not path.exists():
             return None
         evaluation = Evaluation.load(path)
-        if self.sweep.objective == "accuracy":
+        objective = self.sweep.objective
+        if objective is None or objective == evaluation.metric:
             return evaluation.accuracy.mean
-        if self.sweep.objective not in evaluation.rewards:
-            raise UserError(f"{path} has no reward {self.sweep.objective!r}: {', '.join(evaluation.rewards)}")
-        return evaluation.rewards[self.sweep.objective]
+        if objective not in evaluation.rewards:
+            raise UserError(f"{path}: {no_such_objective(objective, evaluation.metric, evaluation.rewards)}")
+        return evaluation.rewards[objective]
 
     def finished(self, seed: int) -> bool:
         """Whether the run of a seed is complete."""
@@ -209,6 +210,24 @@ class Point:
         """The newest held-out result in training."""
         steps = self._evaluated(seed)
         return self.value(seed, f"step-{steps[-1]}") if steps else None
+
+
+def objective_name(points: Sequence[Point]) -> str:
+    """Return the name of what is compared: the sweep's objective, or the metric of the runs' evaluations."""
+    for point in points:
+        if point.sweep.objective is not None:
+            return point.sweep.objective
+        for path in point.folder.glob("seed-*/evaluation/*.json"):
+            return Evaluation.load(path).metric
+    return "held out"  # no run has been evaluated yet
+
+
+def no_such_objective(objective: str, metric: str, rewards: Iterable[str]) -> str:
+    """Return the message about an objective that is not among the rewards."""
+    return (
+        f"there is no reward {objective!r} to compare{nearest(objective, rewards)}: "
+        f"name another, or leave out objective to compare the metric, {metric}"
+    )
 
 
 def start_name() -> str:

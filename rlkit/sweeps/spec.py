@@ -30,7 +30,8 @@ class Sweep:
             mapping with low and high, step if wanted, and `log: true` for equal chances on a log scale.
         trials: points of `random` and `optuna`; a grid has as many as there are.
         seeds: each point is trained with each.
-        objective: what is compared: "accuracy", the metric of the held-out tasks, or a reward's name.
+        objective: name of the reward whose mean over the held-out tasks is compared; None: the
+            environment's metric.
         pruning: with optuna, stop points whose held-out result is below the median of the others.
         parallel: points at a time, of the launchers local and slurm.
         slurm: partition, account, qos, time (minutes), nodes, gpus_per_node, cpus_per_task, mem, container,
@@ -43,7 +44,7 @@ class Sweep:
     search: str = "grid"
     trials: int = 0
     seeds: list[int] = field(default_factory=lambda: [0])
-    objective: str = "accuracy"
+    objective: str | None = None
     direction: str = "maximize"
     pruning: bool = False
     sampler_seed: int = 0

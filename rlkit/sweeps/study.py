@@ -59,6 +59,9 @@ def open_study(sweep: Sweep, worker: int = 0) -> optuna.Study:
         raise UserError(
             f"{path} was written by another study ({', '.join(names)}): choose another output_dir"
         )
+    if found is not None and sweep.objective is None:
+        # Earlier versions called the environment's metric "accuracy".
+        found = found.replace('"objective": "accuracy"', '"objective": null')
     if found is not None and found != sweep.identity():
         raise UserError(
             f"{path} was written by another sweep: {_changed(found, sweep)}; choose another output_dir"

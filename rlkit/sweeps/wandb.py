@@ -14,18 +14,22 @@ from rlkit.sweeps.spec import Sweep, values_of
 METHODS = {"grid": "grid", "random": "random", "optuna": "bayes"}
 
 
-def write_sweep(sweep: Sweep) -> Path:
-    """Write the file and return its path; raises UserError where W&B cannot say it."""
+def write_sweep(sweep: Sweep, metric: str) -> Path:
+    """Write the file and return its path; raises UserError where W&B cannot say it.
+
+    Args:
+        metric: name of the environment's metric, which runs log as `evaluation/<metric>`.
+    """
     sweep.folder.mkdir(parents=True, exist_ok=True)
     path = sweep.folder / "wandb.yaml"
-    atomic_write(path, yaml.safe_dump(as_wandb(sweep), sort_keys=False))
+    atomic_write(path, yaml.safe_dump(as_wandb(sweep, metric), sort_keys=False))
     return path
 
 
-def as_wandb(sweep: Sweep) -> dict[str, Any]:
+def as_wandb(sweep: Sweep, metric: str) -> dict[str, Any]:
     """The keys of a W&B sweep."""
-    if sweep.objective != "accuracy":
-        raise UserError("W&B compares what a run logs: objective must be accuracy")
+    if sweep.objective not in (None, metric):
+        raise UserError(f"W&B compares what a run logs, evaluation/{metric}: leave out objective")
     for key, one in sweep.keys.items():
         if isinstance(one, list) and any(isinstance(value, list | dict) for value in one):
             raise UserError(f"{key}: W&B's agents cannot pass lists and mappings: use another launcher")
@@ -36,7 +40,7 @@ def as_wandb(sweep: Sweep) -> dict[str, Any]:
     found: dict[str, Any] = {
         "name": sweep.folder.name,
         "method": METHODS[sweep.search],
-        "metric": {"name": "evaluation/accuracy", "goal": sweep.direction},
+        "metric": {"name": f"evaluation/{metric}", "goal": sweep.direction},
         "parameters": parameters,
         "command": [
             "${env}", "rlkit", sweep.command, sweep.base, *several, "--report_to=wandb", "--output_dir",

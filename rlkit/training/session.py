@@ -309,12 +309,16 @@ class Session:
         if trainer.accelerator.is_main_process:
             result.save(path)
             step = trainer.state.global_step
-            lengths = {"evaluation/accuracy": result.accuracy.mean, "evaluation/length": result.length}
-            self.directory.log(step, lengths)
-            _tell_wandb(lengths | {"train/global_step": step})
+            means = {"evaluation/length": result.length, f"evaluation/{result.metric}": result.accuracy.mean}
+            self.directory.log(step, means)
+            _tell_wandb(means | {"train/global_step": step})
         if self.guards is not None:
             self.guards.evaluated(
-                trainer.state.global_step, result.accuracy.mean, len(result.scores), last=name == "after"
+                trainer.state.global_step,
+                result.accuracy.mean,
+                len(result.scores),
+                metric=result.metric,
+                last=name == "after",
             )
 
     def summary(self) -> str:
@@ -349,9 +353,14 @@ def refusals() -> Iterator[None]:
 
 def make_environment(args: TaskArguments) -> Environment:
     """Build the environment that the keys of a run name; raises UserError."""
+    return load_environment(environment_name(args), **args.mapping("environment_args"))
+
+
+def environment_name(args: TaskArguments) -> str:
+    """Return the name of a run's environment; raises UserError where the keys give none."""
     if args.environment is None:
         raise UserError("no environment given: set the key 'environment', e.g. --environment causal-v1")
-    return load_environment(args.environment, **args.mapping("environment_args"))
+    return args.environment
 
 
 def load_run_rewards(run: TrainConfig, environment: Environment) -> tuple[dict[str, Reward], list[float]]:

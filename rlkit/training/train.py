@@ -76,7 +76,7 @@ def train(run: TrainConfig) -> None:
             )
             watch = {
                 "reward": "reward",
-                "accuracy": f"rewards/{environment.metric}/mean",
+                environment.metric: f"rewards/{environment.metric}/mean",
                 "length": "completions/mean_length",
             }
             with closing(trainer):

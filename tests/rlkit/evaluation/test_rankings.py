@@ -49,7 +49,9 @@ def test_a_retriever_its_run_and_the_comparison(command, tmp_path):
 
 def test_folds_of_a_collection(command):
     words = ("--collection", NAME, "--retriever", "bm25", "--json")
-    _, out, _ = command(*words, "--environment_args.folds", "5", "--environment_args.fold", "1", "--measures", "rr@10", "ap")
+    _, out, _ = command(
+        *words, "--environment_args.folds", "5", "--environment_args.fold", "1", "--measures", "rr@10", "ap"
+    )
     found = json.loads(out)
     assert found["metric"] == "rr@10" and set(found["rewards"]) == {"rr@10", "ap"}
     assert found["accuracy"]["n"] == 900 // 5 and found["environment_args"]["fold"] == 1
@@ -85,7 +87,10 @@ def test_two_leaderboards(command, tmp_path):
         (("--collection", NAME), "--collection goes with --retriever"),
         (("model", "--collection", NAME, "--retriever", "bm25"), "without a model"),
         (("--retriever", "bm25"), "need --collection"),
-        (("--collection", NAME, "--retriever", "bm25", "--environment_args.fodl", "1"), "are folds and fold, not fodl"),
+        (
+            ("--collection", NAME, "--retriever", "bm25", "--environment_args.fodl", "1"),
+            "are folds and fold, not fodl",
+        ),
         (("--collection", NAME, "--retriever", "bm2"), "no retriever 'bm2'"),
         (("--collection", NAME, "--retriever", "bm25", "--measures", "f1"), "no measure 'f1'"),
         (("--collection", "nowhere", "--retriever", "bm25"), "no collection 'nowhere'"),

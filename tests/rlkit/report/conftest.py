@@ -25,8 +25,16 @@ def write_run(
     gain: float = 0.5,
     completion: str = "So the answer is {}.",
     seed: int = 0,
+    metric: str = "correct",
+    objective: str | None = None,
 ) -> Path:
-    """Write a run directory; `completion` is a template of the text of every rollout."""
+    """Write a run directory.
+
+    Args:
+        completion: template of the text of every rollout.
+        metric: name of the environment's metric.
+        objective: of `rlkit rank`; None: a run of `rlkit train` after a warm start.
+    """
     rng = np.random.default_rng(seed)
     path.mkdir(parents=True)
     (path / "config.yaml").write_text(
@@ -34,19 +42,34 @@ def write_run(
         "model_name_or_path: Qwen/Qwen2.5-0.5B-Instruct\nlearning_rate: 1.0e-6\nnum_generations: 8\n"
         "hub_token: hf_very_secret\neos_token: </s>\n"
     )
-    lines = [{"step": i, "stage": "sft", "seconds": 3.0 * i, "loss": 2 * 0.8**i + 0.3} for i in range(1, 11)]
-    lines += [training_line(step, steps, gain, rng) for step in range(1, steps + 1)]
+    if objective is not None:
+        config = (path / "config.yaml").read_text()
+        (path / "config.yaml").write_text(config.replace("algorithm: grpo", f"objective: {objective}"))
+        lines = [ranking_line(step) for step in range(1, steps + 1)]
+        rollouts = 0
+    else:
+        lines = [
+            {"step": i, "stage": "sft", "seconds": 3.0 * i, "loss": 2 * 0.8**i + 0.3} for i in range(1, 11)
+        ]
+        lines += [training_line(step, steps, gain, metric, rng) for step in range(1, steps + 1)]
     (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     for name in evaluations:
         rate = 0.15 + gain * {"before": 0, "warm-start": 0.3, "after": 1}.get(name, 0.7)
-        write_evaluation(path / "evaluation" / f"{name}.json", rate, tasks, completion, rng)
+        write_evaluation(
+            path / "evaluation" / f"{name}.json", rate, tasks, completion, metric=metric, rng=rng
+        )
     if rollouts:
         chances = 0.15 + gain * np.linspace(0, 1, steps)
-        write_rollouts(path / "rollouts", chances, rollouts, completion, rng)
+        write_rollouts(path / "rollouts", chances, rollouts, completion, metric=metric, rng=rng)
     return path
 
 
-def training_line(step, steps, gain, rng):
+def ranking_line(step):
+    numbers = {"loss": -0.1, "grad_norm": 1.0, "learning_rate": 1e-3, "utility": 0.5 + step / 1000}
+    return {"step": step, "stage": "rank", "seconds": 2.0 * step, **numbers}
+
+
+def training_line(step, steps, gain, metric, rng):
     progress = 1 - np.exp(-3 * step / steps)
     noise = rng.normal(0, 0.04, 8)
     correct = float(np.clip(0.15 + gain * progress + noise[0], 0, 1))
@@ -57,9 +80,9 @@ def training_line(step, steps, gain, rng):
         "seconds": 40 + 31.0 * step,
         "reward": 0.8 * correct + 0.2 * layout,
         "reward_std": 0.3,
-        "rewards/correct/mean": correct,
-        "rewards/correct/std": 0.4,
-        "rewards/correct/error_rate": 0.01 if step % 17 == 0 else 0.0,
+        f"rewards/{metric}/mean": correct,
+        f"rewards/{metric}/std": 0.4,
+        f"rewards/{metric}/error_rate": 0.01 if step % 17 == 0 else 0.0,
         "rewards/format/mean": layout,
         "completions/mean_length": 400 - 150 * progress + 300 * noise[2],
         "completions/clipped_ratio": max(0, 0.2 - 0.2 * progress + noise[3] / 4),
@@ -71,7 +94,7 @@ def training_line(step, steps, gain, rng):
     }
 
 
-def write_evaluation(path, rate, tasks, completion, rng):
+def write_evaluation(path, rate, tasks, completion, *, metric, rng):
     level = [LEVELS[i % len(LEVELS)] for i in range(tasks)]
     size = [SIZES[i % len(SIZES)] for i in range(tasks)]
     chance = [np.clip(rate + 0.1 * (1 - i % 3) - 0.03 * (i % 5 - 2), 0.02, 0.98) for i in range(tasks)]
@@ -86,11 +109,11 @@ def write_evaluation(path, rate, tasks, completion, rng):
         seed=0,
         temperature=0.0,
         samples=1,
-        metric="correct",
+        metric=metric,
         accuracy=accuracy_interval(score),
         pass_at={},
         avg_at={},
-        rewards={"correct": float(score.mean()), "format": 0.9},
+        rewards={metric: float(score.mean()), "format": 0.9},
         length=310.0,
         truncated=0.02,
         invalid=0,
@@ -117,7 +140,7 @@ def write_evaluation(path, rate, tasks, completion, rng):
     ).save(path)
 
 
-def write_rollouts(folder, chances, per_step, completion, rng):
+def write_rollouts(folder, chances, per_step, completion, *, metric, rng):
     folder.mkdir()
     for step, chance in enumerate(chances, start=1):
         correct = (rng.random(per_step) < chance).astype(float)
@@ -133,7 +156,7 @@ def write_rollouts(folder, chances, per_step, completion, rng):
                 "length": rng.integers(50, 500, per_step),
                 "truncated": [False] * (per_step - 1) + [step == 2],
                 "invalid": [None] * (per_step - 1) + ["reward timed out" if step == 3 else None],
-                "rewards/correct": correct,
+                f"rewards/{metric}": correct,
                 "rewards/format": 1.0,
                 "level": "association",
             }

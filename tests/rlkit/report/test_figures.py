@@ -18,10 +18,53 @@ def titles(panels):
 
 def test_panels_of_a_run(make_run):
     runs = [read_run(make_run(steps=40))]
-    assert titles(learning_panels(runs)) == ["Accuracy", "Reward"]
-    assert titles(breakdown_panels(runs)) == ["Accuracy by level", "Accuracy by relevant size"]
+    assert titles(learning_panels(runs)) == ["correct", "Reward"]
+    assert titles(breakdown_panels(runs)) == ["correct by level", "correct by relevant size"]
     assert titles(reward_panels(runs)) == ["correct", "correct: errors", "format"]
     assert "Warm start: loss" in titles(health_panels(runs))
+
+
+def test_plots_have_the_name_of_the_metric(make_run):
+    runs = [read_run(make_run(steps=10, metric="ndcg"))]
+    curves, *bars = [learning_panels(runs)[0], *breakdown_panels(runs)]
+    assert titles([curves, *bars]) == ["ndcg", "ndcg by level", "ndcg by relevant size"]
+    for panel in (curves, *bars):
+        assert panel["layout"]["yaxis"]["title"] == {"text": "mean ndcg"}
+    assert "accuracy" not in json.dumps([curves, *bars]).lower()
+
+
+def test_runs_with_different_metrics_have_plots_of_their_own(make_run):
+    runs = [read_run(make_run(name, steps=10, metric=name)) for name in ("correct", "ndcg")]
+    assert titles(learning_panels(runs)) == ["correct", "ndcg", "Reward"]
+    for name, panel in zip(("correct", "ndcg"), learning_panels(runs), strict=False):
+        assert [trace["name"] for trace in panel["traces"]] == [name, f"{name}, held out"]
+    assert titles(breakdown_panels(runs)) == [
+        "correct by level",
+        "correct by relevant size",
+        "ndcg by level",
+        "ndcg by relevant size",
+    ]
+    names = [trace["name"] for trace in breakdown_panels(runs)[2]["traces"]]
+    assert names == ["ndcg, before", "ndcg, after"]
+
+
+def test_rank_run_has_its_curves_and_both_held_out_points(make_run):
+    runs = [read_run(make_run(steps=12, metric="ndcg", objective="infonce"))]
+    held_out, utility = learning_panels(runs)
+    assert held_out["title"] == "ndcg" and held_out["note"].startswith("Diamonds")
+    (points,) = held_out["traces"]
+    assert points["x"] == [0, 12] and points["text"] == ["before", "after"]
+    assert utility["title"] == "Utility of the sampled rankings" and len(utility["traces"][0]["x"]) == 12
+    assert titles(health_panels(runs)) == ["Loss", "Gradient norm", "Learning rate"]
+
+
+def test_train_and_rank_runs_share_plots(make_run):
+    runs = [read_run(make_run("lm", steps=20, metric="ndcg"))]
+    runs.append(read_run(make_run("encoder", steps=12, metric="ndcg", objective="plackett_luce")))
+    panels = learning_panels(runs)
+    assert titles(panels) == ["ndcg", "Reward", "Utility of the sampled rankings"]
+    held_out = {trace["name"]: trace["x"] for trace in panels[0]["traces"] if trace["mode"] == "markers"}
+    assert held_out == {"lm, held out": [0, 20], "encoder, held out": [0, 12]}
 
 
 def test_held_out_points_stand_at_their_steps(make_run):
@@ -96,7 +139,7 @@ def test_environment_panels_plot_what_the_environment_adds(make_run):
     means = [run.evaluations[name].accuracy.mean for name in ("before", "after")]
     assert trace["y"] == pytest.approx([means[0] + 0.1, *means], rel=1e-5)
     assert panel["layout"]["xaxis"]["title"] == {"text": "share of answers that are augmented"}
-    assert "Metric against the share of augmented queries" in titles(learning_panels([run]))
+    assert "retrieval against the share of augmented queries" in titles(learning_panels([run]))
 
 
 @pytest.mark.parametrize(

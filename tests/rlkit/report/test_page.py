@@ -139,6 +139,27 @@ def test_several_runs_share_a_page(open_page, make_run):
     assert out.name == "report.html" and (out.parent / "dapo").is_dir()
 
 
+def test_page_shows_each_metric_under_its_own_name(open_page, make_run):
+    """A language model and an encoder side by side, by different metrics."""
+    runs = [
+        make_run("lm", steps=5, tasks=12, metric="f1"),
+        make_run("encoder", steps=5, tasks=12, metric="ndcg", objective="infonce"),
+    ]
+    page = open_page(build_report(runs))
+    figures = page.locator(".figure").all_inner_texts()
+    assert [figure.split()[0] for figure in figures] == ["f1", "ndcg"]
+    assert "InfoNCE " in page.locator(".sentence").nth(1).inner_text()
+    assert "SFT" not in page.locator("header").inner_text()
+    expect(page.locator("table.evaluations th", has_text="metric")).to_have_count(1)
+    rows = page.locator("table.evaluations tbody tr")
+    assert [rows.nth(i).locator("td").nth(5).inner_text() for i in range(4)] == ["f1", "f1", "ndcg", "ndcg"]
+    axes = page.locator(".plot .ytitle").all_text_contents()
+    assert axes[:2] == ["mean f1", "mean ndcg"]
+    for i in (0, 1):
+        assert page.locator(f"#figure-{i} .points path").count() >= 2  # before and after
+    assert "ccuracy" not in page.locator("main").inner_text()
+
+
 def test_a_bare_run_gives_a_page_with_notes(open_page, make_run):
     path = make_run(steps=1, evaluations=(), rollouts=0)
     (path / "metrics.jsonl").unlink()

@@ -3,6 +3,7 @@ import json
 import pytest
 
 from rlkit.errors import UserError
+from rlkit.report import build_report
 from rlkit.report.run import read_run
 
 
@@ -68,6 +69,24 @@ def test_another_path_is_a_user_error(tmp_path, name):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="not a run directory"):
         read_run(tmp_path / name)
+
+
+def test_rank_run_is_read_at_its_own_steps(make_run):
+    run = read_run(make_run(steps=12, objective="infonce"))
+    assert run.stage == "rank" and run.step_of("after") == 12
+    assert not any("no training step" in note for note in run.notes)
+
+
+def test_metrics_of_earlier_versions_are_read(make_run):
+    """They have evaluation/accuracy, and a run that was resumed since has the metric's name, too."""
+    path = make_run(steps=3)
+    with (path / "metrics.jsonl").open("a") as file:
+        for step, name in ((0, "accuracy"), (2, "accuracy"), (3, "correct")):
+            file.write(json.dumps({"step": step, "stage": "train", f"evaluation/{name}": 0.25}) + "\n")
+    run = read_run(path)
+    assert run.training["step"].tolist() == [1, 2, 3] and run.training["reward"].notna().all()
+    assert "</html>" in build_report([path]).read_text(encoding="utf-8")
+    assert not any("cannot be read" in note for note in run.notes)
 
 
 def test_a_warm_start_alone_is_the_run(make_run):

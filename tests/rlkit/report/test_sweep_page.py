@@ -6,13 +6,38 @@ import json
 import pytest
 from playwright.sync_api import expect
 
-from rlkit.sweeps.collect import collect, headline, rows
-from rlkit.sweeps.point import FAILED, FINISHED, Outcome, Point
+from rlkit.errors import UserError
+from rlkit.sweeps.collect import collect, headline, page_panels, rows
+from rlkit.sweeps.point import FAILED, FINISHED, Outcome, Point, objective_name
 from rlkit.sweeps.spec import Sweep
-from rlkit.sweeps.study import open_study, suggest
+from rlkit.sweeps.study import begin, open_study, suggest
 from tests.rlkit.report.conftest import write_run
 
 HOSTILE = "<img src=x onerror=\"document.title='broken out'\">"
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """Make a sweep with a finished point for each of the values.
+
+    `objective` is the sweep's, `ranking` the objective of `rlkit rank`; `options` are those of `write_run`.
+    """
+
+    def finished(keys, values, objective=None, ranking=None, **options):
+        sweep = Sweep("base.yaml", keys, objective=objective, output_dir=str(tmp_path / "sweep"))
+        study = open_study(sweep)
+        points = [Point(sweep, number) for number in range(len(values))]
+        for point, of_point in zip(points, values, strict=True):
+            point.folder.mkdir(parents=True)
+            (point.folder / "point.json").write_text(json.dumps({"keys": of_point}))
+            write_run(point.run_dir(0), steps=4, tasks=30, seed=point.number, objective=ranking, **options)
+            value = point.value(0)
+            trial = begin(study, sweep, point.number, of_point)
+            assert suggest(sweep, trial) == of_point
+            point._end(trial, Outcome(FINISHED, value, {"0": value}))
+        return sweep, points
+
+    return finished
 
 
 @pytest.fixture
@@ -62,10 +87,11 @@ def test_the_page(open_page, sweep):
     expect(page.locator("p.sentence")).to_contain_text("5 of 6 points are finished")
     titles = page.locator("figcaption").all_inner_texts()
     assert any("Importance of each key" in title for title in titles)
-    assert any("Accuracy against learning_rate" in title for title in titles)
+    assert any("correct against learning_rate" in title for title in titles)
     for i in range(page.locator(".plot").count()):
         shapes = page.locator(f"#figure-{i}").locator(".scatterlayer .trace path, .barlayer .point path")
         assert shapes.count() > 0, titles[i]
+    assert not any("ccuracy" in title for title in titles)
     assert page.locator(".legend span .dot").count() == 5
     assert page.locator("tbody tr").count() == 6
     expect(page.locator("tbody tr").last).to_contain_text("<img src=x")
@@ -76,3 +102,101 @@ def test_a_sweep_that_has_not_begun(open_page, tmp_path):
     open_study(sweep)
     page = open_page(collect(sweep, [Point(sweep, 0), Point(sweep, 1)], [])[1])
     expect(page.locator("p.sentence")).to_contain_text("0 of 2 points are finished")
+
+
+def axes(sweep, points):
+    """The horizontal axes of the plots of a value against a key, by key."""
+    panels = page_panels(sweep, points, rows(points))
+    layouts = {panel["title"]: panel["layout"] for panel in panels if " against " in panel["title"]}
+    return {title.split(" against ")[1]: layout["xaxis"] for title, layout in layouts.items()}
+
+
+def test_page_names_the_metric(finished):
+    sweep, points = finished({"beta": [0.1, 0.2]}, [{"beta": 0.1}, {"beta": 0.2}], metric="ndcg")
+    assert objective_name(points) == "ndcg"
+    assert ", ndcg 0." in headline(sweep, points, rows(points))
+    panels = {panel["title"]: panel for panel in page_panels(sweep, points, rows(points))}
+    assert panels["ndcg against beta"]["layout"]["yaxis"]["title"] == {"text": "ndcg"}
+    assert "ndcg" in panels and "ccuracy" not in json.dumps(panels)
+    table, page = collect(sweep, points, rows(points))
+    with table.open() as file:
+        assert [float(row["mean ndcg"]) for row in csv.DictReader(file)] == sorted(
+            (point.value(0) for point in points), reverse=True
+        )
+    text = page.read_text(encoding="utf-8")
+    assert "<th>mean ndcg</th><th>deviation of ndcg</th>" in text
+
+
+def test_page_names_a_reward_that_is_the_objective(finished):
+    sweep, points = finished(
+        {"beta": [0.1, 0.2]}, [{"beta": 0.1}, {"beta": 0.2}], objective="format", metric="ndcg"
+    )
+    assert [point.value(0) for point in points] == [0.9, 0.9]
+    assert "format 0.9." in headline(sweep, points, rows(points))
+    assert "format against beta" in [panel["title"] for panel in page_panels(sweep, points, rows(points))]
+
+
+def test_objective_that_is_no_reward_is_one_line(finished):
+    sweep, points = finished({"beta": [0.1, 0.2]}, [{"beta": 0.1}, {"beta": 0.2}], metric="ndcg")
+    sweep.objective = "accuracy"
+    with pytest.raises(UserError, match=r"no reward 'accuracy' .*leave out objective .*ndcg") as caught:
+        rows(points)
+    assert "\n" not in str(caught.value)
+
+
+def test_page_leaves_out_keys_that_never_change(finished):
+    keys = {"beta": [0.1, 0.2, 0.3, 0.4], "max_steps": [200], "optim": ["adamw_torch", "sgd"]}
+    values = [{"beta": beta, "max_steps": 200, "optim": "sgd"} for beta in keys["beta"]]
+    sweep, points = finished(keys, values)
+    assert list(axes(sweep, points)) == ["beta"]
+    (bars,) = (p for p in page_panels(sweep, points, rows(points)) if p["title"] == "Importance of each key")
+    assert bars["traces"][0]["y"] == ["beta"]
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "scale"),
+    [
+        ("learning_rate", [1e-5, 2e-5], "log"),
+        ("optim_args.embedding_lr", [0.1, 0.2], "log"),
+        ("adapter_learning_rate", [0.1, 0.2], "log"),
+        ("adapter_rank", [4, 16, 64], "log"),
+        ("num_generations", [4, 8], None),
+        ("color", [4, 8], None),
+        ("beta", [0.0, 0.001, 0.1], None),
+        ("learning_rate", [0.0, 1e-5], None),
+        ("offset", [-10.0, 1.0, 100.0], None),
+        ("optim", ["sgd", "1"], "category"),
+        ("shuffle_dataset", [False, True], "category"),
+        ("max_steps", [1, "100"], "category"),
+        ("lora_target_modules", [["q"], ["q", "v"]], "category"),
+    ],
+)
+def test_axis_of_a_key_is_logarithmic_for_rates_and_wide_ranges(finished, key, values, scale):
+    sweep, points = finished({key: values}, [{key: value} for value in values])
+    assert axes(sweep, points)[key].get("type") == scale
+
+
+def test_axis_of_a_key_declared_log_is_logarithmic(finished):
+    declared = {"low": 2.0, "high": 6.0, "log": True}
+    sweep, points = finished({"temperature": declared}, [{"temperature": 2.5}, {"temperature": 5.0}])
+    axis = axes(sweep, points)["temperature"]
+    assert axis["type"] == "log" and axis["ticktext"] == ["2.5", "5"]
+
+
+def test_logarithmic_axis_is_drawn_at_the_values(open_page, finished):
+    rates = [1e-5, 2e-5, 4e-5]
+    sweep, points = finished({"learning_rate": rates}, [{"learning_rate": rate} for rate in rates])
+    page = open_page(collect(sweep, points, rows(points))[1])
+    plot = page.locator("#figure-0")
+    assert plot.locator(".points path").count() == 3
+    assert plot.locator(".xtick text").all_text_contents() == ["1e-05", "2e-05", "4e-05"]
+
+
+def test_page_of_rank_runs_shows_their_results_after_training(open_page, finished):
+    values = [{"temperature": 0.01}, {"temperature": 0.05}]
+    sweep, points = finished({"temperature": [0.01, 0.05]}, values, metric="ndcg", ranking="infonce")
+    panels = {panel["title"]: panel for panel in page_panels(sweep, points, rows(points))}
+    points_of_runs = [trace for trace in panels["ndcg"]["traces"] if trace["mode"] == "markers"]
+    assert [trace["x"] for trace in points_of_runs] == [[0, 4], [0, 4]]
+    assert "Utility of the sampled rankings" in panels
+    open_page(collect(sweep, points, rows(points))[1])

@@ -256,16 +256,14 @@ def held_out(*evaluations, n_tasks=200, **options):
     for i, (accuracy, reward) in enumerate(evaluations):
         if reward is not None:
             log("reward", reward - 0.1, reward + 0.1, every=5)
-        log.guards.evaluated(10 * i, accuracy, n_tasks)
+        log.guards.evaluated(10 * i, accuracy, n_tasks, metric="ndcg")
     return log.guards
 
 
-def test_the_reward_rises_while_accuracy_falls():
+def test_the_reward_rises_while_the_metric_falls():
     found = held_out((0.5, None), (0.6, 0.3), (0.45, 0.4), (0.4, 0.5), (0.3, 0.6)).messages
     assert len(found) == 1
-    assert found[0].startswith(
-        "guard held_out, step 30: held-out accuracy fell from 60.0% at step 10 to 40.0%"
-    )
+    assert found[0].startswith("guard held_out, step 30: held-out ndcg fell from 60.0% at step 10 to 40.0%")
     assert "the training reward rose from 0.4 to 0.5" in found[0]
 
 
@@ -292,7 +290,7 @@ def test_the_first_reward_may_be_logged_after_the_second_evaluation():
 
 def test_an_evaluation_without_a_judged_task_is_passed_over():
     watching = held_out((0.6, None), (0.4, 0.4), (0.3, 0.5))
-    watching.evaluated(40, math.nan, 0)
+    watching.evaluated(40, math.nan, 0, metric="ndcg")
     assert len(watching.evaluations) == 3
 
 
@@ -308,7 +306,7 @@ def test_held_out_stops_but_not_a_run_that_is_over():
         held_out(*evaluations, actions={"held_out": "stop"})
     over = held_out(*evaluations[:2], actions={"held_out": "stop"})
     over.reward.add(0.5, 10)
-    over.evaluated(20, 0.3, 200, last=True)
+    over.evaluated(20, 0.3, 200, metric="ndcg", last=True)
     assert len(over.messages) == 1
 
 
@@ -369,7 +367,7 @@ def test_a_resumed_run_goes_on_with_its_counts():
         for metric, (good, bad) in metrics.items():
             log.state.global_step = 0
             log(metric, *[good] * BASELINE, *[bad] * 3)
-        log.guards.evaluated(log.state.global_step, 0.5, 100)
+        log.guards.evaluated(log.state.global_step, 0.5, 100, metric="ndcg")
     second = Log(begin=first.state.global_step)
     second.guards.load_state_dict(json.loads(json.dumps(first.guards.state_dict())))
     for log in (straight, second):

@@ -1,24 +1,28 @@
 """Sweeps of real runs here: they end in a table and a page, stop and go on, fail and are tried again."""
 
 import csv
+import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from rlkit.commands.sweep import main
-from rlkit.sweeps.local import shares
-from rlkit.sweeps.point import FAILED, FINISHED, Point, last_error
-from rlkit.sweeps.spec import load_sweep
+from rlkit.sweeps.local import live_view, shares, table
+from rlkit.sweeps.point import FAILED, FINISHED, Outcome, Point, last_error
+from rlkit.sweeps.spec import Sweep, load_sweep
 from tests.quick import ROOT
+from tests.rlkit.report.conftest import write_run
 from tests.waiting import wait_until
 
 
-def table(sweep):
+def rows_of(sweep):
     with (sweep.folder / "table.csv").open() as file:
         return list(csv.DictReader(file))
 
@@ -45,6 +49,93 @@ def test_gpus_are_shared_out():
     assert shares(3, ["0", "1"]) == ["0", "1", "0"] and shares(2, []) == ["", ""]
 
 
+def rendered(view):
+    """What a terminal of 80 columns shows."""
+    console = Console(width=80, file=io.StringIO())
+    console.print(view)
+    text = console.file.getvalue()
+    assert max(map(len, text.splitlines())) <= 80
+    return text
+
+
+def cells(text, column):
+    """The lines of a column of a rendered table, without the header."""
+    lines = [line.split("│")[1:-1] for line in text.splitlines() if line.startswith("│")]
+    return [line[column].strip() for line in lines]
+
+
+@pytest.fixture
+def begin(tmp_path):
+    """Write the keys, and the outcome if there is one, of a new point of a sweep."""
+    sweep = Sweep("base.yaml", {"beta": [0.0]}, output_dir=str(tmp_path / "sweep"))
+    points: list[Point] = []
+
+    def begin(keys=None, outcome=None):
+        point = Point(sweep, len(points))
+        point.folder.mkdir(parents=True)
+        if keys is not None:
+            (point.folder / "point.json").write_text(json.dumps({"keys": keys}))
+        if outcome is not None:
+            (point.folder / "outcome.json").write_text(json.dumps(vars(outcome)))
+        points.append(point)
+        return points
+
+    return begin
+
+
+def test_table_shows_every_key_and_value_in_full_at_80_columns(begin):
+    keys = {
+        "learning_rate": 1e-05,
+        "weight_decay": 0.00012345678901234567,
+        "environment_args.level": 3,
+        "reward_args.length.level": 4,
+        "lora_target_modules": ["q", "v"],
+        "shuffle_dataset": False,
+    }
+    begin(keys)
+    text = rendered(table(begin(keys, Outcome(FINISHED, value=0.51234))))
+    shown = cells(text, 1)
+    whole = [f"{key}={value}" for key, value in keys.items()]
+    assert shown == whole * 2 and "weight_decay=0.00012345678901234567" in shown
+    assert "0.5123" in cells(text, 4) and "…" not in text
+
+
+def test_table_folds_values_wider_than_80_columns(begin):
+    model = "/" + "/".join(f"folder_{i}" for i in range(20)) + "/model[red]"
+    prompt = "Answer in one word. " * 8 + "[/b] [q]"
+    text = rendered(table(begin({"model_name_or_path": model, "system_prompt": prompt})))
+    whole = "".join(cells(text, 1))
+    assert f"model_name_or_path={model}" in whole
+    assert f"system_prompt={prompt}".replace(" ", "") in whole.replace(" ", "")
+
+
+def test_live_view_shows_long_errors_in_full_and_keys_unbroken(begin):
+    error = "ValueError: " + "no such thing as [rank0] [/x], " * 9 + "at all"
+    keys = {"environment_args.num_candidates": 20, "learning_rate": 1.5e-06}
+    points = begin(keys, Outcome(FAILED, error=error))
+    text = rendered(live_view(points))
+    assert cells(text, 1) == [f"{key}={value}" for key, value in keys.items()]
+    below = "".join(text.split("┘")[1].split())
+    assert below == "".join(f"point 0 failed: {error} ({points[0].folder})".split())
+
+
+def test_table_names_the_metric_as_soon_as_a_run_is_evaluated(begin):
+    (point,) = begin({"beta": 0.1})
+    header = rendered(table([point])).splitlines()[1]
+    assert "held out" in header
+    write_run(point.run_dir(0), steps=1, evaluations=("before",), metric="ndcg")
+    header = rendered(table([point])).splitlines()[1]
+    assert [cell.strip() for cell in header.split("┃")][1:-1] == ["point", "keys", "state", "step", "ndcg"]
+
+
+def test_live_view_shows_points_at_work_first_and_waiting_ones_last(begin):
+    begin()
+    begin({"beta": 0.1}, Outcome(FINISHED, value=0.5))
+    text = rendered(live_view(begin({"beta": 0.2})))
+    assert cells(text, 0) == ["2", "1", "0"]
+    assert cells(text, 2) == ["seed 0", "finished", "waiting"]
+
+
 @pytest.mark.slow
 def test_a_grid_with_a_point_that_fails(write, capsys, tmp_path):
     """Point 1 names a model that is not there; after it is made it is tried again and finishes."""
@@ -58,20 +149,28 @@ def test_a_grid_with_a_point_that_fails(write, capsys, tmp_path):
     assert "1 of 2 points are finished, 1 failed" in out
     assert "point 1 failed: rlkit: there is no model folder" in out and "--retry" in out
     sweep = load_sweep(path)
-    first, second = table(sweep)
+    first, second = rows_of(sweep)
     assert (first["state"], second["state"]) == (FINISHED, FAILED)
     values = [float(first[f"seed {seed}"]) for seed in (0, 1)]
     for seed, value in zip((0, 1), values, strict=True):
         after = json.loads((Point(sweep, 0).run_dir(seed) / "evaluation" / "after.json").read_text())
         assert after["accuracy"]["mean"] == value and after["seed"] == seed
-    assert float(first["mean"]) == pytest.approx(sum(values) / 2)
+    assert float(first["mean even"]) == pytest.approx(sum(values) / 2)
     page = (sweep.folder / "report.html").read_text()
     assert "1 of 2 points are finished" in page and "point 0" in page
+
+    # The metric has its name while a run trains, too.
+    run = Point(sweep, 0).run_dir(0)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["evaluation/even"] for line in lines if "evaluation/even" in line][-1] == values[0]
+    assert not any("evaluation/accuracy" in line for line in lines)
+    log = (Point(sweep, 0).folder / "seed-0.log").read_text()
+    assert re.search(r"step 2/2  reward \S+  even \S+  length", log)
 
     later.symlink_to(model)
     assert main([str(path)]) == 1  # failed points are left alone
     assert main([str(path), "--retry"]) == 0
-    assert [row["state"] for row in table(sweep)] == [FINISHED, FINISHED]
+    assert [row["state"] for row in rows_of(sweep)] == [FINISHED, FINISHED]
     assert main([str(path), "--collect"]) == 0
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from rlkit.commands.sweep import check_points, main
 from rlkit.errors import UserError
 from rlkit.sweeps.spec import Sweep, load_sweep, values_of
-from tests.quick import ROOT
+from tests.quick import ROOT, TOY
 
 RATES = {"learning_rate": [0.1, 0.2]}
 
@@ -104,10 +104,33 @@ def test_mistakes_that_a_run_would_find(write, changes, keys, complaint):
     assert not load_sweep(path).folder.exists()
 
 
-def test_an_objective_that_there_is_not(write):
-    path = write(keys=RATES, objective="evne")
-    with pytest.raises(UserError, match=r"no reward 'evne' to compare .did you mean 'even'"):
+@pytest.mark.parametrize(
+    ("objective", "hint"), [("evne", "(did you mean 'even'?)"), ("accuracy", "(known: even, variety)")]
+)
+def test_objective_that_is_no_reward_is_one_line(write, objective, hint):
+    path = write(keys=RATES, objective=objective)
+    with pytest.raises(UserError) as caught:
         main([str(path)])
+    assert str(caught.value) == (
+        f"there is no reward {objective!r} to compare {hint}: "
+        "name another, or leave out objective to compare the metric, even"
+    )
+
+
+def test_objective_may_be_a_reward_named_accuracy(write, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from tests.toy import Even, even, variety\n\n\nclass Mine(Even):\n"
+        "    rewards = {'even': even, 'accuracy': variety}\n"
+    )
+    changes = {"environment": f"{file}:Mine"}
+    assert check_points(load_sweep(write(changes=changes, keys=RATES, objective="accuracy"))) == "even"
+
+
+def test_points_with_different_metrics_need_an_objective(write):
+    keys = {"environment": [f"{TOY}:Even", f"{TOY}:Vowels"]}
+    with pytest.raises(UserError, match=r"different metrics \(even, vowels\): set objective"):
+        check_points(load_sweep(write(keys=keys)))
 
 
 def test_ends_of_ranges_are_checked_too(write):

@@ -122,6 +122,14 @@ def test_another_sweeps_journal_is_refused(write):
         open_study(load_sweep(write(keys={"beta": [1]})))
 
 
+def test_sweep_begun_when_the_metric_was_called_accuracy_can_be_continued(write):
+    sweep = load_sweep(write(keys=RATES))
+    open_study(replace(sweep, objective="accuracy"))
+    assert open_study(sweep).trials == []
+    with pytest.raises(UserError, match="objective changed"):
+        open_study(replace(sweep, objective="variety"))
+
+
 def test_more_trials_continue(write):
     open_study(load_sweep(write(keys=RANGES, search="random", trials=2))).ask()
     more = load_sweep(write(keys=RANGES, search="random", trials=4, seeds=[0, 1]))

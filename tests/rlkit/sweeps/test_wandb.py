@@ -36,7 +36,7 @@ def test_the_agents_command_is_ours(write, monkeypatch, capsys):
     assert f"wandb sweep {file}" in capsys.readouterr().out
     text = yaml.safe_load(file.read_text())
     assert text["method"] == "random" and text["run_cap"] == 10
-    assert text["metric"] == {"name": "evaluation/accuracy", "goal": "maximize"}
+    assert text["metric"] == {"name": "evaluation/even", "goal": "maximize"}
     assert text["parameters"]["seed"] == {"values": [0, 1]}
     values = {
         "learning_rate": 1e-4,
@@ -57,16 +57,21 @@ def test_the_agents_command_is_ours(write, monkeypatch, capsys):
 
 
 def test_distributions(write):
-    found = as_wandb(load_sweep(write(keys=KEYS, search="optuna", trials=5)))
+    found = as_wandb(load_sweep(write(keys=KEYS, search="optuna", trials=5)), "even")
     assert found["method"] == "bayes"
     assert found["parameters"]["learning_rate"]["distribution"] == "log_uniform_values"
     assert found["parameters"]["num_generations"] == {"distribution": "q_uniform", "q": 2, "min": 2, "max": 4}
-    grid = as_wandb(load_sweep(write(keys={"num_generations": KEYS["num_generations"]})))
+    grid = as_wandb(load_sweep(write(keys={"num_generations": KEYS["num_generations"]})), "even")
     assert grid["parameters"]["num_generations"] == {"values": [2, 4]} and "run_cap" not in grid
 
 
 def test_what_it_cannot_say(write):
     with pytest.raises(UserError, match="cannot pass lists"):
-        as_wandb(load_sweep(write(keys={"lora_target_modules": [["q"], ["v"]]})))
-    with pytest.raises(UserError, match="must be accuracy"):
-        as_wandb(load_sweep(write(keys=KEYS, objective="vowel", search="random", trials=1)))
+        as_wandb(load_sweep(write(keys={"lora_target_modules": [["q"], ["v"]]})), "even")
+    with pytest.raises(UserError, match="evaluation/even: leave out objective"):
+        as_wandb(load_sweep(write(keys=KEYS, objective="variety", search="random", trials=1)), "even")
+
+
+def test_objective_may_be_the_metric_by_name(write):
+    text = as_wandb(load_sweep(write(keys=KEYS, objective="even", search="random", trials=1)), "even")
+    assert text["metric"]["name"] == "evaluation/even"

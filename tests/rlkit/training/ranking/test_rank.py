@@ -71,7 +71,9 @@ def test_its_rankings_get_better_and_it_writes_what_every_run_writes(run):
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     utility = [line["utility"] for line in lines if "utility" in line]
     assert len(utility) == 60 and sum(utility[-10:]) > sum(utility[:10])
-    assert (folder / "report.html").exists() and (folder / "checkpoint-60").exists()
+    held_out = [(line["step"], line["evaluation/ndcg"]) for line in lines if "evaluation/ndcg" in line]
+    assert held_out == [(0, before.accuracy.mean), (60, after.accuracy.mean)]
+    assert "Plackett-Luce " in (folder / "report.html").read_text() and (folder / "checkpoint-60").exists()
     code, error, _ = run("run")
     assert code == 2 and "--resume" in error
 
