@@ -9,6 +9,9 @@ WARM_START := runs/smollm2_warm_start/model
 HAPO_START := runs/hapo_warm_start/model
 SEARCH_START := runs/search_warm_start/model
 
+# ARGS for a run; --resume only where there is something to resume.
+args = $(if $(wildcard $(1)),$(ARGS),$(filter-out --resume,$(ARGS)))
+
 .DEFAULT_GOAL := help
 .PHONY: help install vllm train hapo search simulated ranking test lint types check clean
 
@@ -35,22 +38,22 @@ $(VLLM): $(STAMP)
 	$(BIN)/python -m pip uninstall -qq -y torchvision torchaudio torchcodec
 	@touch $@
 
-train: install  ## SFT warm start, GRPO, report; ARGS="--overwrite" starts anew, ARGS="--resume" goes on
+train: install  ## SFT warm start, GRPO, report; ARGS="--overwrite" starts from scratch, ARGS="--resume" resumes
 ifneq (,$(and $(findstring --resume,$(ARGS)),$(wildcard $(WARM_START)/*)))
 	@echo "The warm start is there: $(WARM_START)"
 else
-	$(BIN)/rlkit sft --config $(CONFIGS)/smollm2_warm_start.yaml $(ARGS)
+	$(BIN)/rlkit sft $(CONFIGS)/smollm2_warm_start.yaml $(call args,runs/smollm2_warm_start)
 endif
-	$(BIN)/rlkit train --config $(CONFIGS)/smollm2.yaml $(ARGS)
+	$(BIN)/rlkit train $(CONFIGS)/smollm2.yaml $(call args,runs/smollm2)
 
 hapo: install  ## shorter answers at the same accuracy, against plain GRPO: half an hour on two CPU cores
 ifneq (,$(and $(findstring --resume,$(ARGS)),$(wildcard $(HAPO_START)/*)))
 	@echo "The warm start is there: $(HAPO_START)"
 else
-	$(BIN)/rlkit sft --config configs/hapo/smollm2_warm_start.yaml $(ARGS)
+	$(BIN)/rlkit sft configs/hapo/smollm2_warm_start.yaml $(call args,runs/hapo_warm_start)
 endif
-	$(BIN)/rlkit train --config configs/hapo/smollm2.yaml $(ARGS)
-	$(BIN)/rlkit train --config configs/hapo/smollm2_grpo.yaml $(ARGS)
+	$(BIN)/rlkit train configs/hapo/smollm2.yaml $(call args,runs/hapo)
+	$(BIN)/rlkit train configs/hapo/smollm2_grpo.yaml $(call args,runs/hapo_grpo)
 	$(BIN)/rlkit eval --compare runs/hapo_grpo/evaluation/after.json runs/hapo/evaluation/after.json
 	$(BIN)/rlkit report runs/hapo runs/hapo_grpo -o runs/hapo_against_grpo.html
 
@@ -58,19 +61,19 @@ search: install  ## questions answered by searching with BM25: a quarter of an h
 ifneq (,$(and $(findstring --resume,$(ARGS)),$(wildcard $(SEARCH_START)/*)))
 	@echo "The warm start is there: $(SEARCH_START)"
 else
-	$(BIN)/rlkit sft --config configs/search/smollm2_warm_start.yaml $(ARGS)
+	$(BIN)/rlkit sft configs/search/smollm2_warm_start.yaml $(call args,runs/search_warm_start)
 endif
-	$(BIN)/rlkit train --config configs/search/smollm2.yaml $(ARGS)
+	$(BIN)/rlkit train configs/search/smollm2.yaml $(call args,runs/search)
 
 simulated: install  ## the same with a search engine that a model plays, after make search
 	$(BIN)/python scripts/build_simulator_data.py runs/search -o runs/simulator.jsonl
-	$(BIN)/rlkit sft --config configs/search/simulator.yaml $(ARGS)
-	$(BIN)/rlkit train --config configs/search/smollm2_simulated.yaml $(ARGS)
+	$(BIN)/rlkit sft configs/search/simulator.yaml $(call args,runs/simulator)
+	$(BIN)/rlkit train configs/search/smollm2_simulated.yaml $(call args,runs/search_simulated)
 	$(BIN)/rlkit report runs/search runs/search_simulated -o runs/search_real_and_simulated.html
 
 ranking: install  ## an encoder learns to rank: policy gradient, then InfoNCE; minutes on two CPU cores
-	$(BIN)/rlkit rank --config configs/ranking/adapter.yaml $(ARGS)
-	$(BIN)/rlkit rank --config configs/ranking/adapter_infonce.yaml $(ARGS)
+	$(BIN)/rlkit rank configs/ranking/adapter.yaml $(call args,runs/ranking)
+	$(BIN)/rlkit rank configs/ranking/adapter_infonce.yaml $(call args,runs/ranking_infonce)
 	$(BIN)/rlkit eval --compare runs/ranking_infonce/evaluation/after.json runs/ranking/evaluation/after.json
 	$(BIN)/rlkit report runs/ranking runs/ranking_infonce -o runs/ranking_and_infonce.html
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
-from rlkit.arguments.command_line import CommandParser
+from rlkit.arguments.command_line import CommandParser, check_start
 from rlkit.errors import UserError
 from rlkit.sweeps.point import FAILED, FINISHED, Point, no_such_objective
 from rlkit.sweeps.spec import Sweep, load_sweep
@@ -54,20 +56,20 @@ def check_points(sweep: Sweep) -> str:
     Raises:
         UserError: a point could not run, or points could not be compared.
     """
+    corners = list(sweep.grid() if sweep.search == "grid" else sweep.corners())
+    for keys in corners:  # before anything is imported
+        with _of_point(keys):
+            check_start(sweep.command, [sweep.base, *sweep.words(keys), f"--output_dir={sweep.folder}"])
     from rlkit.arguments.parse import PARSERS
     from rlkit.registry import environment_class
     from rlkit.training.session import environment_name, make_environment
 
     parse = PARSERS[sweep.command]
     metrics: dict[str, None] = {}
-    for keys in sweep.grid() if sweep.search == "grid" else sweep.corners():
-        try:
+    for keys in corners:
+        with _of_point(keys):
             run = parse([sweep.base, *sweep.words(keys), f"--output_dir={sweep.folder}"])
             metrics[environment_class(environment_name(run.args)).metric] = None
-        except UserError as error:
-            raise UserError(
-                f"{', '.join(f'{key}={value}' for key, value in keys.items())}: {error}"
-            ) from error
     metric, *others = metrics
     if sweep.objective is not None:
         known = {*make_environment(run.args).rewards, *(getattr(run.args, "rewards", None) or ())}
@@ -82,6 +84,16 @@ def check_points(sweep: Sweep) -> str:
     if sweep.pruning and not run.args.evaluation_steps:
         raise UserError("pruning looks at held-out results in training: set evaluation_steps in the base")
     return metric
+
+
+@contextmanager
+def _of_point(keys: Mapping[str, Any]) -> Iterator[None]:
+    """Put the keys of a point in front of a UserError."""
+    try:
+        yield
+    except UserError as error:
+        point = ", ".join(f"{key}={value}" for key, value in keys.items())
+        raise UserError(f"{point}: {error}") from error
 
 
 def needs_work(point: Point) -> bool:

@@ -151,6 +151,8 @@ def read_fold(fold: str, environment: Environment) -> dict[str, set[str]]:
         UserError: no such file or fold, or a fold of another environment.
     """
     path, _, name = fold.rpartition(":")
+    if not path:
+        raise UserError(f"fold must be FILE:NAME, with a file of scripts/split_tasks.py, not {fold!r}")
     try:
         said = json.loads(Path(path).read_text(encoding="utf-8"))
         made_of, folds = said["environment"], said["folds"]

@@ -19,6 +19,7 @@ from rlkit.models.bundled import PREFIX, bundled_path
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
+MODEL_FILES = ("config.json", "adapter_config.json")  # of a model, and of an adapter alone
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 
 
@@ -37,7 +38,10 @@ def resolve(name: str | None) -> str:
         return str(bundled_path(name))
     if name.startswith((".", "/", "~", "runs/")) and not Path(name).expanduser().is_dir():
         raise UserError(f"there is no model folder {name!r}")
-    return str(Path(name).expanduser()) if name.startswith("~") else name
+    folder = Path(name).expanduser()
+    if folder.is_dir() and not any((folder / file).is_file() for file in MODEL_FILES):
+        raise UserError(f"cannot load {name!r}: the folder has no {' or '.join(MODEL_FILES)}")
+    return str(folder) if name.startswith("~") else name
 
 
 def load_model(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -64,6 +66,7 @@ ORDER = (
 # answer(tasks, samples) returns `samples` rollouts for each task.
 Answer = Callable[[Sequence[dict[str, Any]], int], Sequence[list[Rollout]]]
 Decision = TypeVar("Decision")
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 Parameters = ParamSpec("Parameters")
 AnyTrainer = TypeVar("AnyTrainer", bound=transformers.Trainer)
 
@@ -183,7 +186,7 @@ class Session:
         self.guards = guards
         preemption = PreemptionCallback()
         trainer.add_callback(preemption)
-        with preemption.listening():
+        with preemption.listening(), write_errors(self.directory.path):
             self._fit(trainer, parts, runner, watch=watch, answer=answer, preemption=preemption)
 
     def _fit(
@@ -354,6 +357,33 @@ def refusals() -> Iterator[None]:
 def make_environment(args: TaskArguments) -> Environment:
     """Build the environment that the keys of a run name; raises UserError."""
     return load_environment(environment_name(args), **args.mapping("environment_args"))
+
+
+@contextmanager
+def write_errors(folder: Path) -> Iterator[None]:
+    """Turn a failed write into the run directory, such as on a full disk, into a UserError of one line."""
+    try:
+        yield
+    except Exception as error:
+        reason = write_error(error, folder)
+        if reason is None:
+            raise
+        raise UserError(
+            f"cannot write to the run directory {folder}: {reason}; earlier checkpoints are kept: make room, "
+            "then resume with --resume"
+        ) from error
+
+
+def write_error(error: Exception, folder: Path) -> str | None:
+    """Return why a file could not be written, or None for an error of another kind."""
+    if isinstance(error, OSError):
+        inside = error.filename is not None and str(error.filename).startswith(str(folder))
+        return error.strerror if inside or error.errno in DISK_ERRORS else None
+    text = one_line(error)
+    if found := re.search(r"I/O error: (.+) \(os error \d+\)", text):  # safetensors
+        return found[1]
+    torch_failed = isinstance(error, RuntimeError) and re.search(r"unexpected pos \d|file write failed", text)
+    return "the file is cut short, as on a full disk" if torch_failed else None
 
 
 def environment_name(args: TaskArguments) -> str:

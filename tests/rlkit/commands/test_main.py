@@ -1,5 +1,6 @@
 """Bad input is exit code 2 and one line on stderr, never a traceback."""
 
+import resource
 import subprocess
 import sys
 
@@ -204,6 +205,31 @@ def test_a_run_directory_that_cannot_be_made(train, tmp_path):
     assert_one_line(train(output_dir=str(tmp_path / "file" / "run")), "cannot be made", "is a file")
     assert_one_line(train(output_dir=str(tmp_path / "file")), "cannot be made", "is a file")
     assert_one_line(train(output_dir="/proc/none/run"), "/proc")
+
+
+@pytest.mark.parametrize("save_only_model", ["true", "false"])
+def test_a_full_disk_is_one_line(train, tmp_path, save_only_model):
+    """A limit on the size of files fails as a full disk does: in safetensors, or in torch.save."""
+    limit = 60_000 if save_only_model == "true" else 150_000
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        keys = {"save_steps": "1", "num_generations": "2", "per_device_train_batch_size": "2"}
+        result = train(**keys, save_only_model=save_only_model, max_completion_length="4")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    code, stderr = result
+    assert code == 2 and "Traceback" not in stderr
+    assert f"cannot write to the run directory {tmp_path / 'run'}" in stderr.splitlines()[-1]
+
+
+def test_a_folder_without_a_model(train, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert_one_line(train(model_name_or_path=str(tmp_path / "empty")), "cannot load", "config.json")
+
+
+def test_a_fold_without_a_file(train):
+    assert_one_line(train(fold="x"), "fold must be FILE:NAME", "'x'")
 
 
 @pytest.mark.parametrize(

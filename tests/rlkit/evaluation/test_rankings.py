@@ -94,8 +94,12 @@ def test_two_leaderboards(command, tmp_path):
         (("--collection", NAME, "--retriever", "bm2"), "no retriever 'bm2'"),
         (("--collection", NAME, "--retriever", "bm25", "--measures", "f1"), "no measure 'f1'"),
         (("--collection", "nowhere", "--retriever", "bm25"), "no collection 'nowhere'"),
-        (("--collection", NAME, "--retriever", "bm25", "-n", "0"), "-n is 0"),
-        (("--leaderboard", "nowhere.json"), "cannot read nowhere.json"),
+        (
+            ("--collection", NAME, "--retriever", "bm25", "-n", "0"),
+            "evaluation_tasks must be at least 1",
+        ),
+        (("--leaderboard", "nowhere.json"), "--leaderboard and --against go together"),
+        (("--leaderboard", "nowhere.json", "--against", "b.json"), "cannot read nowhere.json"),
     ],
 )
 def test_bad_input_is_one_line(command, words, message):
