@@ -141,6 +141,12 @@ LOSS_TYPES = {
     "train": ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo"),
     "sft": ("nll", "dft", "chunked_nll"),
 }
+# Keys of transformers that rlkit does in its own way, and the keys to set instead.
+INSTEAD = {
+    "eval_on_start": "evaluation_tasks",
+    "eval_strategy": "evaluation_tasks and evaluation_steps",
+    "resume_from_checkpoint": "resume",
+}
 # Keys that need a package, and how it is imported.
 PACKAGES = {"use_liger_kernel": "liger_kernel"}
 # Mappings that may also be given as the path of a JSON file.
@@ -159,6 +165,8 @@ def check_values(command: str, keys: Mapping[str, object], types: Mapping[str, s
     """
     for key, value in keys.items():
         check_value(key, value, types[key])
+        if key in INSTEAD and str(value).lower() not in (*FALSE, "none"):
+            raise UserError(f"{key} is not used by rlkit: set {INSTEAD[key]} instead")
         choices = LOSS_TYPES.get(command) if key == "loss_type" else CHOICES.get(key)
         for choice in value if isinstance(value, list) else [value]:
             if choices is not None and choice is not None:

@@ -159,10 +159,6 @@ def _parse(command: str, arguments: Sequence[str], overrides: Overrides | None) 
     target = model_args.lora_target_modules
     if isinstance(target, str) and target.isidentifier():  # TRL unpacks a list of one name
         model_args.lora_target_modules = [target]  # and PEFT takes a text for a pattern of whole paths
-    if trainer_args.eval_strategy != "no":
-        raise UserError(
-            "eval_strategy is TRL's own evaluation: set evaluation_tasks and evaluation_steps instead"
-        )
     for key in given.from_command_line:
         value = next(getattr(config, key) for config in parsed if hasattr(config, key))
         keys[key] = value.value if isinstance(value, Enum) else value

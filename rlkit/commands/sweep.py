@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-from rich.console import Console
+from typing import TYPE_CHECKING, Any
 
 from rlkit.arguments.command_line import CommandParser, check_start
 from rlkit.errors import UserError
-from rlkit.sweeps.point import FAILED, FINISHED, Point, no_such_objective
-from rlkit.sweeps.spec import Sweep, load_sweep
+from rlkit.sweeps.spec import FAILED, FINISHED, Sweep, load_sweep, no_such_objective
+
+if TYPE_CHECKING:
+    from rlkit.sweeps.point import Point
 
 LAUNCHERS = ("local", "slurm", "wandb")
 
@@ -21,6 +21,10 @@ def main(argv: Sequence[str]) -> int:
     """Start or continue a sweep, or say how it stands; the exit code is 1 if points failed."""
     options = build_parser().parse_args(argv)
     sweep = load_sweep(options.sweep)
+    if not options.collect:
+        check_keys(sweep)  # within a second, before torch and Optuna are imported
+    from rlkit.sweeps.point import Point
+
     if options.launcher == "wandb":
         return _wandb(sweep)
     points = [Point(sweep, number) for number in range(sweep.size)]
@@ -50,23 +54,31 @@ def build_parser() -> CommandParser:
     return parser
 
 
+def check_keys(sweep: Sweep) -> None:
+    """Raise UserError for a point whose keys are wrong."""
+    for keys in corners(sweep):
+        with _of_point(keys):
+            check_start(sweep.command, [sweep.base, *sweep.words(keys), f"--output_dir={sweep.folder}"])
+
+
+def corners(sweep: Sweep) -> Sequence[dict[str, Any]]:
+    """Return points that have each value of each key, or its ends, at least once."""
+    return list(sweep.grid()) if sweep.search == "grid" else sweep.corners()
+
+
 def check_points(sweep: Sweep) -> str:
     """Parse the keys of the sweep's corners as a run would, and return the name of their metric.
 
     Raises:
         UserError: a point could not run, or points could not be compared.
     """
-    corners = list(sweep.grid() if sweep.search == "grid" else sweep.corners())
-    for keys in corners:  # before anything is imported
-        with _of_point(keys):
-            check_start(sweep.command, [sweep.base, *sweep.words(keys), f"--output_dir={sweep.folder}"])
     from rlkit.arguments.parse import PARSERS
     from rlkit.registry import environment_class
     from rlkit.training.session import environment_name, make_environment
 
     parse = PARSERS[sweep.command]
     metrics: dict[str, None] = {}
-    for keys in corners:
+    for keys in corners(sweep):
         with _of_point(keys):
             run = parse([sweep.base, *sweep.words(keys), f"--output_dir={sweep.folder}"])
             metrics[environment_class(environment_name(run.args)).metric] = None
@@ -145,6 +157,8 @@ def _wandb(sweep: Sweep) -> int:
 
 
 def _collected(sweep: Sweep, points: Sequence[Point]) -> int:
+    from rich.console import Console
+
     from rlkit.sweeps.collect import collect, headline, rows
     from rlkit.sweeps.local import failures, table
 

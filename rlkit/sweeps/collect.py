@@ -19,8 +19,8 @@ from rlkit.files import atomic_write
 from rlkit.report.build import template, trusted
 from rlkit.report.figures import Panel, colour, learning_panels, panel
 from rlkit.report.run import read_run
-from rlkit.sweeps.point import FAILED, FINISHED, Point, objective_name
-from rlkit.sweeps.spec import Sweep
+from rlkit.sweeps.point import Point, objective_name
+from rlkit.sweeps.spec import FAILED, FINISHED, Sweep
 from rlkit.sweeps.study import open_study
 
 TABLE, PAGE = "table.csv", "report.html"

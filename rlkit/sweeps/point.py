@@ -10,20 +10,19 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from optuna.trial import Trial, TrialState
 
-from rlkit.errors import PREEMPTED, UserError, nearest
+from rlkit.errors import PREEMPTED, UserError
 from rlkit.evaluation.result import Evaluation
 from rlkit.files import atomic_write
-from rlkit.sweeps.spec import Sweep
+from rlkit.sweeps.spec import FAILED, FINISHED, PRUNED, Sweep, no_such_objective
 from rlkit.sweeps.study import begin, open_study, suggest, trial_of
 
-FINISHED, FAILED, PRUNED = "finished", "failed", "pruned"
 LOOK_SECONDS = 1.0
 TOLD_TO_LEAVE = "rlkit: stopped by SIG"
 RANK = re.compile(r"^\[rank\d+\]: ")
@@ -220,14 +219,6 @@ def objective_name(points: Sequence[Point]) -> str:
         for path in point.folder.glob("seed-*/evaluation/*.json"):
             return Evaluation.load(path).metric
     return "held out"  # no run has been evaluated yet
-
-
-def no_such_objective(objective: str, metric: str, rewards: Iterable[str]) -> str:
-    """Return the message about an objective that is not among the rewards."""
-    return (
-        f"there is no reward {objective!r} to compare{nearest(objective, rewards)}: "
-        f"name another, or leave out objective to compare the metric, {metric}"
-    )
 
 
 def start_name() -> str:

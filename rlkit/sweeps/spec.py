@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ SEARCHES = ("grid", "random", "optuna")
 DIRECTIONS = ("maximize", "minimize")
 RANGE = ("low", "high", "step", "log")
 OWN_KEYS = ("seed", "output_dir", "resume", "overwrite", "config")  # what a sweep sets itself
+FINISHED, FAILED, PRUNED = "finished", "failed", "pruned"  # states of a point
 MOST = 10_000  # points of a grid: more is a slip
 
 
@@ -161,6 +162,14 @@ def _check_key(key: str, one: object, path: Path) -> None:
         raise UserError(f"{path}: {key}: low {low} is not below high {high}")
     if one.get("log") and (low <= 0 or "step" in one):
         raise UserError(f"{path}: {key}: a log scale needs low above 0, and no step")
+
+
+def no_such_objective(objective: str, metric: str, rewards: Iterable[str]) -> str:
+    """Return the message about an objective that is not among the rewards."""
+    return (
+        f"there is no reward {objective!r} to compare{nearest(objective, rewards)}: "
+        f"name another, or leave out objective to compare the metric, {metric}"
+    )
 
 
 def values_of(key: str, one: list[Any] | dict[str, Any]) -> list[Any]:

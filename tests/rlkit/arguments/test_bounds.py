@@ -121,6 +121,19 @@ def test_unknown_choices_name_the_nearest(key, value, nearest):
     assert nearest in refusal(**{key: value})
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "instead"),
+    [
+        ("eval_strategy", "steps", "evaluation_steps"),
+        ("eval_on_start", True, "evaluation_tasks"),
+        ("resume_from_checkpoint", "runs/a/checkpoint-4", "resume"),
+    ],
+)
+def test_keys_that_rlkit_does_not_use_name_those_it_does(key, value, instead):
+    assert f"set {instead}" in refusal(**{key: value}).replace("evaluation_tasks and ", "")
+    check_values("train", {"eval_strategy": "no", "eval_on_start": False}, KEYS)
+
+
 def test_choices_in_either_spelling_pass():
     check_values("train", {"scale_rewards": False, "report_to": ["wandb", "tensorboard"]}, KEYS)
     check_values("sft", {"loss_type": "nll"}, KEYS)

@@ -8,8 +8,8 @@ from playwright.sync_api import expect
 
 from rlkit.errors import UserError
 from rlkit.sweeps.collect import collect, headline, page_panels, rows
-from rlkit.sweeps.point import FAILED, FINISHED, Outcome, Point, objective_name
-from rlkit.sweeps.spec import Sweep
+from rlkit.sweeps.point import Outcome, Point, objective_name
+from rlkit.sweeps.spec import FAILED, FINISHED, Sweep
 from rlkit.sweeps.study import begin, open_study, suggest
 from tests.rlkit.report.conftest import write_run
 

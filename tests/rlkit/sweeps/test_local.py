@@ -15,8 +15,8 @@ from rich.console import Console
 
 from rlkit.commands.sweep import main
 from rlkit.sweeps.local import live_view, shares, table
-from rlkit.sweeps.point import FAILED, FINISHED, Outcome, Point, last_error
-from rlkit.sweeps.spec import Sweep, load_sweep
+from rlkit.sweeps.point import Outcome, Point, last_error
+from rlkit.sweeps.spec import FAILED, FINISHED, Sweep, load_sweep
 from tests.quick import ROOT
 from tests.rlkit.report.conftest import write_run
 from tests.waiting import wait_until

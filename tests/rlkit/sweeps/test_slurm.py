@@ -11,9 +11,9 @@ import pytest
 
 from rlkit.commands.sweep import main
 from rlkit.errors import UserError
-from rlkit.sweeps.point import FINISHED, Point
+from rlkit.sweeps.point import Point
 from rlkit.sweeps.slurm import in_queue, jobs_of, parameters
-from rlkit.sweeps.spec import load_sweep
+from rlkit.sweeps.spec import FINISHED, load_sweep
 from tests.slurm import Slurm, missing
 from tests.waiting import wait_until
 
