@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from rlkit.arguments.command_line import CommandParser
 from rlkit.errors import UserError, first_line
+from rlkit.logs import hide_weight_bars
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -28,6 +29,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="FOLDER", help="a new folder")
     parser.add_argument("--adapter", action="store_true", help="the LoRA adapter alone, not merged")
     options = parser.parse_args(argv)
+    hide_weight_bars()
     export(options.source, options.out, adapter=options.adapter)
     print(options.out)
     return 0

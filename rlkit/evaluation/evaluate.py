@@ -60,7 +60,8 @@ def evaluate(
     records: list[RolloutRecord] = []
     # On stderr, as what is printed may be JSON for a program, and by one process of several.
     console = Console(stderr=True, quiet=os.environ.get("RANK", "0") != "0")
-    for start in track(range(0, len(tasks), batch_size), description=f"evaluating {name}", console=console):
+    description = "evaluating" if name == "evaluation" else f"evaluating {name}"  # the name by default
+    for start in track(range(0, len(tasks), batch_size), description=description, console=console):
         rows = list(answer(generate, tasks[start : start + batch_size], samples))
         if max_length is not None:
             rows = [row | {"max_length": max_length} for row in rows]

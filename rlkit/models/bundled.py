@@ -8,14 +8,19 @@ converted once into a plain model folder in the cache, with a checksum that is v
 import hashlib
 import importlib
 import importlib.util
+import logging
 import shutil
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 
 from filelock import FileLock
 
 from rlkit.errors import UserError, nearest
 from rlkit.files import cache_directory
+from rlkit.logs import hide_weight_bars, hides_libraries
+
+logger = logging.getLogger(__name__)
 
 PREFIX = "bundled:"
 # name: (package, file in it, its sha256, end-of-turn token)
@@ -71,6 +76,7 @@ def encoder_path(name: str) -> str:
 
 def _convert(key: str, folder: Path) -> None:
     gguf = _gguf_file(key)
+    logger.info("converting %s%s to safetensors: once, about 20 seconds", PREFIX, key)
     # Converted beside the final place and moved in one step: a second process or a power cut never
     # sees half a model.
     partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{key}-"))
@@ -101,7 +107,11 @@ def _save_plain(gguf: Path, end_of_turn: str, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
+    from rlkit.models.patches import gguf_bar_hidden
+
+    hide_weight_bars()
+    with gguf_bar_hidden() if hides_libraries() else nullcontext():
+        loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
     config = loaded.config
     del config.quantization_config  # the weights are plain now; with it save_pretrained refuses
     config.name_or_path = ""  # GGUF's internal name means nothing to anybody

@@ -14,6 +14,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from rlkit.errors import UserError, first_line
+from rlkit.logs import hide_weight_bars
 from rlkit.models.bundled import PREFIX, bundled_path
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ def load_model(
         UserError: no such model, no weights that are safe to read, a dtype that does not exist, or an
             adapter that does not fit.
     """
+    hide_weight_bars()
     name = resolve(config.model_name_or_path)
     dtype = config.dtype or "auto"
     if dtype not in DTYPES:

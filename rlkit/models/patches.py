@@ -52,6 +52,19 @@ def vllm_settings(**settings: Any) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def gguf_bar_hidden() -> Iterator[None]:
+    """While a GGUF file is loaded, transformers draws no bar.
+
+    This bar is tqdm's, not the one that `transformers.utils.logging` can turn off, and its only switch,
+    `TQDM_DISABLE`, would hide the bars of downloads, too.
+    """
+    from transformers import modeling_gguf_pytorch_utils as gguf
+
+    with replaced(gguf, "tqdm", partial(gguf.tqdm, disable=True)):
+        yield
+
+
 def score_only_completions() -> None:
     """Let TRL's fused head skip the positions without a label on a CPU, too.
 

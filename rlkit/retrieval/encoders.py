@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rlkit.errors import UserError, first_line
+from rlkit.logs import hide_weight_bars
 from rlkit.models.bundled import encoder_path
 from rlkit.retrieval.documents import EngineError
 
@@ -25,6 +26,7 @@ def load_encoder(name: str) -> SentenceTransformer:
         from sentence_transformers import SentenceTransformer
     except ImportError:
         raise UserError("encoders need sentence-transformers: pip install sentence-transformers") from None
+    hide_weight_bars()
     path = encoder_path(name)
     try:
         return SentenceTransformer(path)

@@ -372,6 +372,11 @@ class GRPOTrainer(trl.GRPOTrainer):
         sampler: Any = super()._get_train_sampler(dataset)
         return InEpoch(sampler, lambda: int(self.state.epoch or 0))
 
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write TRL's model card only where it is uploaded: it names no base model that is a folder."""
+        if self.args.push_to_hub:
+            super().create_model_card(*args, **kwargs)
+
     def stateful(self) -> dict[str, Stateful]:
         """The stateful objects that a checkpoint keeps besides what transformers saves, by name."""
         parts: dict[str, Stateful] = {

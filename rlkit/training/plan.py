@@ -72,7 +72,8 @@ def plan(run: TrainConfig, options: Mapping[str, str], memory: float | None = No
     on_cpu = run.trainer_args.device.type == "cpu" and memory is None
     needed = estimate(run, config, shape, asked.sharding, on_cpu=on_cpu)
     there = memory * GIB if memory is not None else of_this_machine(asked.count)
-    print(f"run         {run.trainer_args.output_dir}, {run.args.algorithm}, {asked.count} processes")
+    processes = "1 process" if asked.count == 1 else f"{asked.count} processes"
+    print(f"run         {run.trainer_args.output_dir}, {run.args.algorithm}, {processes}")
     print(
         f"tasks       {len(tasks):,} of {environment.id}; prompts of {min(lengths)} to {max(lengths)} tokens"
     )

@@ -83,6 +83,11 @@ def sft(run: SFTRunConfig) -> None:
 class SFTTrainer(trl.SFTTrainer):
     """TRL's SFTTrainer, which forgets how many tokens it has seen when it is resumed."""
 
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write TRL's model card only where it is uploaded: it names no base model that is a folder."""
+        if self.args.push_to_hub:
+            super().create_model_card(*args, **kwargs)
+
     def stateful(self) -> dict[str, Stateful]:
         """The stateful objects that a checkpoint keeps besides what transformers saves, by name."""
         return {"since the last log": SinceLog(self, self._metrics["train"]), "tokens": Tokens(self)}

@@ -1,12 +1,13 @@
 """Log lines on stderr: their prefix, the levels, and which ranks write them."""
 
 import logging
+import os
 
 import pytest
 
 from rlkit.commands.run import run_command
 from rlkit.errors import UserError
-from rlkit.logs import configure_logging, reset_logging
+from rlkit.logs import configure_logging, hide_weight_bars, reset_logging
 
 LEVELS = ("debug", "info", "warning", "error")
 VARIABLES = ("RANK", "WORLD_SIZE", "RLKIT_LOG_LEVEL")
@@ -100,3 +101,69 @@ def test_error_that_ends_a_command_is_printed_at_every_level(monkeypatch, capsys
     monkeypatch.setenv("RLKIT_LOG_LEVEL", "error")
     assert run_command(command) == 2
     assert capsys.readouterr().err == "rlkit: no such key\n"
+
+
+ALIGNED = "The tokenizer has new PAD/BOS/EOS tokens that differ. Updated tokens: {'%s': None}."
+TRITON = "Triton is installed, but `triton.backends` could not be imported. Disabling Triton."
+
+
+def test_notices_of_libraries_are_hidden_and_their_other_warnings_shown(log, caplog):
+    def shown(name, *messages):
+        caplog.clear()
+        for message in messages:
+            logging.getLogger(name).warning(message)
+        return caplog.messages
+
+    messages = (ALIGNED % "bos_token_id", ALIGNED % "eos_token_id", "CUDA is not available")
+    log()
+    assert shown("transformers.trainer_utils", *messages) == list(messages[1:])
+    assert shown("transformers.trainer", *messages) == list(messages)
+    log(RLKIT_LOG_LEVEL="error")
+    assert shown("transformers.trainer_utils", *messages) == list(messages[1:])
+    log(RLKIT_LOG_LEVEL="debug")
+    assert shown("transformers.trainer_utils", *messages) == list(messages)
+    log()
+    reset_logging()
+    assert shown("transformers.trainer_utils", *messages) == list(messages)
+
+
+@pytest.mark.parametrize("on_cpu", [True, False])
+def test_notice_about_triton_is_hidden_only_beside_vllm_for_a_cpu(log, caplog, monkeypatch, on_cpu):
+    monkeypatch.setattr("rlkit.logs._has_vllm_for_cpu", lambda: on_cpu)
+    log()
+    logging.getLogger("vllm.triton_utils.importing").warning(TRITON)
+    assert caplog.messages == ([] if on_cpu else [TRITON])
+
+
+def test_bars_of_datasets_are_hidden_by_its_variable_unless_it_is_set(log, monkeypatch):
+    name = "HF_DATASETS_DISABLE_PROGRESS_BARS"
+    monkeypatch.delenv(name, raising=False)
+    log()
+    assert os.environ[name] == "1"
+    log(RLKIT_LOG_LEVEL="debug")
+    assert name not in os.environ
+    log()
+    reset_logging()
+    assert name not in os.environ
+    monkeypatch.setenv(name, "0")
+    log()
+    assert os.environ[name] == "0"
+    reset_logging()
+    assert os.environ[name] == "0"
+
+
+def test_bars_of_transformers_are_hidden_while_a_command_runs(log, capsys):
+    from transformers.utils.logging import tqdm
+
+    def bar():
+        hide_weight_bars()
+        list(tqdm(range(3), desc="Loading weights"))
+        return capsys.readouterr().err
+
+    assert "Loading weights" in bar()  # no command runs
+    log()
+    assert bar() == ""
+    reset_logging()
+    assert "Loading weights" in bar()
+    log(RLKIT_LOG_LEVEL="debug")
+    assert "Loading weights" in bar()

@@ -7,10 +7,17 @@ import sys
 import pytest
 import trl
 from accelerate import DistributedType, PartialState
+from transformers import modeling_gguf_pytorch_utils
 from trl.generation import vllm_generation
 from trl.trainer import grpo_trainer
 
-from rlkit.models.patches import replaced, replaced_vllm_generation, shard_on_cpu, vllm_settings
+from rlkit.models.patches import (
+    gguf_bar_hidden,
+    replaced,
+    replaced_vllm_generation,
+    shard_on_cpu,
+    vllm_settings,
+)
 from tests.quick import ROOT
 
 OURS = "rlkit/models/patches.py"
@@ -48,6 +55,18 @@ def test_trl_starts_vllm_by_the_name_that_gets_settings(monkeypatch):
     with vllm_settings(dtype="float32"):
         assert vllm_generation.LLM(model="m") == {"model": "m", "dtype": "float32"}
     assert vllm_generation.LLM is dict
+
+
+def test_transformers_draws_the_gguf_bar_by_the_name_that_is_replaced(capsys):
+    source = inspect.getsource(modeling_gguf_pytorch_utils)
+    assert "in tqdm(reader.tensors" in source, (
+        "transformers no longer draws its bar for GGUF by `tqdm`: rlkit.models.patches replaces nothing"
+    )
+    with gguf_bar_hidden():
+        list(modeling_gguf_pytorch_utils.tqdm(range(2), desc="Converting"))
+    assert capsys.readouterr().err == ""
+    list(modeling_gguf_pytorch_utils.tqdm(range(2), desc="Converting"))
+    assert "Converting" in capsys.readouterr().err
 
 
 def test_accelerate_still_keeps_how_processes_share_the_work(monkeypatch):
