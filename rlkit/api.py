@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlkit.arguments.command_line import check_start
-from rlkit.logs import configure_logging, reset_logging
+from rlkit.logs import logging_as_command
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a run left in its directory.
+    """The results of a run.
 
     Attributes:
         directory: the run directory; the trained model is in `directory / "model"`.
@@ -44,7 +43,7 @@ class TrainResult:
 
 
 def train(config: str | Path | None = None, **keys: Any) -> TrainResult:
-    """Train a language model as `rlkit train` does, in this process, and return what the run left.
+    """Train a language model as `rlkit train` does, in this process, and return its results.
 
         config = "configs/causal/smollm2.yaml"
         result = rlkit.train(config, model_name_or_path="bundled:smollm2-135m", max_steps=10)
@@ -56,29 +55,20 @@ def train(config: str | Path | None = None, **keys: Any) -> TrainResult:
 
     Raises:
         UserError: bad input, in one line, before anything is loaded or deleted where that can be known.
-        RewardError, GuardError: rewards fail too often, or the run cannot learn; its checkpoints are kept.
+        RewardError, GuardError, Preempted (`rlkit.errors`): rewards fail too often, the run cannot learn, or
+            the process was told to stop; its checkpoints are kept.
     """
     arguments = [] if config is None else ["--config", str(config)]
-    with _logging():
+    with logging_as_command():
         check_start("train", arguments, keys)
         from rlkit.arguments.parse import parse_train
         from rlkit.report.run import read_run
-        from rlkit.runs.launch import use_one_gpu
         from rlkit.training.train import train as train_run
 
-        use_one_gpu()
         run = parse_train(arguments, keys)
+        if run.trainer_args.n_gpu > 1:  # of one process: Trainer would spread batches by DataParallel
+            run.trainer_args._n_gpu = 1
         train_run(run)
         directory = Path(str(run.trainer_args.output_dir))
         saved = read_run(directory)
         return TrainResult(directory, saved.metrics, saved.evaluations)
-
-
-@contextmanager
-def _logging() -> Iterator[None]:
-    """Log as the commands do, and leave the caller's logging as it was."""
-    configure_logging()
-    try:
-        yield
-    finally:
-        reset_logging()

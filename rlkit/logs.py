@@ -1,8 +1,9 @@
 """Logging to stderr for the command line: levels, and the rank when there are several processes.
 
 Modules log with `logging.getLogger(__name__)`. A program that imports rlkit decides itself where that goes;
-only the commands call `configure_logging`. It also hides the progress bars and the notices of libraries that
-tell a user nothing; their other warnings are left alone. `RLKIT_LOG_LEVEL=debug` shows them all.
+only the commands, `rlkit.train` and `rlkit.evaluate` configure it. They also hide the progress bars and the
+notices of libraries that tell a user nothing; other warnings of libraries are left alone.
+`RLKIT_LOG_LEVEL=debug` shows them all.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ import logging
 import os
 import re
 import sys
+from contextlib import contextmanager
 from importlib.metadata import distributions
 from typing import TYPE_CHECKING, Any
 
 from rlkit.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 LEVEL_VARIABLE = "RLKIT_LOG_LEVEL"
 LEVELS = {
@@ -53,6 +55,7 @@ class _StderrHandler(logging.StreamHandler):
 
 
 _handler = _StderrHandler()
+_before: dict[str, Any] = {"level": logging.NOTSET, "propagate": True}  # of the logger "rlkit"
 _variables_set: set[str] = set()  # by `configure_logging`
 
 
@@ -78,6 +81,8 @@ def configure_logging() -> None:
         raise UserError(f"{LEVEL_VARIABLE} must be {choices}, not {os.environ[LEVEL_VARIABLE]!r}")
     _handler.setFormatter(logging.Formatter(f"{prefix}: %(message)s"))
     logger = logging.getLogger("rlkit")
+    if _handler not in logger.handlers:
+        _before.update(level=logger.level, propagate=logger.propagate)
     logger.setLevel(LEVELS[level_name])
     logger.addHandler(_handler)  # no-op if already added
     # wandb, vLLM and others may give the root logger a handler, which would print each message a second time.
@@ -140,6 +145,19 @@ def reset_logging() -> None:
     """Undo `configure_logging`, so that a command called from Python leaves the caller's logging alone."""
     logger = logging.getLogger("rlkit")
     logger.removeHandler(_handler)
-    logger.setLevel(logging.NOTSET)
-    logger.propagate = True
+    logger.setLevel(_before["level"])
+    logger.propagate = _before["propagate"]
     _show_libraries()
+
+
+@contextmanager
+def logging_as_command() -> Iterator[None]:
+    """Log as a command does inside, unless a command runs, and leave the caller's logging as it was."""
+    if _handler in logging.getLogger("rlkit").handlers:
+        yield
+        return
+    configure_logging()
+    try:
+        yield
+    finally:
+        reset_logging()

@@ -49,7 +49,7 @@ REWARDS = {
 }
 
 
-# Top-level modules that hold a user's own objects.
+# Modules and packages that hold a user's own objects.
 _AUTHORED: set[str] = set()
 
 
@@ -66,8 +66,8 @@ def load_object(reference: str) -> Any:
     source, colon, name = reference.rpartition(":")
     if not colon or not source or not name:
         raise UserError(f"cannot load {reference!r}: write 'package.module:Name' or 'path/file.py:Name'")
-    if source.partition(".")[0] != "rlkit":
-        _AUTHORED.add(_file_module(source) if source.endswith(".py") else source.partition(".")[0])
+    if source.partition(".")[0] not in {"rlkit", *sys.stdlib_module_names}:
+        _AUTHORED.add(_file_module(source) if source.endswith(".py") else source)
     module = _load_file(source) if source.endswith(".py") else _load_module(source)
     if not hasattr(module, name):
         public = [key for key in vars(module) if not key.startswith("_")]
@@ -124,7 +124,7 @@ def author_frames(error: BaseException) -> list[traceback.FrameSummary]:
     inside = False
     for frame, line in traceback.walk_tb(error.__traceback__):
         module = str(frame.f_globals.get("__name__", ""))
-        authored = module.partition(".")[0] in _AUTHORED
+        authored = any(module == name or module.startswith(f"{name}.") for name in _AUTHORED)
         inside = inside or authored
         if inside and (authored or not _is_library(module, frame.f_code.co_filename)):
             frames.append((frame, line))
@@ -159,6 +159,8 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
         raise UserError(f"cannot read {path}: {error.strerror}{hint}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not YAML: {one_line(error)}") from error
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     if not isinstance(keys, dict):
         raise UserError(f"{path} must hold keys and values")
     return keys
@@ -180,17 +182,17 @@ def _unique_key_loader() -> Any:
     import yaml
 
     class UniqueKeyLoader(yaml.SafeLoader):
-        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-            lines: dict[Any, int] = {}
-            for key_node, _ in node.value:
-                if key_node.tag == "tag:yaml.org,2002:merge":  # `<<: *base`, whose keys may be overridden
-                    continue
-                key = self.construct_object(key_node, deep=True)
-                line = key_node.start_mark.line + 1
-                if key in lines:
-                    raise yaml.YAMLError(f"the key {key!r} is given twice, in lines {lines[key]} and {line}")
-                lines[key] = line
-            return super().construct_mapping(node, deep)
+        def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+            node = super().compose_mapping_node(anchor)  # before merges (`<<: *base`) put other keys into it
+            lines: dict[tuple[str, str], int] = {}
+            for key, _ in node.value:
+                line = key.start_mark.line + 1
+                if isinstance(key, yaml.ScalarNode):
+                    if (key.tag, key.value) in lines:
+                        first = lines[key.tag, key.value]
+                        raise UserError(f"the key {key.value!r} is given twice, in lines {first} and {line}")
+                    lines[key.tag, key.value] = line
+            return node
 
     return UniqueKeyLoader
 

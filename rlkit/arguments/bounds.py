@@ -1,8 +1,9 @@
 """The values that a key may have: one table of ranges and one of choices.
 
-They are asked before torch is imported, a model is loaded or a run directory is touched. TRL and transformers
-check few of these, some of them only after hours of training. Keys that are not here take any value of their
-type; `tests/rlkit/arguments/test_bounds.py` holds every numeric key to be here or in `UNBOUNDED`.
+They are checked before torch is imported, a model is loaded or a run directory is touched. TRL and
+transformers check few of these, some of them only after hours of training. Keys that are not here take any
+value of their type; `tests/rlkit/arguments/test_bounds.py` asserts that every numeric key is here or in
+`UNBOUNDED`.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ from typing import Any
 
 from rlkit.arguments.keys import ALGORITHMS, MAPPINGS, OBJECTIVES
 from rlkit.arguments.presets import ESTIMATORS, UTILITIES
+from rlkit.arguments.schema import enum_values
 from rlkit.environment import SPLITS
 from rlkit.errors import UserError, check_choice, first_line
 
 
 @dataclass(frozen=True)
 class Range:
-    """The finite numbers from `low` to `high`; `open_low` and `open_high` leave out the ends."""
+    """The finite numbers from `low` to `high`; `open_low` and `open_high` exclude the endpoints."""
 
     low: float = -math.inf
     high: float = math.inf
@@ -31,7 +33,7 @@ class Range:
     open_high: bool = False
 
     def __contains__(self, value: float) -> bool:
-        if not math.isfinite(value):
+        if isinstance(value, float) and not math.isfinite(value):
             return False
         above = value > self.low if self.open_low else value >= self.low
         below = value < self.high if self.open_high else value <= self.high
@@ -105,15 +107,17 @@ RANGES: dict[str, Range] = {
     **_ranges(COUNT, "lora_r", "lora_alpha"),
     "lora_dropout": SHARE_BELOW_ONE,
     # Logs, checkpoints, data loading, processes. Steps below 1 are a share of the run.
-    **_ranges(POSITIVE, "logging_steps", "save_steps", "eval_steps"),
-    **_ranges(COUNT, "save_total_limit", "eval_accumulation_steps", "dataset_num_proc"),
+    **_ranges(NOT_NEGATIVE, "logging_steps", "eval_steps"),  # 0 is valid with the strategy "no"
+    "save_steps": POSITIVE,
+    "save_total_limit": NOT_NEGATIVE,  # 0 keeps all
+    **_ranges(COUNT, "eval_accumulation_steps", "dataset_num_proc"),
     **_ranges(NOT_NEGATIVE, "eval_delay", "dataloader_num_workers"),
     **_ranges(COUNT, "dataloader_prefetch_factor", "ddp_bucket_cap_mb", "ddp_timeout"),
 }
 # Numeric keys that have no range, and why.
 UNBOUNDED = {
     "local_rank": "set by launchers; -1 is one process",
-    "max_steps": "-1 trains for num_train_epochs; 0 is asked about below",
+    "max_steps": "-1 trains for num_train_epochs; 0 is rejected in `check_value`",
 }
 
 REPORT_TO = (
@@ -123,6 +127,7 @@ REPORT_TO = (
 # rlkit's own choices, and those that TRL, transformers or PEFT check after the model is loaded, or never.
 CHOICES: dict[str, tuple[str, ...]] = {
     "algorithm": ALGORITHMS,
+    "dtype": ("auto", "bfloat16", "float16", "float32"),
     "estimator": ESTIMATORS,
     "evaluation_split": SPLITS,
     "objective": OBJECTIVES,
@@ -131,11 +136,19 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "lora_task_type": ("CAUSAL_LM",),
     "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
     "report_to": REPORT_TO,
-    "scale_rewards": ("group", "batch", "none", "true", "false"),
+    "scale_rewards": ("group", "batch", "none"),
     "torch_compile_mode": ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
     "vllm_importance_sampling_mode": ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask"),
     "vllm_mode": ("server", "colocate"),
     "vllm_model_impl": ("vllm", "transformers"),
+}
+# Enumerations of transformers, whose values are read out of its source: file and class.
+ENUMERATIONS = {
+    "hub_strategy": ("trainer_utils.py", "HubStrategy"),
+    "logging_strategy": ("trainer_utils.py", "IntervalStrategy"),
+    "lr_scheduler_type": ("trainer_utils.py", "SchedulerType"),
+    "optim": ("training_args.py", "OptimizerNames"),
+    "save_strategy": ("trainer_utils.py", "SaveStrategy"),
 }
 LOSS_TYPES = {
     "train": ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo"),
@@ -160,7 +173,7 @@ def check_values(command: str, keys: Mapping[str, object], types: Mapping[str, s
 
     Args:
         command: train, sft or rank.
-        keys: values as YAML or a command line has them: numbers, or strings that stand for them.
+        keys: values as YAML or a command line has them: numbers, or strings of numbers.
         types: the type of each key as written in the source (`rlkit.arguments.schema.all_keys`).
     """
     for key, value in keys.items():
@@ -168,16 +181,18 @@ def check_values(command: str, keys: Mapping[str, object], types: Mapping[str, s
         if key in INSTEAD and str(value).lower() not in (*FALSE, "none"):
             raise UserError(f"{key} is not used by rlkit: set {INSTEAD[key]} instead")
         choices = LOSS_TYPES.get(command) if key == "loss_type" else CHOICES.get(key)
+        if key in ENUMERATIONS:
+            choices = enum_values("transformers", *ENUMERATIONS[key])
         for choice in value if isinstance(value, list) else [value]:
             if choices is not None and choice is not None:
-                check_choice(key, str(choice).lower() if isinstance(choice, bool) else str(choice), choices)
+                check_choice(key, str(choice), choices)
 
 
-def check_value(key: str, value: object, annotation: str) -> None:
+def check_value(key: str, value: object, annotation: str) -> None:  # noqa: PLR0912
     """Raise UserError if a key of this type cannot have this value."""
     kinds = [kind.strip() for kind in annotation.split("|")]
     if value is None:
-        if "None" not in kinds and not annotation.startswith("Optional"):
+        if "None" not in kinds or key == "num_generations":  # which TRL only declares to be optional
             raise UserError(f"{key} must have a value, not null")
     elif key in RANGES and not (isinstance(value, str) and "str" in kinds and not is_number(value)):
         check_number(key, value, RANGES[key], whole="int" in kinds)
@@ -194,8 +209,11 @@ def check_value(key: str, value: object, annotation: str) -> None:
         package = PACKAGES.get(key)
         if package and str(value).lower() in TRUE and importlib.util.find_spec(package) is None:
             raise UserError(f"{key} needs a package: pip install {package.replace('_', '-')}")
-    elif isinstance(value, str) and (key in MAPPINGS or any(kind.startswith("dict") for kind in kinds)):
-        _check_mapping(key, value)
+    elif key in MAPPINGS or any(kind.startswith("dict") for kind in kinds):
+        if isinstance(value, str):
+            _check_mapping(key, value)
+        elif not isinstance(value, dict):
+            raise UserError(f"{key} must be a mapping, not {value!r:.60}")
 
 
 def check_evaluation(options: Mapping[str, Any]) -> None:
@@ -204,18 +222,19 @@ def check_evaluation(options: Mapping[str, Any]) -> None:
     Args:
         options: the options of `rlkit.evaluation.model.evaluate_model` by name.
     """
-    for key in ("seed", "top_p", "max_completion_length", "evaluation_batch_size"):
-        check_number(key, options[key], RANGES[key])
-    if options["evaluation_tasks"] is not None:
-        check_number("evaluation_tasks", options["evaluation_tasks"], COUNT)
-    check_number("samples", options["samples"], COUNT)
+    for key in ("seed", "max_completion_length", "evaluation_batch_size"):
+        check_number(key, options[key], RANGES[key], whole=True)
+    for key in ("evaluation_tasks", "samples"):
+        if options[key] is not None:
+            check_number(key, options[key], COUNT, whole=True)
+    check_number("top_p", options["top_p"], RANGES["top_p"])
     check_number("temperature", options["temperature"], NOT_NEGATIVE)  # 0 is greedy
     if options["samples"] > 1 and options["temperature"] == 0:
         raise UserError("several samples at temperature 0 are all equal: set temperature 1")
 
 
 def check_number(key: str, value: object, allowed: Range, *, whole: bool = False) -> None:
-    """Raise UserError unless a value is a number, or the text of one, within a range."""
+    """Raise UserError unless a value is a number, or a string of one, within a range."""
     kind = "a whole number" if whole else "a number"
     try:
         if isinstance(value, bool):
@@ -228,7 +247,7 @@ def check_number(key: str, value: object, allowed: Range, *, whole: bool = False
 
 
 def is_number(text: str) -> bool:
-    """Return whether a text stands for a number."""
+    """Return whether a string is a number."""
     try:
         float(text)
     except ValueError:
@@ -237,7 +256,7 @@ def is_number(text: str) -> bool:
 
 
 def _check_mapping(key: str, text: str) -> None:
-    """Raise UserError unless a text is a JSON object, or the path of a file of one where that is allowed."""
+    """Raise UserError unless a string is a JSON object, or, for some keys, the path of a file with one."""
     source = key
     if key in JSON_FILES and not text.lstrip().startswith("{"):
         path = Path(text)

@@ -1,18 +1,21 @@
 """One flat set of keys from a YAML file and the command line, checked before torch, TRL or transformers load.
 
-`--config FILE` names the file, as does a first word that is no key; `--key value` overrides a key of it,
-`--key.part value` a part of one that holds a mapping. `CommandParser` gives the same spelling to the commands
-that have a few options instead of keys.
+`--config FILE` names the file, as does a leading argument without dashes; `--key value` overrides a key of
+it, `--key.part value` a part of one that holds a mapping. `CommandParser` gives the same spelling to the
+commands that have a few options instead of keys.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import datetime
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -24,15 +27,21 @@ from rlkit.errors import UserError, check_choice, nearest
 from rlkit.registry import ENVIRONMENTS, load_yaml
 
 SHORT = {"-o": "--output_dir"}
-# Spellings that other commands or earlier versions have, where the nearest name is not what was meant.
+# Spellings of other commands or earlier versions, where the nearest name is not what was meant.
 MEANT = {
     "args": "environment_args",
+    "n": "evaluation_tasks",
     "split": "evaluation_split",
+    "evaluation_split": "split",
+    "evaluation_tasks": "num_tasks",
+    "num_tasks": "evaluation_tasks",
+    "output_dir": "out",
     "batch_size": "per_device_train_batch_size",
     "lr": "learning_rate",
     "model": "model_name_or_path",
     "out": "output_dir",
 }
+PYTHON_CONSTANTS = {"True": True, "False": False, "None": None}
 LAUNCH_OPTIONS = ("accelerate", "num_processes", "memory", "dry_run", "help", "help_all", "config")
 
 
@@ -41,8 +50,8 @@ class GivenKeys:
     """The keys that a file, the command line and a caller set.
 
     Attributes:
-        values: YAML's values, and those of the command line as text (lists of texts for keys of lists).
-        from_command_line: the keys whose values are text that the parser has yet to convert.
+        values: values of YAML and Python, and the strings of the command line (a list for a key of lists).
+        from_command_line: the keys whose strings the parser has yet to convert.
     """
 
     values: dict[str, Any]
@@ -62,25 +71,28 @@ def read_keys(
     Raises:
         UserError: a key that does not exist, or a value that its key cannot have.
     """
-    file, words = _split_config(arguments)
+    file, argv = _split_config(arguments)
     types = all_keys(command)
-    whole, parts = _read_words(words)
+    whole, parts = _read_argv(argv)
     for name in [*whole, *(name.split(".")[0] for name, _ in parts)]:
         if name not in types:
             raise _unknown_key(command, name, f"--{name}")
     values = _read_file(command, file) if file is not None else {}
-    values |= {key: _one_value(key, texts, types[key]) for key, texts in whole.items()}
+    values |= {key: _one_value(key, strings, types[key]) for key, strings in whole.items()}
     for key in overrides or {}:
         if key not in types:
             raise _unknown_key(command, key, key)
     values |= overrides or {}
+    values = {key: plain(key, value) for key, value in values.items()}
     for name, value in parts:
         if name.split(".")[0] in whole:
-            raise UserError(f"--{name.split('.')[0]} is given whole and in parts: give one of them")
+            raise UserError(f"set --{name.split('.')[0]} or --{name}, not both")
         set_part(values, name, read_value(value))
     if command == "train":
         algorithm = str(values.get("algorithm", "grpo"))
         values = {**PRESETS[check_choice("algorithm", algorithm, ALGORITHMS)].keys, **values}
+        scaling = {"true": "group", "false": "none"}.get(str(values["scale_rewards"]).lower())
+        values["scale_rewards"] = scaling or values["scale_rewards"]  # TRL takes a switch as well
     check_values(command, values, types)
     return GivenKeys(values, set(whole) - set(overrides or {}))
 
@@ -105,21 +117,21 @@ def check_start(command: str, arguments: Sequence[str], overrides: Mapping[str, 
 
 
 def _split_config(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
-    """Return the config file, if one is named, and the other words."""
-    words = list(arguments)
-    files = [words.pop(0)] if words and not words[0].startswith("-") else []
-    while "--config" in words:
-        at = words.index("--config")
-        if at + 1 == len(words) or words[at + 1].startswith("--"):
+    """Return the config file, if one is named, and the other arguments."""
+    argv = list(arguments)
+    files = [argv.pop(0)] if argv and not argv[0].startswith("-") else []
+    while "--config" in argv:
+        at = argv.index("--config")
+        if at + 1 == len(argv) or argv[at + 1].startswith("--"):
             raise UserError("--config needs a file")
-        files.append(words[at + 1])
-        del words[at : at + 2]
-    for word in [word for word in words if word.startswith("--config=")]:
-        words.remove(word)
-        files.append(word.partition("=")[2])
+        files.append(argv[at + 1])
+        del argv[at : at + 2]
+    for argument in [argument for argument in argv if argument.startswith("--config=")]:
+        argv.remove(argument)
+        files.append(argument.partition("=")[2])
     if len(files) > 1:
         raise UserError(f"a run has one config, not {' and '.join(files)}")
-    return (Path(files[0]) if files else None), words
+    return (Path(files[0]) if files else None), argv
 
 
 def _read_file(command: str, file: Path) -> dict[str, Any]:
@@ -130,53 +142,73 @@ def _read_file(command: str, file: Path) -> dict[str, Any]:
     return {"output_dir": f"runs/{file.stem}"} | keys
 
 
-def _read_words(words: Sequence[str]) -> tuple[dict[str, list[str]], list[tuple[str, str]]]:
-    """Return the texts given for each `--key`, and the text of each `--key.part` in order."""
+def plain(key: str, value: object) -> Any:
+    """Return a value as YAML and JSON can hold it; raises UserError for an object of another kind."""
+    if isinstance(value, Enum):
+        return plain(key, value.value)
+    if hasattr(value, "item"):  # a number of NumPy
+        return plain(key, value.item())
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Mapping):
+        return {str(part): plain(f"{key}.{part}", item) for part, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(key, item) for item in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, datetime.date):  # YAML reads 2024-01-01 as one
+        return value.isoformat()
+    raise UserError(f"{key} must be a number, a string, a list or a mapping, not {type(value).__name__}")
+
+
+def _read_argv(argv: Sequence[str]) -> tuple[dict[str, list[str]], list[tuple[str, str]]]:
+    """Return the strings given for each `--key`, and the string of each `--key.part` in order."""
     whole: dict[str, list[str]] = {}
     parts: list[tuple[str, str]] = []
-    for name, texts in _by_key(words):
+    for name, strings in _by_key(argv):
         if "." not in name:
-            whole[name] = texts
-        elif not texts or not texts[0]:
+            whole[name] = strings
+        elif not strings or not strings[0]:
             raise UserError(f"--{name} needs a value")
-        elif len(texts) > 1:
-            raise UserError(f"--{name} takes one value, not {' '.join(texts)}: write a list as JSON")
+        elif len(strings) > 1:
+            raise UserError(f"--{name} takes one value, not {' '.join(strings)}: write a list as JSON")
         else:
-            parts.append((name, texts[0]))
+            parts.append((name, strings[0]))
     return whole, parts
 
 
-def _by_key(words: Sequence[str]) -> list[tuple[str, list[str]]]:
-    """Return each key of a command line, without its dashes, with the texts that follow it."""
+def _by_key(argv: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """Return each key of a command line, without its dashes, with the strings that follow it."""
     keys: list[tuple[str, list[str]]] = []
-    for word in words:
-        if not word.startswith("-") or is_number(word):
+    for argument in argv:
+        if not argument.startswith("-") or is_number(argument):
             if not keys:
-                raise UserError(f"unexpected {word!r}: a key begins with --, as in --learning_rate 1e-5")
-            keys[-1][1].append(word)
+                raise UserError(f"unexpected {argument!r}: a key begins with --, as in --learning_rate 1e-5")
+            keys[-1][1].append(argument)
             continue
-        name, equals, value = SHORT.get(word, word).partition("=")
+        name, equals, value = argument.partition("=")
+        name = SHORT.get(name, name)
         if not name.startswith("--"):
             meant = MEANT.get(name.lstrip("-"))
             hint = f" (did you mean '--{meant}'?)" if meant else ": a key begins with --"
-            raise UserError(f"unknown option {word!r}{hint}")
+            raise UserError(f"unknown option {argument!r}{hint}")
         keys.append((name[2:], [value] if equals else []))
     return keys
 
 
-def _one_value(key: str, texts: list[str], annotation: str) -> Any:
-    """Return a key's value: a text, a list of texts for a key that holds one, True for a bare switch."""
+def _one_value(key: str, strings: list[str], annotation: str) -> Any:
+    """Return a key's value: a string, a list of strings for a key that holds one, True for a bare switch."""
     if "list" in annotation:
-        if not texts:
+        if not strings:
             raise UserError(f"--{key} needs a value")
-        return texts
-    if not texts:
+        return strings[0] if len(strings) == 1 and "str" in annotation.split(" | ") else strings
+    if not strings:
         if "bool" not in annotation:
             raise UserError(f"--{key} needs a value")
         return True
-    if len(texts) > 1:
-        raise UserError(f"--{key} takes one value, not {' '.join(texts)}: quote it if it is one")
-    return texts[0]
+    if len(strings) > 1:
+        raise UserError(f"--{key} takes one value, not {' '.join(strings)}: quote a value with spaces")
+    return strings[0]
 
 
 def _unknown_key(command: str, key: str, shown: str, prefix: str = "") -> UserError:
@@ -189,7 +221,10 @@ def _unknown_key(command: str, key: str, shown: str, prefix: str = "") -> UserEr
         return UserError(f"{text}: write --{negated} false")
     if others:
         return UserError(f"{text}: it is a key of `rlkit {others[0]}`, not of `rlkit {command}`")
-    hint = nearest_key(key, (*known, *LAUNCH_OPTIONS))
+    options = LAUNCH_OPTIONS if shown.startswith("--") else ()
+    if key in LAUNCH_OPTIONS and not options:
+        return UserError(f"{text}: it is an option of the command line, not a key")
+    hint = nearest_key(key, (*known, *options))
     return UserError(text + (hint or f"; `rlkit {command} --help` lists rlkit's own keys"))
 
 
@@ -221,17 +256,24 @@ def set_part(keys: dict[str, Any], name: str, value: object) -> None:
 
 
 def read_value(text: str) -> Any:
-    """The value that a word stands for: JSON's, so that 1e-5 is a number, else YAML's, else the word."""
-    import yaml
+    """Return the value that a string of the command line stands for: JSON's or Python's, else the string.
 
-    for read in (json.loads, yaml.safe_load):
-        with suppress(ValueError, yaml.YAMLError):
-            return read(text)
+    `1e-5`, `true`, `True`, `null`, `[1, 2]` and `[a, b]` are values; `no` and `2024-01-01` are strings.
+    """
+    if text in PYTHON_CONSTANTS:
+        return PYTHON_CONSTANTS[text]
+    with suppress(ValueError):
+        return json.loads(text)
+    if text.startswith(("[", "{")):
+        import yaml
+
+        with suppress(yaml.YAMLError):
+            return yaml.safe_load(text)
     return text
 
 
 class CommandParser(argparse.ArgumentParser):
-    """Parser of a command's options: underscores, no abbreviations, complaints of one line.
+    """Parser of a command's options: underscores, no abbreviations, one-line errors.
 
     `--environment_args '{"level": 2}'` and `--environment_args.level 2` fill `options.environment_args`, a
     dict, where the command has that option (`add_environment_args`).
@@ -249,18 +291,18 @@ class CommandParser(argparse.ArgumentParser):
         )
 
     def parse_args(self, args: Sequence[str], namespace: Any = None) -> Any:  # type: ignore[override]
-        """Parse the words of a command line; raises UserError for what it does not know."""
-        words = list(args)
+        """Parse a command line; raises UserError for what the command does not have."""
+        argv = list(args)
         parts: list[tuple[str, str]] = []
         if self.mapping is not None:
-            words, parts = _take_parts(words, self.mapping)
-        for word in words:
-            name = word.partition("=")[0]
+            argv, parts = _take_parts(argv, self.mapping)
+        for argument in argv:
+            name = argument.partition("=")[0]
             if name.startswith("--") and name != "--" and name not in self._option_string_actions:
                 raise self._unknown(name)
-        options, rest = super().parse_known_args(words, namespace)
-        if rest:
-            raise self._unknown(rest[0])
+        options, unknown = super().parse_known_args(argv, namespace)
+        if unknown:
+            raise self._unknown(unknown[0])
         if self.mapping is not None:
             setattr(options, self.mapping, _mapping(self.mapping, getattr(options, self.mapping), parts))
         return options
@@ -269,37 +311,37 @@ class CommandParser(argparse.ArgumentParser):
         """Return the long options, with their dashes."""
         return [name for name in self._option_string_actions if name.startswith("--")]
 
-    def _unknown(self, word: str) -> UserError:
-        hint = nearest_key(word.lstrip("-"), [name.removeprefix("--") for name in self.known_options()])
+    def _unknown(self, argument: str) -> UserError:
+        hint = nearest_key(argument.lstrip("-"), [name.removeprefix("--") for name in self.known_options()])
         hint = hint.replace("mean '", "mean '--")
-        return UserError(f"unknown option {word!r}{hint or f'; see `{self.prog} --help`'}")
+        return UserError(f"unknown option {argument!r}{hint or f'; see `{self.prog} --help`'}")
 
     def error(self, message: str) -> NoReturn:
         """Raise argparse's complaint as a UserError, without its page of usage."""
         raise UserError(f"{message}; see `{self.prog} --help`")
 
 
-def _take_parts(words: Sequence[str], mapping: str) -> tuple[list[str], list[tuple[str, str]]]:
+def _take_parts(argv: Sequence[str], mapping: str) -> tuple[list[str], list[tuple[str, str]]]:
     """Take `--mapping.part value` out of a command line."""
-    rest: list[str] = []
+    others: list[str] = []
     parts: list[tuple[str, str]] = []
-    remaining = iter(words)
-    for word in remaining:
-        name, equals, value = word.partition("=")
+    remaining = iter(argv)
+    for argument in remaining:
+        name, equals, value = argument.partition("=")
         if not name.startswith(f"--{mapping}."):
-            rest.append(word)
+            others.append(argument)
             continue
         value = value if equals else next(remaining, "")
         if not value or value.startswith("--"):
             raise UserError(f"{name} needs a value")
         parts.append((name[2:], value))
-    return rest, parts
+    return others, parts
 
 
 def _mapping(key: str, text: str | None, parts: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    """Return the mapping that a text in JSON and the parts of a key make together."""
+    """Return the mapping that a string of JSON and the parts of a key make together."""
     if text is not None and parts:
-        raise UserError(f"--{key} is given whole and in parts: give one of them")
+        raise UserError(f"set --{key} or --{parts[0][0]}, not both")
     try:
         value = {} if text is None else json.loads(text)
     except json.JSONDecodeError as error:

@@ -10,7 +10,7 @@ from dataclasses import fields
 from rlkit.arguments.schema import OWN, all_keys
 
 NAME_WIDTH = 28
-MAX_WIDTH = 100
+MIN_WIDTH, MAX_WIDTH = 60, 100
 # The headings of rlkit's own keys, in order.
 GROUPS = {
     "tasks": ("environment", "environment_args", "fold", "num_tasks"),
@@ -76,8 +76,8 @@ def print_help(command: str, summary: str, argv: Sequence[str]) -> bool:
 
 def short_help(command: str, summary: str) -> str:
     """Return the help of `train`, `sft` or `rank`: rlkit's own keys and the launcher's options."""
-    width = min(shutil.get_terminal_size().columns, MAX_WIDTH)
-    lines = [f"usage: rlkit {command} [CONFIG.yaml] [--KEY VALUE ...]", "", f"{summary}"]
+    width = max(MIN_WIDTH, min(shutil.get_terminal_size().columns, MAX_WIDTH))
+    lines = [f"usage: rlkit {command} [CONFIG.yaml] [--KEY VALUE ...]", "", summary]
     own = {f.name: f for f in fields(OWN[command])}
     for group, names in GROUPS.items():
         members = [own[name] for name in names if name in own]

@@ -25,11 +25,11 @@ class TaskArguments:
     """rlkit's keys for any kind of run."""
 
     environment: str | None = key(None, "Environment: an id, package.module:Class or path/file.py:Class.")
-    environment_args: str | None = key(None, "Its arguments; --environment_args.KEY VALUE sets one.")
+    environment_args: str | None = key(None, "Arguments of the environment: a mapping.")
     fold: str | None = key(None, "Only the tasks of a fold, FILE:NAME.")
     num_tasks: int | None = key(None, "Number of training tasks. Default: the environment's own.")
     resume: bool = key(False, "Resume from the last checkpoint of output_dir.")
-    resume_anyway: bool = key(False, "Even if environment, rewards or algorithm differ.")
+    resume_anyway: bool = key(False, "Resume even if the environment or algorithm differs.")
     overwrite: bool = key(False, "Delete the run directory if it exists.")
     evaluation_split: str = key("test", "Split of the held-out tasks.")
     evaluation_tasks: int = key(0, "Number of held-out tasks, before and after. 0: none.")
@@ -49,9 +49,9 @@ class TrainArguments(TaskArguments):
     """rlkit's keys for `rlkit train`."""
 
     rewards: list[str] | None = key(None, "Names, package.module:function or path/file.py:function.")
-    reward_args: str | None = key(None, "Their arguments, by name: {hapo: {weight: 0.5}}.")
+    reward_args: str | None = key(None, "Arguments of rewards, by name: {hapo: {weight: 0.5}}.")
     reward_error_budget: float = key(0.2, "Share of invalid rollouts above which a run may stop.")
-    reward_error_patience: int = key(3, "Batches in a row above the budget that stop it.")
+    reward_error_patience: int = key(3, "Consecutive batches above the budget before it stops.")
     algorithm: str = key("grpo", f"One of {', '.join(ALGORITHMS)}.")
     dynamic_sampling: bool = key(False, "Replace groups whose rewards are all equal.")
     dynamic_sampling_attempts: int = key(4, "Maximum number of times a batch is topped up.")

@@ -11,9 +11,9 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
-from enum import Enum
-from pathlib import Path
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 import torch
@@ -21,13 +21,12 @@ import yaml
 from transformers import TrainingArguments
 from trl import GRPOConfig, ModelConfig, SFTConfig, TrlParser
 
-from rlkit.arguments.bounds import TRUE
-from rlkit.arguments.command_line import read_keys
+from rlkit.arguments.bounds import TRUE, is_number
+from rlkit.arguments.command_line import plain, read_keys
 from rlkit.arguments.keys import MAPPINGS, RankArguments, SFTArguments, TaskArguments, TrainArguments
 from rlkit.arguments.presets import check_preset
-from rlkit.arguments.schema import OWN
+from rlkit.arguments.schema import OWN, all_keys
 from rlkit.errors import UserError, one_line
-from rlkit.files import atomic_write
 
 NOT_KEPT = ("resume", "resume_anyway", "overwrite")  # what was meant for one start of a run
 
@@ -146,22 +145,36 @@ def trl_parser(command: str) -> Parser:
 def _parse(command: str, arguments: Sequence[str], overrides: Overrides | None) -> RunConfig:
     given = read_keys(command, arguments, overrides)
     keys = given.values
-    words = [word for key, value in {**_precision(keys), **keys}.items() for word in _words(key, value)]
+    types = all_keys(command)
+    # Of `str | list[str]` TRL's parser takes one string; a list is set afterwards.
+    lists = {
+        key: value
+        for key, value in keys.items()
+        if isinstance(value, list) and len(value) > 1 and "str" in types[key].split(" | ")
+    }
+    defaults = _precision(keys)
+    argv = [
+        argument
+        for key, value in {**defaults, **keys}.items()
+        for argument in _arguments(key, value[0] if key in lists else value)
+    ]
     try:
-        parsed = trl_parser(command).parse_args_and_config(words)
+        parsed = trl_parser(command).parse_args_and_config(argv)
     except (ValueError, TypeError, ImportError) as error:  # TRL's and transformers' own checks of the keys
         raise UserError(one_line(error)) from error
-    for config in parsed:  # `key: null` cannot be said on a command line
-        for key, value in keys.items():
-            if value is None and hasattr(config, key):
-                setattr(config, key, None)
+    for config in parsed:
+        for key in config.__dataclass_fields__:
+            if key in lists:
+                setattr(config, key, lists[key])
+            elif key in keys and keys[key] is None and config.__dataclass_fields__[key].default is not None:
+                setattr(config, key, None)  # `key: null` cannot be said on a command line
     args, trainer_args, model_args = parsed
     target = model_args.lora_target_modules
     if isinstance(target, str) and target.isidentifier():  # TRL unpacks a list of one name
         model_args.lora_target_modules = [target]  # and PEFT takes a text for a pattern of whole paths
-    for key in given.from_command_line:
-        value = next(getattr(config, key) for config in parsed if hasattr(config, key))
-        keys[key] = value.value if isinstance(value, Enum) else value
+    for key in given.from_command_line:  # as the parser converted them, where YAML can hold that
+        with suppress(UserError):
+            keys[key] = plain(key, next(getattr(config, key) for config in parsed if hasattr(config, key)))
     return RunConfig(args=args, trainer_args=trainer_args, model_args=model_args, given=keys)
 
 
@@ -171,20 +184,30 @@ def _precision(keys: Overrides) -> dict[str, bool]:
     return {"bf16": False} if on_cpu else {}
 
 
-def _words(key: str, value: object) -> list[str]:
+def _arguments(key: str, value: object) -> list[str]:
     """Write a key and its value as a command line would."""
     if value is None or value == []:
         return []
     if isinstance(value, dict):
         return [f"--{key}={json.dumps(value)}"]
     if isinstance(value, list):
-        return [f"--{key}", *(json.dumps(item) if isinstance(item, dict) else str(item) for item in value)]
+        return [f"--{key}", *map(_item, value)]
     return [f"--{key}={value}"]
 
 
-def save_resolved(run: RunConfig, path: Path) -> None:
-    """Write the resolved config, with the versions it ran with as comments."""
+def _item(value: object) -> str:
+    """Write an item of a list as a command line would."""
+    if isinstance(value, dict):
+        return json.dumps(value)
+    text = str(value)
+    if text.startswith("-") and is_number(text):
+        return f"{Decimal(text):f}"  # argparse takes -1e-3 for an option
+    return text
+
+
+def resolved_text(run: RunConfig) -> str:
+    """Return the resolved config as YAML, with the versions it ran with as comments."""
     packages = ("rlkit-llm", "trl", "transformers", "torch")
     versions = [f"{package} {importlib.metadata.version(package)}" for package in packages]
     header = f"# python {sys.version.split()[0]}, {', '.join(versions)}\n"
-    atomic_write(path, header + yaml.safe_dump(run.resolved(), sort_keys=False))
+    return header + yaml.safe_dump(run.resolved(), sort_keys=False)

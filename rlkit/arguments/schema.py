@@ -49,16 +49,34 @@ def class_fields(package: str, file: str, name: str) -> dict[str, str]:
     Raises:
         UserError: the package is not installed, or its file holds no such class.
     """
+    return {
+        statement.target.id: ast.unparse(statement.annotation)
+        for statement in _class_body(package, file, name)
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
+    }
+
+
+@cache
+def enum_values(package: str, file: str, name: str) -> tuple[str, ...]:
+    """Return the values of an enumeration of strings, without importing its package; raises UserError."""
+    return tuple(
+        str(statement.value.value)
+        for statement in _class_body(package, file, name)
+        if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Constant)
+    )
+
+
+def _class_body(package: str, file: str, name: str) -> list[ast.stmt]:
+    for node in _parse_file(package, file).body:
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            return node.body
+    raise UserError(f"the installed {package} has no class {name} in {file}: install the pinned version")
+
+
+@cache
+def _parse_file(package: str, file: str) -> ast.Module:
     spec = importlib.util.find_spec(package)  # finds a top-level package without importing it
     if spec is None or not spec.submodule_search_locations:
         raise UserError(f"{package} is not installed: pip install {package}")
     path = Path(spec.submodule_search_locations[0]) / file
-    tree = ast.parse(path.read_text(encoding="utf-8")) if path.is_file() else ast.Module([], [])
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef) and node.name == name:
-            return {
-                statement.target.id: ast.unparse(statement.annotation)
-                for statement in node.body
-                if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
-            }
-    raise UserError(f"the installed {package} has no class {name} in {file}: install the pinned version")
+    return ast.parse(path.read_text(encoding="utf-8")) if path.is_file() else ast.Module([], [])

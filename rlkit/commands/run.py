@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import sys
 import traceback
@@ -11,6 +12,8 @@ from collections.abc import Callable
 from rlkit.errors import PREEMPTED, GuardError, Preempted, RewardError, UserError, one_line
 from rlkit.logs import configure_logging, reset_logging
 from rlkit.registry import author_frames
+
+logger = logging.getLogger(__name__)
 
 
 def run_command(command: Callable[[], int]) -> int:
@@ -42,6 +45,7 @@ def run_command(command: Callable[[], int]) -> int:
         frames = author_frames(error)
         if not frames:
             raise
+        logger.debug("the whole traceback", exc_info=True)
         shown = [] if isinstance(error, SyntaxError) else traceback.format_list(frames)
         print("".join([*shown, *traceback.format_exception_only(error)]), file=sys.stderr, end="")
         where = f"{frames[-1].filename}, line {frames[-1].lineno}"

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rlkit.sweeps.point import Point
 
 LAUNCHERS = ("local", "slurm", "wandb")
+MAX_CHECKED = 100  # points of a grid whose keys are checked, one by one, before anything starts
 
 
 def main(argv: Sequence[str]) -> int:
@@ -36,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
         if options.launcher == "slurm":
             return _slurm(sweep, left)
         if not _local(sweep, left):
-            print("stopped; the same command goes on")
+            print("stopped; rerun the command to resume")
     return _collected(sweep, points)
 
 
@@ -56,14 +57,15 @@ def build_parser() -> CommandParser:
 
 def check_keys(sweep: Sweep) -> None:
     """Raise UserError for a point whose keys are wrong."""
-    for keys in corners(sweep):
+    for keys in checked_points(sweep):
         with _of_point(keys):
             check_start(sweep.command, [sweep.base, *sweep.words(keys), f"--output_dir={sweep.folder}"])
 
 
-def corners(sweep: Sweep) -> Sequence[dict[str, Any]]:
-    """Return points that have each value of each key, or its ends, at least once."""
-    return list(sweep.grid()) if sweep.search == "grid" else sweep.corners()
+def checked_points(sweep: Sweep) -> Sequence[dict[str, Any]]:
+    """Return all points of a small grid, else some that have each value of each key, or its ends, once."""
+    small = sweep.search == "grid" and sweep.size <= MAX_CHECKED
+    return list(sweep.grid()) if small else sweep.corners()
 
 
 def check_points(sweep: Sweep) -> str:
@@ -73,21 +75,25 @@ def check_points(sweep: Sweep) -> str:
         UserError: a point could not run, or points could not be compared.
     """
     from rlkit.arguments.parse import PARSERS
-    from rlkit.registry import environment_class
-    from rlkit.training.session import environment_name, make_environment
+    from rlkit.scoring import load_rewards
+    from rlkit.training.session import load_run_rewards, make_environment
 
     parse = PARSERS[sweep.command]
     metrics: dict[str, None] = {}
-    for keys in corners(sweep):
+    for keys in checked_points(sweep):
         with _of_point(keys):
             run = parse([sweep.base, *sweep.words(keys), f"--output_dir={sweep.folder}"])
-            metrics[environment_class(environment_name(run.args)).metric] = None
+            environment = make_environment(run.args)
+            metrics[environment.metric] = None
+            if sweep.objective is not None:
+                trains = sweep.command == "train"
+                rewards, _ = (
+                    load_run_rewards(run, environment) if trains else load_rewards(None, environment, None)
+                )
+                if sweep.objective not in rewards:
+                    raise UserError(no_such_objective(sweep.objective, environment.metric, rewards))
     metric, *others = metrics
-    if sweep.objective is not None:
-        known = {*make_environment(run.args).rewards, *(getattr(run.args, "rewards", None) or ())}
-        if sweep.objective not in known:
-            raise UserError(no_such_objective(sweep.objective, metric, known))
-    elif others:
+    if others and sweep.objective is None:
         raise UserError(
             f"the points have different metrics ({', '.join(metrics)}): set objective to a reward of all"
         )

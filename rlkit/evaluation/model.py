@@ -12,6 +12,7 @@ from rlkit.errors import UserError
 from rlkit.evaluation.evaluate import Generate, evaluate
 from rlkit.evaluation.result import Evaluation
 from rlkit.evaluation.splits import read_fold
+from rlkit.logs import logging_as_command
 from rlkit.registry import load_environment
 from rlkit.rollouts.loop import RolloutLimits
 from rlkit.rollouts.sampler import open_sampler
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+@logging_as_command()
 def evaluate_model(
     model: str | Path,
     environment: str | Environment,
@@ -45,12 +47,12 @@ def evaluate_model(
     Args:
         model: a hub name, a folder such as `runs/smollm2/model`, or `bundled:smollm2-135m`.
         environment: an environment, or its id, `package.module:Class` or `path/file.py:Class`.
-        environment_args: arguments of an environment that is given by name.
+        environment_args: arguments of the environment, if it is given by name.
         evaluation_split: train, dev or test.
         evaluation_tasks: number of tasks. Default: the environment's own number.
         evaluation_batch_size: completions generated at a time.
-        fold: `FILE:NAME` of a file of folds: only its tasks.
-        seed: of the tasks and of sampling.
+        fold: `FILE:NAME`, a fold of a file of `scripts/split_tasks.py`: only its tasks.
+        seed: seed of the tasks and of sampling.
         samples: answers per task, for pass@k and avg@k.
         temperature: 0 is greedy decoding.
         top_p: nucleus sampling; 1 keeps all tokens.
@@ -76,7 +78,7 @@ def evaluate_model(
     if isinstance(environment, str):
         environment = load_environment(environment, **(environment_args or {}))
     elif environment_args:
-        raise UserError("environment_args are those of an environment that is given by name")
+        raise UserError("environment_args needs an environment that is given by name")
     tasks_of_fold = None if fold is None else read_fold(fold, environment)
     rewards, _ = load_rewards(None, environment, None)
     generate = _sampler(

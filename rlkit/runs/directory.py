@@ -5,28 +5,33 @@ Rollouts are written by a thread of their own, so that training does not wait fo
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import logging
 import math
 import os
+import re
 import shutil
 import socket
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, SupportsFloat
 
-from rlkit.errors import UserError, first_line
+from rlkit.errors import UserError, first_line, one_line
 from rlkit.files import atomic_write, replace
+from rlkit.registry import author_frames
 from rlkit.runs.record import record_frame
 
 logger = logging.getLogger(__name__)
 
 LOCK = ".lock"
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 WAITING = 4  # steps of rollouts in memory: a disk that is slower than the training holds it up
 
 
@@ -214,6 +219,38 @@ class RunDirectory:
         except OSError as error:
             reason = error.strerror or first_line(error)
             raise UserError(f"the rollouts of step {step} are lost: cannot write {path}: {reason}") from error
+
+
+@contextmanager
+def write_errors(folder: Path) -> Iterator[None]:
+    """Turn a failed write, such as on a full disk, into a UserError of one line.
+
+    Args:
+        folder: the run directory, whose earlier checkpoints can be resumed.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = None if author_frames(error) else _write_error(error)
+        if reason is None:
+            raise
+        raise UserError(
+            f"cannot write {reason}; earlier checkpoints in {folder} are kept: make room, then resume with "
+            "--resume"
+        ) from error
+
+
+def _write_error(error: Exception) -> str | None:
+    """Return which file could not be written and why, or None for an error of another kind."""
+    if isinstance(error, OSError):
+        file = f"{error.filename}: " if error.filename else "a file: "
+        return f"{file}{error.strerror}" if error.errno in DISK_ERRORS else None
+    text = one_line(error)
+    if found := re.search(r"I/O error: (.+) \(os error \d+\)", text):  # safetensors
+        return f"a checkpoint: {found[1]}"
+    if isinstance(error, RuntimeError) and re.search(r"unexpected pos \d|file write failed", text):  # torch
+        return "a checkpoint: it is cut short, as on a full disk"
+    return None
 
 
 def _read_line(text: str) -> dict[str, Any] | None:

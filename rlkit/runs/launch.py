@@ -30,29 +30,31 @@ PASSED_ON = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"  # by torchrun, to t
 FIRST_PORT, PORTS = 20000, 20000
 
 
-def split(words: Sequence[str], *, dry_run: bool = False) -> tuple[dict[str, str], list[str]]:
-    """Return the launcher's options, by name, and the command's own words.
+def split(argv: Sequence[str], *, dry_run: bool = False) -> tuple[dict[str, str], list[str]]:
+    """Return the launcher's options, by name, and the command's own arguments.
 
     Args:
-        words: the command line after the command.
+        argv: the command line after the command.
         dry_run: whether the command has the options `--dry_run` and `--memory`.
 
     Raises:
         UserError: an option has no value, goes with another, or is not of this command.
     """
     options: dict[str, str] = {}
-    rest: list[str] = []
-    left = iter(words)
-    for word in left:
-        name, _, value = word.partition("=")
+    others: list[str] = []
+    remaining = iter(argv)
+    for argument in remaining:
+        name, equals, value = argument.partition("=")
         if name == "--dry_run":
+            if equals:
+                raise UserError("--dry_run takes no value")
             options[name] = ""
         elif name in OPTIONS:
-            options[name] = value or next(left, "")
+            options[name] = value or next(remaining, "")
             if not options[name] or options[name].startswith("--"):
                 raise UserError(f"{name} needs a value")
         else:
-            rest.append(word)
+            others.append(argument)
     if "--num_processes" in options:
         check_number("--num_processes", options["--num_processes"], COUNT, whole=True)
         if "--accelerate" not in options:
@@ -63,7 +65,7 @@ def split(words: Sequence[str], *, dry_run: bool = False) -> tuple[dict[str, str
         raise UserError("--memory needs --dry_run")
     if "--accelerate" in options:
         config_file(options["--accelerate"])
-    return options, rest
+    return options, others
 
 
 def config_file(name: str) -> Path:

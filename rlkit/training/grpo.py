@@ -21,6 +21,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import use_adapter
 
+from rlkit.arguments.bounds import CHOICES
 from rlkit.environment import Environment
 from rlkit.errors import UserError, check_choice
 from rlkit.models.patches import replaced_vllm_generation
@@ -156,11 +157,8 @@ class GRPOTrainer(trl.GRPOTrainer):
 
     def _check_settings(self) -> None:
         args, G = self.args, self.num_generations
-        check_choice("scale_rewards", args.scale_rewards, ("group", "batch", "none"))
-        aggregations = ("sum_then_normalize", "normalize_then_sum")
-        check_choice("multi_objective_aggregation", args.multi_objective_aggregation, aggregations)
-        modes = ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask")
-        check_choice("vllm_importance_sampling_mode", args.vllm_importance_sampling_mode, modes)
+        for key in ("scale_rewards", "multi_objective_aggregation", "vllm_importance_sampling_mode"):
+            check_choice(key, getattr(args, key), CHOICES[key])
         for key in LIMITS_OF_GENERATION:
             if key in (args.generation_kwargs or {}):
                 raise UserError(f"generation_kwargs must not contain `{key}`; use `max_completion_length`")
@@ -174,7 +172,7 @@ class GRPOTrainer(trl.GRPOTrainer):
         if (
             self.kl_in_reward
             and self.advantages is None
-            and args.multi_objective_aggregation == aggregations[1]
+            and args.multi_objective_aggregation == "normalize_then_sum"
         ):
             raise UserError("kl_in_reward requires multi_objective_aggregation: sum_then_normalize")
         whole_groups = [
@@ -373,7 +371,7 @@ class GRPOTrainer(trl.GRPOTrainer):
         return InEpoch(sampler, lambda: int(self.state.epoch or 0))
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write TRL's model card only where it is uploaded: it names no base model that is a folder."""
+        """Write TRL's model card only for the hub: it omits a base model loaded from a local folder."""
         if self.args.push_to_hub:
             super().create_model_card(*args, **kwargs)
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
-import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,12 +16,13 @@ import transformers
 from accelerate.utils import broadcast_object_list, gather_object
 
 from rlkit.arguments.keys import TaskArguments
-from rlkit.arguments.parse import RunConfig, TrainConfig, save_resolved
+from rlkit.arguments.parse import RunConfig, TrainConfig, resolved_text
 from rlkit.arguments.presets import PRESETS
 from rlkit.environment import Environment
 from rlkit.errors import UserError, nearest, one_line
 from rlkit.evaluation import Evaluation, compare, evaluate
 from rlkit.evaluation.splits import load_tasks, read_fold
+from rlkit.files import atomic_write
 from rlkit.models.cpu import tune_for_cpu
 from rlkit.models.load import save_gathered, save_model
 from rlkit.models.patches import shard_on_cpu
@@ -38,7 +38,7 @@ from rlkit.runs.callbacks import (
     ProgressCallback,
 )
 from rlkit.runs.checkpoints import differences, last_checkpoint, manifest
-from rlkit.runs.directory import RunDirectory
+from rlkit.runs.directory import RunDirectory, write_errors
 from rlkit.runs.guards import Guards
 from rlkit.runs.preemption import PreemptionCallback
 from rlkit.scoring import RewardRunner, load_rewards
@@ -66,7 +66,6 @@ ORDER = (
 # answer(tasks, samples) returns `samples` rollouts for each task.
 Answer = Callable[[Sequence[dict[str, Any]], int], Sequence[list[Rollout]]]
 Decision = TypeVar("Decision")
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 Parameters = ParamSpec("Parameters")
 AnyTrainer = TypeVar("AnyTrainer", bound=transformers.Trainer)
 
@@ -110,9 +109,11 @@ class Session:
     def prepare(self) -> None:
         """Find out what is wrong before the model loads; raises UserError.
 
-        The run directory is checked and left as it is, and the learning rate schedule is built for nothing.
+        The run directory is checked and left as it is. The learning rate schedule is built once and
+        discarded, to validate its arguments.
         """
         args, trainer_args = self.run.args, self.run.trainer_args
+        resolved_text(self.run)
         if trainer_args.process_index == 0:
             path = self.directory.path
             if args.resume and not path.is_dir():
@@ -125,7 +126,7 @@ class Session:
         with refusals():
             transformers.get_scheduler(
                 trainer_args.lr_scheduler_type,
-                torch.optim.SGD([torch.zeros(1)]),
+                torch.optim.SGD([torch.zeros(1)], lr=trainer_args.learning_rate),
                 num_warmup_steps=0,
                 num_training_steps=1,
                 scheduler_specific_kwargs=dict(trainer_args.lr_scheduler_kwargs or {}),
@@ -136,9 +137,8 @@ class Session:
     ) -> AnyTrainer:
         """Return `make(*args, **kwargs)`, a trainer, and then open the run directory.
 
-        What TRL or transformers refuses is a UserError of one line, and the directory is as it was. All
-        processes begin with the same random numbers, for adapters: trainers set the seed after they have made
-        them.
+        What TRL or transformers refuses is a UserError of one line, and nothing was deleted. All processes
+        begin with the same random numbers, for adapters: trainers set the seed after they have made them.
         """
         transformers.set_seed(self.run.trainer_args.seed)
         with refusals():
@@ -153,7 +153,7 @@ class Session:
         with trainer_args.main_process_first(local=False, desc="opening the run directory"):
             if trainer_args.process_index == 0:
                 self.directory.open(resume=args.resume, overwrite=args.overwrite)
-                if not args.resume:  # a run that may not go on keeps its config
+                if not args.resume:  # a run that cannot be resumed keeps its config
                     self._save_config()
 
     def close(self) -> None:
@@ -161,7 +161,7 @@ class Session:
         self.directory.close()
 
     def _save_config(self) -> None:
-        save_resolved(self.run, self.directory.path / "config.yaml")
+        atomic_write(self.directory.path / "config.yaml", resolved_text(self.run))
 
     def fit(
         self,
@@ -239,6 +239,7 @@ class Session:
             save_model(model, trainer.processing_class, self.directory.path / "model")
         if trainer.accelerator.is_main_process:
             print(self.summary(), flush=True)
+        trainer.accelerator.wait_for_everyone()  # what others read next is written
 
     def identity(self, runner: RewardRunner, processes: int) -> dict[str, Any]:
         """What may not change when a run goes on, in values that JSON can say."""
@@ -276,7 +277,7 @@ class Session:
         if changed:
             text = f"this run is not the one that wrote {checkpoint}: {'; '.join(changed)}"
             if not self.run.args.resume_anyway:
-                raise UserError(f"{text}; --resume_anyway goes on")
+                raise UserError(f"{text}; --resume_anyway resumes it anyway")
             logger.warning(text)
         self._save_config()
         self.directory.rewind(saved["step"])
@@ -343,12 +344,16 @@ class Session:
 
 @contextmanager
 def refusals() -> Iterator[None]:
-    """Turn what a library refuses into a UserError of one line; errors of a user's own code stay."""
+    """Turn what a library refuses into a UserError of one line.
+
+    Errors that rlkit or a user's own code raises, and those of a device, keep their traceback.
+    """
     try:
         yield
     except (ValueError, TypeError, OSError, ImportError, NotImplementedError, RuntimeError) as error:
         of_device = isinstance(error, RuntimeError) and type(error) not in (RuntimeError, NotImplementedError)
-        if of_device or author_frames(error):
+        *_, (innermost, _) = traceback.walk_tb(error.__traceback__)
+        if of_device or author_frames(error) or innermost.f_globals["__name__"].startswith("rlkit."):
             raise
         logger.debug("refused", exc_info=True)
         raise UserError(one_line(error)) from error
@@ -356,41 +361,9 @@ def refusals() -> Iterator[None]:
 
 def make_environment(args: TaskArguments) -> Environment:
     """Build the environment that the keys of a run name; raises UserError."""
-    return load_environment(environment_name(args), **args.mapping("environment_args"))
-
-
-@contextmanager
-def write_errors(folder: Path) -> Iterator[None]:
-    """Turn a failed write into the run directory, such as on a full disk, into a UserError of one line."""
-    try:
-        yield
-    except Exception as error:
-        reason = write_error(error, folder)
-        if reason is None:
-            raise
-        raise UserError(
-            f"cannot write to the run directory {folder}: {reason}; earlier checkpoints are kept: make room, "
-            "then resume with --resume"
-        ) from error
-
-
-def write_error(error: Exception, folder: Path) -> str | None:
-    """Return why a file could not be written, or None for an error of another kind."""
-    if isinstance(error, OSError):
-        inside = error.filename is not None and str(error.filename).startswith(str(folder))
-        return error.strerror if inside or error.errno in DISK_ERRORS else None
-    text = one_line(error)
-    if found := re.search(r"I/O error: (.+) \(os error \d+\)", text):  # safetensors
-        return found[1]
-    torch_failed = isinstance(error, RuntimeError) and re.search(r"unexpected pos \d|file write failed", text)
-    return "the file is cut short, as on a full disk" if torch_failed else None
-
-
-def environment_name(args: TaskArguments) -> str:
-    """Return the name of a run's environment; raises UserError where the keys give none."""
     if args.environment is None:
         raise UserError("no environment given: set the key 'environment', e.g. --environment causal-v1")
-    return args.environment
+    return load_environment(args.environment, **args.mapping("environment_args"))
 
 
 def load_run_rewards(run: TrainConfig, environment: Environment) -> tuple[dict[str, Reward], list[float]]:

@@ -84,7 +84,7 @@ class SFTTrainer(trl.SFTTrainer):
     """TRL's SFTTrainer, which forgets how many tokens it has seen when it is resumed."""
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write TRL's model card only where it is uploaded: it names no base model that is a folder."""
+        """Write TRL's model card only for the hub: it omits a base model loaded from a local folder."""
         if self.args.push_to_hub:
             super().create_model_card(*args, **kwargs)
 

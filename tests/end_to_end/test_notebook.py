@@ -11,7 +11,7 @@ CELLS = (
     "import rlkit",
     "result = rlkit.train('quick.yaml', max_steps=2, environment_args={'length': 2})",
     "print(result.directory, list(result.evaluations), result.metrics['reward'].dropna().size)",
-    "rlkit.evaluate(result.directory / 'model', ENVIRONMENT, evaluation_tasks=4, max_completion_length=6).metric",
+    "after = rlkit.evaluate(result.directory / 'model', ENVIRONMENT, evaluation_tasks=4)\nafter.metric",
     "rlkit.train('quick.yaml', learning_rat=1)",
 )
 

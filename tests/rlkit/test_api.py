@@ -66,6 +66,19 @@ def test_wrong_keys_of_train_are_one_line(config, keys, expected):
     assert expected in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_overwriting_with_the_model_of_another_run(config, tmp_path):
+    result = rlkit.train(config, max_steps=1, evaluation_tasks=0)
+    again = rlkit.train(
+        config, model_name_or_path=result.directory / "model", output_dir=tmp_path / "again", max_steps=1
+    )
+    assert again.directory == tmp_path / "again" and again.after is not None
+    once_more = rlkit.train(
+        config, model_name_or_path=tmp_path / "again" / "model", overwrite=True, max_steps=1
+    )
+    saved = yaml.safe_load((once_more.directory / "config.yaml").read_text())
+    assert saved["model_name_or_path"] == str(tmp_path / "again" / "model")
+
+
 def test_train_without_a_config(tmp_path):
     with pytest.raises(rlkit.UserError, match="no environment given"):
         rlkit.train()

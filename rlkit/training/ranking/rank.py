@@ -32,6 +32,8 @@ def rank(run: RankConfig) -> None:
     session = Session(run, "rank", environment)
     with closing(session):
         session.prepare()
+        if args.objective == "wasserstein" and trainer_args.per_device_train_batch_size < 2:
+            raise UserError("objective wasserstein needs per_device_train_batch_size of at least 2")
         rows = training_rows(environment, session.tasks())
         rewards, _ = load_rewards(None, environment, None)
         # All processes, and a resumed run, begin with the same adapter.

@@ -1,5 +1,6 @@
 """One table of ranges and one of choices; every numeric key is in it, and a value outside it is one line."""
 
+import importlib
 import json
 import math
 from pathlib import Path
@@ -96,7 +97,13 @@ def test_what_is_no_number_is_refused(key, value):
         {"max_steps": 0},
         {"max_steps": -2},
         {"max_steps": 1.5},
-        {"num_generations": None, "seed": None},
+        {"seed": None},
+        {"num_generations": None},
+        {"num_iterations": 10**400, "learning_rate": "1e999"},
+        {"guards": True},
+        {"environment_args": 3},
+        {"environment_args": ["a"]},
+        {"generation_kwargs": 1},
     ],
     ids=str,
 )
@@ -115,6 +122,10 @@ def test_values_that_used_to_be_found_late_or_never(keys):
         ("loss_type", "nll", "dapo"),
         ("estimator", "loop", "loo"),
         ("evaluation_split", "tset", "test"),
+        ("dtype", "bfloat", "bfloat16"),
+        ("optim", "adamw_torc", "adamw_torch"),
+        ("lr_scheduler_type", "cosin", "cosine"),
+        ("save_strategy", "step", "steps"),
     ],
 )
 def test_unknown_choices_name_the_nearest(key, value, nearest):
@@ -135,7 +146,7 @@ def test_keys_that_rlkit_does_not_use_name_those_it_does(key, value, instead):
 
 
 def test_choices_in_either_spelling_pass():
-    check_values("train", {"scale_rewards": False, "report_to": ["wandb", "tensorboard"]}, KEYS)
+    check_values("train", {"report_to": ["wandb", "tensorboard"], "save_total_limit": 0}, KEYS)
     check_values("sft", {"loss_type": "nll"}, KEYS)
 
 
@@ -167,6 +178,14 @@ def test_ranges_read_as_sentences():
     assert str(Range(0, 1)) == "at least 0 and at most 1"
     assert str(Range(0, 1, open_high=True)) == "at least 0 and below 1"
     assert str(bounds.SEED).endswith("4,294,967,295")
+
+
+def test_the_enumerations_in_the_source_are_those_that_are_imported():
+    for file, name in bounds.ENUMERATIONS.values():
+        module = importlib.import_module(f"transformers.{file.removesuffix('.py')}")
+        assert bounds.enum_values("transformers", file, name) == tuple(
+            one.value for one in getattr(module, name)
+        )
 
 
 def test_the_choices_are_those_of_the_installed_libraries():

@@ -1,9 +1,12 @@
 """Names and values of keys are checked before anything is imported; every option has one spelling."""
 
+import datetime
+import json
 import subprocess
 import sys
 from dataclasses import fields
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -84,6 +87,7 @@ def test_a_mistake_is_one_line_before_anything_is_imported(words, line):
         (["--dry-run"], "did you mean 'dry_run'"),
         (["-lr", "3"], "did you mean '--learning_rate'"),
         (["-x"], "a key begins with --"),
+        (["-n", "3"], "did you mean '--evaluation_tasks'"),
         (["--zzzzzz", "1"], "`rlkit train --help`"),
         (["--seed"], "--seed needs a value"),
         (["--seed", "1", "2"], "takes one value"),
@@ -96,6 +100,43 @@ def test_a_mistake_is_one_line_before_anything_is_imported(words, line):
 )
 def test_wrong_spellings(words, expected):
     assert expected in refusal(*words)
+
+
+@pytest.mark.parametrize("key", ["accelerate", "dry_run"])
+def test_options_of_the_command_line_are_no_keys(key, tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text(f"{key}: ddp")
+    with pytest.raises(UserError, match="an option of the command line, not a key"):
+        read_keys("train", [str(path)])
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-5", 1e-5), ("true", True), ("True", True), ("None", None), ("no", "no"), ("1:30", "1:30"),
+        ("2024-01-01", "2024-01-01"), ("[1, a]", [1, "a"]), ('{"a": 1}', {"a": 1}), ("a: b", "a: b"),
+    ],
+)  # fmt: skip
+def test_values_of_parts(text, value):
+    given = read_keys("train", [*RUN, "--environment_args.x", text]).values["environment_args"]["x"]
+    assert given == value and type(given) is type(value)
+
+
+def test_values_of_python_become_plain(tmp_path):
+    keys = {
+        "model_name_or_path": tmp_path / "model",
+        "rewards": ("a", "b"),
+        "learning_rate": np.float64(0.5),
+        "environment_args": {"folder": tmp_path, "sizes": (1, np.int64(2)), "day": datetime.date(2024, 1, 2)},
+        "scale_rewards": False,
+    }
+    values = read_keys("train", RUN, keys).values
+    assert values["model_name_or_path"] == str(tmp_path / "model") and values["rewards"] == ["a", "b"]
+    assert type(values["learning_rate"]) is float and values["scale_rewards"] == "none"
+    assert values["environment_args"] == {"folder": str(tmp_path), "sizes": [1, 2], "day": "2024-01-02"}
+    json.dumps(values)
+    with pytest.raises(UserError, match=r"environment_args\.f must be .* not function"):
+        read_keys("train", RUN, {"environment_args": {"f": lambda: 1}})
 
 
 def test_a_word_without_a_key():
@@ -183,7 +224,7 @@ def test_parts_of_a_mapping_in_a_command(parser):
         (["-o", "a", "--environment_args", "x=1"], "not JSON"),
         (["-o", "a", "--environment_args", "[1]"], "must be a mapping"),
         (["-o", "a", "--environment_args.x"], "needs a value"),
-        (["-o", "a", "--environment_args", "{}", "--environment_args.x", "1"], "whole and in parts"),
+        (["-o", "a", "--environment_args", "{}", "--environment_args.x", "1"], "not both"),
         (["-o", "a", "more"], "'more'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,

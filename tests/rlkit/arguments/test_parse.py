@@ -5,7 +5,7 @@ import json
 import pytest
 import yaml
 
-from rlkit.arguments.parse import parse_rank, parse_sft, parse_train, save_resolved
+from rlkit.arguments.parse import parse_rank, parse_sft, parse_train, resolved_text
 from rlkit.errors import UserError
 from rlkit.training.session import make_environment
 from tests.quick import ROOT
@@ -64,7 +64,7 @@ def test_parts_that_do_not_fit(write):
     assert "needs a value" in complaint(parse_train, path, "--environment_args.level", "--num_tasks", "1")
     assert "has no parts" in complaint(parse_train, path, "--environment_args.level.deep", "1")
     both = ["--environment_args.level", "1", "--environment_args", "{}"]
-    assert "whole and in parts" in complaint(parse_train, path, *both)
+    assert "not both" in complaint(parse_train, path, *both)
 
 
 def test_keys_reach_each_part(write):
@@ -95,6 +95,7 @@ def test_the_run_directory_is_named_after_the_file_unless_given(write):
         ("environment_args", {"level": "association", "num_nodes": 3}, None),
         ("generation_kwargs", {"min_p": 0.1}, None),
         ("reward_weights", [0.5, -1, 1e-3], [0.5, -1.0, 0.001]),
+        ("reward_weights", [-1e-3, "-2e-7"], [-1e-3, -2e-7]),
         ("lora_target_modules", ["q_proj", "v_proj"], None),
         ("learning_rate", "1e-6", 1e-6),
         ("gradient_checkpointing", False, None),
@@ -206,6 +207,36 @@ def test_a_key_given_twice_is_an_error(tmp_path):
     assert "unknown key 'base'" in complaint(parse_train, str(path))
 
 
+def test_valid_yaml_is_not_taken_for_a_duplicate(tmp_path):
+    path = tmp_path / "merged.yaml"
+    path.write_text(
+        "environment_args:\n  a: &x {<<: &b {k: 1}, k: 2}\n  b: {<<: *x, k: 3}\n  c: {k: 4}\nseed: 3\n"
+    )
+    merged = {"a": {"k": 2}, "b": {"k": 3}, "c": {"k": 4}}
+    assert parse_train([str(path)]).args.mapping("environment_args") == merged
+    path.write_text("learning_rate: {{ lr }}\n")
+    assert "not YAML" in complaint(parse_train, str(path))
+
+
+@pytest.mark.parametrize("key", ["report_to", "optim_target_modules"])
+def test_lists_of_keys_that_also_take_a_string(write, key):
+    run = parse_train([write(**{key: ["wandb", "tensorboard"]})])
+    assert getattr(run.trainer_args, key) == ["wandb", "tensorboard"]
+    assert run.resolved()[key] == ["wandb", "tensorboard"]
+    words = [f"--{key}", "wandb", "tensorboard"]
+    assert getattr(parse_train([write(), *words]).trainer_args, key) == ["wandb", "tensorboard"]
+
+
+@pytest.mark.parametrize("key", ["steps_per_generation", "generation_batch_size", "bf16", "save_total_limit"])
+def test_null_is_the_default_where_trl_fills_it_in(write, key):
+    assert parse_train([write(**{key: None})]).trainer_args.steps_per_generation is not None
+
+
+def test_the_resolved_config_is_yaml_whatever_the_parser_made_of_it(write):
+    run = parse_train([write(), "--accelerator_config", '{"split_batches": false}'])
+    assert yaml.safe_load(resolved_text(run))["accelerator_config"] == '{"split_batches": false}'
+
+
 def test_no_environment(write):
     with pytest.raises(UserError, match="'environment'"):
         make_environment(parse_train(["--config", write()]).args)
@@ -231,7 +262,7 @@ def test_the_resolved_config_makes_the_same_run_again(write, tmp_path):
         "--seed=7",
     ]
     run = parse_train(["--config", path, *words])
-    save_resolved(run, tmp_path / "config.yaml")
+    (tmp_path / "config.yaml").write_text(resolved_text(run))
     again = parse_train(["--config", str(tmp_path / "config.yaml")])
     assert again.resolved() == run.resolved()
     assert again.args.environment_args == run.args.environment_args

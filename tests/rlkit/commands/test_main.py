@@ -1,5 +1,6 @@
 """Bad input is exit code 2 and one line on stderr, never a traceback."""
 
+import importlib
 import resource
 import subprocess
 import sys
@@ -220,7 +221,8 @@ def test_a_full_disk_is_one_line(train, tmp_path, save_only_model):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     code, stderr = result
     assert code == 2 and "Traceback" not in stderr
-    assert f"cannot write to the run directory {tmp_path / 'run'}" in stderr.splitlines()[-1]
+    line = stderr.splitlines()[-1]
+    assert line.startswith("rlkit: cannot write a ") and f"checkpoints in {tmp_path / 'run'} are kept" in line
 
 
 def test_a_folder_without_a_model(train, tmp_path):
@@ -269,6 +271,17 @@ def test_an_unfinished_environment_is_one_line(train, tmp_path):
     source = ENVIRONMENT.format(init="pass", tasks="raise")
     file.write_text(source.replace('    metric = "m"\n', ""))
     assert_one_line(train(environment=f"{file}:A"), "other.py:A does not define metric")
+
+
+def test_a_reward_of_an_installed_package_does_not_make_its_errors_a_users(monkeypatch):
+    from rlkit.registry import author_frames, load_object
+
+    load_object("trl.rewards:think_format_reward")
+    load_object("json:loads")
+    for fail in ("trl.GRPOConfig('x', top_k='x', generation_batch_size=7)", "json.loads('{')"):
+        with pytest.raises(Exception) as caught:
+            eval(fail, {"trl": importlib.import_module("trl"), "json": importlib.import_module("json")})
+        assert author_frames(caught.value) == []
 
 
 def test_a_bug_of_rlkit_keeps_its_traceback():

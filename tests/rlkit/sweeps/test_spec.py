@@ -105,14 +105,14 @@ def test_mistakes_that_a_run_would_find(write, changes, keys, complaint):
 
 
 @pytest.mark.parametrize(
-    ("objective", "hint"), [("evne", "(did you mean 'even'?)"), ("accuracy", "(known: even, variety)")]
+    ("objective", "hint"), [("evne", "(did you mean 'even'?)"), ("accuracy", "(known: even)")]
 )
 def test_objective_that_is_no_reward_is_one_line(write, objective, hint):
     path = write(keys=RATES, objective=objective)
     with pytest.raises(UserError) as caught:
         main([str(path)])
     assert str(caught.value) == (
-        f"there is no reward {objective!r} to compare {hint}: "
+        f"learning_rate=0.1: there is no reward {objective!r} to compare {hint}: "
         "name another, or leave out objective to compare the metric, even"
     )
 
@@ -122,9 +122,18 @@ def test_objective_may_be_a_reward_named_accuracy(write, tmp_path):
     file.write_text(
         "from tests.toy import Even, even, variety\n\n\nclass Mine(Even):\n"
         "    rewards = {'even': even, 'accuracy': variety}\n"
+        "    reward_weights = {'even': 1.0, 'accuracy': 1.0}\n"
     )
     changes = {"environment": f"{file}:Mine"}
     assert check_points(load_sweep(write(changes=changes, keys=RATES, objective="accuracy"))) == "even"
+
+
+def test_objective_may_be_a_reward_of_a_file_or_of_the_algorithm(write, tmp_path):
+    (tmp_path / "mine.py").write_text("def brief(completion: str) -> float:\n    return 1.0\n")
+    changes = {"rewards": ["even", f"{tmp_path / 'mine.py'}:brief"]}
+    assert check_points(load_sweep(write(changes=changes, keys=RATES, objective="brief"))) == "even"
+    changes = {"algorithm": "hapo"}
+    assert check_points(load_sweep(write(changes=changes, keys=RATES, objective="hapo"))) == "even"
 
 
 def test_points_with_different_metrics_need_an_objective(write):
