@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlkit.arguments.command_line import check_start
 from rlkit.logs import logging_as_command
+from rlkit.runs.launch import check_start
 
 if TYPE_CHECKING:
     import pandas as pd

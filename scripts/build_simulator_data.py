@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlkit.arguments.command_line import CommandParser
+from rlkit.arguments.command_line import CommandParser, output_file
 from rlkit.commands.run import run_command
 from rlkit.envs.search.protocol import results_text
 from rlkit.envs.simulator.examples import Example
@@ -64,7 +64,7 @@ def main() -> int:
         prog="build_simulator_data.py", description="Make data for a search simulator from rollouts."
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
-    parser.add_argument("-o", "--out", type=Path, required=True, help="JSONL file")
+    parser.add_argument("-o", "--out", type=output_file, required=True, help="JSONL file")
     parser.add_argument("--label", choices=("answer", "documents"), default="answer", help="%(default)s")
     options = parser.parse_args(sys.argv[1:])
     found = {

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from rich.progress import track
 
-from rlkit.arguments.command_line import CommandParser
+from rlkit.arguments.command_line import CommandParser, output_file
 from rlkit.commands.run import run_command
 from rlkit.envs.ranking.query import fuse
 from rlkit.envs.ranking.rewriting import CONTEXT, FORM, KEYWORDS, ensemble, keywords, leakage
@@ -116,8 +116,8 @@ def build_parser() -> CommandParser:
     add("--temperature", type=float, default=0.9, help="(default: 0.9)")
     add("--tokens", type=int, default=48, help="of a text at most (default: 48)")
     add("--depth", type=int, default=1000, help="documents of a ranking (default: 1000)")
-    add("-o", "--out", type=Path, help="write the evaluation as JSON")
-    add("--run_file", type=Path, help="write the rankings in TREC's form")
+    add("-o", "--out", type=output_file, help="write the evaluation as JSON")
+    add("--run_file", type=output_file, help="write the rankings in TREC's form")
     add("--to", type=Path, help="of context: the folder of the new collection")
     return parser
 

@@ -12,13 +12,12 @@ which documents are relevant (`judged`), the share of test tasks that share one 
 
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 
-from rlkit.arguments.command_line import CommandParser
+from rlkit.arguments.command_line import CommandParser, output_file
 from rlkit.commands.run import run_command
 from rlkit.errors import UserError
 from rlkit.evaluation.splits import METHODS, label_overlap, split_queries
@@ -45,7 +44,7 @@ def main() -> int:
     add("-k", type=int, default=5, help="clusters, or nearest tasks of each test task (default: 5)")
     add("--size", type=int, default=0, help="of restrain: training tasks of a fold at most")
     add("--seed", type=int, default=0, help="of the tasks and the clusters (default: 0)")
-    add("-o", "--out", type=Path, required=True, help="the file of folds")
+    add("-o", "--out", type=output_file, required=True, help="the file of folds")
     options = parser.parse_args(sys.argv[1:])
     environment = load_environment(options.environment, **options.environment_args)
     train, test = (environment.tasks(split, None, options.seed) for split in ("train", "test"))

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlkit.arguments.keys import ALGORITHMS, MAPPINGS, OBJECTIVES
+from rlkit.arguments.keys import ALGORITHMS, DEMONSTRATIONS, MAPPINGS, OBJECTIVES
 from rlkit.arguments.presets import ESTIMATORS, UTILITIES
 from rlkit.arguments.schema import enum_values
 from rlkit.environment import SPLITS
@@ -183,6 +183,8 @@ def check_values(command: str, keys: Mapping[str, object], types: Mapping[str, s
         choices = LOSS_TYPES.get(command) if key == "loss_type" else CHOICES.get(key)
         if key in ENUMERATIONS:
             choices = enum_values("transformers", *ENUMERATIONS[key])
+        if key == "demonstrations" and not str(value).startswith("best:"):
+            choices = DEMONSTRATIONS
         for choice in value if isinstance(value, list) else [value]:
             if choices is not None and choice is not None:
                 check_choice(key, str(choice), choices)
@@ -228,6 +230,8 @@ def check_evaluation(options: Mapping[str, Any]) -> None:
         if options[key] is not None:
             check_number(key, options[key], COUNT, whole=True)
     check_number("top_p", options["top_p"], RANGES["top_p"])
+    for key in ("dtype", "evaluation_split"):
+        check_choice(key, options[key], CHOICES[key])
     check_number("temperature", options["temperature"], NOT_NEGATIVE)  # 0 is greedy
     if options["samples"] > 1 and options["temperature"] == 0:
         raise UserError("several samples at temperature 0 are all equal: set temperature 1")

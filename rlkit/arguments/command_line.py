@@ -19,7 +19,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, NoReturn
 
-from rlkit.arguments.bounds import TRUE, check_values, is_number
+from rlkit.arguments.bounds import check_values, is_number
 from rlkit.arguments.keys import ALGORITHMS
 from rlkit.arguments.presets import PRESETS
 from rlkit.arguments.schema import INSTALLED, all_keys
@@ -94,26 +94,32 @@ def read_keys(
         scaling = {"true": "group", "false": "none"}.get(str(values["scale_rewards"]).lower())
         values["scale_rewards"] = scaling or values["scale_rewards"]  # TRL takes a switch as well
     check_values(command, values, types)
-    return GivenKeys(values, set(whole) - set(overrides or {}))
+    from_command_line = {key for key in whole if key not in (overrides or {}) and values[key] is not None}
+    return GivenKeys(values, from_command_line)
 
 
-def check_start(command: str, arguments: Sequence[str], overrides: Mapping[str, Any] | None = None) -> None:
-    """Raise UserError, within a second, for what can be known to be wrong before anything is imported."""
+def check_keys(
+    command: str, arguments: Sequence[str], overrides: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return the keys of a run that has all it needs; raises UserError for what is missing or wrong."""
     keys = read_keys(command, arguments, overrides).values
     environment = keys.get("environment")
     if environment is None:
         raise UserError("no environment given: set the key 'environment', e.g. --environment causal-v1")
     if ":" not in str(environment):
         check_choice("environment", str(environment), ENVIRONMENTS)
+    rewards = keys.get("rewards") or []
+    for reference in [environment, *(rewards if isinstance(rewards, list) else [rewards])]:
+        file, _, _ = str(reference).rpartition(":")
+        if file.endswith(".py") and not Path(file).expanduser().is_file():
+            raise UserError(f"there is no file {file!r}")
     if not keys.get("model_name_or_path"):
-        example = (
-            "sentence-transformers/all-MiniLM-L6-v2" if command == "rank" else "Qwen/Qwen2.5-0.5B-Instruct"
-        )
+        encoder = "sentence-transformers/all-MiniLM-L6-v2"
+        example = encoder if command == "rank" else "bundled:smollm2-135m"
         raise UserError(f"no model given: set the key 'model_name_or_path', e.g. {example}")
     if not keys.get("output_dir"):
         raise UserError("no run directory given: set the key 'output_dir', e.g. -o runs/my-run")
-    if all(str(keys.get(key)).lower() in TRUE for key in ("resume", "overwrite")):
-        raise UserError("--resume and --overwrite exclude each other")
+    return keys
 
 
 def _split_config(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
@@ -206,6 +212,8 @@ def _one_value(key: str, strings: list[str], annotation: str) -> Any:
         if "bool" not in annotation:
             raise UserError(f"--{key} needs a value")
         return True
+    if strings == ["null"] and "None" in annotation.split(" | "):
+        return None
     if len(strings) > 1:
         raise UserError(f"--{key} takes one value, not {' '.join(strings)}: quote a value with spaces")
     return strings[0]
@@ -270,6 +278,17 @@ def read_value(text: str) -> Any:
         with suppress(yaml.YAMLError):
             return yaml.safe_load(text)
     return text
+
+
+def output_file(text: str) -> Path:
+    """Return the path of a file to write: the type of an option; a folder, or a file in none, is an error."""
+    path = Path(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a folder: name a file")
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{text} cannot be written: {parent} is no writable folder")
+    return path
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -345,9 +364,7 @@ def _mapping(key: str, text: str | None, parts: Sequence[tuple[str, str]]) -> di
     try:
         value = {} if text is None else json.loads(text)
     except json.JSONDecodeError as error:
-        raise UserError(
-            f"--{key} is not JSON: {error}; write --{key}.level association to set one argument"
-        ) from error
+        raise UserError(f"--{key} is not JSON: {error}; --{key}.KEY VALUE sets one argument") from error
     if not isinstance(value, dict):
         raise UserError(f"--{key} must be a mapping, not {text}")
     keys = {key: value}

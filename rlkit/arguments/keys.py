@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rlkit.arguments.presets import ESTIMATORS, PRESETS
-from rlkit.errors import UserError, check_choice
+from rlkit.errors import UserError
 
 ALGORITHMS = tuple(PRESETS)
 MAPPINGS = ("environment_args", "reward_args", "guards")  # keys that hold mappings
@@ -76,11 +76,6 @@ class SFTArguments(TaskArguments):
         "Imitate the bare answer, a worked solution, or best:FILE, the best answers of an evaluation.",
     )
     max_completion_length: int = key(256, "Maximum number of tokens of an answer.")
-
-    def __post_init__(self) -> None:
-        """Check the kind of demonstrations, which may end in the name of a file."""
-        if not self.demonstrations.startswith("best:"):
-            check_choice("demonstrations", self.demonstrations, DEMONSTRATIONS)
 
 
 @dataclass

@@ -6,6 +6,7 @@ by TRL's parser.
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import json
 import os
@@ -139,7 +140,12 @@ def trl_parser(command: str) -> Parser:
     """Return TRL's parser of all keys of a command; its help lists every one."""
     trainer = {"train": PolicyConfig, "sft": SFTConfig, "rank": TrainingArguments}[command]
     parts: list[Any] = [OWN[command], trainer, ModelConfig]
-    return Parser(parts, prog=f"rlkit {command}", allow_abbrev=False)
+    parser = Parser(parts, prog=f"rlkit {command}", allow_abbrev=False)
+    for action in parser._actions:  # the help shows the one spelling that is accepted
+        action.option_strings = [option for option in action.option_strings if "-" not in option[2:]]
+        if action.option_strings != [f"--{action.dest}"] and action.dest != "help":
+            action.help = argparse.SUPPRESS  # --no_KEY
+    return parser
 
 
 def _parse(command: str, arguments: Sequence[str], overrides: Overrides | None) -> RunConfig:
@@ -152,7 +158,7 @@ def _parse(command: str, arguments: Sequence[str], overrides: Overrides | None) 
         for key, value in keys.items()
         if isinstance(value, list) and len(value) > 1 and "str" in types[key].split(" | ")
     }
-    defaults = _precision(keys)
+    defaults = _defaults_on_cpu(keys)
     argv = [
         argument
         for key, value in {**defaults, **keys}.items()
@@ -178,10 +184,10 @@ def _parse(command: str, arguments: Sequence[str], overrides: Overrides | None) 
     return RunConfig(args=args, trainer_args=trainer_args, model_args=model_args, given=keys)
 
 
-def _precision(keys: Overrides) -> dict[str, bool]:
-    """Return the default of `bf16` where it is not TRL's: without a GPU, training is in float32."""
+def _defaults_on_cpu(keys: Overrides) -> dict[str, bool]:
+    """Return the defaults that are not TRL's: without a GPU, train in float32 and pin no memory."""
     on_cpu = str(keys.get("use_cpu")).lower() in TRUE or not torch.accelerator.is_available()
-    return {"bf16": False} if on_cpu else {}
+    return {"bf16": False, "dataloader_pin_memory": False} if on_cpu else {}
 
 
 def _arguments(key: str, value: object) -> list[str]:

@@ -12,11 +12,10 @@ import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlkit.arguments.bounds import COUNT, check_evaluation, check_number
-from rlkit.arguments.command_line import CommandParser
+from rlkit.arguments.command_line import CommandParser, output_file
 from rlkit.environment import SPLITS
 from rlkit.errors import UserError
 
@@ -97,8 +96,8 @@ def build_parser() -> CommandParser:
     add("--retriever", metavar="NAME", help="bm25, dense:MODEL, hybrid:MODEL, a folder, a URL or run:FILE")
     add("--measures", nargs="+", metavar="M", help="of rankings (default: ndcg@10 recall@100 rr@10)")
     add("--depth", type=int, default=DEPTH, help=f"documents of a ranking (default: {DEPTH})")
-    add("--run_file", type=Path, help="write the rankings in TREC's format")
-    add("-o", "--out", type=Path, help="write the whole result, with every answer, as JSON")
+    add("--run_file", type=output_file, help="write the rankings in TREC's format")
+    add("-o", "--out", type=output_file, help="write the whole result, with every answer, as JSON")
     add("--json", action="store_true", help="print the numbers as JSON")
     add("--compare", nargs=2, metavar=("A.json", "B.json"), help="paired comparison of two results")
     add("--leaderboard", nargs="+", metavar="A.json", help="results of several models on one set of tasks")

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from rich.progress import track
 
+from rlkit.arguments.bounds import NOT_NEGATIVE, SHARE, check_number
 from rlkit.arguments.command_line import CommandParser
 from rlkit.errors import UserError
 from rlkit.retrieval.collections.corpus import corpus_source, read_corpus
@@ -24,6 +25,9 @@ from rlkit.retrieval.store import read_header
 def main(argv: Sequence[str]) -> int:
     """Build the index, print how many documents it has, and return the exit code."""
     options = vars(build_parser().parse_args(argv))
+    for name, allowed in (("k1", NOT_NEGATIVE), ("b", SHARE)):
+        if name in options:
+            check_number(f"--{name}", options[name], allowed)
     corpus = options.pop("corpus")
     try:
         out = build_index(read_corpus(corpus), source=corpus_source(corpus), progress=track, **options)

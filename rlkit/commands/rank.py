@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rlkit.arguments.command_line import check_start
 from rlkit.arguments.help import print_help
-from rlkit.runs.launch import launch_or_prepare, split
+from rlkit.runs.launch import check_start, launch_or_prepare, split
 
 SUMMARY = "Train an encoder to rank the documents of a query."
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rlkit.arguments.command_line import CommandParser
-from rlkit.report.build import build_report
+from rlkit.arguments.command_line import CommandParser, output_file
 
 
 def main(argv: Sequence[str]) -> int:
@@ -18,8 +17,10 @@ def main(argv: Sequence[str]) -> int:
         "runs", nargs="+", type=Path, metavar="RUN", help="run directory, such as runs/causal"
     )
     parser.add_argument(
-        "-o", "--out", type=Path, metavar="FILE", help="default: report.html in the run directory"
+        "-o", "--out", type=output_file, metavar="FILE", help="default: report.html in the run directory"
     )
     options = parser.parse_args(argv)
+    from rlkit.report.build import build_report
+
     print(build_report(options.runs, options.out))
     return 0

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlkit.arguments.command_line import CommandParser, check_start
+from rlkit.arguments.command_line import CommandParser, check_keys
 from rlkit.errors import UserError
 from rlkit.sweeps.spec import FAILED, FINISHED, Sweep, load_sweep, no_such_objective
 
@@ -23,7 +23,7 @@ def main(argv: Sequence[str]) -> int:
     options = build_parser().parse_args(argv)
     sweep = load_sweep(options.sweep)
     if not options.collect:
-        check_keys(sweep)  # within a second, before torch and Optuna are imported
+        check_points_keys(sweep)  # within a second, before torch and Optuna are imported
     from rlkit.sweeps.point import Point
 
     if options.launcher == "wandb":
@@ -55,11 +55,11 @@ def build_parser() -> CommandParser:
     return parser
 
 
-def check_keys(sweep: Sweep) -> None:
+def check_points_keys(sweep: Sweep) -> None:
     """Raise UserError for a point whose keys are wrong."""
     for keys in checked_points(sweep):
         with _of_point(keys):
-            check_start(sweep.command, [sweep.base, *sweep.words(keys), f"--output_dir={sweep.folder}"])
+            check_keys(sweep.command, [sweep.base, *sweep.words(keys), f"--output_dir={sweep.folder}"])
 
 
 def checked_points(sweep: Sweep) -> Sequence[dict[str, Any]]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from rlkit.arguments.bounds import POSITIVE, check_number
-from rlkit.arguments.command_line import check_start
+from rlkit.arguments.command_line import check_keys
 from rlkit.arguments.help import print_help
-from rlkit.runs.launch import launch_or_prepare, split
+from rlkit.runs.launch import check_start, launch_or_prepare, split
 
 SUMMARY = "Improve a model on an environment's tasks with a policy optimizer."
 
@@ -17,9 +17,10 @@ def main(argv: Sequence[str]) -> int:
     if print_help("train", SUMMARY, argv):
         return 0
     options, argv = split(argv, dry_run=True)
-    check_start("train", argv)  # before torch and TRL are imported, and before any process is launched
     if "--dry_run" in options:
+        check_keys("train", argv)
         return dry_run(options, argv)
+    check_start("train", argv)  # before torch and TRL are imported, and before any process is launched
     launch_or_prepare("train", options, argv)
     from rlkit.arguments.parse import parse_train
     from rlkit.training.train import train

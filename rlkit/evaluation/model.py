@@ -73,6 +73,8 @@ def evaluate_model(
             "temperature": temperature,
             "top_p": top_p,
             "max_completion_length": max_completion_length,
+            "dtype": dtype,
+            "evaluation_split": evaluation_split,
         }
     )
     if isinstance(environment, str):

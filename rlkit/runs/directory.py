@@ -26,7 +26,6 @@ from typing import IO, Any, SupportsFloat
 from rlkit.errors import UserError, first_line, one_line
 from rlkit.files import atomic_write, replace
 from rlkit.registry import author_frames
-from rlkit.runs.record import record_frame
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +68,32 @@ class RunDirectory:
             if failure is not None:
                 logger.error("%s", failure)
 
+    def check(self, *, resume: bool, overwrite: bool) -> None:
+        """Check that a run may use the folder; nothing is created or deleted.
+
+        Raises:
+            UserError: it holds something already, and neither `resume` nor `overwrite` is given; it is not a
+                run directory; or it cannot be made.
+        """
+        if resume and overwrite:
+            raise UserError("--resume and --overwrite exclude each other")
+        if self._used():
+            if not resume and not overwrite:
+                raise UserError(
+                    f"the run directory {self.path} exists: resume it with --resume, delete it with "
+                    "--overwrite, or choose another --output_dir"
+                )
+            # A mistyped path must neither be deleted nor become a run, to be deleted by the next --overwrite.
+            if not (self.path / "config.yaml").is_file():
+                raise UserError(
+                    f"{self.path} is not a run directory (it has no config.yaml): it is not touched"
+                )
+        parent = next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists())
+        if not parent.is_dir():
+            raise UserError(f"the run directory {self.path} cannot be made: {parent} is a file")
+        if not os.access(parent, os.W_OK):
+            raise UserError(f"the run directory {self.path} cannot be made: {parent} is not writable")
+
     def prepare(self, *, resume: bool, overwrite: bool) -> None:
         """Check that a run may use the folder, and keep others from writing to one that exists.
 
@@ -76,30 +101,11 @@ class RunDirectory:
         run are not loaded yet.
 
         Raises:
-            UserError: it holds something already, and neither `resume` nor `overwrite` is given; another
-                process writes to it; or it cannot be written to.
+            UserError: what `check` raises, or another process writes to the folder.
         """
-        if resume and overwrite:
-            raise UserError("--resume and --overwrite exclude each other")
-        if self._used() and not resume:
-            if not overwrite:
-                raise UserError(
-                    f"the run directory {self.path} exists: resume it with --resume, delete it with "
-                    "--overwrite, or choose another --output_dir"
-                )
-            # --overwrite with a mistyped path must not delete somebody's home.
-            if not (self.path / "config.yaml").is_file():
-                raise UserError(
-                    f"{self.path} is not a run directory (it has no config.yaml): it is not deleted"
-                )
+        self.check(resume=resume, overwrite=overwrite)
         if self.path.is_dir():
             self._hold()
-            return
-        parent = next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists())
-        if not parent.is_dir():
-            raise UserError(f"the run directory {self.path} cannot be made: {parent} is a file")
-        if not os.access(parent, os.W_OK):
-            raise UserError(f"the run directory {self.path} cannot be made: {parent} is not writable")
 
     def open(self, *, resume: bool, overwrite: bool) -> None:
         """Create the folder, emptied if `overwrite`, and keep others from writing to it until `close`.
@@ -214,6 +220,8 @@ class RunDirectory:
         path = self.path / "rollouts" / f"step-{step:06d}.parquet"
         partial = path.with_suffix(".partial")
         try:
+            from rlkit.runs.record import record_frame  # pandas: a check of the folder goes without
+
             record_frame(rows).to_parquet(partial)
             replace(partial, path)
         except OSError as error:

@@ -15,11 +15,13 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from rlkit.arguments.bounds import COUNT, check_number
+from rlkit.arguments.bounds import COUNT, TRUE, check_number
+from rlkit.arguments.command_line import check_keys
 from rlkit.errors import UserError, nearest
 from rlkit.registry import PACKAGE, find_config, load_yaml
+from rlkit.runs.directory import RunDirectory
 
 logger = logging.getLogger(__name__)
 
@@ -164,6 +166,21 @@ def use_one_gpu() -> None:
     if len(found) > 1 and "LOCAL_RANK" not in os.environ:
         os.environ["CUDA_VISIBLE_DEVICES"] = found[0]
         logger.warning("this run uses one of %s GPUs; --accelerate ddp uses all", len(found))
+
+
+def check_start(command: str, argv: Sequence[str], overrides: Mapping[str, Any] | None = None) -> None:
+    """Raise UserError, within a second, for what can be known to be wrong before anything is imported."""
+    keys = check_keys(command, argv, overrides)
+    if os.environ.get("RANK", "0") != "0":  # the main process may have created the directory meanwhile
+        return
+    path = Path(str(keys["output_dir"]))
+    resume, overwrite = (str(keys.get(key)).lower() in TRUE for key in ("resume", "overwrite"))
+    if resume and not overwrite and not path.is_dir():
+        runs = [str(run) for run in path.parent.glob("*") if (run / "config.yaml").is_file()]
+        raise UserError(
+            f"there is no run directory {path} to resume{nearest(str(path), runs)}: start it without --resume"
+        )
+    RunDirectory(path, command).check(resume=resume, overwrite=overwrite)
 
 
 def launch_or_prepare(command: str, options: Mapping[str, str], words: Sequence[str]) -> None:

@@ -19,7 +19,7 @@ from rlkit.arguments.keys import TaskArguments
 from rlkit.arguments.parse import RunConfig, TrainConfig, resolved_text
 from rlkit.arguments.presets import PRESETS
 from rlkit.environment import Environment
-from rlkit.errors import UserError, nearest, one_line
+from rlkit.errors import UserError, first_line, one_line
 from rlkit.evaluation import Evaluation, compare, evaluate
 from rlkit.evaluation.splits import load_tasks, read_fold
 from rlkit.files import atomic_write
@@ -115,13 +115,6 @@ class Session:
         args, trainer_args = self.run.args, self.run.trainer_args
         resolved_text(self.run)
         if trainer_args.process_index == 0:
-            path = self.directory.path
-            if args.resume and not path.is_dir():
-                known = [str(run) for run in path.parent.glob("*") if (run / "config.yaml").is_file()]
-                raise UserError(
-                    f"there is no run directory {path} to resume{nearest(str(path), known)}: "
-                    "start it without --resume"
-                )
             self.directory.prepare(resume=args.resume, overwrite=args.overwrite)
         with refusals():
             transformers.get_scheduler(
@@ -312,6 +305,14 @@ class Session:
         trainer.accelerator.wait_for_everyone()
         if trainer.accelerator.is_main_process:
             result.save(path)
+            if result.invalid:
+                reasons = (one["invalid"] for one in result.completions if one["invalid"] is not None)
+                logger.warning(
+                    "%s of %s held-out rollouts are invalid, the first because: %s",
+                    result.invalid,
+                    len(result.completions),
+                    first_line(next(reasons)),
+                )
             step = trainer.state.global_step
             means = {"evaluation/length": result.length, f"evaluation/{result.metric}": result.accuracy.mean}
             self.directory.log(step, means)
@@ -331,12 +332,14 @@ class Session:
         folder = self.directory.path / "evaluation"
         if (folder / "before.json").exists() and (folder / "after.json").exists():
             before, after = (Evaluation.load(folder / f"{name}.json") for name in ("before", "after"))
-            paired = compare(before, after)
-            lines.append(
+            line = (
                 f"{after.metric} on {len(after.scores)} held-out {after.split} tasks: "
-                f"{before.accuracy.mean:.1%} -> {after.accuracy.mean:.1%} "
-                f"(paired permutation p = {paired['p']:.2g})"
+                f"{before.accuracy.mean:.1%} -> {after.accuracy.mean:.1%}"
             )
+            try:
+                lines.append(f"{line} (paired permutation p = {compare(before, after)['p']:.2g})")
+            except UserError as error:  # a run is worth its report though all its rewards failed
+                lines.append(f"{line} (no paired test: {error})")
         lines.append(f"model:  {self.directory.path / 'model'}")
         lines.append(f"report: {build_report([self.directory.path])}")
         return "\n".join(lines)

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from transformers import TrainingArguments
 from trl import GRPOConfig, ModelConfig, SFTConfig
 
-from rlkit.arguments.command_line import CommandParser, check_start, read_keys
+from rlkit.arguments.command_line import CommandParser, check_keys, read_keys
 from rlkit.arguments.help import GROUPS, short_help
 from rlkit.arguments.schema import INSTALLED, all_keys, class_fields, own_keys
 from rlkit.errors import UserError
+from tests.quick import ROOT
 
 RUN = ["--environment", "causal-v1", "--model_name_or_path", "none", "-o", "runs/x"]
 IMPORTED = {"train": GRPOConfig, "sft": SFTConfig, "rank": TrainingArguments}
@@ -24,7 +25,7 @@ IMPORTED = {"train": GRPOConfig, "sft": SFTConfig, "rank": TrainingArguments}
 
 def refusal(*words, command="train"):
     with pytest.raises(UserError) as caught:
-        check_start(command, [*RUN, *words])
+        check_keys(command, [*RUN, *words])
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -52,6 +53,17 @@ def test_a_class_that_moved_is_said():
         (["train", *RUN, "--accelerate", "ddp", "--beta", "-1"], "beta must be at least 0, not -1"),
         (["sft", *RUN, "--beta", "1"], "it is a key of `rlkit train`, not of `rlkit sft`"),
         (["rank", *RUN, "--objective", "infonc"], "(did you mean 'infonce'?)"),
+        (["sft", *RUN, "--demonstrations", "anser"], "(did you mean 'answer'?)"),
+        (["train", *RUN, "--resume"], "there is no run directory runs/x to resume"),
+        (["train", *RUN, "--resume", "--overwrite", "true"], "exclude each other"),
+        (["train", *RUN[:4], "-o", "README.md"], "README.md is a file"),
+        (["train", *RUN[:4], "-o", "docs"], "resume it with --resume"),
+        (["train", *RUN[:4], "-o", "docs", "--resume"], "docs is not a run directory"),
+        (["train", *RUN, "--rewards", "none.py:f"], "there is no file 'none.py'"),
+        (["eval", "m", "--environment", "causal-v1", "-o", "docs"], "docs is a folder: name a file"),
+        (["eval", "m", "--environment", "causal-v1", "--dtype", "bf"], "there is no dtype 'bf'"),
+        (["index", "a.jsonl", "-o", "b", "--k1", "-1"], "--k1 must be at least 0"),
+        (["report", "runs/x", "-o", "README.md/a.html"], "README.md is no writable folder"),
         (["train", "--model_name_or_path", "m"], "no environment given"),
         (["train", "--environment", "casual-v1"], "(did you mean 'causal-v1'?)"),
         (["train", "--environment", "causal-v1"], "model_name_or_path"),
@@ -69,7 +81,7 @@ def test_a_mistake_is_one_line_before_anything_is_imported(words, line):
         "print(code, sorted({'torch', 'trl', 'transformers', 'datasets', 'pandas'} & set(sys.modules)))"
     )
     result = subprocess.run(
-        [sys.executable, "-c", program, *words], capture_output=True, text=True, check=False
+        [sys.executable, "-c", program, *words], capture_output=True, text=True, check=False, cwd=ROOT
     )
     assert result.stdout == "2 []\n", result.stderr
     assert result.stderr.startswith("rlkit: ") and result.stderr.count("\n") == 1
@@ -94,7 +106,6 @@ def test_a_mistake_is_one_line_before_anything_is_imported(words, line):
         (["--rewards"], "--rewards needs a value"),
         (["--config", "a.yaml", "--config=b.yaml"], "one config"),
         (["--environment_args.level", "a", "b"], "takes one value"),
-        (["--resume", "--overwrite", "true"], "exclude each other"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
@@ -120,6 +131,13 @@ def test_options_of_the_command_line_are_no_keys(key, tmp_path):
 def test_values_of_parts(text, value):
     given = read_keys("train", [*RUN, "--environment_args.x", text]).values["environment_args"]["x"]
     assert given == value and type(given) is type(value)
+
+
+def test_null_unsets_a_key_that_may_have_no_value():
+    given = read_keys("train", [*RUN, "--num_tasks", "null", "--reward_args=null"])
+    assert given.values["num_tasks"] is given.values["reward_args"] is None
+    assert not {"num_tasks", "reward_args"} & given.from_command_line
+    assert "must be a number" in refusal("--learning_rate", "null")
 
 
 def test_values_of_python_become_plain(tmp_path):

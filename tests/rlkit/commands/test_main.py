@@ -104,6 +104,7 @@ def test_help_all_lists_the_keys_of_trl(monkeypatch, capsys):
     assert cli.main() == 0
     text = capsys.readouterr().out
     assert all(f"--{key}" in text for key in ("objective", "adam_beta1", "lora_r"))
+    assert "--adam-beta1" not in text and "--no_" not in text
 
 
 def test_an_unknown_command():
@@ -193,6 +194,22 @@ def test_overwrite_deletes_nothing_before_the_new_run_can_start(train, tmp_path,
 def test_a_refused_run_leaves_no_directory(train, tmp_path):
     assert_one_line(train(model_name_or_path="./no/such/model"), "./no/such/model")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_is_no_run_is_neither_resumed_nor_deleted(train, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "precious.txt").write_text("mine")
+    for key in ("resume", "overwrite"):
+        assert_one_line(train(**{key: "true"}), "is not a run directory")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["precious.txt"]
+
+
+def test_rewards_that_all_fail_leave_a_report_and_say_why(train, tmp_path, capsys):
+    keys = {"num_generations": "2", "per_device_train_batch_size": "2", "evaluation_tasks": "2"}
+    code, stderr = train(rewards="broken", max_completion_length="4", **keys)
+    assert code == 0 and (tmp_path / "run" / "report.html").is_file()
+    assert "2 of 2 held-out rollouts are invalid, the first because: " in stderr
+    assert "the judge is ill" in stderr
 
 
 def test_resuming_what_is_not_there(train, tmp_path):
