@@ -205,6 +205,8 @@ def load_environment(name: str, **kwargs: Any) -> Environment:
     """
     cls = environment_class(name)
     check_arguments(cls, kwargs)
+    if cls.__abstractmethods__:
+        raise UserError(f"environment {name} does not define {', '.join(sorted(cls.__abstractmethods__))}")
     environment = cls(**kwargs)
     if missing := [part for part in PARTS if not hasattr(environment, part)]:
         raise UserError(f"environment {name} does not define {', '.join(missing)}")
@@ -218,6 +220,4 @@ def environment_class(name: str) -> type[Environment]:
     cls = load_object(ENVIRONMENTS.get(name, name))
     if not (isinstance(cls, type) and issubclass(cls, Environment)):
         raise UserError(f"{name} is not a subclass of rlkit.environment.Environment")
-    if cls.__abstractmethods__:
-        raise UserError(f"environment {name} does not define {', '.join(sorted(cls.__abstractmethods__))}")
     return cls

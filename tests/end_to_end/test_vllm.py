@@ -125,7 +125,7 @@ def serve(vllm_folder):
     def start(port):
         command = [sys.executable, "-m", "rlkit", "serve", vllm_folder, "--port", str(port)]
         environment = os.environ | {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_CPU_KVCACHE_SPACE": "1"}
-        command += ["--max-model-len", "128", "--enforce-eager", "--dtype", "float32"]
+        command += ["--max_model_len", "128", "--enforce-eager", "--dtype", "float32"]
         started.append(subprocess.Popen(command, env=environment, start_new_session=True))
         return started[-1]
 

@@ -119,7 +119,7 @@ def test_session_trains_on_the_tasks_of_a_fold(splits, tmp_path):
     ("place", "message"),
     [
         ("{path}:nearer", "no fold 'nearer' .did you mean 'near'"),
-        ("{path}", "cannot read the fold"),
+        ("{path}", "must be FILE:NAME"),
         ("/nowhere:near", "cannot read the fold"),
         ("{other}:near", "no file of folds"),
     ],
