@@ -239,11 +239,11 @@ def _unknown_key(command: str, key: str, shown: str, prefix: str = "") -> UserEr
 def nearest_key(key: str, known: Iterable[str]) -> str:
     """Return ` (did you mean 'x'?)` for the known key that a misspelt one stands for; "" if none is close."""
     known = set(known)
-    plain = key.replace("-", "_")
-    meant = MEANT.get(plain)
+    underscored = key.replace("-", "_")
+    meant = MEANT.get(underscored)
     if meant in known:
         return f" (did you mean {meant!r}?)"
-    hint = nearest(plain, known)
+    hint = nearest(underscored, known)
     return hint if "did you mean" in hint else ""
 
 

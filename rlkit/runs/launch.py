@@ -171,8 +171,8 @@ def use_one_gpu() -> None:
 def check_start(command: str, argv: Sequence[str], overrides: Mapping[str, Any] | None = None) -> None:
     """Raise UserError, within a second, for what can be known to be wrong before anything is imported."""
     keys = check_keys(command, argv, overrides)
-    if os.environ.get("RANK", "0") != "0":  # the main process may have created the directory meanwhile
-        return
+    if any(os.environ.get(name, "0") != "0" for name in ("RANK", "SLURM_NODEID")):
+        return  # the main process of the first machine may have created the directory meanwhile
     path = Path(str(keys["output_dir"]))
     resume, overwrite = (str(keys.get(key)).lower() in TRUE for key in ("resume", "overwrite"))
     if resume and not overwrite and not path.is_dir():

@@ -8,7 +8,16 @@ import pytest
 import yaml
 
 from rlkit.errors import UserError
-from rlkit.runs.launch import FOLDER, command_line, config_file, gpus, machines, split, use_one_gpu
+from rlkit.runs.launch import (
+    FOLDER,
+    check_start,
+    command_line,
+    config_file,
+    gpus,
+    machines,
+    split,
+    use_one_gpu,
+)
 from tests.quick import TOY
 
 STEP = {
@@ -38,6 +47,20 @@ def test_the_launchers_words_are_taken_out():
 def test_words_that_lack_something(words):
     with pytest.raises(UserError, match=r"needs a value|needs --accelerate"):
         split(words)
+
+
+@pytest.mark.parametrize("name", ["RANK", "SLURM_NODEID"])
+def test_only_the_main_process_checks_the_run_directory(tmp_path, monkeypatch, name):
+    """The others start later, when the main process may have created it."""
+    (tmp_path / "config.yaml").touch()
+    argv = ["--environment", "causal-v1", "--model_name_or_path", "m", "-o", str(tmp_path)]
+    monkeypatch.setenv(name, "1")
+    check_start("train", argv)
+    with pytest.raises(UserError, match="learning_rate"):
+        check_start("train", [*argv, "--learning_rate", "-1"])
+    monkeypatch.setenv(name, "0")
+    with pytest.raises(UserError, match="exists: resume it"):
+        check_start("train", argv)
 
 
 def test_names():
