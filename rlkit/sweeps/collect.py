@@ -84,7 +84,10 @@ def collect(sweep: Sweep, points: Sequence[Point], found: Sequence[dict[str, Any
         title=sweep.folder.name,
         headline=headline(sweep, points, found),
         columns={column: name for column, name in names.items() if column != "folder"},
-        rows=[{name: shown(value) for name, value in row.items()} for row in found],
+        rows=[
+            {name: str(value) if name in sweep.keys else shown(value) for name, value in row.items()}
+            for row in found
+        ],
         curves=[
             {"name": f"point {row['point']}", "colour": colour(i)}
             for i, row in enumerate(row for row in found[:SHOWN] if row["state"] == FINISHED)
@@ -115,7 +118,7 @@ def headline(sweep: Sweep, points: Sequence[Point], found: Sequence[dict[str, An
     if not ended:
         return text
     best = ended[0]
-    keys = ", ".join(f"{key} {shown(best[key])}" for key in sweep.keys)
+    keys = ", ".join(f"{key} {best[key]}" for key in sweep.keys)
     spread = (
         f" ± {best['deviation']:.2g} over {len(sweep.seeds)} seeds" if best["deviation"] is not None else ""
     )
