@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import importlib.util
-from dataclasses import fields
 from functools import cache
 from pathlib import Path
 
@@ -30,7 +29,9 @@ INSTALLED = {
 
 def own_keys(command: str) -> dict[str, str]:
     """Return rlkit's own keys of a command with their types, as written in the source."""
-    return {f.name: str(f.type) for f in fields(OWN[command])}
+    # Not of dataclasses.fields: transformers' parser changes the types that they hold.
+    bases = reversed(OWN[command].__mro__)
+    return {name: kind for base in bases for name, kind in vars(base).get("__annotations__", {}).items()}
 
 
 @cache

@@ -15,6 +15,7 @@ from trl import GRPOConfig, ModelConfig, SFTConfig
 
 from rlkit.arguments.command_line import CommandParser, check_keys, read_keys
 from rlkit.arguments.help import GROUPS, short_help
+from rlkit.arguments.parse import trl_parser
 from rlkit.arguments.schema import INSTALLED, all_keys, class_fields, own_keys
 from rlkit.errors import UserError
 from tests.quick import ROOT
@@ -34,6 +35,14 @@ def refusal(*words, command="train"):
 def test_the_keys_in_the_sources_are_those_of_the_imported_classes(command):
     imported = {f.name for cls in (IMPORTED[command], ModelConfig) for f in fields(cls) if f.init}
     assert set(all_keys(command)) == imported | set(own_keys(command))
+
+
+def test_the_types_of_keys_do_not_depend_on_an_earlier_parse():
+    before = {command: own_keys(command) for command in INSTALLED}
+    for command in INSTALLED:
+        trl_parser(command)
+    assert {command: own_keys(command) for command in INSTALLED} == before
+    assert before["sft"]["fold"] == before["train"]["fold"] == "str | None"
 
 
 def test_a_class_that_moved_is_said():
