@@ -219,7 +219,7 @@ def test_a_run_that_changed_says_so_and_stops(run_in, tmp_path):
     code, said = run_in("run", "--resume", **changed)
     said = said.strip().splitlines()[-1]  # after what transformers says of the model
     assert code == 2
-    assert "algorithm: grpo -> dr_grpo" in said and "--resume_anyway goes on" in said
+    assert "algorithm: grpo -> dr_grpo" in said and "--resume_anyway resumes it anyway" in said
     assert "rewards: even=1.0 -> variety=1.0, even=0.0" in said
     assert (tmp_path / "run" / "config.yaml").read_text() == config
     code, said = run_in("run", "--resume", "--resume_anyway", "true", **changed)
@@ -283,7 +283,7 @@ def test_what_a_checkpoint_lacks_is_an_error_or_starts_anew(run_in, tmp_path, ch
     config = (tmp_path / "run" / "config.yaml").read_text()
     keys |= change | {"max_steps": 2}
     code, said = run_in("run", "--resume", **keys)
-    assert code == 2 and "--resume_anyway goes on" in said.strip().splitlines()[-1]
+    assert code == 2 and "--resume_anyway resumes it anyway" in said.strip().splitlines()[-1]
     assert (tmp_path / "run" / "config.yaml").read_text() == config
     code, said = run_in("run", "--resume", "--resume_anyway", "true", **keys)
     assert code == 0 and "has no state of" in said and "resuming without it" in said

@@ -185,7 +185,7 @@ def test_a_sweep_that_is_stopped_goes_on(write):
         wait_until(lambda: metrics.exists() and '"step": 3' in metrics.read_text(), process=process)
         process.send_signal(signal.SIGTERM)
         out = process.communicate(timeout=100)[0]
-    assert "the same command goes on" in out
+    assert "rerun the command to resume" in out
     checkpoints = list(Point(sweep, 0).run_dir(0).glob("checkpoint-*/rlkit.json"))
     assert len(checkpoints) == 1 and Point(sweep, 0).outcome() is None
     done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, check=False)
