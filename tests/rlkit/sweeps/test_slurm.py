@@ -68,7 +68,7 @@ def test_an_array_with_a_killed_and_a_requeued_job(cluster, write, capsys):
     with (sweep.folder / "table.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert sorted(float(row["learning_rate"]) for row in rows) == KEYS["learning_rate"]
-    assert all(row["state"] == FINISHED and row["mean"] for row in rows)
+    assert all(row["state"] == FINISHED and row["mean even"] for row in rows)
     wait_until(lambda: not in_queue(sweep))
     assert main([str(path), "--launcher", "slurm"]) == 0
     assert "nothing to submit" in capsys.readouterr().out
