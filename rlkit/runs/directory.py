@@ -77,16 +77,16 @@ class RunDirectory:
         """
         if resume and overwrite:
             raise UserError("--resume and --overwrite exclude each other")
-        if self._used():
-            if not resume and not overwrite:
+        if self.is_used() and not resume:
+            if not overwrite:
                 raise UserError(
                     f"the run directory {self.path} exists: resume it with --resume, delete it with "
                     "--overwrite, or choose another --output_dir"
                 )
-            # A mistyped path must neither be deleted nor become a run, to be deleted by the next --overwrite.
+            # --overwrite with a mistyped path must not delete somebody's home.
             if not (self.path / "config.yaml").is_file():
                 raise UserError(
-                    f"{self.path} is not a run directory (it has no config.yaml): it is not touched"
+                    f"{self.path} is not a run directory (it has no config.yaml): it is not deleted"
                 )
         parent = next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists())
         if not parent.is_dir():
@@ -124,7 +124,8 @@ class RunDirectory:
             raise self._unwritable(error) from error
         logger.debug("run directory %s: %s", "resumed" if resume else "opened", self.path)
 
-    def _used(self) -> bool:
+    def is_used(self) -> bool:
+        """Return whether the folder holds a file of any kind."""
         return any(file.is_file() and file.name != LOCK for file in self.path.rglob("*"))
 
     def _unwritable(self, error: OSError) -> UserError:

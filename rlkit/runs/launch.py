@@ -180,7 +180,11 @@ def check_start(command: str, argv: Sequence[str], overrides: Mapping[str, Any] 
         raise UserError(
             f"there is no run directory {path} to resume{nearest(str(path), runs)}: start it without --resume"
         )
-    RunDirectory(path, command).check(resume=resume, overwrite=overwrite)
+    directory = RunDirectory(path, command)
+    directory.check(resume=resume, overwrite=overwrite)
+    if resume and directory.is_used() and not (path / "config.yaml").is_file():
+        # A mistyped path must not become a run, which the next --overwrite would delete.
+        raise UserError(f"{path} is not a run directory (it has no config.yaml): it is not resumed")
 
 
 def launch_or_prepare(command: str, options: Mapping[str, str], words: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ from rlkit.sweeps.wandb import as_wandb
 
 KEYS = {
     "learning_rate": {"low": 1.0e-6, "high": 1.0e-3, "log": True},
-    "environment_args.level": [1, 2],
+    "environment_args.length": [1, 2],
     "shuffle_dataset": [True, False],
     "num_generations": {"low": 2, "high": 4, "step": 2},
 }
@@ -40,7 +40,7 @@ def test_the_agents_command_is_ours(write, monkeypatch, capsys):
     assert text["parameters"]["seed"] == {"values": [0, 1]}
     values = {
         "learning_rate": 1e-4,
-        "environment_args.level": 2,
+        "environment_args.length": 2,
         "shuffle_dataset": False,
         "num_generations": 4,
     }
@@ -52,7 +52,7 @@ def test_the_agents_command_is_ours(write, monkeypatch, capsys):
         1,
         False,
     )
-    assert run.args.mapping("environment_args") == {"level": 2}
+    assert run.args.mapping("environment_args") == {"length": 2}
     assert run.trainer_args.report_to == ["wandb"] and run.trainer_args.output_dir.endswith("wandb-abc")
 
 

@@ -148,10 +148,10 @@ def test_listwise_queries(run, objective):
         ({"estimator": "lo"}, "no estimator 'lo'"),
         ({"rankings": 1}, "rankings must be at least 2"),
         ({"temperature": 0}, "temperature must be above 0"),
-        ({"utility": "rr", "estimator": "pl_rank"}, "pl_rank needs the utility ndcg"),
+        ({"utility": "rr", "estimator": "pl_rank"}, "pl_rank needs utility ndcg"),
         ({"environment": "causal-v1", "environment_args": None}, "gives an encoder nothing to rank"),
         ({"model_name_or_path": "bundled:minilm"}, "no encoder 'bundled:minilm'"),
-        ({"model_name_or_path": None}, "no encoder given"),
+        ({"model_name_or_path": None}, "no model given"),
     ],
 )
 def test_bad_keys_are_one_line(run, keys, message):
