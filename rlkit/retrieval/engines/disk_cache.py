@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
+import os
 import sqlite3
 from collections.abc import Iterable, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 from rlkit.errors import UserError
@@ -49,9 +51,17 @@ class DiskCache:
         return sqlite3.connect(self.path, timeout=60)
 
     def _create(self) -> None:
-        with closing(self._connect()) as connection, connection:
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute("CREATE TABLE IF NOT EXISTS texts (key TEXT PRIMARY KEY, text TEXT)")
+        # One process at a time: SQLite's timeout does not cover the switch to WAL, which fails at once with
+        # "database is locked" while another process makes it.
+        folder = os.open(self.path.parent, os.O_RDONLY)
+        try:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(folder, fcntl.LOCK_EX)
+            with closing(self._connect()) as connection, connection:
+                connection.execute("PRAGMA journal_mode=WAL")
+                connection.execute("CREATE TABLE IF NOT EXISTS texts (key TEXT PRIMARY KEY, text TEXT)")
+        finally:
+            os.close(folder)
 
     def get(self, keys: Iterable[str]) -> dict[str, str]:
         """Those of the keys that are there, with their texts."""
