@@ -13,3 +13,9 @@ QUICK = {
     "disable_tqdm": True,
     "logging_steps": 1,
 }
+QUICK_GRPO = QUICK | {
+    "num_generations": 4,
+    "per_device_train_batch_size": 8,
+    "max_completion_length": 6,
+    "evaluation_tasks": 4,
+}

@@ -154,7 +154,7 @@ LOSS_TYPES = {
     "train": ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo"),
     "sft": ("nll", "dft", "chunked_nll"),
 }
-# Keys of transformers that rlkit does in its own way, and the keys to set instead.
+# Keys of transformers that rlkit replaces, and the keys to set instead.
 INSTEAD = {
     "eval_on_start": "evaluation_tasks",
     "eval_strategy": "evaluation_tasks and evaluation_steps",

@@ -281,7 +281,7 @@ def read_value(text: str) -> Any:
 
 
 def output_file(text: str) -> Path:
-    """Return the path of a file to write: the type of an option; a folder, or a file in none, is an error."""
+    """Return the path of an output file (an argparse `type`); an error if it cannot be written."""
     path = Path(text)
     if path.is_dir():
         raise argparse.ArgumentTypeError(f"{text} is a folder: name a file")
@@ -336,7 +336,7 @@ class CommandParser(argparse.ArgumentParser):
         return UserError(f"unknown option {argument!r}{hint or f'; see `{self.prog} --help`'}")
 
     def error(self, message: str) -> NoReturn:
-        """Raise argparse's complaint as a UserError, without its page of usage."""
+        """Raise argparse's error as a UserError, without the usage."""
         raise UserError(f"{message}; see `{self.prog} --help`")
 
 

@@ -16,7 +16,7 @@ OBJECTIVES = ("plackett_luce", "infonce", "ranknet", "distillation", "wasserstei
 
 
 def key(default: Any, text: str) -> Any:
-    """Return the field of a key; the text is its line in `--help`."""
+    """Return a dataclass field with a default and a line for `--help`."""
     return field(default=default, metadata={"help": text})
 
 

@@ -66,10 +66,10 @@ class RunConfig(Generic[Args, TrainerArgs]):
 
 
 class Parser(TrlParser):
-    """TrlParser whose complaints are one line."""
+    """TrlParser with one-line errors."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise argparse's complaint as a UserError, without its page of usage."""
+        """Raise argparse's error as a UserError, without the usage."""
         raise UserError(message)
 
 
@@ -178,7 +178,7 @@ def _parse(command: str, arguments: Sequence[str], overrides: Overrides | None) 
     target = model_args.lora_target_modules
     if isinstance(target, str) and target.isidentifier():  # TRL unpacks a list of one name
         model_args.lora_target_modules = [target]  # and PEFT takes a text for a pattern of whole paths
-    for key in given.from_command_line:  # as the parser converted them, where YAML can hold that
+    for key in given.from_command_line:  # converted by the parser, if YAML can represent it
         with suppress(UserError):
             keys[key] = plain(key, next(getattr(config, key) for config in parsed if hasattr(config, key)))
     return RunConfig(args=args, trainer_args=trainer_args, model_args=model_args, given=keys)

@@ -29,7 +29,7 @@ INSTALLED = {
 
 def own_keys(command: str) -> dict[str, str]:
     """Return rlkit's own keys of a command with their types, as written in the source."""
-    # Not of dataclasses.fields: transformers' parser changes the types that they hold.
+    # Not from dataclasses.fields: HfArgumentParser overwrites Field.type.
     bases = reversed(OWN[command].__mro__)
     return {name: kind for base in bases for name, kind in vars(base).get("__annotations__", {}).items()}
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rlkit.arguments.bounds import check_evaluation
 from rlkit.environment import Environment
 from rlkit.errors import UserError
-from rlkit.evaluation.evaluate import Generate, evaluate
+from rlkit.evaluation.evaluate import evaluate
 from rlkit.evaluation.result import Evaluation
 from rlkit.evaluation.splits import read_fold
 from rlkit.logs import logging_as_command
@@ -21,6 +21,10 @@ from rlkit.scoring import RewardRunner, load_rewards
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from transformers import PreTrainedTokenizerBase
+
+    from rlkit.rollouts.local.engine import TransformersEngine
 
 
 @logging_as_command()
@@ -83,20 +87,12 @@ def evaluate_model(
         raise UserError("environment_args needs an environment that is given by name")
     tasks_of_fold = None if fold is None else read_fold(fold, environment)
     rewards, _ = load_rewards(None, environment, None)
-    generate = _sampler(
-        str(model),
-        environment,
-        seed=seed,
-        temperature=temperature,
-        top_p=top_p,
-        max_completion_length=max_completion_length,
-        batch_size=evaluation_batch_size,
-        dtype=dtype,
-        trust_remote_code=trust_remote_code,
-    )
+    engine, tokenizer, eos_ids = _load(str(model), seed, evaluation_batch_size, dtype, trust_remote_code)
+    limits = RolloutLimits(max_completion_length, turns=environment.max_turns)
+    sampler = open_sampler(environment, tokenizer, eos_ids, limits, temperature=temperature, top_p=top_p)
     with RewardRunner(rewards, metric=environment.metric) as runner:
         return evaluate(
-            generate,
+            partial(sampler, engine),
             environment,
             runner,
             split=evaluation_split,
@@ -112,19 +108,10 @@ def evaluate_model(
         )
 
 
-def _sampler(
-    model_name: str,
-    environment: Environment,
-    *,
-    seed: int,
-    temperature: float,
-    top_p: float,
-    max_completion_length: int,
-    batch_size: int,
-    dtype: str,
-    trust_remote_code: bool,
-) -> Generate:
-    """Load the model and return what answers tasks with it."""
+def _load(
+    model_name: str, seed: int, batch_size: int, dtype: str, trust_remote_code: bool
+) -> tuple[TransformersEngine, PreTrainedTokenizerBase, Sequence[int]]:
+    """Load a model and return the engine that samples from it, its tokenizer and its EOS token ids."""
     import torch
     from transformers import set_seed
     from trl import ModelConfig
@@ -141,12 +128,5 @@ def _sampler(
     else:
         tune_for_cpu()
     model.eval()
-    sampler = open_sampler(
-        environment,
-        tokenizer,
-        eos_token_ids(model.generation_config.eos_token_id, tokenizer),
-        RolloutLimits(max_completion_length, turns=environment.max_turns),
-        temperature=temperature,
-        top_p=top_p,
-    )
-    return partial(sampler, TransformersEngine(model, tokenizer, batch_size=batch_size))
+    eos_ids = eos_token_ids(model.generation_config.eos_token_id, tokenizer)
+    return TransformersEngine(model, tokenizer, batch_size=batch_size), tokenizer, eos_ids

@@ -218,11 +218,11 @@ class RunDirectory:
             self._waiting.popleft().result()
 
     def _write_rollouts(self, step: int, rows: list[Mapping[str, Any]]) -> None:
+        from rlkit.runs.record import record_frame  # imports pandas, which `check` does not need
+
         path = self.path / "rollouts" / f"step-{step:06d}.parquet"
         partial = path.with_suffix(".partial")
         try:
-            from rlkit.runs.record import record_frame  # pandas: a check of the folder goes without
-
             record_frame(rows).to_parquet(partial)
             replace(partial, path)
         except OSError as error:

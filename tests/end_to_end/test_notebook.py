@@ -5,7 +5,7 @@ import nbformat
 import pytest
 import yaml
 
-from tests.quick import QUICK
+from tests.quick import QUICK, QUICK_GRPO
 
 CELLS = (
     "import rlkit",
@@ -18,13 +18,7 @@ CELLS = (
 
 @pytest.mark.slow
 def test_a_notebook_trains_and_evaluates(tmp_path, tiny_folder):
-    keys = QUICK | {
-        "model_name_or_path": tiny_folder,
-        "num_generations": 4,
-        "per_device_train_batch_size": 8,
-        "max_completion_length": 6,
-        "evaluation_tasks": 4,
-    }
+    keys = QUICK_GRPO | {"model_name_or_path": tiny_folder}
     (tmp_path / "quick.yaml").write_text(yaml.safe_dump(keys))
     cells = [cell.replace("ENVIRONMENT", repr(QUICK["environment"])) for cell in CELLS]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])

@@ -7,20 +7,14 @@ import pytest
 import yaml
 
 import rlkit
-from tests.quick import QUICK
+from tests.quick import QUICK, QUICK_GRPO
 
 
 @pytest.fixture
 def config(tmp_path, tiny_folder, monkeypatch):
     """A config of three steps in a folder of its own."""
     monkeypatch.chdir(tmp_path)
-    keys = QUICK | {
-        "model_name_or_path": tiny_folder,
-        "num_generations": 4,
-        "per_device_train_batch_size": 8,
-        "max_completion_length": 6,
-        "evaluation_tasks": 4,
-    }
+    keys = QUICK_GRPO | {"model_name_or_path": tiny_folder}
     path = tmp_path / "quick.yaml"
     path.write_text(yaml.safe_dump(keys))
     return path
