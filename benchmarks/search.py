@@ -35,7 +35,7 @@ PORT = 8123
 
 
 class Timed(SearchEnvironment):
-    """search-v1 that writes down how long it takes to answer a batch of turns."""
+    """search-v2 that writes down how long it takes to answer a batch of turns."""
 
     def respond(self, turns):
         start = time.perf_counter()

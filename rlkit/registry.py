@@ -20,13 +20,13 @@ PACKAGE = Path(__file__).parent
 # Our own environments. Anything else is "package.module:Class" or "path/file.py:Class".
 ENVIRONMENTS = {
     "causal-v1": "rlkit.envs.causal:CausalEnvironment",
-    "intent-v1": "rlkit.envs.ranking:IntentEnvironment",
+    "intent-v2": "rlkit.envs.ranking:IntentEnvironment",
     "math-v1": "rlkit.envs.math:MathEnvironment",
-    "navigate-v1": "rlkit.envs.ranking:NavigateEnvironment",
-    "query-v1": "rlkit.envs.ranking:QueryEnvironment",
+    "navigate-v2": "rlkit.envs.ranking:NavigateEnvironment",
+    "query-v2": "rlkit.envs.ranking:QueryEnvironment",
     "rerank-v1": "rlkit.envs.ranking:RerankEnvironment",
-    "search-v1": "rlkit.envs.search:SearchEnvironment",
-    "simulator-v1": "rlkit.envs.simulator:SimulatorEnvironment",
+    "search-v2": "rlkit.envs.search:SearchEnvironment",
+    "simulator-v2": "rlkit.envs.simulator:SimulatorEnvironment",
 }
 
 # What an environment must have besides its abstract methods.

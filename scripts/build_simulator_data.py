@@ -1,7 +1,7 @@
 """Make the data on which a search simulator is tuned, from rollouts on a real engine.
 
     python scripts/build_simulator_data.py runs/search -o runs/simulator.jsonl
-    rlkit sft --environment simulator-v1 --environment_args.data runs/simulator.jsonl ...
+    rlkit sft --environment simulator-v2 --environment_args.data runs/simulator.jsonl ...
 
 Each search of a rollout is a row. Whether its documents count as useful or as noise is decided by the
 rollout's answer (`--label answer`, right or wrong), or by whether an accepted one stands in them.
@@ -54,7 +54,7 @@ def read_rollouts(runs: Sequence[Path]) -> Iterator[dict[str, Any]]:
         files = RolloutFiles(run)
         for step, file in files.files.items():
             if not {"rewards/f1", "turns"} <= set(files.columns(step)):
-                raise UserError(f"{file} has no rollouts of search-v1 in several turns")
+                raise UserError(f"{file} has no rollouts of search-v2 in several turns")
             yield from files.read(step)
 
 

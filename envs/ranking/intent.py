@@ -1,4 +1,4 @@
-"""`intent-v1`: say what a searcher wants, from what was relevant to the query and what was not (Q2ID).
+"""`intent-v2`: say what a searcher wants, from what was relevant to the query and what was not (Q2ID).
 
 The model sees a query with a few relevant and irrelevant snippets and writes a description. It is judged by
 the documents that it tells apart: those that were shown, and as many that were not, are ranked by how well
@@ -24,9 +24,10 @@ if TYPE_CHECKING:
     import datasets
 
 _PROMPT = (
-    "Someone searched for: {query}\n\nThey wanted texts like these:\n{relevant}\n\nThey did not want "
-    "texts like these:\n{irrelevant}\n\nDescribe in a sentence or two, in your own words, what they wanted, "
-    "so that other texts can be told apart by it. Write the description between <intent> and </intent>."
+    "Someone searched for: {query}\n\nThese documents are what they were looking for:\n{relevant}\n\n"
+    "These documents are not:\n{irrelevant}\n\nIn one or two sentences and in your own words, describe what "
+    "they were looking for, so that relevant documents can be told from irrelevant ones. Write the "
+    "description between <intent> and </intent>."
 )
 _INTENT = re.compile(r"<intent>(.*?)</intent>", re.DOTALL)
 _WORD = re.compile(r"\w+")
@@ -50,7 +51,7 @@ class IntentEnvironment(Environment):
         UserError: arguments that do not fit.
     """
 
-    id = "intent-v1"
+    id = "intent-v2"
     metric = "separation"
     max_turns = 2  # the environment sees the first one and ends the rollout
     rewards: Mapping[str, Any] = {

@@ -1,4 +1,4 @@
-"""`navigate-v1`: find documents by going down a tree of clusters (LATTICE, arXiv 2510.13217).
+"""`navigate-v2`: find documents by going down a tree of clusters (LATTICE, arXiv 2510.13217).
 
 Each turn shows the children of the most promising nodes; the model scores them from 0 to 100, and the search
 goes on best first over the whole tree (`rlkit.envs.ranking.beam`). It ends at `stop`, when nothing is left to
@@ -25,10 +25,11 @@ if TYPE_CHECKING:
 
 K = 10  # ranks that count
 _PROMPT = (
-    "A collection is sorted into a tree of sections. Find the documents that answer the query by scoring "
-    "what you are shown from 0 (nothing of use in it) to 100 (surely), one line for each:\n[1] 80\n[2] 0\n"
-    "The best sections are opened next, {width} at a time, in at most {turns} turns. Write stop on a line of "
-    "its own, after the scores, when you have found enough.\n\nQuery: {query}\n\n{shown}"
+    "A document collection is organized as a tree of sections. Find the documents that answer the query. "
+    "Score each section or document you are shown from 0 (certainly not useful) to 100 (certainly useful), "
+    "one per line:\n[1] 80\n[2] 0\nThe {width} best sections are opened next. You have at most {turns} "
+    "turns. When you have found enough, write stop on a separate line after the scores.\n\n"
+    "Query: {query}\n\n{shown}"
 )
 _SCORE = re.compile(r"\[(\d{1,4})\]\s*[:=]?\s*(\d{1,3})(?![\d.])")
 _STOP = re.compile(r"^\s*stop\.?\s*$", re.IGNORECASE | re.MULTILINE)
@@ -54,7 +55,7 @@ class NavigateEnvironment(Environment):
         UserError: arguments that do not fit.
     """
 
-    id = "navigate-v1"
+    id = "navigate-v2"
     metric = "found"
     rewards: Mapping[str, Any] = {
         "found": navigation.found,

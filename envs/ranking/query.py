@@ -1,4 +1,4 @@
-"""`query-v1`: write the queries with which a retriever finds what is relevant.
+"""`query-v2`: write the queries with which a retriever finds what is relevant.
 
 The model writes one or several queries, a fixed retriever runs them, their lists become one, and the reward
 is its nDCG@10, or what it gains over the task's own query. Tool retrieval, query rewriting and reasoning
@@ -28,18 +28,20 @@ if TYPE_CHECKING:
 K = 60  # of reciprocal-rank fusion
 COMBINE = ("interleave", "fuse")
 _PROMPTS = {
-    "rewrite": "Write {most} that find what answers the request below in a collection of texts.",
-    "tools": "Write {most} that describe the tools needed for the request below.",
+    "rewrite": "Write {queries} that would retrieve the documents that answer the request below.",
+    "tools": "Write {queries} that describe the tools needed to fulfill the request below.",
     "reason": (
-        "First find out what the request below is about at heart, and think step by step about what would "
-        "help to answer it. Then write {most} with all that texts that help would say."
+        "First work out what the request below is really asking, and think step by step about what "
+        "information would help to answer it. Then write {queries} that cover what a helpful document would "
+        "say."
     ),
 }
 STYLES = tuple(_PROMPTS)
-_FORM = " Write each between <query> and </query>.\n\nRequest: {query}"
+_FORM = " Put each query between <query> and </query>.\n\nRequest: {query}"
 _ADAPTIVE = (
-    "A search engine will be asked the query below. If it is good as it is, write /embed and nothing else. "
-    "If other words would help to find what answers it, write /augment and those words.\n\nQuery: {query}"
+    "The query below will be sent to a search engine. If it works well as it is, write only /embed. If "
+    "additional words would help the engine find the right documents, write /augment followed by those "
+    "words.\n\nQuery: {query}"
 )
 _QUERY = re.compile(r"<query>(.*?)</query>", re.DOTALL)
 _AUGMENT = re.compile(r"/augment\b(.*)", re.DOTALL)
@@ -63,7 +65,7 @@ class QueryEnvironment(Environment):
         UserError: arguments that do not fit.
     """
 
-    id = "query-v1"
+    id = "query-v2"
     metric = "retrieval"
     max_turns = 2  # the environment sees the first one and ends the rollout
 
@@ -150,8 +152,8 @@ class QueryEnvironment(Environment):
     def _prompt(self, query: str) -> str:
         if self.adaptive:
             return _ADAPTIVE.format(query=query)
-        most = "a search query" if self.max_queries == 1 else f"up to {self.max_queries} search queries"
-        return _PROMPTS[self.prompt_style].format(most=most) + _FORM.format(query=query)
+        queries = "a search query" if self.max_queries == 1 else f"up to {self.max_queries} search queries"
+        return _PROMPTS[self.prompt_style].format(queries=queries) + _FORM.format(query=query)
 
     def respond(self, turns: Sequence[Turn]) -> Sequence[Reply]:
         """Run the queries of all turns at once; every turn ends its rollout."""

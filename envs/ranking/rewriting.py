@@ -1,4 +1,4 @@
-"""Query rewriting without training: baselines for `query-v1`, and a rewriter that sees the answer.
+"""Query rewriting without training: baselines for `query-v2`, and a rewriter that sees the answer.
 
 - Ensemble and fusion (GenQREnsemble, arXiv 2405.17658): a model is asked for keywords in ten ways. Ensemble:
   the query and all keywords are one query. Fusion: each list is a query, and their results are fused.
@@ -12,22 +12,22 @@ import re
 from collections.abc import Sequence
 
 KEYWORDS = (
-    "Name words and short phrases that texts which answer this query would use.",
-    "Suggest search terms that would make this query find more of what is meant.",
+    "List words and short phrases that a document answering this query would use.",
+    "Suggest search terms that would make this query retrieve more relevant documents.",
     "List synonyms and related terms for this query.",
-    "Which further keywords would a librarian add to this query?",
+    "Which keywords would a librarian add to this query?",
     "Expand this query with terms that make it more precise.",
-    "Write the technical terms that experts would use for what this query is about.",
-    "What words would stand in a title of a text that answers this query?",
-    "Give terms that help to tell what this query means from what it does not mean.",
-    "Think of a text that answers this query and list its most important words.",
-    "Add words to this query so that a search engine that only compares words finds the answer.",
+    "Write the technical terms that experts would use for the topic of this query.",
+    "Which words would appear in the title of a document that answers this query?",
+    "Give terms that distinguish what this query means from what it does not mean.",
+    "Imagine a document that answers this query and list its most important words.",
+    "Add words to this query so that a keyword search engine finds the answer.",
 )
-FORM = "{instruction} Write a few of them, with commas between, and nothing else.\n\nQuery: {query}"
+FORM = "{instruction} Write a few, separated by commas, and nothing else.\n\nQuery: {query}"
 CONTEXT = (
-    "A search engine was asked the query below, and the text below answers it. Rewrite the query so that it "
-    "says clearly what is looked for, without giving the answer. Write the new query and nothing else.\n\n"
-    "Text: {document}\n\nQuery: {query}"
+    "The query below was sent to a search engine, and the document below answers it. Rewrite the query to "
+    "say clearly what the user is looking for, without giving away the answer. Write only the new query.\n\n"
+    "Document: {document}\n\nQuery: {query}"
 )
 N = 3
 _WORD = re.compile(r"\w+")

@@ -8,8 +8,8 @@ from rlkit.errors import UserError
 
 MEMBERS = 12  # of a node that the model sees
 _PROMPT = (
-    "These texts are one section of a library:\n{members}\n\nIn one sentence of at most 25 words, say what "
-    "all of them are about and what sets them apart. Write the sentence alone."
+    "The documents below form one section of a library:\n{members}\n\nIn one sentence of at most 25 words, "
+    "say what they have in common and what distinguishes them from other sections. Write only that sentence."
 )
 
 

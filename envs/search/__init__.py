@@ -1,4 +1,4 @@
-"""Questions that are answered by searching (`search-v1`): engines, a generated world, the environment."""
+"""Questions that are answered by searching (`search-v2`): engines, a generated world, the environment."""
 
 from rlkit.envs.search.environment import SearchEnvironment
 

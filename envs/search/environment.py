@@ -1,4 +1,4 @@
-"""`search-v1`: questions that are answered by searching, in several turns.
+"""`search-v2`: questions that are answered by searching, in several turns.
 
 A rollout, with what the environment writes in the middle::
 
@@ -68,7 +68,7 @@ class SearchEnvironment(Environment):
         UserError: arguments that do not fit.
     """
 
-    id = "search-v1"
+    id = "search-v2"
     metric = "f1"
 
     def __init__(

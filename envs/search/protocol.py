@@ -40,13 +40,13 @@ STYLES = tuple(_PROMPTS)
 _TOOL_PROMPTS = {
     "search_r1": (
         "Answer the question at the end. Whenever you get new information, first reason about it inside "
-        "<think> and </think>. If you find that you lack some knowledge, you can call the function search, "
-        "and the best results come back. You can search as many times as you want. When you need no more "
+        "<think> and </think>. If you find that you lack some knowledge, you can call the search function, "
+        "which returns the best results. You can search as many times as you want. When you need no more "
         "knowledge, give the answer inside <answer> and </answer> without further explanation, for example "
         "<answer> Beijing </answer>. {refuse}Question: {question}\n"
     ),
     "short": (
-        "Call the function search to search, write <answer>text</answer> to answer.\n"
+        "Call the search function to search, write <answer>text</answer> to answer.\n"
         "{refuse}Question: {question}"
     ),
 }
@@ -67,7 +67,7 @@ def write_prompt(question: str, style: str, *, may_refuse: bool = False, tools: 
     function and not of tags.
     """
     question = question.strip()
-    refuse = "If nothing tells the answer, answer unknown. " if may_refuse else ""
+    refuse = "If you cannot find the answer, answer unknown. " if may_refuse else ""
     return (_TOOL_PROMPTS if tools else _PROMPTS)[style].format(
         question=question if question.endswith("?") else f"{question}?", refuse=refuse
     )

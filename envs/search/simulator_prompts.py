@@ -10,33 +10,34 @@ from rlkit.retrieval.documents import Query
 
 STYLES = ("tuned", "prompted")
 _KINDS = {
-    "useful": "hold what is needed to answer it",
-    "noisy": "are about related things and are of no use for it",
+    "useful": "contain the information needed to answer it",
+    "noisy": "are on related topics but do not help to answer it",
 }
 _TUNED = (
-    "You are a search engine. Write {k} {label} {documents} for the query, of about {words} words each: they "
+    "You are a search engine. Write {k} {label} {documents} for the query, about {words} words each, that "
     "{kind}.{known}\nQuery: {query}\n{Label} output:"
 )
 _PROMPTED = (
-    "You are a search engine. For a query you write {k} {documents} of about {words} words each, in English, "
-    "that {kind}, and nothing else.\n\nAn example.\nQuery: opening of the Tarvik lighthouse\n{Label} "
-    "output:\n{example}\n\nNow the query of a user.{known}\nQuery: {query}\n{Label} output:"
+    "You are a search engine. Given a query, write {k} {documents} in English, about {words} words each, "
+    "that {kind}. Write nothing else.\n\nHere is an example.\nQuery: opening of the Tarvik lighthouse\n"
+    "{Label} output:\n{example}\n\nNow write the output for this query.{known}\nQuery: {query}\n{Label} "
+    "output:"
 )
 # A lighthouse that does not exist. The useful ones tell its year, the others do not.
 _EXAMPLES = {
     "useful": (
-        "The Tarvik lighthouse was opened in 1897, after two years of work on cliffs north of the harbour.",
-        "Ships have found Tarvik at night since 1897, when the light on the northern cliffs was first lit.",
-        "A plate beside the door of the Tarvik lighthouse says that the mayor opened it in June 1897.",
-        "The harbour of Tarvik grew after 1897, the year in which its lighthouse began its service.",
-        "Of the five lights on that coast the one at Tarvik, from 1897, is the second oldest.",
+        "The Tarvik lighthouse opened in 1897, after two years of work on the cliffs north of the harbor.",
+        "Ships have been able to find Tarvik at night since 1897, when its light was first lit.",
+        "A plaque beside the door of the Tarvik lighthouse says that the mayor opened it in June 1897.",
+        "The harbor of Tarvik grew after 1897, the year its lighthouse went into service.",
+        "Of the five lighthouses on that coast, the one at Tarvik, built in 1897, is the second oldest.",
     ),
     "noisy": (
-        "The Tarvik lighthouse stands on the cliffs north of the harbour and is painted white and red.",
-        "Visitors climb 212 steps to the gallery of the lighthouse, from where they see the islands.",
-        "Lighthouses on rocky coasts were often built of granite that was cut on the spot.",
-        "The keeper of Tarvik lived in a small house beside the tower, with a garden behind a wall.",
-        "The ferry to Tarvik leaves twice a day and passes below the lighthouse.",
+        "The Tarvik lighthouse stands on the cliffs north of the harbor and is painted white and red.",
+        "Visitors climb 212 steps to the gallery of the lighthouse, which overlooks the islands.",
+        "Lighthouses on rocky coasts were often built of granite quarried nearby.",
+        "The keeper of Tarvik lived in a small house beside the tower with a walled garden.",
+        "The ferry to Tarvik runs twice a day and passes below the lighthouse.",
     ),
 }
 

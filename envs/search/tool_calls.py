@@ -34,7 +34,7 @@ SEARCH = {
     },
 }
 INVALID = (
-    "That was neither a valid call of the function search nor an answer. Call it with a list of queries, or "
+    "That was neither a valid call of the search function nor an answer. Call it with a list of queries, or "
     "write the answer between <answer> and </answer>."
 )
 _CALL = re.compile(r"<tool_call>(.*?)(?:</tool_call>|$)", re.DOTALL)

@@ -1,4 +1,4 @@
-"""Playing a search engine (`simulator-v1`): the tasks on which a simulator is tuned and judged."""
+"""Playing a search engine (`simulator-v2`): the tasks on which a simulator is tuned and judged."""
 
 from rlkit.envs.simulator.environment import SimulatorEnvironment
 

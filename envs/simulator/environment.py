@@ -1,6 +1,6 @@
-"""`simulator-v1`: write what a search engine would find, useful or noise as asked.
+"""`simulator-v2`: write what a search engine would find, useful or noise as asked.
 
-A task's prompt is the one by which `engine: simulated` of search-v1 asks (ZeroSearch, arXiv 2505.04588), its
+A task's prompt is the one by which `engine: simulated` of search-v2 asks (ZeroSearch, arXiv 2505.04588), its
 answer the documents of a real engine. `rlkit sft` on it makes a simulator, and its evaluations judge one.
 """
 
@@ -39,7 +39,7 @@ class SimulatorEnvironment(Environment):
         UserError: arguments that do not fit.
     """
 
-    id = "simulator-v1"
+    id = "simulator-v2"
     metric = "obeys"
     rewards: Mapping[str, Any] = {"obeys": simulation.obeys, "form": simulation.form}
     reward_weights: Mapping[str, float] = {"obeys": 1.0, "form": 0.0}

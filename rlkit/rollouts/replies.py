@@ -45,7 +45,7 @@ def require_tools(tokenizer: PreTrainedTokenizerBase, template: Mapping[str, Any
             return
     raise UserError(
         f"the chat template of {tokenizer.name_or_path or 'the model'} shows no tools: take a model whose "
-        "template does, or an environment without them (search-v1: protocol tags)"
+        "template does, or an environment without them (search-v2: protocol tags)"
     )
 
 

@@ -212,7 +212,7 @@ def test_two_processes(recipe, tmp_path):
 def test_scripts_of_searches_are_learned_and_then_searches_are_rewarded(rlkit, recipe, tmp_path, monkeypatch):
     monkeypatch.setenv("RLKIT_CACHE", str(tmp_path / "cache"))
     world = {"world_size": 100, "hops": [1], "topk": 1, "prompt_style": "short"}
-    keys = {"environment": "search-v1", "environment_args": world, "max_completion_length": 900}
+    keys = {"environment": "search-v2", "environment_args": world, "max_completion_length": 900}
     rlkit("sft", "--config", recipe("sft", **(SFT | keys), demonstrations="solution", save_strategy="no"))
     assert (tmp_path / "sft" / "model" / "model.safetensors").exists()
     keys |= {"max_turn_tokens": 12, "rewards": ["f1", f"{TOY}:variety"], "save_steps": 2}
@@ -232,7 +232,7 @@ def test_calls_of_a_function_are_learned_and_rewarded(rlkit, recipe, tmp_path, t
     shutil.copytree(tiny_folder, tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     world = {"world_size": 100, "hops": [1], "topk": 1, "prompt_style": "short", "protocol": "tools"}
-    keys = {"environment": "search-v1", "environment_args": world, "max_completion_length": 900}
+    keys = {"environment": "search-v2", "environment_args": world, "max_completion_length": 900}
     keys |= {"model_name_or_path": str(tmp_path / "model")}
     demonstrations = {"demonstrations": "solution", "save_strategy": "no", "max_length": 2000}
     rlkit("sft", "--config", recipe("sft", **(SFT | keys | demonstrations)))

@@ -136,7 +136,7 @@ RELATIONS = (
         "length",
         RIVER,
         None,
-        "river length kilometres",
+        "river length kilometers",
         "",
         ("How many km long is {x}?", "What is the length of {x} in km?"),
     ),

@@ -1,4 +1,4 @@
-"""intent-v1: its tasks, the oracle, who says nothing, who copies, and both scorers."""
+"""intent-v2: its tasks, the oracle, who says nothing, who copies, and both scorers."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ NAME = "generated:300:0"
 def environment(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RLKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
-        made = load_environment("intent-v1", collection=NAME)
+        made = load_environment("intent-v2", collection=NAME)
         made.tasks("test", 1)
         yield made
 
@@ -109,4 +109,4 @@ def test_a_retriever_that_fails_is_said(environment, monkeypatch):
 )
 def test_bad_arguments(arguments, message):
     with pytest.raises(UserError, match=message):
-        load_environment("intent-v1", **{"collection": NAME} | arguments)
+        load_environment("intent-v2", **{"collection": NAME} | arguments)

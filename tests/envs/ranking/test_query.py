@@ -1,4 +1,4 @@
-"""query-v1: what is read as queries, how lists are joined, the oracle, and who makes no effort."""
+"""query-v2: what is read as queries, how lists are joined, the oracle, and who makes no effort."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def make(tmp_path_factory):
 
         def make(**arguments):
             key = str(arguments)
-            made.setdefault(key, load_environment("query-v1", **{"collection": NAME} | arguments))
+            made.setdefault(key, load_environment("query-v2", **{"collection": NAME} | arguments))
             return made[key]
 
         yield make
@@ -158,4 +158,4 @@ def test_joined_lists_have_each_document_once(lists):
 )
 def test_arguments_that_do_not_fit(arguments, message):
     with pytest.raises(UserError, match=message):
-        load_environment("query-v1", **{"collection": NAME} | arguments)
+        load_environment("query-v2", **{"collection": NAME} | arguments)

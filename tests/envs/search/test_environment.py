@@ -1,4 +1,4 @@
-"""search-v1 with a real index over a generated world."""
+"""search-v2 with a real index over a generated world."""
 
 import pytest
 
@@ -23,7 +23,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def environment():
-    return load_environment("search-v1", world_size=1000, hops=[1, 2, 3, 4], unanswerable=0.2)
+    return load_environment("search-v2", world_size=1000, hops=[1, 2, 3, 4], unanswerable=0.2)
 
 
 def turn(task, *said):
@@ -106,7 +106,7 @@ class Broken:
 
 
 def test_a_failed_search_makes_rollouts_invalid_and_nothing_else():
-    environment = load_environment("search-v1", world_size=100)
+    environment = load_environment("search-v2", world_size=100)
     tasks = list(environment.tasks("train", 3))
     said = ["<search>one</search>", "<search>two</search>", "<answer>x</answer>"]
     turns = [turn(task, text) for task, text in zip(tasks, said, strict=True)]
@@ -134,26 +134,26 @@ def test_a_failed_search_makes_rollouts_invalid_and_nothing_else():
 )
 def test_arguments_that_do_not_fit(arguments, words):
     with pytest.raises(UserError, match=words):
-        load_environment("search-v1", **arguments)
+        load_environment("search-v2", **arguments)
 
 
 def test_engines_that_do_not_exist(tmp_path):
     for engine, words in (("bn25", "there is no engine 'bn25'"), (str(tmp_path), str(tmp_path))):
         with pytest.raises(UserError, match=words):  # before anything is sampled
-            load_environment("search-v1", engine=engine, world_size=100).tasks("train", 1)
+            load_environment("search-v2", engine=engine, world_size=100).tasks("train", 1)
 
 
 def test_an_index_folder_must_be_of_the_same_world(tmp_path):
     folder = str(build_index(World(0, 200).passages(), tmp_path / "index"))
-    environment = load_environment("search-v1", engine=folder, world_size=200)
+    environment = load_environment("search-v2", engine=folder, world_size=200)
     assert environment.script(environment.tasks("train", 1)[0])
     for other in ({"world_size": 100}, {"world_size": 200, "world_seed": 1}):
         with pytest.raises(UserError, match="no index of this world's passages"):
-            load_environment("search-v1", engine=folder, **other).tasks("train", 1)
+            load_environment("search-v2", engine=folder, **other).tasks("train", 1)
 
 
 def test_a_failed_search_is_no_missing_script(environment):
-    broken = load_environment("search-v1", world_size=100)
+    broken = load_environment("search-v2", world_size=100)
     task = broken.tasks("train", 1)[0]
     broken.engine = Broken(EngineError("it is down"))
     with pytest.raises(UserError, match="the search failed: it is down"):
@@ -162,7 +162,7 @@ def test_a_failed_search_is_no_missing_script(environment):
 
 def test_where_nothing_may_answer_the_prompt_says_how_to_refuse(environment):
     assert "answer unknown" in environment.tasks("train", 1)[0]["prompt"][0]["content"]
-    plain = load_environment("search-v1", world_size=100).tasks("train", 1)[0]
+    plain = load_environment("search-v2", world_size=100).tasks("train", 1)[0]
     assert "unknown" not in plain["prompt"][0]["content"]
 
 
@@ -186,7 +186,7 @@ def simulated(monkeypatch):
     monkeypatch.setattr("rlkit.envs.search.environment.open_simulated", lambda model: Simulated(Scribe()))
     noise = {"schedule": "linear", "start": 0.0, "end": 1.0}
     return load_environment(
-        "search-v1", engine="simulated", engine_args={"model": "m"}, noise=noise, world_size=200, topk=1
+        "search-v2", engine="simulated", engine_args={"model": "m"}, noise=noise, world_size=200, topk=1
     )
 
 
@@ -253,7 +253,7 @@ def test_a_writer_that_fails_makes_a_rollout_invalid(simulated, monkeypatch):
 )
 def test_engines_that_do_not_fit(arguments, words):
     with pytest.raises(UserError, match=words):
-        load_environment("search-v1", **arguments)
+        load_environment("search-v2", **arguments)
 
 
 @pytest.mark.parametrize(
@@ -265,6 +265,6 @@ def test_engines_that_do_not_fit(arguments, words):
     ],
 )
 def test_engine_args_that_do_not_fit(engine, arguments, words):
-    environment = load_environment("search-v1", engine=engine, engine_args=arguments, world_size=100)
+    environment = load_environment("search-v2", engine=engine, engine_args=arguments, world_size=100)
     with pytest.raises(UserError, match=words):
         environment.tasks("train", 1)

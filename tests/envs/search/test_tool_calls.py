@@ -80,7 +80,7 @@ def environment(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RLKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
         made = load_environment(
-            "search-v1", protocol="tools", world_size=300, topk=2, prompt_style="short", max_searches=3
+            "search-v2", protocol="tools", world_size=300, topk=2, prompt_style="short", max_searches=3
         )
         made.tasks("dev", 1)
         yield made
@@ -162,4 +162,4 @@ def test_a_template_without_tools_is_refused(environment, tiny_tokenizer):
 
 def test_a_protocol_that_is_none():
     with pytest.raises(UserError, match="'tools'"):
-        load_environment("search-v1", protocol="tool")
+        load_environment("search-v2", protocol="tool")

@@ -52,12 +52,12 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def make(folder):
-    """Return a function that makes a search-v1 over that index."""
+    """Return a function that makes a search-v2 over that index."""
 
     def make(**arguments):
         defaults = {"topk": 1, "max_searches": 2, "document_words": 60}
         return load_environment(
-            "search-v1",
+            "search-v2",
             data=str(folder / "train.jsonl"),
             engine=str(folder / "index"),
             **defaults | arguments,
@@ -246,7 +246,7 @@ def test_a_failure_is_not_shown_to_the_model(make, tiny_tokenizer):
     assert right.invalid is None
 
 
-# 6.4: what is trained on. A trainer of search-v1 whose model's turns are written beforehand.
+# 6.4: what is trained on. A trainer of search-v2 whose model's turns are written beforehand.
 
 SCRIPTS = [
     [SEARCH, "<answer>Beijing</answer>"],

@@ -1,4 +1,4 @@
-"""simulator-v1: its tasks from a world and from the rollouts of a run, and what a simulator is paid for."""
+"""simulator-v2: its tasks from a world and from the rollouts of a run, and what a simulator is paid for."""
 
 import json
 import subprocess
@@ -35,7 +35,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def environment():
-    return load_environment("simulator-v1", topk=2, world_size=500)
+    return load_environment("simulator-v2", topk=2, world_size=500)
 
 
 def test_it_is_sound(environment):
@@ -71,7 +71,7 @@ def test_no_question_of_a_file_is_in_two_splits(tmp_path):
     rows = [ROW | {"question": f"Who was {i % 100}?", "query": f"q{i}"} for i in range(200)]
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    environment = load_environment("simulator-v1", data=str(path))
+    environment = load_environment("simulator-v2", data=str(path))
     prompts = {s: set(environment.tasks(s)["task_id"]) for s in ("train", "dev", "test")}
     assert sum(map(len, prompts.values())) == 200
     assert {split_of(f"Who was {i}?") for i in range(100)} == {"train", "dev", "test"}
@@ -95,8 +95,8 @@ def test_what_is_wrong_with_a_file(tmp_path, text, words):
 
 
 def rollouts(tmp_path):
-    """A run of search-v1: the oracle's searches with a right answer, and with a wrong one."""
-    search = load_environment("search-v1", world_size=500, topk=2, hops=[1], prompt_style="short")
+    """A run of search-v2: the oracle's searches with a right answer, and with a wrong one."""
+    search = load_environment("search-v2", world_size=500, topk=2, hops=[1], prompt_style="short")
     tasks = [task for task in search.tasks("train", 30) if search.script(task)]
     scripts = [search.script(task) for task in tasks]
     half = len(tasks) // 2
@@ -134,7 +134,7 @@ def test_rollouts_of_a_real_engine_become_examples(tmp_path, label):
     )
     assert all(holds_answer(one.documents, one.answers) for one in found)
     assert all(one.question.endswith("?") and one.documents.startswith("Doc 1(") for one in found)
-    environment = load_environment("simulator-v1", data=str(tmp_path / "data.jsonl"))
+    environment = load_environment("simulator-v2", data=str(tmp_path / "data.jsonl"))
     task = environment.tasks("train", 1)[0]
     assert environment.score(task, environment.answer(task))["obeys"] == 1
 

@@ -139,7 +139,7 @@ def test_the_script_makes_folds_of_an_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("RLKIT_CACHE", str(tmp_path / "cache"))
     out = tmp_path / "splits.json"
     words = [
-        "query-v1",
+        "query-v2",
         "--environment_args.collection",
         "generated:200:0",
         "--encoder",
@@ -154,7 +154,7 @@ def test_the_script_makes_folds_of_an_environment(tmp_path, monkeypatch):
     )
     assert done.returncode == 0, done.stderr
     assert "with a relevant document known" in done.stdout
-    environment = load_environment("query-v1", collection="generated:200:0")
+    environment = load_environment("query-v2", collection="generated:200:0")
     total = 0
     for i in range(3):
         fold = read_fold(f"{out}:extrapolation-{i}", environment)

@@ -122,10 +122,10 @@ def test_the_time_of_a_step_is_one_stacked_bar_a_run(make_run):
 
 
 def test_environment_panels_plot_what_the_environment_adds(make_run):
-    """query-v1 plots its metric against the share of augmented queries."""
+    """query-v2 plots its metric against the share of augmented queries."""
     path = make_run(steps=4, evaluations=("before", "after"))
     assert environment_panels([read_run(path)]) == []
-    (path / "config.yaml").write_text("environment: query-v1\n")
+    (path / "config.yaml").write_text("environment: query-v2\n")
     assert environment_panels([read_run(path)]) == []
     for name, share, gain in (("before", 0.9, -0.1), ("after", 0.4, 0.2)):
         file = path / "evaluation" / f"{name}.json"

@@ -94,7 +94,7 @@ def test_crumb_with_the_best_passage_of_each_document(tmp_path):
     assert sorted(run["q"]) == ["a", "b"]  # ids that are judged, one a document
     tasks = load_environment("rerank-v1", collection=f"crumb:{task}:{folder}").tasks("test")
     assert sorted(tasks[0]["candidates"]) == ["a", "b"]
-    turn = load_environment("query-v1", collection=f"crumb:{task}:{folder}", measure="rr").script(
+    turn = load_environment("query-v2", collection=f"crumb:{task}:{folder}", measure="rr").script(
         {"judged": ["a"], "grades": [1], "query_id": "q", "query": "red"}
     )
     assert turn == ["<query> red wine</query>"]

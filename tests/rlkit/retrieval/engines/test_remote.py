@@ -209,7 +209,7 @@ def test_a_rollout_waits_for_a_server_that_comes_back_and_is_invalid_without_one
     port = free_port()
     arguments = {"patience": 20, "cool": 0.1, "timeout": 5}
     environment = load_environment(
-        "search-v1", engine=f"http://127.0.0.1:{port}", engine_args=arguments, world_size=200
+        "search-v2", engine=f"http://127.0.0.1:{port}", engine_args=arguments, world_size=200
     )
     task = environment.tasks("train", 1)[0]
     asked = {"role": "assistant", "content": f"<search>{task['queries'][0]}</search>"}
