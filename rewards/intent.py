@@ -1,8 +1,11 @@
-"""Rewards of a description of what a searcher wants, by how well it tells relevant texts from others.
+"""Rewards for a description of search intent: how well it separates relevant from irrelevant documents.
 
-The idea of judging an intent by what it separates is ours; the task is Q2ID's (arXiv 2008.10889), which
-compares words with a reference. They read `turns`: the environment has put `ranking` beside the model's turn,
-the judged documents by how well they fit the description, and `intent`, its text. A turn without has none: 0.
+The task is Q2ID's (arXiv 2008.10889), which compares the words of a description with a reference. Scoring an
+intent by what it separates is our own idea.
+
+The rewards read `turns`: the environment adds to the model's turn `ranking`, the ids of the pool's documents
+by how well they fit the description, and `intent`, the description itself. A turn without them contains no
+description and scores 0.
 """
 
 from __future__ import annotations
@@ -15,32 +18,35 @@ from rlkit.rewards.querying import last_turn
 from rlkit.rewards.retrieval import measure
 
 Turns = Sequence[Mapping[str, Any]]
-N = 4  # words in a row that are no coincidence
+NGRAM_LENGTH = 4  # words: a shared sequence of this length is no coincidence
 _WORD = re.compile(r"\w+")
 
 
 def separation(turns: Turns, relevant: Sequence[str], pool: Sequence[str]) -> float:
-    """Average precision of the judged documents in the order of the description, in [0, 1].
+    """Return the average precision of the ranking by the description, rescaled to [0, 1].
 
-    It is scaled so that 0 is the worst order, with all that is relevant at the end: what tells nothing apart
-    has no share of the reward.
+    The worst order has all relevant documents at the end, and its average precision is above 0. It is mapped
+    to 0, so that a description that separates nothing earns nothing.
 
     Args:
-        turns: the model's turn with its `ranking` of the pool.
-        relevant: ids of those that are relevant.
-        pool: ids of all, of which some are not relevant.
+        turns: Messages after the prompt; the model's last turn has the `ranking` of the pool.
+        relevant: Ids of the relevant documents.
+        pool: Ids of all ranked documents; at least one is not relevant.
     """
-    good = dict.fromkeys(relevant, 1)
-    worst = measure("ap", sorted(pool, key=good.__contains__), good)
-    found = measure("ap", last_turn(turns).get("ranking", ()), good)
-    return max(0.0, (found - worst) / (1 - worst))
+    qrels = dict.fromkeys(relevant, 1)
+    # False sorts before True, so the relevant documents come last.
+    worst = measure("ap", sorted(pool, key=qrels.__contains__), qrels)
+    average_precision = measure("ap", last_turn(turns).get("ranking", ()), qrels)
+    return max(0.0, (average_precision - worst) / (1 - worst))
 
 
 def copied(turns: Turns, snippets: Sequence[str]) -> float:
-    """The share of the description's runs of four words that stand in a snippet, in [0, 1]. A metric."""
-    written = list(_runs(last_turn(turns).get("intent", "")))
-    known = {run for text in snippets for run in _runs(text)}
-    return sum(run in known for run in written) / len(written) if written else 0.0
+    """Return the fraction of the description's 4-grams that occur in a snippet, in [0, 1]. A metric."""
+    ngrams = list(_ngrams(last_turn(turns).get("intent", "")))
+    if not ngrams:
+        return 0.0
+    snippet_ngrams = {ngram for snippet in snippets for ngram in _ngrams(snippet)}
+    return sum(ngram in snippet_ngrams for ngram in ngrams) / len(ngrams)
 
 
 def own_words(
@@ -50,16 +56,19 @@ def own_words(
     snippets: Sequence[str],
     copy_price: float = 1.0,
 ) -> float:
-    """The separation less a price for what is copied from the snippets, not below 0.
+    """Return `separation` minus `copy_price` times `copied`, but at least 0.
+
+    A description copied from the relevant snippets separates the pool almost perfectly, so copying must not
+    pay.
 
     Raises:
-        ValueError: a negative price.
+        ValueError: The price is negative.
     """
     if copy_price < 0:
-        raise ValueError(f"copy_price must not be negative: it is {copy_price}")
+        raise ValueError(f"copy_price must not be negative, but it is {copy_price}")
     return max(0.0, separation(turns, relevant, pool) - copy_price * copied(turns, snippets))
 
 
-def _runs(text: str) -> Iterator[tuple[str, ...]]:
-    words = _WORD.findall(text.lower())
-    return zip(*(words[i:] for i in range(N)), strict=False)
+def _ngrams(text: str) -> Iterator[tuple[str, ...]]:
+    tokens = _WORD.findall(text.lower())
+    return zip(*(tokens[i:] for i in range(NGRAM_LENGTH)), strict=False)

@@ -1,55 +1,55 @@
-"""Rewards for short completions, which judge one rollout at a time. Those of a group are in `length_group`.
+"""Rewards for short completions that score one rollout at a time. See `length_group` for rewards of a group.
 
-`length` is L, the tokens of a completion without its end token; `correct` is y, the environment's metric,
-which is 1 for a right answer. A reward here either *replaces* the reward for being right, because y is a part
-of it, or is *added* to it: each says which.
+`length` is L, the number of completion tokens without the EOS token. `correct` is y, the value of the
+environment's metric, which is 1 for a correct answer. A reward either *replaces* the correctness reward,
+because y is a part of it, or is *added* to it, as its docstring states.
 """
 
 import math
 
 
 def l1_exact(length: int, correct: float, budget: float, alpha: float = 0.0003) -> float:
-    """y - alpha |budget - L|: as long as the prompt asks for. Replaces the reward for being right.
+    """Return y - alpha |budget - L|, for a completion of exactly the length in the prompt. Replaces y.
 
-    The prompt has to name the budget ("Think for n tokens."). LCPO's L1-Exact, code cmu-l3/l1,
-    `get_delta_score_linear`; alpha as in its `run_l1_exact.sh`.
+    The prompt must state the budget ("Think for n tokens."). This is L1-Exact of LCPO, code cmu-l3/l1,
+    `get_delta_score_linear`; alpha is that of its `run_l1_exact.sh`.
     """
     return correct - alpha * abs(budget - length)
 
 
 def l1_max(length: int, correct: float, budget: float, alpha: float = 0.002) -> float:
-    """y (clip(alpha (budget - L), -1, 1) + 1) / 2: at most as long as the prompt asks for. Replaces.
+    """Return y (clip(alpha (budget - L), -1, 1) + 1) / 2, for at most the length in the prompt. Replaces y.
 
-    A right answer gets 1/2 at the budget, 1 at 1/alpha tokens below it and 0 at 1/alpha above. LCPO's L1-Max,
-    code cmu-l3/l1, `get_delta_score_linear_both` with `multiplier_reward`.
+    A correct answer gets 1/2 at the budget, 1 from 1/alpha tokens below it and 0 from 1/alpha tokens above.
+    This is L1-Max of LCPO, code cmu-l3/l1, `get_delta_score_linear_both` with `multiplier_reward`.
 
     Raises:
-        ValueError: a budget that is not positive; in that code a negative one stands for this reward.
+        ValueError: The budget is not positive. In the original code, a negative budget selects L1-Max.
     """
     if budget <= 0:
-        raise ValueError(f"the budget is {budget}: it must be a positive number of tokens")
+        raise ValueError(f"budget must be a positive number of tokens, not {budget}")
     return correct * (min(max(alpha * (budget - length), -1.0), 1.0) + 1) / 2
 
 
 def soft_overlong(length: int, max_length: int, cache: int | None = None) -> float:
-    """0 up to max_length - cache, falling to -1 at max_length and beyond. Added to y.
+    """Return 0 up to max_length - cache tokens, then fall linearly to -1 at max_length. Added to y.
 
-    `cache` is a fifth of max_length unless given, as 4096 of 20480. Soft overlong punishment of DAPO, arXiv
-    2503.14476; TRL's `get_soft_overlong_punishment` counts the end token too.
+    `cache` defaults to a fifth of max_length, as in the paper: 4096 of 20480. This is the soft overlong
+    punishment of DAPO, arXiv 2503.14476; TRL's `get_soft_overlong_punishment` also counts the EOS token.
 
     Raises:
-        ValueError: a cache that is not between 1 and max_length.
+        ValueError: `cache` is not between 1 and max_length.
     """
     cache = max(max_length // 5, 1) if cache is None else cache
     if not 1 <= cache <= max_length:
-        raise ValueError(f"the cache is {cache}: it must be at least 1 and at most max_length, {max_length}")
+        raise ValueError(f"cache must be between 1 and max_length ({max_length}), not {cache}")
     return -min(max((length - (max_length - cache)) / cache, 0.0), 1.0)
 
 
 def laser(length: int, correct: float, target: float, bonus: float = 0.5, wrong: float = -0.5) -> float:
-    """1 for a right answer, plus `bonus` if L <= target; `wrong` for a wrong one. Replaces.
+    """Return 1 for a correct answer, plus `bonus` if L <= target; `wrong` for a wrong answer. Replaces y.
 
-    LASER, code hkust-nlp/Laser, `verl/utils/reward_score/length_penalty.py`.
+    This is LASER, code hkust-nlp/Laser, `verl/utils/reward_score/length_penalty.py`.
     """
     if correct < 1:
         return wrong
@@ -66,10 +66,10 @@ def cosine(
     wrong_short: float = -1.0,
     wrong_long: float = -0.5,
 ) -> float:
-    """Half a cosine from the value for L = 0 to that for L = max_length and beyond. Replaces.
+    """Interpolate along a half cosine from the value at L = 0 to that at L >= max_length. Replaces y.
 
-    A right answer is worth less the longer it is, a wrong one more: thinking on may still help. Code
-    huggingface/open-r1, `get_cosine_scaled_reward`, which counts characters.
+    A correct answer is worth less the longer it is. A wrong answer is worth more, because more thinking may
+    still help. Code huggingface/open-r1, `get_cosine_scaled_reward`, which counts characters.
     """
     short, long = (correct_short, correct_long) if correct >= 1 else (wrong_short, wrong_long)
     progress = min(length / max_length, 1.0)
@@ -77,10 +77,10 @@ def cosine(
 
 
 def think_prune(length: int, correct: float, truncated: bool, limit: int | None = None) -> float:
-    """y where the completion ended by itself, within `limit` tokens if one is given, else 0. Replaces.
+    """Return y if the completion is not truncated and has at most `limit` tokens, else 0. Replaces y.
 
     ThinkPrune states the limit in the prompt and lowers it in stages, from 4000 tokens to 3000 and so on.
-    Without `limit` it is the run's `max_completion_length`. Code UCSB-NLP-Chang/ThinkPrune.
+    Without `limit`, only the run's `max_completion_length` applies. Code UCSB-NLP-Chang/ThinkPrune.
     """
     finished = not truncated and (limit is None or length <= limit)
     return float(correct) if finished else 0.0
@@ -93,12 +93,12 @@ def o1_pruner(
     reference_accuracy: float,
     alpha: float = 5.0,
 ) -> float:
-    """(Lref - L) / L + alpha (y - yref), clipped to [-2, 4]. Replaces.
+    """Return (Lref - L) / L + alpha (y - yref), clipped to [-2, 4]. Replaces y.
 
-    Lref and yref are the mean length and accuracy of a reference model on this task, columns that the data
-    set must have. O1-Pruner, code StarDewXXX/O1-Pruner, `construct_dataset.py`, where the values are then
-    standardised over the data set for an offline loss; here the trainer's own scaling comes after. An empty
-    completion counts as one token.
+    Lref and yref are the mean length and accuracy of a reference model on this task; the dataset must have
+    columns for them. This is O1-Pruner, code StarDewXXX/O1-Pruner, `construct_dataset.py`. That code then
+    standardizes the values over the dataset for an offline loss; here the trainer scales the rewards. An
+    empty completion counts as one token.
     """
     tokens = max(length, 1)
     shorter = (reference_length - tokens) / tokens

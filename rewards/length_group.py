@@ -1,7 +1,7 @@
-"""Rewards for short completions, which compare the rollouts of one task. See `rlkit.rewards.length`.
+"""Rewards for short completions that compare the rollouts of one task. See `rlkit.rewards.length`.
 
-A group is a list of rollouts with `length` (tokens, L), `correct` (y, 1 for a right answer) and `truncated`.
-The reward of each comes back in the same order.
+A group is a list of rollouts with `length` (L, in tokens), `correct` (y, 1 for a correct answer) and
+`truncated`. Each reward function returns one reward per rollout, in the same order.
 """
 
 import math
@@ -10,85 +10,95 @@ from typing import Any
 
 Group = Sequence[Mapping[str, Any]]
 
-EPSILON = 1e-7  # with one right answer, or several equally long, the deviation is 0 and so is z
+EPSILON = 1e-7  # makes z 0, not NaN, if the correct answers are all equally long or there is only one
 
 
 def arora_zanette(group: Group, alpha: float = 0.1) -> list[float]:
-    """y (1 - alpha sigmoid(z)), z = (L - mean) / (std + 1e-7) over the right answers. Replaces y.
+    """Return y (1 - alpha sigmoid(z)), z = (L - mean) / (std + 1e-7) over the correct answers. Replaces y.
 
-    A truncated completion gets 0 and is not one of the right answers. Population deviation. Code
-    Zanette-Labs/efficient-reasoning, `reward_server/math_server.py`; alpha as in its `run_rloo_1.5B.sh`.
+    A truncated completion gets 0 and is excluded from the correct answers. `std` is the population standard
+    deviation. Code Zanette-Labs/efficient-reasoning, `reward_server/math_server.py`; alpha is that of its
+    `run_rloo_1.5B.sh`.
     """
-    right = [is_right(row) and not row["truncated"] for row in group]
+    correct = [is_correct(row) and not row["truncated"] for row in group]
     return [
         0.0 if row["truncated"] else row["correct"] * (1 - alpha * sigmoid(z))
-        for row, z in zip(group, standardised(group, right), strict=True)
+        for row, z in zip(group, standardized_lengths(group, correct), strict=True)
     ]
 
 
 def kimi(group: Group) -> list[float]:
-    """lambda = 1/2 - (L - Lmin) / (Lmax - Lmin) for a right answer, min(0, lambda) for a wrong. Added to y.
+    """Return lambda for a correct answer, min(0, lambda) for a wrong one. Added to y.
 
-    Lmin and Lmax are over all rollouts of the task; all are 0 where they are equal. Kimi k1.5, arXiv
-    2501.12599; code hkust-nlp/Laser, `compute_kimi_penalty`, which weights it by 0.4 (huggingface/open-r1's
-    `len_reward` counts characters, and over the whole batch).
+    lambda = 1/2 - (L - Lmin) / (Lmax - Lmin), with Lmin and Lmax over all rollouts of the task; all rewards
+    are 0 if Lmin = Lmax. Kimi k1.5, arXiv 2501.12599; code hkust-nlp/Laser, `compute_kimi_penalty`, which
+    weights the reward by 0.4. (huggingface/open-r1's `len_reward` counts characters and takes Lmin and Lmax
+    over the batch.)
     """
     lengths = [row["length"] for row in group]
     shortest, longest = min(lengths), max(lengths)
     if shortest == longest:
         return [0.0] * len(lengths)
     scores = [0.5 - (length - shortest) / (longest - shortest) for length in lengths]
-    return [score if is_right(row) else min(0.0, score) for row, score in zip(group, scores, strict=True)]
+    return [score if is_correct(row) else min(0.0, score) for row, score in zip(group, scores, strict=True)]
 
 
 def grpo_lead(group: Group, alpha: float = 0.05) -> list[float]:
-    """exp(-alpha z) for a right answer, z = (L - mean) / (std + 1e-7) over those; -1 for a wrong. Replaces y.
+    """Return exp(-alpha z) for a correct answer, -1 for a wrong one. Replaces y.
 
-    Population deviation. The reward of GRPO-LEAD, code aeroplanepaper/GRPO-LEAD, `main_ppo.py`, without its
-    exception for tasks whose answers are short; its weight of the advantage belongs to the trainer.
+    z = (L - mean) / (std + 1e-7) over the correct answers, with the population standard deviation. This is
+    the reward of GRPO-LEAD, code aeroplanepaper/GRPO-LEAD, `main_ppo.py`, without its exception for tasks
+    with short answers. GRPO-LEAD's weight of the advantage is not included: it belongs to the trainer.
     """
-    right = [is_right(row) for row in group]
-    z = standardised(group, right)
-    return [math.exp(-alpha * z[i]) if right[i] else -1.0 for i in range(len(group))]
+    correct = [is_correct(row) for row in group]
+    z = standardized_lengths(group, correct)
+    return [math.exp(-alpha * z[i]) if correct[i] else -1.0 for i in range(len(group))]
 
 
 def dast(group: Group, max_length: int) -> list[float]:
-    """More tokens for harder tasks: a budget B = p mean + (1 - p) max_length, p the share right. Replaces y.
+    """Return the length reward for a budget that grows with the difficulty of the task. Replaces y.
 
-    With lambda = (L - B) / B and the mean over the right answers: max(-0.5 lambda + 0.5, 0.1) for a right
-    answer, min(0.9 lambda - 0.1, -0.1) for a wrong one. The idea is that of arXiv 2503.04472, which makes
-    preference pairs of it; constants as commonly quoted; not checked against the paper.
+    The budget is B = p mean + (1 - p) max_length, with p the fraction of correct answers and mean their mean
+    length. With lambda = (L - B) / B, a correct answer gets max(0.5 - 0.5 lambda, 0.1) and a wrong one
+    min(0.9 lambda - 0.1, -0.1). The idea is that of arXiv 2503.04472, which builds preference pairs from it.
+    The constants are those commonly quoted; they were not checked against the paper.
     """
-    right = [row["length"] for row in group if is_right(row)]
-    share = len(right) / len(group)
-    budget = share * mean(right) + (1 - share) * max_length if right else max_length
-    relative = [(row["length"] - budget) / max(budget, 1) for row in group]
-    return [
-        max(0.5 - 0.5 * x, 0.1) if is_right(row) else min(0.9 * x - 0.1, -0.1)
-        for row, x in zip(group, relative, strict=True)
-    ]
+    correct_lengths = [row["length"] for row in group if is_correct(row)]
+    accuracy = len(correct_lengths) / len(group)
+    budget = accuracy * mean(correct_lengths) + (1 - accuracy) * max_length if correct_lengths else max_length
+    rewards = []
+    for row in group:
+        excess = (row["length"] - budget) / max(budget, 1)
+        if is_correct(row):
+            rewards.append(max(0.5 - 0.5 * excess, 0.1))
+        else:
+            rewards.append(min(0.9 * excess - 0.1, -0.1))
+    return rewards
 
 
-def is_right(row: Mapping[str, Any]) -> bool:
-    """Say whether the answer is right; partial credit is not."""
+def is_correct(row: Mapping[str, Any]) -> bool:
+    """Return whether the answer earns full marks; partial credit counts as wrong."""
     return row["correct"] >= 1.0
 
 
 def mean(values: Sequence[float]) -> float:
-    """Mean of one value or more."""
+    """Return the mean of a non-empty sequence."""
     return sum(values) / len(values)
 
 
-def standardised(group: Group, chosen: Sequence[bool]) -> list[float]:
-    """(L - mean) / (std + 1e-7) of every rollout, mean and std over the chosen; 0 where there are none."""
-    lengths = [row["length"] for row, choice in zip(group, chosen, strict=True) if choice]
+def standardized_lengths(group: Group, mask: Sequence[bool]) -> list[float]:
+    """Return (L - mean) / (std + 1e-7) of every rollout; 0 if the mask is all False.
+
+    Mean and population standard deviation are over the rollouts whose mask is True.
+    """
+    lengths = [row["length"] for row, selected in zip(group, mask, strict=True) if selected]
     if not lengths:
         return [0.0] * len(group)
-    centre = mean(lengths)
-    deviation = math.sqrt(mean([(length - centre) ** 2 for length in lengths]))
-    return [(row["length"] - centre) / (deviation + EPSILON) for row in group]
+    center = mean(lengths)
+    deviation = math.sqrt(mean([(length - center) ** 2 for length in lengths]))
+    return [(row["length"] - center) / (deviation + EPSILON) for row in group]
 
 
 def sigmoid(x: float) -> float:
-    """1 / (1 + exp(-x)), for any x."""
+    """Return 1 / (1 + exp(-x)) without overflow for large |x|."""
     return (1 + math.tanh(x / 2)) / 2

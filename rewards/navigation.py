@@ -1,7 +1,7 @@
-"""Rewards of a search through a tree: what was found, and what it cost.
+"""Rewards for a search through a document tree: the quality of the ranking and the cost of the turns.
 
-They read `turns`: the environment puts beside them `ranking`, the documents that the model has scored so far,
-best first. Without one nothing was found: 0.
+They read `turns`: the environment adds `ranking` to them, the ids of the documents that the model has scored
+so far, best first. Turns without a ranking score 0.
 """
 
 from __future__ import annotations
@@ -15,29 +15,34 @@ Turns = Sequence[Mapping[str, Any]]
 
 
 def found(turns: Turns, judged: Sequence[str], grades: Sequence[int]) -> float:
-    """nDCG@10 of what was found, in [0, 1].
+    """Return the nDCG@10 of the final ranking, in [0, 1].
 
     Args:
-        turns: of which the last with a `ranking` counts.
-        judged, grades: ids and grades of the documents that were judged.
+        turns: Messages after the prompt; the last one with a `ranking` counts.
+        judged, grades: Ids and grades of the judged documents.
     """
     ranking = next((turn["ranking"] for turn in reversed(turns) if turn.get("ranking") is not None), ())
     return ndcg(ranking, dict(zip(judged, grades, strict=True)))
 
 
 def steps(turns: Turns) -> float:
-    """Turns of the model. A metric."""
+    """Return the number of assistant turns. A metric."""
     return float(sum(turn["role"] == "assistant" for turn in turns))
 
 
 def priced(
     turns: Turns, judged: Sequence[str], grades: Sequence[int], fewest: int, step_price: float = 0.02
 ) -> float:
-    """What was found less a price for each turn beyond those that one who knows needs, not below 0.
+    """Return `found` minus `step_price` for each turn beyond the number that the oracle needs, at least 0.
+
+    Args:
+        turns, judged, grades: See `found`.
+        fewest: Number of assistant turns that the oracle needs.
+        step_price: Price of each additional turn.
 
     Raises:
-        ValueError: a negative price.
+        ValueError: The price is negative.
     """
     if step_price < 0:
-        raise ValueError(f"step_price must not be negative: it is {step_price}")
+        raise ValueError(f"step_price must not be negative, but it is {step_price}")
     return max(0.0, found(turns, judged, grades) - step_price * max(0.0, steps(turns) - fewest))

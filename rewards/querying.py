@@ -1,7 +1,8 @@
-"""Rewards of queries that a model writes, by what a retriever finds with them.
+"""Rewards for queries that a model writes: how good is the ranking they retrieve?
 
-They read `turns`: the environment has put `ranking`, the ids that were found, best first, beside the model's
-turn, and `augmented`, whether it changed the query at all. A turn without a ranking had no query: 0.
+They read `turns`: the environment adds to the model's turn `ranking`, the ids of the retrieved documents with
+the best first, and `augmented`, whether the model changed the query. A turn without a ranking contains no
+query and scores 0.
 """
 
 from __future__ import annotations
@@ -15,15 +16,17 @@ Turns = Sequence[Mapping[str, Any]]
 
 
 def retrieval(turns: Turns, judged: Sequence[str], grades: Sequence[int], measure: str = "ndcg@10") -> float:
-    """A measure of what the queries found, in [0, 1].
+    """Return a measure of the documents that the queries retrieved, in [0, 1].
 
     Args:
-        turns: the model's turn with its `ranking`.
-        judged, grades: ids and grades of the documents that were judged.
-        measure: see `rlkit.rewards.retrieval.measure`.
+        turns: Messages after the prompt; the model's last turn has the `ranking`.
+        judged, grades: Ids and grades of the judged documents.
+        measure: Name of the measure; see `rlkit.rewards.retrieval.measure`.
     """
     ranking = last_turn(turns).get("ranking")
-    return 0.0 if ranking is None else measure_of(measure, ranking, dict(zip(judged, grades, strict=True)))
+    if ranking is None:
+        return 0.0
+    return measure_of(measure, ranking, dict(zip(judged, grades, strict=True)))
 
 
 def gain(
@@ -33,12 +36,16 @@ def gain(
     original: Sequence[str],
     measure: str = "ndcg@10",
 ) -> float:
-    """The same less the measure of what the task's own query finds (`original`), in [-1, 1].
+    """Return `retrieval` minus the same measure of the unchanged query, in [-1, 1].
 
     Rewriting helps weak retrievers and may hurt strong ones (CRUMB, arXiv 2509.07253).
+
+    Args:
+        turns, judged, grades, measure: See `retrieval`.
+        original: Ranking of the unchanged query: document ids, best first.
     """
-    own = measure_of(measure, original, dict(zip(judged, grades, strict=True)))
-    return retrieval(turns, judged, grades, measure) - own
+    baseline = measure_of(measure, original, dict(zip(judged, grades, strict=True)))
+    return retrieval(turns, judged, grades, measure) - baseline
 
 
 def priced(
@@ -48,21 +55,21 @@ def priced(
     measure: str = "ndcg@10",
     price: float = 0.05,
 ) -> float:
-    """The measure less a price for changing the query: leaving it as it is costs nothing.
+    """Return `retrieval` minus `price` if the model changed the query; an unchanged query is free.
 
     Raises:
-        ValueError: a negative price.
+        ValueError: The price is negative.
     """
     if price < 0:
-        raise ValueError(f"price must not be negative: it is {price}")
+        raise ValueError(f"price must not be negative, but it is {price}")
     return retrieval(turns, judged, grades, measure) - price * augmented(turns)
 
 
 def augmented(turns: Turns) -> float:
-    """1 if the model changed the query, else 0. A metric."""
+    """Return 1 if the model changed the query, else 0. A metric."""
     return float(bool(last_turn(turns).get("augmented")))
 
 
 def last_turn(turns: Turns) -> Mapping[str, Any]:
-    """Return the model's last turn; an empty one if it had none."""
+    """Return the last assistant message, or an empty mapping if there is none."""
     return next((turn for turn in reversed(turns) if turn["role"] == "assistant"), {})

@@ -1,8 +1,9 @@
-"""Rewards for a permutation that a model prints, such as `[3] > [1] > [2]`.
+"""Rewards for a permutation that a model writes, such as `[3] > [1] > [2]`.
 
-The last such chain after any `</think>` counts; one identifier alone is a chain if nothing else is written.
-Identifiers begin at 1. Those that repeat count where they stand first, unknown ones are passed over, and what
-is missing follows in the given order. A text without any known identifier is no ranking: all rewards are 0.
+The last such chain after any `</think>` counts. A single identifier is a chain if the model writes nothing
+else. Identifiers start at 1. A repeated identifier counts at its first position, an unknown one is skipped,
+and missing candidates follow in their original order. A completion without any known identifier contains no
+ranking, and all rewards are 0.
 """
 
 from __future__ import annotations
@@ -13,21 +14,23 @@ from collections.abc import Sequence
 from rlkit.rewards.retrieval import ndcg_of_gains
 
 _CHAIN = re.compile(r"\[\s*\d+\s*\](?:\s*>+\s*\[\s*\d+\s*\])+")
-_ALONE = re.compile(r"\[\s*\d+\s*\]")
+_SINGLE = re.compile(r"\[\s*\d+\s*\]")
 _NUMBER = re.compile(r"\d{1,9}")
 
 
 def read_permutation(completion: str, n: int) -> list[int] | None:
-    """The order of `n` candidates, from 0, all of them; None where no ranking is written."""
-    named = _named(completion, n)
-    if not named:
+    """Parse a ranking of `n` candidates to a permutation of 0, ..., n - 1; None if there is no ranking."""
+    ranked = _ranked_candidates(completion, n)
+    if not ranked:
         return None
-    return [*named, *(i for i in range(n) if i not in set(named))]
+    return [*ranked, *(i for i in range(n) if i not in set(ranked))]
 
 
-def _named(completion: str, n: int) -> list[int]:
+def _ranked_candidates(completion: str, n: int) -> list[int]:
     text = completion.rpartition("</think>")[2].strip()
-    chains = _CHAIN.findall(text) or ([text] if _ALONE.fullmatch(text) else [])
+    chains = _CHAIN.findall(text)
+    if not chains and _SINGLE.fullmatch(text):
+        chains = [text]
     if not chains:
         return []
     numbers = (int(number) - 1 for number in _NUMBER.findall(chains[-1]))
@@ -35,21 +38,23 @@ def _named(completion: str, n: int) -> list[int]:
 
 
 def ndcg(completion: str, grades: Sequence[int], ideal: Sequence[int], k: int = 10) -> float:
-    """nDCG at k of the printed ranking, linear gain, in [0, 1]; 0 where none is printed.
+    """Return the nDCG at k of the model's ranking with linear gain, in [0, 1]; 0 without a ranking.
 
     Args:
-        completion: what the model wrote.
-        grades: of the candidates, in the given order.
-        ideal: the grades of all documents that are relevant to the query, whether candidates or not.
-        k: the first ones, which count.
+        completion: Completion of the model.
+        grades: Grades of the candidates, in their original order.
+        ideal: Grades of all documents relevant to the query, whether they are candidates or not.
+        k: Number of ranks that count.
     """
     order = read_permutation(completion, len(grades))
-    return 0.0 if order is None else ndcg_of_gains([grades[i] for i in order], ideal, k)
+    if order is None:
+        return 0.0
+    return ndcg_of_gains([grades[i] for i in order], ideal, k)
 
 
 def whole_list(completion: str, grades: Sequence[int]) -> float:
-    """1 if the printed ranking names every candidate once and nothing else, else 0. A metric."""
+    """Return 1 if the ranking has every candidate exactly once and nothing else, else 0. A metric."""
     text = completion.rpartition("</think>")[2]
-    chains = _CHAIN.findall(text) or _ALONE.findall(text)
+    chains = _CHAIN.findall(text) or _SINGLE.findall(text)
     numbers = [int(number) for number in _NUMBER.findall(chains[-1])] if chains else []
     return float(sorted(numbers) == list(range(1, len(grades) + 1)))

@@ -1,8 +1,8 @@
 """Rewards and metrics of one ranking: nDCG, reciprocal rank, recall, precision, average precision.
 
-They are trec_eval's: linear gain, log2 discount. A ranking is document ids, best first; `qrels` has the
-grades of one query, and what is not in it is not relevant. A query without a ranking scores 0.
-`rlkit.retrieval.measures` has the same measures by trec_eval itself, for evaluations.
+The definitions are trec_eval's: linear gain, log2 discount. A ranking is a sequence of document ids, best
+first. `qrels` has the grades of one query; a document without a grade is not relevant. A query without a
+ranking scores 0. For evaluations, `rlkit.retrieval.measures` computes the same measures by trec_eval itself.
 """
 
 from __future__ import annotations
@@ -14,80 +14,84 @@ from itertools import islice
 from typing import NamedTuple
 
 _NAME = re.compile(r"(ndcg|recall|precision|rr|ap)(?:@([1-9][0-9]*))?")
-_WITHOUT_CUT = ("ndcg", "ap", "rr")
+_OPTIONAL_CUTOFF = ("ndcg", "ap", "rr")
 
 
 def ndcg(ranking: Iterable[str], qrels: Mapping[str, int], k: int = 10, gain: str = "linear") -> float:
-    """nDCG at k of one ranking, in [0, 1]; 0 where nothing is relevant.
+    """Return the nDCG at k of one ranking, in [0, 1]; 0 if no document is relevant.
 
     Args:
-        ranking: document ids, best first; those that repeat count where they stand first.
-        qrels: grades; below 1 is not relevant.
-        k: the first documents, which count.
-        gain: "linear", trec_eval's; or "exponential", 2 ** grade - 1.
+        ranking: Document ids, best first; a repeated id counts at its first position.
+        qrels: Grade of each judged document; a grade below 1 means not relevant.
+        k: Number of ranks that count.
+        gain: "linear", as in trec_eval, or "exponential", 2 ** grade - 1.
 
     Raises:
-        ValueError: another gain, or a k below 1.
+        ValueError: The gain is unknown, or k is below 1.
     """
-    if gain not in ("linear", "exponential") or k < 1:
-        raise ValueError(f"gain is {gain!r} and k is {k}: take linear or exponential, and k from 1")
+    if gain not in ("linear", "exponential"):
+        raise ValueError(f"there is no gain {gain!r}; use linear or exponential")
+    if k < 1:
+        raise ValueError(f"k must be at least 1, not {k}")
     gains = {d: g if gain == "linear" else 2**g - 1 for d, g in qrels.items() if g > 0}
-    found = [gains.get(document, 0) for document in islice(dict.fromkeys(ranking), k)]
-    return ndcg_of_gains(found, list(gains.values()), k)
+    ranked_gains = [gains.get(document, 0) for document in islice(dict.fromkeys(ranking), k)]
+    return ndcg_of_gains(ranked_gains, list(gains.values()), k)
 
 
 def ndcg_of_gains(gains: Sequence[float], ideal: Iterable[float], k: int = 10) -> float:
-    """nDCG at k of documents by their gains, best first, in [0, 1]; 0 where nothing is relevant.
+    """Return the nDCG at k from the gains of a ranking, in [0, 1]; 0 if no document is relevant.
 
     Args:
-        gains: of the ranked documents; those below 0 count as 0.
-        ideal: of all that could be ranked, in any order.
-        k: the first ones, which count.
+        gains: Gains of the ranked documents, best rank first; a negative gain counts as 0.
+        ideal: Gains of all documents that could be ranked, in any order.
+        k: Number of ranks that count.
     """
-    best = _discounted(sorted((gain for gain in ideal if gain > 0), reverse=True)[:k])
-    return _discounted(gains[:k]) / best if best else 0.0
+    ideal_dcg = _dcg(sorted((gain for gain in ideal if gain > 0), reverse=True)[:k])
+    return _dcg(gains[:k]) / ideal_dcg if ideal_dcg else 0.0
 
 
-def _discounted(gains: Sequence[float]) -> float:
+def _dcg(gains: Sequence[float]) -> float:
     return sum(max(gain, 0) / math.log2(rank + 1) for rank, gain in enumerate(gains, 1))
 
 
 def measure(name: str, ranking: Iterable[str], qrels: Mapping[str, int], min_grade: int = 1) -> float:
-    """One measure of one ranking, in [0, 1]; 0 where nothing is relevant.
+    """Return a measure of one ranking, in [0, 1]; 0 if no document is relevant.
 
     Args:
-        name: "ndcg@10", "recall@100", "precision@5", "rr@10", "ap"; nDCG, RR and AP also without "@".
-        ranking: document ids, best first; those that repeat count where they stand first.
-        qrels: grades; below 1 is never relevant.
-        min_grade: least grade that counts as relevant for the measures other than nDCG.
+        name: "ndcg@10", "recall@100", "precision@5", "rr@10", "ap"; nDCG, RR and AP need no cutoff.
+        ranking: Document ids, best first; a repeated id counts at its first position.
+        qrels: Grade of each judged document; a grade below 1 means not relevant.
+        min_grade: Minimum grade of a relevant document, for all measures except nDCG.
 
     Raises:
-        ValueError: an unknown measure.
+        ValueError: The measure is unknown.
     """
     match = _NAME.fullmatch(name)
-    if match is None or (match[2] is None and match[1] not in _WITHOUT_CUT):
+    if match is None or (match[2] is None and match[1] not in _OPTIONAL_CUTOFF):
         raise ValueError(
-            f"there is no measure {name!r}: take ndcg@10, recall@9, precision@5, rr@10 or ap, with any number"
+            f"there is no measure {name!r}; use ndcg@10, recall@9, precision@5, rr@10 or ap, with any cutoff"
         )
-    kind, cut = match[1], None if match[2] is None else int(match[2])
-    ranked = list(islice(dict.fromkeys(ranking), cut))
+    kind = match[1]
+    cutoff = None if match[2] is None else int(match[2])
+    ranked = list(islice(dict.fromkeys(ranking), cutoff))
     if kind == "ndcg":
-        return ndcg(ranked, qrels, cut or max(len(qrels), len(ranked), 1))
+        # Without a cutoff all ranks count, also those that only the ideal ranking has.
+        return ndcg(ranked, qrels, cutoff or max(len(qrels), len(ranked), 1))
     relevant = {document for document, grade in qrels.items() if grade >= max(min_grade, 1)}
     ranks = [rank for rank, document in enumerate(ranked, 1) if document in relevant]
     if not ranks:
         return 0.0
     if kind == "rr":
         return 1 / ranks[0]
-    if kind == "precision" and cut is not None:
-        return len(ranks) / cut
+    if kind == "precision" and cutoff is not None:
+        return len(ranks) / cutoff
     if kind == "recall":
         return len(ranks) / len(relevant)
-    return sum(found / rank for found, rank in enumerate(ranks, 1)) / len(relevant)
+    return sum(num_hits / rank for num_hits, rank in enumerate(ranks, 1)) / len(relevant)
 
 
 class Page(NamedTuple):
-    """What one query of a search session gave: the documents shown, in order, and those that were read."""
+    """Results of one query of a search session: the documents shown, in order, and those clicked."""
 
     shown: Sequence[str]
     clicked: Collection[str]
@@ -103,31 +107,36 @@ def num(
     reform_cost: float = 200.0,
     patience: float = 132_000.0,
 ) -> float:
-    """How soon a whole search session found what is relevant, against an ideal session, in [0, 1].
+    """Return the U-measure of a search session, normalized by that of an ideal session, in [0, 1].
 
-    The user reads along a trail, in characters: snippets down to the last click (all, where nothing is
-    clicked), the text of each document at its first click, and `reform_cost` for each further query. A
-    document's gain counts where its text ends, less by `position / patience` (U-measure)::
+    The user reads along a trail that is measured in characters: snippets down to the last click (all snippets
+    if there is no click), the text of each document at its first click, and `reform_cost` for each query
+    after the first. A document's gain counts at the position where its text ends, with a linear discount::
 
         NUM = U(session) / U(ideal),    U = sum of gain * max(0, 1 - position / patience)
 
-    The ideal session has one query and shows what is relevant first, in the order with the highest sum. 0 if
-    nothing is relevant. Our formula: that of NUM (arXiv 2401.12445), whose idea this is, could not be read.
+    The ideal session has one query and shows only relevant documents, in the order with the highest sum. The
+    result is 0 if no document is relevant. The idea is NUM's (arXiv 2401.12445), but the formula is ours,
+    because we could not obtain the paper's.
 
     Args:
-        pages: one for each query, in order.
-        grades: relevance, which is the gain; None: 1 for what was clicked anywhere in the session.
-        read: characters of a document that are read; `usual_read` where it says nothing.
-        usual_read, snippet: characters.
-        reform_cost: characters that writing another query costs.
-        patience: characters after which nothing counts.
+        pages: Results of each query, in order.
+        grades: Grade of each document, which is its gain; None means 1 for each clicked document.
+        read: Number of characters that the user reads of each document.
+        usual_read: Number of characters read of a document that is not in `read`.
+        snippet: Number of characters of a snippet.
+        reform_cost: Cost of writing another query, in characters.
+        patience: Position, in characters, from which gains count nothing.
 
     Raises:
-        ValueError: lengths that are not positive.
+        ValueError: A length is not positive, or `reform_cost` is negative.
     """
     lengths = dict(read or {})
     if min(usual_read, snippet, patience, *lengths.values()) <= 0 or reform_cost < 0:
-        raise ValueError("usual_read, snippet, patience and read must be positive, reform_cost not negative")
+        raise ValueError(
+            f"usual_read ({usual_read}), snippet ({snippet}), patience ({patience}) and the values of read "
+            f"must be positive, and reform_cost ({reform_cost}) must not be negative"
+        )
     if grades is None:
         grades = {document: 1 for page in pages for document in page.clicked}
     gains = {document: grade for document, grade in grades.items() if grade > 0}
@@ -135,22 +144,26 @@ def num(
     def length(document: str) -> float:
         return lengths.get(document, usual_read)
 
-    def value(position: float) -> float:
+    def discount(position: float) -> float:
         return max(0.0, 1 - position / patience)
 
-    found, position, seen = 0.0, 0.0, set()
+    utility, position = 0.0, 0.0
+    already_read: set[str] = set()
     for i, page in enumerate(pages):
         position += reform_cost if i else 0.0
-        last = max((rank for rank, d in enumerate(page.shown) if d in page.clicked), default=len(page.shown))
-        for document in page.shown[: last + 1]:
+        last_click = max(
+            (rank for rank, document in enumerate(page.shown) if document in page.clicked),
+            default=len(page.shown),
+        )
+        for document in page.shown[: last_click + 1]:
             position += snippet
-            if document in page.clicked and document not in seen:
-                seen.add(document)
+            if document in page.clicked and document not in already_read:
+                already_read.add(document)
                 position += length(document)
-                found += gains.get(document, 0) * value(position)
-    ideal, position = 0.0, 0.0
-    # Most gain for the characters first: no other order has a higher sum (Smith's rule).
+                utility += gains.get(document, 0) * discount(position)
+    ideal_utility, position = 0.0, 0.0
+    # Highest gain per character first: no other order has a higher sum (Smith's rule).
     for document in sorted(gains, key=lambda d: gains[d] / (snippet + length(d)), reverse=True):
         position += snippet + length(document)
-        ideal += gains[document] * value(position)
-    return min(found / ideal, 1.0) if ideal else 0.0
+        ideal_utility += gains[document] * discount(position)
+    return min(utility / ideal_utility, 1.0) if ideal_utility else 0.0

@@ -1,12 +1,12 @@
-"""Rewards for how an answer was found: what was retrieved, how often, and in which form.
+"""Rewards for the search behind an answer: the retrieved passages, the number of searches, and the format.
 
-They read `turns`, the messages after the prompt. The model's have the role "assistant". The environment's
-with search results have `documents`, the ids of the passages, best first, and `query`; in its other messages
-these are missing or None. What a passage says is read from those messages alone: an `<information>` block
-that the model writes is no evidence. A text counts as found where it stands as whole words
-(`rlkit.rewards.qa`).
+They read `turns`, the messages after the prompt. The model's messages have the role "assistant". The
+environment's messages with search results have `documents`, the ids of the passages, best first, and `query`;
+in its other messages these are missing or None. Passages are read only from the environment's messages: an
+`<information>` block that the model writes is not evidence. An answer must occur in a passage as whole
+words (`rlkit.rewards.qa`).
 
-The tags are those of Search-R1: `<think>`, `<search>`, `<information>` (the environment's) and `<answer>`.
+The tags are Search-R1's: `<think>`, `<search>`, `<information>` (written by the environment) and `<answer>`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ Turns = Sequence[Mapping[str, Any]]
 
 _TAG = re.compile(r"(</?(?:think|search|information|answer)>)")
 
-# What may come next in a well-formed rollout. "results" stands for a message of the environment that has
-# them; other messages of the environment, and the model's own information tags, lead nowhere.
+# Transitions of a well-formed rollout: (state, symbol) -> state. The symbol "results" is an environment
+# message with search results. Other environment messages and information tags that the model writes have no
+# transition, so they make the rollout ill-formed.
 _NEXT = {
     ("start", "<think>"): "think",
     ("think", "</think>"): "thought",
@@ -32,47 +33,48 @@ _NEXT = {
     ("thought", "<answer>"): "answer",
     ("answer", "</answer>"): "end",
 }
-_OPEN = ("think", "search", "answer")  # where text may stand
+_TEXT_STATES = ("think", "search", "answer")  # inside a pair of tags, where text is allowed
 
 
 def recall(turns: Turns, supporting: Sequence[str]) -> float | None:
-    """Share of the supporting passages that some search retrieved, in [0, 1]; None where there are none.
+    """Return the fraction of the supporting passages that a search retrieved; None if the task has none.
 
-    Pays for searching everything: use it with `search_price`, or where the number of searches is small.
+    This reward pays for searching everything: combine it with `search_price`, or limit the searches.
     """
-    needed = set(supporting)
-    if not needed:
+    supporting_ids = set(supporting)
+    if not supporting_ids:
         return None
-    return len(needed.intersection(_retrieved(turns))) / len(needed)
+    return len(supporting_ids.intersection(_retrieved_ids(turns))) / len(supporting_ids)
 
 
 def searches(turns: Turns) -> float:
-    """The number of searches that got documents. A metric."""
+    """Return the number of searches that retrieved documents. A metric."""
     return float(sum(len(message["documents"]) > 0 for message in _results(turns)))
 
 
 def search_price(turns: Turns, limit: int = 4, price: float = 0.1) -> float:
-    """-price for each search beyond `limit`, at most 0. Added to the reward for being right.
+    """Return -price for each search beyond `limit`, otherwise 0. Added to the correctness reward.
 
     Raises:
-        ValueError: a negative limit or price, which would pay for searching.
+        ValueError: The limit or the price is negative, which would pay for searching.
     """
     if limit < 0 or price < 0:
-        raise ValueError(f"limit and price must not be negative: they are {limit} and {price}")
+        raise ValueError(f"limit and price must not be negative, but they are {limit} and {price}")
     return price * min(limit - searches(turns), 0.0)
 
 
 def tag_format(turns: Turns) -> float:
-    """1 for a rollout of the form think, (search, results, think)*, answer, and nothing else; 0 otherwise.
+    """Return 1 if the rollout has the form think, (search, results, think)*, answer; else 0.
 
-    Each step of the model's is one pair of tags; only white space stands between them and nothing after the
-    answer. The results are the environment's message: the model's own `<information>` is a fault, and so is
-    an action that the environment turned down. Search-R1's `is_valid_sequence`, `qa_em_format.py`, which
-    finds the rollout by ChatML's markers; here it is `turns`, whatever the chat template.
+    Each step of the model is one pair of tags, with only white space between the steps and nothing after the
+    answer. Results must be a message of the environment: an `<information>` block written by the model makes
+    the rollout ill-formed, and so does an action that the environment rejects. This is `is_valid_sequence` of
+    Search-R1's `qa_em_format.py`. That code locates the rollout by ChatML markers; reading `turns` works with
+    any chat template.
     """
     state = "start"
     for symbol in _symbols(turns):
-        if symbol == "text" and state in _OPEN:
+        if symbol == "text" and state in _TEXT_STATES:
             continue
         if (state, symbol) not in _NEXT:
             return 0.0
@@ -90,7 +92,7 @@ def search_r1(
     final: float = 0.1,
     retrieval: float = 0.0,
 ) -> float:
-    """Exact match with some reward for form, as in Search-R1's v0.3.
+    """Return exact match with partial rewards for the format, as in Search-R1's v0.3.
 
     | answer | `tag_format` | an accepted answer in the results | reward |
     | --- | --- | --- | --- |
@@ -101,53 +103,70 @@ def search_r1(
     | wrong | 0 | | final |
     | none | 0 | | 0 |
 
-    `qa_em_format.py` looks for the answer as a substring, so that "art" is found in "cart"; here it must be
-    whole words. A refusal is never found: there is nothing to find where `answerable` is false.
+    `qa_em_format.py` searches the results for the answer as a substring, so "art" matches "cart"; here the
+    answer must occur as whole words. If `answerable` is false, the accepted answers are refusals, and results
+    that happen to contain one earn nothing.
+
+    Args:
+        turns: Messages after the prompt.
+        completion: The model's part of the rollout.
+        answers: Accepted answers.
+        answerable: Whether the question has an answer in the corpus.
+        structure: Reward for a well-formed rollout with a wrong answer.
+        final: Reward for an ill-formed rollout with a wrong answer.
+        retrieval: Additional reward if the results contain an accepted answer.
 
     Raises:
-        ValueError: see `rlkit.rewards.qa.check_answers`.
+        ValueError: See `rlkit.rewards.qa.check_answers`.
     """
     well_formed = tag_format(turns) == 1
     if exact_match(completion, answers):
         return 1.0 if well_formed else 1.0 - structure
+    if well_formed and answerable and _results_contain(turns, answers):
+        return structure + retrieval
     if well_formed:
-        return structure + (retrieval if answerable and _found(turns, answers) else 0.0)
+        return structure
     return 0.0 if extract_answer(completion) is None else final
 
 
 def backed(turns: Turns, completion: str, answers: Sequence[str], answerable: bool = True) -> float | None:
-    """1 if the answer is right by exact match and stands in a retrieved text, else 0; None if unanswerable.
+    """Return 1 if the answer is an exact match and occurs in the results, else 0; None if unanswerable.
 
-    Its mean is the share of answers that a passage backs; a right answer from memory is not. Exact match
-    minus this tells how much is known or guessed.
+    The mean is the fraction of answers that are correct and backed by a passage. Exact match minus this mean
+    is the fraction answered from memory or by guessing.
 
     Raises:
-        ValueError: see `rlkit.rewards.qa.check_answers`.
+        ValueError: See `rlkit.rewards.qa.check_answers`.
     """
     if not answerable:
         return None
-    right = exact_match(completion, answers) == 1
-    return float(right and _found(turns, [extract_answer(completion) or ""]))
+    is_correct = exact_match(completion, answers) == 1
+    return float(is_correct and _results_contain(turns, [extract_answer(completion) or ""]))
 
 
 def useful_hits(turns: Turns, answers: Sequence[str]) -> float | None:
-    """Share of the searches that a simulated engine was to help whose documents hold an accepted answer.
+    """Return the fraction of searches labeled "useful" whose documents contain an accepted answer. A metric.
 
-    It names the answer to the simulator, which need not obey (ZeroSearch). None where there was none of them.
+    A simulated engine labels a search "useful" if its prompt requests helpful documents. That prompt includes
+    the answer, but the simulator need not obey (ZeroSearch). None if no search has this label.
     """
-    return _hits(turns, answers, "useful")
+    return _hit_rate(turns, answers, "useful")
 
 
 def noisy_hits(turns: Turns, answers: Sequence[str]) -> float | None:
-    """Share of the searches that were to be noise whose documents hold an accepted answer all the same."""
-    return _hits(turns, answers, "noisy")
+    """Return the fraction of searches labeled "noisy" whose documents contain an accepted answer. A metric.
+
+    See `useful_hits`; for a simulator that obeys, the value is near 0.
+    """
+    return _hit_rate(turns, answers, "noisy")
 
 
 def refusal(completion: str, answerable: bool | None = None) -> float | None:
-    """1 if the answer is a refusal (`qa.REFUSALS`) exactly where the task is unanswerable, else 0.
+    """Return 1 if the answer is a refusal (`qa.REFUSALS`) if and only if the task is unanswerable, else 0.
 
-    It judges the decision alone: a wrong answer to an answerable task gets 1 too, so it is a metric, or a
-    reward of small weight. No answer is neither and gets 0. None where the data set does not say.
+    Only the decision counts: a wrong answer to an answerable task also gets 1. So use this as a metric or as
+    a reward with a small weight. A completion without an answer gets 0. The result is None if the dataset has
+    no column `answerable`.
     """
     if answerable is None:
         return None
@@ -158,30 +177,33 @@ def refusal(completion: str, answerable: bool | None = None) -> float | None:
     return float(refused != answerable)
 
 
-def _hits(turns: Turns, answers: Sequence[str], label: str) -> float | None:
-    asked = [[turn] for turn in _results(turns) if turn.get("label") == label]
-    return sum(_found(one, answers) for one in asked) / len(asked) if asked else None
+def _hit_rate(turns: Turns, answers: Sequence[str], label: str) -> float | None:
+    searches_with_label = [turn for turn in _results(turns) if turn.get("label") == label]
+    if not searches_with_label:
+        return None
+    num_hits = sum(_results_contain([turn], answers) for turn in searches_with_label)
+    return num_hits / len(searches_with_label)
 
 
 def _results(turns: Turns) -> list[Mapping[str, Any]]:
-    """The environment's messages with search results, also those that found nothing."""
+    """Return the environment's messages with search results, including empty results."""
     return [turn for turn in turns if turn["role"] != "assistant" and turn.get("documents") is not None]
 
 
-def _retrieved(turns: Turns) -> list[str]:
-    return [document for message in _results(turns) for document in message["documents"]]
+def _retrieved_ids(turns: Turns) -> list[str]:
+    return [document_id for message in _results(turns) for document_id in message["documents"]]
 
 
-def _found(turns: Turns, texts: Sequence[str]) -> bool:
-    """Whether one of the texts stands in what a search retrieved."""
-    # A tag would grow together with the word beside it.
+def _results_contain(turns: Turns, answers: Sequence[str]) -> bool:
+    """Return whether a retrieved passage contains one of the answers as whole words."""
+    # `span` deletes punctuation, so a tag would fuse with the adjacent word.
     passages = [span(_TAG.sub(" ", turn["content"])) for turn in _results(turns) if len(turn["documents"])]
-    wanted = [span(text) for text in texts]
-    return any(text in passage for passage in passages for text in wanted)
+    answer_spans = [span(answer) for answer in answers]
+    return any(answer in passage for passage in passages for answer in answer_spans)
 
 
 def _symbols(turns: Turns) -> list[str]:
-    """What a rollout is made of, for `_NEXT`: tags, "text" for any other words of the model, "results"."""
+    """Return the symbols of a rollout for `_NEXT`: the model's tags, its "text", and "results" or "other"."""
     symbols = []
     for turn in turns:
         if turn["role"] == "assistant":

@@ -1,6 +1,7 @@
-"""Rewards for a language model that plays a search engine: did it write the documents that it was asked for?
+"""Rewards for a language model that simulates a search engine: did it write the requested documents?
 
-A document begins with `Doc 1: text` or `Doc 1(Title: "T") text`, as search results are shown to a policy.
+A document has the form `Doc 1: text` or `Doc 1(Title: "T") text`, the form of search results in a policy's
+prompt.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ _TITLED = re.compile(r'\(Title:\s*(?:"(?P<quoted>[^"\n]*)"|(?P<bare>[^)\n]*))\s*
 
 
 def split_documents(text: str) -> list[tuple[str, str]]:
-    """Title, "" where there is none, and text of each document that was written; empty ones are left out."""
-    return [document for part in _START.split(text)[1:] if (document := _split(part))[1]]
+    """Return (title, body) of each document with a non-empty body; a missing title is ""."""
+    documents = [_split_title(part) for part in _START.split(text)[1:]]
+    return [(title, body) for title, body in documents if body]
 
 
-def _split(part: str) -> tuple[str, str]:
+def _split_title(part: str) -> tuple[str, str]:
     titled = _TITLED.match(part)
     if titled is None:
         return "", " ".join(part.removeprefix(":").split())
@@ -27,21 +29,28 @@ def _split(part: str) -> tuple[str, str]:
 
 
 def holds_answer(text: str, answers: Sequence[str]) -> bool:
-    """Whether an accepted answer stands in a text, as whole words."""
-    words = span(text)
-    return any(span(answer) in words for answer in answers)
+    """Return whether a string contains an accepted answer as whole words."""
+    text_span = span(text)
+    return any(span(answer) in text_span for answer in answers)
 
 
 def form(completion: str, asked: int) -> float:
-    """1 if exactly as many documents were written as were asked for, and nothing before them; else 0."""
-    begins = _START.match(completion) is not None
-    return float(begins and len(split_documents(completion)) == asked)
+    """Return 1 if the completion is exactly `asked` documents with nothing before them, else 0."""
+    starts_with_document = _START.match(completion) is not None
+    return float(starts_with_document and len(split_documents(completion)) == asked)
 
 
 def obeys(completion: str, answers: Sequence[str], asked: int, holds: bool) -> float:
-    """1 if the form is right and the documents hold an answer exactly where the real ones do; else 0.
+    """Return 1 if the form is right and an answer occurs if and only if the real documents have one, else 0.
 
-    Useful documents of a first hop need not hold the answer, and noise may: `holds` says what is the case.
+    Useful documents of a first hop need not contain the answer, and noisy ones may. So the real documents
+    decide, not the label.
+
+    Args:
+        completion: Completion of the model.
+        answers: Accepted answers to the question.
+        asked: Number of documents that the prompt requests.
+        holds: Whether the real engine's documents contain an accepted answer.
     """
     if form(completion, asked) == 0:
         return 0.0

@@ -1,10 +1,11 @@
-"""Make the data on which a search simulator is tuned, from rollouts on a real engine.
+"""Build training data for a search simulator from rollouts on a real engine.
 
     python scripts/build_simulator_data.py runs/search -o runs/simulator.jsonl
     rlkit sft --environment simulator-v2 --environment_args.data runs/simulator.jsonl ...
 
-Each search of a rollout is a row. Whether its documents count as useful or as noise is decided by the
-rollout's answer (`--label answer`, right or wrong), or by whether an accepted one stands in them.
+Each search of a rollout becomes a row, whose documents are labeled useful or noisy. With `--label answer`,
+they are useful if the rollout's final answer is correct. With `--label documents`, they are useful if they
+contain the task's reference answer.
 """
 
 from __future__ import annotations
@@ -29,57 +30,67 @@ QUESTION = re.compile(r"Question: (.+?)\s*$", re.DOTALL)
 
 
 def examples(rollout: Mapping[str, Any], label: str) -> Iterator[Example]:
-    """The searches of one rollout; none of one that is invalid, or of a simulated engine."""
-    asked = QUESTION.search(rollout["prompt"])
-    answer = extract_answer(rollout["answer"])
-    if rollout["invalid"] is not None or asked is None or not answer:
+    """Yield the searches of a rollout, except those of an invalid rollout and of a simulated engine."""
+    question = QUESTION.search(rollout["prompt"])
+    answer = extract_answer(rollout["answer"])  # the reference answer of the task
+    if rollout["invalid"] is not None or question is None or not answer:
         return
-    right = (rollout["rewards/f1"] or 0.0) >= 1
+    is_correct = (rollout["rewards/f1"] or 0.0) >= 1
     for turn in rollout["turns"]:
-        found = turn.get("documents")
-        if turn["role"] == "assistant" or found is None or not len(found) or turn.get("label"):
+        document_ids = turn.get("documents")
+        is_search_result = turn["role"] != "assistant" and document_ids is not None and len(document_ids) > 0
+        if not is_search_result or turn.get("label"):  # only a simulated engine labels its results
             continue
         text = results_text(turn["content"])
-        useful = holds_answer(text, [answer]) if label == "documents" else right
-        yield Example(asked[1], [answer], turn["query"], text, "useful" if useful else "noisy")
+        useful = holds_answer(text, [answer]) if label == "documents" else is_correct
+        yield Example(question[1], [answer], turn["query"], text, "useful" if useful else "noisy")
 
 
 def read_rollouts(runs: Sequence[Path]) -> Iterator[dict[str, Any]]:
-    """The training rollouts of runs.
+    """Yield the training rollouts of runs.
 
     Raises:
-        UserError: a folder without rollouts, or rollouts of another environment.
+        UserError: A folder has no rollouts, or they are of another environment.
     """
     for run in runs:
         files = RolloutFiles(run)
         for step, file in files.files.items():
             if not {"rewards/f1", "turns"} <= set(files.columns(step)):
-                raise UserError(f"{file} has no rollouts of search-v2 in several turns")
+                raise UserError(f"{file} has no multi-turn rollouts of search-v2; pass runs of search-v2")
             yield from files.read(step)
 
 
 def main() -> int:
-    """Write the file, and print how many examples of each label it has."""
+    """Write the examples to a file, and print the number of each label."""
     parser = CommandParser(
-        prog="build_simulator_data.py", description="Make data for a search simulator from rollouts."
+        prog="build_simulator_data.py",
+        description="Build training data for a search simulator from rollouts.",
     )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
-    parser.add_argument("-o", "--out", type=output_file, required=True, help="JSONL file")
-    parser.add_argument("--label", choices=("answer", "documents"), default="answer", help="%(default)s")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directory")
+    parser.add_argument("-o", "--out", type=output_file, required=True, help="JSONL file to write")
+    parser.add_argument(
+        "--label",
+        choices=("answer", "documents"),
+        default="answer",
+        help="documents are useful if the final answer is correct (answer), or if they contain the reference "
+        "answer (documents) (default: answer)",
+    )
     options = parser.parse_args(sys.argv[1:])
-    found = {
-        (one.question, one.query, one.label): one
-        for rollout in read_rollouts(options.runs)
-        for one in examples(rollout, options.label)
-    }
-    if not found:
-        raise UserError("there is no search of a valid rollout in these runs")
+    # Rollouts of the same task repeat searches; the last example of each key is written.
+    unique_examples: dict[tuple[str, str, str], Example] = {}
+    for rollout in read_rollouts(options.runs):
+        for example in examples(rollout, options.label):
+            unique_examples[example.question, example.query, example.label] = example
+    if not unique_examples:
+        raise UserError("no valid rollout of these runs has a search with results")
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text("".join(json.dumps(one.as_row()) + "\n" for one in found.values()))
+    lines = [json.dumps(example.as_row()) + "\n" for example in unique_examples.values()]
+    options.out.write_text("".join(lines))
     for label in ("useful", "noisy"):
-        rows = [one for one in found.values() if one.label == label]
-        holding = sum(holds_answer(one.documents, one.answers) for one in rows)
-        print(f"{len(rows):,} {label}, {holding / max(len(rows), 1):.0%} of them hold the answer")
+        labeled = [example for example in unique_examples.values() if example.label == label]
+        num_with_answer = sum(holds_answer(example.documents, example.answers) for example in labeled)
+        share = num_with_answer / max(len(labeled), 1)
+        print(f"{len(labeled):,} {label}, {share:.0%} of them contain the answer")
     print(options.out)
     return 0
 

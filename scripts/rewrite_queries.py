@@ -1,4 +1,4 @@
-"""Rewrite the queries of a collection with a model, without training, and score what they find.
+"""Rewrite the queries of a collection with a model, without training, and evaluate the rankings.
 
     python scripts/rewrite_queries.py MODEL --collection data/scifact --method ensemble -o ensemble.json
     python scripts/rewrite_queries.py MODEL --collection data/scifact --method fusion -o fusion.json
@@ -6,9 +6,9 @@
         --evaluation_split train --to new
     rlkit eval --compare bm25.json ensemble.json
 
-`ensemble` and `fusion` are GenQREnsemble's; `context` shows the model a relevant document, so it is for
-training queries alone (CAR): `--to` writes a collection in BEIR's layout with the new queries of the split,
-to train on with `rlkit rank` or `rerank-v1`, and the leakage is printed.
+The methods `ensemble` and `fusion` are GenQREnsemble's. The method `context` (CAR) shows the model a relevant
+document, so it is only for training queries. `--to` writes a copy of the collection in BEIR's layout with the
+new queries of the split, for training with `rlkit rank` or `rerank-v1`, and the script prints the leakage.
 """
 
 import json
@@ -24,101 +24,121 @@ from rich.progress import track
 from rlkit.arguments.command_line import CommandParser, output_file
 from rlkit.commands.run import run_command
 from rlkit.envs.ranking.query import fuse
-from rlkit.envs.ranking.rewriting import CONTEXT, FORM, KEYWORDS, ensemble, keywords, leakage
+from rlkit.envs.ranking.rewriting import (
+    CONTEXT_PROMPT,
+    KEYWORD_INSTRUCTIONS,
+    KEYWORD_PROMPT,
+    clean_keywords,
+    ensemble,
+    leakage,
+)
 from rlkit.errors import UserError
 from rlkit.evaluation.rankings import as_evaluation
 from rlkit.retrieval.collections.base import Collection
 from rlkit.retrieval.collections.load import load_collection
-from rlkit.retrieval.evaluate import score, write_trec
-from rlkit.retrieval.queries import Judged, cut, documents_of, judged_queries
+from rlkit.retrieval.evaluate import score_rankings, write_trec_run
+from rlkit.retrieval.queries import JudgedQuery, documents_by_id, judged_queries, truncate_words
 from rlkit.retrieval.retrievers import open_retriever, retrieve
-from rlkit.rollouts.text_generation import THROUGH, Writer, open_writer
+from rlkit.rollouts.text_generation import BACKENDS, TextModel, load_text_model
 
 METHODS = ("ensemble", "fusion", "context")
-DOCUMENT_WORDS = 150
-BLOCK = 64  # texts between two steps of the progress bar
+MAX_DOCUMENT_WORDS = 150  # of a document in a prompt
+BATCH_SIZE = 64  # prompts between two updates of the progress bar
 
 
-def write(writer: Writer, prompts: Sequence[str], seed: int) -> list[str]:
-    """Answers to prompts; raises UserError where one fails."""
-    found: list[str] = []
-    for start in track(range(0, len(prompts), BLOCK), description="writing"):
-        block = prompts[start : start + BLOCK]
-        messages = [[{"role": "user", "content": text}] for text in block]
-        for one in writer.write(messages, [seed + start + i for i in range(len(block))]):
-            if one.error is not None:
-                raise UserError(f"{writer.name} failed: {one.error}")
-            found.append(one.text)
-    return found
+def generate(model: TextModel, prompts: Sequence[str], seed: int) -> list[str]:
+    """Generate a reply to each prompt with a progress bar; raises UserError if a request fails."""
+    replies: list[str] = []
+    for start in track(range(0, len(prompts), BATCH_SIZE), description="generating"):
+        batch = prompts[start : start + BATCH_SIZE]
+        messages = [[{"role": "user", "content": prompt}] for prompt in batch]
+        for generation in model.generate(messages, [seed + start + i for i in range(len(batch))]):
+            if generation.error is not None:
+                raise UserError(f"{model.name} failed to generate text: {generation.error}")
+            replies.append(generation.text)
+    return replies
 
 
-def expand(writer: Writer, asked: Sequence[Judged], seed: int) -> dict[str, list[str]]:
-    """Keywords for each query, by each instruction."""
-    prompts = [FORM.format(instruction=one, query=query.text) for query in asked for one in KEYWORDS]
-    texts = iter(write(writer, prompts, seed))
-    return {query.id: [keywords(next(texts)) for _ in KEYWORDS] for query in asked}
-
-
-def with_context(
-    writer: Writer, asked: Sequence[Judged], collection: Collection, seed: int
-) -> tuple[dict[str, str], float]:
-    """A new query for each, with one of its best documents at hand, and the mean leakage."""
-    best = {query.id: max(query.grades, key=query.grades.__getitem__) for query in asked}
-    documents = documents_of(collection, best.values())
-    texts = {
-        query.id: f"{documents[best[query.id]].title} {documents[best[query.id]].text}" for query in asked
-    }
+def generate_keywords(model: TextModel, queries: Sequence[JudgedQuery], seed: int) -> dict[str, list[str]]:
+    """Return the keywords of each query, one string per instruction, by query id."""
     prompts = [
-        CONTEXT.format(document=cut(texts[query.id], DOCUMENT_WORDS), query=query.text) for query in asked
+        KEYWORD_PROMPT.format(instruction=instruction, query=query.text)
+        for query in queries
+        for instruction in KEYWORD_INSTRUCTIONS
     ]
-    written = [" ".join(text.split()) for text in write(writer, prompts, seed)]
-    new = {query.id: text or query.text for query, text in zip(asked, written, strict=True)}
-    leaked = [leakage(new[query.id], query.text, texts[query.id]) for query in asked]
-    return new, float(np.mean(leaked))
+    replies = iter(generate(model, prompts, seed))
+    return {query.id: [clean_keywords(next(replies)) for _ in KEYWORD_INSTRUCTIONS] for query in queries}
+
+
+def rewrite_with_context(
+    model: TextModel, queries: Sequence[JudgedQuery], collection: Collection, seed: int
+) -> tuple[dict[str, str], float]:
+    """Rewrite each query with a document of its highest grade in the prompt.
+
+    Returns:
+        The new queries by query id, and the mean leakage.
+    """
+    best_ids = {query.id: max(query.grades, key=query.grades.__getitem__) for query in queries}
+    documents = documents_by_id(collection, best_ids.values())
+    texts: dict[str, str] = {}
+    prompts = []
+    for query in queries:
+        document = documents[best_ids[query.id]]
+        texts[query.id] = f"{document.title} {document.text}"
+        snippet = truncate_words(texts[query.id], MAX_DOCUMENT_WORDS)
+        prompts.append(CONTEXT_PROMPT.format(document=snippet, query=query.text))
+    rewritten: dict[str, str] = {}
+    for query, reply in zip(queries, generate(model, prompts, seed), strict=True):
+        rewritten[query.id] = " ".join(reply.split()) or query.text  # an empty reply keeps the query
+    leakages = [leakage(rewritten[query.id], query.text, texts[query.id]) for query in queries]
+    return rewritten, float(np.mean(leakages))
 
 
 def rank(collection: Collection, retriever: str, queries: dict[str, list[str]], depth: int) -> dict[str, Any]:
-    """Rankings of one query each, or of several that are fused."""
+    """Return the ranking of each query id; the rankings of several query strings are fused."""
     engine = open_retriever(retriever, collection)
-    most = max(map(len, queries.values()))
-    lists: dict[str, list[list[str]]] = {name: [] for name in queries}
-    for i in range(most):
-        part = {name: texts[i] for name, texts in queries.items() if i < len(texts)}
-        for name, ranking in retrieve(engine, collection, part, depth).items():
-            lists[name].append(ranking)
-    return {name: fuse(found)[:depth] if len(found) > 1 else found[0] for name, found in lists.items()}
+    rankings: dict[str, list[list[str]]] = {query_id: [] for query_id in queries}
+    for i in range(max(map(len, queries.values()))):
+        batch = {query_id: texts[i] for query_id, texts in queries.items() if i < len(texts)}
+        for query_id, ranking in retrieve(engine, collection, batch, depth).items():
+            rankings[query_id].append(ranking)
+    fused: dict[str, Any] = {}
+    for query_id, lists in rankings.items():
+        fused[query_id] = fuse(lists)[:depth] if len(lists) > 1 else lists[0]
+    return fused
 
 
-def save_collection(folder: Path, source: Path, new: dict[str, str]) -> None:
-    """A copy in BEIR's layout with other texts for some queries."""
+def save_collection(folder: Path, source: Path, rewritten: dict[str, str]) -> None:
+    """Copy a collection in BEIR's layout and replace the texts of the rewritten queries."""
     if not (source / "queries.jsonl").exists():
-        raise UserError(f"--to copies a folder in BEIR's layout, which {source} is not")
+        raise UserError(f"--to needs a --collection in BEIR's layout, but {source} has no queries.jsonl")
     if folder.exists():
-        raise UserError(f"{folder} is there already: name another folder")
+        raise UserError(f"{folder} exists; pass another folder to --to")
     shutil.copytree(source, folder)
     rows = [json.loads(line) for line in (source / "queries.jsonl").read_text().splitlines() if line.strip()]
-    lines = [json.dumps(row | {"text": new.get(str(row["_id"]), row["text"])}) for row in rows]
+    lines = [json.dumps(row | {"text": rewritten.get(str(row["_id"]), row["text"])}) for row in rows]
     (folder / "queries.jsonl").write_text("\n".join(lines) + "\n")
 
 
 def build_parser() -> CommandParser:
-    """Build the parser of the script."""
-    parser = CommandParser(description="Rewrite queries with a model and score what they find.")
+    """Return the parser of the command line."""
+    parser = CommandParser(description="Rewrite queries with a model and evaluate the rankings.")
     add = parser.add_argument
-    add("model", help="a hub name, a folder or bundled:smollm2-135m")
-    add("--collection", required=True, help="as of rlkit eval")
-    add("--retriever", default="bm25", help="as of rlkit eval (default: bm25)")
-    add("--method", choices=METHODS, required=True)
+    add("model", help="model that rewrites: hub name, folder or bundled:smollm2-135m")
+    add("--collection", required=True, help="collection with judged queries, as in rlkit eval")
+    add("--retriever", default="bm25", help="retriever, as in rlkit eval (default: bm25)")
+    add("--method", choices=METHODS, required=True, help="method of rewriting")
     add("--evaluation_split", default="test", help="split of the queries (default: test)")
     add("-n", "--evaluation_tasks", type=int, metavar="N", help="number of queries (default: all)")
-    add("--seed", type=int, default=0, help="of the queries and of sampling (default: 0)")
-    add("--through", default="transformers", help=f"{', '.join(THROUGH)}, or the URL of a server")
-    add("--temperature", type=float, default=0.9, help="(default: 0.9)")
-    add("--tokens", type=int, default=48, help="of a text at most (default: 48)")
-    add("--depth", type=int, default=1000, help="documents of a ranking (default: 1000)")
-    add("-o", "--out", type=output_file, help="write the evaluation as JSON")
-    add("--run_file", type=output_file, help="write the rankings in TREC's form")
-    add("--to", type=Path, help="of context: the folder of the new collection")
+    add("--seed", type=int, default=0, help="seed of the order of queries and of sampling (default: 0)")
+    backends = ", ".join(BACKENDS)
+    add("--backend", default="transformers", help=f"{backends} or a server's URL (default: transformers)")
+    add("--temperature", type=float, default=0.9, help="sampling temperature (default: 0.9)")
+    add("--max_tokens", type=int, default=48, help="maximum number of tokens of a reply (default: 48)")
+    add("--depth", type=int, default=1000, help="number of documents in a ranking (default: 1000)")
+    add("-o", "--out", type=output_file, help="JSON file to write the evaluation to")
+    add("--run_file", type=output_file, help="file to write the rankings to, in TREC run format")
+    add("--to", type=Path, help="folder to write the rewritten collection to; only with --method context")
     return parser
 
 
@@ -126,33 +146,35 @@ def main() -> int:
     """Rewrite, rank, score, and print the means."""
     options = build_parser().parse_args(sys.argv[1:])
     if (options.method == "context") != (options.to is not None):
-        raise UserError("--to goes with --method context")
+        raise UserError("--method context requires --to, and the other methods do not accept it")
     collection = load_collection(options.collection)
-    asked = judged_queries(collection, options.evaluation_split, options.evaluation_tasks, options.seed)
-    writer = open_writer(
-        options.model, options.through, tokens=options.tokens, temperature=options.temperature
+    queries = judged_queries(collection, options.evaluation_split, options.evaluation_tasks, options.seed)
+    model = load_text_model(
+        options.model, options.backend, max_tokens=options.max_tokens, temperature=options.temperature
     )
+    query_texts: dict[str, list[str]] = {}
     if options.method == "context":
-        new, leaked = with_context(writer, asked, collection, options.seed)
-        save_collection(options.to, Path(options.collection), new)
-        print(f"leakage {leaked:.3f}: share of the new queries' words, by threes, that only the document has")
-        queries = {name: [text] for name, text in new.items()}
+        rewritten, mean_leakage = rewrite_with_context(model, queries, collection, options.seed)
+        save_collection(options.to, Path(options.collection), rewritten)
+        print(
+            f"leakage {mean_leakage:.3f}: share of the new queries' trigrams that only the document contains"
+        )
+        query_texts = {query_id: [text] for query_id, text in rewritten.items()}
     else:
-        found = expand(writer, asked, options.seed)
-        queries = {
-            one.id: [ensemble(one.text, found[one.id])]
-            if options.method == "ensemble"
-            else [one.text, *(text for text in found[one.id] if text)]
-            for one in asked
-        }
-    rankings = rank(collection, options.retriever, queries, options.depth)
+        keywords = generate_keywords(model, queries, options.seed)
+        for query in queries:
+            if options.method == "ensemble":
+                query_texts[query.id] = [ensemble(query.text, keywords[query.id])]
+            else:
+                query_texts[query.id] = [query.text, *(text for text in keywords[query.id] if text)]
+    rankings = rank(collection, options.retriever, query_texts, options.depth)
     if options.run_file:
-        write_trec(options.run_file, rankings, options.method)
+        write_trec_run(options.run_file, rankings, options.method)
     result = as_evaluation(
         {
-            "queries": {name: " | ".join(texts) for name, texts in queries.items()},
+            "queries": {query_id: " | ".join(texts) for query_id, texts in query_texts.items()},
             "rankings": rankings,
-            "scores": score(collection, options.evaluation_split, rankings),
+            "scores": score_rankings(collection, options.evaluation_split, rankings),
         },
         name=options.method,
         model=f"{options.method} {options.model} {options.retriever}",

@@ -1,13 +1,14 @@
-"""Split an environment's tasks so that interpolation and extrapolation are tested apart.
+"""Split an environment's tasks to test interpolation and extrapolation separately.
 
     python scripts/split_tasks.py rerank-v1 --environment_args.collection data/scifact \\
         --encoder BAAI/bge-small-en-v1.5 -o splits.json
     rlkit train --config FILE --fold splits.json:interpolation-0
     rlkit eval MODEL --environment rerank-v1 --fold splits.json:extrapolation-0
 
-The prompts of the tasks (or their column `query`, where they have one) are embedded and compared; see
-`rlkit/evaluation/splits.py` for the two methods. For each fold the sizes are printed, and, where tasks say
-which documents are relevant (`judged`), the share of test tasks that share one with a training task.
+The script embeds the tasks' column `query`, or their prompts if there is no such column, and compares the
+vectors; `rlkit/evaluation/splits.py` describes the two methods. It prints the sizes of each fold. If the
+tasks list their relevant documents (`judged`), it also prints the fraction of test tasks that share a
+relevant document with a training task.
 """
 
 import json
@@ -20,7 +21,7 @@ import numpy as np
 from rlkit.arguments.command_line import CommandParser, output_file
 from rlkit.commands.run import run_command
 from rlkit.errors import UserError
-from rlkit.evaluation.splits import METHODS, label_overlap, split_queries
+from rlkit.evaluation.splits import METHODS, label_overlap, split_tasks
 from rlkit.files import atomic_write
 from rlkit.registry import load_environment
 from rlkit.retrieval.encoders import load_encoder
@@ -28,29 +29,39 @@ from rlkit.runs.record import prompt_text
 
 
 def embed(tasks: datasets.Dataset, encoder: Any) -> np.ndarray:
-    """Vectors of tasks, one row each."""
+    """Embed the queries or prompts of tasks, (tasks, dimensions)."""
     texts = tasks["query"] if "query" in tasks.column_names else map(prompt_text, tasks["prompt"])
     return np.asarray(encoder.encode(list(texts), show_progress_bar=True))
 
 
 def main() -> int:
-    """Write the file of folds and print their sizes."""
-    parser = CommandParser(description="Split tasks into interpolation and extrapolation.")
+    """Write the folds to a file and print their sizes."""
+    parser = CommandParser(description="Split tasks into interpolation and extrapolation folds.")
     add = parser.add_argument
-    add("environment", help="an id, package.module:Class or path/file.py:Class")
-    parser.add_environment_args("its arguments")
-    add("--encoder", required=True, help="a model of sentence-transformers, or bundled:all-minilm-l6-v2")
-    add("--method", choices=METHODS, default="resttest", help="(default: resttest)")
-    add("-k", type=int, default=5, help="clusters, or nearest tasks of each test task (default: 5)")
-    add("--size", type=int, default=0, help="of restrain: training tasks of a fold at most")
-    add("--seed", type=int, default=0, help="of the tasks and the clusters (default: 0)")
-    add("-o", "--out", type=output_file, required=True, help="the file of folds")
+    add("environment", help="environment id, package.module:Class or path/file.py:Class")
+    parser.add_environment_args("arguments of the environment")
+    add("--encoder", required=True, help="sentence-transformers model, or bundled:all-minilm-l6-v2")
+    add("--method", choices=METHODS, default="resttest", help="method of splitting (default: resttest)")
+    add(
+        "-k",
+        type=int,
+        default=5,
+        help="resttest: number of clusters; restrain: number of nearest tasks per test task (default: 5)",
+    )
+    add(
+        "--size",
+        type=int,
+        default=0,
+        help="restrain: maximum number of training tasks in a fold (default: 0, no maximum)",
+    )
+    add("--seed", type=int, default=0, help="seed of the tasks and of the clustering (default: 0)")
+    add("-o", "--out", type=output_file, required=True, help="JSON file to write the folds to")
     options = parser.parse_args(sys.argv[1:])
     environment = load_environment(options.environment, **options.environment_args)
     train, test = (environment.tasks(split, None, options.seed) for split in ("train", "test"))
     encoder = load_encoder(options.encoder)
     try:
-        found = split_queries(
+        folds = split_tasks(
             embed(train, encoder),
             embed(test, encoder),
             options.method,
@@ -60,17 +71,19 @@ def main() -> int:
         )
     except ValueError as error:
         raise UserError(str(error)) from None
-    folds = {}
-    for fold in found:
-        parts = {"train": train.select(fold.train), "test": test.select(fold.test)}
-        folds[fold.name] = {split: list(rows["task_id"]) for split, rows in parts.items()}
-        line = f"{fold.name}: {len(fold.train)} to train on, {len(fold.test)} to test on"
+    task_ids = {}
+    for fold in folds:
+        fold_train, fold_test = train.select(fold.train), test.select(fold.test)
+        task_ids[fold.name] = {"train": list(fold_train["task_id"]), "test": list(fold_test["task_id"])}
+        line = f"{fold.name}: {len(fold_train)} training tasks, {len(fold_test)} test tasks"
         if "judged" in train.column_names:
-            labels = {split: [set(one) for one in rows["judged"]] for split, rows in parts.items()}
-            line += f", {label_overlap(labels['train'], labels['test']):.0%} with a relevant document known"
+            train_labels = [set(ids) for ids in fold_train["judged"]]
+            test_labels = [set(ids) for ids in fold_test["judged"]]
+            overlap = label_overlap(train_labels, test_labels)
+            line += f", {overlap:.0%} of them share a relevant document with a training task"
         print(line)
-    said = {"environment": environment.id, "method": options.method, "folds": folds}
-    atomic_write(options.out, json.dumps(said, indent=1))
+    content = {"environment": environment.id, "method": options.method, "folds": task_ids}
+    atomic_write(options.out, json.dumps(content, indent=1))
     return 0
 
 

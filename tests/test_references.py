@@ -1,4 +1,4 @@
-"""Names and paths that documentation mentions exist: pages, docstrings, comments and messages."""
+"""Names and paths in pages, docstrings, comments and messages exist."""
 
 import ast
 import re
@@ -21,13 +21,13 @@ NAME = re.compile(r"(?<![\w./-])rlkit((?:\.[A-Za-z]\w*)+)")
 FOLDERS = "rlkit|envs|rewards|scripts|configs|tests|benchmarks"
 PATH = re.compile(rf"`((?:{FOLDERS})/[\w./-]+\.(?:py|md|yaml|json))`")
 IMPORT = re.compile(r"\bfrom (rlkit[.\w]*) import ([\w, ]+)")
-# The manifest of a checkpoint, a file.
+# A file, the manifest of a checkpoint.
 NOT_NAMES = {"rlkit.json"}
 
 
 @cache
-def defined(module):
-    """The names that a module defines or imports, and the attributes of its classes; None for no module."""
+def defined_names(module):
+    """Return the names that a module or its classes define or import; None if there is no such module."""
     base = ROOT.joinpath(*module.split("."))
     path = base / "__init__.py" if base.is_dir() else base.with_suffix(".py")
     if not path.is_file():
@@ -44,35 +44,35 @@ def defined(module):
 
 
 def exists(name):
-    """Whether a dotted name is a module, or what its module or class has."""
+    """Return whether a dotted name is a module, or a name in a module or class."""
     parts = name.split(".")
     for i in range(len(parts), 0, -1):
-        names = defined(".".join(parts[:i]))
+        names = defined_names(".".join(parts[:i]))
         if names is not None:
             return all(part in names for part in parts[i:])
     return False
 
 
-def test_names_of_ours_exist():
-    guilty = []
+def test_dotted_names_exist():
+    missing = []
     for page in PAGES:
         names = {f"rlkit{match}" for match in NAME.findall((ROOT / page).read_text())} - NOT_NAMES
-        guilty += [f"{page}: {name}" for name in sorted(names) if not exists(name)]
-    assert guilty == []
+        missing += [f"{page}: {name}" for name in sorted(names) if not exists(name)]
+    assert missing == []
 
 
-def test_paths_of_ours_exist():
-    guilty = []
+def test_paths_exist():
+    missing = []
     for page in PAGES:
         if page.endswith(".md"):
             paths = set(PATH.findall((ROOT / page).read_text()))
-            guilty += [f"{page}: {path}" for path in sorted(paths) if not (ROOT / path).exists()]
-    assert guilty == []
+            missing += [f"{page}: {path}" for path in sorted(paths) if not (ROOT / path).exists()]
+    assert missing == []
 
 
-def test_imports_of_ours_exist():
-    """Also those inside functions and strings, and of scripts and benchmarks that no test runs."""
-    guilty = []
+def test_imports_exist():
+    """Imports include those in functions and strings, and those of scripts and benchmarks without a test."""
+    missing = []
     for page in PAGES:
         if not page.endswith(".py"):
             continue
@@ -83,8 +83,9 @@ def test_imports_of_ours_exist():
             if isinstance(node, ast.ImportFrom)
             for alias in node.names
         ]
-        texts = (n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str))
-        for module, names in (found for text in texts for found in IMPORT.findall(text)):
-            imported += [f"{module}.{name.strip()}" for name in names.split(",")]
-        guilty += [f"{page}: {name}" for name in imported if name.startswith("rlkit.") and not exists(name)]
-    assert guilty == []
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                for module, names in IMPORT.findall(node.value):
+                    imported += [f"{module}.{name.strip()}" for name in names.split(",")]
+        missing += [f"{page}: {name}" for name in imported if name.startswith("rlkit.") and not exists(name)]
+    assert missing == []

@@ -1,4 +1,4 @@
-"""Probability questions over structural causal models, with exact answers (`causal-v1`)."""
+"""Probability questions about structural causal models, with exact answers (`causal-v1`)."""
 
 from rlkit.envs.causal.environment import CausalEnvironment
 

@@ -1,7 +1,8 @@
 """How hard a query is: the size of its relevant subgraph and the cost of min-fill elimination.
 
-Counted as the data set RLCausal counts (arXiv 2512.20760): for counterfactuals in the twin network with its
-selectors as nodes of their own, though `rlkit.envs.causal.inference` sums selectors out in closed form.
+Both are counted as in the RLCausal dataset (arXiv 2512.20760): a counterfactual is measured in the twin
+network with one node per selector, although `rlkit.envs.causal.inference` sums the selectors out in closed
+form.
 """
 
 from __future__ import annotations
@@ -9,17 +10,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
-from rlkit.envs.causal.elimination import plan
+from rlkit.envs.causal.elimination import plan_elimination
 from rlkit.envs.causal.model import CausalModel, CausalQuery, ancestors, cut_parents
 
 
 @dataclass(frozen=True)
 class Difficulty:
-    """How hard a query is.
+    """Size and elimination cost of a query.
 
-    `relevant_size` is the number of ancestors of the target and the observed node, both included, after the
-    level's change of the graph; 1 if the target is the node that was observed (association) or intervened on.
-    `sums` and `products` are those of min-fill elimination, see `rlkit.envs.causal.elimination.Plan`.
+    Attributes:
+        relevant_size: Number of ancestors of the target and the observed node, both included, in the network
+            of the query's level; 1 if the target is itself observed (association) or intervened on.
+        sums: Number of additions of min-fill elimination, see `EliminationPlan`.
+        products: Number of multiplications of min-fill elimination, see `EliminationPlan`.
     """
 
     relevant_size: int
@@ -27,10 +30,10 @@ class Difficulty:
     products: int
 
 
-def difficulty(model: CausalModel, query: CausalQuery) -> Difficulty:
-    """Measure a query. The result depends on the graph and the numbers of values, not on the tables."""
+def measure_difficulty(model: CausalModel, query: CausalQuery) -> Difficulty:
+    """Measure a query. The result depends on the graph and the cardinalities, not on the probabilities."""
     if query.observed and query.intervened:
-        return _counterfactual(model, query, *query.observed[:1], *query.intervened[:1])
+        return _counterfactual(model, query, query.observed[0], query.intervened[0])
     if query.observed:
         return _association(model, query.target, query.observed[0])
     return _intervention(model, query)
@@ -40,31 +43,38 @@ def _association(model: CausalModel, target: int, observed: int) -> Difficulty:
     if target == observed:
         return Difficulty(1, 0, 0)
     relevant = ancestors(model.parents, [target, observed])
-    scopes = [(*model.parents[v], v) for v in relevant] + [(observed,)]
-    cost = plan(scopes, model.cards, target)
-    return Difficulty(len(relevant), cost.sums, cost.products)
+    # The evidence is a factor of its own, an indicator over the observed node.
+    scopes = [(*model.parents[node], node) for node in relevant] + [(observed,)]
+    plan = plan_elimination(scopes, model.cards, target)
+    return Difficulty(len(relevant), plan.sums, plan.products)
 
 
 def _intervention(model: CausalModel, query: CausalQuery) -> Difficulty:
     parents = cut_parents(model.parents, query)
     relevant = ancestors(parents, [query.target])
-    # The node that is set is summed out even where the target does not depend on it.
-    counted = relevant | ({query.intervened[0]} if query.intervened else set())
-    cost = plan([(*parents[v], v) for v in counted], model.cards, query.target)
-    return Difficulty(len(relevant), cost.sums, cost.products)
+    # The intervened node is summed out even if the target does not depend on it.
+    eliminated = set(relevant)
+    if query.intervened:
+        eliminated.add(query.intervened[0])
+    scopes = [(*parents[node], node) for node in eliminated]
+    plan = plan_elimination(scopes, model.cards, query.target)
+    return Difficulty(len(relevant), plan.sums, plan.products)
 
 
-def _counterfactual(model: CausalModel, query: CausalQuery, observed: int, clamped: int) -> Difficulty:
-    """In the twin network 3i is the selector of node i, 3i + 1 its factual copy and 3i + 2 its twin."""
+def _counterfactual(model: CausalModel, query: CausalQuery, observed: int, intervened: int) -> Difficulty:
+    """Measure in the twin network: 3i is the selector of node i, 3i + 1 its factual copy, 3i + 2 its twin."""
     parents: list[tuple[int, ...]] = []
     cards: list[int] = []
-    for node, (above, size) in enumerate(zip(model.parents, model.cards, strict=True)):
-        factual = (*(3 * p + 1 for p in above), 3 * node)
-        twin = () if node == clamped else (*(3 * p + 2 for p in above), 3 * node)
+    for node, (node_parents, card) in enumerate(zip(model.parents, model.cards, strict=True)):
+        selector = 3 * node
+        factual = (*(3 * p + 1 for p in node_parents), selector)
+        twin = () if node == intervened else (*(3 * p + 2 for p in node_parents), selector)
         parents += [(), factual, twin]
-        cards += [size ** prod(model.cards[p] for p in above), size, size]
+        # The selector of the node is the joint of one variable per assignment of the parents.
+        cards += [card ** prod(model.cards[p] for p in node_parents), card, card]
     target, evidence = 3 * query.target + 2, 3 * observed + 1
     relevant = ancestors(tuple(parents), [target, evidence])
-    cost = plan([*((*parents[v], v) for v in relevant), (evidence,)], cards, target)
-    size = 1 if query.target == clamped else len(relevant)
-    return Difficulty(size, cost.sums, cost.products)
+    scopes = [*((*parents[node], node) for node in relevant), (evidence,)]
+    plan = plan_elimination(scopes, cards, target)
+    size = 1 if query.target == intervened else len(relevant)
+    return Difficulty(size, plan.sums, plan.products)

@@ -1,7 +1,7 @@
-"""Variable elimination: an order by the min-fill heuristic, what it costs, and the elimination itself.
+"""Variable elimination: an order by the min-fill heuristic, its cost, and the elimination itself.
 
-A factor is a scope (a tuple of variables, one an axis) and an array. The cost of an order is known from the
-scopes alone, so `plan` needs no arrays.
+A factor is a scope (a tuple of variables, one per axis) and an array. The cost of an order follows from the
+scopes alone, so `plan_elimination` needs no arrays.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from rlkit.errors import UserError
 Scope = tuple[int, ...]
 Factor = tuple[Scope, np.ndarray]
 
-MAX_CELLS = 2**22  # cells of the largest table that an elimination may build
-SMALL_JOINT = 256  # cells of a joint table that is summed without an order
-MAX_OPERANDS = 8  # factors that one call of einsum multiplies
+MAX_CELLS = 2**22  # of any table that an elimination builds: 32 MiB of float64
+SMALL_JOINT = 256  # cells up to which a joint table is summed at once, without an elimination order
+MAX_OPERANDS = 8  # factors in one call of einsum
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The order in which variables are eliminated, and the arithmetic that it takes.
+class EliminationPlan:
+    """An elimination order and the arithmetic it takes.
 
-    With C the cells of the new factor (1 for a number), eliminating a variable of K values out of F factors
-    adds C * (K - 1) to `sums` and C * (F - 1) to `products`, as the data set RLCausal counts them.
+    Eliminating a variable with K values from F factors creates a factor of C cells (1 for a scalar). It adds
+    C * (K - 1) to `sums` and C * (F - 1) to `products`, as the RLCausal dataset counts them.
     """
 
     order: tuple[int, ...]
@@ -36,81 +36,87 @@ class Plan:
     products: int
 
 
-def plan(scopes: Iterable[Scope], cards: Mapping[int, int] | Sequence[int], keep: int) -> Plan:
-    """Choose by min-fill the order in which to eliminate all but `keep`; ties go to the lowest index.
+def plan_elimination(
+    scopes: Iterable[Scope], cards: Mapping[int, int] | Sequence[int], keep: int
+) -> EliminationPlan:
+    """Order the elimination of all variables but `keep` by min-fill; ties go to the lowest index.
 
     Args:
-        scopes: the scopes of the factors.
-        cards: the number of values of each variable.
-        keep: the variable that stays.
+        scopes: Scopes of the factors.
+        cards: Number of values of each variable.
+        keep: Variable that is not eliminated.
     """
-    live = [set(scope) for scope in scopes]
-    near = _neighbours(live)
-    remaining = sorted(set(near) - {keep})
+    current = [set(scope) for scope in scopes]
+    neighbors = _neighbors(current)
+    remaining = sorted(set(neighbors) - {keep})
     order, sums, products = [], 0, 0
     while remaining:
-        variable = _least_fill(near, remaining)
-        joined = [scope for scope in live if variable in scope]
-        new = set().union(*joined) - {variable}
-        cells = prod(cards[v] for v in new)
+        variable = _min_fill_variable(neighbors, remaining)
+        joined = [scope for scope in current if variable in scope]
+        new_scope = set().union(*joined) - {variable}
+        cells = prod(cards[v] for v in new_scope)
         sums += cells * (cards[variable] - 1)
         products += cells * (len(joined) - 1)
-        live = [scope for scope in live if variable not in scope]
-        if new:
-            live.append(new)
-        _connect(near, variable)
+        current = [scope for scope in current if variable not in scope]
+        if new_scope:
+            current.append(new_scope)
+        _remove_and_connect(neighbors, variable)
         remaining.remove(variable)
         order.append(variable)
-    return Plan(tuple(order), sums, products)
+    return EliminationPlan(tuple(order), sums, products)
 
 
-def _neighbours(scopes: Iterable[set[int]]) -> dict[int, set[int]]:
-    near: dict[int, set[int]] = {}
+def _neighbors(scopes: Iterable[set[int]]) -> dict[int, set[int]]:
+    """Return the variables that share a scope with each variable."""
+    neighbors: dict[int, set[int]] = {}
     for scope in scopes:
         for variable in scope:
-            near.setdefault(variable, set()).update(scope)
-    for variable, others in near.items():
-        others.discard(variable)
-    return near
+            neighbors.setdefault(variable, set()).update(scope)
+    for variable, adjacent in neighbors.items():
+        adjacent.discard(variable)
+    return neighbors
 
 
-def _least_fill(near: dict[int, set[int]], variables: list[int]) -> int:
-    """The first of the variables whose elimination adds the fewest edges."""
-    best, least = variables[0], _fill(near, variables[0])
+def _min_fill_variable(neighbors: dict[int, set[int]], variables: list[int]) -> int:
+    """Return the first of the variables whose elimination adds the fewest edges."""
+    best, min_fill = variables[0], _fill(neighbors, variables[0])
     for variable in variables[1:]:
-        if least == 0:
+        if min_fill == 0:
             break
-        fill = _fill(near, variable)
-        if fill < least:
-            best, least = variable, fill
+        fill = _fill(neighbors, variable)
+        if fill < min_fill:
+            best, min_fill = variable, fill
     return best
 
 
-def _fill(near: dict[int, set[int]], variable: int) -> int:
-    """Twice the number of edges that eliminating the variable would add between its neighbours."""
-    others = near[variable]
-    size = len(others)
-    return sum(size - 1 - len(others & near[other]) for other in others) if size > 1 else 0
+def _fill(neighbors: dict[int, set[int]], variable: int) -> int:
+    """Return twice the number of edges that eliminating the variable adds between its neighbors."""
+    adjacent = neighbors[variable]
+    size = len(adjacent)
+    if size <= 1:
+        return 0
+    return sum(size - 1 - len(adjacent & neighbors[neighbor]) for neighbor in adjacent)
 
 
-def _connect(near: dict[int, set[int]], variable: int) -> None:
-    """Take the variable out of the graph and join its neighbours."""
-    others = near.pop(variable)
-    for other in others:
-        near[other] |= others
-        near[other] -= {variable, other}
+def _remove_and_connect(neighbors: dict[int, set[int]], variable: int) -> None:
+    """Remove the variable from the graph and connect its neighbors with one another."""
+    adjacent = neighbors.pop(variable)
+    for neighbor in adjacent:
+        neighbors[neighbor] |= adjacent
+        neighbors[neighbor] -= {variable, neighbor}
 
 
 def marginal(factors: list[Factor], target: int) -> np.ndarray:
-    """The normalised product of the factors, with all variables but the target summed out.
+    """Return the normalized product of the factors with all variables but the target summed out.
 
     Raises:
-        UserError: the product is zero everywhere (impossible evidence), or a table would pass `MAX_CELLS`.
+        UserError: The product is zero everywhere (impossible evidence), or a table exceeds `MAX_CELLS`.
     """
     cards = {v: size for scope, table in factors for v, size in zip(scope, table.shape, strict=True)}
-    # Summing a small joint table in one go is faster than finding a good order.
+    # Summing a small joint table at once is faster than finding a good order.
     if prod(cards.values()) > SMALL_JOINT or len(factors) > MAX_OPERANDS:
-        factors = _eliminate(factors, plan([scope for scope, _ in factors], cards, target).order)
+        scopes = [scope for scope, _ in factors]
+        factors = _eliminate(factors, plan_elimination(scopes, cards, target).order)
     table = _product(factors, (target,))
     total = table.sum()
     if not total > 0:
@@ -121,7 +127,7 @@ def marginal(factors: list[Factor], target: int) -> np.ndarray:
 
 
 def _eliminate(factors: list[Factor], order: Iterable[int]) -> list[Factor]:
-    """Sum out the variables one by one; returns the factors that are left."""
+    """Sum out the variables in order and return the factors that remain."""
     for variable in order:
         joined = [factor for factor in factors if variable in factor[0]]
         scope = tuple(v for v in _joint_scope(joined) if v != variable)
@@ -130,12 +136,13 @@ def _eliminate(factors: list[Factor], order: Iterable[int]) -> list[Factor]:
     return factors
 
 
-def _product(factors: list[Factor], kept: Scope) -> np.ndarray:
-    """Multiply factors and sum out what is not kept; the axes of the result are in the order of `kept`."""
+def _product(factors: list[Factor], output: Scope) -> np.ndarray:
+    """Multiply factors and sum out the variables that are not in `output`, the axes of the result."""
     while len(factors) > MAX_OPERANDS:
-        some = factors[:MAX_OPERANDS]
-        scope = _joint_scope(some)
-        factors = [(scope, _product(some, scope)), *factors[MAX_OPERANDS:]]
+        chunk = factors[:MAX_OPERANDS]
+        scope = _joint_scope(chunk)
+        factors = [(scope, _product(chunk, scope)), *factors[MAX_OPERANDS:]]
+    # einsum has few axis labels, so the variables of these factors are numbered from 0.
     axes: dict[int, int] = {}
     operands: list[Any] = []
     cells = 1
@@ -146,7 +153,7 @@ def _product(factors: list[Factor], kept: Scope) -> np.ndarray:
                 cells *= size
         operands += [table, [axes[variable] for variable in scope]]
     check_cells(cells)
-    return np.einsum(*operands, [axes[variable] for variable in kept])
+    return np.einsum(*operands, [axes[variable] for variable in output])
 
 
 def _joint_scope(factors: list[Factor]) -> Scope:
@@ -154,8 +161,9 @@ def _joint_scope(factors: list[Factor]) -> Scope:
 
 
 def check_cells(cells: int) -> None:
-    """Raise `UserError` if a table of so many cells would be too large."""
+    """Raise `UserError` if a table of `cells` cells would exceed `MAX_CELLS`."""
     if cells > MAX_CELLS:
         raise UserError(
-            f"exact inference needs a table of {cells} cells, too large: use fewer nodes, parents or values"
+            f"exact inference needs a table of {cells} cells, which is too large (maximum: {MAX_CELLS}):"
+            " use fewer nodes, parents or values"
         )

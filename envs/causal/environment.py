@@ -1,8 +1,8 @@
-"""`causal-v1`: probability questions over structural causal models (RLCausal, arXiv 2512.20760).
+"""`causal-v1`: probability questions about structural causal models (RLCausal, arXiv 2512.20760).
 
 A task shows a random causal graph with its conditional probability tables and asks for the distribution of
-one variable: given an observation (association), after an intervention, or after an intervention on the very
-case in which something was observed before (counterfactual). In the short style::
+one variable: given an observation (association), after an intervention, or after an intervention on a unit
+that was observed first (counterfactual). In the short style::
 
     P(b)=[0.30, 0.70]
     P(a|b=0)=[0.65, 0.35]
@@ -10,7 +10,7 @@ case in which something was observed before (counterfactual). In the short style
     P(a|do(b=1)) = ?
     Answer with a list such as [0.25, 0.75].
 
-The right answer is `[0.10, 0.90]`.
+The correct answer is `[0.10, 0.90]`.
 """
 
 from __future__ import annotations
@@ -21,48 +21,51 @@ from typing import TYPE_CHECKING, Any
 
 from rlkit.environment import SPLITS, Environment, Reward
 from rlkit.envs.causal.foreign import Prompt, read_prompt
-from rlkit.envs.causal.generation import TaskLaw, generate
-from rlkit.envs.causal.graphs import GraphLaw
+from rlkit.envs.causal.generation import TaskConfig, generate
+from rlkit.envs.causal.graphs import GraphConfig
 from rlkit.envs.causal.inference import infer
 from rlkit.envs.causal.items import agrees, read_item
 from rlkit.envs.causal.model import LEVELS, hundredths
 from rlkit.envs.causal.problem import from_json
-from rlkit.envs.causal.prompts import ANSWERS, PROMPTS, official_answer, short_name
-from rlkit.envs.causal.solutions import table_row, work_out
+from rlkit.envs.causal.prompts import ANSWER_WRITERS, PROMPT_WRITERS, official_answer, short_name
+from rlkit.envs.causal.solutions import table_row, write_steps
 from rlkit.errors import UserError, check_choice
 from rlkit.rewards import distribution as rewards
 
 if TYPE_CHECKING:
     import datasets
 
+# Sizes of the release: its first 8,000 training rows are 100 questions about each of 80 graphs.
 SIZES = {"train": 8000, "dev": 2000, "test": 8000}
 QUESTIONS_PER_GRAPH = {"train": 100, "dev": 10, "test": 40}
 MAX_NODES = 200
-MAX_TABLE = 4096  # cells of the largest conditional probability table
+MAX_TABLE_CELLS = 4096  # of a conditional probability table
 
 
 class CausalEnvironment(Environment):
     """Association, intervention and counterfactual questions over random causal graphs.
 
     Args:
-        level: a level ("association", "intervention", "counterfactual"), a list of levels in equal shares,
-            or a mapping from level to weight.
-        num_nodes: nodes a graph.
-        cardinality: values a variable.
-        roots: nodes without parents, or None to draw it from 1..num_nodes - 1.
-        max_in_degree: most parents a node has.
-        concentration: of the Dirichlet distribution of every table row; below 1 rows are more deterministic.
-        questions_per_graph: in a row about the same graph; None is 100 in train, 10 in dev, 40 in test.
-        truth_from: "printed", the tables of the prompt (which has two decimals), or "exact", the tables
-            before rounding, as in the release.
+        level: Level ("association", "intervention" or "counterfactual"), list of levels with equal
+            probability, or mapping from level to weight.
+        num_nodes: Number of nodes of a graph.
+        cardinality: Number of values of a variable.
+        roots: Number of nodes without parents; None draws it from 1..num_nodes - 1.
+        max_in_degree: Maximum number of parents of a node.
+        concentration: Parameter of the Dirichlet distribution of every table row. Values below 1 give more
+            deterministic rows.
+        questions_per_graph: Number of consecutive questions about one graph; None means 100 in train, 10 in
+            dev and 40 in test.
+        truth_from: Tables that the answer is computed from: "printed", those of the prompt (which have two
+            decimals), or "exact", those before rounding, as in the release.
         prompt_style: "official" (the layout of RLCausal) or "short".
-        tolerance: of the reward `distribution`, on the total variation distance.
-        strict: the distance must be below the tolerance, as in the release's training reward.
+        tolerance: Total variation distance up to which the reward `distribution` is 1.
+        strict: Whether the distance must be below the tolerance, as in the release's training reward.
         parser: "lenient" or "official", see `rlkit.rewards.distribution.parse_distribution`.
-        which: whether the "first" or the "last" answer counts; None is the parser's own rule.
+        which: Whether the "first" or the "last" answer of a completion counts; None is the parser's default.
 
     Raises:
-        UserError: arguments that no task satisfies.
+        UserError: An argument is invalid, or no task can satisfy the arguments.
     """
 
     id = "causal-v1"
@@ -87,24 +90,27 @@ class CausalEnvironment(Environment):
         which: str | None = None,
     ):
         check_choice("truth_from", truth_from, ("printed", "exact"))
-        check_choice("prompt_style", prompt_style, PROMPTS)
+        check_choice("prompt_style", prompt_style, PROMPT_WRITERS)
         check_choice("parser", parser, rewards.PARSERS)
         if which is not None:
             check_choice("which", which, ("first", "last"))
         if parser == "official" and prompt_style != "official":
             raise UserError(
-                "parser 'official' reads only answers in the official layout: use prompt_style 'official'"
+                "parser 'official' parses answers in the official layout alone: use prompt_style 'official'"
             )
         if questions_per_graph is not None:
-            _check_number("questions_per_graph", questions_per_graph, 1)
+            _check_integer("questions_per_graph", questions_per_graph, 1)
         _check_graph(num_nodes, cardinality, roots, max_in_degree)
         if not 0.01 <= concentration <= 1e6:
-            raise UserError(f"concentration is {concentration}: it must be from 0.01 to 1e6")
+            raise UserError(f"concentration is {concentration}: it must be between 0.01 and 1e6")
         if not 0 <= tolerance < 1:
-            raise UserError(f"tolerance is {tolerance}: a total variation distance is from 0 to 1; use 0.01")
-        self.law = TaskLaw(
-            graph=GraphLaw(num_nodes, roots, max_in_degree),
-            levels=_shares(level),
+            raise UserError(
+                f"tolerance is {tolerance}: it must be at least 0 and below 1, such as 0.01 (it is a total"
+                " variation distance)"
+            )
+        self.config = TaskConfig(
+            graph=GraphConfig(num_nodes, roots, max_in_degree),
+            levels=_level_probabilities(level),
             cardinality=cardinality,
             concentration=concentration,
             truth_from=truth_from,
@@ -115,42 +121,42 @@ class CausalEnvironment(Environment):
         self.reward_weights = {"parsed": 0.1, "right_length": 0.1, "distribution": 0.8}
 
     def tasks(self, split: str, n: int | None = None, seed: int = 0) -> datasets.Dataset:
-        """Make the first `n` tasks of a split, by default 8,000 (train, test) or 2,000 (dev).
+        """Return the first `n` tasks of a split, by default 8,000 (train, test) or 2,000 (dev).
 
-        Columns: `prompt`, `task_id`, `truth` (the distribution in two decimals), `level`, `relevant_size`
-        (nodes of the relevant subgraph), `is_core` (the answer differs from those with a condition left out),
-        `is_semicore` (from at least one of them), `sums` and `products` (of min-fill elimination),
-        `graph_id`, `question`, and `problem` (all of it as JSON, see `rlkit.envs.causal.problem.to_json`).
+        Columns: `prompt`, `task_id`, `truth` (the distribution, two decimals), `level`, `relevant_size`
+        (nodes of the relevant subgraph), `is_core` (removing any condition changes the answer),
+        `is_semicore` (removing at least one condition does), `sums` and `products` (operations of min-fill
+        elimination), `graph_id`, `question`, and `problem` (model and query as JSON, see
+        `rlkit.envs.causal.problem.to_json`).
 
         Raises:
-            UserError: an unknown split, or no graph of this size in the split.
+            UserError: The split is unknown or has no graph of this size.
         """
         import datasets
 
         check_choice("split", split, SPLITS)
         n = SIZES[split] if n is None else n
-        _check_number("n", n, 1)
-        _check_number("seed", seed, 0, 2**32 - 1)
-        rows = list(
-            generate(self.law, split, seed, n, self.questions_per_graph or QUESTIONS_PER_GRAPH[split])
-        )
+        _check_integer("n", n, 1)
+        _check_integer("seed", seed, 0, 2**32 - 1)  # a larger one would be two words of numpy's seed sequence
+        questions_per_graph = self.questions_per_graph or QUESTIONS_PER_GRAPH[split]
+        rows = list(generate(self.config, split, seed, n, questions_per_graph))
         return datasets.Dataset.from_list(rows)
 
     def answer(self, task: Mapping[str, Any]) -> str:
-        """The right answer: `ANSWER` and the list in the official style, only the list in the short one."""
-        return ANSWERS[self.law.prompt_style](task["truth"])
+        """Return the correct answer: the list, in the official style preceded by `ANSWER`."""
+        return ANSWER_WRITERS[self.config.prompt_style](task["truth"])
 
     def solution(self, task: Mapping[str, Any]) -> str | None:
-        """A worked solution that ends in the answer; None for most counterfactuals.
+        """Return a worked solution that ends in the answer, or None for most counterfactuals.
 
-        In the short style a question that one table row answers is answered by quoting that row.
+        In the short style, if one row of a table is the answer, the solution only quotes that row.
         """
         model, query = from_json(task["problem"])
-        short = self.law.prompt_style == "short"
+        short = self.config.prompt_style == "short"
         names = [short_name(name) for name in model.names] if short else model.names
         if short and (row := table_row(model, query, names)):
             return f"{row}={self.answer(task)}"
-        lines = work_out(model, query, names)
+        lines = write_steps(model, query, names)
         if lines is None:
             return None
         steps = "\n".join(lines)
@@ -159,25 +165,27 @@ class CausalEnvironment(Environment):
         return f"THOUGHT PROCESS\n{steps}\n\n{official_answer(task['truth'])}"
 
     def solve_prompt(self, prompt: Prompt) -> list[float]:
-        """Answer a prompt in the official layout, whoever wrote it, in two decimals.
+        """Return the exact answer, rounded to two decimals, to a prompt in the official layout.
+
+        The prompt may come from any source, for example a published item.
 
         Args:
-            prompt: chat messages, or their text.
+            prompt: Chat messages, or their content as one string.
 
         Raises:
-            UserError: the prompt cannot be read, contradicts itself, or is too large to solve.
+            UserError: The prompt cannot be parsed, contradicts itself, or is too large to solve.
         """
         return [h / 100 for h in hundredths(infer(*read_prompt(prompt)))]
 
     def check_item(self, item: Mapping[str, Any]) -> bool:
-        """Whether the exact answer is a published item's, within 0.01 total variation."""
+        """Return whether the exact answer agrees with a published item within 0.01 total variation."""
         prompt, truth = read_item(item)
         return agrees(self.solve_prompt(prompt), truth)
 
 
-def _rewards(tolerance: float, strict: bool, parser: str, which: str | None) -> dict[str, Reward]:
+def _rewards(tolerance: float, strict: bool, parser: str, answer_rule: str | None) -> dict[str, Reward]:
     def bind(reward: Reward, **arguments: float) -> Reward:
-        return partial(reward, parser=parser, which=which, **arguments)
+        return partial(reward, parser=parser, which=answer_rule, **arguments)
 
     return {
         "parsed": bind(rewards.parsed),
@@ -189,41 +197,45 @@ def _rewards(tolerance: float, strict: bool, parser: str, which: str | None) -> 
     }
 
 
-def _shares(level: str | Sequence[str] | Mapping[str, float]) -> dict[str, float]:
-    """The probability of each level."""
+def _level_probabilities(level: str | Sequence[str] | Mapping[str, float]) -> dict[str, float]:
+    """Return the probability of each level."""
     if isinstance(level, str):
         level = [level]
     weights = dict(level) if isinstance(level, Mapping) else dict.fromkeys(level, 1.0)
     for name, weight in weights.items():
         check_choice("level", name, LEVELS)
         if not (isinstance(weight, int | float) and 0 <= weight < float("inf")):
-            raise UserError(f"the weight of level {name!r} is {weight!r}: it must be a number of at least 0")
+            raise UserError(
+                f"the weight of level {name!r} is {weight!r}: it must be a finite number of at least 0"
+            )
     total = sum(weights.values())
     if total <= 0:
         raise UserError(f"no level has a positive weight: choose from {', '.join(LEVELS)}")
+    # In the order of LEVELS, so that the order in a config does not change the tasks.
     return {name: weights[name] / total for name in LEVELS if name in weights}
 
 
 def _check_graph(num_nodes: int, cardinality: int, roots: int | None, max_in_degree: int) -> None:
-    _check_number("num_nodes", num_nodes, 2, MAX_NODES)
-    _check_number("cardinality", cardinality, 2, 64)
-    _check_number("max_in_degree", max_in_degree, 1)
+    _check_integer("num_nodes", num_nodes, 2, MAX_NODES)
+    _check_integer("cardinality", cardinality, 2, 64)
+    _check_integer("max_in_degree", max_in_degree, 1)
     if max_in_degree >= num_nodes:
         raise UserError(
-            f"max_in_degree is {max_in_degree} but a node of {num_nodes} has at most {num_nodes - 1} parents:"
-            " lower it or raise num_nodes"
+            f"max_in_degree is {max_in_degree}, but in a graph of {num_nodes} nodes a node has at most"
+            f" {num_nodes - 1} parents: lower max_in_degree or raise num_nodes"
         )
     if roots is not None:
-        _check_number("roots", roots, 1, num_nodes - 1)
-    if cardinality ** (max_in_degree + 1) > MAX_TABLE:
+        _check_integer("roots", roots, 1, num_nodes - 1)
+    # A table has one axis per parent and one for the node.
+    if cardinality ** (max_in_degree + 1) > MAX_TABLE_CELLS:
         raise UserError(
-            f"a table of {max_in_degree} parents with {cardinality} values has more than {MAX_TABLE} cells:"
-            " lower max_in_degree or cardinality"
+            f"the table of a node with {max_in_degree} parents and cardinality {cardinality} has more than"
+            f" {MAX_TABLE_CELLS} cells: lower max_in_degree or cardinality"
         )
 
 
-def _check_number(name: str, value: int, least: int, most: int | None = None) -> None:
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if not whole or value < least or (most is not None and value > most):
-        limits = f"at least {least}" if most is None else f"from {least} to {most}"
-        raise UserError(f"{name} is {value!r}: it must be a whole number {limits}")
+def _check_integer(name: str, value: int, minimum: int, maximum: int | None = None) -> None:
+    is_integer = isinstance(value, int) and not isinstance(value, bool)  # bool is a subclass of int
+    if not is_integer or value < minimum or (maximum is not None and value > maximum):
+        allowed = f"of at least {minimum}" if maximum is None else f"from {minimum} to {maximum}"
+        raise UserError(f"{name} is {value!r}: it must be an integer {allowed}")

@@ -1,4 +1,4 @@
-"""Tasks of a split, one after the other: a graph, a question, its exact answer, and the row for them."""
+"""Generate the tasks of a split: a graph, a question, its exact answer, and the dataset row of them."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from typing import Any
 
 import numpy as np
 
-from rlkit.envs.causal.difficulty import difficulty
-from rlkit.envs.causal.graphs import GraphLaw, graph_stream, random_stream
+from rlkit.envs.causal.difficulty import measure_difficulty
+from rlkit.envs.causal.graphs import GraphConfig, graph_stream, random_stream
 from rlkit.envs.causal.inference import infer
 from rlkit.envs.causal.model import CausalModel, CausalQuery, hundredths
 from rlkit.envs.causal.problem import to_json
-from rlkit.envs.causal.prompts import PROMPTS, QUESTION_TEXTS
+from rlkit.envs.causal.prompts import PROMPT_WRITERS, QUESTION_WRITERS
 from rlkit.envs.causal.queries import draw_model, draw_query
 
 INT64_MAX = 2**63 - 1
 
 
 @dataclass(frozen=True)
-class TaskLaw:
-    """What tasks are drawn: the arguments of `CausalEnvironment`, checked."""
+class TaskConfig:
+    """Distribution of tasks: the validated arguments of `CausalEnvironment`."""
 
-    graph: GraphLaw
-    levels: Mapping[str, float]  # level: probability
+    graph: GraphConfig
+    levels: Mapping[str, float]  # level -> probability
     cardinality: int
     concentration: float
     truth_from: str
@@ -36,61 +36,67 @@ class TaskLaw:
 
 
 def generate(
-    law: TaskLaw, split: str, seed: int, n: int, questions_per_graph: int
+    config: TaskConfig, split: str, seed: int, n: int, questions_per_graph: int
 ) -> Iterator[dict[str, Any]]:
-    """Yield the rows of the first `n` tasks. Row i depends on the law, the split, the seed and i alone."""
-    graphs = graph_stream(law.graph, split, seed)
-    for number, (parents, structure) in enumerate(islice(graphs, -(-n // questions_per_graph))):
-        model = draw_model(parents, law.cardinality, law.concentration, random_stream(1, split, seed, number))
+    """Yield the rows of the first `n` tasks. Row i depends on the config, the split, the seed and i alone."""
+    num_graphs = -(-n // questions_per_graph)  # rounded up
+    graphs = graph_stream(config.graph, split, seed)
+    for number, (parents, structure) in enumerate(islice(graphs, num_graphs)):
+        # A stream per graph and per question: task i does not depend on n or on the tasks before it.
+        rng = random_stream(1, split, seed, number)
+        model = draw_model(parents, config.cardinality, config.concentration, rng)
         printed = model.printed()
-        graph = _Graph(law, printed, printed if law.truth_from == "printed" else model, structure)
+        graph = _Graph(config, printed, printed if config.truth_from == "printed" else model, structure)
         for question in range(min(questions_per_graph, n - number * questions_per_graph)):
-            yield graph.task(random_stream(2, split, seed, number, question))
+            yield graph.draw_task(random_stream(2, split, seed, number, question))
 
 
 class _Graph:
-    """A graph with its tables, of which questions are asked."""
+    """A graph with its tables, about which questions are drawn."""
 
-    def __init__(self, law: TaskLaw, printed: CausalModel, model: CausalModel, structure: str):
-        self.law, self.printed, self.model, self.structure = law, printed, model, structure
-        # Questions about one graph are compared with the same few simpler questions.
+    def __init__(self, config: TaskConfig, printed: CausalModel, model: CausalModel, structure: str):
+        self.config, self.printed, self.model, self.structure = config, printed, model, structure
+        # Questions about one graph are compared with the same few simpler questions. The cache is per graph
+        # because one on the class would keep every graph alive.
         self.hundredths = cache(self._hundredths)
 
     def _hundredths(self, query: CausalQuery) -> tuple[int, ...]:
         return tuple(hundredths(infer(self.model, query)))
 
-    def task(self, rng: np.random.Generator) -> dict[str, Any]:
+    def draw_task(self, rng: np.random.Generator) -> dict[str, Any]:
         """Draw a question and return its row."""
-        level = str(rng.choice(list(self.law.levels), p=list(self.law.levels.values())))
+        level = str(rng.choice(list(self.config.levels), p=list(self.config.levels.values())))
         query = draw_query(self.model, level, rng)
-        prompt = PROMPTS[self.law.prompt_style](self.printed, query)
+        prompt = PROMPT_WRITERS[self.config.prompt_style](self.printed, query)
         truth = [h / 100 for h in self.hundredths(query)]
         differs = self._differs(query)
-        hardness = difficulty(self.model, query)
+        difficulty = measure_difficulty(self.model, query)
         return {
             "prompt": prompt,
             "task_id": _task_id(prompt, truth),
             "truth": truth,
             "level": level,
-            "relevant_size": hardness.relevant_size,
+            "relevant_size": difficulty.relevant_size,
             "is_core": all(differs),
             "is_semicore": any(differs),
-            "sums": min(hardness.sums, INT64_MAX),
-            "products": min(hardness.products, INT64_MAX),
+            # Arrow stores 64-bit integers; the cost of a large graph may exceed them.
+            "sums": min(difficulty.sums, INT64_MAX),
+            "products": min(difficulty.products, INT64_MAX),
             "graph_id": self.structure[:16],
-            "question": QUESTION_TEXTS[self.law.prompt_style](self.printed, query),
+            "question": QUESTION_WRITERS[self.config.prompt_style](self.printed, query),
             "problem": to_json(self.model, query),
         }
 
     def _differs(self, query: CausalQuery) -> list[bool]:
-        """For each simpler question, with a condition left out: whether the rounded answer differs."""
-        simpler = {
+        """Return for each simpler question (a condition removed) whether the rounded answer changes."""
+        variants = {
             CausalQuery(query.target, observed, intervened)
             for observed in {query.observed, None}
             for intervened in {query.intervened, None}
         }
+        # Only the rounded answers are compared, because a model sees and writes two decimals.
         answer = self.hundredths(query)
-        return [self.hundredths(other) != answer for other in simpler - {query}]
+        return [self.hundredths(simpler) != answer for simpler in variants - {query}]
 
 
 def _task_id(prompt: list[dict[str, str]], truth: list[float]) -> str:

@@ -1,4 +1,4 @@
-"""Published items in RLCausal's form: a prompt and the distribution that answers it."""
+"""Published items in the RLCausal format: a prompt and the distribution that answers it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from rlkit.errors import InvalidItemError
 
 
 def read_item(item: Mapping[str, Any]) -> tuple[Any, list[float]]:
-    """Return prompt (a text or chat messages) and truth of an item.
+    """Return the prompt (a string or chat messages) and the ground truth of an item.
 
-    The RLCausal release keeps the truth inside `reward_model`.
+    The RLCausal release stores the ground truth inside `reward_model`.
 
     Raises:
-        InvalidItemError: a field is missing or of another form.
+        InvalidItemError: A field is missing or has the wrong type.
     """
     fields = {**(item.get("reward_model") or {}), **item}
     for name in ("prompt", "ground_truth"):
@@ -22,16 +22,16 @@ def read_item(item: Mapping[str, Any]) -> tuple[Any, list[float]]:
             raise InvalidItemError(f"there is no field {name!r}")
     prompt, truth = fields["prompt"], fields["ground_truth"]
     if not isinstance(prompt, str) and not is_chat(prompt):
-        raise InvalidItemError("prompt is neither a text nor a list of chat messages")
+        raise InvalidItemError("prompt must be a string or a list of chat messages")
     if not isinstance(truth, list) or not truth or not all(map(is_probability, truth)):
-        raise InvalidItemError("ground_truth is not a list of probabilities")
+        raise InvalidItemError("ground_truth must be a list of probabilities")
     return prompt, truth
 
 
 def agrees(answer: Sequence[float], truth: Sequence[float]) -> bool:
     """Return whether the total variation distance, rounded to two decimals, is at most 0.01.
 
-    In whole hundredths: floats would decide a distance of 0.01 arbitrarily.
+    The comparison is in integer hundredths: with floats, rounding errors would decide a distance of 0.01.
     """
     if len(answer) != len(truth):
         return False
@@ -39,12 +39,12 @@ def agrees(answer: Sequence[float], truth: Sequence[float]) -> bool:
 
 
 def is_probability(value: object) -> bool:
-    """Return whether this is a number from 0 to 1."""
+    """Return whether a value is a number from 0 to 1."""
     return isinstance(value, int | float) and 0 <= value <= 1
 
 
 def is_chat(prompt: object) -> bool:
-    """Return whether this is a list of messages, each with a text as content."""
+    """Return whether a prompt is a list of messages that each have a string as content."""
     return isinstance(prompt, list) and all(
         isinstance(message, Mapping) and isinstance(message.get("content"), str) for message in prompt
     )

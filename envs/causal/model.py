@@ -1,7 +1,7 @@
-"""A causal model over discrete variables, and a question asked of it.
+"""A causal model over discrete variables, and a query about it.
 
 Nodes are indices 0..n-1. `tables[i]` is the conditional probability table of node i: one axis per parent in
-the order of `parents[i]`, then an axis over the node's own values; every row sums to 1.
+the order of `parents[i]`, then an axis over the values of the node itself. Every row (last axis) sums to 1.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ LEVELS = ("association", "intervention", "counterfactual")
 
 @dataclass(frozen=True)
 class CausalQuery:
-    """The distribution of `target`, given an observed and/or an intervened (node, value).
+    """Query for the distribution of `target`, given an observed and/or an intervened (node, value) pair.
 
-    Observed only is association, intervened only is intervention, both is counterfactual (the observation was
-    made before the intervention), neither is the plain marginal.
+    `observed` alone makes it an association, `intervened` alone an intervention, both a counterfactual (the
+    observation precedes the intervention), and neither a plain marginal.
     """
 
     target: int
@@ -29,7 +29,7 @@ class CausalQuery:
 
     @property
     def level(self) -> str:
-        """The rung that the question stands on; the plain marginal counts as association."""
+        """Level of the query in the causal hierarchy. A plain marginal counts as association."""
         if self.intervened is None:
             return "association"
         return "intervention" if self.observed is None else "counterfactual"
@@ -48,11 +48,11 @@ class CausalModel:
 
     @cached_property
     def cards(self) -> tuple[int, ...]:
-        """The number of values of each node."""
+        """Cardinality (number of values) of each node."""
         return tuple(table.shape[-1] for table in self.tables)
 
     def printed(self) -> CausalModel:
-        """The same model with the tables that a prompt shows: rows in hundredths that sum to 1."""
+        """Return the model with the tables that a prompt shows: rows rounded to hundredths that sum to 1."""
         return replace(self, tables=tuple(round_rows(table) for table in self.tables))
 
     def sample(self, rng: np.random.Generator) -> list[int]:
@@ -61,6 +61,7 @@ class CausalModel:
         values: list[int] = []
         for parents, table, uniform in zip(self.parents, self.tables, uniforms, strict=True):
             row = table[tuple(values[p] for p in parents)]
+            # Restricted to possible values: rounding must not select a value of probability 0.
             possible = np.flatnonzero(row)
             rank = np.searchsorted(np.cumsum(row[possible]), uniform, side="right")
             values.append(int(possible[min(rank, len(possible) - 1)]))
@@ -68,9 +69,10 @@ class CausalModel:
 
 
 def round_rows(table: np.ndarray) -> np.ndarray:
-    """Round rows (last axis) to hundredths so that each still sums to 1, by largest remainder.
+    """Round rows (last axis) to hundredths by the largest-remainder method, so that each still sums to 1.
 
-    For two values this is plain rounding; for more, plain rounding can give rows such as 0.33, 0.33, 0.33.
+    For two values this equals plain rounding. For more, plain rounding can give a row such as 0.33, 0.33,
+    0.33.
     """
     hundredths = np.floor(table * 100 + 1e-9)
     missing = np.rint(100 - hundredths.sum(axis=-1, keepdims=True))
@@ -80,27 +82,28 @@ def round_rows(table: np.ndarray) -> np.ndarray:
 
 
 def hundredths(distribution: np.ndarray) -> list[int]:
-    """Round to whole hundredths, exact halves to even: so two values always sum to 100.
+    """Round to integer hundredths, exact halves to even, so that two values always sum to 100.
 
-    Answers are often exact halves, as products of two-decimal numbers, which floats miss on either side.
+    Answers are products of two-decimal numbers and thus often exact halves, which floats miss on either side.
+    The inner rounding to 9 decimals restores them.
     """
     return [int(h) for h in np.rint(np.round(100 * distribution, 9))]
 
 
 def ancestors(parents: tuple[tuple[int, ...], ...], nodes: Iterable[int]) -> set[int]:
-    """The given nodes and all their ancestors."""
-    found: set[int] = set()
+    """Return the nodes and all their ancestors."""
+    visited: set[int] = set()
     stack = list(nodes)
     while stack:
         node = stack.pop()
-        if node not in found:
-            found.add(node)
+        if node not in visited:
+            visited.add(node)
             stack.extend(parents[node])
-    return found
+    return visited
 
 
 def cut_parents(parents: tuple[tuple[int, ...], ...], query: CausalQuery) -> tuple[tuple[int, ...], ...]:
-    """The parents of each node after the query's intervention, if any, has cut the edges into its node."""
+    """Return the parents of each node, with the edges into the intervened node (if any) removed."""
     if query.intervened is None:
         return parents
     node = query.intervened[0]
@@ -108,9 +111,9 @@ def cut_parents(parents: tuple[tuple[int, ...], ...], query: CausalQuery) -> tup
 
 
 def descendants(parents: tuple[tuple[int, ...], ...], node: int) -> list[int]:
-    """The given node and all its descendants, in index order. Nodes must be in topological order."""
-    found = {node}
+    """Return the node and all its descendants, in index order. Nodes must be in topological order."""
+    reached = {node}
     for child in range(node + 1, len(parents)):
-        if found.intersection(parents[child]):
-            found.add(child)
-    return sorted(found)
+        if reached.intersection(parents[child]):
+            reached.add(child)
+    return sorted(reached)

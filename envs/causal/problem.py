@@ -1,4 +1,4 @@
-"""A model and its query as one line of JSON, so that a task's row says everything about its question."""
+"""Serialize a model and a query to one line of JSON, so that a dataset row fully describes its question."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from rlkit.envs.causal.model import CausalModel, CausalQuery
 
 
 def to_json(model: CausalModel, query: CausalQuery) -> str:
-    """Write the model and the query; nodes are in topological order and named by their position.
+    """Serialize a model, whose nodes must be in topological order, and a query; nodes are given by index.
 
-    Keys: `names`, `parents` (lists of positions), `tables` (nested lists, an axis for each parent and one for
-    the node), `target`, `observed` and `intervened` (position and value, or null).
+    Keys: `names`, `parents` (lists of indices), `tables` (nested lists with one axis per parent and one for
+    the node), `target` (index), `observed` and `intervened` ([index, value] or null).
     """
     problem = {
         "names": model.names,
@@ -27,11 +27,11 @@ def to_json(model: CausalModel, query: CausalQuery) -> str:
 
 
 def from_json(text: str) -> tuple[CausalModel, CausalQuery]:
-    """Read what `to_json` wrote."""
+    """Restore the model and the query from the output of `to_json`."""
     problem = json.loads(text)
     model = CausalModel(
         tuple(problem["names"]),
-        tuple(tuple(above) for above in problem["parents"]),
+        tuple(tuple(node_parents) for node_parents in problem["parents"]),
         tuple(np.array(table) for table in problem["tables"]),
     )
     observed, intervened = (

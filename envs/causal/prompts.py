@@ -1,9 +1,9 @@
-"""How a question is put to a model, and how its answer is written.
+"""Format questions as prompts, and answers as completions, in one of two styles.
 
 `official` is the layout of RLCausal: a system message that asks for a thought process and an answer, and a
 user message with the variables, the graph in DOT, the tables and the question. Layout and question wording
-(with its misspelling) are the release's, the other sentences are ours. `short` says the same in far fewer
-tokens.
+(with its misspelling, "intervented") are from the release; we wrote the other sentences. `short` has the same
+content in far fewer tokens.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ SHORT_QUESTIONS = {
 
 
 def official_prompt(model: CausalModel, query: CausalQuery) -> Messages:
-    """The chat messages in RLCausal's layout. `model` has the tables to print."""
+    """Return the chat messages in the RLCausal layout. `model` must have the rounded tables."""
+    # Domains and graph list the nodes by name, the tables in topological order.
     nodes = sorted(range(len(model)), key=lambda node: int(model.names[node][1:]))
     names = [model.names[node] for node in nodes]
     parts = [
@@ -64,7 +65,7 @@ def official_prompt(model: CausalModel, query: CausalQuery) -> Messages:
         "These are the causal conditional probability tables (CPT) of the DAG:",
         *(f"CPTs for {name}:\n" + "\n".join(_rows(model, i)) for i, name in enumerate(model.names)),
     ]
-    parts[-1] += "\n"
+    parts[-1] += "\n"  # the release has an extra blank line here and after the graph
     if query.level == "counterfactual":
         parts.append(SELECTORS)
     parts += [
@@ -76,16 +77,16 @@ def official_prompt(model: CausalModel, query: CausalQuery) -> Messages:
 
 
 def official_question(model: CausalModel, query: CausalQuery) -> str:
-    """The question in the release's words."""
-    condition = QUESTIONS[query.level].format(**_words(query, model.names))
+    """Return the question in the wording of the RLCausal release."""
+    condition = QUESTIONS[query.level].format(**_placeholders(query, model.names))
     return f"What is the marginal distribution of {model.names[query.target]} {condition}?"
 
 
 def _dot(model: CausalModel, names: Sequence[str]) -> str:
     rank = {name: i for i, name in enumerate(names)}
-    edges = [
-        (model.names[p], name) for name, above in zip(model.names, model.parents, strict=True) for p in above
-    ]
+    edges = []
+    for name, node_parents in zip(model.names, model.parents, strict=True):
+        edges += [(model.names[p], name) for p in node_parents]
     edges.sort(key=lambda edge: (rank[edge[0]], rank[edge[1]]))
     lines = [f"{name};" for name in names] + [f"{a} -> {b};" for a, b in edges]
     return "\n".join(["strict digraph {", *lines, "}"])
@@ -93,21 +94,23 @@ def _dot(model: CausalModel, names: Sequence[str]) -> str:
 
 def _rows(model: CausalModel, node: int) -> Iterator[str]:
     for assignment, row in table_rows(model, node):
-        above = ",".join(f"{model.names[p]}={x}" for p, x in assignment)
-        given = f"{model.names[node]} | {above}" if above else model.names[node]
-        yield f"P({given}) = {official_list(row)}"
+        condition = ",".join(f"{model.names[p]}={x}" for p, x in assignment)
+        event = f"{model.names[node]} | {condition}" if condition else model.names[node]
+        yield f"P({event}) = {official_list(row)}"
 
 
 def short_prompt(model: CausalModel, query: CausalQuery) -> Messages:
-    """One user message with the table rows and the question. `model` has the tables to print."""
+    """Return one user message with table rows and question. `model` must have the rounded tables."""
     names = [short_name(name) for name in model.names]
     lines = []
     for node, name in enumerate(names):
         for assignment, row in table_rows(model, node):
-            above = ",".join(f"{names[p]}={x}" for p, x in assignment)
-            lines.append(f"P({name}|{above})={short_list(row)}" if above else f"P({name})={short_list(row)}")
+            condition = ",".join(f"{names[p]}={x}" for p, x in assignment)
+            event = f"{name}|{condition}" if condition else name
+            lines.append(f"P({event})={short_list(row)}")
     if query.level == "counterfactual":
         lines.append(SHORT_SELECTORS)
+    # The example has as many entries as the answer; with three or more values, zeros between the outer two.
     size = model.cards[query.target]
     example = [0.25, *[0.0] * (size - 2), 0.75] if size > 2 else [0.25, 0.75]
     lines += [short_question(model, query), f"Answer with a list such as {short_list(example)}."]
@@ -115,53 +118,58 @@ def short_prompt(model: CausalModel, query: CausalQuery) -> Messages:
 
 
 def short_question(model: CausalModel, query: CausalQuery) -> str:
-    """The question in the notation of the field."""
-    return SHORT_QUESTIONS[query.level].format(**_words(query, [short_name(name) for name in model.names]))
+    """Return the question in mathematical notation, with `do` for interventions."""
+    names = [short_name(name) for name in model.names]
+    return SHORT_QUESTIONS[query.level].format(**_placeholders(query, names))
 
 
 def short_name(name: str) -> str:
-    """`v0` is a, `v25` is z; beyond that the name stays."""
+    """Shorten `v0` to `a` up to `v25` to `z`; return any other name unchanged."""
     index = int(name[1:])
     return chr(ord("a") + index) if index < 26 else name
 
 
 def table_rows(model: CausalModel, node: int) -> Iterator[tuple[list[tuple[int, int]], list[float]]]:
-    """The rows of a node's table: the (parent, value) pairs in lexicographic order, and the probabilities."""
-    above = model.parents[node]
-    for values in product(*(range(model.cards[p]) for p in above)):
-        yield list(zip(above, values, strict=True)), model.tables[node][values].tolist()
+    """Yield each row of a node's table, in lexicographic order: (parent, value) pairs and probabilities."""
+    parents = model.parents[node]
+    for values in product(*(range(model.cards[p]) for p in parents)):
+        yield list(zip(parents, values, strict=True)), model.tables[node][values].tolist()
 
 
-def _words(query: CausalQuery, names: Sequence[str]) -> dict[str, str | int]:
-    words: dict[str, str | int] = {"k": names[query.target]}
+def _placeholders(query: CausalQuery, names: Sequence[str]) -> dict[str, str | int]:
+    """Return the values that `QUESTIONS` and `SHORT_QUESTIONS` are formatted with."""
+    values: dict[str, str | int] = {"k": names[query.target]}
     if query.observed:
-        words |= {"o": names[query.observed[0]], "x": query.observed[1]}
+        values |= {"o": names[query.observed[0]], "x": query.observed[1]}
     if query.intervened:
-        words |= {"j": names[query.intervened[0]], "c": query.intervened[1]}
-    return words
+        values |= {"j": names[query.intervened[0]], "c": query.intervened[1]}
+    return values
 
 
 def official_list(numbers: Sequence[float]) -> str:
-    """`[0.3, 0.7]`: at most two decimals."""
+    """Format numbers with at most two decimals: `[0.3, 0.7]`."""
     return str([round(number, 2) for number in numbers])
 
 
 def short_list(numbers: Sequence[float]) -> str:
-    """`[0.30, 0.70]`: always two decimals."""
+    """Format numbers with exactly two decimals: `[0.30, 0.70]`."""
     return f"[{', '.join(f'{number:.2f}' for number in numbers)}]"
 
 
 def official_answer(truth: Sequence[float]) -> str:
-    """The bare answer in the official layout."""
+    """Return the answer section of the official layout."""
     return f"ANSWER\n{official_list(truth)}"
 
 
-PROMPTS: dict[str, Callable[[CausalModel, CausalQuery], Messages]] = {
+PROMPT_WRITERS: dict[str, Callable[[CausalModel, CausalQuery], Messages]] = {
     "official": official_prompt,
     "short": short_prompt,
 }
-QUESTION_TEXTS: dict[str, Callable[[CausalModel, CausalQuery], str]] = {
+QUESTION_WRITERS: dict[str, Callable[[CausalModel, CausalQuery], str]] = {
     "official": official_question,
     "short": short_question,
 }
-ANSWERS: dict[str, Callable[[Sequence[float]], str]] = {"official": official_answer, "short": short_list}
+ANSWER_WRITERS: dict[str, Callable[[Sequence[float]], str]] = {
+    "official": official_answer,
+    "short": short_list,
+}

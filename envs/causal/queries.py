@@ -1,4 +1,4 @@
-"""Random tables for a graph, and random questions about a model (arXiv 2512.20760, data generation)."""
+"""Draw random tables for a graph and random queries about a model (arXiv 2512.20760, data generation)."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from rlkit.envs.causal.model import CausalModel, CausalQuery, descendants
 def draw_model(
     parents: Parents, cardinality: int, concentration: float, rng: np.random.Generator
 ) -> CausalModel:
-    """Give each node a table of independent symmetric Dirichlet rows, and a name v0, v1, .. at random."""
+    """Draw each node's table, with independent symmetric Dirichlet rows, and assign v0, v1, .. at random."""
     alpha = np.full(cardinality, concentration)
-    tables = tuple(rng.dirichlet(alpha, size=(cardinality,) * len(above)) for above in parents)
+    tables = tuple(rng.dirichlet(alpha, size=(cardinality,) * len(node_parents)) for node_parents in parents)
     names = tuple(f"v{i}" for i in rng.permutation(len(parents)))
     return CausalModel(names, parents, tables)
 
 
 def draw_query(model: CausalModel, level: str, rng: np.random.Generator) -> CausalQuery:
-    """Draw a question of a level. Observed values come from one ancestral sample, so they are possible."""
-    return _DRAW[level](model, rng)
+    """Draw a query of a level. Observed values come from an ancestral sample, so they are possible."""
+    return _DRAW_BY_LEVEL[level](model, rng)
 
 
 def _association(model: CausalModel, rng: np.random.Generator) -> CausalQuery:
@@ -37,7 +37,7 @@ def _intervention(model: CausalModel, rng: np.random.Generator) -> CausalQuery:
 
 
 def _counterfactual(model: CausalModel, rng: np.random.Generator) -> CausalQuery:
-    """The observation is at the intervened node or downstream of it, made before the intervention."""
+    """Draw a query whose observed node is the intervened node or one of its descendants."""
     intervened = _draw_intervention(model, rng)
     observed = int(rng.choice(descendants(model.parents, intervened[0])))
     value = model.sample(rng)[observed]
@@ -45,12 +45,12 @@ def _counterfactual(model: CausalModel, rng: np.random.Generator) -> CausalQuery
 
 
 def _draw_intervention(model: CausalModel, rng: np.random.Generator) -> tuple[int, int]:
-    """Any node but the last, set to any of its values."""
+    """Draw a node and one of its values. The last node is excluded: it has no children to affect."""
     node = int(rng.integers(len(model) - 1))
     return node, int(rng.integers(model.cards[node]))
 
 
-_DRAW: dict[str, Callable[[CausalModel, np.random.Generator], CausalQuery]] = {
+_DRAW_BY_LEVEL: dict[str, Callable[[CausalModel, np.random.Generator], CausalQuery]] = {
     "association": _association,
     "intervention": _intervention,
     "counterfactual": _counterfactual,

@@ -1,9 +1,9 @@
-"""Worked solutions: forward through the graph, from the roots to the target, the way a person computes.
+"""Write worked solutions that go forward through the graph, from the roots to the target, as a person would.
 
-The relevant variables are taken in topological order. The table of the variables that are still needed is
-multiplied with the next variable's table, and what no later step reads is summed out. Independent parts stay
-separate, so on a chain or a tree this writes plain marginals. The observed variable enters at its observed
-value, and the last step divides by the probability of the observation.
+The relevant variables are processed in topological order. Each step multiplies the joint table of the
+variables that are still needed by the next variable's table, and sums out variables that no later step reads.
+Independent parts stay separate, so on a chain or a tree every step gives a plain marginal. The observed
+variable is fixed at its observed value, and the last step divides by the probability of the observation.
 """
 
 from __future__ import annotations
@@ -19,142 +19,165 @@ from rlkit.envs.causal.model import CausalModel, CausalQuery, ancestors, cut_par
 
 
 def table_row(model: CausalModel, query: CausalQuery, names: Sequence[str]) -> str | None:
-    """Name the table row that is the answer as it stands, such as `P(b|a=0)`; None where there is none.
+    """Return the name of the table row that is the answer, such as `P(b|a=0)`, or None if no row is.
 
-    That is so for an intervention or an observation if nothing but it stands above the target, and if the
-    target tells nothing about what was observed.
+    A row is the answer to an intervention or association if the target has no parent but the conditioned node
+    and, for an association, the observed node is not downstream of the target.
     """
     setting = query.intervened or query.observed
     if query.level == "counterfactual" or setting is None or setting[0] == query.target:
         return None
-    above = model.parents[query.target]
-    if set(above) - {setting[0]} or (
-        query.observed and setting[0] in descendants(model.parents, query.target)
-    ):
+    parents = model.parents[query.target]
+    if set(parents) - {setting[0]}:
+        return None
+    # Observing a descendant of the target would change its distribution by Bayes' rule.
+    if query.observed and setting[0] in descendants(model.parents, query.target):
         return None
     target = names[query.target]
-    return f"P({target}|{names[setting[0]]}={setting[1]})" if above else f"P({target})"
+    return f"P({target}|{names[setting[0]]}={setting[1]})" if parents else f"P({target})"
 
 
 @dataclass(frozen=True)
 class _Part:
-    """P(scope, observed) if the part has met the observation, else P(scope); one axis a variable."""
+    """Joint table P(scope), or P(scope, observation) if `has_evidence`, with one axis per variable."""
 
     scope: tuple[int, ...]
     table: np.ndarray
-    observed: bool = False
+    has_evidence: bool = False
 
 
 @dataclass
-class _Work:
+class _Derivation:
+    """A query, its graph after the intervention, and the lines of the solution so far."""
+
     model: CausalModel
     query: CausalQuery
     names: Sequence[str]
     parents: tuple[tuple[int, ...], ...]
-    fixed: dict[int, int]  # values of the variables that were observed or set
+    fixed: dict[int, int]  # observed or intervened variable -> value
     lines: list[str] = field(default_factory=list)
 
 
-def work_out(model: CausalModel, query: CausalQuery, names: Sequence[str]) -> list[str] | None:
-    """The steps that lead to the answer, one a line.
+def write_steps(model: CausalModel, query: CausalQuery, names: Sequence[str]) -> list[str] | None:
+    """Return the lines of a worked solution, or None for a counterfactual that needs the twin network.
 
-    A counterfactual is worked out only where it is not one: if the target is the intervened variable, or is
-    not downstream of it and so keeps the value that it had.
+    A counterfactual is solved only if it reduces to a simpler query: the target is the intervened variable,
+    or is not downstream of it, so that the intervention does not change it.
 
     Args:
-        model: its nodes in topological order.
-        query: what is asked.
-        names: how to call the nodes.
+        model: Model whose nodes are in topological order.
+        query: Query to solve.
+        names: Name of each node in the solution.
     """
     settings = [pair for pair in (query.intervened, query.observed) if pair]
     if query.level == "counterfactual" and query.intervened:
         node = query.intervened[0]
         if query.target == node:
-            settings = [query.intervened]
+            settings = [query.intervened]  # it overrides the observation
         elif query.target in descendants(model.parents, node):
             return None
         else:
             step = f"{names[query.target]} is not downstream of {names[node]}: setting that changes nothing."
-            return [step, *(work_out(model, CausalQuery(query.target, query.observed), names) or [])]
+            return [step, *(write_steps(model, CausalQuery(query.target, query.observed), names) or [])]
     for node, value in settings:
         if node == query.target:
             return [f"{names[node]} is known to be {value}."]
-    work = _Work(model, query, names, cut_parents(model.parents, query), dict(settings))
-    return _forward(work)
+    parents = cut_parents(model.parents, query)
+    return _forward(_Derivation(model, query, names, parents, dict(settings)))
 
 
-def _forward(work: _Work) -> list[str]:
-    relevant = _relevant(work)
-    work.lines.append(f"Relevant variables: {', '.join(work.names[node] for node in relevant)}.")
+def _forward(derivation: _Derivation) -> list[str]:
+    relevant = _relevant(derivation)
+    derivation.lines.append(f"Relevant variables: {', '.join(derivation.names[node] for node in relevant)}.")
     parts: list[_Part] = []
     for step, node in enumerate(relevant):
-        if node in work.fixed and not work.parents[node]:
-            # Observing a variable without parents is the same as setting it.
-            work.lines.append(f"{work.names[node]}={work.fixed[node]} is given.")
+        if node in derivation.fixed and not derivation.parents[node]:
+            # Observing a variable without parents is the same as intervening on it.
+            derivation.lines.append(f"{derivation.names[node]}={derivation.fixed[node]} is given.")
             continue
-        later = {work.query.target}.union(*(work.parents[other] for other in relevant[step + 1 :]))
-        parts = _add(work, node, parts, later - set(work.fixed))
-    _finish(work, next(part for part in parts if work.query.target in part.scope))
-    return work.lines
+        # Variables that are read after this step: the target, and the parents of later nodes.
+        needed = {derivation.query.target}.union(
+            *(derivation.parents[later] for later in relevant[step + 1 :])
+        )
+        parts = _add(derivation, node, parts, needed - set(derivation.fixed))
+    _finish(derivation, next(part for part in parts if derivation.query.target in part.scope))
+    return derivation.lines
 
 
-def _relevant(work: _Work) -> list[int]:
-    """Ancestors of the target and the observed variable that are connected with the target, in order."""
-    observed = [work.query.observed[0]] if work.query.observed else []
-    candidates = ancestors(work.parents, [work.query.target, *observed])
-    reached, grown = {work.query.target}, True
-    while grown:
-        families = [{node, *work.parents[node]} for node in candidates]
-        bigger = reached.union(*(family for family in families if family & reached))
-        grown, reached = bigger != reached, bigger
-    return sorted(reached)
+def _relevant(derivation: _Derivation) -> list[int]:
+    """Return, in topological order, the ancestors of target and observation connected to the target."""
+    observed = [derivation.query.observed[0]] if derivation.query.observed else []
+    candidates = ancestors(derivation.parents, [derivation.query.target, *observed])
+    families = [{node, *derivation.parents[node]} for node in candidates]
+    # Grow by families (a node and its parents), which share a table, until nothing changes.
+    reached = {derivation.query.target}
+    while True:
+        larger = reached.union(*(family for family in families if family & reached))
+        if larger == reached:
+            return sorted(reached)
+        reached = larger
 
 
-def _add(work: _Work, node: int, parts: list[_Part], needed: set[int]) -> list[_Part]:
-    """Join the parts that hold the node's parents with its table, and sum out what is not needed later."""
-    evidence = work.query.observed[0] if work.query.observed else None
-    above = work.parents[node]
-    touched = [p for p in parts if set(p.scope) & set(above) or (p.observed and evidence in above)]
-    variables = [v for part in touched for v in part.scope] + ([] if node == evidence else [node])
+def _add(derivation: _Derivation, node: int, parts: list[_Part], needed: set[int]) -> list[_Part]:
+    """Multiply the parts that contain the node's parents by its table, and sum out unneeded variables.
+
+    Each cell of the new part is written as one line: P(values) = sum of products = number.
+    """
+    evidence = derivation.query.observed[0] if derivation.query.observed else None
+    parents = derivation.parents[node]
+    # The observed variable is fixed, so it is in no scope. `has_evidence` marks the part that depends on it.
+    joined = [p for p in parts if set(p.scope) & set(parents) or (p.has_evidence and evidence in parents)]
+    variables = [v for part in joined for v in part.scope]
+    if node != evidence:
+        variables.append(node)
     scope = tuple(v for v in variables if v in needed)
     summed = [v for v in variables if v not in needed]
-    seen = node == evidence or any(part.observed for part in touched)
-    table = np.zeros([work.model.cards[v] for v in scope])
+    has_evidence = node == evidence or any(part.has_evidence for part in joined)
+    table = np.zeros([derivation.model.cards[v] for v in scope])
     lines = []
-    for values in _assignments(work, scope):
+    for values in _assignments(derivation, scope):
         terms = []
-        for hidden in _assignments(work, summed):
-            known = {**work.fixed, **values, **hidden}
-            row = work.model.tables[node][tuple(known[p] for p in above)]
-            terms.append([*(p.table[tuple(known[v] for v in p.scope)] for p in touched), row[known[node]]])
+        for hidden in _assignments(derivation, summed):
+            assignment = {**derivation.fixed, **values, **hidden}
+            factors = [part.table[tuple(assignment[v] for v in part.scope)] for part in joined]
+            row = derivation.model.tables[node][tuple(assignment[p] for p in parents)]
+            terms.append([*factors, row[assignment[node]]])
         total = sum(prod(term) for term in terms)
         table[tuple(values[v] for v in scope)] = total
-        lines.append(f"{_label(work, values, seen)} = {_arithmetic(terms, total)}")
-    work.lines += lines if touched or not scope else [f"P({work.names[node]}) = {_list(table)}"]
-    return [part for part in parts if part not in touched] + [_Part(scope, table, seen)]
+        lines.append(f"{_label(derivation, values, has_evidence)} = {_arithmetic(terms, total)}")
+    if joined or not scope:
+        derivation.lines += lines
+    else:  # none of its parents is free, so its table needs no arithmetic
+        derivation.lines.append(f"P({derivation.names[node]}) = {_list(table)}")
+    return [part for part in parts if part not in joined] + [_Part(scope, table, has_evidence)]
 
 
-def _finish(work: _Work, part: _Part) -> None:
-    target = work.names[work.query.target]
-    if not part.observed or work.query.observed is None:
-        if len(work.lines) > 2:
-            work.lines.append(f"P({target}) = {_list(part.table)}")
+def _finish(derivation: _Derivation, part: _Part) -> None:
+    """Write the distribution of the target, divided by the probability of the observation if there is one."""
+    target = derivation.names[derivation.query.target]
+    if not part.has_evidence or derivation.query.observed is None:
+        if len(derivation.lines) > 2:  # with fewer lines, the last one already is this distribution
+            derivation.lines.append(f"P({target}) = {_list(part.table)}")
         return
-    given = f"{work.names[work.query.observed[0]]}={work.query.observed[1]}"
+    observation = f"{derivation.names[derivation.query.observed[0]]}={derivation.query.observed[1]}"
     total = part.table.sum()
-    work.lines.append(f"P({given}) = {' + '.join(_number(p) for p in part.table)} = {_number(total)}")
-    shares = ", ".join(f"{_number(p)}/{_number(total)}" for p in part.table)
-    work.lines.append(f"P({target}|{given}) = [{shares}] = {_list(part.table / total)}")
+    derivation.lines.append(
+        f"P({observation}) = {' + '.join(_number(p) for p in part.table)} = {_number(total)}"
+    )
+    fractions = ", ".join(f"{_number(p)}/{_number(total)}" for p in part.table)
+    derivation.lines.append(f"P({target}|{observation}) = [{fractions}] = {_list(part.table / total)}")
 
 
-def _assignments(work: _Work, scope: Sequence[int]) -> Iterable[dict[int, int]]:
-    for values in product(*(range(work.model.cards[v]) for v in scope)):
+def _assignments(derivation: _Derivation, scope: Sequence[int]) -> Iterable[dict[int, int]]:
+    for values in product(*(range(derivation.model.cards[v]) for v in scope)):
         yield dict(zip(scope, values, strict=True))
 
 
-def _label(work: _Work, values: dict[int, int], observed: bool) -> str:
-    pairs = list(values.items()) + ([work.query.observed] if observed and work.query.observed else [])
-    return f"P({','.join(f'{work.names[node]}={value}' for node, value in pairs)})"
+def _label(derivation: _Derivation, values: dict[int, int], has_evidence: bool) -> str:
+    pairs = list(values.items())
+    if has_evidence and derivation.query.observed:
+        pairs.append(derivation.query.observed)
+    return f"P({','.join(f'{derivation.names[node]}={value}' for node, value in pairs)})"
 
 
 def _arithmetic(terms: list[list[float]], total: float) -> str:

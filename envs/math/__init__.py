@@ -1,4 +1,4 @@
-r"""Problems whose answer stands in `\boxed{}`: arithmetic of our own, or any data set (`math-v1`)."""
+r"""Math problems with a final answer in `\boxed{}`: generated arithmetic, or any dataset (`math-v1`)."""
 
 from rlkit.envs.math.environment import MathEnvironment
 

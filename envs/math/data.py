@@ -1,4 +1,4 @@
-r"""Read a data set of problems and answers, from a file or the hub, and check every row of it."""
+"""Read a dataset of problems and answers, from a file or the Hugging Face Hub, and validate every row."""
 
 from __future__ import annotations
 
@@ -19,41 +19,51 @@ PROBLEM_COLUMNS = ("problem", "question", "prompt", "input")
 ANSWER_COLUMNS = ("answer", "final_answer", "expected_answer", "solution")
 BAD_ROWS = ("error", "drop")
 
-_FINAL = "####"  # GSM8K: the answer stands behind it
+_FINAL_MARKER = "####"  # GSM8K: the final answer follows it
 _CALCULATOR = re.compile(r"<<[^<>]*>>")  # GSM8K: annotations such as <<48/2=24>>
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A row that was found good."""
+    """A valid row of a dataset.
+
+    Attributes:
+        text: Statement of the problem.
+        answer: Final answer.
+        solution: Worked solution that ends in the boxed answer, or "".
+        extra: Values of the columns in `extra_columns`.
+        dataset: Path or name of the dataset.
+        row: Number of the row, from 1.
+    """
 
     text: str
     answer: str
-    solution: str  # a worked one that ends in the boxed answer, or ""
+    solution: str
     extra: Mapping[str, str]
     dataset: str
-    number: int  # of the row, from 1
+    row: int
 
     @property
-    def where(self) -> str:
-        """Data set and row."""
-        return f"{self.dataset}, row {self.number}"
+    def location(self) -> str:
+        """Dataset and row, for error messages."""
+        return f"{self.dataset}, row {self.row}"
 
     @property
     def task_id(self) -> str:
-        """A hash of the problem and its answer."""
+        """Hash of the problem and its answer, see `content_id`."""
         return content_id(self.text, self.answer)
 
 
 def content_id(text: str, answer: str) -> str:
-    """The durable id of a problem."""
+    """Return the id of a problem: a hash that is stable across runs and row orders."""
+    # JSON rather than concatenation, which would give ("1 + 1", "12") and ("1 + 11", "2") the same id.
     return hashlib.sha256(json.dumps([text, answer]).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where the rows are and how to read them: arguments of `MathEnvironment`."""
+    """A dataset and how to read it: the arguments of `MathEnvironment` about datasets."""
 
     dataset: str
     config: str | None = None
@@ -65,98 +75,114 @@ class Source:
     bad_rows: str = "error"
 
     def problems(self) -> list[Problem]:
-        """Every good row once, in the order of the data set.
+        """Return the valid rows without duplicates, in the order of the dataset.
 
         Raises:
-            UserError: the data cannot be read or lack a column; or, unless `bad_rows` is "drop", a row has no
-                problem or no answer, or two rows have one problem and different answers.
+            UserError: The dataset cannot be read or lacks a column. Unless `bad_rows` is "drop": a row has no
+                problem or no answer, or two rows have the same problem but different answers.
         """
         rows = read_rows(self.dataset, self.config, self.split, self.revision)
+        # Rows of a JSONL file may have different keys.
         columns = list(dict.fromkeys(str(key) for row in rows[:100] for key in row))
-        problem = find_column(self.dataset, columns, "problem_column", self.problem_column, PROBLEM_COLUMNS)
-        answer = find_column(self.dataset, columns, "answer_column", self.answer_column, ANSWER_COLUMNS)
+        problem_column = find_column(
+            self.dataset, columns, "problem_column", self.problem_column, PROBLEM_COLUMNS
+        )
+        answer_column = find_column(
+            self.dataset, columns, "answer_column", self.answer_column, ANSWER_COLUMNS
+        )
         for name in self.extra_columns:
             find_column(self.dataset, columns, "breakdown_columns", name, ())
-        return self._without_duplicates(self._good_rows(rows, problem, answer))
+        return self._deduplicate(self._valid_rows(rows, problem_column, answer_column))
 
-    def _good_rows(self, rows: Iterable[Mapping[str, Any]], problem: str, answer: str) -> Iterator[Problem]:
+    def _valid_rows(
+        self, rows: Iterable[Mapping[str, Any]], problem_column: str, answer_column: str
+    ) -> Iterator[Problem]:
         for number, row in enumerate(rows, 1):
-            where = f"{self.dataset}, row {number}"
-            text, full = as_text(row.get(problem)), as_text(row.get(answer))
-            short = final_answer(full)
+            location = f"{self.dataset}, row {number}"
+            text, cell = cell_to_str(row.get(problem_column)), cell_to_str(row.get(answer_column))
+            answer = final_answer(cell)
             if not text:
-                self.bad(f"{where}: there is no problem in column {problem!r}")
+                self.reject_row(f"{location}: column {problem_column!r} has no problem")
                 continue
-            if not short:
-                self.bad(f"{where}: there is no answer in column {answer!r} ({full[:60]!r})")
+            if not answer:
+                self.reject_row(f"{location}: column {answer_column!r} has no answer ({cell[:60]!r})")
                 continue
-            extra = {name: as_text(row.get(name)) for name in self.extra_columns}
-            yield Problem(text, short, worked_solution(full, short), extra, self.dataset, number)
+            extra = {name: cell_to_str(row.get(name)) for name in self.extra_columns}
+            yield Problem(text, answer, worked_solution(cell, answer), extra, self.dataset, number)
 
-    def _without_duplicates(self, problems: Iterable[Problem]) -> list[Problem]:
-        first: dict[str, Problem] = {}
+    def _deduplicate(self, problems: Iterable[Problem]) -> list[Problem]:
+        """Keep the first row of each problem, and none of a problem whose answers contradict each other."""
+        first_rows: dict[str, Problem] = {}
         conflicting = set()
         for problem in problems:
             key = " ".join(problem.text.split())
-            other = first.setdefault(key, problem)
-            if other.answer != problem.answer and not equivalent(problem.answer, other.answer):
-                answers = f"{problem.answer[:60]!r}, not {other.answer[:60]!r}"
-                self.bad(f"{problem.where}: the problem of row {other.number} with another answer, {answers}")
+            first = first_rows.setdefault(key, problem)
+            if first.answer != problem.answer and not equivalent(problem.answer, first.answer):
+                answers = f"{problem.answer[:60]!r}, not {first.answer[:60]!r}"
+                self.reject_row(
+                    f"{problem.location}: same problem as row {first.row} but a different answer, {answers}"
+                )
                 conflicting.add(key)
-        return [problem for key, problem in first.items() if key not in conflicting]
+        return [problem for key, problem in first_rows.items() if key not in conflicting]
 
-    def bad(self, message: str) -> None:
-        """Say that a row is bad: an error, or a line in the log when such rows are dropped."""
+    def reject_row(self, message: str) -> None:
+        """Raise `UserError` about an unusable row, or log a warning if `bad_rows` is "drop"."""
         if self.bad_rows == "error":
-            raise UserError(f"{message}; bad_rows 'drop' leaves such rows out")
-        _log.warning("left out: %s", message)
+            raise UserError(f"{message}; set bad_rows to 'drop' to skip such rows")
+        _log.warning("dropped: %s", message)
 
 
 def final_answer(text: str) -> str:
-    r"""The answer in a cell: what stands behind the last `####`, in the last `\boxed{}`, or all of it."""
-    if _FINAL in text:
-        return text.rpartition(_FINAL)[2].strip()
+    r"""Return the answer in a cell: after the last `####`, in the last `\boxed{}`, or the entire cell."""
+    if _FINAL_MARKER in text:
+        return text.rpartition(_FINAL_MARKER)[2].strip()
     if "\\boxed" in text:
         return last_box(text) or ""
+    # Some datasets write answers in math mode, as $x^2$.
     return text.strip().removeprefix("$").removesuffix("$").strip()
 
 
 def worked_solution(text: str, answer: str) -> str:
-    """The solution that an answer column holds, made to end in the boxed answer, or "" if it holds none."""
-    if _FINAL in text:
-        steps = _CALCULATOR.sub("", text.rpartition(_FINAL)[0]).strip()
+    """Return the worked solution in a cell, ending in the boxed answer, or "" if the cell has none."""
+    if _FINAL_MARKER in text:
+        steps = _CALCULATOR.sub("", text.rpartition(_FINAL_MARKER)[0]).strip()
         return f"{steps}\n\\boxed{{{answer}}}" if steps else ""
     return text.strip() if "\\boxed" in text else ""
 
 
-def as_text(value: object) -> str:
-    """A cell as text: numbers as they are written, "" for what is missing (NaN, too) or is neither."""
+def cell_to_str(value: object) -> str:
+    """Return a string or number as a stripped string, and "" for any other value (None, NaN, lists)."""
     if isinstance(value, bool) or (isinstance(value, float) and math.isnan(value)):
         return ""
     return str(value).strip() if isinstance(value, str | int | float) else ""
 
 
 def find_column(
-    dataset: str, columns: Sequence[str], argument: str, name: str | None, known: Sequence[str]
+    dataset: str, columns: Sequence[str], argument: str, name: str | None, candidates: Sequence[str]
 ) -> str:
-    """The column that was named, or the first of the known ones; or a `UserError` listing those there."""
+    """Return the given column, or the first candidate that the dataset has.
+
+    Raises:
+        UserError: The dataset does not have that column, or none of the candidates.
+    """
     if name is not None:
         if name not in columns:
             raise UserError(f"{dataset} has no column {name!r} ({argument}); it has {', '.join(columns)}")
         return name
-    for column in known:
+    for column in candidates:
         if column in columns:
             return column
-    raise UserError(f"{dataset}: name the {argument}; its columns are {', '.join(columns) or 'none'}")
+    raise UserError(f"{dataset}: set {argument} to one of its columns: {', '.join(columns) or 'none'}")
 
 
-def ordered(problems: Iterable[Problem], seed: int) -> list[Problem]:
-    """The problems in the order of a seed, which does not depend on the order of the rows."""
+def shuffled(problems: Iterable[Problem], seed: int) -> list[Problem]:
+    """Return the problems shuffled by the seed; the result does not depend on the order of the rows."""
     return sorted(problems, key=lambda p: hashlib.sha256(f"{seed} {p.task_id}".encode()).digest())
 
 
-def readable(answer: str, comparison: str) -> bool:
-    r"""Whether completions can be compared with an answer: it survives `\boxed{}` and can be read."""
+def is_comparable(answer: str, comparison: str) -> bool:
+    r"""Return whether completions can be compared with an answer: it parses, also inside `\boxed{}`."""
+    # An answer with unbalanced braces would not survive the box.
     if last_box(f"\\boxed{{{answer}}}") != answer:
         return False
     return read_integer(answer) is not None if comparison == "integer" else is_readable(answer)

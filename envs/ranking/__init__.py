@@ -1,4 +1,4 @@
-"""Retrieval and ranking: collections with judged queries, and the tasks that are made of them."""
+"""Retrieval and ranking environments, whose tasks come from collections with judged queries."""
 
 from rlkit.envs.ranking.intent import IntentEnvironment
 from rlkit.envs.ranking.navigate import NavigateEnvironment

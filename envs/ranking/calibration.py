@@ -1,11 +1,12 @@
-"""Scores of a model on one scale, where it is stricter with one slate than with another (LATTICE's model).
+"""Calibration of scores across slates, because a model scores some slates more strictly (LATTICE).
 
-A latent relevance of each node, one slope a and an offset for each slate are fitted to the scores::
+A latent relevance theta of each node, one slope a, and an offset b of each slate minimize::
 
     mean of w (a tau theta + b_slate - tau score)^2,     w = max(sigmoid(score - 1/2), 0.1)
 
-by AdamW with clipped gradients, as the authors' code does. Their formula also has a term for the orders,
-which its default leaves out. Gradients are written out: a rollout calibrates at each turn.
+with AdamW and clipped gradients, as in the authors' code. Their formula also has a term for the order of the
+nodes, which their default disables. The gradients are written out, because autograd would be too slow: a
+rollout calibrates in each turn.
 """
 
 from __future__ import annotations
@@ -14,51 +15,59 @@ from collections.abc import Sequence
 
 import numpy as np
 
-TAU, STEPS, RATE, DECAY, CLIP, FLOOR = 5.0, 200, 1e-2, 1e-4, 1.0, 0.1
-BETAS, EPSILON = (0.9, 0.999), 1e-8  # of Adam
+TAU, MIN_WEIGHT = 5.0, 0.1
+STEPS, LEARNING_RATE, WEIGHT_DECAY, MAX_GRAD_NORM = 200, 1e-2, 1e-4, 1.0
+BETAS, EPSILON = (0.9, 0.999), 1e-8  # torch's defaults for AdamW
 
 
 def calibrate(slates: Sequence[Sequence[int]], scores: Sequence[Sequence[float]]) -> dict[int, float]:
-    """A score for each node, at most 1, the highest being 1 where it is above 0.
+    """Return one calibrated score per node; the highest is 1 if any is above 0.
 
     Args:
-        slates: nodes, with repeats over the slates.
-        scores: of the nodes, in [0, 1].
+        slates: Nodes of each slate; nodes that occur in several slates link their scales.
+        scores: Scores of the nodes of each slate, in [0, 1].
     """
-    names = list(dict.fromkeys(node for slate in slates for node in slate))
-    if not names:
+    nodes = list(dict.fromkeys(node for slate in slates for node in slate))
+    if not nodes:
         return {}
-    place = {node: i for i, node in enumerate(names)}
-    which = np.array([place[node] for slate in slates for node in slate])
-    slate_of = np.array([i for i, slate in enumerate(slates) for _ in slate])
-    given = np.array([score for one in scores for score in one])
-    theta, slope = _fit(which, slate_of, given, len(names), len(slates))
-    found = slope * theta
-    highest = found.max()
-    return dict(zip(names, (found / highest if highest > 0 else found).tolist(), strict=True))
+    index_of = {node: i for i, node in enumerate(nodes)}
+    node_index = np.array([index_of[node] for slate in slates for node in slate])
+    slate_index = np.array([i for i, slate in enumerate(slates) for _ in slate])
+    flat_scores = np.array([score for slate_scores in scores for score in slate_scores])
+    theta, slope = _fit(node_index, slate_index, flat_scores, len(nodes), len(slates))
+    calibrated = slope * theta
+    highest = calibrated.max()
+    if highest > 0:
+        calibrated = calibrated / highest
+    return dict(zip(nodes, calibrated.tolist(), strict=True))
 
 
 def _fit(
-    which: np.ndarray, slate_of: np.ndarray, given: np.ndarray, nodes: int, slates: int
+    node_index: np.ndarray, slate_index: np.ndarray, scores: np.ndarray, num_nodes: int, num_slates: int
 ) -> tuple[np.ndarray, float]:
-    """The latent relevance of the nodes, and the slope."""
-    weights = np.maximum(1 / (1 + np.exp(0.5 - given)), FLOOR) * 2 / len(given)
-    start = np.bincount(which, given, nodes) / np.bincount(which, minlength=nodes)
-    values = np.concatenate([start, [1.0], np.zeros(slates)])
-    first, second = np.zeros_like(values), np.zeros_like(values)
+    """Return the latent relevance of the nodes, (num_nodes,), and the slope.
+
+    `node_index`, `slate_index` and `scores` have one entry per scored node of a slate.
+    """
+    # The factor 2 / n of the gradient of a mean of squares is part of the weights.
+    weights = np.maximum(1 / (1 + np.exp(0.5 - scores)), MIN_WEIGHT) * 2 / len(scores)
+    mean_scores = np.bincount(node_index, scores, num_nodes) / np.bincount(node_index, minlength=num_nodes)
+    parameters = np.concatenate([mean_scores, [1.0], np.zeros(num_slates)])  # theta, slope, offsets
+    first_moment, second_moment = np.zeros_like(parameters), np.zeros_like(parameters)
     for step in range(1, STEPS + 1):
-        theta, slope, offsets = values[:nodes], values[nodes], values[nodes + 1 :]
-        error = weights * (slope * TAU * theta[which] + offsets[slate_of] - TAU * given)
+        theta, slope, offsets = parameters[:num_nodes], parameters[num_nodes], parameters[num_nodes + 1 :]
+        error = weights * (slope * TAU * theta[node_index] + offsets[slate_index] - TAU * scores)
         gradient = np.concatenate(
             [
-                slope * TAU * np.bincount(which, error, nodes),
-                [TAU * (error * theta[which]).sum()],
-                np.bincount(slate_of, error, slates),
+                slope * TAU * np.bincount(node_index, error, num_nodes),
+                [TAU * (error * theta[node_index]).sum()],
+                np.bincount(slate_index, error, num_slates),
             ]
         )
-        gradient *= min(1.0, CLIP / (np.linalg.norm(gradient) + 1e-6))
-        first += (1 - BETAS[0]) * (gradient - first)
-        second += (1 - BETAS[1]) * (gradient**2 - second)
-        scale = np.sqrt(second / (1 - BETAS[1] ** step)) + EPSILON
-        values = values * (1 - RATE * DECAY) - RATE / (1 - BETAS[0] ** step) * first / scale
-    return values[:nodes], float(values[nodes])
+        gradient *= min(1.0, MAX_GRAD_NORM / (np.linalg.norm(gradient) + 1e-6))
+        first_moment += (1 - BETAS[0]) * (gradient - first_moment)
+        second_moment += (1 - BETAS[1]) * (gradient**2 - second_moment)
+        scale = np.sqrt(second_moment / (1 - BETAS[1] ** step)) + EPSILON
+        step_size = LEARNING_RATE / (1 - BETAS[0] ** step)
+        parameters = parameters * (1 - LEARNING_RATE * WEIGHT_DECAY) - step_size * first_moment / scale
+    return parameters[:num_nodes], float(parameters[num_nodes])

@@ -1,8 +1,9 @@
-"""`intent-v2`: say what a searcher wants, from what was relevant to the query and what was not (Q2ID).
+"""`intent-v2`: describe the intent of a searcher from relevant and irrelevant documents (Q2ID).
 
-The model sees a query with a few relevant and irrelevant snippets and writes a description. It is judged by
-the documents that it tells apart: those that were shown, and as many that were not, are ranked by how well
-they fit it, and the reward is the average precision of the relevant ones, less what was copied.
+The model sees a query with a few relevant and irrelevant snippets and writes a description of the intent. To
+score the description, a scorer ranks the documents of the prompt, and up to the same number of documents that
+the model has not seen, by how well they fit it. The reward is the average precision of the relevant documents
+minus a price for copying from the snippets.
 """
 
 from __future__ import annotations
@@ -13,11 +14,18 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from rlkit.environment import Environment, Reply, Turn
-from rlkit.envs.ranking.scoring import Fit, open_scorer
+from rlkit.envs.ranking.scoring import Scorer, open_scorer
 from rlkit.errors import UserError
 from rlkit.retrieval.documents import Document, EngineError, Query, SearchEngine, full_text
-from rlkit.retrieval.queries import Judged, cut, documents_of, judged_queries, open_collection, task_id
-from rlkit.retrieval.retrievers import how_many, open_retriever, ranked
+from rlkit.retrieval.queries import (
+    JudgedQuery,
+    documents_by_id,
+    judged_queries,
+    open_collection,
+    task_id,
+    truncate_words,
+)
+from rlkit.retrieval.retrievers import open_retriever, search_depth, top_documents
 from rlkit.rewards import intent
 
 if TYPE_CHECKING:
@@ -31,29 +39,29 @@ _PROMPT = (
 )
 _INTENT = re.compile(r"<intent>(.*?)</intent>", re.DOTALL)
 _WORD = re.compile(r"\w+")
-DEPTH = 100  # results of the query among which irrelevant ones are looked for
+DEPTH = 100  # number of the query's results that irrelevant documents are taken from
 
 
 class IntentEnvironment(Environment):
-    """Describing an intent.
+    """Environment for describing the intent behind a query.
 
     Args:
-        collection: see `rlkit.retrieval.collections.base`.
-        retriever: what finds irrelevant documents for the query: see `rlkit.retrieval.retrievers`.
-        shown: relevant and irrelevant snippets in the prompt, so many each; as many further ones are ranked,
-            where there are any.
-        document_words: a longer snippet is cut.
-        scorer: what ranks documents by the description: "bm25", or "dense:MODEL" with any model of
-            sentence-transformers.
-        folds, fold: see `RerankEnvironment`.
+        collection: Collection with judged queries; see `rlkit.retrieval.collections.base`.
+        retriever: Retriever that finds irrelevant documents for the query; see `rlkit.retrieval.retrievers`.
+        shown: Maximum number of relevant and of irrelevant snippets in the prompt. Up to the same number of
+            additional documents of each kind is ranked.
+        document_words: Maximum number of words of a snippet; a longer one is truncated.
+        scorer: Scorer that ranks documents by the description: "bm25", or "dense:MODEL" with any
+            sentence-transformers model.
+        folds, fold: Cross-validation folds; see `RerankEnvironment`.
 
     Raises:
-        UserError: arguments that do not fit.
+        UserError: An argument is invalid.
     """
 
     id = "intent-v2"
     metric = "separation"
-    max_turns = 2  # the environment sees the first one and ends the rollout
+    max_turns = 2  # not 1: `respond` must see the model's turn to rank by it, and then ends the rollout
     rewards: Mapping[str, Any] = {
         "separation": intent.separation,
         "own_words": intent.own_words,
@@ -77,115 +85,137 @@ class IntentEnvironment(Environment):
                 f"shown must be from 1 to 20 and document_words at least 1, not {shown} and {document_words}"
             )
         if scorer != "bm25" and not re.fullmatch("dense:.+", scorer):
-            raise UserError(f"there is no scorer {scorer!r}: take bm25 or dense:MODEL")
+            raise UserError(f"there is no scorer {scorer!r}; use bm25 or dense:MODEL")
         self.collection = open_collection(collection, folds, fold)
         self.retriever, self.shown, self.document_words = retriever, shown, document_words
         self.scorer = scorer
 
     @cached_property
     def engine(self) -> SearchEngine:
-        """What finds irrelevant documents."""
+        """Search engine that finds irrelevant documents."""
         return open_retriever(self.retriever, self.collection)
 
     @cached_property
-    def fit(self) -> Fit:
-        """What tells how well texts fit a description."""
+    def document_scorer(self) -> Scorer:
+        """Function that scores how well documents fit a description."""
         return open_scorer(self.scorer)
 
     def tasks(self, split: str, n: int | None = None, seed: int = 0) -> datasets.Dataset:
-        """Make the first `n` queries of a split that find something irrelevant.
+        """Return the first `n` queries of a split for which the retriever finds an irrelevant document.
 
-        Columns: `prompt`, `task_id`, `split`, `query_id`, `query`, `snippets` (that were shown), `pool` (ids
-        of what is ranked, what is irrelevant first), `texts` (of the pool), `relevant` (ids).
+        Columns: `prompt`, `task_id`, `split`, `query_id`, `query`, `snippets` (those in the prompt), `pool`
+        (ids of the documents to rank, irrelevant ones first), `texts` (of the pool), `relevant` (ids).
 
         Raises:
-            UserError: no such split, or a retriever that fails.
+            UserError: The split is unknown, or the retriever fails.
         """
         import datasets
 
-        asked = judged_queries(self.collection, split, None, seed)
+        queries = judged_queries(self.collection, split, None, seed)
         rows: list[dict[str, Any]] = []
-        while asked and (n is None or len(rows) < n):
-            block, asked = asked[:n], asked[n:] if n else []
-            found = self._irrelevant(block)
-            texts = documents_of(self.collection, (name for one in block for name in self._relevant(one)))
-            chosen = ((one, [texts[name] for name in self._relevant(one)]) for one in block)
-            rows += [self._row(split, one, good, found[one.id]) for one, good in chosen if found[one.id]]
+        # Queries without irrelevant documents are skipped, so it may take several batches to get n rows.
+        while queries and (n is None or len(rows) < n):
+            batch, queries = queries[:n], queries[n:] if n else []
+            irrelevant = self._irrelevant_documents(batch)
+            relevant_ids = {query.id: self._relevant_ids(query) for query in batch}
+            documents = documents_by_id(self.collection, (i for ids in relevant_ids.values() for i in ids))
+            for query in batch:
+                relevant = [documents[document_id] for document_id in relevant_ids[query.id]]
+                if irrelevant[query.id]:
+                    rows.append(self._row(split, query, relevant, irrelevant[query.id]))
         return datasets.Dataset.from_list(rows[:n])
 
-    def _relevant(self, one: Judged) -> list[str]:
-        """Ids of documents of the highest grade, those to show first."""
-        best = [name for name, grade in one.grades.items() if grade == one.ideal[0]]
-        return sorted(best, key=lambda name: task_id(one.id, name))[: 2 * self.shown]
+    def _relevant_ids(self, query: JudgedQuery) -> list[str]:
+        """Return ids of documents with the highest grade; those for the prompt come first."""
+        best = [name for name, grade in query.grades.items() if grade == query.ideal[0]]
+        return sorted(best, key=lambda name: task_id(query.id, name))[: 2 * self.shown]
 
-    def _irrelevant(self, asked: Sequence[Judged]) -> dict[str, list[Document]]:
-        """Documents that the query finds and that nobody judged relevant, those to show first."""
-        queries = [Query(one.text) for one in asked]
+    def _irrelevant_documents(self, queries: Sequence[JudgedQuery]) -> dict[str, list[Document]]:
+        """Return retrieved documents without a grade above 0, by query; those for the prompt come first."""
+        depth = search_depth(self.collection, DEPTH)
         try:
-            results = self.engine.search(queries, how_many(self.collection, DEPTH))
+            results = self.engine.search([Query(query.text) for query in queries], depth)
         except EngineError as error:
             raise UserError(f"the search failed: {error}") from error
-        found = {}
-        for one, result in zip(asked, results, strict=True):
+        irrelevant = {}
+        for query, result in zip(queries, results, strict=True):
             if result.error is not None:
                 raise UserError(f"the search failed: {result.error}")
-            first = ranked(self.collection, one.id, result, DEPTH)
-            first = [document for document in first if one.grades.get(document.id, 0) <= 0][: 2 * self.shown]
-            found[one.id] = sorted(first, key=lambda document: task_id(one.id, document.id))
-        return found
+            hits = top_documents(self.collection, query.id, result, DEPTH)
+            hits = [document for document in hits if query.grades.get(document.id, 0) <= 0][: 2 * self.shown]
+            # Shuffle by a hash, so that the documents in the prompt are not simply the top results.
+            hits.sort(key=lambda document: task_id(query.id, document.id))
+            irrelevant[query.id] = hits
+        return irrelevant
 
     def _row(
-        self, split: str, one: Judged, good: Sequence[Document], bad: Sequence[Document]
+        self,
+        split: str,
+        query: JudgedQuery,
+        relevant: Sequence[Document],
+        irrelevant: Sequence[Document],
     ) -> dict[str, Any]:
-        shown = [self._shown(documents) for documents in (good, bad)]
-        lines = ["\n".join(f"- {snippet}" for snippet in snippets) for snippets in shown]
-        prompt = _PROMPT.format(query=one.text, relevant=lines[0], irrelevant=lines[1])
+        relevant_snippets, irrelevant_snippets = self._snippets(relevant), self._snippets(irrelevant)
+        prompt = _PROMPT.format(
+            query=query.text,
+            relevant="\n".join(f"- {snippet}" for snippet in relevant_snippets),
+            irrelevant="\n".join(f"- {snippet}" for snippet in irrelevant_snippets),
+        )
         return {
             "prompt": [{"role": "user", "content": prompt}],
-            "task_id": task_id(self.collection.name, one.id, prompt),
+            "task_id": task_id(self.collection.name, query.id, prompt),
             "split": split,
-            "query_id": one.id,
-            "query": one.text,
-            "snippets": shown[0] + shown[1],
-            "pool": [document.id for document in (*bad, *good)],
-            "texts": [full_text(document) for document in (*bad, *good)],
-            "relevant": [document.id for document in good],
+            "query_id": query.id,
+            "query": query.text,
+            "snippets": relevant_snippets + irrelevant_snippets,
+            "pool": [document.id for document in (*irrelevant, *relevant)],
+            "texts": [full_text(document) for document in (*irrelevant, *relevant)],
+            "relevant": [document.id for document in relevant],
         }
 
-    def _shown(self, documents: Sequence[Document]) -> list[str]:
-        """The first half, cut; at least one."""
-        first = documents[: min(self.shown, (len(documents) + 1) // 2)]
-        texts = (f"{document.title}: {document.text}".removeprefix(": ") for document in first)
-        return [cut(text, self.document_words) for text in texts]
+    def _snippets(self, documents: Sequence[Document]) -> list[str]:
+        """Return truncated snippets of the first half of the documents, at least one and at most `shown`."""
+        num_shown = min(self.shown, (len(documents) + 1) // 2)
+        texts = (
+            f"{document.title}: {document.text}".removeprefix(": ") for document in documents[:num_shown]
+        )
+        return [truncate_words(text, self.document_words) for text in texts]
 
     def respond(self, turns: Sequence[Turn]) -> Sequence[Reply]:
-        """Rank the pools by the descriptions; every turn ends its rollout."""
-        return [self._reply(turn.task, read(turn.messages[-1]["content"])) for turn in turns]
+        """Rank each task's pool by the description in the turn; every turn ends its rollout."""
+        return [self._reply(turn.task, parse_intent(turn.messages[-1]["content"])) for turn in turns]
 
-    def _reply(self, task: Mapping[str, Any], text: str | None) -> Reply:
-        if text is None:
+    def _reply(self, task: Mapping[str, Any], description: str | None) -> Reply:
+        if description is None:
             return Reply(done=True)
-        scores = self.fit(text, task["texts"])
-        # Irrelevant ones come first in the pool: a description that tells nothing apart gains nothing.
+        scores = self.document_scorer(description, task["texts"])
+        # The sort is stable and irrelevant documents come first in the pool, so ties count against the
+        # description: one that separates nothing gets 0.
         order = sorted(range(len(scores)), key=lambda i: -scores[i])
-        return Reply(done=True, record={"intent": text, "ranking": [task["pool"][i] for i in order]})
+        return Reply(done=True, record={"intent": description, "ranking": [task["pool"][i] for i in order]})
 
     def answer(self, task: Mapping[str, Any]) -> str | None:
-        """None: what is right is known only to what ranks."""
+        """Return None: the reward needs the ranking that `respond` computes."""
         return None
 
     def script(self, task: Mapping[str, Any]) -> Sequence[str] | None:
-        """All words that only relevant documents have, where they tell them apart."""
-        bad = len(task["pool"]) - len(task["relevant"])
-        known = {word for text in task["texts"][:bad] for word in _WORD.findall(text.lower())}
-        words = {word for text in task["texts"][bad:] for word in _WORD.findall(text.lower())} - known
-        turn = f"<intent>{' '.join(sorted(words))}</intent>"
-        said = [{"role": "assistant", **self._reply(task, read(turn)).record}]
-        marks = intent.own_words(said, task["relevant"], task["pool"], task["snippets"])
-        return [turn] if marks == 1 else None
+        """Return a turn of all words that occur only in relevant documents, if it earns the full reward."""
+        num_irrelevant = len(task["pool"]) - len(task["relevant"])
+        relevant_words = _distinct_words(task["texts"][num_irrelevant:])
+        irrelevant_words = _distinct_words(task["texts"][:num_irrelevant])
+        turn = f"<intent>{' '.join(sorted(relevant_words - irrelevant_words))}</intent>"
+        messages = [{"role": "assistant", **self._reply(task, parse_intent(turn)).record}]
+        reward = intent.own_words(messages, task["relevant"], task["pool"], task["snippets"])
+        return [turn] if reward == 1 else None
 
 
-def read(text: str) -> str | None:
-    """The description of a turn, None where it has none."""
-    found = _INTENT.findall(text.rpartition("</think>")[2])
-    return (" ".join(found[-1].split()) or None) if found else None
+def parse_intent(completion: str) -> str | None:
+    """Return the last description in a completion, or None if it has none."""
+    descriptions = _INTENT.findall(completion.rpartition("</think>")[2])
+    if not descriptions:
+        return None
+    return " ".join(descriptions[-1].split()) or None
+
+
+def _distinct_words(texts: Sequence[str]) -> set[str]:
+    return {word for text in texts for word in _WORD.findall(text.lower())}

@@ -1,14 +1,15 @@
-"""`navigate-v2`: find documents by going down a tree of clusters (LATTICE, arXiv 2510.13217).
+"""`navigate-v2`: find documents by searching a tree of clusters from the root (LATTICE, arXiv 2510.13217).
 
-Each turn shows the children of the most promising nodes; the model scores them from 0 to 100, and the search
-goes on best first over the whole tree (`rlkit.envs.ranking.beam`). It ends at `stop`, when nothing is left to
-open, or after `turns` turns. The reward is the nDCG@10 of the documents that were scored, less a price for
-turns.
+Each turn shows the children of the most promising nodes. The model scores them from 0 to 100, and best-first
+search over the entire tree (`rlkit.envs.ranking.beam`) selects the nodes to open next. The search ends when
+the model writes `stop`, when there is no node to open, or after `turns` turns. The reward is the nDCG@10 of
+the scored documents minus a price for additional turns.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from rlkit.rewards import navigation
 if TYPE_CHECKING:
     import datasets
 
-K = 10  # ranks that count
+K = 10  # cutoff of the reward's nDCG
 _PROMPT = (
     "A document collection is organized as a tree of sections. Find the documents that answer the query. "
     "Score each section or document you are shown from 0 (certainly not useful) to 100 (certainly useful), "
@@ -31,28 +32,31 @@ _PROMPT = (
     "turns. When you have found enough, write stop on a separate line after the scores.\n\n"
     "Query: {query}\n\n{shown}"
 )
+# "[1] 80", "[1]: 80" or "[1] = 80", but not a decimal number such as 0.5.
 _SCORE = re.compile(r"\[(\d{1,4})\]\s*[:=]?\s*(\d{1,3})(?![\d.])")
 _STOP = re.compile(r"^\s*stop\.?\s*$", re.IGNORECASE | re.MULTILINE)
 
 
 class NavigateEnvironment(Environment):
-    """Going down a tree.
+    """Environment for finding documents in a tree.
 
     Args:
-        collection: see `rlkit.retrieval.collections.base`.
-        embedder: vectors to make the clusters of: "words", or "dense:MODEL" with any model of
-            sentence-transformers.
-        branching: children of a node, about.
-        summaries: what is shown of a section: "words" and titles of its documents, or a model that writes it.
-        document_words: a longer document is cut.
-        width: nodes that are opened at a time (the beam).
-        turns: of the model, at most.
-        alpha: share of a node's own score in its path relevance.
-        anchors: documents seen before that are scored again in a slate, to calibrate; 0: no calibration.
-        folds, fold: see `RerankEnvironment`.
+        collection: Collection with judged queries; see `rlkit.retrieval.collections.base`.
+        embedder: Vectors to cluster: "words" for tf-idf, or "dense:MODEL" with any sentence-transformers
+            model.
+        branching: Approximate number of children of a node.
+        summaries: Description of a section: "words" for frequent words and titles of its documents, or the
+            name of a model that writes it.
+        document_words: Maximum number of words of a document; a longer one is truncated.
+        width: Beam width: number of nodes that are opened in each turn.
+        turns: Maximum number of assistant turns.
+        alpha: Weight of a node's own score in its path relevance.
+        anchors: Maximum number of already scored documents to score again in a slate, for calibration; 0
+            disables calibration.
+        folds, fold: Cross-validation folds; see `RerankEnvironment`.
 
     Raises:
-        UserError: arguments that do not fit.
+        UserError: An argument is invalid.
     """
 
     id = "navigate-v2"
@@ -92,63 +96,68 @@ class NavigateEnvironment(Environment):
         self.embedder, self.branching, self.summaries = embedder, branching, summaries
         self.document_words, self.width, self.turns = document_words, width, turns
         self.alpha, self.anchors = alpha, anchors
-        self.max_turns = turns + 1  # the environment sees the last one and ends the rollout
+        self.max_turns = turns + 1  # `respond` must see the last turn too, to score it and end the rollout
 
     @cached_property
     def tree(self) -> Tree:
-        """What is searched."""
+        """Tree to search, built on first use."""
         return open_tree(self.collection, self.embedder, self.branching, self.document_words, self.summaries)
 
     def tasks(self, split: str, n: int | None = None, seed: int = 0) -> datasets.Dataset:
-        """Make the first `n` queries of a split.
+        """Return the first `n` queries of a split.
 
-        Columns: `prompt`, `task_id`, `split`, `query_id`, `query`, `judged` and `grades` (documents above 0),
-        `fewest` (turns that one who knows needs, at most `turns`).
+        Columns: `prompt`, `task_id`, `split`, `query_id`, `query`, `judged` and `grades` (ids and grades of
+        the relevant documents), `fewest` (number of turns that the oracle needs, at most `turns`).
 
         Raises:
-            UserError: no such split, or a tree that cannot be built.
+            UserError: The split is unknown, or the tree cannot be built.
         """
         import datasets
 
         rows = []
-        for one in judged_queries(self.collection, split, n, seed):
-            relevant = {name: grade for name, grade in one.grades.items() if grade > 0}
-            first = _show(self.tree, Beam(self.tree).open([0]))
-            text = _PROMPT.format(query=one.text, width=self.width, turns=self.turns, shown=first)
+        queries = judged_queries(self.collection, split, n, seed)
+        root_slate = _format_slates(self.tree, Beam(self.tree).open_nodes([0]))
+        for query in queries:
+            relevant = {name: grade for name, grade in query.grades.items() if grade > 0}
+            text = _PROMPT.format(query=query.text, width=self.width, turns=self.turns, shown=root_slate)
             row: dict[str, Any] = {
                 "prompt": [{"role": "user", "content": text}],
-                "task_id": task_id(self.collection.name, one.id, text),
+                "task_id": task_id(self.collection.name, query.id, text),
                 "split": split,
-                "query_id": one.id,
-                "query": one.text,
+                "query_id": query.id,
+                "query": query.text,
                 "judged": list(relevant),
                 "grades": list(relevant.values()),
             }
-            row["fewest"] = len(self._known(row))
+            row["fewest"] = len(self._oracle_turns(row))
             rows.append(row)
         return datasets.Dataset.from_list(rows)
 
     def respond(self, turns: Sequence[Turn]) -> Sequence[Reply]:
-        """Take in the scores and show what is opened next."""
+        """Add the scores of each turn to its search, and show the nodes that are opened next."""
         return [self._reply(turn.task, turn.messages) for turn in turns]
 
     def _reply(self, task: Mapping[str, Any], messages: Sequence[Mapping[str, Any]]) -> Reply:
-        beam, slates = Beam(self.tree, self.alpha), Beam(self.tree).open([0])
-        said = [message for message in messages if message["role"] == "assistant"]
-        shown = [message["slates"] for message in messages if "slates" in message]
-        for i, message in enumerate(said):
+        # Environments keep no state between turns, so replay the search from the messages.
+        beam, slates = Beam(self.tree, self.alpha), Beam(self.tree).open_nodes([0])
+        assistant_turns = [message["content"] for message in messages if message["role"] == "assistant"]
+        recorded_slates = [message["slates"] for message in messages if "slates" in message]
+        for i, content in enumerate(assistant_turns):
             if i:
-                slates = [Slate(one["node"], *map(tuple, one["shown"])) for one in shown[i - 1]]
-            scores = read(message["content"], [len(slate.shown) for slate in slates])
+                slates = [
+                    Slate(slate["node"], *map(tuple, slate["shown"])) for slate in recorded_slates[i - 1]
+                ]
+            scores = parse_scores(content, [len(slate.shown) for slate in slates])
             if scores is not None:
-                beam.see(slates, scores)
+                beam.add_scores(slates, scores)
         ranking = self._ranking(beam)
-        nodes = beam.next(self.width)
-        if scores is None or len(said) >= self.turns or not nodes or _STOP.search(_own(said[-1]["content"])):
+        nodes = beam.next_nodes(self.width)
+        stopped = _STOP.search(_without_thinking(assistant_turns[-1]))
+        if scores is None or len(assistant_turns) >= self.turns or not nodes or stopped:
             return Reply(done=True, record={"ranking": ranking})
-        slates = beam.open(nodes, self.anchors, task["task_id"])
-        record = [{"node": one.node, "shown": [list(one.items), list(one.anchors)]} for one in slates]
-        return Reply(_show(self.tree, slates), record={"ranking": ranking, "slates": record})
+        slates = beam.open_nodes(nodes, self.anchors, task["task_id"])
+        record = [{"node": slate.node, "shown": [list(slate.items), list(slate.anchors)]} for slate in slates]
+        return Reply(_format_slates(self.tree, slates), record={"ranking": ranking, "slates": record})
 
     def _ranking(self, beam: Beam) -> list[str]:
         if self.anchors and beam.slates:
@@ -156,64 +165,67 @@ class NavigateEnvironment(Environment):
         return beam.ranking()
 
     def answer(self, task: Mapping[str, Any]) -> str | None:
-        """None: it takes several turns."""
+        """Return None: the search takes several turns, see `script`."""
         return None
 
     def script(self, task: Mapping[str, Any]) -> Sequence[str] | None:
-        """Opens the sections with the documents that an ideal ranking needs, where the turns suffice."""
-        turns = self._known(task)
-        said = [{"role": "user", "content": ""}]
+        """Return the oracle's turns, or None if they do not complete an ideal ranking in `turns` turns."""
+        turns = self._oracle_turns(task)
+        messages = [{"role": "user", "content": ""}]
         for turn in turns:
-            said.append({"role": "assistant", "content": turn})
-            reply = self._reply(task, said)
-            said.append({"role": "user", "content": reply.text or "", **reply.record})
-        marks = navigation.found(said, task["judged"], task["grades"])
-        return turns if reply.done and marks > 1 - 1e-9 else None
+            messages.append({"role": "assistant", "content": turn})
+            reply = self._reply(task, messages)
+            messages.append({"role": "user", "content": reply.text or "", **reply.record})
+        ndcg = navigation.found(messages, task["judged"], task["grades"])
+        return turns if reply.done and ndcg > 1 - 1e-9 else None
 
-    def _known(self, task: Mapping[str, Any]) -> list[str]:
-        """What one who knows the judgments writes turn by turn."""
+    def _oracle_turns(self, task: Mapping[str, Any]) -> list[str]:
+        """Return an oracle's turns. It scores documents by grade and opens only sections it needs."""
         grades = dict(zip(task["judged"], task["grades"], strict=True))
-        needed = self._needed(grades)
-        wanted = {node for name in needed for node in self.tree.above(self.tree.leaf_of[name])}
         highest = max(grades.values())
-        beam, slates = Beam(self.tree, self.alpha), Beam(self.tree).open([0])
+        ancestors_of_ideal: set[int] = set()
+        for name in self._ideal_documents(grades):
+            ancestors_of_ideal.update(self.tree.ancestors(self.tree.leaf_of[name]))
+
+        def oracle_score(node: int) -> int:
+            if document := self.tree.documents[node]:
+                return round(100 * grades.get(document, 0) / highest)
+            return 100 if node in ancestors_of_ideal else 0
+
+        beam, slates = Beam(self.tree, self.alpha), Beam(self.tree).open_nodes([0])
         turns: list[str] = []
         while slates:
-            marks = [
-                [
-                    round(100 * grades.get(self.tree.documents[n], 0) / highest) if self.tree.documents[n]
-                    else 100 * (n in wanted)
-                    for n in slate.shown
-                ]
-                for slate in slates
-            ]  # fmt: skip
-            beam.see(slates, [[mark / 100 for mark in one] for one in marks])
-            flat = [mark for one in marks for mark in one]
-            turns.append("\n".join(f"[{i}] {mark}" for i, mark in enumerate(flat, 1)))
+            scores = [[oracle_score(node) for node in slate.shown] for slate in slates]
+            beam.add_scores(slates, [[score / 100 for score in slate_scores] for slate_scores in scores])
+            flat_scores = [score for slate_scores in scores for score in slate_scores]
+            turns.append("\n".join(f"[{i}] {score}" for i, score in enumerate(flat_scores, 1)))
             if len(turns) == self.turns:
                 break
-            slates = beam.open(beam.next(self.width), self.anchors, task.get("task_id"))
+            slates = beam.open_nodes(beam.next_nodes(self.width), self.anchors, task.get("task_id"))
         return turns
 
-    def _needed(self, grades: Mapping[str, int]) -> list[str]:
-        """Documents of an ideal ranking; of equal ones those that are in sections with others."""
+    def _ideal_documents(self, grades: Mapping[str, int]) -> list[str]:
+        """Return the first K documents of an ideal ranking that opens few sections.
+
+        Of documents with the same grade, those in sections that must be opened anyway come first, then those
+        in the sections with the most documents of this grade.
+        """
         leaves = self.tree.leaf_of
-        there = [name for name in grades if name in leaves]
-        section = {name: self.tree.parents[leaves[name]] for name in there}
-        needed: list[str] = []
+        section = {name: self.tree.parents[leaves[name]] for name in grades if name in leaves}
+        ideal: list[str] = []
         for grade in sorted(set(grades.values()), reverse=True):
-            same = [name for name in there if grades[name] == grade]
-            crowd: dict[int, int] = {}
-            for name in same:
-                crowd[section[name]] = crowd.get(section[name], 0) + 1
-            opened = {section[name] for name in needed}
-            same.sort(key=lambda name: (section[name] not in opened, -crowd[section[name]], section[name]))
-            needed += same[: K - len(needed)]
-        return needed
+            candidates = [name for name in section if grades[name] == grade]
+            section_sizes = Counter(section[name] for name in candidates)
+            opened = {section[name] for name in ideal}
+            candidates.sort(
+                key=lambda name: (section[name] not in opened, -section_sizes[section[name]], section[name])
+            )
+            ideal += candidates[: K - len(ideal)]
+        return ideal
 
 
-def _show(tree: Tree, slates: Sequence[Slate]) -> str:
-    """What is to be scored, with numbers."""
+def _format_slates(tree: Tree, slates: Sequence[Slate]) -> str:
+    """Return the numbered lines of the nodes to score, with an empty line between slates."""
     lines, number = [], 0
     for slate in slates:
         for item in slate.shown:
@@ -224,23 +236,24 @@ def _show(tree: Tree, slates: Sequence[Slate]) -> str:
     return "\n".join(lines[:-1])
 
 
-def _own(text: str) -> str:
+def _without_thinking(text: str) -> str:
     return text.rpartition("</think>")[2]
 
 
-def read(text: str, sizes: Sequence[int]) -> list[list[float]] | None:
-    """The scores of a turn in [0, 1], by slate; what is not scored has 0. None where there is none at all.
+def parse_scores(text: str, slate_sizes: Sequence[int]) -> list[list[float]] | None:
+    """Parse the scores of a turn, scaled to [0, 1], as one list per slate; None if the turn has no score.
 
-    A number that repeats counts where it stands first; one above 100 is none.
+    A node without a score gets 0. If a node is scored twice, the first score counts. Scores above 100 and
+    unknown numbers are ignored.
     """
-    found: dict[int, float] = {}
-    for number, score in _SCORE.findall(_own(text)):
-        if int(score) <= 100 and 1 <= int(number) <= sum(sizes):
-            found.setdefault(int(number), int(score) / 100)
-    if not found:
+    score_of: dict[int, float] = {}
+    for number, score in _SCORE.findall(_without_thinking(text)):
+        if int(score) <= 100 and 1 <= int(number) <= sum(slate_sizes):
+            score_of.setdefault(int(number), int(score) / 100)
+    if not score_of:
         return None
     scores, start = [], 1
-    for size in sizes:
-        scores.append([found.get(number, 0.0) for number in range(start, start + size)])
+    for size in slate_sizes:
+        scores.append([score_of.get(number, 0.0) for number in range(start, start + size)])
         start += size
     return scores

@@ -1,9 +1,10 @@
-"""`query-v2`: write the queries with which a retriever finds what is relevant.
+"""`query-v2`: write queries with which a retriever finds relevant documents.
 
-The model writes one or several queries, a fixed retriever runs them, their lists become one, and the reward
-is its nDCG@10, or what it gains over the task's own query. Tool retrieval, query rewriting and reasoning
-before the query differ in their prompts and collections (docs/environments/query.md). With `adaptive` the
-model may leave the query as it is: `/embed`, or `/augment` and words that are added (M-Solomon's actions).
+The model writes one or more queries, and a fixed retriever runs them. Their rankings are merged, and the
+reward is the nDCG@10 of the merged ranking. The same environment covers query rewriting, tool retrieval and
+reasoning before the query, with different prompts and collections (docs/environments/query.md). With
+`adaptive`, the model decides whether to change the query: it writes `/embed` to keep it, or `/augment` and
+words to append (the actions of M-Solomon).
 """
 
 from __future__ import annotations
@@ -18,15 +19,15 @@ from rlkit.environment import Environment, HeldOutMeans, Reply, Turn
 from rlkit.errors import UserError, check_choice
 from rlkit.retrieval.documents import EngineError, Query, Result, SearchEngine
 from rlkit.retrieval.measures import Evaluator
-from rlkit.retrieval.queries import Judged, judged_queries, open_collection, task_id
-from rlkit.retrieval.retrievers import how_many, open_retriever, ranked
+from rlkit.retrieval.queries import JudgedQuery, judged_queries, open_collection, task_id
+from rlkit.retrieval.retrievers import open_retriever, search_depth, top_documents
 from rlkit.rewards import querying
 
 if TYPE_CHECKING:
     import datasets
 
-K = 60  # of reciprocal-rank fusion
-COMBINE = ("interleave", "fuse")
+RRF_K = 60  # constant of reciprocal rank fusion
+COMBINE_METHODS = ("interleave", "fuse")
 _PROMPTS = {
     "rewrite": "Write {queries} that would retrieve the documents that answer the request below.",
     "tools": "Write {queries} that describe the tools needed to fulfill the request below.",
@@ -36,8 +37,8 @@ _PROMPTS = {
         "say."
     ),
 }
-STYLES = tuple(_PROMPTS)
-_FORM = " Put each query between <query> and </query>.\n\nRequest: {query}"
+PROMPT_STYLES = tuple(_PROMPTS)
+_QUERY_FORMAT = " Put each query between <query> and </query>.\n\nRequest: {query}"
 _ADAPTIVE = (
     "The query below will be sent to a search engine. If it works well as it is, write only /embed. If "
     "additional words would help the engine find the right documents, write /augment followed by those "
@@ -48,26 +49,27 @@ _AUGMENT = re.compile(r"/augment\b(.*)", re.DOTALL)
 
 
 class QueryEnvironment(Environment):
-    """Writing queries.
+    """Environment for writing queries.
 
     Args:
-        collection: see `rlkit.retrieval.collections.base`.
-        retriever: what runs the queries: see `rlkit.retrieval.retrievers`.
-        measure: what is rewarded: see `rlkit.retrieval.measures.Evaluator`.
-        depth: documents that are found for a query, and that are ranked.
-        max_queries: further ones are not run.
-        combine: how lists become one: "interleave", in turns without repeats, or "fuse", by reciprocal rank.
-        prompt_style: "rewrite", "tools" or "reason".
-        adaptive: whether the model decides to change the query at all.
-        folds, fold: see `RerankEnvironment`.
+        collection: Collection with judged queries; see `rlkit.retrieval.collections.base`.
+        retriever: Retriever that runs the queries; see `rlkit.retrieval.retrievers`.
+        measure: Measure that is the reward; see `rlkit.retrieval.measures.Evaluator`.
+        depth: Number of documents to retrieve for each query, and length of the merged ranking.
+        max_queries: Maximum number of queries to run; the others are ignored.
+        combine: Method that merges rankings: "interleave" takes from each in turn and skips repeats; "fuse"
+            is reciprocal rank fusion.
+        prompt_style: Style of the prompt: "rewrite", "tools" or "reason".
+        adaptive: Whether the model can keep the query unchanged.
+        folds, fold: Cross-validation folds; see `RerankEnvironment`.
 
     Raises:
-        UserError: arguments that do not fit.
+        UserError: An argument is invalid.
     """
 
     id = "query-v2"
     metric = "retrieval"
-    max_turns = 2  # the environment sees the first one and ends the rollout
+    max_turns = 2  # not 1: `respond` must see the model's turn to run its queries, and then ends the rollout
 
     def __init__(
         self,
@@ -83,8 +85,8 @@ class QueryEnvironment(Environment):
         folds: int | None = None,
         fold: int = 0,
     ):
-        check_choice("combine", combine, COMBINE)
-        check_choice("prompt_style", prompt_style, STYLES)
+        check_choice("combine", combine, COMBINE_METHODS)
+        check_choice("prompt_style", prompt_style, PROMPT_STYLES)
         if not (1 <= depth <= 1000 and 1 <= max_queries <= 20):
             raise UserError(
                 f"depth must be from 1 to 1000 and max_queries from 1 to 20, not {depth} and {max_queries}"
@@ -97,53 +99,51 @@ class QueryEnvironment(Environment):
         self.retriever, self.measure, self.depth = retriever, measure, depth
         self.max_queries, self.combine = max_queries, combine
         self.prompt_style, self.adaptive = prompt_style, adaptive
-        measured: dict[str, Any] = {
-            "retrieval": querying.retrieval,
-            "gain": querying.gain,
-            "priced": querying.priced,
-        }
         self.rewards: Mapping[str, Any] = {
-            **{name: partial(reward, measure=measure) for name, reward in measured.items()},
+            "retrieval": partial(querying.retrieval, measure=measure),
+            "gain": partial(querying.gain, measure=measure),
+            "priced": partial(querying.priced, measure=measure),
             "augmented": querying.augmented,
         }
-        paid = "priced" if adaptive else "retrieval"
-        logged = ("retrieval", "gain", "augmented") if adaptive else ("gain",)
-        self.reward_weights = {paid: 1.0, **dict.fromkeys(logged, 0.0)}
+        if adaptive:
+            self.reward_weights = {"priced": 1.0, "retrieval": 0.0, "gain": 0.0, "augmented": 0.0}
+        else:
+            self.reward_weights = {"retrieval": 1.0, "gain": 0.0}
 
     @cached_property
     def engine(self) -> SearchEngine:
-        """What runs the queries."""
+        """Search engine that runs the queries."""
         return open_retriever(self.retriever, self.collection)
 
     def tasks(self, split: str, n: int | None = None, seed: int = 0) -> datasets.Dataset:
-        """Make the first `n` queries of a split.
+        """Return the first `n` queries of a split.
 
-        Columns: `prompt`, `task_id`, `split`, `query_id`, `query`, `judged` and `grades` (documents above 0),
-        `original` (what the query finds as it is).
+        Columns: `prompt`, `task_id`, `split`, `query_id`, `query`, `judged` and `grades` (ids and grades of
+        the relevant documents), `original` (ids that the unchanged query retrieves).
 
         Raises:
-            UserError: no such split, or a retriever that fails.
+            UserError: The split is unknown, or the retriever fails.
         """
         import datasets
 
-        asked = judged_queries(self.collection, split, n, seed)
-        found = self._search([one.text for one in asked])
+        queries = judged_queries(self.collection, split, n, seed)
+        results = self._search([query.text for query in queries])
         rows = []
-        for one, result in zip(asked, found, strict=True):
+        for query, result in zip(queries, results, strict=True):
             if result.error is not None:
                 raise UserError(f"the search failed: {result.error}")
-            rows.append(self._row(split, one, self._ids(one.id, [result])))
+            rows.append(self._row(split, query, self._merged_ranking(query.id, [result])))
         return datasets.Dataset.from_list(rows)
 
-    def _row(self, split: str, one: Judged, original: Sequence[str]) -> dict[str, Any]:
-        relevant = {name: grade for name, grade in one.grades.items() if grade > 0}
-        text = self._prompt(one.text)
+    def _row(self, split: str, query: JudgedQuery, original: Sequence[str]) -> dict[str, Any]:
+        relevant = {name: grade for name, grade in query.grades.items() if grade > 0}
+        text = self._prompt(query.text)
         return {
             "prompt": [{"role": "user", "content": text}],
-            "task_id": task_id(self.collection.name, one.id, text),
+            "task_id": task_id(self.collection.name, query.id, text),
             "split": split,
-            "query_id": one.id,
-            "query": one.text,
+            "query_id": query.id,
+            "query": query.text,
             "judged": list(relevant),
             "grades": list(relevant.values()),
             "original": list(original),
@@ -153,100 +153,119 @@ class QueryEnvironment(Environment):
         if self.adaptive:
             return _ADAPTIVE.format(query=query)
         queries = "a search query" if self.max_queries == 1 else f"up to {self.max_queries} search queries"
-        return _PROMPTS[self.prompt_style].format(queries=queries) + _FORM.format(query=query)
+        return _PROMPTS[self.prompt_style].format(queries=queries) + _QUERY_FORMAT.format(query=query)
 
     def respond(self, turns: Sequence[Turn]) -> Sequence[Reply]:
         """Run the queries of all turns at once; every turn ends its rollout."""
-        written = [self.read(turn.messages[-1]["content"], turn.task["query"]) for turn in turns]
-        results = iter(self._search([text for queries in written for text in queries or ()]))
+        parsed = [self.parse_queries(turn.messages[-1]["content"], turn.task["query"]) for turn in turns]
+        # One search for the queries of all turns, because engines are faster on batches. The results keep the
+        # order of the queries, so each turn takes its share from the iterator.
+        results = iter(self._search([text for queries in parsed for text in queries or ()]))
         replies = []
-        for turn, queries in zip(turns, written, strict=True):
-            lists = list(islice(results, len(queries or ())))
-            failed = [one.error for one in lists if one.error is not None]
-            if failed:
-                replies.append(Reply(invalid=f"the search failed: {failed[0]}"))
-            elif not queries:  # nothing was asked: the rewards are 0
+        for turn, queries in zip(turns, parsed, strict=True):
+            turn_results = list(islice(results, len(queries or ())))
+            errors = [result.error for result in turn_results if result.error is not None]
+            if errors:
+                replies.append(Reply(invalid=f"the search failed: {errors[0]}"))
+            elif not queries:  # no ranking, so the rewards are 0
                 replies.append(Reply(done=True))
             else:
-                own = queries == [turn.task["query"]]
-                ranking = self._ids(turn.task["query_id"], lists)
-                replies.append(Reply(done=True, record={"ranking": ranking, "augmented": not own}))
+                augmented = queries != [turn.task["query"]]
+                ranking = self._merged_ranking(turn.task["query_id"], turn_results)
+                replies.append(Reply(done=True, record={"ranking": ranking, "augmented": augmented}))
         return replies
 
-    def read(self, text: str, query: str) -> list[str] | None:
-        """The queries that a turn asks for; None where it has none."""
-        text = text.rpartition("</think>")[2]
+    def parse_queries(self, completion: str, query: str) -> list[str] | None:
+        """Return the queries of a completion, or None if it has none.
+
+        Args:
+            completion: Completion of the model.
+            query: The task's own query, which `/embed` keeps and `/augment` extends.
+        """
+        text = completion.rpartition("</think>")[2]
         if self.adaptive:
-            if (words := _AUGMENT.search(text)) and words[1].strip():
-                return [f"{query} {' '.join(words[1].split())}"]
+            if (augment := _AUGMENT.search(text)) and augment[1].strip():
+                return [f"{query} {' '.join(augment[1].split())}"]
             return [query] if text.strip() == "/embed" else None
-        found = [" ".join(one.split()) for one in _QUERY.findall(text)]
-        return [one for one in dict.fromkeys(found) if one][: self.max_queries] or None
+        queries = [" ".join(match.split()) for match in _QUERY.findall(text)]
+        return [text for text in dict.fromkeys(queries) if text][: self.max_queries] or None
 
     def _search(self, texts: Sequence[str]) -> Sequence[Result]:
+        if not texts:
+            return []
         queries = [Query(text) for text in texts]
         try:
-            return self.engine.search(queries, how_many(self.collection, self.depth)) if texts else []
+            return self.engine.search(queries, search_depth(self.collection, self.depth))
         except EngineError as error:
             return [Result(error=str(error)) for _ in texts]
 
-    def _ids(self, query: str, results: Iterable[Result]) -> list[str]:
-        lists = [[d.id for d in ranked(self.collection, query, one, self.depth)] for one in results]
-        return (interleave if self.combine == "interleave" else fuse)(lists)[: self.depth]
+    def _merged_ranking(self, query_id: str, results: Iterable[Result]) -> list[str]:
+        rankings = []
+        for result in results:
+            documents = top_documents(self.collection, query_id, result, self.depth)
+            rankings.append([document.id for document in documents])
+        merge = interleave if self.combine == "interleave" else fuse
+        return merge(rankings)[: self.depth]
 
     @classmethod
     def report_panels(cls, runs: Sequence[HeldOutMeans]) -> Sequence[Mapping[str, Any]]:
-        """The metric against the share of queries that were changed, which has a price."""
+        """Return a plot of the metric against the fraction of changed queries; each change has a price."""
         return frontier(runs, cls.metric)
 
     def answer(self, task: Mapping[str, Any]) -> str | None:
-        """None: what is right is known only to the retriever."""
+        """Return None: the reward needs the ranking that `respond` computes."""
         return None
 
     def script(self, task: Mapping[str, Any]) -> Sequence[str] | None:
-        """The texts of relevant documents as queries, where that finds all that the measure asks for.
+        """Return a turn with relevant documents as queries, if it earns the full reward.
 
-        Only without `adaptive`: one who knows the documents copies them.
+        None with `adaptive`: `/augment` only extends the task's query, and each change has a price.
         """
         if self.adaptive:
             return None
         best = sorted(zip(task["judged"], task["grades"], strict=True), key=lambda pair: -pair[1])
-        texts = [self._texts[name] for name, _ in best[: self.max_queries]]
+        texts = [self._document_texts[name] for name, _ in best[: self.max_queries]]
         turn = "\n".join(f"<query>{text}</query>" for text in texts)
-        ranking = self._ids(task["query_id"], self._search(self.read(turn, task["query"]) or []))
-        scored = querying.retrieval(
+        queries = self.parse_queries(turn, task["query"]) or []
+        ranking = self._merged_ranking(task["query_id"], self._search(queries))
+        reward = querying.retrieval(
             [{"role": "assistant", "ranking": ranking}], task["judged"], task["grades"], self.measure
         )
-        return [turn] if scored > 1 - 1e-9 else None
+        return [turn] if reward > 1 - 1e-9 else None
 
     @cached_property
-    def _texts(self) -> dict[str, str]:
-        """All documents, for scripts alone: collections with scripts are small."""
-        found: dict[str, str] = {}
-        for one in self.collection.documents():
-            found.setdefault(self.collection.judged_id(one.id), f"{one.title} {one.text}".replace("<", " "))
-        return found
+    def _document_texts(self) -> dict[str, str]:
+        """Text of every document by judged id. Only `script` needs them, on small collections."""
+        texts: dict[str, str] = {}
+        for document in self.collection.documents():
+            # "<" could close the tag of the query.
+            text = f"{document.title} {document.text}".replace("<", " ")
+            texts.setdefault(self.collection.judged_id(document.id), text)
+        return texts
 
 
-def interleave(lists: Sequence[Sequence[str]]) -> list[str]:
-    """The first of each list, then the second ones, and so on; a document counts where it comes first."""
-    ranks = zip_longest(*lists)
+def interleave(rankings: Sequence[Sequence[str]]) -> list[str]:
+    """Merge rankings rank by rank: the first of each, then the second of each; a repeat is skipped."""
+    ranks = zip_longest(*rankings)
     return list(dict.fromkeys(name for rank in ranks for name in rank if name is not None))
 
 
-def fuse(lists: Sequence[Sequence[str]]) -> list[str]:
-    """By the sum of 1 / (60 + rank) over the lists, highest first; equal ones as they are met."""
+def fuse(rankings: Sequence[Sequence[str]]) -> list[str]:
+    """Merge rankings by reciprocal rank fusion: score(d) = sum of 1 / (60 + rank) over the rankings.
+
+    Documents with equal scores keep the order in which they first occur.
+    """
     scores: dict[str, float] = {}
-    for names in lists:
-        for rank, name in enumerate(names, 1):
-            scores[name] = scores.get(name, 0.0) + 1 / (K + rank)
+    for ranking in rankings:
+        for rank, name in enumerate(ranking, 1):
+            scores[name] = scores.get(name, 0.0) + 1 / (RRF_K + rank)
     return sorted(scores, key=scores.__getitem__, reverse=True)
 
 
 def frontier(runs: Sequence[HeldOutMeans], metric: str) -> list[dict[str, Any]]:
-    """A plot of the metric against how often the query was changed, a point for each evaluation.
+    """Return a plot of the metric against the fraction of changed queries, with a point per evaluation.
 
-    The first point of a run, "never", is what the task's own queries find: the metric less the `gain`.
+    The first point of a run, "never", is the metric of the unchanged queries: the metric minus the `gain`.
     """
     traces = []
     for run in runs:
@@ -279,11 +298,11 @@ def frontier(runs: Sequence[HeldOutMeans], metric: str) -> list[dict[str, Any]]:
     return [
         {
             "title": f"{metric} against the share of augmented queries",
-            "note": "Held-out tasks. Up and to the left is better: more for fewer.",
+            "note": "Held-out tasks. Up and to the left is better: a higher metric with fewer changes.",
             "traces": traces,
             "layout": {
                 "xaxis": {
-                    "title": "share of answers that are augmented",
+                    "title": "share of augmented queries",
                     "range": [-0.05, 1.05],
                     "tickformat": "~%",
                 },

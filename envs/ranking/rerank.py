@@ -1,7 +1,7 @@
-"""`rerank-v1`: put the first results of a retriever in a better order.
+"""`rerank-v1`: rerank the first results of a retriever.
 
-The model sees a query and numbered candidates and prints a permutation, `[3] > [1] > [2]`; the reward is its
-nDCG@10 (RankGPT's form, as in BRIGHT and E2Rank). Thinking before it costs nothing.
+The model sees a query and numbered candidates and writes a permutation, `[3] > [1] > [2]`, in the format of
+RankGPT, BRIGHT and E2Rank. The reward is its nDCG@10. Thinking before the permutation costs nothing.
 """
 
 from __future__ import annotations
@@ -13,14 +13,21 @@ from typing import TYPE_CHECKING, Any
 from rlkit.environment import Candidates, Environment
 from rlkit.errors import UserError
 from rlkit.retrieval.documents import Document, EngineError, Query, SearchEngine
-from rlkit.retrieval.queries import Judged, cut, documents_of, judged_queries, open_collection, task_id
-from rlkit.retrieval.retrievers import how_many, open_retriever, ranked
+from rlkit.retrieval.queries import (
+    JudgedQuery,
+    documents_by_id,
+    judged_queries,
+    open_collection,
+    task_id,
+    truncate_words,
+)
+from rlkit.retrieval.retrievers import open_retriever, search_depth, top_documents
 from rlkit.rewards import reranking
 
 if TYPE_CHECKING:
     import datasets
 
-K = 10  # ranks that count
+K = 10  # cutoff of the reward's nDCG
 _PROMPT = (
     "Sort the passages below by how well they answer the query, the best first. Write all of their numbers "
     "in this form and nothing after it: [2] > [1] > [3]\n\nQuery: {query}\n\n{passages}\n\nQuery: {query}"
@@ -28,20 +35,20 @@ _PROMPT = (
 
 
 class RerankEnvironment(Environment):
-    """Sorting candidates.
+    """Environment for reranking candidates.
 
     Args:
-        collection: see `rlkit.retrieval.collections.base`.
-        retriever: what finds the candidates: see `rlkit.retrieval.retrievers`.
-        candidates: how many of them.
-        document_words: a longer candidate is cut.
-        folds, fold: deal the queries of a collection without training queries to so many folds; `fold` is
-            the test.
-        add_relevant: put the best judged documents among the training candidates where the retriever has not
-            found them, as Neural PG-RANK does. Held-out queries always have what was found.
+        collection: Collection with judged queries; see `rlkit.retrieval.collections.base`.
+        retriever: Retriever that finds the candidates; see `rlkit.retrieval.retrievers`.
+        candidates: Maximum number of candidates of a query.
+        document_words: Maximum number of words of a candidate in the prompt; a longer one is truncated.
+        folds: Number of cross-validation folds of the queries, for collections without training queries.
+        fold: Index of the fold that is the test split.
+        add_relevant: Whether to add the best judged documents that the retriever missed to the candidates of
+            training queries, as Neural PG-RANK does. Held-out queries keep the retriever's candidates.
 
     Raises:
-        UserError: arguments that do not fit.
+        UserError: An argument is invalid.
     """
 
     id = "rerank-v1"
@@ -71,79 +78,88 @@ class RerankEnvironment(Environment):
 
     @cached_property
     def engine(self) -> SearchEngine:
-        """What finds the candidates."""
+        """Search engine that finds the candidates."""
         return open_retriever(self.retriever, self.collection)
 
     def tasks(self, split: str, n: int | None = None, seed: int = 0) -> datasets.Dataset:
-        """Make the first `n` queries of a split, with their candidates.
+        """Return the first `n` queries of a split with their candidates.
 
         Columns: `prompt`, `task_id`, `query_id`, `query`, `candidates` (ids), `passages` (title and text),
         `grades` (of the candidates), `ideal` (grades of all relevant documents, highest first).
 
         Raises:
-            UserError: no such split, or a retriever that fails.
+            UserError: The split is unknown, or the retriever fails.
         """
         import datasets
 
-        asked = judged_queries(self.collection, split, n, seed)
-        added = self.add_relevant and split == "train"
-        needed = documents_of(
-            self.collection, (name for one in asked for name in _best(one)) if added else ()
-        )
-        queries = [Query(one.text) for one in asked]
+        queries = judged_queries(self.collection, split, n, seed)
+        ids_to_add: list[str] = []
+        if self.add_relevant and split == "train":
+            ids_to_add = [document_id for query in queries for document_id in _best_ids(query)]
+        addable = documents_by_id(self.collection, ids_to_add)
+        depth = search_depth(self.collection, self.candidates)
         try:
-            results = self.engine.search(queries, how_many(self.collection, self.candidates))
+            results = self.engine.search([Query(query.text) for query in queries], depth)
         except EngineError as error:
             raise UserError(f"the search failed: {error}") from error
         rows = []
-        for one, result in zip(asked, results, strict=True):
+        for query, result in zip(queries, results, strict=True):
             if result.error is not None:
                 raise UserError(f"the search failed: {result.error}")
-            found = ranked(self.collection, one.id, result, self.candidates)
-            rows.append(self._row(one, self._choose(one, found, needed)))
+            hits = top_documents(self.collection, query.id, result, self.candidates)
+            rows.append(self._row(query, self._choose_candidates(query, hits, addable)))
         return datasets.Dataset.from_list(rows)
 
-    def _choose(
-        self, one: Judged, found: Sequence[Document], needed: Mapping[str, Document]
+    def _choose_candidates(
+        self, query: JudgedQuery, hits: Sequence[Document], addable: Mapping[str, Document]
     ) -> list[Document]:
-        """The candidates in the order in which they were found, with the added ones anywhere between them."""
-        there = {document.id for document in found}
-        added = [needed[name] for name in _best(one) if name in needed and name not in there]
+        """Return the hits in their order, with the best judged documents in `addable` at random positions."""
+        hit_ids = {document.id for document in hits}
+        added = [addable[name] for name in _best_ids(query) if name in addable and name not in hit_ids]
         added = added[: self.candidates]
-        best = set(_best(one)) if needed else set()
-        drop = max(len(found) + len(added) - self.candidates, 0)
-        worst = sorted(range(len(found)), key=lambda i: (found[i].id in best, -i))[:drop]  # from the end
-        kept = [document for i, document in enumerate(found) if i not in worst]
-        for document in added:  # always at the end, its place would give it away
-            kept.insert(int(task_id(one.id, document.id), 16) % (len(kept) + 1), document)
-        return kept
+        protected = set(_best_ids(query)) if addable else set()
+        num_dropped = max(len(hits) + len(added) - self.candidates, 0)
+        # Drop from the end, and the best judged documents last.
+        drop_order = sorted(range(len(hits)), key=lambda i: (hits[i].id in protected, -i))
+        dropped = drop_order[:num_dropped]
+        candidates = [document for i, document in enumerate(hits) if i not in dropped]
+        for document in added:
+            # A fixed position would reveal the added documents. The hash makes it reproducible.
+            position = int(task_id(query.id, document.id), 16) % (len(candidates) + 1)
+            candidates.insert(position, document)
+        return candidates
 
-    def _row(self, one: Judged, candidates: Sequence[Document]) -> dict[str, Any]:
+    def _row(self, query: JudgedQuery, candidates: Sequence[Document]) -> dict[str, Any]:
         passages = [f"{document.title}: {document.text}".removeprefix(": ") for document in candidates]
-        lines = (f"[{i}] {cut(passage, self.document_words)}" for i, passage in enumerate(passages, 1))
-        prompt = _PROMPT.format(query=one.text, passages="\n".join(lines))
+        lines = (
+            f"[{i}] {truncate_words(passage, self.document_words)}" for i, passage in enumerate(passages, 1)
+        )
+        prompt = _PROMPT.format(query=query.text, passages="\n".join(lines))
         return {
             "prompt": [{"role": "user", "content": prompt}],
-            "task_id": task_id(self.collection.name, one.id, prompt),
-            "query_id": one.id,
-            "query": one.text,
+            "task_id": task_id(self.collection.name, query.id, prompt),
+            "query_id": query.id,
+            "query": query.text,
             "candidates": [document.id for document in candidates],
             "passages": passages,
-            "grades": [max(one.grades.get(document.id, 0), 0) for document in candidates],
-            "ideal": one.ideal,
+            "grades": [max(query.grades.get(document.id, 0), 0) for document in candidates],
+            "ideal": query.ideal,
         }
 
     def candidate_documents(self, task: Mapping[str, Any]) -> Candidates:
-        """The candidates with their grades."""
+        """Return the candidates with their grades."""
         return Candidates(task["query"], task["passages"], task["grades"], task["ideal"])
 
     def answer(self, task: Mapping[str, Any]) -> str:
-        """The candidates by grade, equal ones as given: right where all of the best are among them."""
+        """Return the candidates sorted by grade; ties keep their order.
+
+        The answer earns the full reward only if the candidates include the documents of an ideal ranking.
+        """
         order = sorted(range(len(task["grades"])), key=lambda i: -task["grades"][i])
         return " > ".join(f"[{i + 1}]" for i in order)
 
 
-def _best(one: Judged) -> list[str]:
-    """Ids of the documents that an ideal ranking begins with."""
-    relevant = [name for name, grade in one.grades.items() if grade > 0]
-    return sorted(relevant, key=lambda name: (-one.grades[name], name))[:K]
+def _best_ids(query: JudgedQuery) -> list[str]:
+    """Return the ids of the first K documents of an ideal ranking."""
+    relevant = [name for name, grade in query.grades.items() if grade > 0]
+    return sorted(relevant, key=lambda name: (-query.grades[name], name))[:K]

@@ -1,9 +1,10 @@
-"""Query rewriting without training: baselines for `query-v2`, and a rewriter that sees the answer.
+"""Query rewriting without training: baselines for `query-v2`, and a rewriter that sees a relevant document.
 
-- Ensemble and fusion (GenQREnsemble, arXiv 2405.17658): a model is asked for keywords in ten ways. Ensemble:
-  the query and all keywords are one query. Fusion: each list is a query, and their results are fused.
-- Context-aware rewriting (CAR, arXiv 2308.16753): for training queries alone, the model sees a relevant
-  document. What it copies from there is its leakage.
+- Ensemble and fusion (GenQREnsemble, arXiv 2405.17658): a model writes keywords for each of ten instructions.
+  An ensemble appends all keywords to the query. Fusion runs the query and each list of keywords as separate
+  queries and fuses their rankings.
+- Context-aware rewriting (CAR, arXiv 2308.16753), only for training queries: the model sees a relevant
+  document. `leakage` measures how much it copies from the document.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-KEYWORDS = (
+KEYWORD_INSTRUCTIONS = (
     "List words and short phrases that a document answering this query would use.",
     "Suggest search terms that would make this query retrieve more relevant documents.",
     "List synonyms and related terms for this query.",
@@ -23,33 +24,39 @@ KEYWORDS = (
     "Imagine a document that answers this query and list its most important words.",
     "Add words to this query so that a keyword search engine finds the answer.",
 )
-FORM = "{instruction} Write a few, separated by commas, and nothing else.\n\nQuery: {query}"
-CONTEXT = (
+KEYWORD_PROMPT = "{instruction} Write a few, separated by commas, and nothing else.\n\nQuery: {query}"
+CONTEXT_PROMPT = (
     "The query below was sent to a search engine, and the document below answers it. Rewrite the query to "
     "say clearly what the user is looking for, without giving away the answer. Write only the new query.\n\n"
     "Document: {document}\n\nQuery: {query}"
 )
-N = 3
+NGRAM_LENGTH = 3
 _WORD = re.compile(r"\w+")
 
 
-def keywords(text: str) -> str:
-    """The keywords of an answer in one line, without numbers and marks of a list, each once."""
-    found = (re.sub(r"^[\s\-*•\d.)]+", "", part).strip() for part in re.split(r"[,;\n]", text))
-    return ", ".join(dict.fromkeys(part for part in found if part))
+def clean_keywords(text: str) -> str:
+    """Return the distinct keywords of a reply, separated by commas, without list numbers and bullets."""
+    parts = (re.sub(r"^[\s\-*•\d.)]+", "", part).strip() for part in re.split(r"[,;\n]", text))
+    return ", ".join(dict.fromkeys(part for part in parts if part))
 
 
 def ensemble(query: str, expansions: Sequence[str]) -> str:
-    """One query with all keywords, each once."""
-    return " ".join([query, *dict.fromkeys(one for one in expansions if one)])
+    """Return the query followed by the distinct, non-empty expansions."""
+    return " ".join([query, *dict.fromkeys(expansion for expansion in expansions if expansion)])
 
 
 def leakage(rewritten: str, query: str, document: str) -> float:
-    """The share of a new query's runs of three words that are the document's and not the old one's."""
-    runs = [_runs(text) for text in (rewritten, query, document)]
-    return sum(run in runs[2] and run not in runs[1] for run in runs[0]) / len(runs[0]) if runs[0] else 0.0
+    """Return the fraction of the rewritten query's trigrams that come from the document, in [0, 1].
+
+    Trigrams that are also in the original query do not count as leaked.
+    """
+    ngrams = _ngrams(rewritten)
+    if not ngrams:
+        return 0.0
+    leaked = (ngrams & _ngrams(document)) - _ngrams(query)
+    return len(leaked) / len(ngrams)
 
 
-def _runs(text: str) -> set[tuple[str, ...]]:
-    words = _WORD.findall(text.lower())
-    return set(zip(*(words[i:] for i in range(N)), strict=False))
+def _ngrams(text: str) -> set[tuple[str, ...]]:
+    tokens = _WORD.findall(text.lower())
+    return set(zip(*(tokens[i:] for i in range(NGRAM_LENGTH)), strict=False))

@@ -1,4 +1,4 @@
-"""How well a few given texts fit a description: by their words (BM25), or by an encoder."""
+"""Scorers of how well documents fit a description: BM25, or cosine similarity of an encoder."""
 
 from __future__ import annotations
 
@@ -14,32 +14,35 @@ from rlkit.retrieval.engines.bm25 import terms
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-Fit = Callable[[str, Sequence[str]], Sequence[float]]
+Scorer = Callable[[str, Sequence[str]], Sequence[float]]  # (description, texts) -> one score per text
 
 
-def open_scorer(name: str) -> Fit:
-    """What scores texts for a description: "bm25", or "dense:MODEL"; raises UserError for no such model."""
+def open_scorer(name: str) -> Scorer:
+    """Return the scorer "bm25" or "dense:MODEL"; raises UserError if the model cannot be loaded."""
     if name == "bm25":
-        return by_words
-    return partial(by_encoder, load_encoder(name.removeprefix("dense:")))
+        return bm25_scores
+    return partial(encoder_scores, load_encoder(name.removeprefix("dense:")))
 
 
-def by_words(description: str, texts: Sequence[str]) -> Sequence[float]:
-    """BM25 over these texts alone: what is rare among them tells most. 0 where they share no word."""
+def bm25_scores(description: str, texts: Sequence[str]) -> Sequence[float]:
+    """Return BM25 scores with the texts as the corpus; 0 if there is no word in common.
+
+    Document frequencies come from these texts alone, so words that are rare among them have the most weight.
+    """
     import bm25s
 
-    asked, *found = terms([description, *texts])
+    description_terms, *text_terms = terms([description, *texts])
     vocabulary: dict[str, int] = {}
-    ids = [[vocabulary.setdefault(term, len(vocabulary)) for term in one] for one in found]
-    known = [vocabulary[term] for term in asked if term in vocabulary]
-    if not known:
+    ids = [[vocabulary.setdefault(term, len(vocabulary)) for term in doc_terms] for doc_terms in text_terms]
+    query_ids = [vocabulary[term] for term in description_terms if term in vocabulary]
+    if not query_ids:
         return [0.0] * len(texts)
     index = bm25s.BM25(k1=0.9, b=0.4, method="lucene")
     index.index((ids, vocabulary), create_empty_token=False, show_progress=False)
-    return index.get_scores_from_ids(known).tolist()
+    return index.get_scores_from_ids(query_ids).tolist()
 
 
-def by_encoder(encoder: SentenceTransformer, description: str, texts: Sequence[str]) -> Sequence[float]:
-    """Cosines of the description, as a query, and the texts."""
+def encoder_scores(encoder: SentenceTransformer, description: str, texts: Sequence[str]) -> Sequence[float]:
+    """Return the cosine similarity of each text to the description, which is encoded as a query."""
     query = encode(encoder.encode_query, [description], None)
     return np.ravel(encode(encoder.encode_document, list(texts), None) @ query.T).tolist()

@@ -1,4 +1,4 @@
-"""What a model writes about the nodes of a tree, from the leaves up (LATTICE, arXiv 2510.13217)."""
+"""Summaries of tree nodes that a model writes, bottom-up from the leaves (LATTICE, arXiv 2510.13217)."""
 
 from __future__ import annotations
 
@@ -6,46 +6,51 @@ from collections.abc import Mapping, Sequence
 
 from rlkit.errors import UserError
 
-MEMBERS = 12  # of a node that the model sees
+MAX_MEMBERS = 12  # children of a node in the prompt
 _PROMPT = (
     "The documents below form one section of a library:\n{members}\n\nIn one sentence of at most 25 words, "
     "say what they have in common and what distinguishes them from other sections. Write only that sentence."
 )
 
 
-def summarise(
+def summarize_nodes(
     children: Sequence[Sequence[int]], leaf: Sequence[int | None], shown: Mapping[int, str], model: str
 ) -> dict[int, str]:
-    """A sentence for each inner node but the root, by its number.
+    """Return a one-sentence summary of each inner node; the root's is "".
 
     Args:
-        children: of each node, parents before their children.
-        leaf: the text's number of a leaf.
-        shown: texts.
-        model: hub name, folder or bundled model.
+        children: Children of each node; parents precede their children.
+        leaf: Number of the text of each leaf; None for an inner node.
+        shown: Text to show of each leaf, by number of the text.
+        model: Hub name, folder or bundled model.
 
     Raises:
-        UserError: the model cannot be opened, or it fails.
+        UserError: The model cannot be loaded, or it writes nothing.
     """
-    from rlkit.rollouts.text_generation import open_writer
+    from rlkit.rollouts.text_generation import load_text_model
 
-    writer = open_writer(model, tokens=60, temperature=0.0)
+    text_model = load_text_model(model, max_tokens=60, temperature=0.0)
     texts = {node: shown[number] for node, number in enumerate(leaf) if number is not None}
+    # One batch per level, because a summary is written from those of the children.
     for level in _levels(children):
-        members = ["\n".join(f"- {texts[child]}" for child in children[node][:MEMBERS]) for node in level]
-        prompts = [[{"role": "user", "content": _PROMPT.format(members=one)}] for one in members]
-        for node, written in zip(level, writer.write(prompts, level), strict=True):
-            if written.error is not None or not written.text:
-                raise UserError(f"{model} wrote nothing about a node: {written.error or 'an empty text'}")
-            texts[node] = " ".join(written.text.split())
+        members = ["\n".join(f"- {texts[child]}" for child in children[node][:MAX_MEMBERS]) for node in level]
+        prompts = [
+            [{"role": "user", "content": _PROMPT.format(members=member_list)}] for member_list in members
+        ]
+        generations = text_model.generate(prompts, level)  # the seed is the number of the node
+        for node, generation in zip(level, generations, strict=True):
+            if generation.error is not None or not generation.text:
+                reason = generation.error or "the model generated an empty string"
+                raise UserError(f"cannot summarize a node of the tree with {model}: {reason}")
+            texts[node] = " ".join(generation.text.split())
     return {**{node: texts[node] for level in _levels(children) for node in level}, 0: ""}
 
 
 def _levels(children: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Inner nodes but the root, those first whose children are all known by then."""
+    """Group the inner nodes except the root by height, so that children precede their parents."""
     height = [0] * len(children)
     for node in range(len(children) - 1, -1, -1):
         height[node] = 1 + max((height[child] for child in children[node]), default=-1)
-    inner = range(1, max(height) + 1)
-    found = [[n for n in range(1, len(children)) if height[n] == level] for level in inner]
-    return [level for level in found if level]
+    inner_heights = range(1, max(height) + 1)
+    levels = [[n for n in range(1, len(children)) if height[n] == level] for level in inner_heights]
+    return [level for level in levels if level]

@@ -1,9 +1,10 @@
-"""A tree over a collection: documents in clusters of clusters, each inner node with a few words about it.
+"""Hierarchical clustering of a collection: a tree with documents as leaves and a summary of each inner node.
 
-Clusters are made bottom-up (Ward's linkage over unit vectors, of an encoder or of words), as LATTICE does it
-(arXiv 2510.13217), whose own code for this is not released. Above `MOST` documents they are dealt to parts by
-k-means first. A node's words are those that its documents have more often than its parent's, and titles of
-its most central documents; or a model writes them (`rlkit.envs.ranking.summaries`).
+Clusters are built bottom-up with Ward linkage over unit vectors, from an encoder or from tf-idf. This follows
+LATTICE (arXiv 2510.13217), whose own code for this step is not released. A collection of more than
+`MAX_CLUSTERED` documents is first partitioned by k-means. The summary of a node lists words that are more
+frequent in its documents than in its parent's, and titles of its most central documents; or a model writes it
+(`rlkit.envs.ranking.summaries`).
 """
 
 from __future__ import annotations
@@ -17,25 +18,25 @@ from typing import Any
 import numpy as np
 
 from rlkit.errors import UserError
-from rlkit.retrieval.cache import cached, collection_digest, write_json
+from rlkit.retrieval.cache import collection_digest, locked_cache_path, write_json
 from rlkit.retrieval.collections.base import Collection
 from rlkit.retrieval.documents import Document, full_text
 from rlkit.retrieval.encoders import encode, load_encoder
-from rlkit.retrieval.queries import cut
+from rlkit.retrieval.queries import truncate_words
 
-MOST = 5000  # vectors that are clustered at once: time and memory are quadratic
-DIMENSIONS = 128  # of vectors of words
-WORDS, TITLES = 8, 2  # that stand for a node
+MAX_CLUSTERED = 5000  # vectors in one agglomerative clustering, whose time and memory are quadratic
+SVD_DIMENSIONS = 128  # to which tf-idf vectors are reduced
+MAX_WORDS, MAX_TITLES = 8, 2  # in the summary of a node
 
 
 @dataclass(frozen=True)
 class Tree:
-    """Nodes by number; the root is 0.
+    """Tree whose nodes are numbered; the root is 0.
 
     Attributes:
-        children: of each node; leaves have none.
-        texts: what is shown of a node: of a leaf its document, cut.
-        documents: the judged id of a leaf, "" of an inner node.
+        children: Children of each node; leaves have none.
+        texts: Text to show of each node: the truncated document of a leaf, or the summary of an inner node.
+        documents: Judged id of each leaf's document; "" for an inner node.
     """
 
     children: Sequence[Sequence[int]]
@@ -44,141 +45,152 @@ class Tree:
 
     @cached_property
     def parents(self) -> dict[int, int]:
-        """The parent of each node but the root."""
+        """Parent of each node except the root."""
         return {child: node for node, children in enumerate(self.children) for child in children}
 
     @cached_property
     def leaf_of(self) -> dict[str, int]:
-        """The leaf of each document."""
+        """Leaf of each document, by judged id."""
         return {document: node for node, document in enumerate(self.documents) if document}
 
-    def above(self, node: int) -> list[int]:
-        """The inner nodes from the root down to a node, without it."""
-        found = []
+    def ancestors(self, node: int) -> list[int]:
+        """Return the inner nodes from the root down to the parent of a node."""
+        path = []
         while node:
             node = self.parents[node]
-            found.append(node)
-        return found[::-1]
+            path.append(node)
+        return path[::-1]
 
 
-def open_tree(collection: Collection, embedder: str, branching: int, words: int, summaries: str) -> Tree:
-    """A collection's tree in the cache; the first process that asks builds it, others wait.
+def open_tree(
+    collection: Collection, embedder: str, branching: int, document_words: int, summaries: str
+) -> Tree:
+    """Load the tree of a collection from the cache. The first process builds it while the others wait.
 
     Args:
-        collection: its documents are the leaves; of passages the first one of each document.
-        embedder: "words", or "dense:MODEL".
-        branching: children of a node, about; never more than twice as many.
-        words: of a document's text that are shown.
-        summaries: "words", or a model that writes them.
+        collection: Collection whose documents are the leaves. If it ranks passages, the first passage of each
+            document is the leaf.
+        embedder: Vectors to cluster: "words" for tf-idf, or "dense:MODEL".
+        branching: Approximate number of children of a node; the maximum is twice this number.
+        document_words: Maximum number of words of a document to show.
+        summaries: Summaries of inner nodes: "words", or the name of a model that writes them.
 
     Raises:
-        UserError: no such embedder or model, or fewer than two documents.
+        UserError: There is no such embedder or model, or the collection has fewer than two documents.
     """
-    digest = collection_digest(collection, embedder, branching, words, summaries)
-    with cached(f"tree-{digest}.json") as path:
+    digest = collection_digest(collection, embedder, branching, document_words, summaries)
+    with locked_cache_path(f"tree-{digest}.json") as path:
         if not path.exists():
-            tree = build_tree(collection, embedder, branching, words, summaries)
+            tree = build_tree(collection, embedder, branching, document_words, summaries)
             write_json(path, {"children": tree.children, "texts": tree.texts, "documents": tree.documents})
         return Tree(**json.loads(path.read_text(encoding="utf-8")))
 
 
-def build_tree(collection: Collection, embedder: str, branching: int, words: int, summaries: str) -> Tree:
-    """See `open_tree`."""
+def build_tree(
+    collection: Collection, embedder: str, branching: int, document_words: int, summaries: str
+) -> Tree:
+    """Build the tree of a collection without the cache. For the arguments, see `open_tree`."""
     leaves: dict[str, Document] = {}
     for document in collection.documents():
         leaves.setdefault(collection.judged_id(document.id), document)
     if len(leaves) < 2:
-        raise UserError(f"{collection.name} has too few documents for a tree")
+        raise UserError(
+            f"{collection.name} has too few documents for a tree: {len(leaves)}, but at least 2 are needed"
+        )
     texts = [full_text(document) for document in leaves.values()]
     vectors = embed(texts, embedder)
     root = _cluster(vectors, branching)
-    flat = _Flat(root)
-    shown = {i: cut(text.replace("\n", ": "), words) for i, text in enumerate(texts)}
+    flat = _FlatTree(root)
+    shown = {i: truncate_words(text.replace("\n", ": "), document_words) for i, text in enumerate(texts)}
     if summaries == "words":
-        about = _about(flat, texts, vectors, [document.title for document in leaves.values()])
+        node_summaries = _word_summaries(
+            flat, texts, vectors, [document.title for document in leaves.values()]
+        )
     else:
-        from rlkit.envs.ranking.summaries import summarise
+        from rlkit.envs.ranking.summaries import summarize_nodes
 
-        about = summarise(flat.children, flat.leaf, shown, summaries)
-    names = list(leaves)
+        node_summaries = summarize_nodes(flat.children, flat.leaf, shown, summaries)
+    ids = list(leaves)
     return Tree(
         flat.children,
-        [about[node] if leaf is None else shown[leaf] for node, leaf in enumerate(flat.leaf)],
-        ["" if leaf is None else names[leaf] for leaf in flat.leaf],
+        [node_summaries[node] if leaf is None else shown[leaf] for node, leaf in enumerate(flat.leaf)],
+        ["" if leaf is None else ids[leaf] for leaf in flat.leaf],
     )
 
 
 def embed(texts: Sequence[str], embedder: str) -> np.ndarray:
-    """Unit vectors of texts, (texts, dimensions); raises UserError for no such embedder."""
+    """Embed strings as unit vectors, (texts, dimensions); raises UserError if there is no such embedder."""
     kind, _, model = embedder.partition(":")
     if kind == "dense" and model:
         return encode(load_encoder(model).encode_document, texts, None)
     if embedder != "words":
-        raise UserError(f"there is no embedder {embedder!r}: take words or dense:MODEL")
+        raise UserError(f"there is no embedder {embedder!r}; use words or dense:MODEL")
     from sklearn.decomposition import TruncatedSVD
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.preprocessing import normalize
 
     try:
         counts = TfidfVectorizer(stop_words="english", sublinear_tf=True).fit_transform(texts)
-    except ValueError:  # there is no word to tell them apart by
+    except ValueError:  # the vocabulary is empty, so all documents look the same
         return np.ones((len(texts), 1))
-    if min(counts.shape) > DIMENSIONS:
-        counts = TruncatedSVD(DIMENSIONS, random_state=0).fit_transform(counts)
+    if min(counts.shape) > SVD_DIMENSIONS:
+        counts = TruncatedSVD(SVD_DIMENSIONS, random_state=0).fit_transform(counts)
     return np.asarray(normalize(counts if isinstance(counts, np.ndarray) else counts.toarray()))
 
 
-Nested = int | list[Any]  # a leaf, or the children of a node
+Nested = int | list[Any]  # the number of a leaf, or the list of an inner node's children
 
 
 def _cluster(vectors: np.ndarray, branching: int) -> list[Nested]:
-    """Clusters of clusters until there are few enough for the root."""
+    """Cluster nodes bottom-up until at most `branching` are left, and return them: the root's children."""
     nodes: list[Nested] = list(range(len(vectors)))
     while len(nodes) > branching:
-        groups = [part for group in _parts(vectors) for part in _divide(group, vectors, branching)]
+        groups = [group for part in _partition(vectors) for group in _split(part, vectors, branching)]
         nodes = [[nodes[i] for i in group] if len(group) > 1 else nodes[group[0]] for group in groups]
+        # In the next round, a cluster is represented by its normalized mean.
         means = np.stack([vectors[group].mean(0) for group in groups])
         vectors = means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
     return nodes
 
 
-def _parts(vectors: np.ndarray) -> list[np.ndarray]:
-    """Vectors in parts that can be clustered."""
-    if len(vectors) <= MOST:
+def _partition(vectors: np.ndarray) -> list[np.ndarray]:
+    """Partition the indices of the vectors into parts of at most `MAX_CLUSTERED`."""
+    if len(vectors) <= MAX_CLUSTERED:
         return [np.arange(len(vectors))]
     from sklearn.cluster import MiniBatchKMeans
 
-    labels = MiniBatchKMeans(2 * -(-len(vectors) // MOST), random_state=0).fit_predict(vectors)
+    num_parts = 2 * -(-len(vectors) // MAX_CLUSTERED)  # rounded up, with room for unequal parts
+    labels = MiniBatchKMeans(num_parts, random_state=0).fit_predict(vectors)
     parts = [np.flatnonzero(labels == label) for label in np.unique(labels)]
-    # A part may still be too large, of vectors that are much alike.
-    return [part[i : i + MOST] for part in parts for i in range(0, len(part), MOST)]
+    # k-means does not bound the size of a part, and many similar vectors can end up in one.
+    return [part[i : i + MAX_CLUSTERED] for part in parts for i in range(0, len(part), MAX_CLUSTERED)]
 
 
-def _divide(group: np.ndarray, vectors: np.ndarray, branching: int) -> list[list[int]]:
-    """A group in clusters of about `branching` members, and of at most twice as many."""
-    if len(group) <= branching:
-        return [group.tolist()]
+def _split(indices: np.ndarray, vectors: np.ndarray, branching: int) -> list[list[int]]:
+    """Split vectors into clusters of about `branching` and at most 2 * `branching` members."""
+    if len(indices) <= branching:
+        return [indices.tolist()]
     from sklearn.cluster import AgglomerativeClustering
 
-    labels = AgglomerativeClustering(-(-len(group) // branching)).fit_predict(vectors[group])
-    found: list[list[int]] = []
+    labels = AgglomerativeClustering(-(-len(indices) // branching)).fit_predict(vectors[indices])
+    clusters: list[list[int]] = []
     for label in np.unique(labels):
-        part = group[labels == label]
-        if len(part) <= 2 * branching:
-            found.append(part.tolist())
-        elif len(part) == len(group):  # all are the same
-            found += [part[i : i + branching].tolist() for i in range(0, len(part), branching)]
+        cluster = indices[labels == label]
+        if len(cluster) <= 2 * branching:
+            clusters.append(cluster.tolist())
+        elif len(cluster) == len(indices):  # nothing was split, so recursion would not end
+            clusters += [cluster[i : i + branching].tolist() for i in range(0, len(cluster), branching)]
         else:
-            found += _divide(part, vectors, branching)
-    return found
+            clusters += _split(cluster, vectors, branching)
+    return clusters
 
 
-class _Flat:
-    """Nodes by number, parents before their children.
+class _FlatTree:
+    """Nested clusters as numbered nodes; parents precede their children.
 
     Attributes:
-        children: numbers.
-        leaf: the text's number of a leaf, None of an inner node.
+        children: Children of each node.
+        leaf: Number of the text of each leaf; None for an inner node.
     """
 
     def __init__(self, root: list[Nested]):
@@ -195,35 +207,47 @@ class _Flat:
         return number
 
     def leaves(self, node: int) -> list[int]:
-        """Texts below a node."""
+        """Return the numbers of the texts below a node."""
         if (leaf := self.leaf[node]) is not None:
             return [leaf]
         return [leaf for child in self.children[node] for leaf in self.leaves(child)]
 
 
-def _about(flat: _Flat, texts: Sequence[str], vectors: np.ndarray, titles: Sequence[str]) -> dict[int, str]:
-    """Words and titles for each inner node."""
+def _word_summaries(
+    flat: _FlatTree, texts: Sequence[str], vectors: np.ndarray, titles: Sequence[str]
+) -> dict[int, str]:
+    """Return characteristic words and central titles of each inner node; the root's summary is "".
+
+    A word is characteristic if its document frequency p in the node exceeds the frequency q in the parent: it
+    is ranked by its term of the Kullback-Leibler divergence, p log(p / q).
+    """
     from sklearn.feature_extraction.text import CountVectorizer
 
-    reader = CountVectorizer(stop_words="english", binary=True)
-    counts = reader.fit_transform([*texts, "document"]).tocsr()  # there must be a word
-    names = reader.get_feature_names_out()
-    about: dict[int, str] = {0: ""}
+    vectorizer = CountVectorizer(stop_words="english", binary=True)
+    # The vectorizer raises if no text has a word, so add one.
+    counts = vectorizer.fit_transform([*texts, "document"]).tocsr()
+    vocabulary = vectorizer.get_feature_names_out()
+    summaries: dict[int, str] = {0: ""}
 
-    def share(leaves: Sequence[int]) -> np.ndarray:
+    def document_frequency(leaves: Sequence[int]) -> np.ndarray:
         return np.asarray(counts[leaves].mean(0)).ravel()
 
     for node, children in enumerate(flat.children):
-        around = share(flat.leaves(node)) if children else None
-        for child in children:
-            if not flat.children[child] or around is None:
-                continue
+        inner_children = [child for child in children if flat.children[child]]
+        if not inner_children:
+            continue
+        parent_frequency = document_frequency(flat.leaves(node))
+        for child in inner_children:
             leaves = flat.leaves(child)
-            own = share(leaves)
-            telling = own * np.log(np.maximum(own, 1e-12) / np.maximum(around, 1e-12))
-            best = [i for i in np.argsort(-telling, kind="stable")[:WORDS] if telling[i] > 0]
-            central = np.argsort(-vectors[leaves] @ vectors[leaves].mean(0), kind="stable")[:TITLES]
-            named = [titles[leaves[i]] for i in central if titles[leaves[i]]]
-            said = ", ".join(names[i] for i in best) or f"{len(leaves)} documents"
-            about[child] = said + (f" (such as {', '.join(named)})" if named else "")
-    return about
+            frequency = document_frequency(leaves)
+            divergence = frequency * np.log(
+                np.maximum(frequency, 1e-12) / np.maximum(parent_frequency, 1e-12)
+            )
+            best = [i for i in np.argsort(-divergence, kind="stable")[:MAX_WORDS] if divergence[i] > 0]
+            central = np.argsort(-vectors[leaves] @ vectors[leaves].mean(0), kind="stable")[:MAX_TITLES]
+            central_titles = [titles[leaves[i]] for i in central if titles[leaves[i]]]
+            summary = ", ".join(vocabulary[i] for i in best) or f"{len(leaves)} documents"
+            if central_titles:
+                summary += f" (such as {', '.join(central_titles)})"
+            summaries[child] = summary
+    return summaries

@@ -1,4 +1,4 @@
-"""Questions that are answered by searching (`search-v2`): engines, a generated world, the environment."""
+"""Question answering with a search engine (`search-v2`)."""
 
 from rlkit.envs.search.environment import SearchEnvironment
 

@@ -1,4 +1,4 @@
-"""What a search environment may be asked for."""
+"""Validation of the arguments of `SearchEnvironment`."""
 
 from __future__ import annotations
 
@@ -14,36 +14,50 @@ PROTOCOLS = ("tags", "tools")
 
 
 def check_search(environment: SearchEnvironment) -> None:
-    """Raise UserError where the arguments of a `SearchEnvironment` do not fit."""
+    """Raise `UserError` if an argument of a `SearchEnvironment` is invalid or contradicts another one."""
     hops, unanswerable, style = environment.hops, environment.unanswerable, environment.prompt_style
     if not hops or not set(hops) <= {1, 2, 3, 4}:
         raise UserError(f"hops is {hops!r}: choose from 1, 2, 3 and 4")
     if not 0 <= unanswerable < 1:
-        raise UserError(f"unanswerable is {unanswerable}: it is a share, from 0 to less than 1")
-    limits = {"world_size": (100, 10**7), "topk": (1, 100), "max_searches": (1, 100)}
-    for name, (least, most) in {**limits, "document_words": (1, 10**5)}.items():
+        raise UserError(f"unanswerable is {unanswerable}: it must be a fraction of at least 0 and below 1")
+    bounds = {
+        "world_size": (100, 10**7),
+        "topk": (1, 100),
+        "max_searches": (1, 100),
+        "document_words": (1, 10**5),
+    }
+    for name, (minimum, maximum) in bounds.items():
         number = getattr(environment, name)
-        if not isinstance(number, int) or not least <= number <= most:
-            raise UserError(f"{name} is {number!r}: it must be a whole number from {least} to {most}")
+        if not isinstance(number, int) or not minimum <= number <= maximum:
+            raise UserError(f"{name} is {number!r}: it must be an integer from {minimum} to {maximum}")
     if environment.data is None and max(hops) > environment.max_searches:
-        raise UserError(f"a question of {max(hops)} hops needs as many searches: raise max_searches")
+        raise UserError(
+            f"a question with {max(hops)} hops needs {max(hops)} searches, but max_searches is"
+            f" {environment.max_searches}: raise max_searches or lower hops"
+        )
     check_choice("prompt_style", style, tags.STYLES)
     check_choice("protocol", environment.protocol, PROTOCOLS)
     _check_engines(environment)
 
 
 def _check_engines(environment: SearchEnvironment) -> None:
+    # `name` is None only if `data` is set without an engine.
     name, held_out = environment.engine_name, environment.held_out_name
     if environment.data is not None and (name is None or "bm25" in (name, held_out)):
         raise UserError(
-            "data needs passages to search: set engine to the folder of an index, the URL of a server, or "
-            "simulated; bm25 is over the generated world"
+            "data requires passages to search: set engine to an index folder, a server URL or 'simulated';"
+            " 'bm25' searches only the generated world"
         )
     if held_out is None or (held_out == "simulated" and environment.data is None):
         raise UserError(
-            "a simulated engine says little about held-out questions: set held_out_engine to a real one"
+            "evaluation with a simulated engine says little about the policy: set held_out_engine to a real"
+            " engine"
         )
-    if environment.simulated and environment.unanswerable:
-        raise UserError("a simulated engine answers everything: unanswerable must be 0")
-    if environment.simulated and not environment.engine_args.get("model"):
-        raise UserError("a simulated engine needs engine_args: {model: ...}, the model that writes documents")
+    if environment.is_simulated and environment.unanswerable:
+        raise UserError(
+            "unanswerable must be 0 with a simulated engine, which writes an answer to every question"
+        )
+    if environment.is_simulated and not environment.engine_args.get("model"):
+        raise UserError(
+            "a simulated engine requires a model that writes the documents: set engine_args: {model: ...}"
+        )

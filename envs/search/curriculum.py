@@ -1,6 +1,7 @@
-"""How often a simulated search is noisy, over the training (ZeroSearch, arXiv 2505.04588).
+"""Noise schedule of a simulated search engine over training (ZeroSearch, arXiv 2505.04588).
 
-A policy that only ever finds what it needs learns to trust everything; so the probability of noise rises.
+A policy whose searches are always helpful learns to trust every document, so the probability of noise rises
+during training.
 """
 
 from __future__ import annotations
@@ -14,23 +15,24 @@ SCHEDULES = ("exponential", "linear", "constant", "performance")
 
 
 class Curriculum:
-    """The probability of noise of each step.
+    """Schedule of the probability that a simulated search returns noise.
 
     Args:
-        schedule: "exponential" and "linear" go from `start` to `end` over the steps; "constant" stays at
-            `start`; "performance" rises by `rise` whenever the mean score of the last `window` samplings has
-            reached `target`, and never falls.
-        start, end: probabilities, in [0, 1]. The last step of a training is one before `end` is reached.
-        base: of the exponential: with 4, a third of the way is gone after half of the steps; 1 is linear.
-        target: a mean of the environment's metric.
-        rise: of the probability.
-        window: samplings; their scores are forgotten at each rise.
+        schedule: "exponential" and "linear" go from `start` to `end` over the steps. "constant" stays at
+            `start`. "performance" rises by `rise` whenever the mean score of the last `window` sampling steps
+            reaches `target`, and never falls.
+        start, end: Probabilities in [0, 1]. `end` would be reached one step after the last training step.
+        base: Base of the exponential. With 4, the schedule has covered a third of the way to `end` after half
+            of the steps; 1 is linear.
+        target: Mean of the environment's metric that triggers a rise.
+        rise: Increase of the probability at each rise.
+        window: Number of sampling steps to average. Each rise clears the window.
 
     Attributes:
-        value: the probability now.
+        value: Current probability of noise.
 
     Raises:
-        UserError: arguments that do not fit.
+        UserError: An argument is invalid.
     """
 
     def __init__(
@@ -45,31 +47,42 @@ class Curriculum:
         window: int = 5,
     ):
         if schedule not in SCHEDULES:
-            raise UserError(f"noise: there is no schedule {schedule!r}{nearest(schedule, SCHEDULES)}")
+            raise UserError(f"noise: unknown schedule {schedule!r}{nearest(schedule, SCHEDULES)}")
         if not (0 <= start <= 1 and 0 <= end <= 1):
-            raise UserError(f"noise: start and end are probabilities, not {start} and {end}")
+            raise UserError(f"noise: start and end must be probabilities in [0, 1], got {start} and {end}")
         if base <= 0:
-            raise UserError(f"noise: base is {base}, it must be positive")
+            raise UserError(f"noise: base must be positive, got {base}")
         if schedule == "performance" and (start > end or rise <= 0 or window < 1):
-            raise UserError("noise: a performance schedule rises: start <= end, rise > 0, window >= 1")
+            raise UserError(
+                "noise: the performance schedule requires start <= end, rise > 0 and window >= 1, got"
+                f" start {start}, end {end}, rise {rise}, window {window}"
+            )
         self.schedule, self.start, self.end, self.base = schedule, start, end, base
         self.target, self.rise, self.window = target, rise, window
         self.value = start
         self.scores: list[float] = []
 
     def advance(self, step: int, steps: int, score: float | None) -> None:
-        """Move on to `step` of `steps`; `score` is the mean metric of the sampling that is over."""
+        """Update the probability for `step` of `steps`.
+
+        Args:
+            step: Index of the training step, from 0.
+            steps: Total number of training steps.
+            score: Mean metric of the sampling step that has just ended; None if it has no score.
+        """
         if self.schedule == "performance":
-            self._observe(score)
+            self._record(score)
         elif self.schedule != "constant":
             self.value = self.start + self._fraction(min(step / steps, 1.0)) * (self.end - self.start)
 
     def _fraction(self, progress: float) -> float:
-        if self.schedule == "linear" or abs(self.base - 1) < 1e-9:  # 0/0, whose limit is linear
+        if (
+            self.schedule == "linear" or abs(self.base - 1) < 1e-9
+        ):  # the formula is 0/0 at base 1; its limit is linear
             return progress
         return (self.base**progress - 1) / (self.base - 1)
 
-    def _observe(self, score: float | None) -> None:
+    def _record(self, score: float | None) -> None:
         if score is None:
             return
         self.scores = [*self.scores, score][-self.window :]
@@ -78,9 +91,9 @@ class Curriculum:
             self.scores = []
 
     def state_dict(self) -> dict[str, Any]:
-        """The probability now and the scores since the last rise."""
+        """Return the current probability and the scores since the last rise."""
         return {"value": self.value, "scores": list(self.scores)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from there."""
+        """Restore the probability and the scores."""
         self.value, self.scores = state["value"], list(state["scores"])

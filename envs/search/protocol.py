@@ -1,7 +1,8 @@
-"""How a model searches and answers in text: the tags of Search-R1 and ZeroSearch.
+"""Tag protocol of Search-R1 and ZeroSearch, by which a model searches and answers in plain text.
 
-The model writes `<think>`, `<search>query</search>` and `<answer>text</answer>`; what a search finds comes
-back between `<information>` tags, which are the environment's alone (`search_r1/llm_agent/generation.py`).
+The model writes `<think>`, `<search>query</search>` and `<answer>text</answer>`. The environment returns
+search results between `<information>` tags, which count for nothing if the model writes them. The format is
+that of `search_r1/llm_agent/generation.py`.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ from typing import Literal
 
 from rlkit.retrieval.documents import Document
 
-STOP = ("</search>", "</answer>")
+STOP_STRINGS = ("</search>", "</answer>")
 INVALID = (
     "\nMy last action was not valid. To search, I must put a query between search tags; to answer, I must "
     "put the answer between answer tags. Let me try again.\n"
 )
 _ACTION = re.compile(r"<(search|answer)>(.*?)</\1>", re.DOTALL)
+# The "<" of a tag that would have an effect, also with spaces or in capitals. It is escaped in documents.
 _TAG = re.compile(
     r"<(?=\s*/?\s*(?:think|search|information|answer|tool_call|tool_response)\b)", re.IGNORECASE
 )
@@ -54,61 +56,69 @@ _TOOL_PROMPTS = {
 
 @dataclass(frozen=True)
 class Action:
-    """What a turn asks for: some queries, or the end with an answer."""
+    """What an assistant turn does: search with one or more queries, answer, or nothing valid."""
 
     kind: Literal["search", "answer", "invalid"]
     queries: tuple[str, ...] = ()
 
 
 def write_prompt(question: str, style: str, *, may_refuse: bool = False, tools: bool = False) -> str:
-    """The user's message; a question mark is added where there is none.
+    """Return the user message of a question, which gets a question mark if it has none.
 
-    With `may_refuse` it says what to answer where nothing answers the question; with `tools` it speaks of a
-    function and not of tags.
+    Args:
+        question: Question to answer.
+        style: One of `STYLES`.
+        may_refuse: Whether to say what to answer if the answer cannot be found.
+        tools: Whether the prompt describes a search function instead of search tags.
     """
     question = question.strip()
     refuse = "If you cannot find the answer, answer unknown. " if may_refuse else ""
-    return (_TOOL_PROMPTS if tools else _PROMPTS)[style].format(
-        question=question if question.endswith("?") else f"{question}?", refuse=refuse
-    )
+    if not question.endswith("?"):
+        question += "?"
+    template = (_TOOL_PROMPTS if tools else _PROMPTS)[style]
+    return template.format(question=question, refuse=refuse)
 
 
 def read_action(turn: str) -> Action:
-    """The first complete pair of tags; an empty query asks for nothing and is invalid."""
+    """Return the action of the first complete pair of tags; an empty query is invalid."""
     match = _ACTION.search(turn)
-    if match is None or (match[1] == "search" and not match[2].strip()):
+    if match is None:
         return Action("invalid")
-    return Action("search", (match[2].strip(),)) if match[1] == "search" else Action("answer")
+    if match[1] == "answer":
+        return Action("answer")
+    query = match[2].strip()
+    return Action("search", (query,)) if query else Action("invalid")
 
 
-def write_results(documents: Sequence[Document], most_words: int) -> str:
-    """The environment's message: `Doc 1(Title: "T") text`, a line each, between information tags.
+def write_results(documents: Sequence[Document], max_words: int) -> str:
+    """Return the environment's message: documents between information tags, one per line.
 
-    A document's text is cut after `most_words` words, so that the closing tag is always there. Tags in it
-    become plain text: what was retrieved must not look like an action or end the block.
+    A line is `Doc 1(Title: "T") text`. Documents are truncated one by one, so the closing tag is never lost.
+    Tags in documents are escaped: retrieved text must not act as a search or an answer, or end the block.
     """
-    return f"\n\n<information>{write_documents(documents, most_words)}</information>\n\n"
+    return f"\n\n<information>{write_documents(documents, max_words)}</information>\n\n"
 
 
-def write_documents(documents: Sequence[Document], most_words: int) -> str:
-    """Documents as a model sees them, a line each."""
-    lines = (_line(number, document, most_words) for number, document in enumerate(documents, 1))
+def write_documents(documents: Sequence[Document], max_words: int) -> str:
+    """Return documents as a model sees them, one per line, with at most `max_words` words of text each."""
+    lines = (_line(number, document, max_words) for number, document in enumerate(documents, 1))
     return "".join(lines).strip()
 
 
 def results_text(message: str) -> str:
-    """What stands between the tags of the environment's message."""
+    """Return the content between the information tags of the environment's message."""
     return message.strip().removeprefix("<information>").removesuffix("</information>").strip()
 
 
-def _line(number: int, document: Document, most_words: int) -> str:
-    text = document.text.strip()
-    text = _cut(text, most_words)
-    title = f'"{_cut(document.title, most_words)}"' if document.title else text
-    body = text if document.title else ""
+def _line(number: int, document: Document, max_words: int) -> str:
+    text = _truncate(document.text.strip(), max_words)
+    if document.title:
+        title, body = f'"{_truncate(document.title, max_words)}"', text
+    else:  # Search-R1 takes the first line of a document as its title, even if there is no other line
+        title, body = text, ""
     return _TAG.sub("&lt;", f"Doc {number}(Title: {title}) {body}\n")
 
 
-def _cut(text: str, most_words: int) -> str:
+def _truncate(text: str, max_words: int) -> str:
     words = text.split()
-    return text if len(words) <= most_words else " ".join([*words[:most_words], "…"])
+    return text if len(words) <= max_words else " ".join([*words[:max_words], "…"])

@@ -1,10 +1,13 @@
-"""Questions with answers from data sets: those that search agents are measured on, or any other.
+"""Load questions with answers from datasets: the benchmarks of search agents, or any other dataset.
 
-By short name, alone or joined, as in `nq+hotpotqa`: the seven sets of Search-R1 and ZeroSearch, as FlashRAG
-has them on the hub. By path: a file of rows, or a folder with a file for each split. By hub name:
-`owner/name`, or `owner/name:config`. A row has a question and one or several answers.
+A dataset is given in one of three ways. A row has a question and one or more answers.
 
-The names of FlashRAG's configs and splits are those of its card on the hub; nothing was loaded from there.
+- Short name: one of the seven datasets of Search-R1 and ZeroSearch, which FlashRAG hosts on the Hugging Face
+  Hub. Several are joined with `+`, as in `nq+hotpotqa`.
+- Path: a file, or a folder with one file per split.
+- Hub name: `owner/name` or `owner/name:config`.
+
+The names of FlashRAG's configs and splits are from its dataset card; the dataset itself was not downloaded.
 """
 
 from __future__ import annotations
@@ -26,23 +29,25 @@ HUB = "RUC-NLPIR/FlashRAG_datasets"
 NAMES = ("nq", "triviaqa", "popqa", "hotpotqa", "2wikimultihopqa", "musique", "bamboogle")
 QUESTIONS = ("question", "query", "problem")
 ANSWERS = ("answers", "golden_answers", "answer", "target")
-COLUMNS = (*QUESTIONS, *ANSWERS, "answerable", "data_source")  # the rest may be whole articles
-OTHER_NAMES = {"train": ("train",), "dev": ("dev", "validation", "valid"), "test": ("test",)}
-HELD_OUT = 0.1  # share of the training questions that become dev, or test, where a set has none
-_LIST = re.compile(r"""\s*\[\s*["']""")
+# Other columns are not loaded: they may contain entire articles.
+COLUMNS = (*QUESTIONS, *ANSWERS, "answerable", "data_source")
+SPLIT_NAMES = {"train": ("train",), "dev": ("dev", "validation", "valid"), "test": ("test",)}
+HELD_OUT = 0.1  # fraction of the training questions that becomes dev, or test, if a dataset has no such split
+# A list of strings. An answer such as "[1912]" is not parsed, because the brackets may be part of it.
+_JSON_LIST = re.compile(r"""\s*\[\s*["']""")
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class DatasetQuestion:
-    """One question of a data set.
+    """A question of a dataset.
 
     Attributes:
-        id: a hash of question and answers.
-        question: as it is written.
-        answers: each can be told from other texts once it is normalised.
-        source: the set, as the row says in `data_source` or as it was asked for.
+        id: Hash of question and answers.
+        question: Text of the question.
+        answers: Accepted answers, none of which is empty after normalization; () if no answer is comparable.
+        source: Name of the dataset: the row's `data_source`, or else the name that it was requested by.
     """
 
     id: str
@@ -52,129 +57,148 @@ class DatasetQuestion:
 
 
 def read_questions(data: str, split: str) -> list[DatasetQuestion]:
-    """The questions of a split, each once.
+    """Return the questions of a split without duplicates.
 
-    Where a set has no test but a dev split, that is the test, as published results have it. What is then
-    missing is taken from its train split by a hash of the question, a tenth each, and is not trained on.
-    A row that nothing answers (`answerable` is false, or its answers are nothing once they are normalised)
-    is left out, and said in the log.
+    If a dataset has a dev but no test split, dev is used as test, as in published results. Splits that are
+    then missing are held out from train by a hash of the question, a fraction `HELD_OUT` each. Rows without a
+    comparable answer (`answerable` is false, or all answers are empty after normalization) are skipped with a
+    warning.
+
+    Args:
+        data: Dataset, as in the module's docstring.
+        split: "train", "dev" or "test".
 
     Raises:
-        UserError: no such data, no such split in it, or a row that is not one.
+        UserError: The dataset does not exist or lacks the split, or a row is invalid.
     """
-    found: dict[str, DatasetQuestion] = {}
+    questions: dict[str, DatasetQuestion] = {}
     names = [data] if Path(data).expanduser().exists() else data.split("+")
     for name in map(str.strip, names):
-        rows, part = _rows(name, split)
+        rows, portion = _load_rows(name, split)
         for number, row in enumerate(rows, 1):
-            where = f"{name}, row {number}"
-            one = _read(row, where, name)
-            if not part.low <= _place(one.question) < part.high:
+            location = f"{name}, row {number}"
+            question = _parse_row(row, location, name)
+            if not portion.low <= _hash_fraction(question.question) < portion.high:
                 continue
-            if one.answers:
-                found.setdefault(one.id, one)
-            else:  # "The The" is nothing once it is normalised: right could not be told from wrong
-                _log.warning("left out: %s has no answer that can be compared", where)
-    if not found:
+            if question.answers:
+                questions.setdefault(question.id, question)
+            else:  # e.g. "The The", which normalizes to nothing: no prediction could be compared with it
+                _log.warning("skipped: %s has no answer that can be compared", location)
+    if not questions:
         raise UserError(f"{data} has no questions in the split {split!r}")
-    return list(found.values())
+    return list(questions.values())
 
 
-def ordered(questions: Iterable[DatasetQuestion], seed: int) -> list[DatasetQuestion]:
-    """The questions in the order of a seed, which does not depend on the order of the rows."""
-    return sorted(questions, key=lambda one: _digest(f"{seed} {one.id}"))
+def shuffled(questions: Iterable[DatasetQuestion], seed: int) -> list[DatasetQuestion]:
+    """Return the questions shuffled by the seed; the result does not depend on the order of the rows."""
+    return sorted(questions, key=lambda question: _digest(f"{seed} {question.id}"))
 
 
-def _rows(name: str, split: str) -> tuple[Sequence[Mapping[str, Any]], Part]:
-    """The rows that hold a split of one set, and which of them it is."""
+def _load_rows(name: str, split: str) -> tuple[Sequence[Mapping[str, Any]], Portion]:
+    """Return the rows of the stored split that provides `split`, and which portion of them to use."""
     path = Path(name).expanduser()
     if name and path.is_dir():
         files = {file.stem: file for file in sorted(path.iterdir()) if file.suffix in SUFFIXES}
-        part = _part(name, list(files), split)
-        return read_file(files[part.name], COLUMNS), part
+        portion = _find_portion(name, list(files), split)
+        return read_file(files[portion.stored_split], COLUMNS), portion
     if path.suffix in SUFFIXES:
-        return read_file(path, COLUMNS), _part(name, ["train"], split)
-    hub, config = (HUB, name) if name in NAMES else _hub_name(name)
-    part = _part(name, hub_splits(hub, config), split)
-    return read_hub(hub, config, part.name, columns=COLUMNS), part
+        return read_file(path, COLUMNS), _find_portion(name, ["train"], split)
+    hub, config = (HUB, name) if name in NAMES else _parse_hub_name(name)
+    portion = _find_portion(name, hub_splits(hub, config), split)
+    return read_hub(hub, config, portion.stored_split, columns=COLUMNS), portion
 
 
-def _hub_name(name: str) -> tuple[str, str | None]:
+def _parse_hub_name(name: str) -> tuple[str, str | None]:
     if "/" not in name:
-        raise UserError(f"there is no data set or file {name!r}{nearest(name, NAMES)}")
+        raise UserError(f"there is no dataset or file {name!r}{nearest(name, NAMES)}")
     hub, _, config = name.partition(":")
     return hub, config or None
 
 
-class Part(NamedTuple):
-    """Where the rows of a split are: those of a set's own split whose place is between two shares."""
+class Portion(NamedTuple):
+    """Portion of a stored split: the rows whose hash fraction is in [low, high)."""
 
-    name: str
+    stored_split: str
     low: float = 0.0
     high: float = 1.0
 
 
-def plan(parts: Sequence[str]) -> dict[str, Part]:
-    """Which rows are train, dev and test, from the names of a set's own splits; some may be missing."""
-    train, dev, test = (next((n for n in names if n in parts), None) for names in OTHER_NAMES.values())
+def assign_splits(stored_splits: Sequence[str]) -> dict[str, Portion]:
+    """Return the portion for each of train, dev and test that a dataset with these stored splits provides."""
+    train, dev, test = (
+        next((name for name in names if name in stored_splits), None) for names in SPLIT_NAMES.values()
+    )
     if test is None:
         test, dev = dev, None
-    found = {key: Part(name) for key, name in (("dev", dev), ("test", test)) if name is not None}
+    portions = {}
+    if dev is not None:
+        portions["dev"] = Portion(dev)
+    if test is not None:
+        portions["test"] = Portion(test)
     if train is not None:
         low = 0.0
-        for key in [key for key in ("test", "dev") if key not in found]:
-            found[key] = Part(train, low, low + HELD_OUT)
-            low += HELD_OUT
-        found["train"] = Part(train, low)
-    return found
+        for split in ("test", "dev"):
+            if split not in portions:
+                portions[split] = Portion(train, low, low + HELD_OUT)
+                low += HELD_OUT
+        portions["train"] = Portion(train, low)
+    return portions
 
 
-def _part(name: str, parts: Sequence[str], split: str) -> Part:
-    found = plan(parts)
-    if split not in found:
-        raise UserError(f"{name} has no split {split!r}; it has {', '.join(found or parts) or 'none'}")
-    return found[split]
+def _find_portion(name: str, stored_splits: Sequence[str], split: str) -> Portion:
+    portions = assign_splits(stored_splits)
+    if split not in portions:
+        available = ", ".join(portions or stored_splits) or "none"
+        raise UserError(f"{name} has no split {split!r}; it has {available}")
+    return portions[split]
 
 
-def _place(question: str) -> float:
-    """A number in [0, 1) that the question decides."""
+def _hash_fraction(question: str) -> float:
+    """Return a number in [0, 1) that depends on the normalized question alone."""
+    # Normalized, so that two spellings of a question cannot be in different splits.
     return int(_digest(normalize(question))[:8], 16) / 16**8
 
 
-def _read(row: Mapping[str, Any], where: str, source: str) -> DatasetQuestion:
-    question = _first(row, QUESTIONS)
+def _parse_row(row: Mapping[str, Any], location: str, source: str) -> DatasetQuestion:
+    question = _first_value(row, QUESTIONS)
     if not isinstance(question, str) or not question.strip():
-        raise UserError(f"{where}: no question in {', '.join(QUESTIONS)}")
+        raise UserError(f"{location}: no question in {', '.join(QUESTIONS)}")
     question = _clean(question)
-    answers = [] if row.get("answerable") is False else _answers(_first(row, ANSWERS), where)
-    good = tuple(dict.fromkeys(answer for answer in answers if _is_answer(answer)))
-    # Of content: an id of a set's own would repeat between sets, and its rows be taken for one task.
-    key = _digest(f"{question}\x1f{sorted(good)}")[:16]
-    return DatasetQuestion(key, question, good, str(row.get("data_source") or source))
+    answers: list[str] = []
+    if row.get("answerable") is not False:
+        answers = _parse_answers(_first_value(row, ANSWERS), location)
+    comparable = tuple(dict.fromkeys(answer for answer in answers if _is_comparable(answer)))
+    # The id is a hash of the content: ids in the rows repeat between datasets, and rows with equal ids would
+    # be grouped as one task.
+    question_id = _digest(f"{question}\x1f{sorted(comparable)}")[:16]
+    return DatasetQuestion(question_id, question, comparable, str(row.get("data_source") or source))
 
 
-def _answers(cell: Any, where: str) -> list[str]:
-    """One answer or a list of them, in CSV as JSON; only what has one spelling is taken for an answer."""
-    if isinstance(cell, str) and _LIST.match(cell):
+def _parse_answers(cell: Any, location: str) -> list[str]:
+    """Return the answers in a cell: one answer or a list, which CSV files encode as JSON."""
+    if isinstance(cell, str) and _JSON_LIST.match(cell):
         try:
             cell = json.loads(cell)
         except ValueError as error:
-            raise UserError(f"{where}: the answers {cell[:60]!r} are not a list in JSON") from error
-    answers = [one for one in (cell if isinstance(cell, list) else [cell]) if one is not None]
+            raise UserError(f"{location}: the answers {cell[:60]!r} are not a JSON list") from error
+    cells = cell if isinstance(cell, list) else [cell]
+    answers = [answer for answer in cells if answer is not None]
     if not answers:
-        raise UserError(f"{where}: no answer in {', '.join(ANSWERS)}")
-    for one in answers:
-        if not isinstance(one, str | int) or isinstance(one, bool):  # 1912.0 would be compared as 19120
-            raise UserError(f"{where}: the answer {str(one)[:60]} is no text: write it in quotes")
-    return [_clean(str(one)) for one in answers]
+        raise UserError(f"{location}: no answer in {', '.join(ANSWERS)}")
+    for answer in answers:
+        # A float has several spellings: 1912.0 would be normalized to 19120.
+        if not isinstance(answer, str | int) or isinstance(answer, bool):
+            raise UserError(f"{location}: the answer {str(answer)[:60]} is not a string: put it in quotes")
+    return [_clean(str(answer)) for answer in answers]
 
 
 def _clean(text: str) -> str:
-    """Stripped, with a question mark for half a character, which no tokenizer takes."""
+    """Strip, and replace lone surrogates, which tokenizers reject, by "?"."""
     return text.encode("utf-8", "replace").decode().strip()
 
 
-def _is_answer(text: str) -> bool:
+def _is_comparable(text: str) -> bool:
+    """Return whether an answer is not empty after normalization."""
     try:
         check_answers([text])
     except ValueError:
@@ -182,7 +206,7 @@ def _is_answer(text: str) -> bool:
     return True
 
 
-def _first(row: Mapping[str, Any], columns: Sequence[str]) -> Any:
+def _first_value(row: Mapping[str, Any], columns: Sequence[str]) -> Any:
     return next((row[name] for name in columns if row.get(name) is not None), None)
 
 

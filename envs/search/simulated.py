@@ -1,7 +1,8 @@
-"""A search engine that a language model plays (ZeroSearch, arXiv 2505.04588).
+"""Search engine simulated by a language model (ZeroSearch, arXiv 2505.04588).
 
-It writes the documents of a query, useful ones or noise, as it is asked to. Each query draws once: noise with
-the probability `noise`, which a curriculum raises. All of its documents share the draw.
+The model writes the documents of a query. One random draw per query decides whether the prompt asks for
+useful documents or for noise, and it applies to all documents of the query. A curriculum raises the
+probability of noise.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from rlkit.retrieval.engines.disk_cache import DiskCache
 from rlkit.rewards.simulation import split_documents
 
 if TYPE_CHECKING:
-    from rlkit.rollouts.text_generation import Writer
+    from rlkit.rollouts.text_generation import TextModel
 
 
 def open_simulated(
     model: str,
-    through: str = "transformers",
+    backend: str = "transformers",
     prompts: str = "tuned",
     *,
     words: int = 30,
@@ -34,98 +35,121 @@ def open_simulated(
     memory: float = 0.3,
     seed: int = 0,
     cache: str | None = None,
-) -> Simulated:
-    """Open a simulated engine.
+) -> SimulatedEngine:
+    """Load a model as a simulated search engine.
 
     Args:
-        model: that writes documents: hub name, folder, bundled model, or the name that a server knows.
-        through: "transformers", "vllm", or the URL of a server (see `open_writer` in
-            `rlkit.rollouts.text_generation`).
+        model: Model that writes the documents: Hub name, folder or bundled model. With a server, the name
+            under which it serves the model.
+        backend: "transformers", "vllm" (in this process), or the URL of a server, see `load_text_model` in
+            `rlkit.rollouts.text_generation`.
         prompts: "tuned" for a model that was trained to simulate, "prompted" for any other.
-        words: about how long a document is asked to be.
-        tokens: most of all documents of a query.
-        temperature: of the writing.
-        memory: of vLLM in this process: its share of a GPU.
-        seed: of the draws and of the writing.
-        cache: a folder in which documents are kept, so that a run can be repeated at no cost.
+        words: Approximate number of words of a document, which the prompt asks for.
+        tokens: Maximum number of tokens of all documents of a query.
+        temperature: Sampling temperature; 0 is greedy.
+        memory: Fraction of a GPU's memory for vLLM in this process.
+        seed: Seed of the noise draws and of the text generation.
+        cache: Folder in which documents are cached, so that repeating a run generates nothing again.
 
     Raises:
-        UserError: arguments that do not fit, or a model that cannot be opened.
+        UserError: An argument is invalid, or the model cannot be loaded.
     """
-    from rlkit.rollouts.text_generation import open_writer
+    from rlkit.rollouts.text_generation import load_text_model
 
     check_choice("prompts", prompts, STYLES)
-    writer = open_writer(model, through, tokens=tokens, temperature=temperature, memory=memory)
-    settings = f"{through if '://' not in through else 'server'} {tokens} {temperature}"
-    return Simulated(writer, prompts, words=words, seed=seed, cache=cache, settings=settings)
+    text_model = load_text_model(
+        model, backend, max_tokens=tokens, temperature=temperature, gpu_memory_utilization=memory
+    )
+    # All servers count as one backend, because a server may move to another address between runs.
+    settings = f"{backend if '://' not in backend else 'server'} {tokens} {temperature}"
+    return SimulatedEngine(text_model, prompts, num_words=words, seed=seed, cache=cache, settings=settings)
 
 
-class Simulated:
-    """Documents that a writer makes up.
+class SimulatedEngine:
+    """Search engine whose documents a text model generates.
 
     Args:
-        writer: an `rlkit.rollouts.text_generation.Writer`.
+        text_model: An `rlkit.rollouts.text_generation.TextModel`.
         prompts: "tuned" or "prompted".
-        words: about how long a document is asked to be.
-        seed: of the draws and of the writing.
-        cache: a folder; None: nothing is kept.
-        settings: of the writer, so that the cache tells texts apart.
+        num_words: Approximate number of words of a document, which the prompt asks for.
+        seed: Seed of the noise draws and of the text generation.
+        cache: Folder of the document cache; None disables it.
+        settings: Generation settings, which are part of the cache key.
 
     Attributes:
-        noise: the probability that a query gets noise; whoever trains sets it.
+        noise: Probability that a query gets noise. The environment sets it.
     """
 
     def __init__(
         self,
-        writer: Writer,
+        text_model: TextModel,
         prompts: str = "tuned",
         *,
-        words: int = 30,
+        num_words: int = 30,
         seed: int = 0,
         cache: str | None = None,
         settings: str = "",
     ):
-        self.writer, self.prompts, self.words, self.seed = writer, prompts, words, seed
-        self.settings = settings
+        self.text_model, self.prompts, self.num_words = text_model, prompts, num_words
+        self.seed, self.settings = seed, settings
         self.noise = 0.0
         self.cache = None if cache is None else DiskCache(Path(cache).expanduser())
 
     def search(self, queries: Sequence[Query], k: int) -> list[Result]:
-        """Write the documents of each query; what is asked twice with one key is written once."""
+        """Generate the documents of each query. Equal queries with equal keys share one generation."""
         if k < 1:
-            raise ValueError(f"k is {k}: at least one document")
-        asked = [self._ask(query, k) for query in queries]
-        known = self._read({one.key for one in asked})
-        new = list({one.key: one for one in asked if one.key not in known}.values())
-        texts = self.writer.write([one.prompt for one in new], [one.seed for one in new])
-        failed = {one.key: text.error for one, text in zip(new, texts, strict=True) if text.error}
-        fresh = {one.key: text.text for one, text in zip(new, texts, strict=True) if not text.error}
+            raise ValueError(f"k must be at least 1, got {k}")
+        requests = [self.make_request(query, k) for query in queries]
+        texts = {} if self.cache is None else self.cache.get({request.key for request in requests})
+        # By key, so that equal requests of a batch are generated once.
+        missing = {request.key: request for request in requests if request.key not in texts}
+        generations = self.text_model.generate(
+            [request.prompt for request in missing.values()], [request.seed for request in missing.values()]
+        )
+        errors: dict[str, str] = {}
+        new_texts: dict[str, str] = {}
+        for key, generation in zip(missing, generations, strict=True):
+            if generation.error:
+                errors[key] = generation.error
+            else:
+                new_texts[key] = generation.text
+        # Errors are not cached, so that the next run retries them.
         if self.cache is not None:
-            self.cache.put(fresh)
-        known |= fresh
-        return [
-            Result(error=failed[one.key], label=one.label)
-            if one.key in failed
-            else read_documents(known[one.key], one.label, k)
-            for one in asked
-        ]
+            self.cache.put(new_texts)
+        texts |= new_texts
+        results = []
+        for request in requests:
+            if request.key in errors:
+                results.append(Result(error=errors[request.key], label=request.label))
+            else:
+                results.append(parse_documents(texts[request.key], request.label, k))
+        return results
 
-    def _ask(self, query: Query, k: int) -> _WriteRequest:
-        # One draw for a task and turn: whoever asks there is compared under the same conditions.
-        drawn = random.Random(_digest(self.seed, "noise", *query.key)).random()
-        label = "noisy" if drawn < self.noise else "useful"
-        text = write_prompt(query, label, k, style=self.prompts, words=self.words)
+    def make_request(self, query: Query, k: int) -> GenerationRequest:
+        """Draw whether the query gets noise, and return the request for its documents."""
+        # The draw depends on the task and the turn alone, so all rollouts of a group get the same label.
+        draw = random.Random(_digest(self.seed, "noise", *query.key)).random()
+        label = "noisy" if draw < self.noise else "useful"
+        text = write_prompt(query, label, k, style=self.prompts, num_words=self.num_words)
+        # The label and the query are part of the seed, so different prompts are sampled independently.
         seed = int(_digest(self.seed, label, query.text, *query.key)[:8], 16)
-        key = _digest(self.writer.name, self.settings, text, seed)
-        return _WriteRequest(key, label, [{"role": "user", "content": text}], seed)
-
-    def _read(self, keys: set[str]) -> dict[str, str]:
-        return {} if self.cache is None else self.cache.get(keys)
+        key = _digest(self.text_model.name, self.settings, text, seed)
+        return GenerationRequest(key, label, [{"role": "user", "content": text}], seed)
 
 
 @dataclass(frozen=True)
-class _WriteRequest:
-    """What is asked of the writer for one query: all of it in one record, whatever finishes when."""
+class GenerationRequest:
+    """Request to the text model for the documents of one query.
+
+    One record has all of it, so that a prompt cannot be paired with the question of another rollout, as in
+    ZeroSearch's code once some rollouts had finished.
+
+    Attributes:
+        key: Cache key.
+        label: "useful" or "noisy".
+        prompt: Chat messages.
+        seed: Seed of the text generation.
+    """
 
     key: str
     label: str
@@ -133,15 +157,15 @@ class _WriteRequest:
     seed: int
 
 
-def read_documents(text: str, label: str, k: int) -> Result:
-    """The first `k` documents of what was written; a text without any is a failure, not an empty result."""
-    found = [
+def parse_documents(text: str, label: str, k: int) -> Result:
+    """Parse the first `k` documents from generated text. Text without any document is an error."""
+    documents = [
         Document(f"simulated-{_digest(title, body)[:12]}", title, body)
         for title, body in split_documents(text)
     ]
-    if not found:
+    if not documents:
         return Result(error=f"the simulator wrote no document: {text[:80]!r}", label=label)
-    return Result(tuple(found[:k]), label=label)
+    return Result(tuple(documents[:k]), label=label)
 
 
 def _digest(*parts: object) -> str:

@@ -1,7 +1,8 @@
-"""What a language model is asked when it plays a search engine: in our words, after ZeroSearch.
+"""Prompts for a language model that simulates a search engine, after ZeroSearch but in our wording.
 
-Its code is Alibaba-NLP/ZeroSearch, `llm_agent/generation.py`. A tuned simulator is told the question and its
-answer for noise too, as in the release, and the number of documents is what is asked for, not always five.
+The original prompts are in Alibaba-NLP/ZeroSearch, `llm_agent/generation.py`. As there, the prompt of a tuned
+simulator contains the question and its answer even when it asks for noise. Unlike there, it asks for k
+documents, not always for five.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _PROMPTED = (
     "{Label} output:\n{example}\n\nNow write the output for this query.{known}\nQuery: {query}\n{Label} "
     "output:"
 )
-# A lighthouse that does not exist. The useful ones tell its year, the others do not.
+# About a fictional lighthouse: the useful documents give its year, the noisy ones do not.
 _EXAMPLES = {
     "useful": (
         "The Tarvik lighthouse opened in 1897, after two years of work on the cliffs north of the harbor.",
@@ -42,18 +43,18 @@ _EXAMPLES = {
 }
 
 
-def write_prompt(query: Query, label: str, k: int, *, style: str, words: int) -> str:
-    """The simulator's message.
+def write_prompt(query: Query, label: str, k: int, *, style: str, num_words: int) -> str:
+    """Return the user message that asks a model to write the documents of a query.
 
     Args:
-        query: with its question and answers, where they are known.
+        query: Query, with its question and answers if known.
         label: "useful" or "noisy".
-        k: documents.
-        style: one of `STYLES`.
-        words: about how long a document is asked to be.
+        k: Number of documents.
+        style: One of `STYLES`.
+        num_words: Approximate number of words of a document.
     """
-    # A prompted model that knows the answer puts it into its noise.
-    known = "" if style == "prompted" and label == "noisy" else _known(query)
+    # A prompted model would leak the answer into its noise, so it does not get the answer.
+    context = "" if style == "prompted" and label == "noisy" else _context(query)
     template = _TUNED if style == "tuned" else _PROMPTED
     example = "\n".join(f"Doc {i}: {text}" for i, text in enumerate(_EXAMPLES[label][:k], 1))
     return template.format(
@@ -62,14 +63,15 @@ def write_prompt(query: Query, label: str, k: int, *, style: str, words: int) ->
         label=label,
         Label=label.capitalize(),
         kind=_KINDS[label],
-        known=known,
-        words=words,
+        known=context,
+        words=num_words,
         query=query.text,
         example=example,
     )
 
 
-def _known(query: Query) -> str:
+def _context(query: Query) -> str:
+    """Return the sentences about the user's question and its answer, or "" if the question is unknown."""
     if not query.question:
         return ""
     answer = f" Its answer is: {query.answers[0]}" if query.answers else ""

@@ -1,8 +1,9 @@
-"""How a model searches by calling a function, in the form of its own chat template.
+"""Tool-call protocol, by which a model searches with a function call in the format of its chat template.
 
-Two forms are read: `<tool_call>{"name": "search", "arguments": {…}}</tool_call>`, of Hermes and Qwen2.5, once
-or several times in a turn, and a turn that is bare JSON, `{"name": "search", "parameters": {…}}`, of Llama
-3.2. The answer stays between answer tags. Function and argument are those of Dr. Zero (arXiv 2601.07055).
+Two formats are parsed: `<tool_call>{"name": "search", "arguments": {…}}</tool_call>` of Hermes and Qwen2.5,
+one or more per turn, and a turn that is bare JSON, `{"name": "search", "parameters": {…}}`, of Llama 3.2.
+Answers use answer tags in both formats. The function and its argument are those of Dr. Zero
+(arXiv 2601.07055).
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from collections.abc import Mapping, Sequence
 from rlkit.envs.search.protocol import Action, read_action, write_documents
 from rlkit.retrieval.documents import Result
 
-MOST = 10  # queries of a turn
-SEARCH = {
+MAX_QUERIES = 10  # per turn
+SEARCH_TOOL = {
     "type": "function",
     "function": {
         "name": "search",
@@ -26,7 +27,7 @@ SEARCH = {
                 "query_list": {
                     "type": "array",
                     "items": {"type": "string"},
-                    "description": f"What to search for: up to {MOST} queries.",
+                    "description": f"What to search for: up to {MAX_QUERIES} queries.",
                 }
             },
             "required": ["query_list"],
@@ -37,13 +38,14 @@ INVALID = (
     "That was neither a valid call of the search function nor an answer. Call it with a list of queries, or "
     "write the answer between <answer> and </answer>."
 )
+# The closing tag may be missing: the model may end its turn with the EOS token instead.
 _CALL = re.compile(r"<tool_call>(.*?)(?:</tool_call>|$)", re.DOTALL)
 
 
 def read_call(turn: str) -> Action:
-    """What a turn asks for: the queries of all its calls, or else an answer.
+    """Return the action of a turn: a search with the queries of all its calls, or an answer.
 
-    One call that cannot be read makes the turn invalid, whatever else it holds.
+    A single call that cannot be parsed makes the entire turn invalid.
     """
     calls = _CALL.findall(turn)
     if not calls and turn.lstrip().startswith("{"):
@@ -51,35 +53,41 @@ def read_call(turn: str) -> Action:
     if not calls:
         action = read_action(turn)
         return action if action.kind == "answer" else Action("invalid")
-    read = [_queries(call) for call in calls]
-    queries = [query for one in read if one is not None for query in one]
-    if None in read or not 1 <= len(queries) <= MOST:
+    queries: list[str] = []
+    for call in calls:
+        call_queries = _parse_queries(call)
+        if call_queries is None:
+            return Action("invalid")
+        queries += call_queries
+    if not 1 <= len(queries) <= MAX_QUERIES:
         return Action("invalid")
     return Action("search", queries=tuple(queries))
 
 
-def _queries(call: str) -> list[str] | None:
-    """The queries of one call; None where it is not one of the function."""
+def _parse_queries(call: str) -> list[str] | None:
+    """Return the queries of a call, or None if it is not a valid call of the search function."""
     try:
         data = json.loads(call)
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError):  # RecursionError: deeply nested brackets
         return None
     if not isinstance(data, Mapping) or data.get("name") != "search":
         return None
     arguments = data.get("arguments", data.get("parameters"))
     queries = arguments.get("query_list") if isinstance(arguments, Mapping) else None
-    if not isinstance(queries, list) or not all(isinstance(one, str) and one.strip() for one in queries):
+    if not isinstance(queries, list):
         return None
-    # JSON can spell half of a character, which no tokenizer and no server takes.
+    if not all(isinstance(query, str) and query.strip() for query in queries):
+        return None
+    # JSON can encode lone surrogates, which tokenizers and servers reject. They become "?".
     return [query.encode("utf-8", "replace").decode().strip() for query in queries]
 
 
 def write_call(query: str) -> str:
-    """A call as a model writes it."""
+    """Return a call in the Hermes format."""
     call = {"name": "search", "arguments": {"query_list": [query]}}
     return f"<tool_call>\n{json.dumps(call, ensure_ascii=False)}\n</tool_call>"
 
 
-def write_tool_results(results: Sequence[Result], most_words: int) -> str:
-    """The content of the tool's message: the documents of each query, parted by a line `---`."""
-    return "\n---\n".join(write_documents(result.documents, most_words) for result in results)
+def write_tool_results(results: Sequence[Result], max_words: int) -> str:
+    """Return the content of the tool message: the documents of each query, separated by `---` lines."""
+    return "\n---\n".join(write_documents(result.documents, max_words) for result in results)

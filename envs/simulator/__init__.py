@@ -1,4 +1,4 @@
-"""Playing a search engine (`simulator-v2`): the tasks on which a simulator is tuned and judged."""
+"""Simulating a search engine (`simulator-v2`): tasks for tuning and evaluating a simulator."""
 
 from rlkit.envs.simulator.environment import SimulatorEnvironment
 

@@ -1,7 +1,8 @@
-"""`simulator-v2`: write what a search engine would find, useful or noise as asked.
+"""`simulator-v2`: write the documents that a search engine would find, useful or noisy ones as requested.
 
-A task's prompt is the one by which `engine: simulated` of search-v2 asks (ZeroSearch, arXiv 2505.04588), its
-answer the documents of a real engine. `rlkit sft` on it makes a simulator, and its evaluations judge one.
+The prompt of a task is the one that `engine: simulated` of search-v2 sends (ZeroSearch, arXiv 2505.04588),
+and the reference answer is the documents of a real engine. `rlkit sft` on these tasks trains a simulator, and
+`rlkit eval` evaluates one.
 """
 
 from __future__ import annotations
@@ -23,20 +24,21 @@ if TYPE_CHECKING:
     import datasets
 
 SIZES = {"train": 2000, "dev": 200, "test": 200}
-HELD_OUT = 0.1  # share of a file's questions that are dev, and that are test
+HELD_OUT_FRACTION = 0.1  # of a file's questions, for each of dev and test
 
 
 class SimulatorEnvironment(Environment):
-    """Playing a search engine.
+    """Environment for simulating a search engine.
 
     Args:
-        data: a file of scripts/build_simulator_data.py; None: a generated world and BM25.
-        words: about how long a document is asked to be; it stands in the prompt.
-        topk: documents of a query of the world.
-        world_size: passages of the world.
+        data: JSONL file written by scripts/build_simulator_data.py; None generates a world and searches it
+            with BM25.
+        words: Approximate number of words of a document, as stated in the prompt.
+        topk: Number of documents per query of the generated world.
+        world_size: Number of passages of the generated world.
 
     Raises:
-        UserError: arguments that do not fit.
+        UserError: An argument is invalid.
     """
 
     id = "simulator-v2"
@@ -52,34 +54,37 @@ class SimulatorEnvironment(Environment):
         self.world = World(0, world_size)
 
     def tasks(self, split: str, n: int | None = None, seed: int = 0) -> datasets.Dataset:
-        """Make the first `n` tasks of a split.
+        """Return the first `n` tasks of a split.
 
-        Columns: `prompt`, `task_id`, `documents` (those of the real engine), `answers`, `label`, `asked` (how
-        many documents), `holds` (whether an accepted answer stands in them).
+        Columns: `prompt`, `task_id`, `documents` (those of the real engine), `answers`, `label`, `asked`
+        (number of requested documents), `holds` (whether the real documents contain an accepted answer).
 
         Raises:
-            UserError: an unknown split, or data that cannot be read.
+            UserError: The split is unknown, or the data cannot be read.
         """
         import datasets
 
         check_choice("split", split, SPLITS)
-        return datasets.Dataset.from_list([self._row(one) for one in self._examples(split, n, seed)])
+        return datasets.Dataset.from_list([self._row(example) for example in self._examples(split, n, seed)])
 
     def _examples(self, split: str, n: int | None, seed: int) -> list[Example]:
         if self.data is not None:
-            read = read_examples(Path(self.data).expanduser())
-            return [one for one in read if split_of(one.question) == split][:n]
+            examples = read_examples(Path(self.data).expanduser())
+            return [example for example in examples if split_of(example.question) == split][:n]
         from rlkit.retrieval.engines.open import open_engine
 
         engine = open_engine("bm25", self.world, {})
-        rows = range(SIZES[split] if n is None else n)
-        asked = (self.world.question(split, i, (1, 2), 0.0, seed) for i in rows)
-        return [world_example(question, engine, i, self.topk) for i, question in enumerate(asked)]
+        examples = []
+        for i in range(SIZES[split] if n is None else n):
+            question = self.world.question(split, i, hops=(1, 2), unanswerable=0.0, seed=seed)
+            examples.append(world_example(question, engine, i, self.topk))
+        return examples
 
     def _row(self, example: Example) -> dict[str, Any]:
-        asked = len(simulation.split_documents(example.documents))
+        num_documents = len(simulation.split_documents(example.documents))
         query = Query(example.query, example.question, tuple(example.answers))
-        prompt = write_prompt(query, example.label, asked, style="tuned", words=self.words)
+        prompt = write_prompt(query, example.label, num_documents, style="tuned", num_words=self.words)
+        # The documents are part of the id, because rows of a file may differ only in them.
         content = "\x1f".join([prompt, example.documents])
         return {
             "prompt": [{"role": "user", "content": prompt}],
@@ -87,16 +92,21 @@ class SimulatorEnvironment(Environment):
             "documents": example.documents,
             "answers": example.answers,
             "label": example.label,
-            "asked": asked,
+            "asked": num_documents,
             "holds": simulation.holds_answer(example.documents, example.answers),
         }
 
     def answer(self, task: Mapping[str, Any]) -> str:
-        """The documents of the real engine."""
+        """Return the documents of the real engine."""
         return task["documents"]
 
 
 def split_of(question: str) -> str:
-    """The split of a question of a file, whatever else stands there: no question is in two."""
-    drawn = int(hashlib.sha256(question.encode()).hexdigest()[:8], 16) / 16**8
-    return "test" if drawn < HELD_OUT else "dev" if drawn < 2 * HELD_OUT else "train"
+    """Return the split of a file's question, which depends only on the question itself.
+
+    So all rows of a question are in one split, and more rows do not move a question to another split.
+    """
+    fraction = int(hashlib.sha256(question.encode()).hexdigest()[:8], 16) / 16**8
+    if fraction < HELD_OUT_FRACTION:
+        return "test"
+    return "dev" if fraction < 2 * HELD_OUT_FRACTION else "train"

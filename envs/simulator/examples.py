@@ -1,7 +1,7 @@
-"""What a real engine answered, from which a simulator learns: rows of a file, or of the generated world.
+"""Results of a real search engine, the training examples of a simulator, from a file or a generated world.
 
-A row has `question`, `answers`, `query`, `documents` (their text as a policy sees it) and `label`, "useful"
-or "noisy"; scripts/build_simulator_data.py writes such rows from the rollouts of a run.
+An example has `question`, `answers`, `query`, `documents` (as one string, in the form that a policy sees) and
+`label`, "useful" or "noisy". scripts/build_simulator_data.py writes such rows from the rollouts of a run.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from rlkit.rewards.qa import check_answers
 
 LABELS = ("useful", "noisy")
 COLUMNS = ("question", "answers", "query", "documents", "label")
-WORDS = 100  # a longer document is cut
+MAX_DOCUMENT_WORDS = 100  # a longer document is truncated
 
 
 @dataclass(frozen=True)
 class Example:
-    """One answer of a real engine."""
+    """Documents that a real search engine returned for one query."""
 
     question: str
     answers: list[str]
@@ -34,50 +34,60 @@ class Example:
     label: str
 
     def as_row(self) -> dict[str, Any]:
-        """A row of a file."""
+        """Return the example as a row of the JSONL file."""
         return asdict(self)
 
 
 def read_examples(path: Path) -> list[Example]:
-    """The rows of a JSONL file.
+    """Read the examples of a JSONL file.
 
     Raises:
-        UserError: no file, or a row that is not one, with its line.
+        UserError: The file cannot be read, or a row is invalid; the message has its line number.
     """
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path}: {error}") from error
-    examples = [_read(line, f"{path}:{n}") for n, line in enumerate(lines, 1) if line.strip()]
+    examples = [_parse_row(line, f"{path}:{n}") for n, line in enumerate(lines, 1) if line.strip()]
     if not examples:
         raise UserError(f"{path} has no rows")
     return examples
 
 
-def _read(line: str, where: str) -> Example:
+def _parse_row(line: str, location: str) -> Example:
     try:
         row = json.loads(line)
     except ValueError as error:
-        raise UserError(f"{where}: no JSON: {error}") from error
+        raise UserError(f"{location}: not valid JSON: {error}") from error
     missing = [name for name in COLUMNS if not isinstance(row, Mapping) or not row.get(name)]
     if missing:
-        raise UserError(f"{where}: no {', '.join(missing)}")
+        raise UserError(f"{location}: missing or empty: {', '.join(missing)}")
     if row["label"] not in LABELS:
-        raise UserError(f"{where}: the label is {row['label']!r}, not one of {', '.join(LABELS)}")
+        raise UserError(f"{location}: label must be one of {', '.join(LABELS)}, not {row['label']!r}")
     try:
         check_answers(row["answers"])
     except ValueError as error:
-        raise UserError(f"{where}: {error}") from error
+        raise UserError(f"{location}: {error}") from error
     return Example(**{name: row[name] for name in COLUMNS})
 
 
-def world_example(asked: Question, engine: SearchEngine, i: int, k: int) -> Example:
-    """Example i, a search for a question about a world: with the passage that it needs, or without."""
-    step = asked.steps[i // 2 % len(asked.steps)]
-    found = engine.search([Query(step.query)], k + 1)[0].documents
+def world_example(question: Question, engine: SearchEngine, i: int, k: int) -> Example:
+    """Search for one step of a question about a generated world and return the result as example i.
+
+    Even examples are useful: the supporting passage comes first. Odd examples are noisy and lack it.
+
+    Args:
+        question: Question about the world; i // 2 selects its step in turn.
+        engine: Search engine over the passages of the world.
+        i: Index of the example in its split.
+        k: Maximum number of documents.
+    """
+    step = question.steps[i // 2 % len(question.steps)]
+    hits = engine.search([Query(step.query)], k + 1)[0].documents  # one more than k: noisy examples drop one
     label = LABELS[i % 2]
-    needed = tuple(document for document in found if document.id == step.supporting)
-    others = tuple(document for document in found if document.id != step.supporting)
-    shown = (needed + others)[:k] if label == "useful" else others[:k]
-    text = protocol.write_results(shown, WORDS)
-    return Example(asked.text, list(asked.answers), step.query, protocol.results_text(text), label)
+    supporting = tuple(document for document in hits if document.id == step.supporting)
+    distractors = tuple(document for document in hits if document.id != step.supporting)
+    documents = (supporting + distractors)[:k] if label == "useful" else distractors[:k]
+    # As in rollouts, whose messages have the documents between tags.
+    text = protocol.write_results(documents, MAX_DOCUMENT_WORDS)
+    return Example(question.text, list(question.answers), step.query, protocol.results_text(text), label)

@@ -1,4 +1,4 @@
-r"""Rewards on `\boxed{}`: which box counts, what equals what, and that nothing makes them hang."""
+r"""Rewards for an answer in `\boxed{}`: extraction, comparison, and time limits on hostile input."""
 
 import threading
 import time
@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlkit.rewards.boxed import box_format, correct, equivalent, is_readable, last_box, read_integer
-from rlkit.rewards.expressions import digits, parse_latex
+from rlkit.rewards.expressions import estimate_digits, parse_latex
 from rlkit.scoring import RewardRunner
 
 
@@ -35,11 +35,11 @@ from rlkit.scoring import RewardRunner
         ("", None),
     ],
 )
-def test_the_last_box_that_is_closed_counts(completion, content):
+def test_last_box_is_the_last_closed_one(completion, content):
     assert last_box(completion) == content
 
 
-SAME = [
+EQUIVALENT = [
     ("42", "42"),
     ("42", "$42$"),
     ("42", "42."),
@@ -129,17 +129,17 @@ DIFFERENT = [
 ]
 
 
-@pytest.mark.parametrize(("answer", "text"), SAME)
-def test_right_answers_are_right(answer, text):
+@pytest.mark.parametrize(("answer", "text"), EQUIVALENT)
+def test_correct_accepts_equivalent_answers(answer, text):
     assert correct(rf"It is \boxed{{{text}}}.", answer) == 1.0
 
 
 @pytest.mark.parametrize(("answer", "text"), DIFFERENT)
-def test_wrong_answers_are_wrong(answer, text):
+def test_correct_rejects_different_answers(answer, text):
     assert correct(rf"It is \boxed{{{text}}}.", answer) == 0.0
 
 
-def test_only_the_last_box_counts():
+def test_correct_reads_only_the_last_box():
     assert correct(r"\boxed{41} ... \boxed{42}", "42") == 1.0
     assert correct(r"\boxed{42} ... \boxed{41}", "42") == 0.0
     assert correct(r"\boxed{42} and \boxed{}", "42") == 0.0
@@ -147,7 +147,7 @@ def test_only_the_last_box_counts():
 
 
 @pytest.mark.parametrize("text", ["7 + 35", "x = 42", "42.0", r"\frac{84}{2}", "42 apples", "", "4 2"])
-def test_integer_comparison_wants_the_number_itself(text):
+def test_integer_comparison_requires_an_integer_literal(text):
     assert correct(rf"\boxed{{{text}}}", "42", "integer") == 0.0
     assert correct(r"\boxed{42}", "42", "integer") == correct(r"\boxed{ 42. }", "42", "integer") == 1.0
 
@@ -163,11 +163,10 @@ def test_integers_are_compared_exactly(a, b):
 
 @settings(max_examples=200, deadline=None)
 @given(st.text(alphabet="\\boxed{}12 a", max_size=60))
-def test_any_text_gets_a_number(text):
+def test_rewards_of_any_string_are_0_or_1(text):
     assert correct(text, "12", "integer") in (0.0, 1.0)
     assert box_format(text) in (0.0, 1.0)
-    content = last_box(text + r"\boxed{12}")
-    assert content == "12"
+    assert last_box(text + r"\boxed{12}") == "12"
 
 
 @pytest.mark.parametrize(
@@ -185,7 +184,7 @@ def test_any_text_gets_a_number(text):
         ("", 0.0),
     ],
 )
-def test_format(completion, value):
+def test_box_format(completion, value):
     assert box_format(completion) == value
 
 
@@ -209,22 +208,22 @@ HUGE = [
 
 
 @pytest.mark.parametrize("text", HUGE)
-def test_what_is_huge_is_wrong_at_once(text):
-    parse_latex("1")  # the import is not counted
+def test_correct_rejects_huge_expressions_fast(text):
+    parse_latex("1")  # imports math-verify before the clock starts
     start = time.monotonic()
     assert correct(rf"\boxed{{{text}}}", "5") == correct(rf"\boxed{{{text}}}", r"\sqrt{x}") == 0.0
     assert time.monotonic() - start < 5
 
 
 @pytest.mark.parametrize("part", [r"\boxed{", "\\", "{", r"\boxed{1} ", "1 ", "1,", "~", "=", "((", "}"])
-def test_long_texts_take_linear_time(part):
+def test_correct_takes_linear_time(part):
     start = time.monotonic()
     correct(part * 20_000 + r"\boxed{1}" + "}" * 20_000, "7")
     correct(r"\boxed{" + part * 20_000 + "}", r"\text{seven}")
     assert time.monotonic() - start < 5
 
 
-def test_what_is_huge_is_wrong_in_a_worker():
+def test_correct_rejects_huge_expressions_in_a_reward_process():
     rows = [{"completion": rf"\boxed{{{text}}}", "answer": "5"} for text in (HUGE[0], "5", r"\frac{10}{2}")]
     with RewardRunner({"correct": correct}, time_limit=60) as runner:
         scores = runner(rows, group_size=1)
@@ -232,18 +231,18 @@ def test_what_is_huge_is_wrong_in_a_worker():
     assert scores.values[:, 0].tolist() == [0.0, 1.0, 1.0]
 
 
-def test_it_works_in_another_thread():
-    found = []
+def test_correct_works_in_another_thread():
+    rewards = []
     cases = [(r"\frac{1}{2}", "0.5"), (r"\frac{1}{2}", "0.6"), (HUGE[0], "5")]
     thread = threading.Thread(
-        target=lambda: found.extend(correct(rf"\boxed{{{text}}}", answer) for text, answer in cases)
+        target=lambda: rewards.extend(correct(rf"\boxed{{{text}}}", answer) for text, answer in cases)
     )
     thread.start()
     thread.join(60)
-    assert found == [1.0, 0.0, 0.0]
+    assert rewards == [1.0, 0.0, 0.0]
 
 
-def test_a_failure_of_sympy_on_the_models_text_is_wrong(monkeypatch):
+def test_equivalent_is_false_if_sympy_fails(monkeypatch):
     def fail(*_):
         raise RecursionError
 
@@ -251,9 +250,9 @@ def test_a_failure_of_sympy_on_the_models_text_is_wrong(monkeypatch):
     assert equivalent(r"\frac{1}{2}", "0.5") is False
 
 
-def test_digits_are_estimated():
-    assert 31 <= digits(parse_latex("2^{100}")) < 100
-    assert digits(parse_latex("1000")) == pytest.approx(3, abs=0.1)
+def test_estimate_digits_bounds_the_value():
+    assert 31 <= estimate_digits(parse_latex("2^{100}")) < 100
+    assert estimate_digits(parse_latex("1000")) == pytest.approx(3, abs=0.1)
     assert parse_latex("2^{2020}") is not None
     assert parse_latex("2^{200000}") is None
 
@@ -261,12 +260,12 @@ def test_digits_are_estimated():
 @pytest.mark.parametrize(
     "answer", ["42", r"\frac{1}{2}", "x=5", "(1,2)", r"\text{Monday}", "1, 2", r"2^{2020}"]
 )
-def test_readable_answers(answer):
+def test_is_readable_accepts_answers_that_equal_themselves(answer):
     assert is_readable(answer)
 
 
 @pytest.mark.parametrize(
     "answer", ["", ".", r"\frac{", HUGE[0], r"\begin{x}", r"\frac{0}{0}", "x+" * 200 + "x"]
 )
-def test_answers_that_cannot_be_compared(answer):
+def test_is_readable_rejects_answers_that_cannot_be_compared(answer):
     assert not is_readable(answer)

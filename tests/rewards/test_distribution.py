@@ -1,4 +1,4 @@
-"""The parser of answers, and the rewards for distributions."""
+"""Rewards for distributions: parsing of answers, and comparison in integer hundredths."""
 
 import pickle
 from functools import partial
@@ -49,7 +49,7 @@ TRUTH = [0.1, 0.9]
         "v3 lies in [0, 1) here, so [0.1, 0.9]",
     ],
 )
-def test_lenient_parser_reads_what_models_write(completion):
+def test_lenient_parser_accepts_common_formats(completion):
     assert parse_distribution(completion) == pytest.approx(TRUTH)
     assert distribution(completion, TRUTH) == 1.0
 
@@ -77,20 +77,20 @@ def test_lenient_parser_reads_what_models_write(completion):
         "ANSWER [0.1, 0.9]\nNo: ANSWER [nan, 0.9]",
     ],
 )
-def test_what_is_no_answer_scores_zero(completion):
+def test_unparsable_answers_score_0(completion):
     assert parse_distribution(completion) is None
     assert parsed(completion) == right_length(completion, TRUTH) == distribution(completion, TRUTH) == 0
     assert answer_format(completion, TRUTH) == total_variation(completion, TRUTH) == 0
 
 
-def test_first_answer_counts_when_asked_for():
+def test_lenient_parser_selects_the_first_or_last_answer():
     text = "ANSWER: [0.5, 0.5]\nANSWER: [0.1, 0.9]"
     assert parse_distribution(text, which="first") == [0.5, 0.5]
     assert parse_distribution(text, which="last") == [0.1, 0.9]
     assert parse_distribution("[0.5, 0.5] [0.1, 0.9]", which="first") == [0.5, 0.5]
 
 
-def test_official_parser_is_the_release_s():
+def test_official_parser_accepts_the_format_of_the_release():
     assert parse_distribution("so ANSWER\n[0.49, 0.51] ok", "official") == [0.49, 0.51]
     assert parse_distribution("ANSWER [-4.0, 5.0]", "official") == [-4.0, 5.0]
     assert parse_distribution("ANSWER [1.0]", "official") == [1.0]
@@ -113,11 +113,11 @@ def test_official_parser_is_the_release_s():
         "ANSWER [" + "1" * 10**6 + ", 0.9]",
     ],
 )
-def test_official_parser_fails_where_the_release_does(completion):
+def test_official_parser_rejects_what_the_release_rejects(completion):
     assert parse_distribution(completion, "official") is None
 
 
-# Each is about a megabyte; a parser that backtracks would take minutes or more.
+# Each is about a megabyte. A parser that backtracks would take minutes or longer.
 HOSTILE = [
     "[" * 10**6,
     "]" * 10**6,
@@ -139,24 +139,24 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("parser", ["lenient", "official"])
-def test_hostile_answers_score_zero_and_end(parser):
-    # Takes a second or two; in quadratic time it would not end today.
+def test_hostile_answers_score_0_in_linear_time(parser):
+    # This takes a second or two. In quadratic time it would take hours.
     for text in HOSTILE:
-        for which in ("first", "last"):
-            assert distribution(text, TRUTH, parser=parser, which=which) == 0
+        for position in ("first", "last"):
+            assert distribution(text, TRUTH, parser=parser, which=position) == 0
 
 
 @given(st.text(alphabet="[]0123456789.,/%-+ \n\\{}$*:eAaNnSsWwEeRrboxedfracisP()=|٣", max_size=80))
-def test_any_text_gives_finite_numbers_or_none(text):
+def test_parsers_return_finite_numbers_or_none(text):
     for parser in ("lenient", "official"):
-        for which in ("first", "last"):
-            answer = parse_distribution(text, parser, which)
+        for position in ("first", "last"):
+            answer = parse_distribution(text, parser, position)
             assert answer is None or all(abs(p) < 1e40 for p in answer)
-            assert distribution(text, TRUTH, parser=parser, which=which) in (0.0, 1.0)
-            assert 0 <= total_variation(text, TRUTH, parser=parser, which=which) <= 1
+            assert distribution(text, TRUTH, parser=parser, which=position) in (0.0, 1.0)
+            assert 0 <= total_variation(text, TRUTH, parser=parser, which=position) <= 1
 
 
-def test_weighted_score_is_one_of_four_values():
+def test_weighted_sum_of_rewards_has_four_values():
     def score(completion):
         return (
             0.1 * parsed(completion)
@@ -171,7 +171,7 @@ def test_weighted_score_is_one_of_four_values():
     assert score("ANSWER [0.1, 0.9]") == pytest.approx(1.0)
 
 
-def test_adjacent_answers_are_compared_in_hundredths():
+def test_distribution_compares_adjacent_answers_in_hundredths():
     accepted_by_floats = 0
     for a in range(100):
         truth, off = [a / 100, (100 - a) / 100], [(a + 1) / 100, (99 - a) / 100]
@@ -180,29 +180,31 @@ def test_adjacent_answers_are_compared_in_hundredths():
         assert distribution(text, truth, strict=True) == 0.0
         assert distribution(f"ANSWER {truth}", truth, strict=True) == 1.0
         accepted_by_floats += 0.5 * sum(abs(p - q) for p, q in zip(off, truth, strict=True)) < 0.01
-    assert accepted_by_floats == 24  # what the trap is: it should be 0
+    assert (
+        accepted_by_floats == 24
+    )  # a comparison in floats accepts these by rounding error; 0 would be right
 
 
-def test_rounded_answers_need_not_sum_to_exactly_one():
+def test_rounded_answers_need_not_sum_to_exactly_1():
     assert distribution("[0.49, 0.50]", [0.49, 0.51], strict=True) == 1.0
     assert distribution("[0.33, 0.33, 0.33]", [0.33, 0.33, 0.33]) == 1.0
     assert distribution("[1/3, 1/3, 1/3]", [0.33, 0.33, 0.33]) == 1.0
 
 
 @pytest.mark.parametrize("completion", ["[0.48, 0.50]", "[1.01, -0.01]", "[0.4, 0.4]", "[0.0, 0.0]"])
-def test_what_is_not_a_distribution_is_never_right(completion):
+def test_lists_that_are_not_distributions_are_never_correct(completion):
     for truth in ([0.49, 0.51], [1.0, 0.0], [0.5, 0.5], [0.0, 0.0]):
         assert distribution(completion, truth, tolerance=0.99) == 0.0
         assert total_variation(completion, truth) == 0.0
     assert answer_format(completion, [0.5, 0.5]) == 1.0
 
 
-def test_negative_entries_are_never_right():
+def test_answers_with_negative_entries_are_never_correct():
     assert distribution("[-0.01, 0.51, 0.50]", [0.0, 0.5, 0.5], tolerance=0.1) == 0.0
     assert distribution("[0.01, 0.50, 0.49]", [0.0, 0.5, 0.5], tolerance=0.1) == 1.0
 
 
-def test_tolerance_is_met_exactly():
+def test_tolerance_is_inclusive_unless_strict():
     assert distribution("[0.13, 0.87]", TRUTH, tolerance=0.03) == 1.0
     assert distribution("[0.13, 0.87]", TRUTH, tolerance=0.03, strict=True) == 0.0
     assert distribution("[0.14, 0.86]", TRUTH, tolerance=0.03) == 0.0
@@ -210,12 +212,12 @@ def test_tolerance_is_met_exactly():
 
 
 @given(st.integers(0, 100), st.integers(0, 100))
-def test_distance_of_binary_answers(a, b):
+def test_total_variation_of_binary_answers(a, b):
     truth, text = [b / 100, 1 - b / 100], f"[{a / 100}, {(100 - a) / 100}]"
     assert total_variation(text, truth) == pytest.approx(1 - abs(a - b) / 100)
     assert distribution(text, truth) == float(abs(a - b) <= 1)
 
 
-def test_rewards_with_arguments_pickle():
+def test_rewards_with_arguments_can_be_pickled():
     reward = pickle.loads(pickle.dumps(partial(distribution, tolerance=0.02, parser="official")))
     assert reward("ANSWER [0.12, 0.88]", TRUTH) == 1.0

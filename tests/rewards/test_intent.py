@@ -1,4 +1,4 @@
-"""Rewards of intents: what a ranking is worth, what counts as copied."""
+"""Rewards for descriptions of search intent: separation of a pool, and copying from snippets."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from rlkit.rewards.intent import copied, own_words, separation
 POOL = ["x", "y", "a", "b"]
 
 
-def said(ranking=None, intent=""):
+def turns_with(ranking=None, intent=""):
     record = {} if ranking is None else {"ranking": list(ranking), "intent": intent}
     return [{"role": "assistant", "content": "", **record}]
 
@@ -16,17 +16,17 @@ def said(ranking=None, intent=""):
     ("ranking", "score"),
     [
         ("abxy", 1.0),
-        ("axby", ((1 + 2 / 3) / 2 - 5 / 12) / (1 - 5 / 12)),  # the worst order: (1/3 + 2/4) / 2
+        ("axby", ((1 + 2 / 3) / 2 - 5 / 12) / (1 - 5 / 12)),  # the worst order has (1/3 + 2/4) / 2 = 5/12
         ("xyab", 0.0),
         (None, 0.0),
     ],
 )
-def test_separation(ranking, score):
-    assert separation(said(ranking), ["a", "b"], POOL) == pytest.approx(score)
+def test_separation_is_rescaled_average_precision(ranking, score):
+    assert separation(turns_with(ranking), ["a", "b"], POOL) == pytest.approx(score)
 
 
 @pytest.mark.parametrize(
-    ("intent", "share"),
+    ("intent", "fraction"),
     [
         ("One two THREE, four", 1.0),
         ("one two three four five", 0.5),
@@ -35,14 +35,14 @@ def test_separation(ranking, score):
         ("", 0.0),
     ],
 )
-def test_copied(intent, share):
-    assert copied(said("ab", intent), ["zero one two three four"]) == share
+def test_copied_is_the_fraction_of_shared_4_grams(intent, fraction):
+    assert copied(turns_with("ab", intent), ["zero one two three four"]) == fraction
 
 
-def test_own_words():
-    turns = said("abxy", "one two three four five")
+def test_own_words_charges_copies():
+    turns = turns_with("abxy", "one two three four five")
     assert own_words(turns, ["a", "b"], POOL, ["one two three four"]) == pytest.approx(0.5)
     assert own_words(turns, ["a", "b"], POOL, ["one two three four"], copy_price=3) == 0
-    assert own_words(said(), ["a", "b"], POOL, []) == 0
+    assert own_words(turns_with(), ["a", "b"], POOL, []) == 0
     with pytest.raises(ValueError, match="copy_price"):
         own_words(turns, [], POOL, [], copy_price=-1)

@@ -1,4 +1,4 @@
-"""Rewards for short completions: worked values, and the cases at the edge."""
+"""Rewards for short completions: values worked out by hand, and edge cases."""
 
 import math
 import pickle
@@ -13,9 +13,9 @@ from rlkit.rewards.length_group import arora_zanette, dast, grpo_lead, kimi, sig
 
 
 def group_of(*rollouts):
-    """Rollouts from (length, correct) or (length, correct, truncated)."""
+    """Return rollouts from (length, correct) or (length, correct, truncated) tuples."""
     rows = ((*rollout, False)[:3] for rollout in rollouts)
-    return [{"length": length, "correct": y, "truncated": cut} for length, y, cut in rows]
+    return [{"length": length, "correct": y, "truncated": truncated} for length, y, truncated in rows]
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ def test_soft_overlong(length, value):
     assert soft_overlong(length, 20480, 4096) == soft_overlong(length, 20480) == value
 
 
-def test_soft_overlong_of_short_limits():
+def test_soft_overlong_with_small_limits():
     assert soft_overlong(3, 3) == -1 and soft_overlong(2, 3) == 0
     for cache in (0, 101):
         with pytest.raises(ValueError, match="cache"):
@@ -49,7 +49,7 @@ def test_l1_max(length, value):
 
 
 @pytest.mark.parametrize("budget", [0, -1000])
-def test_l1_max_wants_a_positive_budget(budget):
+def test_l1_max_rejects_nonpositive_budgets(budget):
     with pytest.raises(ValueError, match="positive"):
         l1_max(100, 1.0, budget)
 
@@ -61,15 +61,16 @@ def test_laser():
 
 
 @pytest.mark.parametrize(
-    ("length", "right", "wrong"), [(0, 1, -1), (500, 0.75, -0.75), (1000, 0.5, -0.5), (2000, 0.5, -0.5)]
+    ("length", "if_correct", "if_wrong"),
+    [(0, 1, -1), (500, 0.75, -0.75), (1000, 0.5, -0.5), (2000, 0.5, -0.5)],
 )
-def test_cosine(length, right, wrong):
-    assert cosine(length, 1.0, 1000) == pytest.approx(right)
-    assert cosine(length, 0.0, 1000) == pytest.approx(wrong)
+def test_cosine(length, if_correct, if_wrong):
+    assert cosine(length, 1.0, 1000) == pytest.approx(if_correct)
+    assert cosine(length, 0.0, 1000) == pytest.approx(if_wrong)
 
 
 @given(st.integers(0, 3000), st.integers(0, 3000))
-def test_cosine_pays_short_right_answers_and_long_wrong_ones(a, b):
+def test_cosine_prefers_short_correct_and_long_wrong_answers(a, b):
     short, long = sorted((a, b))
     assert cosine(short, 1.0, 2000) >= cosine(long, 1.0, 2000) >= 0.5
     assert cosine(short, 0.0, 2000) <= cosine(long, 0.0, 2000) <= -0.5
@@ -87,7 +88,7 @@ def test_o1_pruner():
     assert o1_pruner(100, 1, 150, 0.8) == pytest.approx(0.5 + 5 * 0.2)
     assert o1_pruner(200, 0, 100, 0.1) == pytest.approx(-0.5 - 0.5)
     assert o1_pruner(200, 0, 100, 0.9) == -2 and o1_pruner(10, 1, 1000, 0.5) == 4
-    assert o1_pruner(0, 0, 2, 0.0) == 1  # as one token
+    assert o1_pruner(0, 0, 2, 0.0) == 1  # an empty completion counts as one token
     assert o1_pruner(100, 1, 150, 0.8, alpha=1.0) == pytest.approx(0.7)
 
 
@@ -97,31 +98,31 @@ def test_kimi():
     assert kimi(group_of((300, 0), (100, 1), (200, 0.5))) == [-0.5, 0.5, 0]
 
 
-def test_kimi_counts_wrong_answers_as_lengths():
+def test_kimi_normalizes_over_wrong_answers_too():
     assert kimi(group_of((100, 0), (200, 1), (300, 0))) == [0, 0, -0.5]
 
 
-def test_kimi_says_nothing_where_all_are_alike():
+def test_kimi_is_0_for_equal_lengths():
     assert kimi(group_of((100, 1), (100, 0))) == kimi(group_of((0, 1), (0, 0))) == [0, 0]
     assert kimi(group_of((100, 1))) == [0]
 
 
 def test_arora_zanette():
     assert arora_zanette(group_of((100, 1), (90, 0))) == [pytest.approx(0.95), 0]
-    values = arora_zanette(group_of((100, 1), (300, 1), (900, 0)))  # mean 200, deviation 100: z is -1 and 1
+    values = arora_zanette(group_of((100, 1), (300, 1), (900, 0)))  # mean 200, std 100: z is -1 and 1
     assert values == pytest.approx([1 - 0.1 * sigmoid(-1), 1 - 0.1 * sigmoid(1), 0])
     assert arora_zanette(group_of((100, 1), (300, 1)), alpha=0.4)[0] == pytest.approx(1 - 0.4 * sigmoid(-1))
 
 
-def test_arora_zanette_of_equal_lengths():
+def test_arora_zanette_with_equal_lengths():
     assert arora_zanette(group_of((70, 1), (70, 1), (70, 0)), alpha=0.2) == pytest.approx([0.9, 0.9, 0])
 
 
-def test_arora_zanette_of_a_group_that_is_all_wrong():
+def test_arora_zanette_of_only_wrong_answers():
     assert arora_zanette(group_of((70, 0), (80, 0))) == [0, 0]
 
 
-def test_arora_zanette_gives_the_truncated_nothing():
+def test_arora_zanette_of_truncated_completions_is_0():
     values = arora_zanette(group_of((100, 1), (300, 1), (9000, 1, True)))
     assert values == pytest.approx([1 - 0.1 * sigmoid(-1), 1 - 0.1 * sigmoid(1), 0])
 
@@ -132,24 +133,24 @@ def test_grpo_lead():
     assert grpo_lead(group_of((100, 1), (300, 1)), alpha=1.0)[1] == pytest.approx(math.exp(-1))
 
 
-def test_grpo_lead_at_the_edge():
+def test_grpo_lead_edge_cases():
     assert grpo_lead(group_of((70, 1), (70, 1))) == [1, 1]
     assert grpo_lead(group_of((70, 1), (90, 0), (900, 0))) == [1, -1, -1]
     assert grpo_lead(group_of((70, 0), (90, 0))) == [-1, -1]
     assert grpo_lead(group_of((70, 0.5))) == [-1]
 
 
-def test_grpo_lead_scores_the_truncated_by_their_length():
+def test_grpo_lead_scores_truncated_completions_by_length():
     assert grpo_lead(group_of((100, 1), (300, 1, True))) == pytest.approx([math.exp(0.05), math.exp(-0.05)])
 
 
 def test_dast():
-    # Half are right with 100 tokens on average, the limit is 300: the budget is 200.
+    # Half of the answers are correct, with 100 tokens on average. With a limit of 300, the budget is 200.
     values = dast(group_of((50, 1), (150, 1), (100, 0), (300, 0)), max_length=300)
     assert values == pytest.approx([0.5 + 0.375, 0.5 + 0.125, -0.55, -0.1])
 
 
-def test_dast_at_the_edge():
+def test_dast_edge_cases():
     assert dast(group_of((300, 0), (150, 0)), max_length=300) == pytest.approx([-0.1, -0.55])
     assert dast(group_of((100, 1), (100, 1)), max_length=300) == pytest.approx([0.5, 0.5])
     assert dast(group_of((10, 1), (1000, 1)), max_length=1000)[1] == pytest.approx(0.1)
@@ -163,12 +164,12 @@ def test_dast_at_the_edge():
         max_size=16,
     )
 )
-def test_rewards_of_a_group_are_finite_and_do_not_depend_on_its_order(rollouts):
+def test_group_rewards_are_finite_and_independent_of_the_order(rollouts):
     for reward in (arora_zanette, kimi, grpo_lead, partial(dast, max_length=1000)):
         values = reward(group_of(*rollouts))
         assert len(values) == len(rollouts) and all(math.isfinite(value) for value in values)
         assert reward(group_of(*reversed(rollouts))) == pytest.approx(values[::-1])
 
 
-def test_arguments_pickle():
+def test_rewards_with_arguments_can_be_pickled():
     assert pickle.loads(pickle.dumps(partial(l1_max, alpha=0.01)))(1010, 1.0, 1000) == pytest.approx(0.45)

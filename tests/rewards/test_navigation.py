@@ -1,11 +1,11 @@
-"""Rewards of a search through a tree."""
+"""Rewards for a search through a document tree."""
 
 import pytest
 
 from rlkit.rewards.navigation import found, priced, steps
 
 
-def search(*rankings):
+def search_turns(*rankings):
     turns = []
     for ranking in rankings:
         turns += [
@@ -15,22 +15,22 @@ def search(*rankings):
     return turns
 
 
-def test_what_was_found_last_counts():
-    assert found(search("b", "ab"), ["a"], [1]) == 1.0
-    assert found(search("a", "b"), ["a"], [1]) == 0.0
-    ended = [*search("b"), {"role": "assistant", "content": "", "ranking": ["a"]}]
-    assert found(ended, ["a"], [1]) == 1.0
-    cut_short = [*search("a"), {"role": "assistant", "content": ""}]
-    assert found(cut_short, ["a"], [1]) == 1.0
+def test_found_scores_the_last_ranking():
+    assert found(search_turns("b", "ab"), ["a"], [1]) == 1.0
+    assert found(search_turns("a", "b"), ["a"], [1]) == 0.0
+    ended_by_environment = [*search_turns("b"), {"role": "assistant", "content": "", "ranking": ["a"]}]
+    assert found(ended_by_environment, ["a"], [1]) == 1.0
+    truncated = [*search_turns("a"), {"role": "assistant", "content": ""}]
+    assert found(truncated, ["a"], [1]) == 1.0
     assert found([{"role": "assistant", "content": ""}], ["a"], [1]) == 0.0
 
 
-def test_turns_beyond_those_that_are_needed_cost():
-    turns = search("a", "a", "a")
+def test_priced_charges_turns_beyond_the_oracles():
+    turns = search_turns("a", "a", "a")
     assert steps(turns) == 3
     assert priced(turns, ["a"], [1], fewest=3) == priced(turns, ["a"], [1], fewest=5) == 1.0
     assert priced(turns, ["a"], [1], fewest=1) == pytest.approx(0.96)
     assert priced(turns, ["a"], [1], fewest=1, step_price=1) == 0.0
-    assert priced(search("b"), ["a"], [1], fewest=1) == 0.0
+    assert priced(search_turns("b"), ["a"], [1], fewest=1) == 0.0
     with pytest.raises(ValueError, match="step_price"):
         priced(turns, ["a"], [1], 1, step_price=-1)

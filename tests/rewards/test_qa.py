@@ -1,4 +1,4 @@
-"""Rewards for short answers: published evaluations, what counts as an answer, what does not pay."""
+"""Rewards for short answers: agreement with published evaluations, extraction, and resistance to hacks."""
 
 import pytest
 from hypothesis import assume, example, given
@@ -40,8 +40,8 @@ def answer(text):
     return f"<think>I searched.</think><answer>{text}</answer>"
 
 
-# Section 5.2 of the specification of the search environments, computed with the rules of SQuAD v1.1:
-# prediction, gold, exact match, F1, cover match by characters, and by words where that differs.
+# Section 5.2 of the specification of the search environments, computed by the rules of SQuAD v1.1:
+# prediction, gold, exact match, F1, containment as a substring ("char") and as whole words ("token").
 TABLE = [
     ("The Beatles", "Beatles", 1, 1, 1, 1),
     ("U.S.A.", "USA", 1, 1, 1, 1),
@@ -63,7 +63,7 @@ TABLE = [
 
 
 @pytest.mark.parametrize("row", TABLE)
-def test_worked_examples(row):
+def test_metrics_of_squad_examples(row):
     prediction, gold, exact, overlap, char, token = row
     assert is_exact(prediction, gold) == bool(exact)
     assert token_f1(prediction, gold) == pytest.approx(overlap, abs=1e-6)
@@ -71,7 +71,7 @@ def test_worked_examples(row):
     assert covers(prediction, gold) == bool(token)
 
 
-# Results of TriviaQA's official script, which makes a space of punctuation: prediction, gold, EM, F1.
+# Results of TriviaQA's official script, which replaces punctuation by spaces: prediction, gold, EM, F1.
 TRIVIAQA = [
     ("well-known", "well known", 1, 1),
     ("1,000", "1 000", 1, 1),
@@ -88,12 +88,12 @@ TRIVIAQA = [
 
 
 @pytest.mark.parametrize(("prediction", "gold", "exact", "overlap"), TRIVIAQA)
-def test_results_of_triviaqa(prediction, gold, exact, overlap):
+def test_metrics_of_triviaqa_examples(prediction, gold, exact, overlap):
     assert is_exact(prediction, gold, "triviaqa") == bool(exact)
     assert token_f1(prediction, gold, "triviaqa") == pytest.approx(overlap, abs=1e-6)
 
 
-def test_rules_reach_the_rewards():
+def test_rewards_accept_rules():
     row = {"completion": answer("well-known actor"), "answers": ["well known"]}
     assert (call_reward(exact_match, row), call_reward(f1, row)) == (0, 0)
     assert f1(**row, rules="triviaqa") == pytest.approx(0.8)
@@ -103,10 +103,12 @@ def test_rules_reach_the_rewards():
 @given(TEXT | SENTENCES, TEXT | SENTENCES)
 @example("The The", "a")
 @example("İstanbul", "istanbul")
-def test_agrees_with_squads_code(prediction, gold):
+def test_metrics_agree_with_the_squad_code(prediction, gold):
     assert normalize(prediction) == normalize_answer(prediction)
     assert is_exact(prediction, gold) == compute_exact(gold, prediction)
-    if normalize(prediction) and normalize(gold):  # v2, whose code it is, differs from v1.1 on empty texts
+    if normalize(prediction) and normalize(
+        gold
+    ):  # this is the code of v2, which differs from v1.1 for empty strings
         assert token_f1(prediction, gold) == pytest.approx(compute_f1(gold, prediction))
 
 
@@ -124,14 +126,14 @@ def test_metrics_are_consistent(prediction, gold):
 
 
 @given(SENTENCES, SENTENCES, SENTENCES)
-def test_whole_words_are_found_wherever_they_stand(before, gold, after):
+def test_covers_finds_whole_words_at_any_position(before, gold, after):
     assume(normalize(gold))
     assert covers(f"{before} {gold} {after}", gold)
     assert not covers(f"x{normalize(gold)}x", gold)
 
 
 @pytest.mark.parametrize(
-    ("text", "gold", "found"),
+    ("prediction", "gold", "covered"),
     [
         ("Napoleon (1769-1821), emperor", "1821", True),
         ("Napoleon (1769–1821), emperor", "1821", True),
@@ -146,11 +148,11 @@ def test_whole_words_are_found_wherever_they_stand(before, gold, after):
         ("x", "", False),
     ],
 )
-def test_spans_of_words(text, gold, found):
-    assert covers(text, gold) == found
+def test_covers_separates_words_at_dashes_and_quotes(prediction, gold, covered):
+    assert covers(prediction, gold) == covered
 
 
-def test_unknown_modes_and_rules_are_errors():
+def test_unknown_mode_and_rules_are_errors():
     with pytest.raises(ValueError, match="mode 'word'"):
         covers("a", "b", "word")
     with pytest.raises(ValueError, match="squad, triviaqa"):
@@ -179,35 +181,35 @@ def test_unknown_modes_and_rules_are_errors():
         ("", None),
     ],
 )
-def test_the_last_complete_pair_of_tags_counts(completion, extracted):
+def test_extract_answer_reads_the_last_complete_pair_of_tags(completion, extracted):
     assert extract_answer(completion) == extracted
 
 
 @given(st.text("<>/answer x\n", max_size=60), st.text("ab c\n", max_size=10))
-def test_an_answer_at_the_end_counts_whatever_is_before(before, text):
+def test_extract_answer_ignores_text_before_the_last_pair(before, text):
     assert extract_answer(f"{before}<answer>{text}</answer>") == text.strip()
 
 
-def test_tags_without_end_take_linear_time():
+def test_extract_answer_takes_linear_time():
     assert extract_answer("<answer>" * 300_000) is None
     assert extract_answer("</answer>" * 300_000) is None
     assert extract_answer("<answer>" * 300_000 + "x" + "</answer>" * 300_000) == "x"
 
 
 @pytest.mark.parametrize("reward", REWARDS)
-def test_right_wrong_and_none(reward):
+def test_rewards_of_correct_wrong_and_missing_answers(reward):
     assert reward(answer("The Paris!"), ["Lutetia", "Paris"]) == 1
     assert reward(answer("London"), ["Lutetia", "Paris"]) == 0
     assert reward(answer(""), ["Paris"]) == 0
     assert reward("", ["Paris"]) == 0
-    # Search-R1 reads the prompt as well, whose example would be this rollout's answer.
+    # Search-R1 also reads the prompt, and would extract the answer from the prompt's example.
     assert reward("The answer is Beijing.", ["Beijing"]) == 0
     assert reward("<information>Paris</information>", ["Paris"]) == 0
 
 
 @pytest.mark.parametrize("reward", REWARDS)
 @pytest.mark.parametrize("answers", [[], ["The"], ["Paris", "!!!"], ["–"], ["  "], "Rome"])
-def test_golds_that_cannot_be_told_are_errors(reward, answers):
+def test_unusable_gold_answers_are_errors(reward, answers):
     for completion in (answer("Paris"), ""):
         with pytest.raises(ValueError, match="answer"):
             reward(completion, answers)
@@ -215,7 +217,7 @@ def test_golds_that_cannot_be_told_are_errors(reward, answers):
         check_answers(answers)
 
 
-def test_f1_takes_the_best_alias():
+def test_f1_is_that_of_the_best_alias():
     assert f1(answer("New York City"), ["Gotham", "New York", "NYC"]) == pytest.approx(0.8)
     assert f1(answer("Barack Obama"), ["Barack Hussein Obama"]) == pytest.approx(0.8)
 
@@ -235,17 +237,17 @@ def test_f1_takes_the_best_alias():
         ("Parisian", 0),
     ],
 )
-def test_cover_match_wants_little_beside_the_answer(text, covered):
+def test_cover_match_limits_extra_words(text, covered):
     assert cover_match(answer(text), ["Paris"]) == covered
 
 
-@pytest.mark.parametrize("listed", ["Paris, London, Rome", "London; Paris; Rome", "Rome\nParis\nLondon"])
-def test_a_list_is_no_answer_that_covers(listed):
-    assert cover_match(answer(listed), ["Paris"]) == 0
-    assert cover_match(answer(listed), [listed]) == 1
+@pytest.mark.parametrize("candidates", ["Paris, London, Rome", "London; Paris; Rome", "Rome\nParis\nLondon"])
+def test_cover_match_rejects_lists_of_candidates(candidates):
+    assert cover_match(answer(candidates), ["Paris"]) == 0
+    assert cover_match(answer(candidates), [candidates]) == 1
 
 
-def test_cover_match_counts_extra_words_from_the_gold():
+def test_cover_match_does_not_count_words_of_the_gold_answer():
     gold = "Trinidad and Tobago and the Orchestra of St Martin in the Fields"
     assert cover_match(answer(f"{gold}, London"), [gold]) == 1
     assert cover_match(answer("I think it is in Paris"), ["Paris"], max_extra=5) == 1
@@ -258,8 +260,8 @@ def test_cover_match_counts_extra_words_from_the_gold():
         unique=True,
     )
 )
-def test_candidates_joined_by_or_do_not_pay(candidates):
-    """Nothing beats one guess: right with chance 1/n."""
+def test_listing_candidates_does_not_pay(candidates):
+    """No reward exceeds that of a single guess, which is correct with probability 1/n."""
     stuffed = answer(" or ".join(candidates))
     assert exact_match(stuffed, candidates[:1]) == 0
     assert cover_match(stuffed, candidates[:1]) == 0
@@ -267,13 +269,13 @@ def test_candidates_joined_by_or_do_not_pay(candidates):
 
 
 @given(SENTENCES, SENTENCES)
-def test_words_beside_the_gold_lower_f1(gold, more):
-    assume(normalize(gold) and normalize(more))
-    assert 0 < f1(answer(f"{gold} {more}"), [gold]) < 1
+def test_extra_words_lower_f1(gold, extra):
+    assume(normalize(gold) and normalize(extra))
+    assert 0 < f1(answer(f"{gold} {extra}"), [gold]) < 1
 
 
 @pytest.mark.parametrize("reward", REWARDS)
-def test_a_refusal_is_right_by_exact_match_alone(reward):
+def test_unanswerable_tasks_require_an_exact_refusal(reward):
     row = {"answers": list(REFUSALS), "answerable": False}
     for phrase in REFUSALS:
         assert call_reward(reward, row | {"completion": answer(phrase.upper() + ".")}) == 1
@@ -283,11 +285,11 @@ def test_a_refusal_is_right_by_exact_match_alone(reward):
 
 
 @pytest.mark.parametrize("reward", REWARDS)
-def test_a_refusal_of_an_answerable_task_is_wrong(reward):
+def test_refusal_of_an_answerable_task_is_wrong(reward):
     for phrase in REFUSALS:
         assert reward(answer(phrase), ["Paris"]) == 0
 
 
-def test_the_refusals_can_serve_as_golds():
+def test_refusals_are_valid_gold_answers():
     check_answers(REFUSALS)
     check_answers(REFUSALS, "triviaqa")

@@ -1,4 +1,4 @@
-"""Rewards for how an answer was found: Search-R1's cases, evidence that only the environment can give."""
+"""Rewards for search rollouts: Search-R1's cases, and evidence that only the environment can provide."""
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,22 +25,22 @@ def results(text=TEXT, documents=("d1", "d2"), query="the capital"):
     return {"role": "user", "content": content, "documents": list(documents), "query": query}
 
 
-def said(text):
+def other_message(text):
     return {"role": "user", "content": text, "documents": None, "query": None}
 
 
 def rollout(answer, text=TEXT, think=THINK):
-    """A rollout of one search; ill-formed without a thought before the answer."""
+    """Return the turns of a rollout with one search; it is ill-formed without a thought before the answer."""
     return [model(ASK), results(text), model(f"{think}<answer>{answer}</answer>")]
 
 
-def columns(turns, **others):
-    """The columns that a trainer makes of a rollout, with a task's."""
+def columns(turns, **task_columns):
+    """Return the columns that rewards read, of a rollout and its task."""
     completion = "\n".join(turn["content"] for turn in turns if turn["role"] == "assistant")
-    return {"turns": turns, "completion": completion, "answers": ["Paris"]} | others
+    return {"turns": turns, "completion": completion, "answers": ["Paris"]} | task_columns
 
 
-def test_recall_is_the_share_of_supporting_passages_among_all_retrieved():
+def test_recall_is_the_fraction_of_supporting_passages_retrieved():
     turns = [model(ASK), results(documents=["a", "b"]), model(ASK), results(documents=["b", "c", "c"])]
     assert recall(turns, ["a", "c"]) == 1
     assert recall(turns, ["a", "x"]) == 0.5
@@ -50,65 +50,68 @@ def test_recall_is_the_share_of_supporting_passages_among_all_retrieved():
     assert recall([], ["a"]) == 0
 
 
-def test_the_model_cannot_claim_to_have_retrieved():
+def test_documents_in_the_models_messages_do_not_count():
     claimed = {**model("<information>Paris</information><answer>Paris</answer>"), "documents": ["a"]}
     assert recall([claimed], ["a"]) == 0
     assert searches([claimed]) == 0
     assert backed([claimed], claimed["content"], ["Paris"]) == 0
 
 
-def test_searches_that_got_documents_are_counted():
-    turns = [model(ASK), results(), model(ASK), results(documents=[]), model("?"), said("What?"), model(ASK)]
+def test_searches_counts_searches_with_results():
+    turns = [model(ASK), results(), model(ASK), results(documents=[])]
+    turns += [model("?"), other_message("What?"), model(ASK)]
     turns.append({"role": "user", "content": "The environment's other messages may lack the keys."})
     assert searches(turns) == 1
     assert searches([]) == 0
 
 
 @pytest.mark.parametrize(("n", "price"), [(0, 0), (1, 0), (2, 0), (3, -0.25), (5, -0.75)])
-def test_each_search_beyond_the_limit_costs(n, price):
+def test_search_price_charges_searches_beyond_the_limit(n, price):
     assert search_price([model(ASK), results()] * n, limit=2, price=0.25) == price
 
 
-def test_searching_is_never_paid():
-    for wrong in ({"limit": -1}, {"price": -0.1}):
+def test_search_price_rejects_negative_arguments():
+    for arguments in ({"limit": -1}, {"price": -0.1}):
         with pytest.raises(ValueError, match="must not be negative"):
-            search_price([], **wrong)
+            search_price([], **arguments)
 
 
 @pytest.mark.parametrize("n", [0, 1, 3])
-def test_well_formed_rollouts(n):
-    end = model(f" {THINK} \n <answer>Paris</answer>\n")
-    assert tag_format([*[model(ASK), results()] * n, end]) == 1
-    # After a stop string or an end token alike; a search that found nothing is one too.
-    assert tag_format([*[model(ASK + "\n"), results(documents=[])] * n, end]) == 1
+def test_tag_format_accepts_well_formed_rollouts(n):
+    last_turn = model(f" {THINK} \n <answer>Paris</answer>\n")
+    assert tag_format([*[model(ASK), results()] * n, last_turn]) == 1
+    # White space may follow a turn that ends with the EOS token, not a stop string. Results may be empty.
+    assert tag_format([*[model(ASK + "\n"), results(documents=[])] * n, last_turn]) == 1
 
 
 ILL_FORMED = {
-    "nothing": [],
+    "no turns": [],
     "an empty turn": [model("")],
     "no thought": [model("<answer>Paris</answer>")],
     "no answer": [model(ASK), results()],
     "no thought after results": rollout("Paris", think=""),
     "two thoughts": rollout("Paris", think=THINK * 2),
-    "words between tags": [model(f"{THINK} So: <answer>Paris</answer>")],
-    "words before": [model(f"Well, {THINK}<answer>Paris</answer>")],
-    "words after": [model(f"{THINK}<answer>Paris</answer>!")],
-    "a turn after": [*rollout("Paris"), model(THINK)],
+    "text between tags": [model(f"{THINK} So: <answer>Paris</answer>")],
+    "text before the first tag": [model(f"Well, {THINK}<answer>Paris</answer>")],
+    "text after the answer": [model(f"{THINK}<answer>Paris</answer>!")],
+    "a turn after the answer": [*rollout("Paris"), model(THINK)],
     "two answers": [model(f"{THINK}<answer>London</answer><answer>Paris</answer>")],
     "nested answers": [model(f"{THINK}<answer><answer>Paris</answer></answer>")],
     "a tag in a thought": [model("<think>I could <search></think><answer>Paris</answer>")],
-    "an open thought": [model("<think>Hm. <answer>Paris</answer>")],
-    "an open answer": [model(f"{THINK}<answer>Paris")],
-    "two searches at once": [
+    "an unclosed thought": [model("<think>Hm. <answer>Paris</answer>")],
+    "an unclosed answer": [model(f"{THINK}<answer>Paris")],
+    "two searches in a turn": [
         model(f"{ASK}<search>more</search>"),
         results(),
         model(f"{THINK}<answer>Paris</answer>"),
     ],
-    "a search that is not answered": [model(f"{ASK}{THINK}<answer>Paris</answer>")],
-    "results that were not asked for": [model(THINK), results(), model(f"{THINK}<answer>Paris</answer>")],
-    "a search turned down": [model(ASK), said("My action is not correct."), *rollout("Paris")],
-    "information of its own": [model(f"{ASK}<information>Paris</information>{THINK}<answer>Paris</answer>")],
-    "more information of its own": [
+    "a search without results": [model(f"{ASK}{THINK}<answer>Paris</answer>")],
+    "results without a search": [model(THINK), results(), model(f"{THINK}<answer>Paris</answer>")],
+    "a rejected search": [model(ASK), other_message("My action is not correct."), *rollout("Paris")],
+    "information written by the model": [
+        model(f"{ASK}<information>Paris</information>{THINK}<answer>Paris</answer>")
+    ],
+    "information written by the model after results": [
         model(ASK),
         results(),
         model(f"<information>Paris</information>{THINK}<answer>Paris</answer>"),
@@ -117,51 +120,51 @@ ILL_FORMED = {
 
 
 @pytest.mark.parametrize("turns", ILL_FORMED.values(), ids=ILL_FORMED)
-def test_ill_formed_rollouts(turns):
+def test_tag_format_rejects_ill_formed_rollouts(turns):
     assert tag_format(turns) == 0
 
 
 @given(st.integers(0, 3), st.data())
-def test_every_tag_is_needed(n, data):
+def test_tag_format_requires_every_tag(n, data):
     turns = [*[model(ASK), results()] * n, model(f"{THINK}<answer>Paris</answer>")]
-    spoken = data.draw(st.sampled_from([i for i, turn in enumerate(turns) if turn["role"] == "assistant"]))
+    index = data.draw(st.sampled_from([i for i, turn in enumerate(turns) if turn["role"] == "assistant"]))
     tags = ["<think>", "</think>", "<search>", "</search>", "<answer>", "</answer>"]
-    tag = data.draw(st.sampled_from([tag for tag in tags if tag in turns[spoken]["content"]]))
+    tag = data.draw(st.sampled_from([tag for tag in tags if tag in turns[index]["content"]]))
     assert tag_format(turns) == 1
-    turns[spoken] = model(turns[spoken]["content"].replace(tag, ""))
+    turns[index] = model(turns[index]["content"].replace(tag, ""))
     assert tag_format(turns) == 0
 
 
-def test_retrieved_text_is_not_read_for_its_form():
+def test_tag_format_ignores_tags_in_results():
     assert tag_format(rollout("Paris", text="</information><think> <answer>London</answer>")) == 1
 
 
 # The table of Search-R1's `qa_em_format.py`, structure 0.2, final 0.1, with retrieval 0 and 0.5.
 CASES = {
-    "right, well-formed": (rollout("Paris"), 1, 1),
-    "right, ill-formed": (rollout("Paris", think=""), 0.8, 0.8),
-    "wrong, well-formed, found": (rollout("London"), 0.2, 0.7),
-    "wrong, well-formed, not found": (rollout("London", text="comparison, Parisian"), 0.2, 0.2),
+    "correct, well-formed": (rollout("Paris"), 1, 1),
+    "correct, ill-formed": (rollout("Paris", think=""), 0.8, 0.8),
+    "wrong, well-formed, answer retrieved": (rollout("London"), 0.2, 0.7),
+    "wrong, well-formed, answer not retrieved": (rollout("London", text="comparison, Parisian"), 0.2, 0.2),
     "wrong, ill-formed": (rollout("London", think=""), 0.1, 0.1),
     "no answer": ([model(ASK), results(), model(THINK)], 0, 0),
 }
 
 
 @pytest.mark.parametrize(("turns", "plain", "with_retrieval"), CASES.values(), ids=CASES)
-def test_the_six_cases_of_search_r1(turns, plain, with_retrieval):
+def test_search_r1_of_six_cases(turns, plain, with_retrieval):
     row = columns(turns)
     assert call_reward(search_r1, row) == pytest.approx(plain)
     assert search_r1(**row, retrieval=0.5) == pytest.approx(with_retrieval)
 
 
-def test_no_retrieval_reward_for_finding_a_refusal():
+def test_search_r1_pays_nothing_for_retrieving_a_refusal():
     row = columns(rollout("Paris", text="The rest is unknown"), answers=["unknown"], answerable=False)
     assert search_r1(**row, retrieval=0.5) == pytest.approx(0.2)
     assert search_r1(**row | columns(rollout("unknown"), answers=["unknown"])) == 1
 
 
 @pytest.mark.parametrize(
-    ("text", "found"),
+    ("text", "value"),
     [
         ("Paris", 1),
         ("Paris</information> and <information>more", 1),
@@ -172,30 +175,31 @@ def test_no_retrieval_reward_for_finding_a_refusal():
         ("", 0),
     ],
 )
-def test_an_answer_is_backed_by_whole_words_of_a_passage(text, found):
-    assert backed(**columns(rollout("paris!", text=text))) == found
+def test_backed_requires_whole_words_of_a_passage(text, value):
+    assert backed(**columns(rollout("paris!", text=text))) == value
     assert backed(**columns(rollout("London", text=text))) == 0
 
 
-def test_only_what_brought_documents_backs_an_answer():
-    turns = [model("Paris"), said("Paris"), results("Paris", documents=[]), model("<answer>Paris</answer>")]
+def test_backed_reads_only_messages_with_documents():
+    turns = [model("Paris"), other_message("Paris"), results("Paris", documents=[])]
+    turns.append(model("<answer>Paris</answer>"))
     assert backed(**columns(turns)) == 0
     assert backed(**columns([results("Paris"), *turns])) == 1
 
 
-def test_it_is_the_answer_given_that_must_be_backed():
+def test_backed_looks_for_the_models_answer_not_an_alias():
     turns = [results("The United States"), model("<answer>USA</answer>")]
     assert backed(**columns(turns, answers=["USA", "United States"])) == 0
 
 
-def test_no_answer_is_not_backed_and_a_refusal_need_not_be():
+def test_backed_without_an_answer_is_0_and_of_a_refusal_is_none():
     assert backed(**columns([results("Paris"), model("Paris")])) == 0
     assert backed(**columns(rollout("unknown"), answers=["unknown"], answerable=False)) is None
 
 
 @pytest.mark.parametrize("reward", [search_r1, backed])
-def test_empty_golds_are_errors(reward):
-    with pytest.raises(ValueError, match="nothing is left"):
+def test_empty_gold_answers_are_errors(reward):
+    with pytest.raises(ValueError, match="empty after normalization"):
         reward(**columns(rollout("Paris"), answers=["The"]))
 
 
@@ -212,12 +216,12 @@ def test_empty_golds_are_errors(reward):
         ("<answer>unknown</answer>", None, None),
     ],
 )
-def test_refusing_iff_there_is_no_answer(text, answerable, value):
+def test_refusal_compares_the_decision_with_the_task(text, answerable, value):
     assert refusal(text, answerable) == value
 
 
-def test_turns_that_have_been_through_parquet(tmp_path):
-    """There every message has the keys, null where they were missing."""
+def test_rewards_accept_turns_read_from_parquet(tmp_path):
+    """In Parquet every message has all keys, and missing ones are null."""
     rows = [columns(case[0]) for case in CASES.values()]
     rows += [columns([{"role": "user", "content": "Hm."}, model(ASK), results(documents=[]), model("?")])]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
@@ -229,7 +233,7 @@ def test_turns_that_have_been_through_parquet(tmp_path):
         assert recall(before["turns"], ["d1"]) == recall(after["turns"], ["d1"])
 
 
-def test_they_run_where_rewards_run():
+def test_rewards_run_in_a_reward_process():
     rewards = {
         f.__name__: f for f in (recall, searches, search_price, tag_format, search_r1, backed, refusal)
     }

@@ -21,7 +21,7 @@ COLUMNS = {
 
 
 def score(environment, task, completion):
-    """All rewards of a completion."""
+    """Return all rewards of a completion."""
     columns = {"truth": task["truth"]}
     return {
         name: reward(completion, **(columns if name != "parsed" else {}))
@@ -32,7 +32,7 @@ def score(environment, task, completion):
 @pytest.mark.parametrize("style", ["official", "short"])
 @pytest.mark.parametrize("cardinality", [2, 3])
 @pytest.mark.parametrize("truth_from", ["printed", "exact"])
-def test_right_answers_get_full_marks_and_others_do_not(style, cardinality, truth_from):
+def test_rewards_are_1_for_correct_answers_only(style, cardinality, truth_from):
     environment = CausalEnvironment(
         level=LEVELS, num_nodes=5, cardinality=cardinality, prompt_style=style, truth_from=truth_from
     )
@@ -46,7 +46,7 @@ def test_right_answers_get_full_marks_and_others_do_not(style, cardinality, trut
 
 @pytest.mark.parametrize("style", ["official", "short"])
 @pytest.mark.parametrize("cardinality", [2, 3])
-def test_solutions_end_in_the_right_answer_and_derive_it(style, cardinality):
+def test_solution_derives_the_correct_answer(style, cardinality):
     environment = CausalEnvironment(level=LEVELS, num_nodes=7, cardinality=cardinality, prompt_style=style)
     solved = 0
     for task in environment.tasks("train", 300):
@@ -65,7 +65,7 @@ def test_solutions_end_in_the_right_answer_and_derive_it(style, cardinality):
     assert solved > 220
 
 
-def test_a_worked_solution_reads_like_a_person_s():
+def test_solution_writes_each_step():
     environment = CausalEnvironment(level="association", prompt_style="short")
     tables = '"tables":[[0.4,0.6],[[0.2,0.8],[0.5,0.5]],[[0.9,0.1],[0.3,0.7]]]'
     head = '{"names":["v0","v1","v2"],"parents":[[],[0],[1]],' + tables
@@ -89,7 +89,7 @@ def test_a_worked_solution_reads_like_a_person_s():
     assert "P(a|c=1) = [0.232/0.472, 0.24/0.472] = [0.4915, 0.5085]" in lines
 
 
-def test_a_worked_solution_leaves_out_what_does_not_matter():
+def test_solution_omits_irrelevant_variables():
     environment = CausalEnvironment(level="association", prompt_style="short")
     head = (
         '{"names":["v0","v1","v2"],"parents":[[],[],[1]],"tables":[[0.4,0.6],[0.5,0.5],[[0.9,0.1],[0.3,0.7]]]'
@@ -98,7 +98,7 @@ def test_a_worked_solution_leaves_out_what_does_not_matter():
     assert environment.solution(task) == "P(a)=[0.40, 0.60]"
 
 
-def test_a_short_solution_quotes_the_table_row_that_answers_the_question():
+def test_short_solution_quotes_the_row_that_is_the_answer():
     environment = CausalEnvironment(prompt_style="short")
     head = (
         '{"names":["v0","v1","v2"],"parents":[[],[0],[1]],'
@@ -108,11 +108,11 @@ def test_a_short_solution_quotes_the_table_row_that_answers_the_question():
     assert environment.solution(child) == "P(b|a=1)=[0.20, 0.80]"
     root = {"truth": [0.4, 0.6], "problem": head + ',"target":0,"observed":null,"intervened":[1,0]}'}
     assert environment.solution(root) == "P(a)=[0.40, 0.60]"
-    seen = {"truth": [0.25, 0.75], "problem": head + ',"target":0,"observed":[1,1],"intervened":null}'}
-    assert environment.solution(seen).splitlines()[-1] == "ANSWER [0.25, 0.75]"  # no row: Bayes' rule
+    observed = {"truth": [0.25, 0.75], "problem": head + ',"target":0,"observed":[1,1],"intervened":null}'}
+    assert environment.solution(observed).splitlines()[-1] == "ANSWER [0.25, 0.75]"  # needs Bayes' rule
 
 
-def test_tasks_have_the_same_columns_at_every_level():
+def test_tasks_have_the_same_columns_for_every_level():
     features = {str(CausalEnvironment(level=level).tasks("dev", 12).features) for level in LEVELS}
     assert len(features) == 1
     tasks = CausalEnvironment(level=LEVELS).tasks("dev", 200)
@@ -135,13 +135,13 @@ def test_task_i_depends_on_split_seed_and_i_alone(split):
     assert len(set(ids)) == len({str(task["prompt"]) for task in tasks})
 
 
-def test_task_ids_are_durable():
-    # A change here changes every task: then the environment needs a new version.
+def test_task_id_is_stable():
+    # If this id changes, every task does, and the environment needs a new version.
     task = CausalEnvironment(num_nodes=4, prompt_style="short").tasks("train", 1)[0]
     assert task["task_id"] == "0b650c54e77e8a04"
 
 
-def test_splits_share_no_graph():
+def test_splits_have_no_common_graph():
     for num_nodes in (4, 10):
         environment = CausalEnvironment(num_nodes=num_nodes, questions_per_graph=2)
         graphs = [
@@ -151,7 +151,7 @@ def test_splits_share_no_graph():
         assert sum(map(len, graphs)) == len(set.union(*graphs))
 
 
-def test_questions_per_graph():
+def test_questions_per_graph_sets_the_number_of_graphs():
     assert len(set(CausalEnvironment().tasks("train", 250)["graph_id"])) == 3
     assert len(set(CausalEnvironment().tasks("dev", 250)["graph_id"])) == 25
     assert len(set(CausalEnvironment().tasks("test", 250)["graph_id"])) == 7
@@ -159,12 +159,12 @@ def test_questions_per_graph():
 
 
 @pytest.mark.slow
-def test_default_sizes():
+def test_tasks_returns_the_default_number():
     sizes = {split: len(CausalEnvironment().tasks(split)) for split in SPLITS}
     assert sizes == {"train": 8000, "dev": 2000, "test": 8000}
 
 
-def test_level_weights():
+def test_level_mapping_sets_the_probabilities():
     tasks = CausalEnvironment(level={"association": 3, "counterfactual": 1}).tasks("train", 400)
     levels = list(tasks["level"])
     assert levels.count("association") / 400 == pytest.approx(0.75, abs=0.08)
@@ -174,19 +174,19 @@ def test_level_weights():
 def test_truth_from_exact_uses_unrounded_tables():
     exact = CausalEnvironment(level="association", truth_from="exact").tasks("test", 200)
     printed = CausalEnvironment(level="association").tasks("test", 200)
-    same = sum(a == b for a, b in zip(exact["truth"], printed["truth"], strict=True))
-    assert 100 < same < 200
+    num_equal = sum(a == b for a, b in zip(exact["truth"], printed["truth"], strict=True))
+    assert 100 < num_equal < 200
     tables = from_json(exact[0]["problem"])[0].tables
     assert any((table != table.round(2)).any() for table in tables)
     assert not any((table != table.round(2)).any() for table in from_json(printed[0]["problem"])[0].tables)
 
 
-def test_problems_are_read_as_written():
+def test_problem_round_trips_through_json():
     for task in CausalEnvironment(level=LEVELS).tasks("dev", 20):
         assert to_json(*from_json(task["problem"])) == task["problem"]
 
 
-def test_reward_arguments():
+def test_tolerance_strict_parser_and_which_reach_the_rewards():
     task = {"truth": [0.4, 0.6]}
     off = "ANSWER [0.41, 0.59]"
     assert score(CausalEnvironment(), task, off)["distribution"] == 1.0
@@ -216,7 +216,7 @@ def test_environment_pickles():
         ({"level": {"association": -1}}, "weight of level 'association'"),
         ({"level": {"association": float("nan")}}, "weight of level 'association'"),
         ({"num_nodes": 1}, "num_nodes is 1"),
-        ({"num_nodes": 10.0}, "whole number"),
+        ({"num_nodes": 10.0}, "must be an integer from 2 to 200"),
         ({"num_nodes": 10**6}, "from 2 to 200"),
         ({"cardinality": 1}, "cardinality is 1"),
         ({"roots": 0}, "roots is 0"),
@@ -228,16 +228,16 @@ def test_environment_pickles():
         ({"concentration": float("nan")}, "concentration is nan"),
         ({"questions_per_graph": 0}, "questions_per_graph is 0"),
         ({"truth_from": "prnted"}, "did you mean 'printed'"),
-        ({"prompt_style": "long"}, "no prompt_style 'long'"),
+        ({"prompt_style": "long"}, "unknown prompt_style 'long'"),
         ({"tolerance": -0.1}, "tolerance is -0.1"),
         ({"tolerance": 1}, "tolerance is 1"),
-        ({"parser": "loose"}, "no parser 'loose'"),
-        ({"which": "best"}, "no which 'best'"),
+        ({"parser": "loose"}, "unknown parser 'loose'"),
+        ({"which": "best"}, "unknown which 'best'"),
         ({"parser": "official", "prompt_style": "short"}, "use prompt_style 'official'"),
         ({"nodes": 3}, "no argument 'nodes'"),
     ],
 )
-def test_impossible_arguments(arguments, reason):
+def test_invalid_arguments_raise_one_line(arguments, reason):
     with pytest.raises(UserError, match=reason) as error:
         load_environment("causal-v1", **arguments)
     assert "\n" not in str(error.value)
@@ -246,12 +246,12 @@ def test_impossible_arguments(arguments, reason):
 @pytest.mark.parametrize(
     ("split", "n", "seed"), [("tset", 1, 0), ("test", 0, 0), ("test", -1, 0), ("test", 1, -1)]
 )
-def test_impossible_tasks(split, n, seed):
+def test_tasks_rejects_invalid_split_n_and_seed(split, n, seed):
     with pytest.raises(UserError):
         CausalEnvironment().tasks(split, n, seed)
 
 
-def test_import_needs_no_torch():
+def test_import_does_not_need_torch():
     code = "import sys; sys.modules['torch'] = None; import rlkit.envs.causal"
     code += "; assert 'datasets' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

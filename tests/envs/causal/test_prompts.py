@@ -1,4 +1,4 @@
-"""Prompts of both styles, and reading prompts back, whoever wrote them."""
+"""Writing prompts in both styles, and parsing prompts from any source."""
 
 import numpy as np
 import pytest
@@ -70,18 +70,18 @@ P(b|do(a=1)) = ?
 Answer with a list such as [0.25, 0.75]."""
 
 
-def test_official_prompt():
+def test_official_prompt_has_the_layout_of_rlcausal():
     system, user = official_prompt(MODEL, CausalQuery(2, intervened=(1, 1)))
     assert (system["role"], user["role"]) == ("system", "user")
     assert "THOUGHT PROCESS" in system["content"] and "ANSWER" in system["content"]
     assert user["content"].endswith(OFFICIAL)
 
 
-def test_short_prompt():
+def test_short_prompt_has_one_line_per_row():
     assert short_prompt(MODEL, CausalQuery(2, intervened=(1, 1))) == [{"role": "user", "content": SHORT}]
 
 
-def test_question_wording():
+def test_questions_are_worded_by_level_and_style():
     def official(query):
         return official_prompt(MODEL, query)[1]["content"]
 
@@ -91,53 +91,52 @@ def test_question_wording():
     association, counterfactual = CausalQuery(0, (2, 1)), CausalQuery(0, (2, 1), (1, 0))
     assert "distribution of v2 given it is observed that v1=1?" in official(association)
     assert "P(c|b=1) = ?" in short(association)
-    asked = "distribution of v2 given we first observed v1 = 1 and then intervened to set v0 to 0?"
-    assert asked in official(counterfactual)
+    question = "distribution of v2 given we first observed v1 = 1 and then intervened to set v0 to 0?"
+    assert question in official(counterfactual)
     assert "Observed b=1. Had we set a=0, P(c) = ?" in short(counterfactual)
     assert "selector" in official(counterfactual) and "selector" not in official(association)
     assert "independently" in short(counterfactual) and "independently" not in short(association)
 
 
-def test_short_names():
+def test_short_name_uses_letters_for_the_first_26_names():
     assert [short_name(f"v{i}") for i in (0, 25, 26, 199)] == ["a", "z", "v26", "v199"]
 
 
-def same_model(a, b):
-    rename = {name: i for i, name in enumerate(b.names)}
-    order = [rename[name] for name in a.names]
-    for node, other in enumerate(order):
-        assert tuple(order[p] for p in a.parents[node]) == b.parents[other]
-        np.testing.assert_allclose(a.tables[node], b.tables[other], atol=1e-12)
+def assert_same_model(a, b):
+    """Assert that two models are equal up to the order of their nodes."""
+    index_in_b = {name: i for i, name in enumerate(b.names)}
+    order = [index_in_b[name] for name in a.names]
+    for node_a, node_b in enumerate(order):
+        assert tuple(order[p] for p in a.parents[node_a]) == b.parents[node_b]
+        np.testing.assert_allclose(a.tables[node_a], b.tables[node_b], atol=1e-12)
 
 
-def test_reading_back_what_we_print():
+def test_read_prompt_inverts_official_prompt():
     for query in (CausalQuery(0, (2, 1)), CausalQuery(2, None, (1, 0)), CausalQuery(0, (2, 1), (1, 0))):
         messages = official_prompt(MODEL, query)
         for prompt in (messages, messages[1]["content"], "\n".join(m["content"] for m in messages)):
-            model, asked = read_prompt(prompt)
-            same_model(MODEL, model)
-            assert asked == query
+            parsed_model, parsed_query = read_prompt(prompt)
+            assert_same_model(MODEL, parsed_model)
+            assert parsed_query == query
 
 
 @pytest.mark.parametrize("cardinality", [2, 3])
-def test_solve_prompt_finds_the_truth_of_our_tasks(cardinality):
+def test_solve_prompt_returns_the_truth_of_generated_tasks(cardinality):
     environment = CausalEnvironment(level=LEVELS, cardinality=cardinality, questions_per_graph=3)
     for task in environment.tasks("dev", 90):
         assert environment.solve_prompt(task["prompt"]) == pytest.approx(task["truth"], abs=1e-9)
 
 
-def test_rows_of_a_foreign_prompt_may_be_rounded_and_unsorted():
+def test_read_prompt_accepts_named_values_rounded_rows_and_any_order():
     text = OFFICIAL.replace("[0, 1]", "[no, yes]").replace("=0", "=no").replace("=1", "=yes")
     text = text.replace("set v0 to 1", "set v0 to yes").replace("= [0.3, 0.7]", "= [0.304, .7]")
     blocks = text.split("CPTs for v2:\nP(v2) = [0.304, .7]\n\n")
     text = blocks[0] + blocks[1].replace("\n\nHere's", "CPTs for v2:\nP(v2) = [0.304, .7]\n\nHere's")
     model, query = read_prompt(text)
-    same_model(MODEL, CausalModel(model.names, model.parents, tuple(np.round(t, 2) for t in model.tables)))
-    assert (model.names[query.target], model.names[query.intervened[0]], query.intervened[1]) == (
-        "v1",
-        "v0",
-        1,
-    )
+    rounded = tuple(np.round(table, 2) for table in model.tables)
+    assert_same_model(MODEL, CausalModel(model.names, model.parents, rounded))
+    node, value = query.intervened
+    assert (model.names[query.target], model.names[node], value) == ("v1", "v0", 1)
 
 
 @pytest.mark.parametrize(
@@ -160,25 +159,25 @@ def test_rows_of_a_foreign_prompt_may_be_rounded_and_unsorted():
         ("P(v1 | v2=1,v0=1) = [0.5, 0.5]\n", "", "4 assignments"),
         ("set v0 to 1", "set v0 to 7", "v0 cannot be 7"),
         ("set v0 to 1", "set v9 to 1", "v9 are not listed"),
-        ("we intervented to set", "we begged", "cannot read the condition"),
+        ("we intervented to set", "we begged", "cannot parse the condition"),
         ("What is the marginal", "What was the marginal", "found 0 questions"),
         ("Now start", "What is the marginal distribution of v0?", "found 2 questions"),
     ],
 )
-def test_contradictions_are_errors_that_say_why(old, new, reason):
+def test_read_prompt_names_the_contradiction(old, new, reason):
     assert old in OFFICIAL
     with pytest.raises(UserError, match=reason):
         read_prompt(OFFICIAL.replace(old, new))
 
 
-def test_cycles_are_an_error():
+def test_read_prompt_rejects_cycles():
     text = OFFICIAL.replace("v0 -> v1;", "v0 -> v1;\nv1 -> v0;")
     text = text.replace("P(v0) = [0.29, 0.71]", "P(v0 | v1=0) = [0, 1]\nP(v0 | v1=1) = [0, 1]")
     with pytest.raises(UserError, match="cycle"):
         read_prompt(text)
 
 
-def test_too_much_text_is_an_error():
+def test_read_prompt_rejects_prompts_that_are_too_long():
     with pytest.raises(UserError, match="characters"):
         read_prompt(OFFICIAL + " " * 10**6)
     names = "".join(f"x{i} can take values in [0, 1]\n" for i in range(201))
@@ -199,14 +198,14 @@ def test_too_much_text_is_an_error():
         "v0 can take values in [0, 1]\nP(v0) = [__import__('os'), 0]",
     ],
 )
-def test_hostile_text_is_an_error(text):
+def test_read_prompt_rejects_hostile_text(text):
     with pytest.raises(UserError):
         read_prompt(text)
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.data())
-def test_mangled_prompts_never_crash(data):
+def test_read_prompt_of_a_mangled_prompt_succeeds_or_raises_user_error(data):
     text = OFFICIAL
     for _ in range(data.draw(st.integers(1, 3))):
         start = data.draw(st.integers(0, len(text) - 1))
@@ -220,7 +219,7 @@ def test_mangled_prompts_never_crash(data):
     assert all(abs(table.sum(axis=-1) - 1).max() < 1e-9 for table in model.tables)
 
 
-def test_the_page_shows_real_tasks():
+def test_documentation_shows_real_tasks():
     page = (ROOT / "docs" / "environments" / "causal.md").read_text()
     for style in ("short", "official"):
         environment = CausalEnvironment(num_nodes=4, prompt_style=style)

@@ -1,4 +1,4 @@
-"""Data sets: what is read, which rows are refused, and how splits are made."""
+"""Math problems from datasets: formats, columns, unusable rows, and splits."""
 
 import csv
 import json
@@ -46,7 +46,7 @@ def ids(environment, split, **arguments):
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet", ".csv"])
-def test_files_are_read_and_sound(tmp_path, suffix):
+def test_environment_of_each_file_format_is_sound(tmp_path, suffix):
     environment = MathEnvironment(
         dataset=write(tmp_path / f"data{suffix}", ROWS), breakdown_columns=["level"]
     )
@@ -61,27 +61,27 @@ def test_files_are_read_and_sound(tmp_path, suffix):
     assert environment.breakdown == ("level",)
 
 
-def test_splits_are_disjoint_and_do_not_depend_on_the_order_of_rows(jsonl, tmp_path):
+def test_splits_are_disjoint_and_independent_of_the_row_order(jsonl, tmp_path):
     environment = MathEnvironment(dataset=jsonl(ROWS))
-    shuffled = random.Random(0).sample(ROWS, len(ROWS))
-    other = MathEnvironment(dataset=write(tmp_path / "other.jsonl", shuffled))
+    shuffled_rows = random.Random(0).sample(ROWS, len(ROWS))
+    shuffled = MathEnvironment(dataset=write(tmp_path / "shuffled.jsonl", shuffled_rows))
     sets = [set(ids(environment, split)) for split in SPLITS]
     assert [len(s) for s in sets] == pytest.approx([400, 50, 50], abs=25)
     assert not sets[0] & sets[1] and not sets[0] & sets[2] and not sets[1] & sets[2]
     for split in SPLITS:
-        assert ids(environment, split) == ids(other, split)
+        assert ids(environment, split) == ids(shuffled, split)
     assert ids(environment, "train", n=20) == ids(environment, "train")[:20]
     assert ids(environment, "train", seed=1) != ids(environment, "train")
     fewer = MathEnvironment(dataset=write(tmp_path / "fewer.jsonl", ROWS[::2]))
     assert set(ids(fewer, "test")) <= sets[2]
 
 
-def test_fractions(jsonl):
+def test_fractions_set_the_sizes_of_the_splits(jsonl):
     environment = MathEnvironment(dataset=jsonl(ROWS), fractions=[0, 0, 1])
     assert len(environment.tasks("test")) == len(ROWS)
     with pytest.raises(UserError, match=r"split 'train' of .*data.jsonl has 0 problems"):
         environment.tasks("train")
-    with pytest.raises(UserError, match="has 499 problems, not 500"):
+    with pytest.raises(UserError, match="has 499 problems, but n is 500"):
         environment.tasks("test", 500)
 
 
@@ -100,12 +100,12 @@ def test_fractions(jsonl):
         (r"\boxed{1", "", r"\boxed{1"),
     ],
 )
-def test_answers_may_be_worked_solutions(cell, answer, solution):
+def test_final_answer_and_worked_solution_of_a_cell(cell, answer, solution):
     assert final_answer(cell) == answer
     assert worked_solution(cell, answer) == solution
 
 
-def test_gsm8k_rows(jsonl):
+def test_gsm8k_rows_have_worked_solutions(jsonl):
     rows = [{"question": "How many?", "answer": "Half is <<8/2=4>>4.\n#### 4"}]
     environment = MathEnvironment(dataset=jsonl(rows), fractions=[1, 0, 0])
     task = environment.tasks("train")[0]
@@ -113,64 +113,64 @@ def test_gsm8k_rows(jsonl):
     assert environment.score(task, environment.solution(task)) == {"correct": 1.0, "format": 1.0}
 
 
-def test_columns_are_found_or_named(jsonl):
+def test_columns_are_detected_or_set(jsonl):
     rows = [{"q": "1 + 1?", "final_answer": 2, "answer": 3, "n": 0.5}]
     with pytest.raises(
-        UserError, match="name the problem_column; its columns are q, final_answer, answer, n"
+        UserError, match="set problem_column to one of its columns: q, final_answer, answer, n"
     ):
         MathEnvironment(dataset=jsonl(rows)).tasks("train")
-    everything = {"dataset": jsonl(rows), "problem_column": "q", "fractions": [1, 0, 0]}
-    assert MathEnvironment(**everything).tasks("train")["answer"] == ["3"]
-    assert MathEnvironment(**everything, answer_column="final_answer").tasks("train")["answer"] == ["2"]
-    assert MathEnvironment(**everything, answer_column="n").tasks("train")["answer"] == ["0.5"]
+    arguments = {"dataset": jsonl(rows), "problem_column": "q", "fractions": [1, 0, 0]}
+    assert MathEnvironment(**arguments).tasks("train")["answer"] == ["3"]
+    assert MathEnvironment(**arguments, answer_column="final_answer").tasks("train")["answer"] == ["2"]
+    assert MathEnvironment(**arguments, answer_column="n").tasks("train")["answer"] == ["0.5"]
     with pytest.raises(UserError, match=r"no column 'anser' \(answer_column\); it has q, final_answer"):
-        MathEnvironment(**everything, answer_column="anser").tasks("train")
+        MathEnvironment(**arguments, answer_column="anser").tasks("train")
     with pytest.raises(UserError, match=r"no column 'level' \(breakdown_columns\)"):
-        MathEnvironment(**everything, breakdown_columns="level").tasks("train")
+        MathEnvironment(**arguments, breakdown_columns="level").tasks("train")
 
 
 GOOD = {"problem": "1 + 1?", "answer": "2"}
 BAD = [
-    ({"problem": " ", "answer": "2"}, "row 2: there is no problem in column 'problem'"),
-    ({"problem": "2 + 2?", "answer": ""}, "row 2: there is no answer in column 'answer'"),
-    ({"problem": "2 + 2?", "answer": None}, "row 2: there is no answer"),
-    ({"problem": "2 + 2?", "answer": float("nan")}, "row 2: there is no answer"),
-    ({"problem": "2 + 2?", "answer": ["4"]}, "row 2: there is no answer"),
-    ({"problem": "2 + 2?"}, "row 2: there is no answer"),
-    ({"problem": "2 + 2?", "answer": r"\boxed{4"}, "row 2: there is no answer"),
+    ({"problem": " ", "answer": "2"}, "row 2: column 'problem' has no problem"),
+    ({"problem": "2 + 2?", "answer": ""}, "row 2: column 'answer' has no answer"),
+    ({"problem": "2 + 2?", "answer": None}, "row 2: column 'answer' has no answer"),
+    ({"problem": "2 + 2?", "answer": float("nan")}, "row 2: column 'answer' has no answer"),
+    ({"problem": "2 + 2?", "answer": ["4"]}, "row 2: column 'answer' has no answer"),
+    ({"problem": "2 + 2?"}, "row 2: column 'answer' has no answer"),
+    ({"problem": "2 + 2?", "answer": r"\boxed{4"}, "row 2: column 'answer' has no answer"),
     ({"problem": "2 + 2?", "answer": r"\frac{"}, "row 2: the answer .* cannot be compared"),
     ({"problem": "2 + 2?", "answer": "9^{9^{9^{9}}}"}, "row 2: the answer .* cannot be compared"),
 ]
 
 
-@pytest.mark.parametrize(("row", "words"), BAD)
-def test_bad_rows_are_named_or_dropped(jsonl, row, words, caplog):
+@pytest.mark.parametrize(("row", "message"), BAD)
+def test_bad_row_raises_or_is_dropped(jsonl, row, message, caplog):
     arguments = {"dataset": jsonl([GOOD, row]), "fractions": [1, 0, 0]}
-    with pytest.raises(UserError, match=f"data.jsonl, {words}.*bad_rows 'drop'"):
+    with pytest.raises(UserError, match=f"data.jsonl, {message}.*set bad_rows to 'drop'"):
         MathEnvironment(**arguments).tasks("train")
     with caplog.at_level(logging.WARNING):
         assert len(MathEnvironment(**arguments, bad_rows="drop").tasks("train")) == 1
-    assert "left out" in caplog.text and "row 2" in caplog.text
+    assert "dropped" in caplog.text and "row 2" in caplog.text
 
 
-def test_duplicates_are_dropped_and_conflicts_named(jsonl):
-    same = [GOOD, {"problem": "1 +  1? ", "answer": "2.0"}, GOOD, {"problem": "3?", "answer": "3"}]
-    assert len(MathEnvironment(dataset=jsonl(same), fractions=[1, 0, 0]).tasks("train")) == 2
-    conflict = jsonl([*same, {"problem": "1 + 1?", "answer": "3"}])
-    with pytest.raises(UserError, match="row 5: the problem of row 1 with another answer, '3', not '2'"):
+def test_duplicates_are_dropped_and_conflicts_raise(jsonl):
+    rows = [GOOD, {"problem": "1 +  1? ", "answer": "2.0"}, GOOD, {"problem": "3?", "answer": "3"}]
+    assert len(MathEnvironment(dataset=jsonl(rows), fractions=[1, 0, 0]).tasks("train")) == 2
+    conflict = jsonl([*rows, {"problem": "1 + 1?", "answer": "3"}])
+    with pytest.raises(UserError, match="row 5: same problem as row 1 but a different answer, '3', not '2'"):
         MathEnvironment(dataset=conflict).tasks("train")
-    kept = MathEnvironment(dataset=conflict, fractions=[1, 0, 0], bad_rows="drop").tasks("train")
-    assert kept["problem"] == ["3?"]
+    tasks = MathEnvironment(dataset=conflict, fractions=[1, 0, 0], bad_rows="drop").tasks("train")
+    assert tasks["problem"] == ["3?"]
 
 
-def test_integer_comparison_wants_whole_answers(jsonl):
+def test_integer_comparison_rejects_other_answers(jsonl):
     rows = jsonl([{"problem": "Half of 3?", "answer": "1.5"}])
     with pytest.raises(UserError, match="cannot be compared"):
         MathEnvironment(dataset=rows, comparison="integer", fractions=[1, 0, 0]).tasks("train")
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "words"),
+    ("name", "content", "message"),
     [
         ("data.jsonl", '{"problem": "1"}\nnot json', "cannot be read: line 2"),
         ("data.jsonl", "[1]\n", "not a list of objects"),
@@ -179,22 +179,22 @@ def test_integer_comparison_wants_whole_answers(jsonl):
         ("data.parquet", "no parquet", "cannot be read"),
     ],
 )
-def test_files_that_cannot_be_read(tmp_path, name, text, words):
-    (tmp_path / name).write_text(text)
-    with pytest.raises(UserError, match=words):
+def test_unreadable_file_raises(tmp_path, name, content, message):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=message):
         MathEnvironment(dataset=str(tmp_path / name)).tasks("train")
 
 
-def test_a_file_that_is_not_there():
+def test_missing_file_raises():
     with pytest.raises(UserError, match=r"there is no file nowhere.jsonl"):
         MathEnvironment(dataset="nowhere.jsonl").tasks("train")
 
 
-def test_data_sets_of_the_hub(monkeypatch):
+def test_hub_dataset_is_loaded_once_with_its_config_and_revision(monkeypatch):
     calls = []
 
-    def load(*names, **arguments):
-        calls.append((names, arguments))
+    def load(*names, **kwargs):
+        calls.append((names, kwargs))
         if names[0] == "gone/gone":
             raise ConnectionError("no route\nto the hub")
         return datasets.Dataset.from_list(ROWS)
@@ -203,5 +203,5 @@ def test_data_sets_of_the_hub(monkeypatch):
     environment = MathEnvironment(dataset="a/b", dataset_config="main", dataset_split="test", revision="v1")
     assert len(environment.tasks("train")) > 300 and len(environment.tasks("dev")) > 20
     assert calls == [(("a/b", "main"), {"split": "test", "revision": "v1"})]
-    with pytest.raises(UserError, match=r"cannot load the data set 'gone/gone' .*: no route$"):
+    with pytest.raises(UserError, match=r"cannot load the dataset 'gone/gone' .*: no route$"):
         MathEnvironment(dataset="gone/gone").tasks("train")

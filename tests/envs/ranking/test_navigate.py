@@ -1,4 +1,4 @@
-"""navigate-v2: the oracle, those who know nothing, what is read, how a search ends, and calibration."""
+"""navigate-v2: the oracle, uninformed policies, parsing of scores, the end of a search, and calibration."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import pytest
 from rlkit.check import check_environment
 from rlkit.check.play import play
 from rlkit.environment import Turn
-from rlkit.envs.ranking.navigate import read
+from rlkit.envs.ranking.navigate import parse_scores
 from rlkit.errors import UserError
 from rlkit.registry import load_environment
 from rlkit.reward import call_reward
@@ -22,7 +22,7 @@ def make(tmp_path_factory):
 
 
 @pytest.mark.parametrize("arguments", [{}, {"anchors": 3, "turns": 12}])
-def test_it_is_sound(make, arguments):
+def test_environment_passes_all_checks(make, arguments):
     checks = check_environment(make(**arguments), n=16)
     assert [check for check in checks if not check.passed] == []
 
@@ -32,36 +32,35 @@ def scores(environment, tasks, scripts, name="found"):
     return [call_reward(environment.rewards[name], row) for row in rows]
 
 
-def test_the_oracle_and_those_who_know_nothing(make):
+def test_oracle_earns_1_and_uninformed_scores_earn_little(make):
     environment = make()
     tasks = list(environment.tasks("test", 30))
     scripts = [environment.script(task) for task in tasks]
-    known = [(task, script) for task, script in zip(tasks, scripts, strict=True) if script]
-    assert len(known) > 25
-    assert scores(environment, *zip(*known, strict=True)) == pytest.approx([1.0] * len(known))
-    assert [len(script) for _, script in known] == [task["fewest"] for task, _ in known]
-    everything = "\n".join(f"[{i}] 50" for i in range(1, 60))
-    assert np.mean(scores(environment, tasks, [[everything] * 10] * 30)) < 0.2
-    nothing = "\n".join(f"[{i}] 0" for i in range(1, 60))
-    assert scores(environment, tasks, [[nothing] * 10] * 30) == [0.0] * 30
+    solved = [(task, script) for task, script in zip(tasks, scripts, strict=True) if script]
+    assert len(solved) > 25
+    assert scores(environment, *zip(*solved, strict=True)) == pytest.approx([1.0] * len(solved))
+    assert [len(script) for _, script in solved] == [task["fewest"] for task, _ in solved]
+    equal_scores = "\n".join(f"[{i}] 50" for i in range(1, 60))
+    assert np.mean(scores(environment, tasks, [[equal_scores] * 10] * 30)) < 0.2
+    zero_scores = "\n".join(f"[{i}] 0" for i in range(1, 60))
+    assert scores(environment, tasks, [[zero_scores] * 10] * 30) == [0.0] * 30
     assert scores(environment, tasks, [["I like bridges."]] * 30) == [0.0] * 30
 
 
-def test_turns_that_are_not_needed_cost(make):
-    """One who opens everything in the order of the tree, after what the oracle opens."""
+def test_priced_reward_charges_unnecessary_turns(make):
+    """The policy opens what the oracle opens, then everything else in the order of the tree."""
     environment = make(turns=20)
     task = next(task for task in environment.tasks("test") if task["fewest"] <= 4)
-    script = [*environment.script(task)[:-1]]
-    lazy = [turn.replace("] 0", "] 1") for turn in script]
-    last = environment.script(task)[-1].replace("] 0", "] 1")
-    rows = play(environment, [task], [[*lazy, last, *["[1] 1"] * 16]])
+    # A section scored 0 would never be opened.
+    oracle_turns = [turn.replace("] 0", "] 1") for turn in environment.script(task)]
+    rows = play(environment, [task], [[*oracle_turns, *["[1] 1"] * 16]])
     steps = call_reward(environment.rewards["steps"], rows[0])
-    found, priced = (call_reward(environment.rewards[name], rows[0]) for name in ("found", "priced"))
-    assert steps > task["fewest"] and priced == pytest.approx(found - 0.02 * (steps - task["fewest"]))
+    ndcg, priced = (call_reward(environment.rewards[name], rows[0]) for name in ("found", "priced"))
+    assert steps > task["fewest"] and priced == pytest.approx(ndcg - 0.02 * (steps - task["fewest"]))
 
 
 @pytest.mark.parametrize(
-    ("text", "found"),
+    ("completion", "expected"),
     [
         ("[1] 80\n[2] 0\n[3] 100", [[0.8, 0.0], [1.0]]),
         ("[3]: 5, [1] = 10", [[0.1, 0.0], [0.05]]),
@@ -76,54 +75,56 @@ def test_turns_that_are_not_needed_cost(make):
         ("", None),
     ],
 )
-def test_what_is_read(text, found):
-    assert read(text, [2, 1]) == found
+def test_parse_scores(completion, expected):
+    assert parse_scores(completion, [2, 1]) == expected
 
 
-def reply(environment, task, *said):
-    messages, answer = list(task["prompt"]), None
-    for text in said:
-        messages.append({"role": "assistant", "content": text})
-        (answer,) = environment.respond([Turn(task, messages)])
-        if answer.done:
+def play_turns(environment, task, *completions):
+    """Play completions until the rollout ends; return the last reply and all messages."""
+    messages, reply = list(task["prompt"]), None
+    for completion in completions:
+        messages.append({"role": "assistant", "content": completion})
+        (reply,) = environment.respond([Turn(task, messages)])
+        if reply.done:
             break
-        messages.append({**answer.record, "role": "user", "content": answer.text})
-    return answer, messages
+        messages.append({**reply.record, "role": "user", "content": reply.text})
+    return reply, messages
 
 
-def test_how_a_search_ends(make):
+def test_respond_ends_the_search(make):
     environment = make(turns=3)
     task = environment.tasks("test", 1)[0]
-    answer, _ = reply(environment, task, "[1] 50")
-    assert not answer.done and answer.text.startswith("[1] ")
-    assert reply(environment, task, "[1] 50\nstop")[0].done
-    assert not reply(environment, task, "[1] 50, don't stop")[0].done
-    assert reply(environment, task, "<think>\nstop\n</think>[1] 50")[0].done is False
-    assert reply(environment, task, "[1] 0")[0].done  # nothing to open
-    assert reply(environment, task, "hm")[0].done
-    ended, messages = reply(environment, task, "[1] 50", "[1] 50", "[1] 50", "[1] 50")
-    assert ended.done and sum(message["role"] == "assistant" for message in messages) == 3
+    reply, _ = play_turns(environment, task, "[1] 50")
+    assert not reply.done and reply.text.startswith("[1] ")
+    assert play_turns(environment, task, "[1] 50\nstop")[0].done
+    assert not play_turns(environment, task, "[1] 50, don't stop")[0].done
+    assert play_turns(environment, task, "<think>\nstop\n</think>[1] 50")[0].done is False
+    assert play_turns(environment, task, "[1] 0")[0].done  # no node to open
+    assert play_turns(environment, task, "hm")[0].done
+    reply, messages = play_turns(environment, task, "[1] 50", "[1] 50", "[1] 50", "[1] 50")
+    assert reply.done and sum(message["role"] == "assistant" for message in messages) == 3
 
 
-def test_a_turn_without_scores_keeps_what_was_found(make):
+def test_turn_without_scores_keeps_the_ranking(make):
     environment = make(turns=10)
     task = next(t for t in environment.tasks("test") if environment.script(t) is not None)
     script = environment.script(task)
-    whole, _ = reply(environment, task, *script)
-    half, _ = reply(environment, task, *script[:-1])
-    broken, _ = reply(environment, task, *script[:-1], "no idea")
-    assert broken.done and broken.record["ranking"] == half.record["ranking"] != whole.record["ranking"]
+    complete, _ = play_turns(environment, task, *script)
+    partial, _ = play_turns(environment, task, *script[:-1])
+    broken, _ = play_turns(environment, task, *script[:-1], "no idea")
+    assert broken.done and broken.record["ranking"] == partial.record["ranking"]
+    assert broken.record["ranking"] != complete.record["ranking"]
 
 
-def test_the_same_scores_show_the_same_slates(make):
+def test_anchors_are_reproducible(make):
     environment = make(anchors=4, width=3)
     task = environment.tasks("test", 1)[0]
-    said = ["\n".join(f"[{i}] {90 - 3 * i}" for i in range(1, 25))] * 4
-    _, first = reply(environment, task, *said)
-    _, second = reply(environment, task, *said)
+    completions = ["\n".join(f"[{i}] {90 - 3 * i}" for i in range(1, 25))] * 4
+    _, first = play_turns(environment, task, *completions)
+    _, second = play_turns(environment, task, *completions)
     assert first == second
-    shown = [one["shown"][1] for message in first for one in message.get("slates", ())]
-    assert any(shown)
+    anchors = [slate["shown"][1] for message in first for slate in message.get("slates", ())]
+    assert any(anchors)
 
 
 @pytest.mark.parametrize(
@@ -135,11 +136,11 @@ def test_the_same_scores_show_the_same_slates(make):
         ({"anchors": -1}, "anchors from 0"),
     ],
 )
-def test_bad_arguments(make, arguments, message):
+def test_invalid_arguments_are_errors(make, arguments, message):
     with pytest.raises(UserError, match=message):
         make(**arguments)
 
 
-def test_a_bad_embedder_is_said_when_the_tree_is_needed(make):
+def test_unknown_embedder_is_an_error_when_the_tree_is_built(make):
     with pytest.raises(UserError, match="no embedder"):
         make(embedder="nothing").tasks("test", 1)

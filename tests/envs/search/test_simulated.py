@@ -1,4 +1,4 @@
-"""A search engine that a model plays: what it is asked, how its texts are read, and that a run repeats."""
+"""Simulated search engine: its prompts, parsing, noise draws and cache."""
 
 import subprocess
 import sys
@@ -7,69 +7,72 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlkit.envs.search.simulated import Simulated, open_simulated, read_documents
+from rlkit.envs.search.simulated import SimulatedEngine, open_simulated, parse_documents
 from rlkit.envs.search.simulator_prompts import write_prompt
 from rlkit.errors import UserError
 from rlkit.retrieval.documents import Query
 from rlkit.retrieval.engines.disk_cache import DiskCache
-from rlkit.rollouts.text_generation import Written
+from rlkit.rollouts.text_generation import Generation
 
 QUESTION = "Who founded Velmora Works?"
 
 
-class Recorder:
-    """A writer that keeps what it is asked, and answers with three documents or an error."""
+class RecordingModel:
+    """Text model that records prompts and seeds, and returns three documents.
+
+    It returns an error for prompts that contain one of the `failing` strings.
+    """
 
     name = "recorder"
 
     def __init__(self, failing=()):
         self.prompts, self.seeds, self.failing = [], [], failing
 
-    def write(self, prompts, seeds):
+    def generate(self, prompts, seeds):
         self.prompts += [prompt[0]["content"] for prompt in prompts]
         self.seeds += seeds
-        texts = [f"Doc 1: about {seed}\nDoc 2: b\n\nDoc 3: c" for seed in seeds]
-        return [
-            Written(error="it is ill")
-            if any(word in prompt[0]["content"] for word in self.failing)
-            else Written(text)
-            for prompt, text in zip(prompts, texts, strict=True)
-        ]
+        generations = []
+        for prompt, seed in zip(prompts, seeds, strict=True):
+            if any(string in prompt[0]["content"] for string in self.failing):
+                generations.append(Generation(error="out of memory"))
+            else:
+                generations.append(Generation(f"Doc 1: about {seed}\nDoc 2: b\n\nDoc 3: c"))
+        return generations
 
 
 def query(text="velmora", question=QUESTION, answers=("Tarin Oskel", "Oskel"), key=("task", 1)):
     return Query(text, question, answers, key)
 
 
-def test_a_tuned_simulator_is_told_question_and_first_answer_for_noise_too():
+def test_tuned_prompt_contains_question_and_first_answer_even_for_noise():
     for label in ("useful", "noisy"):
-        text = write_prompt(query(), label, 5, style="tuned", words=30)
+        text = write_prompt(query(), label, 5, style="tuned", num_words=30)
         assert QUESTION in text and "Tarin Oskel" in text and "is: Oskel" not in text
         assert text.endswith(f"Query: velmora\n{label.capitalize()} output:")
 
 
-def test_a_prompted_simulator_does_not_know_the_answer_when_it_writes_noise():
+def test_prompted_prompt_for_noise_does_not_contain_the_answer():
     useful, noisy = (
-        write_prompt(query(), label, 3, style="prompted", words=30) for label in ("useful", "noisy")
+        write_prompt(query(), label, 3, style="prompted", num_words=30) for label in ("useful", "noisy")
     )
     assert QUESTION in useful and "Tarin Oskel" in useful
     assert QUESTION not in noisy and "Tarin Oskel" not in noisy
-    assert "1897" in useful and "1897" not in noisy  # the demonstration
+    assert "1897" in useful and "1897" not in noisy  # the answer in the example
 
 
 @pytest.mark.parametrize("style", ["tuned", "prompted"])
-def test_the_prompt_names_the_number_of_documents_that_is_asked_for(style):
-    """Trap Z4: five documents in the text, whatever topk is."""
-    assert "3 useful documents" in write_prompt(query(), "useful", 3, style="tuned", words=30)
-    assert "1 useful document " in write_prompt(query(), "useful", 1, style="tuned", words=30)
-    text = write_prompt(query(), "useful", 2, style="prompted", words=30)
+def test_prompt_asks_for_k_documents(style):
+    """Trap Z4: ZeroSearch's prompt asks for five documents whatever topk is."""
+    assert "3 useful documents" in write_prompt(query(), "useful", 3, style="tuned", num_words=30)
+    assert "1 useful document " in write_prompt(query(), "useful", 1, style="tuned", num_words=30)
+    text = write_prompt(query(), "useful", 2, style="prompted", num_words=30)
     assert "2 documents" in text and "Doc 2:" in text and "Doc 3:" not in text
-    assert "question" not in write_prompt(Query("velmora"), "useful", 3, style=style, words=30).lower()
+    assert "question" not in write_prompt(Query("velmora"), "useful", 3, style=style, num_words=30).lower()
 
 
-def test_each_query_is_asked_with_its_own_question():
-    """Trap Z1: once some rollouts have finished, documents were written for another row's question."""
-    engine = Simulated(Recorder())
+def test_prompt_of_a_query_contains_its_own_question():
+    """Trap Z1: in ZeroSearch, once some rollouts had finished, prompts contained another row's question."""
+    engine = SimulatedEngine(RecordingModel())
     engine.search(
         [
             query("b", "Question two?", ("two",), ("2", 1)),
@@ -77,84 +80,86 @@ def test_each_query_is_asked_with_its_own_question():
         ],
         3,
     )
-    second, third = engine.writer.prompts
+    second, third = engine.text_model.prompts
     assert "Question two?" in second and "is: two" in second and "Query: b" in second
     assert "Question three?" in third and "is: three" in third and "Query: c" in third
 
 
-def test_documents_beyond_k_are_cut():
-    (result,) = Simulated(Recorder()).search([query()], 2)
+def test_search_returns_at_most_k_documents():
+    (result,) = SimulatedEngine(RecordingModel()).search([query()], 2)
     assert [document.text for document in result.documents][1:] == ["b"] and len(result.documents) == 2
     seven = "\n".join(f"Doc {i}: text {i}" for i in range(1, 8))
-    assert len(read_documents(seven, "useful", 5).documents) == 5
-    assert read_documents('Doc 1(Title: "T") x', "useful", 5).documents[0].title == "T"
+    assert len(parse_documents(seven, "useful", 5).documents) == 5
+    assert parse_documents('Doc 1(Title: "T") x', "useful", 5).documents[0].title == "T"
 
 
-def test_a_text_without_documents_is_a_failure_and_no_empty_result():
-    result = read_documents("I cannot do that.", "noisy", 3)
+def test_text_without_documents_is_an_error():
+    result = parse_documents("I cannot do that.", "noisy", 3)
     assert result.error and "no document" in result.error and not result.documents
 
 
-def test_a_failing_writer_makes_its_queries_fail_and_no_others():
-    good, bad = Simulated(Recorder(failing=["omega"])).search([query("alpha"), query("omega")], 3)
-    assert good.error is None and len(good.documents) == 3
-    assert bad.error == "it is ill" and not bad.documents
+def test_failed_generation_fails_only_its_query():
+    engine = SimulatedEngine(RecordingModel(failing=["omega"]))
+    succeeded, failed = engine.search([query("alpha"), query("omega")], 3)
+    assert succeeded.error is None and len(succeeded.documents) == 3
+    assert failed.error == "out of memory" and not failed.documents
 
 
-def test_noise_is_drawn_as_often_as_it_should_be():
-    engine = Simulated(Recorder(), seed=3)
+def test_noise_is_drawn_with_its_probability():
+    engine = SimulatedEngine(RecordingModel(), seed=3)
     engine.noise = 0.3
     queries = [query(key=("task", i)) for i in range(10_000)]
-    labels = [engine._ask(one, 1).label for one in queries]
+    labels = [engine.make_request(query, 1).label for query in queries]
     assert abs(labels.count("noisy") / 10_000 - 0.3) < 0.02
-    assert labels == [engine._ask(one, 1).label for one in queries]
+    assert labels == [engine.make_request(query, 1).label for query in queries]
 
 
 @given(st.integers(0, 10**6), st.floats(0, 1), st.floats(0, 1))
-def test_what_was_noise_stays_noise_when_there_is_more_of_it(i, p, q):
-    engine = Simulated(Recorder())
+def test_noisy_queries_stay_noisy_when_noise_rises(i, p, q):
+    engine = SimulatedEngine(RecordingModel())
     engine.noise = min(p, q)
-    before = engine._ask(query(key=("task", i)), 1).label
+    label = engine.make_request(query(key=("task", i)), 1).label
     engine.noise = max(p, q)
-    assert before == "useful" or engine._ask(query(key=("task", i)), 1).label == "noisy"
+    assert label == "useful" or engine.make_request(query(key=("task", i)), 1).label == "noisy"
 
 
 @pytest.mark.parametrize(("noise", "label"), [(0.0, "useful"), (1.0, "noisy")])
-def test_never_and_always(noise, label):
-    engine = Simulated(Recorder())
+def test_noise_0_is_always_useful_and_noise_1_always_noisy(noise, label):
+    engine = SimulatedEngine(RecordingModel())
     engine.noise = noise
-    assert {r.label for r in engine.search([query(key=("t", i)) for i in range(200)], 1)} == {label}
+    results = engine.search([query(key=("task", i)) for i in range(200)], 1)
+    assert {result.label for result in results} == {label}
 
 
-def test_rollouts_of_a_task_draw_alike_and_other_words_are_written_apart():
-    engine = Simulated(Recorder())
+def test_queries_with_equal_keys_share_the_draw_and_equal_queries_the_documents():
+    engine = SimulatedEngine(RecordingModel())
     engine.noise = 0.5
     results = engine.search([query("a"), query("a"), query("b")], 3)
-    assert len(engine.writer.seeds) == 2 and len(set(engine.writer.seeds)) == 2
+    assert len(engine.text_model.seeds) == 2 and len(set(engine.text_model.seeds)) == 2
     assert results[0] == results[1] != results[2]
     assert len({result.label for result in results}) == 1
 
 
-def test_a_run_is_repeated_from_the_cache(tmp_path):
-    first = Simulated(Recorder(), cache=tmp_path / "cache")
-    found = first.search([query("a"), query("b")], 3)
-    again = Simulated(Recorder(), cache=tmp_path / "cache")
-    assert again.search([query("a"), query("b")], 3) == found
-    assert again.writer.prompts == [] and (again.cache.hits, again.cache.misses) == (2, 0)
-    other = Simulated(Recorder(), seed=1, cache=tmp_path / "cache")
-    other.search([query("a")], 3)
-    assert len(other.writer.prompts) == 1
+def test_second_run_takes_documents_from_the_cache(tmp_path):
+    first = SimulatedEngine(RecordingModel(), cache=tmp_path / "cache")
+    results = first.search([query("a"), query("b")], 3)
+    second = SimulatedEngine(RecordingModel(), cache=tmp_path / "cache")
+    assert second.search([query("a"), query("b")], 3) == results
+    assert second.text_model.prompts == [] and (second.cache.hits, second.cache.misses) == (2, 0)
+    reseeded = SimulatedEngine(RecordingModel(), seed=1, cache=tmp_path / "cache")
+    reseeded.search([query("a")], 3)
+    assert len(reseeded.text_model.prompts) == 1
 
 
-def test_a_failure_is_not_kept(tmp_path):
-    engine = Simulated(Recorder(failing=["velmora"]), cache=tmp_path)
+def test_errors_are_not_cached(tmp_path):
+    engine = SimulatedEngine(RecordingModel(failing=["velmora"]), cache=tmp_path)
     assert engine.search([query()], 3)[0].error
-    engine.writer.failing = ()
+    engine.text_model.failing = ()
     assert engine.search([query()], 3)[0].error is None
 
 
-def test_a_damaged_cache_is_put_aside(tmp_path, caplog):
-    (tmp_path / "cache.sqlite").write_bytes(b"this is no data base, whatever its name says" * 40)
+def test_damaged_cache_is_moved_and_replaced(tmp_path, caplog):
+    (tmp_path / "cache.sqlite").write_bytes(b"not an SQLite database" * 80)
     cache = DiskCache(tmp_path)
     assert "damaged" in caplog.text
     cache.put({"a": "1"})
@@ -162,40 +167,42 @@ def test_a_damaged_cache_is_put_aside(tmp_path, caplog):
     assert (tmp_path / "cache.damaged").exists()
 
 
-def test_a_folder_that_cannot_be_made(tmp_path):
+def test_cache_folder_that_cannot_be_created_raises(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cache"):
         DiskCache(tmp_path / "file" / "cache")
 
 
-def test_a_cache_that_fails_ends_no_run_and_says_so_once(tmp_path, caplog):
+def test_failing_cache_is_disabled_with_one_warning(tmp_path, caplog):
     cache = DiskCache(tmp_path)
     cache.put({"a": "1"})
     cache.path.write_bytes(b"overwritten by something else " * 400)
-    for end in ("-wal", "-shm"):
-        cache.path.with_name(cache.path.name + end).unlink(missing_ok=True)
+    for suffix in ("-wal", "-shm"):
+        cache.path.with_name(cache.path.name + suffix).unlink(missing_ok=True)
     assert cache.get(["a"]) == {} and cache.misses == 1
     cache.put({"b": "2"})
     assert caplog.text.count("without the cache") == 1
 
 
-def test_processes_share_a_cache(tmp_path):
+def test_concurrent_processes_share_a_cache(tmp_path):
     code = (
         "import sys; from pathlib import Path; from rlkit.retrieval.engines.disk_cache import DiskCache\n"
         "cache = DiskCache(Path(sys.argv[1]))\n"
         "for i in range(50): cache.put({f'{sys.argv[2]}-{i}': str(i), f'both-{i}': 'same'})"
     )
-    running = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), name]) for name in "abc"]
-    assert [process.wait(60) for process in running] == [0, 0, 0]
+    processes = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), name]) for name in "abc"]
+    assert [process.wait(60) for process in processes] == [0, 0, 0]
     cache = DiskCache(tmp_path)
     keys = [f"{name}-{i}" for name in ("a", "b", "c", "both") for i in range(50)]
     assert len(cache.get(keys)) == 200
 
 
-def test_bad_arguments():
+def test_invalid_arguments_raise():
     with pytest.raises(UserError, match="tuned"):
         open_simulated("bundled:smollm2-135m", prompts="tund")
-    with pytest.raises(UserError, match="transformers"):
-        open_simulated("bundled:smollm2-135m", through="transformer")
-    with pytest.raises(ValueError, match="k is 0"):
-        Simulated(Recorder()).search([query()], 0)
+    with pytest.raises(
+        UserError, match=r"unknown backend 'transformer'.*: expected transformers, vllm or a URL"
+    ):
+        open_simulated("bundled:smollm2-135m", backend="transformer")
+    with pytest.raises(ValueError, match="k must be at least 1, got 0"):
+        SimulatedEngine(RecordingModel()).search([query()], 0)

@@ -1,4 +1,4 @@
-"""simulator-v2: its tasks from a world and from the rollouts of a run, and what a simulator is paid for."""
+"""simulator-v2: tasks from a generated world and from rollouts of a run, and its rewards."""
 
 import json
 import subprocess
@@ -38,23 +38,23 @@ def environment():
     return load_environment("simulator-v2", topk=2, world_size=500)
 
 
-def test_it_is_sound(environment):
+def test_environment_passes_all_checks(environment):
     assert [check for check in check_environment(environment, n=40) if not check.passed] == []
 
 
-def test_useful_documents_hold_what_noise_does_not(environment):
+def test_useful_documents_contain_the_answer_and_noisy_ones_rarely_do(environment):
     tasks = list(environment.tasks("train", 200))
     assert [task["label"] for task in tasks] == ["useful", "noisy"] * 100
-    holding = {label: [t["holds"] for t in tasks if t["label"] == label] for label in ("useful", "noisy")}
-    # A first hop's passage has no answer to the whole question.
-    assert sum(holding["useful"]) > 50 and sum(holding["noisy"]) < 10
+    holds = {label: [t["holds"] for t in tasks if t["label"] == label] for label in ("useful", "noisy")}
+    # Not all useful documents do: the passage of a first hop does not contain the final answer.
+    assert sum(holds["useful"]) > 50 and sum(holds["noisy"]) < 10
     assert {task["asked"] for task in tasks} == {2}
     for task in tasks[:20]:
         assert f"2 {task['label']} documents" in task["prompt"][0]["content"]
         assert task["answers"][0] in task["prompt"][0]["content"]
 
 
-def test_the_wrong_kind_of_documents_is_not_paid(environment):
+def test_obeys_is_0_for_documents_of_the_other_kind(environment):
     tasks = list(environment.tasks("dev", 60))
     useful = next(task for task in tasks if task["holds"])
     noisy = next(task for task in tasks if not task["holds"] and task["label"] == "noisy")
@@ -67,35 +67,38 @@ def test_the_wrong_kind_of_documents_is_not_paid(environment):
     assert environment.score(useful, answer) == {"obeys": 0, "form": 0}
 
 
-def test_no_question_of_a_file_is_in_two_splits(tmp_path):
+def test_each_question_of_a_file_is_in_one_split(tmp_path):
     rows = [ROW | {"question": f"Who was {i % 100}?", "query": f"q{i}"} for i in range(200)]
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     environment = load_environment("simulator-v2", data=str(path))
-    prompts = {s: set(environment.tasks(s)["task_id"]) for s in ("train", "dev", "test")}
-    assert sum(map(len, prompts.values())) == 200
+    task_ids = {split: set(environment.tasks(split)["task_id"]) for split in ("train", "dev", "test")}
+    assert sum(map(len, task_ids.values())) == 200
     assert {split_of(f"Who was {i}?") for i in range(100)} == {"train", "dev", "test"}
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("content", "message"),
     [
-        ("{", ":1: no JSON"),
-        ("[1]", ":1: no question"),
-        (json.dumps(ROW) + "\n" + json.dumps(ROW | {"query": ""}), ":2: no query"),
-        (json.dumps(ROW | {"label": "bad"}), ":1: the label is 'bad'"),
-        (json.dumps(ROW | {"answers": ["The"]}), ":1: nothing is left"),
+        ("{", ":1: not valid JSON"),
+        ("[1]", ":1: missing or empty: question"),
+        (json.dumps(ROW) + "\n" + json.dumps(ROW | {"query": ""}), ":2: missing or empty: query"),
+        (json.dumps(ROW | {"label": "bad"}), ":1: label must be one of useful, noisy, not 'bad'"),
+        (json.dumps(ROW | {"answers": ["The"]}), ":1: the answer 'The' is empty"),
         ("", "no rows"),
     ],
 )
-def test_what_is_wrong_with_a_file(tmp_path, text, words):
-    (tmp_path / "a.jsonl").write_text(text)
-    with pytest.raises(UserError, match=words):
+def test_read_examples_reports_invalid_rows(tmp_path, content, message):
+    (tmp_path / "a.jsonl").write_text(content)
+    with pytest.raises(UserError, match=message):
         read_examples(tmp_path / "a.jsonl")
 
 
-def rollouts(tmp_path):
-    """A run of search-v2: the oracle's searches with a right answer, and with a wrong one."""
+def write_run(tmp_path):
+    """Write a run of search-v2: oracle searches, half with the correct final answer, half with a wrong one.
+
+    Returns the rows of the rollouts and the number of those with the correct answer. The first is invalid.
+    """
     search = load_environment("search-v2", world_size=500, topk=2, hops=[1], prompt_style="short")
     tasks = [task for task in search.tasks("train", 30) if search.script(task)]
     scripts = [search.script(task) for task in tasks]
@@ -116,29 +119,32 @@ def rollouts(tmp_path):
     return rows, half
 
 
-def build(tmp_path, *words):
-    command = [sys.executable, str(ROOT / "scripts" / "build_simulator_data.py"), *map(str, words)]
+def run_script(*argv):
+    command = [sys.executable, str(ROOT / "scripts" / "build_simulator_data.py"), *map(str, argv)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize("label", ["answer", "documents"])
-def test_rollouts_of_a_real_engine_become_examples(tmp_path, label):
-    rows, half = rollouts(tmp_path)
-    done = build(tmp_path, tmp_path / "run", "--out", tmp_path / "data.jsonl", "--label", label)
-    assert done.returncode == 0, done.stderr
-    found = read_examples(tmp_path / "data.jsonl")
-    assert len(found) == len(rows) - 1  # one is invalid
-    useful = [one.label == "useful" for one in found]
-    assert useful == (
-        [True] * (half - 1) + [False] * (len(rows) - half) if label == "answer" else [True] * len(found)
-    )
-    assert all(holds_answer(one.documents, one.answers) for one in found)
-    assert all(one.question.endswith("?") and one.documents.startswith("Doc 1(") for one in found)
+def test_script_builds_examples_from_rollouts(tmp_path, label):
+    rows, num_correct = write_run(tmp_path)
+    result = run_script(tmp_path / "run", "--out", tmp_path / "data.jsonl", "--label", label)
+    assert result.returncode == 0, result.stderr
+    examples = read_examples(tmp_path / "data.jsonl")
+    assert len(examples) == len(rows) - 1  # without the invalid rollout
+    useful = [example.label == "useful" for example in examples]
+    if label == "answer":
+        assert useful == [True] * (num_correct - 1) + [False] * (len(rows) - num_correct)
+    else:
+        assert all(useful)
+    assert all(holds_answer(example.documents, example.answers) for example in examples)
+    assert all(example.question.endswith("?") for example in examples)
+    assert all(example.documents.startswith("Doc 1(") for example in examples)
     environment = load_environment("simulator-v2", data=str(tmp_path / "data.jsonl"))
     task = environment.tasks("train", 1)[0]
     assert environment.score(task, environment.answer(task))["obeys"] == 1
 
 
-def test_what_is_no_run(tmp_path):
-    done = build(tmp_path, tmp_path, "--out", tmp_path / "data.jsonl")
-    assert done.returncode == 2 and "is not a run directory" in done.stderr and "Traceback" not in done.stderr
+def test_script_rejects_a_folder_that_is_not_a_run(tmp_path):
+    result = run_script(tmp_path, "--out", tmp_path / "data.jsonl")
+    assert result.returncode == 2 and "is not a run directory" in result.stderr
+    assert "Traceback" not in result.stderr
