@@ -1,6 +1,6 @@
-"""Fail if a test was skipped for a reason that should not exist where everything is installed.
+"""Fail if CI skipped a test because of a missing dependency.
 
-Prints nothing when all is well, so that the test runner's own summary closes the log.
+Prints nothing on success, so that pytest's summary is the last line of the log.
 """
 
 import sys
@@ -9,24 +9,28 @@ from pathlib import Path
 
 
 def unexpected(results: Path, *, has_data: bool) -> list[str]:
-    """The skipped tests of a JUnit file, with their reasons, but for those that are allowed to be skipped.
+    """Return the tests that must not be skipped but were, with the reasons.
 
     Args:
-        has_data: whether the published items lie beside the repository; else their tests may be skipped.
+        results: JUnit XML file of the test run.
+        has_data: whether the published items are next to the repository. If not, their tests may be skipped.
     """
-    allowed = ["needs a GPU"] if has_data else ["needs a GPU", "RLCausal items", "Cranfield"]
-    found = []
+    allowed_reasons = ["needs a GPU"]
+    if not has_data:
+        allowed_reasons += ["RLCausal items", "Cranfield"]
+    problems = []
     for case in ET.parse(results).iter("testcase"):
         for skip in case.findall("skipped"):
             reason = skip.get("message") or ""
-            if skip.get("type") != "pytest.xfail" and not any(text in reason for text in allowed):
-                found.append(f"{case.get('classname')}.{case.get('name')}: {reason}")
-    return found
+            is_allowed = any(allowed in reason for allowed in allowed_reasons)
+            if skip.get("type") != "pytest.xfail" and not is_allowed:
+                problems.append(f"{case.get('classname')}.{case.get('name')}: {reason}")
+    return problems
 
 
 if __name__ == "__main__":
     data = Path(__file__).resolve().parents[2] / "shared" / "data"
     problems = unexpected(Path(sys.argv[1]), has_data=data.is_dir())
     for problem in problems:
-        print(f"skipped here, and should not be: {problem}", file=sys.stderr)
+        print(f"unexpectedly skipped: {problem}", file=sys.stderr)
     raise SystemExit(bool(problems))

@@ -1,7 +1,7 @@
-"""rlkit: post-train language models with rewards that can be checked.
+"""rlkit: post-train language models with verifiable rewards.
 
-The names below are the public interface of a script or a notebook. They are imported on first use, so that
-`import rlkit` loads neither torch nor datasets.
+The names in `__all__` are the public interface for scripts and notebooks. Each one is imported on first use
+(PEP 562), so `import rlkit` loads neither torch nor datasets.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`python -m rlkit` is the command `rlkit`, also for launchers: `accelerate launch -m rlkit train ...`."""
+"""Run the `rlkit` command as a module, as launchers need it: `accelerate launch -m rlkit train ...`."""
 
 from rlkit.commands.main import main
 

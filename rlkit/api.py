@@ -1,4 +1,4 @@
-"""`rlkit.train`: the command `rlkit train` as a function, for a script or a notebook."""
+"""`rlkit.train`: the `rlkit train` command as a function, for scripts and notebooks."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """The results of a run.
+    """The results of a training run.
 
     Attributes:
-        directory: the run directory; the trained model is in `directory / "model"`.
-        metrics: one row per logged step, a column per metric, as in `metrics.jsonl`.
-        evaluations: held-out evaluations by name in the order of training, such as "before" and "after";
-            empty with `evaluation_tasks` 0.
+        directory: run directory; the trained model is in `directory / "model"`.
+        metrics: data frame with one row per logged step and one column per metric, as in `metrics.jsonl`.
+        evaluations: held-out evaluations by name, in training order, such as "before" and "after"; empty
+            if `evaluation_tasks` is 0.
     """
 
     directory: Path
@@ -33,30 +33,33 @@ class TrainResult:
 
     @property
     def before(self) -> Evaluation | None:
-        """The evaluation before training."""
+        """The evaluation before training, or None if there was none."""
         return self.evaluations.get("before")
 
     @property
     def after(self) -> Evaluation | None:
-        """The evaluation after training."""
+        """The evaluation after training, or None if there was none."""
         return self.evaluations.get("after")
 
 
 def train(config: str | Path | None = None, **keys: Any) -> TrainResult:
-    """Train a language model as `rlkit train` does, in this process, and return its results.
+    """Train a language model in this process, as `rlkit train` does, and return the results.
 
         config = "configs/causal/smollm2.yaml"
         result = rlkit.train(config, model_name_or_path="bundled:smollm2-135m", max_steps=10)
         print(result.before.accuracy.mean, result.after.accuracy.mean)
 
     Args:
-        config: a YAML file; `configs/...` that is not in the working directory comes with rlkit.
-        keys: keys of rlkit, TRL, transformers or PEFT, above those of the file; mappings are dicts.
+        config: path of a YAML file. A path `configs/...` that does not exist in the working directory is
+            looked up in the configs that ship with rlkit.
+        keys: config keys of rlkit, TRL, transformers or PEFT. They override the file; a key that holds a
+            mapping takes a dict.
 
     Raises:
-        UserError: bad input, in one line, before anything is loaded or deleted where that can be known.
-        RewardError, GuardError, Preempted (`rlkit.errors`): rewards fail too often, the run cannot learn, or
-            the process was told to stop; its checkpoints are kept.
+        UserError: the input is invalid. Keys and paths are checked before anything is loaded or deleted.
+        RewardError: rewards failed on too many rollouts. The checkpoints are kept.
+        GuardError: a guard stopped the run. The checkpoints are kept.
+        Preempted: the process received a stop signal. The checkpoints are kept.
     """
     arguments = [] if config is None else ["--config", str(config)]
     with logging_as_command():
@@ -66,7 +69,8 @@ def train(config: str | Path | None = None, **keys: Any) -> TrainResult:
         from rlkit.training.train import train as train_run
 
         run = parse_train(arguments, keys)
-        if run.trainer_args.n_gpu > 1:  # of one process: Trainer would spread batches by DataParallel
+        # In a single process that sees several GPUs, Trainer would wrap the model in DataParallel.
+        if run.trainer_args.n_gpu > 1:
             run.trainer_args._n_gpu = 1
         train_run(run)
         directory = Path(str(run.trainer_args.output_dir))

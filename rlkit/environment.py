@@ -1,6 +1,6 @@
-"""What rlkit trains on: an environment gives tasks, and rewards judge the answers to them.
+"""The environment interface: an environment generates tasks, and its rewards score the answers.
 
-An environment is a class with an id, a method that makes tasks, and a table of rewards::
+An environment is a class with an id, a method that generates tasks, and a table of rewards::
 
     class Addition(Environment):
         id = "addition-v1"
@@ -14,9 +14,12 @@ An environment is a class with an id, a method that makes tasks, and a table of 
         def answer(self, task):
             return str(task["total"])
 
-A task is a row of a dataset: `prompt` (chat messages), `task_id` (durable: the same content has the same
-id), and whatever columns the rewards read. A reward is a plain function that names those columns
-(see `rlkit.reward`). This module knows no task and does not import torch.
+A task is a dataset row with the columns `prompt` (chat messages), `task_id` (stable: the same content always
+has the same id), and whatever the rewards read. A reward is a plain function whose parameters name the
+columns it reads (see `rlkit.reward`).
+
+A single-turn environment needs nothing else. A multi-turn one also defines `respond` and sets `max_turns`.
+This module contains nothing specific to one task and does not import torch.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from rlkit.reward import Reward, call_reward, single_turn
+from rlkit.reward import Reward, call_reward, single_turn_row
 
 if TYPE_CHECKING:
     import datasets
@@ -36,7 +39,12 @@ SPLITS = ("train", "dev", "test")
 
 @dataclass(frozen=True)
 class Turn:
-    """One assistant turn: the task's row, and the messages so far, the assistant's last."""
+    """One assistant turn that the environment replies to.
+
+    Attributes:
+        task: dataset row of the task.
+        messages: messages of the rollout so far, the prompt included. The last one is the assistant's.
+    """
 
     task: Mapping[str, Any]
     messages: Sequence[Mapping[str, Any]]
@@ -44,12 +52,16 @@ class Turn:
 
 @dataclass(frozen=True)
 class Reply:
-    """What an environment answers to a turn: text to append, the end of the rollout, or `invalid`.
+    """The environment's reply to an assistant turn.
 
-    `invalid` says why the environment itself failed; such a rollout is left out of the loss, never scored 0.
-    `record` is what rewards and the saved rollouts are to know of the reply besides its text; in `turns` it
-    stands in the reply's message, in the model's own where the rollout ends there. `role` is the message's,
-    "tool" for what a called function gave.
+    Attributes:
+        text: content of the message to append, or None for no message.
+        done: True to end the rollout.
+        invalid: reason why the environment itself failed, such as a search server that is down, or None.
+            The rollout is then excluded from the loss; it is never scored 0.
+        record: data about the reply that rewards can read and that is saved with the rollout. It is merged
+            into the reply's message in `turns`, or into the assistant's if the rollout ends without a reply.
+        role: role of the appended message; "tool" for the result of a function call.
     """
 
     text: str | None = None
@@ -61,13 +73,14 @@ class Reply:
 
 @dataclass(frozen=True)
 class Candidates:
-    """The documents to rank for one query: what `rlkit rank` trains an encoder on.
+    """The documents to rank for one query: a training example of `rlkit rank`.
 
     Attributes:
-        query: text of the query.
-        passages: texts of the documents to rank.
-        grades: relevance of each passage; 0 is not relevant.
-        ideal: grades of all relevant documents, highest first, whether among the passages or not.
+        query: query text.
+        passages: text of each candidate document.
+        grades: relevance grade of each passage; 0 is not relevant.
+        ideal: grades of all relevant documents, highest first, including those that are not candidates. The
+            ideal DCG of nDCG is computed from it.
     """
 
     query: str
@@ -78,13 +91,13 @@ class Candidates:
 
 @dataclass(frozen=True)
 class HeldOutMeans:
-    """The evaluations of one run, by name in the order of training: what `Environment.report_panels` plots.
+    """Means of the held-out evaluations of one run, which `Environment.report_panels` can plot.
 
     Attributes:
         run: name of the run.
         color: color of the run in every plot of the report, as "#rrggbb".
-        metric: mean of the environment's metric over tasks, by evaluation.
-        rewards: mean of each reward over rollouts, by evaluation.
+        metric: mean of the environment's metric over tasks, by evaluation name in training order.
+        rewards: mean of each reward over rollouts, by evaluation name in training order.
     """
 
     run: str
@@ -94,55 +107,71 @@ class HeldOutMeans:
 
 
 class Environment(ABC):
-    """Tasks and the rewards that come with them. Subclasses take their options as constructor keywords."""
+    """Base class of environments. Subclasses take their options as keyword arguments of the constructor."""
 
-    id: ClassVar[str]  # "causal-v1": the version rises when scores would change
-    metric: ClassVar[str]  # the reward that evaluations and reports show: 1.0 is right, 0.0 is wrong
-    rewards: Mapping[str, Reward]  # every reward it offers, by name
-    reward_weights: Mapping[str, float]  # those used unless a config says otherwise, with their weights
-    breakdown: Sequence[str] = ()  # columns by which an evaluation is broken down
-    max_turns: int = 1
-    stop: Sequence[str] = ()  # strings that end an assistant turn
-    tools: Sequence[Mapping[str, Any]] = ()  # functions that a model may call, as chat templates take them
+    id: ClassVar[str]  # e.g. "causal-v1"; increment the version when a prompt or a score changes
+    metric: ClassVar[str]  # name of the reward that evaluations report: 1.0 is right, 0.0 is wrong
+    rewards: Mapping[str, Reward]  # all rewards that a config can name
+    reward_weights: Mapping[str, float]  # the default rewards and their weights
+    breakdown: Sequence[str] = ()  # columns by whose values evaluations are broken down
+    max_turns: int = 1  # maximum number of assistant turns
+    stop: Sequence[str] = ()  # stop strings, each of which ends an assistant turn
+    tools: Sequence[Mapping[str, Any]] = ()  # JSON schemas of the functions that a model can call
 
     @abstractmethod
     def tasks(self, split: str, n: int | None = None, seed: int = 0) -> datasets.Dataset:
-        """Make `n` tasks of a split ("train", "dev", "test"); `None` is the environment's own number.
+        """Generate the tasks of a split.
 
-        Task i depends on `(split, seed, i)` alone. Raises `UserError` on an unknown split.
+        Task i must depend on `(split, seed, i)` alone, so that more tasks extend the same sequence.
+
+        Args:
+            split: "train", "dev" or "test".
+            n: number of tasks; None for the environment's default.
+            seed: random seed.
+
+        Returns:
+            A dataset with the columns `prompt`, `task_id` and those that the rewards read.
+
+        Raises:
+            UserError: the environment has no such split.
         """
 
     @abstractmethod
     def answer(self, task: Mapping[str, Any]) -> str | None:
-        """The right answer to a task, written as a model would: all default rewards give it full marks.
+        """Return the reference answer, in the format a model should write it.
 
-        None where only what the environment replies to a `script` is right.
+        `rlkit check` requires it to earn the maximum of every default reward. Return None if no single
+        completion can be right, as when only a dialogue (`script`) solves the task.
         """
 
     def solution(self, task: Mapping[str, Any]) -> str | None:
-        """A worked solution that ends in the right answer, or None where the environment cannot write one."""
+        """Return a worked solution that ends with the reference answer, or None if there is none.
+
+        `rlkit sft` trains on it with `demonstrations: solution`.
+        """
         return None
 
     def script(self, task: Mapping[str, Any]) -> Sequence[str] | None:
-        """What one who knows would write turn by turn, or None where it is not known.
+        """Return the assistant turns of a reference solution, or None if there is none.
 
-        Of environments of several turns: `rlkit check` plays it, and `rlkit sft` demonstrates it.
+        Only multi-turn environments define it. `rlkit check` plays the turns against `respond`, and
+        `rlkit sft` trains on the resulting rollout.
         """
         return None
 
     def respond(self, turns: Sequence[Turn]) -> Sequence[Reply]:
-        """Answer a batch of assistant turns. Only environments of several turns define it."""
+        """Reply to a batch of assistant turns, one reply per turn. Only multi-turn environments define it."""
         raise TypeError(f"{self.id} is a single-turn environment")
 
     def candidate_documents(self, task: Mapping[str, Any]) -> Candidates | None:
-        """The documents that an encoder is to rank, or None where the task is not about ranking."""
+        """Return the documents that `rlkit rank` trains an encoder to rank, or None if there are none."""
         return None
 
     def check_item(self, item: Mapping[str, Any]) -> bool:
         """Return whether the exact solver agrees with a published answer (`rlkit check --items`).
 
         Args:
-            item: one line of the file.
+            item: one parsed line of the JSONL file.
 
         Raises:
             InvalidItemError: the line is not a valid item; the message says what is missing.
@@ -152,24 +181,39 @@ class Environment(ABC):
 
     @classmethod
     def report_panels(cls, runs: Sequence[HeldOutMeans]) -> Sequence[Mapping[str, Any]]:
-        """Return further plots for the report: mappings with `title`, `note`, `traces` and `layout`.
+        """Return additional plots for the HTML report.
 
-        Traces and layout are plotly's, the `title` of each axis as text. A class method: a report loads no
-        tasks.
+        It is a class method because a report builds no environment and loads no tasks.
+
+        Args:
+            runs: held-out means of each run in the report.
+
+        Returns:
+            One mapping per plot with the keys `title`, `note`, `traces` and `layout`. Traces and layout are
+            plotly's; an axis title in the layout is a plain string.
         """
         return []
 
     def advance(self, step: int, steps: int, score: float | None) -> Mapping[str, float]:
-        """Move on in the training: a curriculum changes here what comes next, on all processes alike.
+        """Update a curriculum after a sampling step of training. Called with the same values on all ranks.
 
-        Called after each sampling of training with the step that the next one is for, the number of steps in
-        all, and the mean of the metric in the sampling that is over, None where nothing could be judged.
-        Returns what to log of that sampling. An environment that remembers has `state_dict` and
-        `load_state_dict`, and a checkpoint keeps what they say.
+        A stateful environment also defines `state_dict` and `load_state_dict`; checkpoints then contain its
+        state.
+
+        Args:
+            step: optimizer step that the next sampling step is for.
+            steps: total number of optimizer steps of the run.
+            score: mean of the metric over the rollouts just sampled, or None if none could be scored.
+
+        Returns:
+            Metrics to log for the sampling step that just ended.
         """
         return {}
 
     def score(self, task: Mapping[str, Any], completion: str) -> dict[str, float | None]:
-        """All rewards of one answer, by name. For tests, docs and people at a prompt; errors are raised."""
-        row = single_turn(task, completion)
+        """Score one answer with all rewards and return the values by name.
+
+        Meant for tests, docs and interactive use: an error in a reward is raised.
+        """
+        row = single_turn_row(task, completion)
         return {name: call_reward(reward, row) for name, reward in self.rewards.items()}

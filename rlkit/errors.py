@@ -1,4 +1,4 @@
-"""The errors rlkit raises on purpose, and argument checks that suggest the closest valid name."""
+"""Exceptions that rlkit raises on purpose, and argument checks that suggest the nearest valid name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PREEMPTED = 75  # exit code of a preempted run: sysexits.h's EX_TEMPFAIL
 
 
 class UserError(Exception):
-    """Bad input. The command line prints its one line and exits with code 2, without a traceback."""
+    """Invalid input. The command line prints the one-line message without a traceback and exits with 2."""
 
 
 class RewardError(Exception):
@@ -31,7 +31,7 @@ class InvalidItemError(UserError):
 
 
 def first_line(message: BaseException | str) -> str:
-    """Return a message's first line that is not blank, or an exception's type name if it has no message."""
+    """Return the first non-blank line of a message, or the type name of an exception without a message."""
     for line in str(message).splitlines():
         if line.strip():
             return line.strip()
@@ -39,32 +39,33 @@ def first_line(message: BaseException | str) -> str:
 
 
 def one_line(message: BaseException | str) -> str:
-    """Return a whole message on one line."""
+    """Return a message on one line, with its line breaks replaced by spaces."""
     return " ".join(str(message).split()) or first_line(message)
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return ` (did you mean 'x'?)` for the known name closest to `name`, or the list of known names.
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """Return ` (did you mean 'x'?)` for the choice most similar to `name`, else a list of all choices.
 
-    A long list is no help in an error: of more than 40 names nothing is listed.
+    Returns an empty string if nothing is similar and there are more than 40 choices: a long list is no help
+    in an error message.
     """
-    known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    choices = sorted(choices)
+    close = difflib.get_close_matches(name, choices, n=1, cutoff=0.6)
     if close:
         return f" (did you mean {close[0]!r}?)"
-    return f" (known: {', '.join(known)})" if 0 < len(known) <= 40 else ""
+    return f" (choices: {', '.join(choices)})" if 0 < len(choices) <= 40 else ""
 
 
 def check_choice(name: str, value: str, choices: Iterable[str]) -> str:
-    """Return `value` if it is one of `choices`; raise `UserError` naming the nearest one otherwise."""
+    """Return `value` if it is one of `choices`; otherwise raise `UserError` with the nearest choice."""
     choices = list(choices)
     if value not in choices:
-        raise UserError(f"there is no {name} {value!r}{nearest(str(value), choices)}")
+        raise UserError(f"unknown {name} {value!r}{nearest(str(value), choices)}")
     return value
 
 
 def check_arguments(target: Callable[..., Any], kwargs: Mapping[str, Any]) -> None:
-    """Raise `UserError` for a keyword that a class or function does not take, naming the nearest one."""
+    """Raise `UserError` if a class or function does not accept one of these keyword arguments."""
     parameters = inspect.signature(target).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return

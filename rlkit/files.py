@@ -1,4 +1,4 @@
-"""Files that survive a power failure, and the folder for caches."""
+"""Atomic, durable file writes and the cache folder."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from pathlib import Path
 
 
 def atomic_write(path: Path, text: str) -> None:
-    """Write a text file atomically and durably; create its folder if there is none.
+    """Write a UTF-8 text file atomically and durably. Its folder is created if necessary.
 
-    A reader sees the old file or the new one, never a part of it, also after a power failure.
+    A reader sees either the old or the new content, even after a power failure.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Named for the process, because two of them may write the same file. Nothing ever reads a `.partial`.
+    # The name contains the process id because two processes may write the same file at the same time.
+    # Nothing reads a `.partial` file, so one that a killed process left behind does no harm.
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         partial.write_text(text, encoding="utf-8")
@@ -29,7 +30,7 @@ def replace(partial: Path, path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Flush a file, or the entries of a folder, to the disk (fsync)."""
+    """Flush a file or the entries of a folder to disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -38,7 +39,7 @@ def sync(path: Path) -> None:
 
 
 def cache_directory() -> Path:
-    """Return where rlkit keeps caches: `$RLKIT_CACHE`, or `rlkit` in the user's cache folder."""
+    """Return the folder of rlkit's caches: `$RLKIT_CACHE`, else `rlkit` in the user's cache folder."""
     if "RLKIT_CACHE" in os.environ:
         return Path(os.environ["RLKIT_CACHE"])
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "rlkit"

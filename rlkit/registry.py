@@ -1,4 +1,8 @@
-"""Environments, rewards and other objects by name; configs by path."""
+"""Load environments, rewards and other objects by name, and configs by path.
+
+A name is an id from the tables below, such as "causal-v1", or a reference to an object in a module or a file:
+`package.module:Name` or `path/to/file.py:Name`.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,7 @@ from rlkit.errors import UserError, check_arguments, nearest, one_line
 
 PACKAGE = Path(__file__).parent
 
-# Our own environments. Anything else is "package.module:Class" or "path/file.py:Class".
+# The environments that come with rlkit, by id.
 ENVIRONMENTS = {
     "causal-v1": "rlkit.envs.causal:CausalEnvironment",
     "intent-v2": "rlkit.envs.ranking:IntentEnvironment",
@@ -29,10 +33,10 @@ ENVIRONMENTS = {
     "simulator-v2": "rlkit.envs.simulator:SimulatorEnvironment",
 }
 
-# What an environment must have besides its abstract methods.
-PARTS = ("id", "metric", "rewards", "reward_weights")
+# Attributes that an environment must define in addition to the abstract methods.
+REQUIRED_ATTRIBUTES = ("id", "metric", "rewards", "reward_weights")
 
-# Rewards of `rewards/` that suit every environment, by their short names.
+# Rewards that suit every environment, by their short names.
 REWARDS = {
     "arora_zanette": "rlkit.rewards.length_group:arora_zanette",
     "cosine": "rlkit.rewards.length:cosine",
@@ -49,19 +53,20 @@ REWARDS = {
 }
 
 
-# Modules and packages that hold a user's own objects.
+# Modules with a user's own objects: what `load_object` loaded, except rlkit and the standard library.
 _AUTHORED: set[str] = set()
 
 
 def load_object(reference: str) -> Any:
-    """Import the object that `reference` names.
+    """Import the object that a reference names.
+
+    Exceptions from within the imported module propagate; `author_frames` finds their frames.
 
     Args:
         reference: `package.module:Name` or `path/to/file.py:Name`.
 
     Raises:
-        UserError: the text has no colon, the module or file is missing, or it has no such name.
-            Errors inside the module itself are not caught: `author_frames` finds their frames.
+        UserError: the reference is malformed, the module or file does not exist, or it has no such name.
     """
     source, colon, name = reference.rpartition(":")
     if not colon or not source or not name:
@@ -81,10 +86,10 @@ def _load_module(name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name and (name == error.name or name.startswith(error.name + ".")):
             hint = "is it installed, or on PYTHONPATH?"
-            ours = PACKAGE / Path(*name.split("."))  # a module or a package
-            if name.startswith(("envs.", "rewards.")) and (
-                ours.with_suffix(".py").is_file() or ours.is_dir()
-            ):
+            # Configs written before `rlkit.envs` and `rlkit.rewards` existed lack the prefix.
+            path = PACKAGE / Path(*name.split("."))
+            exists = path.with_suffix(".py").is_file() or path.is_dir()
+            if name.startswith(("envs.", "rewards.")) and exists:
                 hint = f"did you mean 'rlkit.{name}'?"
             raise UserError(f"there is no module {name!r}: {hint}") from error
         raise
@@ -97,7 +102,7 @@ def _load_file(file: str) -> ModuleType:
     name = _file_module(file)
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, path)
-        assert spec is not None and spec.loader is not None  # always so for a .py file that exists
+        assert spec is not None and spec.loader is not None  # both are set for an existing .py file
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
         try:
@@ -109,38 +114,44 @@ def _load_file(file: str) -> ModuleType:
 
 
 def _file_module(file: str) -> str:
-    """Return the module name of a file: one for each, so that loading two names from it runs it once."""
+    """Return the module name of a file. It is unique, so loading two names from a file runs it once."""
     path = Path(file).expanduser().resolve()
     return "rlkit_file_" + "".join(c if c.isalnum() else "_" for c in str(path.with_suffix("")))
 
 
 def author_frames(error: BaseException) -> list[traceback.FrameSummary]:
-    """Return the frames of a traceback that are of a user's own environment or reward, the innermost last.
+    """Return the traceback frames in a user's own environment or reward code, innermost last.
 
-    They begin at the first frame of a module that `load_object` loaded; those of rlkit, of installed packages
-    and of Python's library after it are left out. Empty: no code of a user took part.
+    They start at the first frame of a module that `load_object` loaded. After that, frames of rlkit,
+    installed packages and the standard library are skipped. The list is empty if no user code was involved.
     """
     frames = []
-    inside = False
+    in_user_code = False
     for frame, line in traceback.walk_tb(error.__traceback__):
         module = str(frame.f_globals.get("__name__", ""))
         authored = any(module == name or module.startswith(f"{name}.") for name in _AUTHORED)
-        inside = inside or authored
-        if inside and (authored or not _is_library(module, frame.f_code.co_filename)):
+        in_user_code = in_user_code or authored
+        if in_user_code and (authored or not _is_library(module, frame.f_code.co_filename)):
             frames.append((frame, line))
+    # A file with a syntax error never ran, so it has no frame of its own.
     if not frames and isinstance(error, SyntaxError) and _file_module(error.filename or "") in _AUTHORED:
-        return [traceback.FrameSummary(str(error.filename), error.lineno, "<module>")]  # it never ran
+        return [traceback.FrameSummary(str(error.filename), error.lineno, "<module>")]
     return list(traceback.StackSummary.extract(iter(frames)))
 
 
 def _is_library(module: str, file: str) -> bool:
-    ours = module.partition(".")[0] == "rlkit"
+    if module.partition(".")[0] == "rlkit":
+        return True
     paths = sysconfig.get_paths()
-    return ours or file.startswith(("<", *(paths[name] for name in ("stdlib", "purelib", "platlib"))))
+    return file.startswith(("<", paths["stdlib"], paths["purelib"], paths["platlib"]))
 
 
 def find_config(path: str | Path) -> Path:
-    """Return the path of a config; `configs/...` that is not in the working directory comes with rlkit."""
+    """Return the path of a config.
+
+    A path `configs/...` that does not exist in the working directory is looked up in the configs that ship
+    with rlkit.
+    """
     path = Path(path)
     if not path.exists() and path.parts[:1] == ("configs",) and (PACKAGE / path).is_file():
         return PACKAGE / path
@@ -148,8 +159,12 @@ def find_config(path: str | Path) -> Path:
 
 
 def load_yaml(path: str | Path) -> dict[str, Any]:
-    """Read a YAML file that holds a mapping; raises UserError with the line of a mistake."""
-    import yaml  # environments are loaded without it
+    """Read a YAML file that contains a mapping.
+
+    Raises:
+        UserError: the file cannot be read, is not valid YAML, repeats a key, or contains no mapping.
+    """
+    import yaml  # not at the top: loading an environment does not need it
 
     path = find_config(path)
     try:
@@ -158,39 +173,40 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
         hint = nearest_config(path) if isinstance(error, FileNotFoundError) else ""
         raise UserError(f"cannot read {path}: {error.strerror}{hint}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not YAML: {one_line(error)}") from error
+        raise UserError(f"{path} is not valid YAML: {one_line(error)}") from error
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     if not isinstance(keys, dict):
-        raise UserError(f"{path} must hold keys and values")
+        raise UserError(f"{path} must contain a mapping of keys to values, not {keys!r:.60}")
     return keys
 
 
 def nearest_config(path: Path) -> str:
-    """Return ` (did you mean 'x'?)` for a config whose name is close to that of a missing one; else ""."""
+    """Return ` (did you mean 'x'?)` for the existing config most similar to a missing one, else ""."""
     if path.parts[:1] == ("configs",):
-        known = [file.relative_to(PACKAGE) for file in (PACKAGE / "configs").glob("*/*.yaml")]
+        available = [file.relative_to(PACKAGE) for file in (PACKAGE / "configs").glob("*/*.yaml")]
     else:
-        known = list(path.parent.glob("*.yaml"))
-    hint = nearest(str(path), map(str, known))
+        available = list(path.parent.glob("*.yaml"))
+    hint = nearest(str(path), map(str, available))
     return hint if "did you mean" in hint else ""
 
 
 @cache
 def _unique_key_loader() -> Any:
-    """Return YAML's safe loader that refuses a key given twice: YAML's own keeps the last, silently."""
+    """Return a safe loader that rejects repeated keys; PyYAML itself silently keeps the last value."""
     import yaml
 
     class UniqueKeyLoader(yaml.SafeLoader):
         def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-            node = super().compose_mapping_node(anchor)  # before merges (`<<: *base`) put other keys into it
+            # At this point merges (`<<: *base`) are not expanded yet, so overriding a merged key is allowed.
+            node = super().compose_mapping_node(anchor)
             lines: dict[tuple[str, str], int] = {}
             for key, _ in node.value:
                 line = key.start_mark.line + 1
                 if isinstance(key, yaml.ScalarNode):
                     if (key.tag, key.value) in lines:
                         first = lines[key.tag, key.value]
-                        raise UserError(f"the key {key.value!r} is given twice, in lines {first} and {line}")
+                        raise UserError(f"the key {key.value!r} is set twice, on lines {first} and {line}")
                     lines[key.tag, key.value] = line
             return node
 
@@ -198,23 +214,35 @@ def _unique_key_loader() -> Any:
 
 
 def load_environment(name: str, **kwargs: Any) -> Environment:
-    """Build an environment from its id, `package.module:Class` or `path/file.py:Class`.
+    """Build an environment.
+
+    Args:
+        name: id of the environment, `package.module:Class` or `path/file.py:Class`.
+        kwargs: arguments of its constructor.
 
     Raises:
-        UserError: no such environment, or arguments that its constructor does not take.
+        UserError: there is no such environment, it lacks a required method or attribute, or its constructor
+            does not accept one of the arguments.
     """
     cls = environment_class(name)
     check_arguments(cls, kwargs)
     if cls.__abstractmethods__:
         raise UserError(f"environment {name} does not define {', '.join(sorted(cls.__abstractmethods__))}")
     environment = cls(**kwargs)
-    if missing := [part for part in PARTS if not hasattr(environment, part)]:
+    if missing := [attribute for attribute in REQUIRED_ATTRIBUTES if not hasattr(environment, attribute)]:
         raise UserError(f"environment {name} does not define {', '.join(missing)}")
     return environment
 
 
 def environment_class(name: str) -> type[Environment]:
-    """Return the class of an environment, by the same names; raises UserError."""
+    """Return the class of an environment.
+
+    Args:
+        name: as for `load_environment`.
+
+    Raises:
+        UserError: there is no such environment, or the object is not an environment class.
+    """
     if ":" not in name and name not in ENVIRONMENTS:
         raise UserError(f"there is no environment {name!r}{nearest(name, ENVIRONMENTS)}")
     cls = load_object(ENVIRONMENTS.get(name, name))

@@ -1,41 +1,46 @@
-"""What a reward is, and how one is called: on one rollout, on a group of rollouts, or the way TRL does.
+"""The reward interface: what a reward function looks like and how it is called.
 
-A reward is a plain function of one rollout that names the columns it reads::
+A reward is a plain function of one rollout. Its parameters name the columns it reads::
 
     def total_variation(completion: str, truth: list[float], tolerance: float = 0.01) -> float | None:
         ...
 
-It returns a number, or None where it does not apply. Whatever else happens (an exception, a NaN, a text, more
-seconds than allowed, a dead process) makes the rollout *invalid with a reason*, which is not a score of 0: a
-trainer leaves such a rollout out of the loss. Three more shapes are known by their parameters:
+It returns a number, or None if it does not apply to the rollout. Any failure (an exception, NaN, a value that
+is not a number, a timeout, a worker that crashed) marks the rollout *invalid*, with a reason. Invalid is not
+a score of 0: the trainer excludes the rollout from the loss.
 
-- `def f(group)` judges all answers to one task together: it gets the rows of the group and returns one value
-  a row. Other columns it names come from the first row, since the rows of a group share their task.
-- `def f(completions, ...)` or `def f(completion_ids, **kwargs)` is a TRL reward function and works unchanged,
-  called with a batch of one.
-- an object with `__call__`, `state_dict` and `load_state_dict` has memory. It runs in the trainer's own
-  process, because that is where its state is saved: it can fail, but **cannot be killed** when it is slow.
-  It may also define `observe(rollouts)`: after a training batch is scored the trainer shows it the valid
-  rollouts of all ranks, each once, as a list of dicts with `task_id`, `length` and `correct`. Then
-  `__call__` must not change the state, so that a batch is judged by what was known before it, ranks agree,
-  and an evaluation, which never calls `observe`, leaves no trace.
+Three other kinds of reward are recognized by their signature:
 
-All others run in worker processes that are killed when they outrun their time (`rlkit.scoring.runner`). Any
-of them may be `async def`.
+- `def f(group)` scores all rollouts of one task together. It receives the rows of the group and returns one
+  value per row. Any other column it names is taken from the first row, since the rows share their task.
+- `def f(completions, ...)` or `def f(completion_ids, **kwargs)` is a TRL reward function. It works unchanged
+  and is called with a batch of one.
+- An object with `__call__`, `state_dict` and `load_state_dict` is a stateful reward. It runs in the trainer's
+  process, where its state is saved, so it **cannot be killed** when it is slow. It may also define
+  `observe(rollouts)`: after each training batch is scored, the trainer passes it the valid rollouts of all
+  ranks, each once, as a list of dicts with `task_id`, `length` and `correct`. In that case `__call__` must
+  not change the state. Then every batch is scored with the state from before it, all ranks agree, and
+  evaluations, which never call `observe`, leave the state unchanged.
 
-A row is a mapping of the data set's columns and of
+All other rewards run in worker processes, which are killed on timeout (`rlkit.scoring.runner`). A reward of
+any kind may be `async def`.
 
-- `prompt` and `completion` (the text; of several turns what the model wrote, joined by line ends);
-- `turns`, all messages after the prompt, and `environment_tokens`, those that the model did not write;
-- `completion_ids`, `truncated` (whether the limit cut it off) and `max_length` (that limit, in tokens), from
-  a trainer or an evaluation;
-- `stopped`: a stop string ended it, so that there is no end token among `completion_ids`;
-- `length`: the tokens of the completion, its end token not counted, where there are `completion_ids`;
-- `correct`: the value of the environment's metric on this rollout, mostly 0 or 1. Rewards that name it, and
-  rewards of a group, run after the metric. Where the metric is None they do not apply either.
+A row is a mapping with the columns of the dataset and these:
 
-A row that has become invalid is left out of its group. Arguments that a config gives a reward are fixed: no
-column replaces them. Nothing here imports torch.
+- `prompt`: chat messages, or a string.
+- `completion`: text that the model wrote; several assistant turns are joined with newlines.
+- `turns`: all messages after the prompt.
+- `environment_tokens`: number of tokens after the prompt that the environment wrote.
+- `completion_ids`: token ids of the completion. Only training and evaluation set it and the next three.
+- `truncated`: whether the completion was cut off at the token limit.
+- `max_length`: that limit, in tokens.
+- `stopped`: whether a stop string ended the completion, which then has no EOS token in `completion_ids`.
+- `length`: number of tokens of the completion without its EOS token; set if `completion_ids` is.
+- `correct`: value of the environment's metric on this rollout, usually 0 or 1. Rewards that read it, and
+  rewards of groups, run after the metric. If the metric is None, they do not apply.
+
+An invalid row is removed from its group. Arguments that a config passes to a reward (`reward_args`) take
+precedence over columns of the same name. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -52,23 +57,25 @@ from typing import Any
 Reward = Callable[..., Any]
 Row = Mapping[str, Any]
 
-# TRL passes these to a reward function besides the columns.
+# TRL passes these to a reward function in addition to the columns.
 TRL_EXTRAS = ("trainer_state", "log_extra", "log_metric")
 TRL_ARGUMENTS = ("prompts", "completions", "completion_ids", *TRL_EXTRAS)
 
 
 class RewardCall:
-    """A reward with its signature read once.
+    """A reward with its inspected signature. Calling it scores the rows of one group, or a single row.
 
     Attributes:
-        per_group: it judges the rows of a whole group at once.
-        trl: it is a TRL reward function.
-        reads_correct: it names the column `correct`.
-        required: the columns it cannot do without.
-        columns: all columns it can read, or None when it takes any.
+        reward: the reward function or object.
+        per_group: whether one call scores all rows of a group.
+        trl: whether it is a TRL reward function.
+        reads_correct: whether it reads the column `correct`.
+        required: columns without a default value.
+        columns: all columns that it can read, or None if it accepts any.
     """
 
     def __init__(self, reward: Reward):
+        # The signature of a partial still lists the arguments that it fixes; columns must not replace them.
         bound = bound_arguments(reward)
         parameters = [p for p in inspect.signature(reward).parameters.values() if p.name not in bound]
         names = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
@@ -77,23 +84,33 @@ class RewardCall:
         self.trl = is_trl(names, takes_any)
         self.per_group = "group" in names and not self.trl
         self.reads_correct = "correct" in names
-        self._any = takes_any
+        self._takes_any = takes_any
         self._bound = bound
         self._names = set(names)
-        own = {"group"} if self.per_group else set(TRL_ARGUMENTS) if self.trl else set()
-        self.required = [p.name for p in parameters if p.name in self._names - own and p.default is p.empty]
-        read = (self._names - own) | ({"prompt", "completion", "completion_ids"} if self.trl else set())
-        self.columns = None if self._any or self.per_group else read
+        computed: set[str] = set()  # parameters that are not columns: this class fills them in
+        if self.per_group:
+            computed = {"group"}
+        elif self.trl:
+            computed = set(TRL_ARGUMENTS)
+        columns = self._names - computed
+        self.required = [p.name for p in parameters if p.name in columns and p.default is p.empty]
+        if self.trl:
+            columns |= {"prompt", "completion", "completion_ids"}
+        self.columns = None if takes_any or self.per_group else columns
 
     def __call__(self, rows: Sequence[Row]) -> list[float | None]:
-        """Judge the rows of one group, or a single row (a list of one).
+        """Score the rows of one group, or a single row (a list of one).
+
+        Returns:
+            One value per row; None where the reward does not apply.
 
         Raises:
-            ValueError: the wrong number of values, NaN or infinity.
-            TypeError: something that is not a number.
-            Exception: whatever the reward itself raises.
+            ValueError: the reward returned NaN, infinity, or the wrong number of values.
+            TypeError: the reward returned a value that is not a number.
+            Exception: any exception of the reward itself.
         """
-        result = self.reward(**(self._trl_arguments(rows) if self.trl else self._arguments(rows)))
+        arguments = self._trl_arguments(rows) if self.trl else self._arguments(rows)
+        result = self.reward(**arguments)
         if inspect.isawaitable(result):
             result = event_loop().run_until_complete(result)
         if not (self.trl or self.per_group):
@@ -118,11 +135,11 @@ class RewardCall:
         return {key: value for key, value in arguments.items() if self._reads(key)}
 
     def _reads(self, column: str) -> bool:
-        return column in self._names or (self._any and column not in self._bound)
+        return column in self._names or (self._takes_any and column not in self._bound)
 
 
 def bound_arguments(reward: Reward) -> set[str]:
-    """Return the names of the arguments that a `functools.partial` fixes: no column may replace them."""
+    """Return the names of the arguments that a `functools.partial` fixes; columns must not replace them."""
     names: set[str] = set()
     while isinstance(reward, functools.partial):
         names |= reward.keywords.keys()
@@ -131,39 +148,48 @@ def bound_arguments(reward: Reward) -> set[str]:
 
 
 def is_trl(names: Sequence[str], takes_any: bool) -> bool:
-    """Tell a TRL reward function by its parameters.
+    """Return whether the parameters are those of a TRL reward function.
 
-    It names `completions`; or, as TRL's own overlong punishment, only `completion_ids`, and then `**kwargs`.
+    Such a function either has a parameter `completions` or, like TRL's own overlong punishment, has
+    `completion_ids` and `**kwargs` but no `completion`.
+
+    Args:
+        names: names of the parameters that can be passed by keyword.
+        takes_any: whether the function takes `**kwargs`.
     """
     ids_only = "completion_ids" in names and "completion" not in names
     return "completions" in names or (ids_only and takes_any)
 
 
 def call_reward(reward: Reward, row: Row) -> float | None:
-    """Call a reward of any shape on one row, passing the columns it names; a group is a group of one.
+    """Score one row with a reward of any kind. A reward of groups receives a group of one.
 
     Raises:
-        ValueError, TypeError: the value is not a finite number (a bool counts as one).
-        Exception: whatever the reward itself raises.
+        ValueError, TypeError: the value is not a finite number. A bool counts as a number.
+        Exception: any exception of the reward itself.
     """
     return RewardCall(reward)([row])[0]
 
 
 def conversation_row(task: Row, turns: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What rewards read of a conversation that no model had: the task's columns, `turns` and `completion`."""
+    """Build the reward row of a scripted conversation: the task's columns, `turns` and `completion`.
+
+    It has no token columns, since no model wrote it.
+    """
     return {**task, "turns": list(turns), "completion": completion_text(turns)}
 
 
-def single_turn(task: Row, completion: str) -> dict[str, Any]:
-    """The same of one answer."""
+def single_turn_row(task: Row, completion: str) -> dict[str, Any]:
+    """Build the reward row of a single-turn completion."""
     return conversation_row(task, [{"role": "assistant", "content": completion}])
 
 
 def as_trl_reward(reward: Reward, name: str) -> Callable[..., list[float | None]]:
-    """Make any reward a TRL reward function called `name`. Errors propagate, as TRL has it.
+    """Convert a reward of any kind to a TRL reward function called `name`.
 
-    A group is a run of neighbours with the same `task_id`, or the same prompt where there is no such column.
-    On several processes TRL may split a group: keep the batch of a process a multiple of the group's size.
+    Exceptions of the reward propagate, as TRL expects. A group is a run of adjacent rows with the same
+    `task_id`, or with the same prompt if there is no such column. With several processes TRL can split a
+    group, so the batch size of each process must be a multiple of the group size.
     """
     call = RewardCall(reward)
 
@@ -181,20 +207,25 @@ def as_trl_reward(reward: Reward, name: str) -> Callable[..., list[float | None]
         groups = split_groups(rows) if call.per_group else [[row] for row in rows]
         return [value for group in groups for value in call(group)]
 
-    # A TRL function needs no translation, only the name under which TRL logs it.
+    # A TRL function is passed through; the partial only gives it the name that TRL logs it under.
     function = functools.partial(reward) if call.trl else trl_reward
     function.__name__ = name  # type: ignore[union-attr]
     return function
 
 
 def split_groups(rows: Sequence[Row]) -> list[list[Row]]:
-    """Split rows into runs of neighbours that belong to the same task."""
+    """Split rows into runs of adjacent rows that belong to the same task, as TRL orders them."""
     return [list(group) for _, group in groupby(rows, lambda row: row.get("task_id", row["prompt"]))]
 
 
 def as_number(value: Any) -> float | None:
-    """Return the value of a reward as a float, or None; a scalar of numpy or torch counts as a number."""
-    if getattr(value, "ndim", None) == 0:
+    """Return the value of a reward as a float, or None. NumPy and torch scalars count as numbers.
+
+    Raises:
+        TypeError: the value is not a number.
+        ValueError: the value is NaN or infinite.
+    """
+    if getattr(value, "ndim", None) == 0:  # duck typing, since torch must not be imported here
         value = value.item()
     if value is None:
         return None
@@ -206,14 +237,14 @@ def as_number(value: Any) -> float | None:
 
 
 def completion_text(completion: str | Sequence[Mapping[str, Any]]) -> str:
-    """Return a completion as text: of chat messages, what the assistant wrote."""
+    """Return a completion as a string: the assistant's messages, joined with newlines."""
     if isinstance(completion, str):
         return completion
     return "\n".join(m["content"] or "" for m in completion if m.get("role", "assistant") == "assistant")
 
 
 def trl_completion(row: Row) -> str | list[dict[str, Any]]:
-    """Return the completion as TRL gives it: messages where the prompt is messages, a string otherwise."""
+    """Return the completion in TRL's format: messages if the prompt is messages, else a string."""
     completion, prompt = row["completion"], row.get("prompt")
     if isinstance(completion, str) and isinstance(prompt, Sequence) and not isinstance(prompt, str):
         return [{"role": "assistant", "content": completion}]
@@ -221,16 +252,20 @@ def trl_completion(row: Row) -> str | list[dict[str, Any]]:
 
 
 def completion_length(row: Row) -> int:
-    """Return the tokens of a completion without its EOS token; a truncated or stopped one has none."""
-    ended = not (row.get("truncated", False) or row.get("stopped", False))
-    return max(len(row["completion_ids"]) - ended, 0)
+    """Return the number of tokens of a completion without its EOS token."""
+    # A truncated completion ends before its EOS token, and a stop string ends a turn instead of one.
+    has_eos = not (row.get("truncated", False) or row.get("stopped", False))
+    return max(len(row["completion_ids"]) - has_eos, 0)
 
 
 def ignore(*args: object, **kwargs: object) -> None:
-    """Stand in for TRL's `log_extra` and `log_metric`: a worker process has no trainer to log to."""
+    """Replace TRL's `log_extra` and `log_metric`, since a worker process has no trainer to log to."""
 
 
 @functools.cache
 def event_loop() -> asyncio.AbstractEventLoop:
-    """Return the one event loop of async rewards: a client that a reward keeps stays bound to a live loop."""
+    """Return the event loop of async rewards.
+
+    All calls share it, because an HTTP client that a reward keeps is bound to the loop that created it.
+    """
     return asyncio.new_event_loop()

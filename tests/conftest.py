@@ -1,11 +1,11 @@
-"""Tiny random models and a character tokenizer: real classes of transformers that train in milliseconds."""
+"""Tiny random models and a character tokenizer: real transformers classes that train in milliseconds."""
 
 import contextlib
 import os
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# Tests run side by side, and many start processes: threads that spin while they wait would take the cores.
+# Tests run in parallel, and many start processes. OpenMP threads that spin while waiting would use the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 
@@ -13,8 +13,9 @@ import hypothesis
 import pytest
 
 from rlkit.runs.directory import RunDirectory
+from tests.quick import QUICK_GRPO_CONFIG, TOY
 
-# The machine may be busy: a slow example is not a failure.
+# On a busy machine a slow hypothesis example is not a failure.
 hypothesis.settings.register_profile(
     "busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
@@ -27,7 +28,7 @@ TEMPLATE = (
 
 
 def make_tokenizer():
-    """One token a printable ASCII character; <|im_end|> ends a turn and pads."""
+    """Return a tokenizer with one token per printable ASCII character; <|im_end|> is EOS and padding."""
     import tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -47,13 +48,13 @@ def make_tokenizer():
 
 @pytest.fixture(scope="session")
 def tiny_tokenizer():
-    """The tokenizer of the tiny models, see `make_tokenizer`."""
+    """Return the tokenizer of the tiny models (`make_tokenizer`)."""
     return make_tokenizer()
 
 
 @pytest.fixture(scope="session")
 def tiny_model():
-    """Return a function that makes a random model: `tiny_model("llama", seed=1, **config)`."""
+    """Return a function that builds a random model: `tiny_model("llama", seed=1, **config)`."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -67,7 +68,7 @@ def tiny_model():
             "num_key_value_heads": 2,
             "head_dim": 8,
             "max_position_embeddings": 512,
-            "initializer_range": 0.3,  # logits far enough apart that greedy answers have no ties
+            "initializer_range": 0.3,  # large enough that greedy decoding has no ties
             "eos_token_id": 2,
             "pad_token_id": 2,
             "bos_token_id": 1,
@@ -81,7 +82,7 @@ def tiny_model():
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory, tiny_model, tiny_tokenizer):
-    """A folder with a tiny random model and its tokenizer, as `model_name_or_path` takes it."""
+    """Return a folder with a tiny random model and its tokenizer, for `model_name_or_path`."""
     folder = tmp_path_factory.mktemp("tiny")
     tiny_model("llama", max_position_embeddings=2048, initializer_range=0.02).save_pretrained(folder)
     tiny_tokenizer.save_pretrained(folder)
@@ -90,10 +91,10 @@ def tiny_folder(tmp_path_factory, tiny_model, tiny_tokenizer):
 
 @pytest.fixture(scope="session")
 def vllm_folder(tmp_path_factory, tiny_model, tiny_tokenizer):
-    """Like `tiny_folder`, of a shape that vLLM's kernels take."""
+    """Return a folder like `tiny_folder`, with a model shape that vLLM's kernels support."""
     folder = tmp_path_factory.mktemp("tiny-vllm")
     sizes = {"hidden_size": 128, "head_dim": 32, "intermediate_size": 192, "initializer_range": 0.1}
-    sizes |= {"tie_word_embeddings": True}  # vLLM keeps a second copy of them on a CPU
+    sizes |= {"tie_word_embeddings": True}  # otherwise vLLM allocates them twice on a CPU
     tiny_model("llama", **sizes).save_pretrained(folder)
     tiny_tokenizer.save_pretrained(folder)
     return str(folder)
@@ -101,13 +102,48 @@ def vllm_folder(tmp_path_factory, tiny_model, tiny_tokenizer):
 
 @pytest.fixture
 def open_run():
-    """Return a function that opens a run directory for training; at the end of the test all are closed."""
-    with contextlib.ExitStack() as opened:
+    """Return a function that opens a run directory for training; all are closed at the end of the test."""
+    with contextlib.ExitStack() as stack:
 
         def open_run(folder):
             run = RunDirectory(folder, "train")
             run.open(resume=True, overwrite=False)
-            opened.callback(run.close)
+            stack.callback(run.close)
             return run
 
         yield open_run
+
+
+@pytest.fixture
+def make_trainer(tmp_path, open_run, tiny_folder, tiny_tokenizer):
+    """Return a function that builds rlkit's GRPOTrainer on the tiny model, with `QUICK_GRPO_CONFIG`.
+
+    It takes the rewards by name or a `RewardRunner`, an environment (the toy's `Letters` by default), and any
+    argument of GRPOTrainer or GRPOConfig: ``make_trainer({"judge": judge}, beta=0.1, shared_prefix=False)``.
+    """
+    # Imported here: importing TRL takes 20 seconds, which most test files can do without.
+    from transformers import AutoModelForCausalLM
+    from trl import GRPOConfig
+
+    from rlkit.registry import load_environment
+    from rlkit.scoring import RewardRunner
+    from rlkit.training.grpo import GRPOTrainer
+
+    def make_trainer(rewards, environment=None, **options):
+        environment = environment or load_environment(f"{TOY}:Letters")
+        config = {name: value for name, value in options.items() if name in GRPOConfig.__dataclass_fields__}
+        defaults = {
+            "model": AutoModelForCausalLM.from_pretrained(tiny_folder),
+            "args": GRPOConfig(**({"output_dir": str(tmp_path)} | QUICK_GRPO_CONFIG | config)),
+            "train_dataset": environment.tasks("train", 26),
+        }
+        arguments = {name: value for name, value in options.items() if name not in config}
+        return GRPOTrainer(
+            processing_class=tiny_tokenizer,
+            environment=environment,
+            runner=rewards if isinstance(rewards, RewardRunner) else RewardRunner(rewards),
+            run_dir=open_run(tmp_path),
+            **(defaults | arguments),
+        )
+
+    return make_trainer

@@ -1,10 +1,12 @@
-"""Where things are, and the keys of a quick run of the toy environment on a CPU."""
+"""Paths that tests share, and the settings of quick runs of the toy environment on a CPU."""
 
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-DATA = ROOT.parent / "shared" / "data"  # real data, in some checkouts
+DATA = ROOT.parent / "shared" / "data"  # published datasets; only some checkouts have them
 TOY = str(ROOT / "tests" / "toy.py")
+
+# Keys of a config file for `rlkit sft`, and for `rlkit train`.
 QUICK = {
     "environment": f"{TOY}:Even",
     "use_cpu": True,
@@ -18,4 +20,20 @@ QUICK_GRPO = QUICK | {
     "per_device_train_batch_size": 8,
     "max_completion_length": 6,
     "evaluation_tasks": 4,
+}
+
+# Arguments of GRPOConfig for a trainer that a test builds without the command line.
+QUICK_GRPO_CONFIG = {
+    "use_cpu": True,
+    "bf16": False,
+    "gradient_checkpointing": False,
+    "report_to": "none",
+    "save_strategy": "no",
+    "disable_tqdm": True,
+    "per_device_train_batch_size": 8,
+    "num_generations": 4,
+    "max_completion_length": 5,
+    "max_steps": 1,
+    "logging_steps": 1,
+    "learning_rate": 1e-3,
 }

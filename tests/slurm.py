@@ -1,7 +1,7 @@
-"""A real Slurm of one node for tests: munge, controller and node daemon in a folder, ended by process id.
+"""A real single-node Slurm cluster for tests: munge, controller and node daemon with all files in one folder.
 
-It needs root, Debian's slurm-wlm and munge, and nothing else of the machine: ports are free ones, and clients
-find it by SLURM_CONF.
+It requires root and Debian's packages slurm-wlm and munge, and leaves the rest of the machine alone: it uses
+free ports, clients find it through SLURM_CONF, and it stops only the processes that it started.
 """
 
 import os
@@ -44,14 +44,20 @@ PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE State=UP
 """
 
 
-def missing() -> list[str]:
-    """What this machine lacks to run one."""
-    found = [name for name in PROGRAMS if shutil.which(name, path=_path()) is None]
-    return found + ([] if os.geteuid() == 0 else ["root"])
+def missing_requirements() -> list[str]:
+    """Return what this machine lacks to run the cluster: names of programs, and "root"."""
+    requirements = [name for name in PROGRAMS if shutil.which(name, path=_path()) is None]
+    if os.geteuid() != 0:
+        requirements.append("root")
+    return requirements
 
 
 class Slurm:
-    """Started when entered, ended when left; `environment` is for its clients."""
+    """Context manager that starts and stops the cluster.
+
+    Attributes:
+        environment: environment variables that clients need.
+    """
 
     def __init__(self, folder: Path, cpus: int = 2):
         self.folder = folder
@@ -95,17 +101,17 @@ class Slurm:
             )
         )
 
-    def _wait(self, what: str, ready) -> None:
+    def _wait(self, name: str, ready) -> None:
         deadline = time.monotonic() + 60
         while not ready():
             if time.monotonic() > deadline or any(process.poll() is not None for process in self.processes):
                 logs = [file.read_text()[-1000:] for file in self.folder.glob("*.out")]
-                raise RuntimeError(f"Slurm: {what} did not come up: {logs}")
+                raise RuntimeError(f"Slurm: {name} did not start: {logs}")
             time.sleep(0.1)
 
     def run(self, *command: str, check: bool = True) -> str:
-        """What a client command prints."""
-        done = subprocess.run(
+        """Run a client command and return its stdout."""
+        result = subprocess.run(
             command,
             env=os.environ | self.environment,
             check=check,
@@ -113,7 +119,7 @@ class Slurm:
             text=True,
             timeout=60,
         )
-        return done.stdout
+        return result.stdout
 
     def __exit__(self, *error) -> None:
         if self.processes[1:]:

@@ -1,4 +1,4 @@
-"""CI fails on tests that are skipped for a missing part, and on configs that no longer parse."""
+"""CI: which skipped tests fail it, and configs of published recipes."""
 
 import importlib.util
 
@@ -30,14 +30,14 @@ def skips():
         (("pytest.xfail", "known"), True, 0),
     ],
 )
-def test_which_skips_fail(skips, tmp_path, skip, has_data, count):
+def test_unexpected_returns_skips_that_are_not_allowed(skips, tmp_path, skip, has_data, count):
     file = tmp_path / "tests.xml"
     file.write_text(CASE.format(*skip))
     assert len(skips.unexpected(file, has_data=has_data)) == count
 
 
 @pytest.mark.parametrize("level", ["association", "intervention", "counterfactual"])
-def test_the_published_recipes_are_what_they_say(level):
+def test_rlcausal_configs_match_the_published_recipes(level):
     file = ROOT / "configs" / "causal" / f"rlcausal_{level}.yaml"
     run = parse_train(["--config", str(file), "--use_cpu", "true", "--bf16", "false"])
     assert run.args.mapping("environment_args")["level"] == level
@@ -50,7 +50,7 @@ def test_the_published_recipes_are_what_they_say(level):
 
 
 @pytest.mark.parametrize("name", ["ds_1.5b", "dsr_1.5b", "qwen_1.5b"])
-def test_the_published_recipes_of_hapo(name):
+def test_hapo_configs_match_the_published_recipes(name):
     file = ROOT / "configs" / "hapo" / f"{name}.yaml"
     run = parse_train(["--config", str(file), "--use_cpu", "true", "--bf16", "false"])
     args = run.trainer_args
@@ -62,7 +62,7 @@ def test_the_published_recipes_of_hapo(name):
         32768,
     )
     assert run.args.mapping("environment_args")["dataset"].startswith("agentica-org/DeepScaleR")
-    run.args.environment_args = "{}"  # the data set itself is on the hub
+    run.args.environment_args = "{}"  # do not download the dataset
     rewards, weights = load_run_rewards(run, make_environment(run.args))
     assert dict(zip(rewards, weights, strict=True)) == {"correct": 1.0, "hapo": 1.0}
     assert (rewards["hapo"].weight, rewards["hapo"].floor, rewards["hapo"].shape) == (1.0, -0.7, "cosine")

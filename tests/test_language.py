@@ -62,7 +62,10 @@ def document_prose(path: Path) -> Iterator[tuple[int, str]]:
     text = path.read_text()
     if path.name == "CONTRIBUTING.md":
         text = re.sub(
-            r"^```(glossary|names)\n.*?^```", lambda block: "\n" * block[0].count("\n"), text, flags=re.M | re.S
+            r"^```(glossary|names)\n.*?^```",
+            lambda block: "\n" * block[0].count("\n"),
+            text,
+            flags=re.M | re.S,
         )
     line = 1
     for paragraph in text.split("\n\n"):

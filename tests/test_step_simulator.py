@@ -1,4 +1,4 @@
-"""The step simulator on cases that can be worked out by hand, and what must hold for all."""
+"""The step simulator agrees with hand-computed cases, invariants and published figures."""
 
 import importlib.util
 import sys
@@ -20,31 +20,31 @@ MODEL, GPU = sim.QWEN_7B, sim.H100
 
 
 @given(mean=st.integers(50, 3000), longest=st.integers(4000, 30_000))
-def test_lengths_have_their_mean_and_end(mean, longest):
-    found = sim.lengths(2000, mean, longest)
-    assert found.mean() == pytest.approx(mean, rel=0.01)
-    assert found.min() >= 1 and found.max() <= longest
+def test_lengths_have_the_given_mean_and_maximum(mean, longest):
+    lengths = sim.lengths(2000, mean, longest)
+    assert lengths.mean() == pytest.approx(mean, rel=0.01)
+    assert lengths.min() >= 1 and lengths.max() <= longest
 
 
-def test_equal_lengths_by_hand():
-    """16 completions of 100 tokens on 4 GPUs: 100 steps of a + 4 b."""
+def test_sampling_seconds_of_equal_lengths_equal_the_formula():
+    """16 completions of 100 tokens on 4 GPUs take 100 steps of a + 4 b: a per step, b per sequence."""
     step = sim.Step(np.full(16, 100.0))
     a = 2 * MODEL.parameters / GPU.bandwidth + GPU.overhead
     b = 2 * MODEL.parameters / (GPU.flops * GPU.sampling_share) + MODEL.cache * 250 / GPU.bandwidth
     assert sim.sampling_seconds(MODEL, GPU, step, 4) == pytest.approx(100 * (a + 4 * b))
 
 
-def test_a_long_one_is_waited_for():
+def test_sampling_takes_at_least_as_long_as_the_longest_completion():
     step = sim.Step(np.array([10.0] * 63 + [5000.0]))
     a = 2 * MODEL.parameters / GPU.bandwidth + GPU.overhead
     for gpus in (8, 64, 512):
         assert sim.sampling_seconds(MODEL, GPU, step, gpus) > 5000 * a
 
 
-def test_training_is_shared_out():
+def test_training_seconds_are_divided_by_the_number_of_gpus():
     step = sim.Step(np.full(10, 300.0), prompt=100, passes=4)
-    whole = 4 * 2 * MODEL.parameters * 4000 / (GPU.flops * GPU.training_share)
-    assert sim.training_seconds(MODEL, GPU, step, 8) == pytest.approx(whole / 8)
+    on_one_gpu = 4 * 2 * MODEL.parameters * 4000 / (GPU.flops * GPU.training_share)
+    assert sim.training_seconds(MODEL, GPU, step, 8) == pytest.approx(on_one_gpu / 8)
 
 
 @given(
@@ -53,24 +53,24 @@ def test_training_is_shared_out():
     mean=st.integers(100, 4000),
     rollouts=st.integers(64, 2048),
 )
-def test_what_holds_for_all(gpus, part, mean, rollouts):
+def test_schedules_keep_their_invariants(gpus, part, mean, rollouts):
     step = sim.Step(sim.lengths(rollouts, mean, 8000))
     samplers = min(max(int(gpus * part), 1), gpus - 1)
-    found = sim.schedules(MODEL, GPU, step, gpus, samplers)
-    assert found["one step off"]["seconds"] <= found["split"]["seconds"]
-    assert found["colocated"]["seconds"] <= found["split"]["seconds"]
-    assert all(0 <= one["idle"] <= 1 for one in found.values())
-    more = sim.sampling_seconds(MODEL, GPU, step, 2 * gpus)
-    assert more <= sim.sampling_seconds(MODEL, GPU, step, gpus) * 1.001
+    schedules = sim.schedules(MODEL, GPU, step, gpus, samplers)
+    assert schedules["one step off"]["seconds"] <= schedules["split"]["seconds"]
+    assert schedules["colocated"]["seconds"] <= schedules["split"]["seconds"]
+    assert all(0 <= schedule["idle"] <= 1 for schedule in schedules.values())
+    with_twice_the_gpus = sim.sampling_seconds(MODEL, GPU, step, 2 * gpus)
+    assert with_twice_the_gpus <= sim.sampling_seconds(MODEL, GPU, step, gpus) * 1.001
 
 
-def test_a_cache_that_does_not_fit_takes_longer():
+def test_sampling_takes_longer_if_the_kv_cache_does_not_fit():
     step = sim.Step(sim.lengths(4096, 4000, 16_000))
     small = sim.replace(GPU, memory=20e9)
     assert sim.sampling_seconds(MODEL, small, step, 4) > sim.sampling_seconds(MODEL, GPU, step, 4)
 
 
-@pytest.mark.parametrize("one", sim.PUBLISHED, ids=lambda one: one["name"])
-def test_published_figures_are_met_as_docs_say(one):
-    """docs/scaling.md: within 40 %."""
-    assert abs(sim.check(one)["off"]) < 0.4
+@pytest.mark.parametrize("published", sim.PUBLISHED, ids=lambda published: published["name"])
+def test_simulation_is_near_published_figures(published):
+    """docs/scaling.md promises agreement within 40 %."""
+    assert abs(sim.check(published)["off"]) < 0.4

@@ -1,4 +1,4 @@
-"""A toy environment, loaded from its file: repeat a letter. Also broken variants of it."""
+"""Toy environments, which tests load from this file: repeat a letter, and broken and multi-turn variants."""
 
 import os
 import signal
@@ -17,12 +17,12 @@ def share(completion: str, letter: str) -> float:
 
 
 def variety(completion: str) -> float:
-    """Differs from answer to answer even of a random model."""
+    """Return a value that differs between the answers of even a random model."""
     return len(set(completion)) + completion.count("e") / 10
 
 
 def broken(completion: str) -> float:
-    raise ValueError("the judge is ill")
+    raise ValueError("the judge is down")
 
 
 def needs_a_column(completion: str, wisdom: str) -> float:
@@ -69,7 +69,7 @@ class NoTask(Letters):
 
 
 class Talk(Letters):
-    """Several turns: each "e" of the model gets the letter as a reply, until it writes the letter itself."""
+    """Multi-turn: the reply to each "e" that the model writes is the letter, until the model writes it."""
 
     id = "talk-v1"
     metric = "share"
@@ -79,15 +79,16 @@ class Talk(Letters):
     stop = ("e",)
 
     def respond(self, turns):
-        said = [turn.messages[-1]["content"] for turn in turns]
-        return [
-            Reply(done=True) if turn.task["letter"] in text else Reply(f"[{turn.task['letter']}]</e>")
-            for turn, text in zip(turns, said, strict=True)
-        ]
+        replies = []
+        for turn in turns:
+            letter = turn.task["letter"]
+            is_done = letter in turn.messages[-1]["content"]
+            replies.append(Reply(done=True) if is_done else Reply(f"[{letter}]</e>"))
+        return replies
 
 
 class Scripted(Talk):
-    """What one who knows would write, for all letters but "e"."""
+    """Multi-turn with a reference script, except for the letter "e"."""
 
     metric = "correct"
     rewards = {"correct": lambda completion, letter: float(completion.endswith(letter * 3))}  # noqa: RUF012
@@ -102,7 +103,7 @@ def even(completion: str) -> float:
 
 
 def even_until_killed(completion: str) -> float:
-    """Kills the trainer, this worker's parent, at the call that KILL_AT says."""
+    """Kill the trainer, which is this worker's parent, at call number KILL_AT."""
     CALLS.append(completion)
     if len(CALLS) == int(os.environ.get("KILL_AT", "-1")):
         os.kill(os.getppid(), signal.SIGKILL)
@@ -113,7 +114,7 @@ CALLS: list[str] = []
 
 
 class Even(Letters):
-    """Right answers that a random model gives now and then, and tasks of several hops."""
+    """An environment that a random model sometimes solves, with tasks of one and two hops."""
 
     id = "even-v1"
     metric = "even"
@@ -125,15 +126,15 @@ class Even(Letters):
 
 
 class Rising(Even):
-    """Remembers its training: a level that rises with the steps and the scores."""
+    """A stateful environment: a level that rises with the steps and the scores."""
 
     def __init__(self):
         super().__init__()
         self.level = 0.0
-        self.told = []
+        self.progress = []
 
     def advance(self, step, steps, score):
-        self.told.append((step, steps, score))
+        self.progress.append((step, steps, score))
         before, self.level = self.level, self.level + step / steps + score
         return {"level": before}
 
@@ -144,17 +145,17 @@ class Rising(Even):
         self.level = state["level"]
 
 
-def given_value(completion: str, value: float) -> float:
+def constant(completion: str, value: float) -> float:
     return value
 
 
-class Given(Letters):
-    """Every answer is worth what the environment's arguments say."""
+class Constant(Letters):
+    """An environment in which every answer has the score that its argument sets."""
 
-    id = "given-v1"
-    metric = "given"
-    rewards = {"given": given_value}  # noqa: RUF012
-    reward_weights = {"given": 1.0}  # noqa: RUF012
+    id = "constant-v1"
+    metric = "constant"
+    rewards = {"constant": constant}  # noqa: RUF012
+    reward_weights = {"constant": 1.0}  # noqa: RUF012
 
     def __init__(self, *, value: float = 0.0):
         super().__init__()
@@ -169,7 +170,7 @@ def vowels(completion: str) -> float:
 
 
 class Vowels(Letters):
-    """The more vowels the better, whatever the task: a tiny model learns it in seconds."""
+    """The fraction of vowels is the reward, whatever the task: a tiny model learns it in seconds."""
 
     id = "vowels-v1"
     metric = "vowels"

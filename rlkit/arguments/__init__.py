@@ -1,1 +1,1 @@
-"""What a run is told: its keys, the algorithms by name, and the parser of YAML and command line."""
+"""The configuration of a run: its keys, the algorithm presets, and the parser of YAML and command line."""

@@ -1,8 +1,8 @@
-"""The values that a key may have: one table of ranges and one of choices.
+"""The valid values of config keys: a table of ranges and a table of choices.
 
 They are checked before torch is imported, a model is loaded or a run directory is touched. TRL and
-transformers check few of these, some of them only after hours of training. Keys that are not here take any
-value of their type; `tests/rlkit/arguments/test_bounds.py` asserts that every numeric key is here or in
+transformers check only some of them, a few after hours of training. A key without an entry accepts any value
+of its type. `tests/rlkit/arguments/test_bounds.py` asserts that every numeric key is in `RANGES` or
 `UNBOUNDED`.
 """
 
@@ -25,7 +25,7 @@ from rlkit.errors import UserError, check_choice, first_line
 
 @dataclass(frozen=True)
 class Range:
-    """The finite numbers from `low` to `high`; `open_low` and `open_high` exclude the endpoints."""
+    """An interval of finite numbers. `open_low` and `open_high` exclude the endpoint."""
 
     low: float = -math.inf
     high: float = math.inf
@@ -64,26 +64,26 @@ def _ranges(values: Range, *keys: str) -> dict[str, Range]:
 
 
 RANGES: dict[str, Range] = {
-    # rlkit's own.
+    # rlkit's own keys.
     **_ranges(COUNT, "num_tasks", "evaluation_batch_size", "reward_workers", "reward_error_patience"),
     **_ranges(COUNT, "max_turns", "max_turn_tokens", "max_reply_tokens"),
     **_ranges(COUNT, "dynamic_sampling_attempts", "group_minimum", "cutoff", "rankings"),
     **_ranges(NOT_NEGATIVE, "evaluation_tasks", "evaluation_steps", "adapter_rank", "listwise"),
     **_ranges(POSITIVE, "reward_time_limit", "reply_time_limit"),
     **_ranges(SHARE, "reward_error_budget"),
-    # What a batch is made of.
+    # Batches.
     **_ranges(COUNT, "per_device_train_batch_size", "per_device_eval_batch_size"),
     **_ranges(COUNT, "gradient_accumulation_steps", "generation_batch_size", "steps_per_generation"),
     **_ranges(COUNT, "num_generations", "num_generations_eval", "num_iterations"),
     **_ranges(COUNT, "max_completion_length", "max_length", "pad_to_multiple_of"),
-    # Optimization. A learning rate of 0 is a rehearsal: everything runs, and nothing moves.
+    # Optimization. A learning rate of 0 is valid: a test run that does everything but change the weights.
     **_ranges(NOT_NEGATIVE, "learning_rate", "weight_decay", "max_grad_norm", "adam_epsilon"),
     **_ranges(NOT_NEGATIVE, "warmup_steps", "neftune_noise_alpha"),
     **_ranges(SHARE_BELOW_ONE, "adam_beta1", "adam_beta2", "label_smoothing_factor"),
     "num_train_epochs": POSITIVE,
     **_ranges(SEED, "seed", "data_seed"),
     "torch_empty_cache_steps": COUNT,
-    # The policy-gradient loss.
+    # Policy gradient loss.
     **_ranges(NOT_NEGATIVE, "beta", "epsilon", "epsilon_high", "entropy_coef", "router_aux_loss_coef"),
     **_ranges(NOT_NEGATIVE, "entropy_coef_min", "entropy_coef_max", "entropy_coef_delta", "entropy_target"),
     **_ranges(NOT_NEGATIVE, "vespo_k_pos", "vespo_k_neg", "vespo_lambda_pos", "vespo_lambda_neg"),
@@ -106,7 +106,7 @@ RANGES: dict[str, Range] = {
     # LoRA.
     **_ranges(COUNT, "lora_r", "lora_alpha"),
     "lora_dropout": SHARE_BELOW_ONE,
-    # Logs, checkpoints, data loading, processes. Steps below 1 are a share of the run.
+    # Logging, checkpoints, data loading, processes. Steps below 1 are a fraction of the run.
     **_ranges(NOT_NEGATIVE, "logging_steps", "eval_steps"),  # 0 is valid with the strategy "no"
     "save_steps": POSITIVE,
     "save_total_limit": NOT_NEGATIVE,  # 0 keeps all
@@ -114,7 +114,7 @@ RANGES: dict[str, Range] = {
     **_ranges(NOT_NEGATIVE, "eval_delay", "dataloader_num_workers"),
     **_ranges(COUNT, "dataloader_prefetch_factor", "ddp_bucket_cap_mb", "ddp_timeout"),
 }
-# Numeric keys that have no range, and why.
+# Numeric keys without a range, and the reason.
 UNBOUNDED = {
     "local_rank": "set by launchers; -1 is one process",
     "max_steps": "-1 trains for num_train_epochs; 0 is rejected in `check_value`",
@@ -124,7 +124,7 @@ REPORT_TO = (
     "all", "none", "azure_ml", "clearml", "codecarbon", "comet_ml", "dagshub", "dvclive", "flyte", "kubeflow",
     "mlflow", "neptune", "swanlab", "tensorboard", "trackio", "wandb",
 )  # fmt: skip
-# rlkit's own choices, and those that TRL, transformers or PEFT check after the model is loaded, or never.
+# Choices of rlkit's keys, and of keys that TRL, transformers or PEFT check only after loading the model.
 CHOICES: dict[str, tuple[str, ...]] = {
     "algorithm": ALGORITHMS,
     "dtype": ("auto", "bfloat16", "float16", "float32"),
@@ -142,7 +142,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "vllm_mode": ("server", "colocate"),
     "vllm_model_impl": ("vllm", "transformers"),
 }
-# Enumerations of transformers, whose values are read out of its source: file and class.
+# Enumerations of transformers: source file and class, from which the values are parsed.
 ENUMERATIONS = {
     "hub_strategy": ("trainer_utils.py", "HubStrategy"),
     "logging_strategy": ("trainer_utils.py", "IntervalStrategy"),
@@ -154,54 +154,69 @@ LOSS_TYPES = {
     "train": ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo"),
     "sft": ("nll", "dft", "chunked_nll"),
 }
-# Keys of transformers that rlkit replaces, and the keys to set instead.
-INSTEAD = {
+# Keys of transformers that rlkit does not use, and the keys to set instead.
+REPLACEMENTS = {
     "eval_on_start": "evaluation_tasks",
     "eval_strategy": "evaluation_tasks and evaluation_steps",
     "resume_from_checkpoint": "resume",
 }
-# Keys that need a package, and how it is imported.
+# Keys that require an optional package, by its import name.
 PACKAGES = {"use_liger_kernel": "liger_kernel"}
-# Mappings that may also be given as the path of a JSON file.
+# Keys whose value is a mapping or the path of a JSON file.
 JSON_FILES = ("accelerator_config", "deepspeed", "fsdp_config")
 TRUE = ("yes", "true", "t", "y", "1")
 FALSE = ("no", "false", "f", "n", "0")
 
 
 def check_values(command: str, keys: Mapping[str, object], types: Mapping[str, str]) -> None:
-    """Raise UserError for the first value that its key cannot have.
+    """Raise UserError for the first key with an invalid value.
 
     Args:
-        command: train, sft or rank.
-        keys: values as YAML or a command line has them: numbers, or strings of numbers.
-        types: the type of each key as written in the source (`rlkit.arguments.schema.all_keys`).
+        command: "train", "sft" or "rank".
+        keys: values from YAML or the command line; a number may be a string.
+        types: type annotation of each key (`rlkit.arguments.schema.all_keys`).
     """
     for key, value in keys.items():
         check_value(key, value, types[key])
-        if key in INSTEAD and str(value).lower() not in (*FALSE, "none"):
-            raise UserError(f"{key} is not used by rlkit: set {INSTEAD[key]} instead")
-        choices = LOSS_TYPES.get(command) if key == "loss_type" else CHOICES.get(key)
-        if key in ENUMERATIONS:
-            choices = enum_values("transformers", *ENUMERATIONS[key])
-        if key == "demonstrations" and not str(value).startswith("best:"):
-            choices = DEMONSTRATIONS
-        for choice in value if isinstance(value, list) else [value]:
-            if choices is not None and choice is not None:
-                check_choice(key, str(choice), choices)
+        if key in REPLACEMENTS and str(value).lower() not in (*FALSE, "none"):
+            raise UserError(f"{key} is not supported by rlkit; set {REPLACEMENTS[key]} instead")
+        choices = _choices(command, key, value)
+        if choices is not None:
+            for item in value if isinstance(value, list) else [value]:
+                if item is not None:
+                    check_choice(key, str(item), choices)
+
+
+def _choices(command: str, key: str, value: object) -> tuple[str, ...] | None:
+    """Return the valid strings of a key, or None if it accepts any."""
+    if key == "loss_type":
+        return LOSS_TYPES.get(command)
+    if key in ENUMERATIONS:
+        return enum_values("transformers", *ENUMERATIONS[key])
+    if key == "demonstrations" and not str(value).startswith("best:"):
+        return DEMONSTRATIONS
+    return CHOICES.get(key)
 
 
 def check_value(key: str, value: object, annotation: str) -> None:  # noqa: PLR0912
-    """Raise UserError if a key of this type cannot have this value."""
+    """Raise UserError if a value is invalid for its key.
+
+    Args:
+        key: name of the key.
+        value: value from YAML or the command line; a number may be a string.
+        annotation: type annotation of the key as a string, e.g. `int | None`.
+    """
     kinds = [kind.strip() for kind in annotation.split("|")]
     if value is None:
-        if "None" not in kinds or key == "num_generations":  # which TRL only declares to be optional
-            raise UserError(f"{key} must have a value, not null")
+        # TRL declares num_generations optional but fails on None.
+        if "None" not in kinds or key == "num_generations":
+            raise UserError(f"{key} must not be null; set a value or remove the key")
     elif key in RANGES and not (isinstance(value, str) and "str" in kinds and not is_number(value)):
-        check_number(key, value, RANGES[key], whole="int" in kinds)
+        check_number(key, value, RANGES[key], is_integer="int" in kinds)
     elif key == "max_steps":
-        check_number(key, value, Range(low=-1), whole=True)
+        check_number(key, value, Range(low=-1), is_integer=True)
         if int(str(value)) == 0:
-            raise UserError("max_steps 0 trains nothing: set -1 to train for num_train_epochs")
+            raise UserError("max_steps must not be 0; set -1 to train for num_train_epochs")
     elif "list[float]" in kinds:
         for number in value if isinstance(value, list) else [value]:
             check_number(key, number, ANY)
@@ -210,7 +225,8 @@ def check_value(key: str, value: object, annotation: str) -> None:  # noqa: PLR0
             raise UserError(f"{key} must be true or false, not {value!r}")
         package = PACKAGES.get(key)
         if package and str(value).lower() in TRUE and importlib.util.find_spec(package) is None:
-            raise UserError(f"{key} needs a package: pip install {package.replace('_', '-')}")
+            name = package.replace("_", "-")
+            raise UserError(f"{key} requires the package {name}: pip install {name}")
     elif key in MAPPINGS or any(kind.startswith("dict") for kind in kinds):
         if isinstance(value, str):
             _check_mapping(key, value)
@@ -219,31 +235,33 @@ def check_value(key: str, value: object, annotation: str) -> None:  # noqa: PLR0
 
 
 def check_evaluation(options: Mapping[str, Any]) -> None:
-    """Raise UserError for the first option of an evaluation that is out of its range.
+    """Raise UserError for the first option of an evaluation with an invalid value.
 
     Args:
-        options: the options of `rlkit.evaluation.model.evaluate_model` by name.
+        options: options of `rlkit.evaluation.model.evaluate_model` by name.
     """
     for key in ("seed", "max_completion_length", "evaluation_batch_size"):
-        check_number(key, options[key], RANGES[key], whole=True)
+        check_number(key, options[key], RANGES[key], is_integer=True)
     for key in ("evaluation_tasks", "samples"):
         if options[key] is not None:
-            check_number(key, options[key], COUNT, whole=True)
+            check_number(key, options[key], COUNT, is_integer=True)
     check_number("top_p", options["top_p"], RANGES["top_p"])
     for key in ("dtype", "evaluation_split"):
         check_choice(key, options[key], CHOICES[key])
-    check_number("temperature", options["temperature"], NOT_NEGATIVE)  # 0 is greedy
+    check_number("temperature", options["temperature"], NOT_NEGATIVE)  # 0 is greedy decoding
     if options["samples"] > 1 and options["temperature"] == 0:
-        raise UserError("several samples at temperature 0 are all equal: set temperature 1")
+        raise UserError(
+            f"samples {options['samples']} at temperature 0 would be identical; set temperature, e.g. to 1"
+        )
 
 
-def check_number(key: str, value: object, allowed: Range, *, whole: bool = False) -> None:
-    """Raise UserError unless a value is a number, or a string of one, within a range."""
-    kind = "a whole number" if whole else "a number"
+def check_number(key: str, value: object, allowed: Range, *, is_integer: bool = False) -> None:
+    """Raise UserError unless a value is a number, or a string with a number, within a range."""
+    kind = "an integer" if is_integer else "a number"
     try:
         if isinstance(value, bool):
             raise ValueError
-        number = int(str(value)) if whole else float(str(value))
+        number = int(str(value)) if is_integer else float(str(value))
     except ValueError:
         raise UserError(f"{key} must be {kind}, not {value!r}") from None
     if number not in allowed:
@@ -251,7 +269,7 @@ def check_number(key: str, value: object, allowed: Range, *, whole: bool = False
 
 
 def is_number(text: str) -> bool:
-    """Return whether a string is a number."""
+    """Return whether a string can be parsed as a number."""
     try:
         float(text)
     except ValueError:
@@ -260,7 +278,7 @@ def is_number(text: str) -> bool:
 
 
 def _check_mapping(key: str, text: str) -> None:
-    """Raise UserError unless a string is a JSON object, or, for some keys, the path of a file with one."""
+    """Raise UserError unless a string is a JSON object or, for keys in `JSON_FILES`, the path of one."""
     source = key
     if key in JSON_FILES and not text.lstrip().startswith("{"):
         path = Path(text)
@@ -273,6 +291,6 @@ def _check_mapping(key: str, text: str) -> None:
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
-        raise UserError(f"{source} is not JSON: {error}") from error
+        raise UserError(f"{source} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise UserError(f"{source} must be a mapping, not {text!r:.60}")

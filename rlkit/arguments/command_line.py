@@ -1,8 +1,8 @@
-"""One flat set of keys from a YAML file and the command line, checked before torch, TRL or transformers load.
+"""Read config keys from a YAML file and the command line, and check them before torch or TRL is imported.
 
-`--config FILE` names the file, as does a leading argument without dashes; `--key value` overrides a key of
-it, `--key.part value` a part of one that holds a mapping. `CommandParser` gives the same spelling to the
-commands that have a few options instead of keys.
+All keys form one flat namespace. `--config FILE` names the YAML file, as does a leading argument without
+dashes. `--key value` overrides a key of the file, and `--key.part value` sets one entry of a mapping.
+`CommandParser` parses the commands that have a few options instead of keys, with the same spelling.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from rlkit.errors import UserError, check_choice, nearest
 from rlkit.registry import ENVIRONMENTS, load_yaml
 
 SHORT = {"-o": "--output_dir"}
-# Spellings of other commands or earlier versions, where the nearest name is not what was meant.
-MEANT = {
+# Spellings of other commands and earlier versions, for which the most similar name is the wrong suggestion.
+ALIASES = {
     "args": "environment_args",
     "n": "evaluation_tasks",
     "split": "evaluation_split",
@@ -42,16 +42,18 @@ MEANT = {
     "out": "output_dir",
 }
 PYTHON_CONSTANTS = {"True": True, "False": False, "None": None}
+# Options that are not keys; they are listed here only to be suggested for a misspelled key.
 LAUNCH_OPTIONS = ("accelerate", "num_processes", "memory", "dry_run", "help", "help_all", "config")
 
 
 @dataclass
-class GivenKeys:
-    """The keys that a file, the command line and a caller set.
+class ConfigKeys:
+    """The keys that a config file, the command line or a caller set.
 
     Attributes:
-        values: values of YAML and Python, and the strings of the command line (a list for a key of lists).
-        from_command_line: the keys whose strings the parser has yet to convert.
+        values: values from YAML and Python, and strings from the command line; for a key with a list type, a
+            list of strings.
+        from_command_line: keys whose values are still strings and must be converted by the parser.
     """
 
     values: dict[str, Any]
@@ -60,48 +62,62 @@ class GivenKeys:
 
 def read_keys(
     command: str, arguments: Sequence[str], overrides: Mapping[str, Any] | None = None
-) -> GivenKeys:
-    """Read and check the keys of a run; an algorithm's keys are below those of the file.
+) -> ConfigKeys:
+    """Read and check the keys of a run.
+
+    Precedence, lowest first: the algorithm's preset, the file, the command line, `overrides`, and parts of
+    mappings on the command line (`--key.part value`).
 
     Args:
-        command: train, sft or rank.
-        arguments: the command line after the command.
-        overrides: keys with Python values, above those of the command line.
+        command: "train", "sft" or "rank".
+        arguments: command line after the command.
+        overrides: keys with Python values.
 
     Raises:
-        UserError: a key that does not exist, or a value that its key cannot have.
+        UserError: a key does not exist or has an invalid value.
     """
+    overrides = overrides or {}
     file, argv = _split_config(arguments)
     types = all_keys(command)
-    whole, parts = _read_argv(argv)
-    for name in [*whole, *(name.split(".")[0] for name, _ in parts)]:
+    options, parts = _read_argv(argv)
+    for name in [*options, *(name.split(".")[0] for name, _ in parts)]:
         if name not in types:
             raise _unknown_key(command, name, f"--{name}")
     values = _read_file(command, file) if file is not None else {}
-    values |= {key: _one_value(key, strings, types[key]) for key, strings in whole.items()}
-    for key in overrides or {}:
+    values |= {key: _value_of_strings(key, strings, types[key]) for key, strings in options.items()}
+    for key in overrides:
         if key not in types:
             raise _unknown_key(command, key, key)
-    values |= overrides or {}
-    values = {key: plain(key, value) for key, value in values.items()}
+    values |= overrides
+    values = {key: to_plain(key, value) for key, value in values.items()}
     for name, value in parts:
-        if name.split(".")[0] in whole:
+        if name.split(".")[0] in options:
             raise UserError(f"set --{name.split('.')[0]} or --{name}, not both")
-        set_part(values, name, read_value(value))
+        set_part(values, name, parse_value(value))
     if command == "train":
         algorithm = str(values.get("algorithm", "grpo"))
         values = {**PRESETS[check_choice("algorithm", algorithm, ALGORITHMS)].keys, **values}
+        # TRL still accepts a bool for scale_rewards.
         scaling = {"true": "group", "false": "none"}.get(str(values["scale_rewards"]).lower())
-        values["scale_rewards"] = scaling or values["scale_rewards"]  # TRL takes a switch as well
+        values["scale_rewards"] = scaling or values["scale_rewards"]
     check_values(command, values, types)
-    from_command_line = {key for key in whole if key not in (overrides or {}) and values[key] is not None}
-    return GivenKeys(values, from_command_line)
+    from_command_line = {key for key in options if key not in overrides and values[key] is not None}
+    return ConfigKeys(values, from_command_line)
 
 
 def check_keys(
     command: str, arguments: Sequence[str], overrides: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Return the keys of a run that has all it needs; raises UserError for what is missing or wrong."""
+    """Read the keys of a run and check that the required ones are set.
+
+    Arguments are those of `read_keys`.
+
+    Returns:
+        The values by key.
+
+    Raises:
+        UserError: a key is missing or unknown, a value is invalid, or a file does not exist.
+    """
     keys = read_keys(command, arguments, overrides).values
     environment = keys.get("environment")
     if environment is None:
@@ -109,7 +125,9 @@ def check_keys(
     if ":" not in str(environment):
         check_choice("environment", str(environment), ENVIRONMENTS)
     rewards = keys.get("rewards") or []
-    for reference in [environment, *(rewards if isinstance(rewards, list) else [rewards])]:
+    if not isinstance(rewards, list):
+        rewards = [rewards]
+    for reference in [environment, *rewards]:
         file, _, _ = str(reference).rpartition(":")
         if file.endswith(".py") and not Path(file).expanduser().is_file():
             raise UserError(f"there is no file {file!r}")
@@ -123,20 +141,22 @@ def check_keys(
 
 
 def _split_config(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
-    """Return the config file, if one is named, and the other arguments."""
+    """Split a command line into the config file, if any, and the remaining arguments."""
     argv = list(arguments)
-    files = [argv.pop(0)] if argv and not argv[0].startswith("-") else []
+    files = []
+    if argv and not argv[0].startswith("-"):
+        files.append(argv.pop(0))
     while "--config" in argv:
-        at = argv.index("--config")
-        if at + 1 == len(argv) or argv[at + 1].startswith("--"):
+        index = argv.index("--config")
+        if index + 1 == len(argv) or argv[index + 1].startswith("--"):
             raise UserError("--config needs a file")
-        files.append(argv[at + 1])
-        del argv[at : at + 2]
+        files.append(argv[index + 1])
+        del argv[index : index + 2]
     for argument in [argument for argument in argv if argument.startswith("--config=")]:
         argv.remove(argument)
         files.append(argument.partition("=")[2])
     if len(files) > 1:
-        raise UserError(f"a run has one config, not {' and '.join(files)}")
+        raise UserError(f"only one config file is allowed, not {' and '.join(files)}")
     return (Path(files[0]) if files else None), argv
 
 
@@ -145,65 +165,73 @@ def _read_file(command: str, file: Path) -> dict[str, Any]:
     for key in keys:
         if key not in all_keys(command):
             raise _unknown_key(command, str(key), str(key), f"{file}: ")
+    # Each config gets its own run directory by default.
     return {"output_dir": f"runs/{file.stem}"} | keys
 
 
-def plain(key: str, value: object) -> Any:
-    """Return a value as YAML and JSON can hold it; raises UserError for an object of another kind."""
+def to_plain(key: str, value: object) -> Any:
+    """Convert a value to types that YAML and JSON can represent.
+
+    Raises:
+        UserError: the value has another type, such as a model.
+    """
     if isinstance(value, Enum):
-        return plain(key, value.value)
-    if hasattr(value, "item"):  # a number of NumPy
-        return plain(key, value.item())
+        return to_plain(key, value.value)
+    if hasattr(value, "item"):  # NumPy scalar
+        return to_plain(key, value.item())
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Mapping):
-        return {str(part): plain(f"{key}.{part}", item) for part, item in value.items()}
+        return {str(part): to_plain(f"{key}.{part}", item) for part, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(key, item) for item in value]
+        return [to_plain(key, item) for item in value]
     if isinstance(value, os.PathLike):
         return os.fspath(value)
-    if isinstance(value, datetime.date):  # YAML reads 2024-01-01 as one
+    if isinstance(value, datetime.date):  # PyYAML parses an unquoted 2024-01-01 as a date
         return value.isoformat()
     raise UserError(f"{key} must be a number, a string, a list or a mapping, not {type(value).__name__}")
 
 
 def _read_argv(argv: Sequence[str]) -> tuple[dict[str, list[str]], list[tuple[str, str]]]:
-    """Return the strings given for each `--key`, and the string of each `--key.part` in order."""
-    whole: dict[str, list[str]] = {}
+    """Return the strings that follow each `--key`, and the string of each `--key.part` in order."""
+    options: dict[str, list[str]] = {}
     parts: list[tuple[str, str]] = []
-    for name, strings in _by_key(argv):
+    for name, strings in _group_by_key(argv):
         if "." not in name:
-            whole[name] = strings
+            options[name] = strings
         elif not strings or not strings[0]:
             raise UserError(f"--{name} needs a value")
         elif len(strings) > 1:
-            raise UserError(f"--{name} takes one value, not {' '.join(strings)}: write a list as JSON")
+            raise UserError(f"--{name} takes one value, not {' '.join(strings)}; write a list as JSON")
         else:
             parts.append((name, strings[0]))
-    return whole, parts
+    return options, parts
 
 
-def _by_key(argv: Sequence[str]) -> list[tuple[str, list[str]]]:
+def _group_by_key(argv: Sequence[str]) -> list[tuple[str, list[str]]]:
     """Return each key of a command line, without its dashes, with the strings that follow it."""
     keys: list[tuple[str, list[str]]] = []
     for argument in argv:
+        # A negative number such as -1e-3 is a value, not an option.
         if not argument.startswith("-") or is_number(argument):
             if not keys:
-                raise UserError(f"unexpected {argument!r}: a key begins with --, as in --learning_rate 1e-5")
+                raise UserError(
+                    f"unexpected argument {argument!r}: keys start with --, as in --learning_rate 1e-5"
+                )
             keys[-1][1].append(argument)
             continue
         name, equals, value = argument.partition("=")
         name = SHORT.get(name, name)
         if not name.startswith("--"):
-            meant = MEANT.get(name.lstrip("-"))
-            hint = f" (did you mean '--{meant}'?)" if meant else ": a key begins with --"
+            alias = ALIASES.get(name.lstrip("-"))
+            hint = f" (did you mean '--{alias}'?)" if alias else ": keys start with --"
             raise UserError(f"unknown option {argument!r}{hint}")
         keys.append((name[2:], [value] if equals else []))
     return keys
 
 
-def _one_value(key: str, strings: list[str], annotation: str) -> Any:
-    """Return a key's value: a string, a list of strings for a key that holds one, True for a bare switch."""
+def _value_of_strings(key: str, strings: list[str], annotation: str) -> Any:
+    """Return the value of a key: a string, a list of strings if its type is a list, True for a bare flag."""
     if "list" in annotation:
         if not strings:
             raise UserError(f"--{key} needs a value")
@@ -212,61 +240,80 @@ def _one_value(key: str, strings: list[str], annotation: str) -> Any:
         if "bool" not in annotation:
             raise UserError(f"--{key} needs a value")
         return True
+    # Only for optional keys: elsewhere "null" is an invalid value, or a valid string.
     if strings == ["null"] and "None" in annotation.split(" | "):
         return None
     if len(strings) > 1:
-        raise UserError(f"--{key} takes one value, not {' '.join(strings)}: quote a value with spaces")
+        raise UserError(f"--{key} takes one value, not {' '.join(strings)}; quote a value that has spaces")
     return strings[0]
 
 
 def _unknown_key(command: str, key: str, shown: str, prefix: str = "") -> UserError:
-    """Return the error for a key that a command does not have, with the key that was probably meant."""
-    known = all_keys(command)
-    text = f"{prefix}unknown key {shown!r}"
-    negated = key.replace("-", "_").removeprefix("no_")
-    others = [other for other in INSTALLED if key in all_keys(other)]
-    if negated != key.replace("-", "_") and negated in known:
-        return UserError(f"{text}: write --{negated} false")
-    if others:
-        return UserError(f"{text}: it is a key of `rlkit {others[0]}`, not of `rlkit {command}`")
+    """Return the error for a key that a command does not have.
+
+    Args:
+        command: "train", "sft" or "rank".
+        key: name of the key, without dashes.
+        shown: the key as the user wrote it; with dashes if it is from the command line.
+        prefix: start of the message, such as the name of the config file.
+    """
+    available = all_keys(command)
+    message = f"{prefix}unknown key {shown!r}"
+    underscored = key.replace("-", "_")
+    negated = underscored.removeprefix("no_")
+    if negated != underscored and negated in available:
+        return UserError(f"{message}: write --{negated} false")
+    for other_command in INSTALLED:
+        if key in all_keys(other_command):
+            return UserError(f"{message}: it is a key of `rlkit {other_command}`, not of `rlkit {command}`")
     options = LAUNCH_OPTIONS if shown.startswith("--") else ()
     if key in LAUNCH_OPTIONS and not options:
-        return UserError(f"{text}: it is an option of the command line, not a key")
-    hint = nearest_key(key, (*known, *options))
-    return UserError(text + (hint or f"; `rlkit {command} --help` lists rlkit's own keys"))
+        return UserError(f"{message}: it is a command-line option, not a config key")
+    hint = nearest_key(key, (*available, *options))
+    return UserError(message + (hint or f"; see `rlkit {command} --help` for rlkit's own keys"))
 
 
-def nearest_key(key: str, known: Iterable[str]) -> str:
-    """Return ` (did you mean 'x'?)` for the known key that a misspelt one stands for; "" if none is close."""
-    known = set(known)
+def nearest_key(key: str, available: Iterable[str]) -> str:
+    """Return ` (did you mean 'x'?)` for the key that a misspelled one most likely means, else ""."""
+    available = set(available)
     underscored = key.replace("-", "_")
-    meant = MEANT.get(underscored)
-    if meant in known:
-        return f" (did you mean {meant!r}?)"
-    hint = nearest(underscored, known)
+    alias = ALIASES.get(underscored)
+    if alias in available:
+        return f" (did you mean {alias!r}?)"
+    hint = nearest(underscored, available)
     return hint if "did you mean" in hint else ""
 
 
 def set_part(keys: dict[str, Any], name: str, value: object) -> None:
-    """Set a key, or `key.part` of one that holds a mapping; raises UserError where it holds none."""
+    """Set `key` or, if the name has dots, an entry `key.part` of a mapping.
+
+    Args:
+        keys: keys to change in place. A mapping in it is copied, because it may belong to the caller.
+        name: name of the key, or names joined with dots.
+        value: value to set.
+
+    Raises:
+        UserError: a name before a dot does not hold a mapping.
+    """
     first, *path = name.split(".")
     if not path:
         keys[first] = value
         return
-    keys[first] = copy.deepcopy(keys.get(first))  # the mapping may be the caller's
+    keys[first] = copy.deepcopy(keys.get(first))
     *path, last = [first, *path]
     for part in path:
-        keys[part] = keys[part] if keys.get(part) is not None else {}
+        if keys.get(part) is None:
+            keys[part] = {}
         keys = keys[part]
         if not isinstance(keys, dict):
-            raise UserError(f"{name}: {part} holds {keys!r}, which has no parts")
+            raise UserError(f"cannot set {name}: {part} is {keys!r}, not a mapping")
     keys[last] = value
 
 
-def read_value(text: str) -> Any:
-    """Return the value that a string of the command line stands for: JSON's or Python's, else the string.
+def parse_value(text: str) -> Any:
+    """Parse a string from the command line as JSON, Python constant or YAML list; else return the string.
 
-    `1e-5`, `true`, `True`, `null`, `[1, 2]` and `[a, b]` are values; `no` and `2024-01-01` are strings.
+    `1e-5`, `true`, `True`, `null`, `[1, 2]` and `[a, b]` are parsed; `no` and `2024-01-01` stay strings.
     """
     if text in PYTHON_CONSTANTS:
         return PYTHON_CONSTANTS[text]
@@ -280,41 +327,46 @@ def read_value(text: str) -> Any:
     return text
 
 
-def output_file(text: str) -> Path:
-    """Return the path of an output file (an argparse `type`); an error if it cannot be written."""
-    path = Path(text)
+def output_file(name: str) -> Path:
+    """Return the path of an output file. An argparse `type`: it fails if the file cannot be written."""
+    path = Path(name)
     if path.is_dir():
-        raise argparse.ArgumentTypeError(f"{text} is a folder: name a file")
+        raise argparse.ArgumentTypeError(f"{name} is a folder; name a file")
     parent = next(folder for folder in path.absolute().parents if folder.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise argparse.ArgumentTypeError(f"{text} cannot be written: {parent} is no writable folder")
+    if not parent.is_dir():
+        raise argparse.ArgumentTypeError(f"cannot write {name}: {parent} is not a folder")
+    if not os.access(parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"cannot write {name}: the folder {parent} is not writable")
     return path
 
 
 class CommandParser(argparse.ArgumentParser):
-    """Parser of a command's options: underscores, no abbreviations, one-line errors.
+    """Argument parser with underscores in option names, no abbreviations and one-line errors.
 
-    `--environment_args '{"level": 2}'` and `--environment_args.level 2` fill `options.environment_args`, a
-    dict, where the command has that option (`add_environment_args`).
+    After `add_environment_args`, both `--environment_args '{"level": 2}'` and `--environment_args.level 2`
+    set the dict `options.environment_args`.
     """
 
     def __init__(self, **kwargs: Any):
         super().__init__(allow_abbrev=False, **kwargs)
-        self.mapping: str | None = None
+        self.mapping: str | None = None  # name of the option that holds a mapping
 
-    def add_environment_args(self, text: str = "arguments of the environment") -> None:
-        """Add `--environment_args`, whose parts can be set one by one."""
+    def add_environment_args(self, description: str = "arguments of the environment as JSON") -> None:
+        """Add `--environment_args`, whose entries can also be set one by one."""
         self.mapping = "environment_args"
         self.add_argument(
-            "--environment_args", metavar="JSON", help=f"{text}; --environment_args.KEY VALUE sets one"
+            "--environment_args",
+            metavar="JSON",
+            help=f"{description}; or set each one with --environment_args.KEY VALUE",
         )
 
     def parse_args(self, args: Sequence[str], namespace: Any = None) -> Any:  # type: ignore[override]
-        """Parse a command line; raises UserError for what the command does not have."""
+        """Parse a command line; raises UserError for an unknown option or an invalid value."""
         argv = list(args)
         parts: list[tuple[str, str]] = []
         if self.mapping is not None:
-            argv, parts = _take_parts(argv, self.mapping)
+            argv, parts = _extract_parts(argv, self.mapping)
+        # Before argparse: its own error for a misspelled option would suggest nothing.
         for argument in argv:
             name = argument.partition("=")[0]
             if name.startswith("--") and name != "--" and name not in self._option_string_actions:
@@ -323,51 +375,52 @@ class CommandParser(argparse.ArgumentParser):
         if unknown:
             raise self._unknown(unknown[0])
         if self.mapping is not None:
-            setattr(options, self.mapping, _mapping(self.mapping, getattr(options, self.mapping), parts))
+            mapping = _parse_mapping(self.mapping, getattr(options, self.mapping), parts)
+            setattr(options, self.mapping, mapping)
         return options
 
-    def known_options(self) -> list[str]:
-        """Return the long options, with their dashes."""
+    def long_options(self) -> list[str]:
+        """Return the names of the long options, with their dashes."""
         return [name for name in self._option_string_actions if name.startswith("--")]
 
     def _unknown(self, argument: str) -> UserError:
-        hint = nearest_key(argument.lstrip("-"), [name.removeprefix("--") for name in self.known_options()])
+        hint = nearest_key(argument.lstrip("-"), [name.removeprefix("--") for name in self.long_options()])
         hint = hint.replace("mean '", "mean '--")
         return UserError(f"unknown option {argument!r}{hint or f'; see `{self.prog} --help`'}")
 
     def error(self, message: str) -> NoReturn:
-        """Raise argparse's error as a UserError, without the usage."""
+        """Raise argparse's error as a UserError, without printing the usage."""
         raise UserError(f"{message}; see `{self.prog} --help`")
 
 
-def _take_parts(argv: Sequence[str], mapping: str) -> tuple[list[str], list[tuple[str, str]]]:
-    """Take `--mapping.part value` out of a command line."""
-    others: list[str] = []
+def _extract_parts(argv: Sequence[str], mapping: str) -> tuple[list[str], list[tuple[str, str]]]:
+    """Split a command line into the arguments without `--mapping.part value`, and these parts."""
+    remaining: list[str] = []
     parts: list[tuple[str, str]] = []
-    remaining = iter(argv)
-    for argument in remaining:
+    arguments = iter(argv)
+    for argument in arguments:
         name, equals, value = argument.partition("=")
         if not name.startswith(f"--{mapping}."):
-            others.append(argument)
+            remaining.append(argument)
             continue
-        value = value if equals else next(remaining, "")
+        value = value if equals else next(arguments, "")
         if not value or value.startswith("--"):
             raise UserError(f"{name} needs a value")
         parts.append((name[2:], value))
-    return others, parts
+    return remaining, parts
 
 
-def _mapping(key: str, text: str | None, parts: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    """Return the mapping that a string of JSON and the parts of a key make together."""
+def _parse_mapping(key: str, text: str | None, parts: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """Return the mapping of `--key JSON` or of the parts `--key.part value`."""
     if text is not None and parts:
         raise UserError(f"set --{key} or --{parts[0][0]}, not both")
     try:
         value = {} if text is None else json.loads(text)
     except json.JSONDecodeError as error:
-        raise UserError(f"--{key} is not JSON: {error}; --{key}.KEY VALUE sets one argument") from error
+        raise UserError(f"--{key} is not valid JSON: {error}; or use --{key}.KEY VALUE") from error
     if not isinstance(value, dict):
         raise UserError(f"--{key} must be a mapping, not {text}")
     keys = {key: value}
     for name, part in parts:
-        set_part(keys, name, read_value(part))
+        set_part(keys, name, parse_value(part))
     return keys[key]

@@ -1,4 +1,4 @@
-"""`rlkit train --help`: rlkit's own keys by group, and where to find the hundreds of others."""
+"""Help of `train`, `sft` and `rank`: rlkit's own keys by group, and how to list the hundreds of others."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import fields
 
-from rlkit.arguments.schema import OWN, all_keys
+from rlkit.arguments.schema import ARGUMENT_CLASSES, all_keys
 
-NAME_WIDTH = 28
+NAME_WIDTH = 30
 MIN_WIDTH, MAX_WIDTH = 60, 100
 # The headings of rlkit's own keys, in order.
 GROUPS = {
@@ -33,14 +33,14 @@ GROUPS = {
     "scorer": ("temperature", "adapter_rank", "listwise"),
 }  # fmt: skip
 LAUNCH = {
-    "--accelerate NAME": "Several processes: a file of configs/accelerate, e.g. ddp, zero3.",
+    "--accelerate NAME": "accelerate config: ddp, zero3, ... (configs/accelerate).",
     "--num_processes N": "Number of processes. Default: one per GPU.",
-    "--dry_run": "Print the plan and the memory a device needs; train nothing.",
-    "--memory GIB": "With --dry_run: memory of a device. Default: this machine's.",
-    "--help_all": "Print every key.",
+    "--dry_run": "Print the plan and the memory estimate, then exit.",
+    "--memory GIB": "With --dry_run: device memory. Default: detected.",
+    "--help_all": "Print all keys and exit.",
 }
 # Keys of TRL, transformers and PEFT that nearly every run sets.
-USUAL = {
+COMMON_KEYS = {
     "train": (
         "model_name_or_path, output_dir (-o), seed, max_steps, learning_rate, num_generations, "
         "per_device_train_batch_size, gradient_accumulation_steps, max_completion_length, beta, use_vllm, "
@@ -62,7 +62,7 @@ OWNERS = {
 
 
 def print_help(command: str, summary: str, argv: Sequence[str]) -> bool:
-    """Print the help that a command line asks for, and return whether it does."""
+    """Print the help if the command line asks for it, and return whether it did."""
     if "-h" in argv or "--help" in argv:
         print(short_help(command, summary))
     elif "--help_all" in argv:
@@ -75,29 +75,33 @@ def print_help(command: str, summary: str, argv: Sequence[str]) -> bool:
 
 
 def short_help(command: str, summary: str) -> str:
-    """Return the help of `train`, `sft` or `rank`: rlkit's own keys and the launcher's options."""
+    """Return the help of `train`, `sft` or `rank`: rlkit's own keys and the launcher's options.
+
+    The width is that of the terminal, within `MIN_WIDTH` and `MAX_WIDTH`.
+    """
     width = max(MIN_WIDTH, min(shutil.get_terminal_size().columns, MAX_WIDTH))
     lines = [f"usage: rlkit {command} [CONFIG.yaml] [--KEY VALUE ...]", "", summary]
-    own = {f.name: f for f in fields(OWN[command])}
+    keys = {f.name: f for f in fields(ARGUMENT_CLASSES[command])}
     for group, names in GROUPS.items():
-        members = [own[name] for name in names if name in own]
-        lines += ["", f"{group}:"] if members else []
+        members = [keys[name] for name in names if name in keys]
+        if members:
+            lines += ["", f"{group}:"]
         for key in members:
             lines += _entry(f"--{key.name}", key.metadata["help"] + _default(key.default), width)
     lines += ["", "launch:"]
-    for name, text in LAUNCH.items():
+    for name, description in LAUNCH.items():
         if command == "train" or name not in ("--dry_run", "--memory GIB"):
-            lines += _entry(name, text, width)
-    others = len(all_keys(command)) - len(own)
-    text = (
-        f"Also any of the {others} keys of {OWNERS[command]} under its own name; the usual ones: "
-        f"{USUAL[command]}. `rlkit {command} --help_all` prints every key."
+            lines += _entry(name, description, width)
+    num_library_keys = len(all_keys(command)) - len(keys)
+    footer = (
+        f"All {num_library_keys} keys of {OWNERS[command]} are accepted under their own names. The most "
+        f"common ones: {COMMON_KEYS[command]}. `rlkit {command} --help_all` prints all keys."
     )
-    return "\n".join([*lines, "", *textwrap.wrap(text, width)])
+    return "\n".join([*lines, "", *textwrap.wrap(footer, width)])
 
 
-def _entry(name: str, text: str, width: int) -> list[str]:
-    wrapped = textwrap.wrap(text, width - NAME_WIDTH - 2)
+def _entry(name: str, description: str, width: int) -> list[str]:
+    wrapped = textwrap.wrap(description, width - NAME_WIDTH)
     first = f"  {name:{NAME_WIDTH - 1}} "[: max(NAME_WIDTH, len(name) + 3)]
     return [first + wrapped[0], *(" " * NAME_WIDTH + line for line in wrapped[1:])]
 

@@ -1,7 +1,7 @@
-"""The keys of each command, read out of the installed sources with `ast`.
+"""The config keys of each command with their types, parsed from the installed source files with `ast`.
 
-Importing TRL and transformers takes seconds; reading four of their files takes a twentieth of one. So a
-misspelt key is refused before anything is imported.
+Importing TRL and transformers takes seconds; parsing four of their files takes 50 ms. This is how a
+misspelled key is rejected before anything heavy is imported.
 """
 
 from __future__ import annotations
@@ -14,12 +14,16 @@ from pathlib import Path
 from rlkit.arguments.keys import RankArguments, SFTArguments, TaskArguments, TrainArguments
 from rlkit.errors import UserError
 
-OWN: dict[str, type[TaskArguments]] = {"train": TrainArguments, "sft": SFTArguments, "rank": RankArguments}
+ARGUMENT_CLASSES: dict[str, type[TaskArguments]] = {
+    "train": TrainArguments,
+    "sft": SFTArguments,
+    "rank": RankArguments,
+}
 
 _TRAINING = ("transformers", "training_args.py", "TrainingArguments")
 _BASE = ("trl", "trainer/base_config.py", "_BaseConfig")
 _MODEL = ("trl", "trainer/model_config.py", "ModelConfig")
-# Package, file and class of the dataclasses that hold a command's other keys; a later one overrides.
+# Package, file and name of the dataclasses with a command's other keys; later ones override earlier ones.
 INSTALLED = {
     "train": (_MODEL, _TRAINING, _BASE, ("trl", "trainer/grpo_config.py", "GRPOConfig")),
     "sft": (_MODEL, _TRAINING, _BASE, ("trl", "trainer/sft_config.py", "SFTConfig")),
@@ -27,28 +31,36 @@ INSTALLED = {
 }
 
 
-def own_keys(command: str) -> dict[str, str]:
-    """Return rlkit's own keys of a command with their types, as written in the source."""
+def rlkit_keys(command: str) -> dict[str, str]:
+    """Return rlkit's own keys of a command with their type annotations as strings."""
     # Not from dataclasses.fields: HfArgumentParser overwrites Field.type.
-    bases = reversed(OWN[command].__mro__)
+    bases = reversed(ARGUMENT_CLASSES[command].__mro__)
     return {name: kind for base in bases for name, kind in vars(base).get("__annotations__", {}).items()}
 
 
 @cache
 def all_keys(command: str) -> dict[str, str]:
-    """Return every key of a command with its type, as written in the source, e.g. `int | None`."""
+    """Return all keys of a command with their type annotations as strings, e.g. `int | None`."""
     keys: dict[str, str] = {}
     for package, file, name in INSTALLED[command]:
         keys |= class_fields(package, file, name)
-    return keys | own_keys(command)
+    return keys | rlkit_keys(command)
 
 
 @cache
 def class_fields(package: str, file: str, name: str) -> dict[str, str]:
-    """Return the annotated names of a class's body with their types, without importing its package.
+    """Return the annotated attributes of a class without importing its package.
+
+    Args:
+        package: name of the installed package.
+        file: path of the source file within the package.
+        name: name of the class.
+
+    Returns:
+        The type annotation of each attribute, as a string.
 
     Raises:
-        UserError: the package is not installed, or its file holds no such class.
+        UserError: the package is not installed, or the file does not define the class.
     """
     return {
         statement.target.id: ast.unparse(statement.annotation)
@@ -59,7 +71,10 @@ def class_fields(package: str, file: str, name: str) -> dict[str, str]:
 
 @cache
 def enum_values(package: str, file: str, name: str) -> tuple[str, ...]:
-    """Return the values of an enumeration of strings, without importing its package; raises UserError."""
+    """Return the values of a string enumeration without importing its package.
+
+    Arguments and errors are those of `class_fields`.
+    """
     return tuple(
         str(statement.value.value)
         for statement in _class_body(package, file, name)

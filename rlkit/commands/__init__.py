@@ -1,1 +1,1 @@
-"""The command line: one module for each sub-command. Nothing imports a command."""
+"""The command line: one module per sub-command. No other package imports this one."""

@@ -1,4 +1,4 @@
-"""`rlkit check`: validate an environment with no model, or its exact solver on published items."""
+"""`rlkit check`: validate an environment without a model, or its exact solver on published items."""
 
 import json
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from rlkit.registry import load_environment
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command: 0 when all is well, 1 when a check failed. Raises `UserError` on bad input."""
+    """Print the result of each check and return the exit code: 0 if all checks passed, else 1."""
     options = build_parser().parse_args(argv)
     check_number("--num_tasks (-n)", options.num_tasks, COUNT)
     environment = load_environment(options.environment, **options.environment_args)
@@ -34,21 +34,22 @@ def build_parser() -> CommandParser:
     """Build the parser of the command."""
     parser = CommandParser(
         prog="rlkit check",
-        description="Validate an environment with no model: right answers get full marks, empty and garbage "
-        "answers none, tasks are reproducible and well formed. Exits with 1 when a check fails.",
+        description="Validate an environment without a model: reference answers earn the maximum reward, "
+        "empty and garbage answers do not, and tasks are reproducible and well-formed. The exit code is 1 if "
+        "a check fails.",
         epilog="example: rlkit check causal-v1 --environment_args.num_nodes 4",
     )
     add = parser.add_argument
-    add("environment", help="an id (see `rlkit envs`), package.module:Class or path/file.py:Class")
-    parser.add_environment_args("its arguments")
+    add("environment", help="id (see `rlkit envs`), package.module:Class or path/file.py:Class")
+    parser.add_environment_args()
     add("--split", choices=SPLITS, default="train", help="split of the tasks (default: train)")
     add("-n", "--num_tasks", type=int, default=32, metavar="N", help="number of tasks (default: 32)")
-    add("--seed", type=int, default=0, help="seed of the tasks (default: 0)")
-    add("--json", action="store_true", help="print JSON instead of lines")
+    add("--seed", type=int, default=0, metavar="N", help="random seed of the tasks (default: 0)")
+    add("--json", action="store_true", help="print the results as JSON")
     add(
         "--items",
         metavar="FILE.jsonl",
-        help="instead of the checks, let the environment's exact solver answer these published items and "
-        "count how many agree (causal-v1: fields prompt and ground_truth)",
+        help="skip the checks and report how often the environment's exact solver agrees with these "
+        "published items (causal-v1: fields prompt and ground_truth)",
     )
     return parser

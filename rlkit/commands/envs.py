@@ -1,4 +1,4 @@
-"""`rlkit envs`: the environments that have a short name, and what they offer."""
+"""`rlkit envs`: list the environments that come with rlkit, with their arguments and rewards."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ def main(argv: Sequence[str]) -> int:
     """Print each environment with its arguments, rewards and weights."""
     parser = CommandParser(
         prog="rlkit envs",
-        description="List the environments. Any other is 'package.module:Class' or 'path/file.py:Class'.",
+        description="List the environments that come with rlkit. Name your own as package.module:Class or "
+        "path/file.py:Class.",
     )
     parser.parse_args(argv)
     for name in ENVIRONMENTS:
@@ -23,7 +24,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def describe(name: str) -> str:
-    """A few lines on one environment."""
+    """Return a description of one environment in a few lines: arguments, rewards with weights, and metric."""
     environment = load_environment(name)
     summary = first_line(inspect.getdoc(type(environment)) or "")
     parameters = inspect.signature(type(environment)).parameters.values()

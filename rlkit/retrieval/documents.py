@@ -1,8 +1,8 @@
-"""Documents, queries, and search engines behind one interface.
+"""Documents, queries, results, and the interface of every search engine.
 
-`search` takes a batch of queries and returns for each, in order, its documents, best first. An engine that
-cannot answer raises `EngineError`, or gives a result with `error`, and the rollouts that asked are invalid:
-a failure is never an empty result.
+`SearchEngine.search` takes a batch of queries and returns one ranking per query, in order. A failure is never
+an empty result: an engine that cannot answer raises `EngineError` or returns a result with `error` set, and
+the rollouts that sent the query become invalid.
 """
 
 from __future__ import annotations
@@ -15,12 +15,19 @@ from rlkit.errors import UserError
 
 
 class EngineError(Exception):
-    """The engine cannot answer now: it is down, too slow, or broken."""
+    """A search engine is down, too slow or broken and cannot answer now."""
 
 
+# The repr of a document is part of cache keys: renaming a field would rebuild every cached index.
 @dataclass(frozen=True)
 class Document:
-    """One passage: its id in the collection, a title and a text; a title may be empty."""
+    """One passage of a collection.
+
+    Attributes:
+        id: Identifier, unique in the collection.
+        title: Title; may be empty.
+        text: Body without the title.
+    """
 
     id: str
     title: str
@@ -29,13 +36,13 @@ class Document:
 
 @dataclass(frozen=True)
 class Query:
-    """What is asked; for an engine that a model plays, also what the asker wants to know.
+    """A search query, with the context that a simulated engine needs to write documents for it.
 
     Attributes:
-        text: the words to search for.
-        question: the task's question, "" where nobody knows it.
-        answers: the accepted answers, the first as a passage would have it; empty where they are not known.
-        key: decides the random numbers of the answer, e.g. task and turn: the same key, the same answer.
+        text: The query string.
+        question: Question of the task; "" if unknown.
+        answers: Accepted answers, the first one in the form that a passage would use; empty if unknown.
+        key: Random seed of a simulated answer, e.g. task and turn; the same key gives the same answer.
     """
 
     text: str
@@ -46,13 +53,13 @@ class Query:
 
 @dataclass(frozen=True)
 class Result:
-    """The documents of one query, best first.
+    """The documents retrieved for one query, best first.
 
     Attributes:
-        documents: at most as many as were asked for.
-        scores: one for each document, higher is better; empty where the engine gives none.
-        error: why there is no answer to this query; None where there is one.
-        label: "useful" or "noisy", as a simulated engine was asked to write; "" of a real engine.
+        documents: At most `k` documents.
+        scores: Score of each document, higher is better; empty if the engine returns no scores.
+        error: Reason why the query failed; None if it succeeded.
+        label: Kind of documents requested from a simulated engine, "useful" or "noisy"; "" for a real engine.
     """
 
     documents: tuple[Document, ...] = ()
@@ -62,30 +69,30 @@ class Result:
 
 
 class SearchEngine(Protocol):
-    """Finds documents."""
+    """Interface of a search engine."""
 
     def search(self, queries: Sequence[Query], k: int) -> list[Result]:
-        """Return one result for each query, in order.
+        """Return the top `k` documents of each query, in the order of the queries.
 
         Raises:
-            EngineError: it cannot answer at all.
+            EngineError: The engine cannot answer any of the queries.
         """
 
 
 def full_text(document: Document) -> str:
-    """Title and text, as the engines read them."""
+    """Return the title and the text of a document on separate lines, as engines index it."""
     return f"{document.title}\n{document.text}" if document.title else document.text
 
 
 def check_k(k: int) -> None:
-    """Raise a `UserError` unless at least one document is asked for."""
+    """Raise `UserError` unless `k` is at least 1."""
     if k < 1:
-        raise UserError(f"{k} documents were asked for: ask for at least 1")
+        raise UserError(f"k, the number of documents per query, must be at least 1, got {k}")
 
 
 def split_contents(contents: str) -> tuple[str, str]:
-    r"""Title and text of `"Title"\ntext`, Search-R1's form; contents of another form are all text."""
-    first, line_end, rest = contents.partition("\n")
-    if line_end and len(first) >= 2 and first[0] == first[-1] == '"':
-        return first[1:-1], rest
+    r"""Split Search-R1's `"Title"\ntext` into (title, text); other contents are all text, without a title."""
+    first, newline, body = contents.partition("\n")
+    if newline and len(first) >= 2 and first[0] == first[-1] == '"':
+        return first[1:-1], body
     return "", contents

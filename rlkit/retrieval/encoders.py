@@ -1,4 +1,4 @@
-"""Encoders of sentence-transformers: load one, and embed texts with it."""
+"""Load sentence-transformers encoders and embed text with them."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ def load_encoder(name: str) -> SentenceTransformer:
     """Load an encoder by hub name, folder, or `bundled:all-minilm-l6-v2`.
 
     Raises:
-        UserError: sentence-transformers is not installed, or there is no such encoder.
+        UserError: sentence-transformers is not installed, or the encoder cannot be loaded.
     """
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError:
         raise UserError("encoders need sentence-transformers: pip install sentence-transformers") from None
+    # transformers draws a progress bar for the weights of each model that it loads.
     hide_weight_bars()
     path = encoder_path(name)
     try:
@@ -35,18 +36,20 @@ def load_encoder(name: str) -> SentenceTransformer:
 
 
 def encode(method: Callable, texts: Sequence[str], prefix: str | None) -> np.ndarray:
-    """Unit vectors of texts, (texts, dimensions) float32.
+    """Embed strings as unit vectors, float32 of shape (texts, dimensions).
 
     Args:
-        method: `encode_query` or `encode_document` of an encoder.
-        texts: one or more.
-        prefix: what stands before each text; None is what the encoder's own settings say.
+        method: The encoder's bound method `encode_query` or `encode_document`.
+        texts: Strings to embed, at least one.
+        prefix: Prefix of each string; None uses the prompt in the encoder's own settings.
 
     Raises:
-        EngineError: the encoder gives values that are not finite.
+        EngineError: The encoder returned NaN or infinite values.
     """
-    texts = [text.encode("utf-8", "replace").decode() for text in texts]  # tokenizers refuse half characters
+    # Tokenizers raise on lone surrogates, which a policy can generate.
+    texts = [text.encode("utf-8", "replace").decode() for text in texts]
+    # Unit vectors, so that an inner product is a cosine.
     vectors = method(texts, prompt=prefix, normalize_embeddings=True, show_progress_bar=False)
     if not np.isfinite(vectors).all():
-        raise EngineError("the encoder gave values that are not finite")
+        raise EngineError("the encoder returned NaN or infinite values")
     return np.asarray(vectors, np.float32)

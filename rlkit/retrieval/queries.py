@@ -1,4 +1,4 @@
-"""The judged queries of a collection as tasks of an environment."""
+"""Judged queries of a collection, which environments turn into tasks."""
 
 from __future__ import annotations
 
@@ -14,8 +14,14 @@ from rlkit.retrieval.documents import Document
 
 
 @dataclass(frozen=True)
-class Judged:
-    """One query: its id and text, and the grades of documents, of which one or more are above 0."""
+class JudgedQuery:
+    """A query and its relevance judgments.
+
+    Attributes:
+        id: Identifier of the query.
+        text: Text of the query.
+        grades: Grades by document id, at least one of them above 0.
+    """
 
     id: str
     text: str
@@ -23,46 +29,57 @@ class Judged:
 
     @property
     def ideal(self) -> list[int]:
-        """The grades above 0, highest first."""
+        """The grades above 0, highest first: the gains of an ideal ranking."""
         return sorted((grade for grade in self.grades.values() if grade > 0), reverse=True)
 
 
-def judged_queries(collection: Collection, split: str, n: int | None, seed: int) -> list[Judged]:
-    """The first `n` queries of a split in the order of a seed; those that nothing answers are left out.
+def judged_queries(collection: Collection, split: str, n: int | None, seed: int) -> list[JudgedQuery]:
+    """Return the first `n` queries of a split (None: all), shuffled by the seed.
+
+    Queries without a relevant document are skipped.
 
     Raises:
-        UserError: no such split, in general or of the collection.
+        UserError: The split is unknown, or the collection does not have it.
     """
     check_choice("split", split, SPLITS)
     judged = collection.judged(split)
     names = [name for name, grades in judged.items() if any(grade > 0 for grade in grades.values())]
+    # Sorting by a hash keeps the order of two queries when a collection gains or loses others.
     names.sort(key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest())
-    return [Judged(name, collection.queries[name], judged[name]) for name in names[:n]]
+    return [JudgedQuery(name, collection.queries[name], judged[name]) for name in names[:n]]
 
 
-def documents_of(collection: Collection, names: Iterable[str]) -> dict[str, Document]:
-    """Documents by the ids that are judged, by one pass through the collection; of passages the first."""
-    wanted = set(names)
-    found: dict[str, Document] = {}
-    for document in collection.documents() if wanted else ():
+def documents_by_id(collection: Collection, ids: Iterable[str]) -> dict[str, Document]:
+    """Return documents by their judged ids, read in one pass over the collection.
+
+    If the collection ranks passages, the first passage of each document is returned.
+    """
+    missing = set(ids)
+    documents: dict[str, Document] = {}
+    if not missing:
+        return documents
+    for document in collection.documents():
         name = collection.judged_id(document.id)
-        if name in wanted:
-            found.setdefault(name, replace(document, id=name))
-    return found
+        if name in missing:
+            missing.remove(name)
+            documents[name] = replace(document, id=name)
+    return documents
 
 
 def open_collection(name: str, folds: int | None, fold: int) -> Collection:
-    """A collection, with its queries dealt to folds where `folds` says so; raises UserError."""
+    """Load a collection by name, split into cross-validation folds if `folds` is given; raises UserError."""
     collection = load_collection(name)
     return collection if folds is None else collection.folds(folds, fold)
 
 
 def task_id(*content: str) -> str:
-    """An id that the content decides."""
+    """Return a task id of 16 hexadecimal digits, hashed from the content."""
     return hashlib.sha256("\x1f".join(content).encode()).hexdigest()[:16]
 
 
-def cut(text: str, words: int) -> str:
-    """A text of at most so many words, with a mark where it was longer."""
-    found = text.split()
-    return " ".join([*found[:words], "…"] if len(found) > words else found)
+def truncate_words(text: str, max_words: int) -> str:
+    """Return the first `max_words` words of a string, followed by "…" if it was longer."""
+    words = text.split()
+    if len(words) > max_words:
+        words = [*words[:max_words], "…"]
+    return " ".join(words)

@@ -1,4 +1,4 @@
-"""Read the rows of a data set, cells as they are written: from a file, or from the hub."""
+"""Read the rows of a dataset as they are stored, from a file or from the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
 
 
 def read_rows(dataset: str, config: str | None, split: str, revision: str | None) -> list[dict[str, Any]]:
-    """The rows of a file, or of a split of a data set on the hub (with its `config` and `revision`).
+    """Return the rows of a file, or of a split of a dataset on the Hub (with its `config` and `revision`).
 
     Raises:
-        UserError: there is no such file or data set, or it is not a table.
+        UserError: The file or dataset does not exist, or is not a table.
     """
     path = Path(dataset).expanduser()
     if path.suffix in SUFFIXES:
@@ -29,16 +29,20 @@ def read_rows(dataset: str, config: str | None, split: str, revision: str | None
 
 
 def read_file(path: Path, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """The rows of a file; where a row may hold whole articles, `columns` says what is kept of it.
+    """Return the rows of a JSONL, JSON, Parquet or CSV file.
+
+    Args:
+        path: Path of the file.
+        columns: Columns to keep, which saves memory if rows hold entire articles. None keeps all.
 
     Raises:
-        UserError: there is no such file, or it is not a table.
+        UserError: The file does not exist, or is not a table.
     """
     if not path.is_file():
         raise UserError(f"there is no file {path}")
     try:
         rows = _READERS[path.suffix](path, columns)
-    except (ValueError, OSError, csv.Error) as error:  # pyarrow's errors are among them
+    except (ValueError, OSError, csv.Error) as error:  # pyarrow's errors derive from ValueError and OSError
         raise UserError(f"{path} cannot be read: {error}") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise UserError(f"{path} is not a list of objects")
@@ -54,38 +58,50 @@ def read_hub(
     revision: str | None = None,
     columns: Sequence[str] | None = None,
 ) -> list[dict[str, Any]]:
-    """The rows of a split on the hub, `columns` as of a file; raises UserError where there is none."""
+    """Return the rows of a split on the Hub, with all columns or the given ones.
+
+    Raises:
+        UserError: The dataset or split does not exist.
+    """
     rows = open_hub(dataset, config, split, revision)
-    return rows.select_columns(_kept(rows.column_names, columns)).to_list()
+    return rows.select_columns(_available(columns, rows.column_names)).to_list()
 
 
 def open_hub(dataset: str, config: str | None, split: str, revision: str | None = None) -> datasets.Dataset:
-    """A split on the hub, read as it is gone through; raises UserError where there is none."""
+    """Open a split on the Hub as a memory-mapped dataset.
+
+    Raises:
+        UserError: The dataset or split does not exist.
+    """
     import datasets
 
     try:
         return datasets.load_dataset(dataset, config, split=split, revision=revision)
-    except Exception as error:  # the hub client raises many kinds; to the user they are one
-        raise _unknown(dataset, error) from error
+    except Exception as error:  # the Hub client raises many exception types
+        raise _load_error(dataset, error) from error
 
 
 def hub_splits(dataset: str, config: str | None) -> list[str]:
-    """The splits of a data set on the hub; raises UserError where there is none."""
+    """Return the names of a Hub dataset's splits.
+
+    Raises:
+        UserError: The dataset does not exist.
+    """
     import datasets
 
     try:
         return datasets.get_dataset_split_names(dataset, config)
     except Exception as error:
-        raise _unknown(dataset, error) from error
+        raise _load_error(dataset, error) from error
 
 
-def _unknown(dataset: str, error: Exception) -> UserError:
-    kinds = ", ".join(SUFFIXES)
-    return UserError(f"cannot load the data set {dataset!r} (or a file in {kinds}): {first_line(error)}")
+def _load_error(dataset: str, error: Exception) -> UserError:
+    suffixes = ", ".join(SUFFIXES)
+    return UserError(f"cannot load the dataset {dataset!r} (or a file in {suffixes}): {first_line(error)}")
 
 
-def _kept(names: Sequence[str], columns: Sequence[str] | None) -> list[str]:
-    """Those of the names that are wanted; all where none is, so that an error can tell of them."""
+def _available(columns: Sequence[str] | None, names: Sequence[str]) -> list[str]:
+    """Return the requested columns that exist, or all names if none does, so that an error can list them."""
     return [name for name in names if name in (columns or names)] or list(names)
 
 
@@ -99,7 +115,9 @@ def _read_jsonl(path: Path, columns: Sequence[str] | None) -> list[Any]:
                 row = json.loads(line)
             except ValueError as error:
                 raise ValueError(f"line {number}: {error}") from error
-            rows.append({n: row[n] for n in _kept(list(row), columns)} if isinstance(row, dict) else row)
+            if isinstance(row, dict):
+                row = {name: row[name] for name in _available(columns, list(row))}
+            rows.append(row)
     return rows
 
 
@@ -116,7 +134,7 @@ def _read_parquet(path: Path, columns: Sequence[str] | None) -> list[Any]:
     import pyarrow.parquet
 
     names = pyarrow.parquet.read_schema(path).names
-    return pyarrow.parquet.read_table(path, columns=_kept(names, columns)).to_pylist()
+    return pyarrow.parquet.read_table(path, columns=_available(columns, names)).to_pylist()
 
 
 _READERS = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet}

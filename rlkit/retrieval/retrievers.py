@@ -1,7 +1,7 @@
-"""Retrievers over a collection: the search engines of `rlkit.retrieval.engines`, indexed on first use.
+"""Retrievers: search engines over a judged collection, whose index is built on first use and cached.
 
-By name: "bm25"; "dense:MODEL" with any sentence-transformers model; "hybrid:MODEL", which fuses the two by
-reciprocal rank; the folder of an index; or the URL of a server of Search-R1's protocol.
+A retriever is named "bm25"; "dense:MODEL" with any sentence-transformers model; "hybrid:MODEL", which fuses
+the two by reciprocal rank; the folder of an index; or the URL of a server that speaks Search-R1's protocol.
 """
 
 from __future__ import annotations
@@ -12,37 +12,43 @@ from pathlib import Path
 from typing import Any
 
 from rlkit.errors import UserError
-from rlkit.retrieval.cache import cached, collection_digest
+from rlkit.retrieval.cache import collection_digest, locked_cache_path
 from rlkit.retrieval.collections.base import Collection
 from rlkit.retrieval.documents import Document, EngineError, Query, Result, SearchEngine
 from rlkit.retrieval.engines.hybrid import Hybrid
 from rlkit.retrieval.engines.index import build_index, open_index
 from rlkit.retrieval.engines.open import open_engine
 
-PASSAGES = 10  # asked for, for a document
+PASSAGES_PER_DOCUMENT = 10  # retrieved for each document, since several passages may belong to one document
 
 
 def open_retriever(name: str, collection: Collection) -> SearchEngine:
-    """Open a retriever over a collection; raises UserError where it cannot be."""
+    """Open a retriever by name over a collection, building its index if the cache does not have it.
+
+    Raises:
+        UserError: The retriever is unknown, or its index or model cannot be opened.
+    """
     kind, _, model = name.partition(":")
+    # A folder or a server has its own index. Its ids must be those of the collection.
     if name.startswith(("http://", "https://")) or Path(name).expanduser().is_dir():
         return open_engine(name, None, {})
     if name == "bm25":
-        return open_index(index_of(collection, "bm25"))
+        return open_index(cached_index(collection, "bm25"))
     if kind not in ("dense", "hybrid") or not model:
         raise UserError(
-            f"there is no retriever {name!r}: take bm25, dense:MODEL, hybrid:MODEL, a folder or a URL"
+            f"there is no retriever {name!r}; use bm25, dense:MODEL, hybrid:MODEL, an index folder or a URL"
         )
-    dense = open_index(index_of(collection, "dense", model=model))
+    dense = open_index(cached_index(collection, "dense", model=model))
     if kind == "dense":
         return dense
-    return Hybrid([open_index(index_of(collection, "bm25")), dense])
+    return Hybrid([open_index(cached_index(collection, "bm25")), dense])
 
 
-def index_of(collection: Collection, engine: str, **settings: Any) -> Path:
-    """A collection's index in the cache; the first process that asks builds it, others wait."""
+def cached_index(collection: Collection, engine: str, **settings: Any) -> Path:
+    """Return the cached index folder of a collection; the first process builds it while others wait."""
+    # Sorted: the order of keyword arguments must not change the key.
     digest = collection_digest(collection, engine, sorted(settings.items()))
-    with cached(f"ranking-{digest}-{engine}") as folder:
+    with locked_cache_path(f"ranking-{digest}-{engine}") as folder:
         if not folder.exists():
             build_index(collection.documents(), folder, engine, **settings)
         return folder
@@ -51,41 +57,45 @@ def index_of(collection: Collection, engine: str, **settings: Any) -> Path:
 def retrieve(
     engine: SearchEngine, collection: Collection, queries: Mapping[str, str], k: int
 ) -> dict[str, list[str]]:
-    """Rankings of at most `k` ids, best first, by query; what is excluded is not among them.
+    """Return a ranking of at most `k` judged ids per query, best first, without excluded documents.
 
     Raises:
-        EngineError: the engine cannot answer one of them.
+        EngineError: The search failed for one of the queries.
     """
-    results = engine.search([Query(text) for text in queries.values()], how_many(collection, k))
-    found = {}
+    results = engine.search([Query(text) for text in queries.values()], search_depth(collection, k))
+    rankings = {}
     for name, result in zip(queries, results, strict=True):
         if result.error is not None:
             raise EngineError(result.error)
-        found[name] = [document.id for document in ranked(collection, name, result, k)]
-    return found
+        rankings[name] = [document.id for document in top_documents(collection, name, result, k)]
+    return rankings
 
 
-def how_many(collection: Collection, k: int) -> int:
-    """Documents to ask an engine for, so that `k` are left of them (of passages, most of the time)."""
-    excluded = max(map(len, collection.excluded.values()), default=0)
-    return (k if collection.document_of is None else PASSAGES * k) + excluded + collection.drop_query_id
+def search_depth(collection: Collection, k: int) -> int:
+    """Return how many documents to retrieve so that `k` remain after exclusions.
 
-
-def ranked(collection: Collection, query: str, result: Result, k: int) -> list[Document]:
-    """The first `k` documents of a result that are not excluded, under the ids that are judged.
-
-    Of passages each document has its first one: the others are left out (MaxP).
+    If passages are ranked, `k` documents remain in most cases only: one document may have many passages.
     """
-    out = left_out(collection, query)
-    found: dict[str, Document] = {}
+    max_excluded = max(map(len, collection.excluded.values()), default=0)
+    depth = k if collection.document_of is None else PASSAGES_PER_DOCUMENT * k
+    return depth + max_excluded + collection.drop_query_id
+
+
+def top_documents(collection: Collection, query: str, result: Result, k: int) -> list[Document]:
+    """Return the first `k` documents of a result, without excluded ones, under the ids that are judged.
+
+    A document that is ranked by its passages takes the rank of its best one (MaxP); its others are dropped.
+    """
+    excluded = excluded_ids(collection, query)
+    documents: dict[str, Document] = {}
     for document in result.documents:
         name = collection.judged_id(document.id)
-        if name not in out and name not in found:
-            found[name] = replace(document, id=name)
-    return list(found.values())[:k]
+        if name not in excluded and name not in documents:
+            documents[name] = replace(document, id=name)
+    return list(documents.values())[:k]
 
 
-def left_out(collection: Collection, query: str) -> frozenset[str]:
-    """Documents that are taken out of a query's ranking."""
-    own = {query} if collection.drop_query_id else set()
-    return collection.excluded.get(query, frozenset()) | own
+def excluded_ids(collection: Collection, query: str) -> frozenset[str]:
+    """Return the ids of the documents that are removed from a query's ranking."""
+    excluded = collection.excluded.get(query, frozenset())
+    return excluded | {query} if collection.drop_query_id else excluded

@@ -1,14 +1,17 @@
-"""An index as a server of Search-R1's protocol, `POST /retrieve` (`rlkit serve-search`).
+"""HTTP server of Search-R1's retrieval protocol, `POST /retrieve` (`rlkit serve-search`).
 
-A request and its reply (`search_r1/search/retrieval_server.py`)::
+A request and its response (`search_r1/search/retrieval_server.py`)::
 
     {"queries": ["who wrote it"], "topk": 3, "return_scores": true}
     {"result": [[{"document": {"id": "7", "contents": "\\"Title\\"\\nText"}, "score": 12.5}]]}
 
-Everything is bounded: bytes, queries, their length, documents, seconds, and how many requests wait. Whatever
-is wrong with a request is said in one sentence, and the server lives on.
+Everything a client can send is limited: the size of the body, the number and length of the queries, the
+number of documents, the seconds, and the number of waiting requests. A bad request gets a one-line error and
+never stops the server.
 """
 
+# No `from __future__ import annotations` here: FastAPI evaluates the annotations of its handlers at run time,
+# and would not find `Request`, which `make_app` imports.
 import asyncio
 import hmac
 import json
@@ -18,7 +21,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rlkit.retrieval.collections.corpus import read_world
+from rlkit.retrieval.collections.corpus import parse_world
 from rlkit.retrieval.documents import Document, EngineError, Query, Result, SearchEngine
 from rlkit.retrieval.engines.index import open_index
 from rlkit.retrieval.engines.open import open_engine
@@ -31,29 +34,29 @@ FIELDS = ("queries", "topk", "return_scores")
 
 @dataclass(frozen=True)
 class RequestLimits:
-    """What a request may be.
+    """Limits of the server on requests.
 
     Attributes:
-        body: bytes.
-        queries: of one request.
-        characters: of one query.
-        topk: documents of one query.
-        seconds: until a request is given up.
-        waiting: requests that wait; one more is told to come back.
-        threads: requests that are searched for at a time.
+        max_body_bytes: Maximum size of a request's body.
+        max_queries: Maximum number of queries in a request.
+        max_query_characters: Maximum length of a query.
+        max_topk: Maximum number of documents per query.
+        timeout_seconds: Seconds to receive a request, and again to search for it.
+        max_waiting: Maximum number of requests in progress or in the queue; the next one gets a 503.
+        num_threads: Number of requests that are searched for concurrently.
     """
 
-    body: int = 1_000_000
-    queries: int = 512
-    characters: int = 4000
-    topk: int = 100
-    seconds: float = 30.0
-    waiting: int = 1024
-    threads: int = 2
+    max_body_bytes: int = 1_000_000
+    max_queries: int = 512
+    max_query_characters: int = 4000
+    max_topk: int = 100
+    timeout_seconds: float = 30.0
+    max_waiting: int = 1024
+    num_threads: int = 2
 
 
 class RequestError(Exception):
-    """A request that is not answered, with the HTTP status and a sentence that says why."""
+    """A request that cannot be answered, with its HTTP status and a one-line reason."""
 
     def __init__(self, status: int, reason: str):
         super().__init__(reason)
@@ -63,20 +66,20 @@ class RequestError(Exception):
 def make_app(
     engine: SearchEngine, *, topk: int = 3, api_key: str | None = None, limits: RequestLimits | None = None
 ) -> "FastAPI":
-    """Make the server's application (FastAPI).
+    """Build the FastAPI application of the server.
 
     Args:
-        engine: finds the documents, in several threads at a time.
-        topk: documents of a query where a request does not say.
-        api_key: what a request must bring as `Authorization: Bearer KEY`; None: nothing.
-        limits: what a request may be.
+        engine: Search engine; it is called from several threads at once.
+        topk: Number of documents per query if the request does not set it.
+        api_key: Key that requests must send as `Authorization: Bearer KEY`; None disables authentication.
+        limits: Limits on requests.
     """
     from fastapi import FastAPI, Request
     from fastapi.responses import JSONResponse
 
     limits = limits or RequestLimits()
-    pool = ThreadPoolExecutor(limits.threads)
-    waiting = 0
+    pool = ThreadPoolExecutor(limits.num_threads)
+    num_waiting = 0
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -86,127 +89,139 @@ def make_app(
     app = FastAPI(title="rlkit search", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
 
     @app.exception_handler(RequestError)
-    async def refuse(request: Request, error: RequestError) -> JSONResponse:
+    async def send_error(request: Request, error: RequestError) -> JSONResponse:
         headers = {"Retry-After": "1"} if error.status == 503 else None
         return JSONResponse({"error": error.reason}, error.status, headers)
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
-        status: dict[str, Any] = {"status": "ok", "waiting": waiting}
+        status: dict[str, Any] = {"status": "ok", "waiting": num_waiting}
         documents = getattr(engine, "documents", None)
         return status if documents is None else status | {"documents": len(documents)}
 
     @app.post("/retrieve")
     async def retrieve(request: Request) -> JSONResponse:
-        nonlocal waiting
+        nonlocal num_waiting
+        # The key first: a request without one must not cost memory.
         check_key(request.headers.get("authorization", ""), api_key)
         body = await read_body(request, limits)
-        asked = read_request(body, topk, limits)
-        if waiting >= limits.waiting:
-            raise RequestError(503, f"{waiting} requests are waiting: come back later")
-        waiting += 1
+        search_request = parse_request(body, topk, limits)
+        if num_waiting >= limits.max_waiting:
+            raise RequestError(503, f"the server is busy with {num_waiting} requests: retry later")
+        num_waiting += 1
         try:
+            queries = [Query(text) for text in search_request.queries]
             search = asyncio.get_running_loop().run_in_executor(
-                pool, engine.search, [Query(text) for text in asked.queries], asked.topk
+                pool, engine.search, queries, search_request.topk
             )
-            results = await asyncio.wait_for(search, limits.seconds)
+            # A thread cannot be interrupted: after a timeout, the search still runs to its end.
+            results = await asyncio.wait_for(search, limits.timeout_seconds)
         except TimeoutError:
-            raise RequestError(504, f"the search took more than {limits.seconds:g} seconds") from None
+            reason = f"the search took more than {limits.timeout_seconds:g} seconds"
+            raise RequestError(504, reason) from None
         except EngineError as error:
             raise RequestError(502, f"the search failed: {error}") from error
         finally:
-            waiting -= 1
-        return JSONResponse({"result": [write_result(result, asked.scores) for result in results]})
+            num_waiting -= 1
+        return JSONResponse(
+            {"result": [format_result(result, search_request.return_scores) for result in results]}
+        )
 
     return app
 
 
 @dataclass(frozen=True)
 class RetrieveRequest:
-    """A request that was read."""
+    """The validated fields of a `/retrieve` request."""
 
     queries: list[str]
     topk: int
-    scores: bool
+    return_scores: bool
 
 
 def check_key(authorization: str, api_key: str | None) -> None:
-    """Raise RequestError where a key is needed and another one, or none, was given."""
+    """Raise RequestError (401) if a key is required and the Authorization header does not carry it."""
+    # compare_digest takes constant time, so response times do not reveal the key.
     if api_key is not None and not hmac.compare_digest(authorization.encode(), f"Bearer {api_key}".encode()):
-        raise RequestError(401, "an API key is needed: send the header Authorization: Bearer KEY")
+        raise RequestError(401, "an API key is required: send the header Authorization: Bearer KEY")
 
 
 async def read_body(request: "Request", limits: RequestLimits) -> bytes:
-    """The body of a request; raises RequestError where it is too large or does not come."""
-    parts, size = [], 0
+    """Return the body of a request; raises RequestError if it is too large (413) or too slow (408)."""
+    # Read as a stream: `await request.body()` would hold a body of any size in memory before it is rejected.
+    chunks, num_bytes = [], 0
     try:
-        async with asyncio.timeout(limits.seconds):
-            async for part in request.stream():
-                size += len(part)
-                if size > limits.body:
-                    reason = f"the request is larger than {limits.body:,} bytes: ask fewer queries at a time"
+        async with asyncio.timeout(limits.timeout_seconds):
+            async for chunk in request.stream():
+                num_bytes += len(chunk)
+                if num_bytes > limits.max_body_bytes:
+                    reason = f"the request is larger than {limits.max_body_bytes:,} bytes: send fewer queries"
                     raise RequestError(413, reason)
-                parts.append(part)
+                chunks.append(chunk)
     except TimeoutError:
-        raise RequestError(408, f"the request did not come within {limits.seconds:g} seconds") from None
-    return b"".join(parts)
+        reason = f"the request did not arrive within {limits.timeout_seconds:g} seconds"
+        raise RequestError(408, reason) from None
+    return b"".join(chunks)
 
 
-def read_request(body: bytes, topk: int, limits: RequestLimits) -> RetrieveRequest:
-    """Read a request, whose `topk` may be null or 0 for the server's own.
+def parse_request(body: bytes, topk: int, limits: RequestLimits) -> RetrieveRequest:
+    """Parse and validate the body of a request. A `topk` that is null, 0 or missing is the server's default.
 
     Raises:
-        RequestError: it is wrong in some way, which is said.
+        RequestError: The body is not a valid request (400), or exceeds a limit (413).
     """
     try:
         data = json.loads(body)
+    # json.loads raises RecursionError for deeply nested brackets.
     except (ValueError, RecursionError):
-        raise RequestError(400, "the body is no JSON") from None
+        raise RequestError(400, "the body is not valid JSON") from None
     if not isinstance(data, dict):
-        raise RequestError(400, "the body must be an object with the field queries")
+        raise RequestError(400, "the body must be a JSON object with the field queries")
     if unknown := [name for name in data if name not in FIELDS]:
-        raise RequestError(400, f"unknown field {unknown[0][:40]!r}: there are {', '.join(FIELDS)}")
-    queries, scores = data.get("queries"), data.get("return_scores", False)
+        raise RequestError(400, f"unknown field {unknown[0][:40]!r}: the fields are {', '.join(FIELDS)}")
+    queries, return_scores = data.get("queries"), data.get("return_scores", False)
     if not isinstance(queries, list) or not all(isinstance(query, str) for query in queries):
-        raise RequestError(400, "queries must be a list of texts")
-    if len(queries) > limits.queries:
-        raise RequestError(413, f"{len(queries)} queries: at most {limits.queries} at a time")
-    if any(len(query) > limits.characters for query in queries):
-        raise RequestError(413, f"a query is longer than {limits.characters} characters")
+        raise RequestError(400, "queries must be a list of strings")
+    if len(queries) > limits.max_queries:
+        raise RequestError(413, f"the request has {len(queries)} queries: send at most {limits.max_queries}")
+    if any(len(query) > limits.max_query_characters for query in queries):
+        raise RequestError(413, f"a query is longer than {limits.max_query_characters} characters")
+    # UTF-8 cannot encode a lone surrogate, so engines and tokenizers would fail on it.
     if any("\ud800" <= character <= "\udfff" for query in queries for character in query):
-        raise RequestError(400, "a query holds half of a surrogate pair: was it cut within a character?")
-    if not isinstance(scores, bool):
+        raise RequestError(400, "a query contains a lone surrogate; was it cut inside a character?")
+    if not isinstance(return_scores, bool):
         raise RequestError(400, "return_scores must be true or false")
-    wanted = data.get("topk")
-    if wanted is not None and (isinstance(wanted, bool) or not isinstance(wanted, int)):
-        raise RequestError(400, "topk must be a whole number or null")
-    wanted = wanted or topk
-    if not 1 <= wanted <= limits.topk:
-        raise RequestError(400, f"topk is {wanted}: it must be from 1 to {limits.topk}")
-    return RetrieveRequest(queries, wanted, scores)
+    num_documents = data.get("topk")
+    # In Python, True is an int.
+    if num_documents is not None and (isinstance(num_documents, bool) or not isinstance(num_documents, int)):
+        raise RequestError(400, "topk must be an integer or null")
+    num_documents = num_documents or topk
+    if not 1 <= num_documents <= limits.max_topk:
+        raise RequestError(400, f"topk must be from 1 to {limits.max_topk}, got {num_documents}")
+    return RetrieveRequest(queries, num_documents, return_scores)
 
 
-def write_result(result: Result, scores: bool) -> list[Any]:
-    """The documents of one query in the words of the protocol.
+def format_result(result: Result, return_scores: bool) -> list[Any]:
+    """Return the documents of one query in the format of the protocol.
 
     Raises:
-        RequestError: the search of this query failed, which is no empty result.
+        RequestError: The search of this query failed (502); an empty list would hide that.
     """
     if result.error is not None:
         raise RequestError(502, f"the search failed: {result.error}")
-    documents = [{"id": one.id, "contents": contents(one)} for one in result.documents]
-    if not scores:
+    documents = [{"id": document.id, "contents": format_contents(document)} for document in result.documents]
+    if not return_scores:
         return documents
-    points = result.scores or (0.0,) * len(documents)
-    return [{"document": d, "score": score} for d, score in zip(documents, points, strict=True)]
+    scores = result.scores or (0.0,) * len(documents)
+    return [{"document": d, "score": score} for d, score in zip(documents, scores, strict=True)]
 
 
-def contents(document: Document) -> str:
-    """Title in quotes and text, a line each; the text alone where there is no title."""
+def format_contents(document: Document) -> str:
+    """Return the quoted title and the text on separate lines, or the text alone if the title is empty."""
     return f'"{document.title}"\n{document.text}' if document.title else document.text
 
 
-def open_served(index: str) -> SearchEngine:
-    """Open the folder of an index, or BM25 over a generated world."""
-    world = read_world(index)
+def open_served_engine(index: str) -> SearchEngine:
+    """Open an index folder, or BM25 over the generated world `world:SIZE:SEED`."""
+    world = parse_world(index)
     return open_index(index) if world is None else open_engine("bm25", world, {})

@@ -1,7 +1,7 @@
-"""The documents of an index on disk.
+"""On-disk store of an index's documents.
 
-`documents.arrow` holds the columns id, title and text; it is memory-mapped and read by row number, so that a
-collection of any size opens at once and processes share its pages. `index.json` beside it says what it is::
+`documents.arrow` has the columns id, title and text. It is memory-mapped and read by row number, so a
+collection of any size opens at once and processes share its pages. `index.json` next to it describes it::
 
     {"format": 1, "documents": 1400, "fingerprint": "5a…", "source": […], "engine": "bm25", "settings": {…}}
 """
@@ -22,21 +22,22 @@ from rlkit.retrieval.documents import Document
 FORMAT = 1
 HEADER = "index.json"
 TABLE = "documents.arrow"
-BATCH = 4096  # rows of a record batch; all but the last are full, so that a row's batch is known
+BATCH = 4096  # rows of a record batch; all but the last one are full, so divmod finds the batch of a row
 
+# (items, description, total) -> the same items: the signature of `rich.progress.track`.
 Progress = Callable[[Iterable, str, int | None], Iterable]
 
 
-def silent(items: Iterable, name: str, total: int | None) -> Iterable:
-    """Show no progress; what shows it takes and returns the same: `rich.progress.track`, for example."""
+def no_progress(items: Iterable, description: str, total: int | None) -> Iterable:
+    """Return the items unchanged: a `Progress` that displays nothing."""
     return items
 
 
 class DocumentStore:
-    """The documents of a folder by row number, not held in memory.
+    """Documents of an index folder by row number, read from a memory-mapped file.
 
     Raises:
-        UserError: the folder has no documents that can be read.
+        UserError: The folder has no documents, or they are damaged.
     """
 
     def __init__(self, folder: str | Path):
@@ -48,19 +49,19 @@ class DocumentStore:
             reader = pyarrow.ipc.open_file(pyarrow.memory_map(str(folder / TABLE)))
             batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
         except (OSError, pyarrow.ArrowException) as error:
-            raise damaged(folder, TABLE) from error
+            raise damaged_index(folder, TABLE) from error
         self._columns = [batch.columns for batch in batches]
-        self._rows = sum(batch.num_rows for batch in batches)
-        if self._rows != header["documents"]:
-            raise damaged(folder, TABLE)
+        self._num_rows = sum(batch.num_rows for batch in batches)
+        if self._num_rows != header["documents"]:
+            raise damaged_index(folder, TABLE)
         self.fingerprint: str = header["fingerprint"]
 
     def __len__(self) -> int:
-        return self._rows
+        return self._num_rows
 
     def __getitem__(self, row: int) -> Document:
-        """One document; a negative row is an IndexError, never a document from the end."""
-        if not 0 <= row < self._rows:
+        """Return the document of a row. A negative row raises IndexError: FAISS returns -1 for no hit."""
+        if not 0 <= row < self._num_rows:
             raise IndexError(row)
         batch, i = divmod(int(row), BATCH)
         return Document(*(column[i].as_py() for column in self._columns[batch]))
@@ -70,50 +71,59 @@ class DocumentStore:
             yield from map(Document, *(column.to_pylist() for column in columns))
 
 
-def damaged(folder: Path, part: str) -> UserError:
-    """The error of an index that has lost a part."""
-    return UserError(f"{folder / part} is missing or damaged: build the index again (`rlkit index`)")
+def damaged_index(folder: Path, name: str) -> UserError:
+    """Return the error for an index folder in which the file or folder `name` is missing or damaged."""
+    return UserError(
+        f"{folder / name} is missing or damaged: rebuild the index with `rlkit index --overwrite`"
+    )
 
 
 def read_header(folder: Path) -> dict[str, Any]:
-    """Read `index.json`.
+    """Return the content of `index.json`.
 
     Raises:
-        UserError: there is none, it is broken or of another format.
+        UserError: The file is missing or damaged, or has another format version.
     """
     try:
         header = json.loads((folder / HEADER).read_text(encoding="utf-8"))
         version, _, _ = header["format"], header["documents"], header["fingerprint"]
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{folder} is no index: build one with `rlkit index`") from None
+        raise UserError(f"{folder} is not an index: build one with `rlkit index`") from None
     except (ValueError, TypeError, KeyError):
-        raise damaged(folder, HEADER) from None
+        raise damaged_index(folder, HEADER) from None
     if version != FORMAT:
-        raise UserError(f"{folder} has format {version}, this rlkit reads {FORMAT}: build the index again")
+        raise UserError(
+            f"{folder} has index format {version}, but this version of rlkit reads format {FORMAT}: "
+            "rebuild the index"
+        )
     return header
 
 
 def write_documents(folder: Path, documents: Iterable[Document], source: list[Any] | None) -> None:
-    """Write the documents, then the header with their number, their fingerprint and where they are from.
+    """Write the documents, then a header with their number, fingerprint and source.
+
+    The header is removed first and written last, so an interrupted write leaves nothing that opens.
 
     Raises:
-        UserError: there are none, or ids repeat.
+        UserError: There are no documents, or ids repeat.
     """
     import pyarrow
 
     (folder / HEADER).unlink(missing_ok=True)
+    # The offsets of `large_string` have 64 bits; those of `string` would limit a batch to 2 GiB of text.
     schema = pyarrow.schema([(name, pyarrow.large_string()) for name in ("id", "title", "text")])
-    remaining, digest, rows = iter(documents), hashlib.sha256(), 0
+    remaining, digest, num_rows = iter(documents), hashlib.sha256(), 0
     with pyarrow.OSFile(str(folder / TABLE), "wb") as file, pyarrow.ipc.new_file(file, schema) as writer:
         while batch := [(d.id, d.title, d.text) for d in islice(remaining, BATCH)]:
             columns = [pyarrow.array(column, pyarrow.large_string()) for column in zip(*batch, strict=True)]
             writer.write_batch(pyarrow.record_batch(columns, schema=schema))
             digest.update("".join(f"{json.dumps(row)}\n" for row in batch).encode())
-            rows += len(batch)
-    if not rows:
+            num_rows += len(batch)
+    if not num_rows:
         raise UserError("there are no documents to index")
+    # Counted by Arrow in the file: a Python set of all ids would need several times their memory.
     ids = pyarrow.ipc.open_file(pyarrow.memory_map(str(folder / TABLE))).read_all()["id"]
-    if repeated := rows - len(ids.unique()):
-        raise UserError(f"{repeated} of {rows} documents have the id of another one: make the ids differ")
-    header = {"format": FORMAT, "documents": rows, "fingerprint": digest.hexdigest(), "source": source}
+    if duplicates := num_rows - len(ids.unique()):
+        raise UserError(f"{duplicates} of {num_rows} documents have a duplicate id: make the ids unique")
+    header = {"format": FORMAT, "documents": num_rows, "fingerprint": digest.hexdigest(), "source": source}
     write_json(folder / HEADER, header)

@@ -1,1 +1,1 @@
-"""A run on disk and over time: its directory, checkpoints, records, guards, launch and preemption."""
+"""The life of a run: its directory, checkpoints, rollout records, guards, launch and preemption."""

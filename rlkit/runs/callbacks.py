@@ -1,4 +1,4 @@
-"""What a run shows and writes while it trains: the progress bar and the lines of metrics.jsonl."""
+"""Trainer callbacks of a run: metrics, progress bar and evaluation during training."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from rlkit.runs.directory import RunDirectory
 if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
-PLAIN_SECONDS = 30  # between lines where the output is not a terminal
+SECONDS_BETWEEN_LINES = 30  # if the output is not a terminal
 
 
 class MetricsCallback(TrainerCallback):
-    """Appends what the trainer logs to the run's metrics."""
+    """Append the trainer's logs to `metrics.jsonl`."""
 
-    def __init__(self, run: RunDirectory):
-        self.run = run
+    def __init__(self, run_dir: RunDirectory):
+        self.run_dir = run_dir
 
     def on_log(
         self,
@@ -32,29 +32,29 @@ class MetricsCallback(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: object,
     ) -> None:
-        """Write one line, on the main process."""
+        """Append one line, on the main process only."""
         if state.is_world_process_zero and logs:
-            self.run.log(state.global_step, logs)
+            self.run_dir.log(state.global_step, logs)
 
 
 class ProgressCallback(TrainerCallback):
-    """A bar with the numbers people watch and the time that is left; plain lines without a terminal.
+    """Show a progress bar with the main metrics and the ETA, or plain lines if there is no terminal.
 
     Args:
-        columns: what to show: a label, and the metric's name or a function of the logs.
+        columns: metrics to show. Maps the label of each to its name in the logs.
     """
 
     def __init__(self, columns: dict[str, str]):
         self.columns = columns
         self.progress: Progress | None = None
-        self.shown = 0.0
-        self.started = 0.0
+        self.last_line_time = 0.0
+        self.start_time = 0.0
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        """Start the bar."""
-        self.started = time.monotonic()
+        """Start the bar on the main process."""
+        self.start_time = time.monotonic()
         self.first_step = state.global_step
         if not state.is_world_process_zero:
             return
@@ -80,56 +80,66 @@ class ProgressCallback(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: object,
     ) -> None:
-        """Show the newest numbers."""
+        """Update the bar, or print a line if the last one is old enough."""
         if self.progress is None or not logs:
             return
-        numbers = [
+        values = [
             f"{label} {logs[key]:.3g}" for label, key in self.columns.items() if logs.get(key) is not None
         ]
-        if not numbers:
+        if not values:
             return
-        text = "  ".join(numbers)
+        numbers = "  ".join(values)
         if self.progress.console.is_terminal:
-            self.progress.update(self.task, completed=state.global_step, numbers=text)
-        elif time.monotonic() - self.shown > PLAIN_SECONDS or state.global_step == state.max_steps:
-            self.shown = time.monotonic()
-            print(f"step {state.global_step}/{state.max_steps}  {text}  ETA {self._eta(state)}", flush=True)
+            self.progress.update(self.task, completed=state.global_step, numbers=numbers)
+            return
+        is_due = time.monotonic() - self.last_line_time > SECONDS_BETWEEN_LINES
+        if is_due or state.global_step == state.max_steps:
+            self.last_line_time = time.monotonic()
+            print(
+                f"step {state.global_step}/{state.max_steps}  {numbers}  ETA {self._eta(state)}", flush=True
+            )
 
     def _eta(self, state: TrainerState) -> str:
-        done = state.global_step - self.first_step
-        left = (time.monotonic() - self.started) / max(done, 1) * (state.max_steps - state.global_step)
-        return f"{int(left // 60)}:{int(left % 60):02d}"
+        """Return the estimated remaining time as minutes:seconds."""
+        # Only steps of this process count: a resumed run starts at `first_step`.
+        num_steps = max(state.global_step - self.first_step, 1)
+        seconds_per_step = (time.monotonic() - self.start_time) / num_steps
+        remaining = seconds_per_step * (state.max_steps - state.global_step)
+        return f"{int(remaining // 60)}:{int(remaining % 60):02d}"
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        """Leave the bar as it stands."""
+        """Stop the bar; it stays visible."""
         if self.progress is not None:
             self.progress.stop()
 
 
 class Finished(Exception):  # noqa: N818
-    """A run has nothing left to do; its last checkpoint is loaded."""
+    """The resumed checkpoint is from the last step, so there is nothing left to train."""
 
 
 class FinishedCallback(TrainerCallback):
-    """Ends a resumed run that had reached its last step: transformers would make one step more."""
+    """End a resumed run whose checkpoint is from the last step; transformers would train one more step."""
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        """Raise `Finished`."""
+        """Raise `Finished` if the last step was already reached."""
         if state.global_step >= state.max_steps:
             raise Finished
 
 
 class EvaluateCallback(TrainerCallback):
-    """Calls `evaluate("step-N")` every `steps` steps, on all ranks.
+    """Call `evaluate("step-N")` every `steps` steps, on all ranks.
 
-    A run that is about to leave its machine puts that off until it goes on.
+    A preempted run postpones an evaluation that is due until it is resumed.
 
     Args:
-        evaluated: whether that was done already, by name.
+        evaluate: function that runs an evaluation, given its name.
+        steps: number of optimizer steps between evaluations.
+        evaluated: function that returns whether the evaluation of a name exists already. Only the main
+            process's result counts, since the files may not be visible to other ranks.
     """
 
     def __init__(self, evaluate: Callable[[str], None], steps: int, evaluated: Callable[[str], bool]):
@@ -140,14 +150,15 @@ class EvaluateCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        """Make up for what was put off."""
+        """Run the evaluation that the run postponed when it was preempted, if any."""
+        # Evaluating takes all ranks, so they must agree on whether the file exists.
         if state.global_step and not gather_object([self.evaluated(f"step-{state.global_step}")])[0]:
             self.on_step_end(args, state, control)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        """Evaluate between steps; the last step is evaluated as `after`."""
-        last = state.global_step >= state.max_steps or control.should_training_stop
-        if state.global_step % self.steps == 0 and not last:
+        """Evaluate if it is due. The last step is left to the evaluation `after`."""
+        is_last = state.global_step >= state.max_steps or control.should_training_stop
+        if state.global_step % self.steps == 0 and not is_last:
             self.evaluate(f"step-{state.global_step}")

@@ -1,7 +1,8 @@
-"""Whether a checkpoint was written completely, and whether it belongs to this run.
+"""Seal checkpoints and verify them: whether one is complete, and whether it belongs to this run.
 
-A checkpoint is sealed last, by a manifest with the size of each of its files; older ones are deleted only
-after that. So whenever the power fails, one complete checkpoint is left, and one that was cut short is known.
+The last file written to a checkpoint is a manifest with the sizes of all its files, and older checkpoints are
+deleted only after that. Whenever the power fails, there is still one complete checkpoint, and an incomplete
+one can be recognized.
 """
 
 from __future__ import annotations
@@ -21,56 +22,69 @@ MANIFEST = "rlkit.json"
 
 
 def seal(folder: Path, step: int, identity: Mapping[str, Any]) -> None:
-    """Declare a checkpoint whole: everything is on the disk before the manifest says so."""
-    # A checkpoint that is written again is incomplete until its new manifest is there.
+    """Mark a checkpoint as complete: flush its files to disk, then write the manifest.
+
+    Args:
+        folder: folder of the checkpoint.
+        step: optimizer step of the checkpoint.
+        identity: config that a run must share to resume from it.
+    """
+    # A checkpoint that is being overwritten must not look complete because of its old manifest.
     (folder / MANIFEST).unlink(missing_ok=True)
+    # Without fsync, a file system may write the small manifest to disk before the large weights.
     paths = sorted(folder.rglob("*"))
     for path in (*paths, folder):
         sync(path)
     sizes = {str(path.relative_to(folder)): path.stat().st_size for path in paths if path.is_file()}
     text = json.dumps({"step": step, "identity": dict(identity), "files": sizes}, indent=1)
     atomic_write(folder / MANIFEST, text)
-    sync(folder.parent)
+    sync(folder.parent)  # otherwise the entry of a new folder may be lost
     logger.debug("checkpoint sealed: %s", folder)
 
 
-def manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a whole checkpoint; raises ValueError saying what is missing."""
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Return the manifest of a complete checkpoint.
+
+    Raises:
+        ValueError: the checkpoint is incomplete; the message says what is missing.
+    """
     try:
-        found = json.loads((folder / MANIFEST).read_text())
-        files = dict(found["files"])
+        manifest = json.loads((folder / MANIFEST).read_text())
+        sizes = dict(manifest["files"])
     except (OSError, ValueError, KeyError, TypeError):
-        raise ValueError("it was not finished") from None
-    for name, size in files.items():
+        raise ValueError(f"it has no valid {MANIFEST}, which is written last") from None
+    for name, size in sizes.items():
         path = folder / name
-        actual = path.stat().st_size if path.is_file() else None
-        if actual != size:
-            raise ValueError(
-                f"{name} has {actual} of {size} bytes" if path.is_file() else f"{name} is missing"
-            )
-    return found
+        if not path.is_file():
+            raise ValueError(f"{name} is missing")
+        actual_size = path.stat().st_size
+        if actual_size != size:
+            raise ValueError(f"{name} has {actual_size} of {size} bytes")
+    return manifest
 
 
 def last_checkpoint(run: Path) -> Path | None:
-    """The newest whole checkpoint of a run; those cut short are skipped with a warning.
+    """Return the newest complete checkpoint of a run, or None if there are no checkpoints.
+
+    Incomplete ones are skipped with a warning.
 
     Raises:
-        UserError: there are checkpoints, and none is whole.
+        UserError: all checkpoints are incomplete.
     """
     folders = checkpoints(run)
     for folder in sorted(folders, key=step_of, reverse=True):
         try:
-            manifest(folder)
+            read_manifest(folder)
             return folder
         except ValueError as problem:
-            logger.warning("%s is cut short and skipped: %s", folder, problem)
+            logger.warning("skipping the incomplete checkpoint %s: %s", folder, problem)
     if folders:
-        raise UserError(f"{run} has no whole checkpoint to go on from: --overwrite starts anew")
+        raise UserError(f"{run} has no complete checkpoint to resume from; start over with --overwrite")
     return None
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """Return the checkpoint folders of a run, in no order."""
+    """Return the checkpoint folders of a run, in no particular order."""
     return [path for path in run.glob("checkpoint-*") if path.name.split("-")[1].isdigit()]
 
 
@@ -80,18 +94,23 @@ def step_of(checkpoint: Path) -> int:
 
 
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What is not as it was in the run that wrote a checkpoint, a line each."""
+    """Return one line `key: old -> new` for each difference between two identities.
+
+    Args:
+        saved: identity in a checkpoint's manifest.
+        now: identity of the current run.
+    """
     return [
-        f"{key}: {_say(saved.get(key))} -> {_say(now.get(key))}"
+        f"{key}: {_format_value(saved.get(key))} -> {_format_value(now.get(key))}"
         for key in dict.fromkeys([*saved, *now])
         if saved.get(key) != now.get(key)
     ]
 
 
-def _say(value: object) -> str:
-    """A value of an identity as a person would write it: `even=1.0, variety=0.5`."""
+def _format_value(value: object) -> str:
+    """Format a value of an identity for people: `even=1.0, variety=0.5`."""
     if isinstance(value, Mapping):
-        return ", ".join(f"{key}={_say(item)}" for key, item in value.items()) or "none"
+        return ", ".join(f"{key}={_format_value(item)}" for key, item in value.items()) or "none"
     if isinstance(value, list):
-        return ", ".join(map(_say, value)) or "none"
+        return ", ".join(map(_format_value, value)) or "none"
     return "none" if value is None else str(value)

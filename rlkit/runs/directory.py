@@ -1,6 +1,6 @@
-"""A run directory: `config.yaml`, `metrics.jsonl`, `rollouts/`, `checkpoint-N/`, `evaluation/`, `model/`.
+"""The run directory: `config.yaml`, `metrics.jsonl`, `rollouts/`, `checkpoint-N/`, `evaluation/`, `model/`.
 
-Rollouts are written by a thread of their own, so that training does not wait for the disk.
+A background thread writes the rollouts, so that training does not wait for the disk.
 """
 
 from __future__ import annotations
@@ -31,25 +31,28 @@ logger = logging.getLogger(__name__)
 
 LOCK = ".lock"
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
-WAITING = 4  # steps of rollouts in memory: a disk that is slower than the training holds it up
+MAX_PENDING_WRITES = 4  # bounds the rollouts in memory: training waits for a disk that is slower than it
 
 
 class RunDirectory:
-    """Where one run keeps everything; only the main process writes to it.
+    """The folder with all files of a run. Only the main process writes to it.
 
-    As a context manager it writes the rollouts that wait however the training ends.
+    It is a context manager: on exit, pending rollouts are written no matter how training ended.
+
+    Args:
+        path: path of the folder; nothing is created yet.
+        stage: "sft", "train" or "rank"; written to every line of the metrics.
     """
 
     def __init__(self, path: Path, stage: str):
-        """Name the folder; `stage` ("sft", "train" or "rank") is in every line of the metrics."""
         self.path = path
         self.stage = stage
-        self.started = time.monotonic()
-        # One thread, so that steps are written in their order. Python joins it before the process exits.
+        self.start_time = time.monotonic()
+        # A single thread keeps the order of steps. Python joins it before the process exits.
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="rollouts")
-        self._waiting: deque[Future[None]] = deque()
+        self._pending: deque[Future[None]] = deque()
         self._lock: IO[str] | None = None
-        self._last_saved: tuple[int, list[Mapping[str, Any]]] = (0, [])  # a step and its rollouts so far
+        self._last_saved: tuple[int, list[Mapping[str, Any]]] = (0, [])  # last step and its rollouts so far
 
     def __enter__(self) -> RunDirectory:
         return self
@@ -63,61 +66,65 @@ class RunDirectory:
         if error is None:
             self.flush()
             return
-        while self._waiting:  # what ended the training is the error to raise; this one is only logged
-            failure = self._waiting.popleft().exception()
+        # A failed write is only logged, because the exception that ended training must propagate.
+        while self._pending:
+            failure = self._pending.popleft().exception()
             if failure is not None:
                 logger.error("%s", failure)
 
     def check(self, *, resume: bool, overwrite: bool) -> None:
-        """Check that a run may use the folder; nothing is created or deleted.
+        """Check that a run may use the folder. Nothing is created or deleted.
+
+        Args:
+            resume: whether to resume the run in the folder.
+            overwrite: whether to delete the run in the folder.
 
         Raises:
-            UserError: it holds something already, and neither `resume` nor `overwrite` is given; it is not a
-                run directory; or it cannot be made.
+            UserError: the folder contains files and neither argument is set, it is to be deleted but is not a
+                run directory, or it cannot be created.
         """
         if resume and overwrite:
-            raise UserError("--resume and --overwrite exclude each other")
+            raise UserError("set --resume or --overwrite, not both")
         if self.is_used() and not resume:
             if not overwrite:
                 raise UserError(
                     f"the run directory {self.path} exists: resume it with --resume, delete it with "
                     "--overwrite, or choose another --output_dir"
                 )
-            # --overwrite with a mistyped path must not delete somebody's home.
+            # --overwrite with a mistyped path must not delete somebody's home directory.
             if not (self.path / "config.yaml").is_file():
                 raise UserError(
-                    f"{self.path} is not a run directory (it has no config.yaml): it is not deleted"
+                    f"refusing to delete {self.path}: it is not a run directory (it has no config.yaml)"
                 )
         parent = next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists())
         if not parent.is_dir():
-            raise UserError(f"the run directory {self.path} cannot be made: {parent} is a file")
+            raise UserError(f"cannot create the run directory {self.path}: {parent} is a file")
         if not os.access(parent, os.W_OK):
-            raise UserError(f"the run directory {self.path} cannot be made: {parent} is not writable")
+            raise UserError(f"cannot create the run directory {self.path}: {parent} is not writable")
 
     def prepare(self, *, resume: bool, overwrite: bool) -> None:
-        """Check that a run may use the folder, and keep others from writing to one that exists.
+        """Check that a run may use the folder, and lock it if it exists.
 
-        Nothing is created or deleted but the lock of a folder that is there: the model and the tasks of the
-        run are not loaded yet.
+        Called before the model and the tasks are loaded, so apart from the lock file nothing is created or
+        deleted: loading may still fail. Arguments are those of `check`.
 
         Raises:
-            UserError: what `check` raises, or another process writes to the folder.
+            UserError: for the reasons of `check`, or because another process is writing to the folder.
         """
         self.check(resume=resume, overwrite=overwrite)
         if self.path.is_dir():
-            self._hold()
+            self._acquire_lock()
 
     def open(self, *, resume: bool, overwrite: bool) -> None:
-        """Create the folder, emptied if `overwrite`, and keep others from writing to it until `close`.
+        """Create the folder, or empty it if `overwrite`, and lock it until `close`.
 
-        Raises:
-            UserError: what `prepare` raises.
+        Arguments and errors are those of `prepare`.
         """
         self.prepare(resume=resume, overwrite=overwrite)
-        self._hold()
+        self._acquire_lock()
         try:
             if overwrite:
-                self._delete()
+                self._delete_contents()
             for folder in ("rollouts", "evaluation"):
                 (self.path / folder).mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -125,20 +132,20 @@ class RunDirectory:
         logger.debug("run directory %s: %s", "resumed" if resume else "opened", self.path)
 
     def is_used(self) -> bool:
-        """Return whether the folder holds a file of any kind."""
+        """Return whether the folder contains any file except the lock."""
         return any(file.is_file() and file.name != LOCK for file in self.path.rglob("*"))
 
     def _unwritable(self, error: OSError) -> UserError:
         return UserError(f"cannot write to the run directory {self.path}: {error.strerror or error}")
 
-    def _delete(self) -> None:
+    def _delete_contents(self) -> None:
         for entry in self.path.iterdir():
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
             elif entry.name != LOCK:
                 entry.unlink()
 
-    def _hold(self) -> None:
+    def _acquire_lock(self) -> None:
         if self._lock is not None:
             return
         try:
@@ -147,14 +154,15 @@ class RunDirectory:
         except OSError as error:
             raise self._unwritable(error) from error
         try:
-            # The system lets go of it when this process ends, however it does; forks of it do not hold it.
+            # A POSIX record lock is released when this process ends for whatever reason, and forked children
+            # do not inherit it. An flock lock would outlive the process in its children.
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             lock.seek(0)
             holder = lock.read().strip() or "another process"
             lock.close()
-            raise UserError(f"{holder} still writes to {self.path}: wait until it ends, or stop it") from None
-        except OSError:  # a file system without locks
+            raise UserError(f"{holder} is writing to {self.path}: wait until it ends, or stop it") from None
+        except OSError:  # the file system does not support locks
             pass
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {socket.gethostname()}")
@@ -162,60 +170,71 @@ class RunDirectory:
         self._lock = lock
 
     def close(self) -> None:
-        """Let others write to the folder."""
+        """Release the lock."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
 
     def rewind(self, step: int) -> None:
-        """Take back what this stage wrote after a step: a resumed run leaves what a whole one would."""
+        """Delete the metrics, rollouts and evaluations that this stage wrote after a step.
+
+        A resumed run rewinds to its checkpoint, so that it ends with the same files as an uninterrupted run.
+        The clock continues from the last remaining line of the metrics.
+        """
         logger.debug("run directory rewound to step %s: %s", step, self.path)
         self.flush()
         self._last_saved = (0, [])
         rollouts = self.path / "rollouts"
-        written = list(rollouts.glob("step-*.parquet")) if self.stage == "train" else []
-        for path in [*written, *(self.path / "evaluation").glob("step-*.json")]:
+        files = list((self.path / "evaluation").glob("step-*.json"))
+        if self.stage == "train":
+            files += rollouts.glob("step-*.parquet")
+        for path in files:
             if int(path.stem.split("-")[1]) > step:
                 path.unlink()
-        for path in rollouts.glob("*.partial"):  # of a run that was killed while it wrote
+        for path in rollouts.glob("*.partial"):  # from a run that was killed during a write
             path.unlink()
         path = self.path / "metrics.jsonl"
         if not path.exists():
             return
-        lines = [line for line in map(_read_line, path.read_text().splitlines()) if line is not None]
-        kept = [line for line in lines if line["stage"] != self.stage or line["step"] <= step]
-        atomic_write(path, "".join(json.dumps(line) + "\n" for line in kept))
-        seconds = [line["seconds"] for line in kept if line["stage"] == self.stage]
-        self.started = time.monotonic() - max(seconds, default=0.0)
+        lines = [line for line in map(_parse_line, path.read_text().splitlines()) if line is not None]
+        lines = [line for line in lines if line["stage"] != self.stage or line["step"] <= step]
+        atomic_write(path, "".join(json.dumps(line) + "\n" for line in lines))
+        seconds = [line["seconds"] for line in lines if line["stage"] == self.stage]
+        self.start_time = time.monotonic() - max(seconds, default=0.0)
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Append one line of metrics; numbers that JSON cannot say (NaN, infinity) become null."""
-        line = {"step": step, "stage": self.stage, "seconds": round(time.monotonic() - self.started, 2)}
-        line |= {key: _plain(value) for key, value in metrics.items()}
+        """Append one line of metrics. NaN and infinity, which JSON cannot represent, become null."""
+        line = {"step": step, "stage": self.stage, "seconds": round(time.monotonic() - self.start_time, 2)}
+        line |= {key: _to_json(value) for key, value in metrics.items()}
         with (self.path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
 
     def save_rollouts(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Have rollouts written to the Parquet file of their step, atomically.
+        """Write rollouts to the Parquet file of their step, atomically and in the background.
 
-        Returns before they are on the disk (see `flush`), so the rows must not change any more. A step with
-        several generations is saved several times: rows are added to those of the same step.
+        The method may return before the file is on disk (see `flush`), so the caller must not change the rows
+        afterwards. If a step generates several times, later rows are appended to those of the same step.
+
+        Args:
+            step: optimizer step that the rollouts are for.
+            rows: one record per rollout (`rlkit.runs.record`).
 
         Raises:
-            UserError: rollouts handed over before could not be written.
+            UserError: an earlier write failed. These rows are still queued.
         """
         try:
-            while self._waiting and (self._waiting[0].done() or len(self._waiting) >= WAITING):
-                self._waiting.popleft().result()
-        finally:  # these rows are not lost with the earlier ones
-            rows = [*(self._last_saved[1] if self._last_saved[0] == step else []), *rows]
+            while self._pending and (self._pending[0].done() or len(self._pending) >= MAX_PENDING_WRITES):
+                self._pending.popleft().result()
+        finally:
+            earlier = self._last_saved[1] if self._last_saved[0] == step else []
+            rows = [*earlier, *rows]
             self._last_saved = step, rows
-            self._waiting.append(self._writer.submit(self._write_rollouts, step, rows))
+            self._pending.append(self._writer.submit(self._write_rollouts, step, rows))
 
     def flush(self) -> None:
-        """Return when all rollouts handed over are on the disk; raises what `save_rollouts` does."""
-        while self._waiting:
-            self._waiting.popleft().result()
+        """Wait until all saved rollouts are on disk; raises UserError if a write failed."""
+        while self._pending:
+            self._pending.popleft().result()
 
     def _write_rollouts(self, step: int, rows: list[Mapping[str, Any]]) -> None:
         from rlkit.runs.record import record_frame  # imports pandas, which `check` does not need
@@ -227,15 +246,15 @@ class RunDirectory:
             replace(partial, path)
         except OSError as error:
             reason = error.strerror or first_line(error)
-            raise UserError(f"the rollouts of step {step} are lost: cannot write {path}: {reason}") from error
+            raise UserError(f"cannot write the rollouts of step {step} to {path}: {reason}") from error
 
 
 @contextmanager
 def write_errors(folder: Path) -> Iterator[None]:
-    """Turn a failed write, such as on a full disk, into a UserError of one line.
+    """Convert a failed write, as on a full disk, to a one-line UserError.
 
     Args:
-        folder: the run directory, whose earlier checkpoints can be resumed.
+        folder: run directory, which the message names because its checkpoints are kept.
     """
     try:
         yield
@@ -244,32 +263,35 @@ def write_errors(folder: Path) -> Iterator[None]:
         if reason is None:
             raise
         raise UserError(
-            f"cannot write {reason}; earlier checkpoints in {folder} are kept: make room, then resume with "
-            "--resume"
+            f"cannot write {reason}; earlier checkpoints in {folder} are kept: free disk space, then resume "
+            "with --resume"
         ) from error
 
 
 def _write_error(error: Exception) -> str | None:
-    """Return which file could not be written and why, or None for an error of another kind."""
+    """Return which file could not be written and why, or None if the error is not a failed write."""
     if isinstance(error, OSError):
-        file = f"{error.filename}: " if error.filename else "a file: "
-        return f"{file}{error.strerror}" if error.errno in DISK_ERRORS else None
-    text = one_line(error)
-    if found := re.search(r"I/O error: (.+) \(os error \d+\)", text):  # safetensors
-        return f"a checkpoint: {found[1]}"
-    if isinstance(error, RuntimeError) and re.search(r"unexpected pos \d|file write failed", text):  # torch
-        return "a checkpoint: it is cut short, as on a full disk"
+        if error.errno not in DISK_ERRORS:
+            return None
+        return f"{error.filename or 'a file'}: {error.strerror}"
+    message = one_line(error)
+    # safetensors and torch.save report a full disk with exceptions that are not OSErrors.
+    if match := re.search(r"I/O error: (.+) \(os error \d+\)", message):
+        return f"a checkpoint: {match[1]}"
+    if isinstance(error, RuntimeError) and re.search(r"unexpected pos \d|file write failed", message):
+        return "a checkpoint: the file is truncated, probably because the disk is full"
     return None
 
 
-def _read_line(text: str) -> dict[str, Any] | None:
+def _parse_line(line: str) -> dict[str, Any] | None:
+    """Parse a line of the metrics, or return None if the run was killed while writing it."""
     try:
-        return json.loads(text)
-    except json.JSONDecodeError:  # the last one, of a run that was killed while it wrote
+        return json.loads(line)
+    except json.JSONDecodeError:
         return None
 
 
-def _plain(value: SupportsFloat | str | None) -> float | str | None:
+def _to_json(value: SupportsFloat | str | None) -> float | str | None:
     if isinstance(value, bool | int | str) or value is None:
         return value
     number = float(value)

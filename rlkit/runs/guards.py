@@ -1,8 +1,8 @@
-"""Guards: notice a run that cannot learn or that is going wrong, say so once, or stop it.
+"""Guards: detect a run that cannot learn or is diverging, then warn once or stop it.
 
-They read what the trainer logs, which is the same on all ranks, so that all ranks decide alike. Only the
-gradient is looked at before it is applied, because a step with a NaN in it cannot be taken back. What each
-guard sees and what helps is in docs/guards.md.
+They read the trainer's logs, which are the same on all ranks, so all ranks decide the same. Gradients are
+also checked before they are applied, because an optimizer step with a NaN cannot be undone. docs/guards.md
+describes each guard and its remedies.
 """
 
 from __future__ import annotations
@@ -26,33 +26,34 @@ logger = logging.getLogger(__name__)
 
 ACTIONS = ("warn", "stop", "off")
 
-# Steps running in which nothing can be learned. One batch of hard tasks may do that, twenty are no accident.
-PATIENCE = 20
-# Steps running beyond a threshold: the metrics of single steps are noisy, these changes are not short.
-CONFIRM = 5
-# First steps whose mean is what later ones are compared with: more would include what they are to catch.
-BASELINE = 10
-# Entropy falls in any run that learns, by half or to a fifth; at a twentieth the answers are all alike.
-ENTROPY_SHARE = 0.05
-# Reasoning grows answers, over hundreds of steps; and from 3 tokens to 12 is no growth worth a word.
-LENGTH_FACTOR = 4.0
-LENGTH_LEAST = 16  # tokens: shorter first answers count as this long
-AT_LIMIT = 0.9  # of max_completion_length: with a mean so long most answers are cut off
-# Nats a token. Between vLLM and the trainer in bfloat16 0.01 to 0.02 are usual. Below the least the
-# importance weights hardly matter; above the most a token's ratio is off by e^0.5 = 1.65, first steps or not.
-SAMPLER_FACTOR = 4.0
-SAMPLER_LEAST = 0.05
-SAMPLER_MOST = 0.5
-# Standard errors of the difference of two accuracies, as if their tasks were different ones. They are the
-# same tasks, which makes real noise smaller, and two evaluations must agree.
-HELD_OUT_ERRORS = 2.0
+# Consecutive steps without a learning signal. A batch of hard tasks can cause one such step, but not twenty.
+PATIENCE_STEPS = 20
+# Consecutive steps beyond a threshold. Metrics of single steps are noisy; the changes to detect are lasting.
+CONFIRM_STEPS = 5
+# Number of first steps whose mean is the baseline. With more, it would include the change to detect.
+BASELINE_STEPS = 10
+# Entropy falls in every run that learns, to a half or a fifth. At a twentieth, all answers are alike.
+MIN_ENTROPY_RATIO = 0.05
+# Reasoning lengthens answers over hundreds of steps. Growth from 3 to 12 tokens does not deserve a warning.
+MAX_LENGTH_RATIO = 4.0
+MIN_BASELINE_LENGTH = 16  # tokens; a shorter baseline counts as this long
+AT_LIMIT_RATIO = 0.9  # of max_completion_length: with a mean this long most answers are truncated
+# In nats per token. Between vLLM and the trainer, 0.01 to 0.02 are typical in bfloat16. Gaps below the
+# minimum hardly affect the importance weights. Above the maximum, a token's importance ratio is off by a
+# factor of e^0.5 = 1.65, so the baseline no longer matters.
+MAX_SAMPLER_GAP_RATIO = 4.0
+MIN_SAMPLER_GAP = 0.05
+MAX_SAMPLER_GAP = 0.5
+# Standard errors of the difference between two accuracies, computed as if on independent tasks. The tasks are
+# the same, so the real noise is smaller. In addition, two evaluations must agree.
+HELD_OUT_STANDARD_ERRORS = 2.0
 
 Judge = Callable[[float, float | None, TrainingArguments], str | None]
 
 
 def _truncation(value: float, first: float | None, args: TrainingArguments) -> str | None:
     limit = getattr(args, "max_completion_length", None)
-    return f"all completions were cut off at max_completion_length ({limit})" if value >= 1 else None
+    return f"all completions were truncated at max_completion_length ({limit})" if value >= 1 else None
 
 
 def _reward_spread(value: float, first: float | None, args: TrainingArguments) -> str | None:
@@ -62,106 +63,127 @@ def _reward_spread(value: float, first: float | None, args: TrainingArguments) -
 def _gradient(value: float, first: float | None, args: TrainingArguments) -> str | None:
     if value == 0:
         return "the logged gradient was exactly 0"
-    # A finite model gets here with fp16, whose loss scaler leaves such steps out: a few are its way to work.
+    # With fp16 this is normal for a few steps: the loss scaler skips them to find the right scale.
     return None if math.isfinite(value) else "the logged gradient was not finite"
 
 
 def _entropy(value: float, first: float | None, args: TrainingArguments) -> str | None:
-    if first is None or value >= ENTROPY_SHARE * first:
+    if first is None or value >= MIN_ENTROPY_RATIO * first:
         return None
-    return f"the entropy is {value:.2g} nats a token, {value / first:.1%} of the first steps' {first:.2g}"
+    return (
+        f"the entropy is {value:.2g} nats per token, {value / first:.1%} of its mean of {first:.2g} in the "
+        "first steps"
+    )
 
 
 def _length(value: float, first: float | None, args: TrainingArguments) -> str | None:
-    if first is None or value <= LENGTH_FACTOR * max(first, LENGTH_LEAST):
+    if first is None or value <= MAX_LENGTH_RATIO * max(first, MIN_BASELINE_LENGTH):
         return None
     limit = getattr(args, "max_completion_length", None)
-    full = f", at the limit of {limit}" if limit and value >= AT_LIMIT * limit else ""
-    return f"completions have {value:.0f} tokens on average{full}, in the first steps it was {first:.0f}"
+    at_limit = f", at the limit of {limit}" if limit and value >= AT_LIMIT_RATIO * limit else ""
+    length = f"the mean completion length is {value:.0f} tokens{at_limit}"
+    return f"{length}, compared with {first:.0f} in the first steps"
 
 
 def _sampler(value: float, first: float | None, args: TrainingArguments) -> str | None:
-    usual = math.inf if first is None else max(SAMPLER_FACTOR * first, SAMPLER_LEAST)
-    if value <= min(usual, SAMPLER_MOST):
+    max_gap = MAX_SAMPLER_GAP
+    if first is not None:
+        max_gap = min(max_gap, max(MAX_SAMPLER_GAP_RATIO * first, MIN_SAMPLER_GAP))
+    if value <= max_gap:
         return None
-    before = "" if first is None else f", in the first steps it was {first:.2g}"
-    return f"the sampler's log-probabilities differ from the trainer's by {value:.2g} nats a token{before}"
+    baseline = "" if first is None else f", compared with {first:.2g} in the first steps"
+    return f"log-probabilities of sampler and trainer differ by {value:.2g} nats per token{baseline}"
 
 
-# name: (what the trainer logs, what is wrong with a value or None, steps running before it is said)
+# Guards by name: the logged metric, the function that returns a problem or None, and the number of
+# consecutive steps with the problem before the guard reports it.
 LOGGED: dict[str, tuple[str, Judge, int]] = {
-    "truncation": ("completions/clipped_ratio", _truncation, PATIENCE),
-    "reward_spread": ("frac_reward_zero_std", _reward_spread, PATIENCE),
-    "gradient": ("grad_norm", _gradient, PATIENCE),
-    "entropy": ("entropy", _entropy, CONFIRM),
-    "length": ("completions/mean_length", _length, CONFIRM),
-    "sampler": ("sampling/sampling_logp_difference/mean", _sampler, CONFIRM),
+    "truncation": ("completions/clipped_ratio", _truncation, PATIENCE_STEPS),
+    "reward_spread": ("frac_reward_zero_std", _reward_spread, PATIENCE_STEPS),
+    "gradient": ("grad_norm", _gradient, PATIENCE_STEPS),
+    "entropy": ("entropy", _entropy, CONFIRM_STEPS),
+    "length": ("completions/mean_length", _length, CONFIRM_STEPS),
+    "sampler": ("sampling/sampling_logp_difference/mean", _sampler, CONFIRM_STEPS),
 }
-NOT_FINITE = "not_finite"  # the other half of the guard `gradient`, with an action and episodes of its own
+NOT_FINITE = "not_finite"  # the second condition of the guard `gradient`, with its own default action
 NAMES = (*LOGGED, "held_out")
 HELP = {
-    "truncation": "raise max_completion_length, ask for short answers, teach the model to end (rlkit sft).",
-    "reward_spread": "easier or mixed tasks, rlkit sft first, more num_generations, a reward that tells "
-    "answers apart; such groups teach nothing.",
-    "gradient": "see whether rewards have spread, whether truncated completions are masked, and whether any "
-    "weights are trained; such steps teach nothing.",
-    NOT_FINITE: "go on from the last checkpoint with a lower learning_rate, in bf16 rather than fp16, and "
-    "look at the rewards and completions of this step.",
-    "entropy": "answers are all alike and exploration is over: a lower learning_rate, a higher epsilon_high, "
-    "temperature or beta; or stop here if the held-out results are good.",
-    "length": "see whether longer answers earn more; loss_type dr_grpo, a reward for length or a lower "
-    "max_completion_length hold them back.",
-    "sampler": "see whether new weights reach the sampler and both use the same dtype, temperature and "
-    "template; fewer steps_per_generation bring them closer.",
-    "held_out": "the model learns the reward and not the task: read rollouts with high rewards, mend the "
-    "reward, raise beta, take more tasks, or keep an earlier checkpoint.",
+    "truncation": "raise max_completion_length, prompt for shorter answers, or fine-tune first so that the "
+    "model learns to stop (rlkit sft).",
+    "reward_spread": "such groups give no learning signal; use easier or mixed tasks, fine-tune first "
+    "(rlkit sft), raise num_generations, or use a reward that distinguishes the answers.",
+    "gradient": "such steps do not change the weights; check whether rewards differ within groups, whether "
+    "all completions are truncated and masked, and whether any weights are trainable.",
+    NOT_FINITE: "resume from the last checkpoint with a lower learning_rate, use bf16 instead of fp16, and "
+    "check the rewards and completions of this step.",
+    "entropy": "answers are nearly identical, so exploration has ended; lower learning_rate, or raise "
+    "epsilon_high, temperature or beta; or stop the run if the held-out results are good.",
+    "length": "check whether longer answers earn more reward; use loss_type dr_grpo, a length reward or a "
+    "lower max_completion_length.",
+    "sampler": "check that new weights reach the sampler, and that sampler and trainer use the same dtype, "
+    "temperature and chat template; lower steps_per_generation to reduce staleness.",
+    "held_out": "the model is overfitting to the reward instead of learning the task; read rollouts with "
+    "high rewards, fix the reward, raise beta, use more tasks, or keep an earlier checkpoint.",
 }
 
 
 @dataclass
 class Episode:
-    """How long something has been seen, and whether that was said."""
+    """A counter of consecutive steps with a problem, which reports each episode once.
+
+    Attributes:
+        steps: number of consecutive steps with the problem, at most the patience.
+        spoken: whether the episode was reported.
+    """
 
     steps: int = 0
     spoken: bool = False
 
-    def seen(self, bad: bool, steps: int, patience: int) -> bool:
-        """Count `steps` more; return whether to speak now.
+    def update(self, is_bad: bool, num_steps: int, patience: int) -> bool:
+        """Count steps and return whether to report the problem now.
 
-        It is said when all of `patience` steps were bad. It may be said again after as many good ones, so
-        that a value that swings about its threshold is not said again and again.
+        It is reported after `patience` consecutive steps with the problem. It can be reported again only
+        after the same number of steps without it, so that a value that oscillates around its threshold does
+        not cause repeated messages.
         """
-        if bad:
-            self.steps = min(self.steps + steps, patience)
+        if is_bad:
+            self.steps = min(self.steps + num_steps, patience)
         else:
-            self.steps = max(self.steps - steps, 0) if self.spoken else 0
+            self.steps = max(self.steps - num_steps, 0) if self.spoken else 0
             self.spoken = self.steps > 0
-        speak = self.steps >= patience and not self.spoken
-        self.spoken = self.spoken or speak
-        return speak
+        should_report = self.steps >= patience and not self.spoken
+        self.spoken = self.spoken or should_report
+        return should_report
 
 
 @dataclass
 class Mean:
-    """A mean over steps of values that are themselves means over some steps."""
+    """A weighted mean of logged values, each of which is a mean over several steps."""
 
     steps: int = 0
     total: float = 0.0
 
-    def add(self, value: float, steps: int) -> None:
-        """Add a value that stands for so many steps."""
-        self.steps += steps
-        self.total += value * steps
+    def add(self, value: float, num_steps: int) -> None:
+        """Add a value that is the mean over `num_steps` steps."""
+        self.steps += num_steps
+        self.total += value * num_steps
 
     @property
     def value(self) -> float | None:
-        """The mean, None of nothing."""
+        """The mean, or None if no value was added."""
         return self.total / self.steps if self.steps else None
 
 
 @dataclass
 class HeldOut:
-    """One evaluation on `n_tasks` held-out tasks; `reward` is the mean in training since the one before."""
+    """One evaluation on held-out tasks.
+
+    Attributes:
+        step: number of optimizer steps before it.
+        accuracy: mean of the metric over the tasks.
+        n_tasks: number of tasks with a score.
+        reward: mean training reward since the previous evaluation, or None if none was logged.
+    """
 
     step: int
     accuracy: float
@@ -170,50 +192,53 @@ class HeldOut:
 
 
 def overfitting(evaluations: list[HeldOut], metric: str) -> str | None:
-    """Say what is wrong where the reward rose while the held-out metric fell, else return None.
+    """Return a message if the training reward rose while the held-out metric fell, else None.
 
-    The last two means must be below the best by more than `HELD_OUT_ERRORS` standard errors, and the reward
-    that was logged last above the first one logged after the best.
+    The metric has fallen if the last two evaluations are below the best one by more than
+    `HELD_OUT_STANDARD_ERRORS` standard errors. The reward has risen if the last logged value is above the
+    first one after the best evaluation.
     """
-    best = max(range(len(evaluations)), key=lambda i: (evaluations[i].accuracy, i))
-    if best > len(evaluations) - 3:
+    best_index = max(range(len(evaluations)), key=lambda i: (evaluations[i].accuracy, i))
+    if best_index > len(evaluations) - 3:
         return None
-    top, last = evaluations[best], evaluations[-1]
-    # With evaluation_steps equal to logging_steps the first log comes after the second evaluation.
-    rewards = [e.reward for e in evaluations[best + 1 :] if e.reward is not None]
-    fell = all(
-        top.accuracy - e.accuracy > HELD_OUT_ERRORS * math.hypot(_error(top), _error(e))
-        for e in evaluations[-2:]
-    )
-    if not fell or len(rewards) < 2 or rewards[-1] <= rewards[0]:
+    best, last = evaluations[best_index], evaluations[-1]
+    # With evaluation_steps equal to logging_steps, the first log comes after the second evaluation.
+    rewards = [e.reward for e in evaluations[best_index + 1 :] if e.reward is not None]
+    if len(rewards) < 2 or rewards[-1] <= rewards[0]:
         return None
+    for evaluation in evaluations[-2:]:
+        error = math.hypot(_standard_error(best), _standard_error(evaluation))
+        if best.accuracy - evaluation.accuracy <= HELD_OUT_STANDARD_ERRORS * error:
+            return None
     return (
-        f"held-out {metric} fell from {top.accuracy:.1%} at step {top.step} to {last.accuracy:.1%} while the "
-        f"training reward rose from {rewards[0]:.3g} to {rewards[-1]:.3g}"
+        f"held-out {metric} fell from {best.accuracy:.1%} at step {best.step} to {last.accuracy:.1%} while "
+        f"the training reward rose from {rewards[0]:.3g} to {rewards[-1]:.3g}"
     )
 
 
-def _error(evaluation: HeldOut) -> float:
-    """Binomial standard error; of one more success and failure, so that it is not 0 where all are right."""
+def _standard_error(evaluation: HeldOut) -> float:
+    """Return the binomial standard error, smoothed by one success and one failure so that it is never 0."""
     n = evaluation.n_tasks
-    share = (evaluation.accuracy * n + 1) / (n + 2)
-    return math.sqrt(share * (1 - share) / n)
+    rate = (evaluation.accuracy * n + 1) / (n + 2)
+    return math.sqrt(rate * (1 - rate) / n)
 
 
 class Guards(TrainerCallback):
-    """Watches a run. Add it after what writes the metrics, so that those of a stopped step are there.
+    """Trainer callback with all guards.
+
+    Add it after the callback that writes metrics, so that those of the step that a guard stops are saved.
 
     Args:
-        actions: "warn", "stop" or "off" by the guard's name; a name left out warns, except that a gradient
-            that is not finite stops. With "warn" the step with such a gradient is left out.
-        record: called with the step and `{"guards/<name>": message}` on the main process, such as
-            `RunDirectory.log`.
+        actions: "warn", "stop" or "off" by name of the guard. The default is "warn", except that a gradient
+            that is not finite stops the run. With "gradient: warn", a step with such a gradient is skipped.
+        record: function that saves a message, such as `RunDirectory.log`. It is called on the main process
+            with the step and `{"guards/<name>": message}`.
 
     Attributes:
-        messages: all that was said, in order.
+        messages: all messages so far, in order.
 
     Raises:
-        UserError: no such guard, or no such action.
+        UserError: there is no such guard or action.
     """
 
     def __init__(
@@ -221,21 +246,21 @@ class Guards(TrainerCallback):
         actions: Mapping[str, object] | None = None,
         record: Callable[[int, dict[str, Any]], None] | None = None,
     ):
-        self.actions = {name: _checked(name, action) for name, action in (actions or {}).items()}
+        self.actions = {name: _check_action(name, action) for name, action in (actions or {}).items()}
         self.record = record
         self.messages: list[str] = []
         self.episodes = {name: Episode() for name in (*NAMES, NOT_FINITE)}
         self.first = {name: Mean() for name in LOGGED}
         self.evaluations: list[HeldOut] = []
         self.reward = Mean()  # since the last evaluation
-        self._main = True
-        self._seen: dict[str, int] = {}
+        self._is_main = True
+        self._last_steps: dict[str, int] = {}  # step at which each metric was last logged
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        """Learn who speaks."""
-        self._main = state.is_world_process_zero
+        """Find out whether this is the main process, which alone logs messages."""
+        self._is_main = state.is_world_process_zero
 
     def on_pre_optimizer_step(
         self,
@@ -245,21 +270,22 @@ class Guards(TrainerCallback):
         optimizer: torch.optim.Optimizer | None = None,
         **kwargs: object,
     ) -> None:
-        """Drop gradients that are not finite before they are applied; raises GuardError.
+        """Drop gradients that are not finite before the optimizer applies them; raises GuardError.
 
-        With fp16 the loss scaler does that. DeepSpeed has stepped by now and shows no gradients; the log of
-        this step tells.
+        With fp16 the loss scaler already does this. DeepSpeed has stepped by this time and exposes no
+        gradients, so there `on_log` detects the problem afterwards.
         """
         if args.fp16 or self._action(NOT_FINITE) == "off":
             return
         assert optimizer is not None  # the trainer always passes it by keyword
-        finite = gather_object([_finite(optimizer)])  # ranks may hold different shards
-        if all(rank is None for rank in finite):
+        finite_by_rank = gather_object([_is_finite(optimizer)])  # ranks may hold different shards
+        if all(is_finite is None for is_finite in finite_by_rank):
             return
-        if False in finite:
-            optimizer.zero_grad()  # to None: the optimizer passes over these weights
-        what = "the gradient is not finite; the step is left out and the weights are as before"
-        self._judge(NOT_FINITE, what if False in finite else None, state.global_step + 1)
+        problem = None
+        if False in finite_by_rank:
+            optimizer.zero_grad()  # sets gradients to None, so that the optimizer skips the parameters
+            problem = "the gradient is not finite; the step was skipped and the weights are unchanged"
+        self._report(NOT_FINITE, problem, state.global_step + 1)
 
     def on_log(
         self,
@@ -269,101 +295,106 @@ class Guards(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: object,
     ) -> None:
-        """Look at what was logged in training; raises GuardError."""
-        if not logs or "train_runtime" in logs:  # the summary comes when nothing is left to stop
+        """Check the metrics logged in training; raises GuardError."""
+        if not logs or "train_runtime" in logs:  # the summary after training, when there is nothing to stop
             return
         step, reward, norm = state.global_step, logs.get("reward"), logs.get("grad_norm")
         if reward is not None:
-            self.reward.add(reward, self._steps("reward", step))
+            self.reward.add(reward, self._steps_since_log("reward", step))
         if norm is not None and not args.fp16:
-            what = "the gradient is not finite; where the step with it was made the weights are ruined"
-            self._judge(NOT_FINITE, None if math.isfinite(norm) else what, step)
+            problem = None
+            if not math.isfinite(norm):
+                problem = "the gradient is not finite; if the optimizer applied it, the weights are ruined"
+            self._report(NOT_FINITE, problem, step)
         for name, (metric, _, _) in LOGGED.items():
             value = logs.get(metric)
             if value is not None and (math.isfinite(value) or name == "gradient"):
-                self._look(name, value, step, args)
+                self._check_value(name, value, step, args)
 
     def evaluated(self, step: int, accuracy: float, n_tasks: int, *, metric: str, last: bool = False) -> None:
-        """Take in a held-out evaluation; call it on all ranks, also for the one before training.
+        """Check a held-out evaluation. Call it on all ranks, including for the evaluation before training.
+
+        The main process's `accuracy` and `n_tasks` are used on all ranks.
 
         Args:
-            step: optimizer steps made so far.
-            accuracy: mean of the metric over the tasks, NaN where none could be judged.
-            n_tasks: how many could be judged. Of both, the main process's value counts on all ranks.
+            step: number of optimizer steps so far.
+            accuracy: mean of the metric over the tasks; NaN if no task has a score.
+            n_tasks: number of tasks with a score.
             metric: name of the environment's metric, for the message.
-            last: training is over: there is nothing to stop.
+            last: whether training has ended, so that there is nothing to stop.
 
         Raises:
-            GuardError: the guard `held_out` is to stop the run.
+            GuardError: the metric fell while the reward rose, and the action of `held_out` is "stop".
         """
         accuracy, n_tasks = gather_object([(float(accuracy), n_tasks)])[0]
         if not n_tasks or math.isnan(accuracy):
             return
         self.evaluations.append(HeldOut(step, accuracy, n_tasks, self.reward.value))
         self.reward = Mean()
-        self._judge("held_out", overfitting(self.evaluations, metric), step, last=last)
+        self._report("held_out", overfitting(self.evaluations, metric), step, last=last)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that was counted, in plain types."""
+        """Return all counters and means in types that JSON can represent."""
         return {
             "episodes": {name: asdict(episode) for name, episode in self.episodes.items()},
             "first": {name: asdict(mean) for name, mean in self.first.items()},
             "evaluations": [asdict(evaluation) for evaluation in self.evaluations],
             "reward": asdict(self.reward),
             "messages": list(self.messages),
-            "seen": dict(self._seen),
+            "seen": dict(self._last_steps),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` gave; actions stay as they are."""
+        """Restore the result of `state_dict`. The actions are not part of it."""
         self.episodes |= {name: Episode(**values) for name, values in state["episodes"].items()}
         self.first |= {name: Mean(**values) for name, values in state["first"].items()}
         self.evaluations = [HeldOut(**values) for values in state["evaluations"]]
         self.reward = Mean(**state["reward"])
         self.messages = list(state["messages"])
-        self._seen = dict(state["seen"])
+        self._last_steps = dict(state["seen"])
 
-    def _steps(self, metric: str, step: int) -> int:
-        """Steps that a logged value stands for: those since it was last logged."""
-        steps = step - self._seen.get(metric, 0)
-        self._seen[metric] = step
-        return steps
+    def _steps_since_log(self, metric: str, step: int) -> int:
+        """Return the number of steps since a metric was last logged, over which its value is a mean."""
+        num_steps = step - self._last_steps.get(metric, 0)
+        self._last_steps[metric] = step
+        return num_steps
 
-    def _look(self, name: str, value: float, step: int, args: TrainingArguments) -> None:
-        """Judge one logged value."""
+    def _check_value(self, name: str, value: float, step: int, args: TrainingArguments) -> None:
+        """Check one logged value, and add it to the baseline if it is from the first steps."""
         metric, judge, patience = LOGGED[name]
-        steps = self._steps(metric, step)
+        num_steps = self._steps_since_log(metric, step)
         first = self.first[name]
-        wrong = judge(value, first.value if first.steps >= BASELINE else None, args)
-        if first.steps < BASELINE and math.isfinite(value):
-            first.add(value, steps)
+        has_baseline = first.steps >= BASELINE_STEPS
+        problem = judge(value, first.value if has_baseline else None, args)
+        if not has_baseline and math.isfinite(value):
+            first.add(value, num_steps)
         if name == "gradient" and not self.episodes[name].steps:
-            steps = min(steps, 1)  # not a mean over the steps since the last log, as the others are
-        self._judge(name, wrong, step, steps, patience * _reuse(args))
+            num_steps = min(num_steps, 1)  # grad_norm is the last step's value, not a mean like the others
+        self._report(name, problem, step, num_steps, patience * _steps_per_sampling(args))
 
-    def _judge(
+    def _report(
         self,
         name: str,
-        wrong: str | None,
+        problem: str | None,
         step: int,
-        steps: int = 1,
+        num_steps: int = 1,
         patience: int = 1,
         *,
         last: bool = False,
     ) -> None:
-        """Count what was seen; speak or stop where it is time to."""
+        """Count steps with or without a problem; warn or raise GuardError if it lasted long enough."""
         action = self._action(name)
-        if action == "off" or not self.episodes[name].seen(wrong is not None, steps, patience):
+        if action == "off" or not self.episodes[name].update(problem is not None, num_steps, patience):
             return
-        running = f" for {patience} steps running" if patience > 1 else ""
+        duration = f" for {patience} consecutive steps" if patience > 1 else ""
         key = "gradient" if name == NOT_FINITE else name
-        message = f"guard {key}, step {step}: {wrong}{running}. What helps: {HELP[name]}"
+        message = f"guard {key}, step {step}: {problem}{duration}. What to do: {HELP[name]}"
         self.messages.append(message)
-        if self._main and self.record:
+        if self._is_main and self.record:
             self.record(step, {f"guards/{key}": message})
         if action == "stop" and not last:
-            raise GuardError(f"{message} To go on in such a case: 'guards: {{{key}: warn}}'.")
-        if self._main:
+            raise GuardError(f"{message} To continue in this case, set guards: {{{key}: warn}}.")
+        if self._is_main:
             logger.warning("%s", message)
 
     def _action(self, name: str) -> str:
@@ -372,26 +403,27 @@ class Guards(TrainerCallback):
         return self.actions.get(name, "warn")
 
 
-def _checked(name: str, action: object) -> str:
-    """Return an action that exists; raises UserError."""
+def _check_action(name: str, action: object) -> str:
+    """Return the action of a guard; raises UserError if there is no such guard or action."""
     if name not in NAMES:
         raise UserError(f"guards: there is no guard {name!r}{nearest(name, NAMES)}")
-    if action is False:  # YAML reads a bare `off` so
+    if action is False:  # YAML parses a bare `off` as False
         return "off"
     if not isinstance(action, str) or action not in ACTIONS:
         raise UserError(f"guards: {name} cannot be {action!r}{nearest(str(action), ACTIONS)}")
     return action
 
 
-def _reuse(args: TrainingArguments) -> int:
-    """Optimizer steps made on the same completions: together they say no more than one."""
+def _steps_per_sampling(args: TrainingArguments) -> int:
+    """Return the number of optimizer steps on the same completions, which count as one observation."""
     batches = (getattr(args, "steps_per_generation", None) or 1) * getattr(args, "num_iterations", 1)
     return max(1, batches // args.gradient_accumulation_steps)
 
 
-def _finite(optimizer: torch.optim.Optimizer) -> bool | None:
-    """Whether this rank's gradients are finite; None where it has or shows none."""
+def _is_finite(optimizer: torch.optim.Optimizer) -> bool | None:
+    """Return whether all gradients on this rank are finite, or None if it has or exposes none."""
     grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    # FSDP2 gradients are DTensors, of which a rank holds only its shard, and that may be empty.
     local = [grad.to_local() if hasattr(grad, "to_local") else grad for grad in grads]
     local = [grad for grad in local if grad.numel()]
     return math.isfinite(torch.nn.utils.get_total_norm(local)) if local else None

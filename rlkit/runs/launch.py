@@ -1,7 +1,7 @@
-"""`--accelerate NAME`: several processes, started by accelerate with a file of configs/accelerate.
+"""`--accelerate NAME`: start several processes with accelerate and a file in configs/accelerate.
 
-The same as `accelerate launch --config_file configs/accelerate/NAME.yaml -m rlkit train ...`, where rlkit
-fills in how many GPUs there are and, under `srun` on several machines, who is who.
+It is equivalent to `accelerate launch --config_file configs/accelerate/NAME.yaml -m rlkit train ...`, except
+that rlkit fills in the number of GPUs and, under `srun` on several machines, the rank and address of each.
 """
 
 from __future__ import annotations
@@ -27,51 +27,58 @@ logger = logging.getLogger(__name__)
 
 FOLDER = Path("configs") / "accelerate"
 OPTIONS = ("--accelerate", "--num_processes", "--memory")
-GRACE_SECONDS = 300  # for processes to write a checkpoint after SIGTERM; torchrun would kill them after 30
-PASSED_ON = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"  # by torchrun, to the processes that train
-FIRST_PORT, PORTS = 20000, 20000
+GRACE_SECONDS = 300  # to write a checkpoint after SIGTERM; torchrun's default kills processes after 30
+FORWARDED_SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"  # from torchrun to the workers
+FIRST_PORT, NUM_PORTS = 20000, 20000  # for the rendezvous; the job id selects one
 
 
 def split(argv: Sequence[str], *, dry_run: bool = False) -> tuple[dict[str, str], list[str]]:
-    """Return the launcher's options, by name, and the command's own arguments.
+    """Split a command line into the launcher's options, by name, and the remaining arguments.
 
     Args:
-        argv: the command line after the command.
-        dry_run: whether the command has the options `--dry_run` and `--memory`.
+        argv: command line after the command.
+        dry_run: whether the command supports `--dry_run` and `--memory`.
 
     Raises:
-        UserError: an option has no value, goes with another, or is not of this command.
+        UserError: an option lacks a value, requires another option, or is not supported by the command.
     """
     options: dict[str, str] = {}
-    others: list[str] = []
-    remaining = iter(argv)
-    for argument in remaining:
+    command_argv: list[str] = []
+    arguments = iter(argv)
+    for argument in arguments:
         name, equals, value = argument.partition("=")
         if name == "--dry_run":
             if equals:
                 raise UserError("--dry_run takes no value")
             options[name] = ""
         elif name in OPTIONS:
-            options[name] = value or next(remaining, "")
+            options[name] = value or next(arguments, "")
             if not options[name] or options[name].startswith("--"):
                 raise UserError(f"{name} needs a value")
         else:
-            others.append(argument)
+            command_argv.append(argument)
     if "--num_processes" in options:
-        check_number("--num_processes", options["--num_processes"], COUNT, whole=True)
+        check_number("--num_processes", options["--num_processes"], COUNT, is_integer=True)
         if "--accelerate" not in options:
-            raise UserError("--num_processes needs --accelerate, e.g. --accelerate ddp --num_processes 4")
+            raise UserError("--num_processes requires --accelerate, e.g. --accelerate ddp --num_processes 4")
     if ("--memory" in options or "--dry_run" in options) and not dry_run:
-        raise UserError("only `rlkit train` has --dry_run and --memory")
+        raise UserError("only `rlkit train` supports --dry_run and --memory")
     if "--memory" in options and "--dry_run" not in options:
-        raise UserError("--memory needs --dry_run")
+        raise UserError("--memory requires --dry_run")
     if "--accelerate" in options:
         config_file(options["--accelerate"])
-    return options, others
+    return options, command_argv
 
 
 def config_file(name: str) -> Path:
-    """The accelerate config of a name or path; raises UserError with the names there are."""
+    """Return the path of an accelerate config.
+
+    Args:
+        name: file name in configs/accelerate without its extension, or the path of a YAML or JSON file.
+
+    Raises:
+        UserError: there is no such config; the message lists the available names.
+    """
     if name.endswith((".yaml", ".yml", ".json")):
         path = find_config(name)
         if not path.is_file():
@@ -79,42 +86,45 @@ def config_file(name: str) -> Path:
         return path
     path = find_config(FOLDER / f"{name}.yaml")
     if not path.is_file():
-        known = {path.stem for folder in (FOLDER, PACKAGE / FOLDER) for path in folder.glob("*.yaml")}
-        raise UserError(f"there is no accelerate config {name!r} in {FOLDER}{nearest(name, known)}")
+        names = {path.stem for folder in (FOLDER, PACKAGE / FOLDER) for path in folder.glob("*.yaml")}
+        raise UserError(f"there is no accelerate config {name!r} in {FOLDER}{nearest(name, names)}")
     return path
 
 
 def machines(
     environment: Mapping[str, str], hostnames: Callable[[str], list[str]] | None = None
 ) -> dict[str, str]:
-    """accelerate's options for the machines of an `srun` step; none on one machine.
+    """Return accelerate's options for the machines of an `srun` step; an empty dict on a single machine.
 
     Args:
-        environment: the process's variables.
-        hostnames: turns Slurm's short list of nodes into names; default: `scontrol show hostnames`.
+        environment: environment variables of the process.
+        hostnames: function that expands Slurm's node list, such as "gpu[3-4]", to host names. The default
+            is `scontrol show hostnames`.
 
     Raises:
-        UserError: more tasks than machines, or a job of several machines that was started without srun.
+        UserError: the number of tasks differs from the number of machines, or a job on several machines was
+            started without srun.
     """
-    nodes = int(environment.get("SLURM_NNODES", "1"))
-    if nodes == 1:
+    num_nodes = int(environment.get("SLURM_NNODES", "1"))
+    if num_nodes == 1:
         return {}
     if "SLURM_STEP_NODELIST" not in environment:
-        raise UserError(f"this job has {nodes} machines: start the command by srun --ntasks-per-node 1")
-    nodes = int(environment["SLURM_STEP_NUM_NODES"])
-    if nodes == 1:
+        raise UserError(f"this job has {num_nodes} machines: start the command with srun --ntasks-per-node 1")
+    num_nodes = int(environment["SLURM_STEP_NUM_NODES"])
+    if num_nodes == 1:
         return {}
-    if int(environment["SLURM_STEP_NUM_TASKS"]) != nodes:
+    num_tasks = int(environment["SLURM_STEP_NUM_TASKS"])
+    if num_tasks != num_nodes:
         raise UserError(
-            f"srun started {environment['SLURM_STEP_NUM_TASKS']} tasks on {nodes} machines, but accelerate "
-            "starts the processes of a machine: use --ntasks-per-node 1"
+            f"srun started {num_tasks} tasks on {num_nodes} machines, but there must be one per machine, "
+            "since accelerate starts the processes on each: use --ntasks-per-node 1"
         )
-    first = (hostnames or _hostnames)(environment["SLURM_STEP_NODELIST"])[0]
-    port = FIRST_PORT + int(environment["SLURM_JOB_ID"]) % PORTS
+    main_host = (hostnames or _hostnames)(environment["SLURM_STEP_NODELIST"])[0]
+    port = FIRST_PORT + int(environment["SLURM_JOB_ID"]) % NUM_PORTS
     return {
-        "--num_machines": str(nodes),
+        "--num_machines": str(num_nodes),
         "--machine_rank": environment["SLURM_NODEID"],
-        "--main_process_ip": first,
+        "--main_process_ip": main_host,
         "--main_process_port": str(port),
     }
 
@@ -124,92 +134,110 @@ def _hostnames(nodelist: str) -> list[str]:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
 
 
-def command_line(command: str, options: Mapping[str, str], words: Sequence[str], count: int) -> list[str]:
-    """The command line of accelerate.
+def command_line(command: str, options: Mapping[str, str], argv: Sequence[str], num_gpus: int) -> list[str]:
+    """Return the command line of accelerate's launcher.
 
     Args:
-        command: what to run, e.g. "train".
-        options: as `split` returns them.
-        count: of the GPUs of this machine; without any the file says how many processes there are.
+        command: command to run, e.g. "train".
+        options: options of the launcher, as `split` returns them.
+        argv: arguments of the command.
+        num_gpus: number of GPUs of this machine. If it is 0, the config determines the number of processes.
     """
     path = config_file(options["--accelerate"])
-    if load_yaml(path).get("distributed_type") == "NO":  # accelerate's launcher passes no signals on
-        return [sys.executable, "-m", "rlkit", command, *words]
-    given = {"--config_file": str(path)} | machines(os.environ)
-    here = int(given.get("--num_machines", "1"))
+    # A single process needs no launcher; accelerate's would not forward signals to it.
+    if load_yaml(path).get("distributed_type") == "NO":
+        return [sys.executable, "-m", "rlkit", command, *argv]
+    values = {"--config_file": str(path)} | machines(os.environ)
+    num_machines = int(values.get("--num_machines", "1"))
     if "--num_processes" in options:
-        given["--num_processes"] = options["--num_processes"]
-    elif count:
-        given["--num_processes"] = str(count * here)
-    if here == 1:
-        given["--main_process_port"] = "0"  # any that is free: several runs may share a machine
-    flags = [part for pair in given.items() for part in pair]
-    return [sys.executable, "-m", "accelerate.commands.launch", *flags, "-m", "rlkit", command, *words]
+        values["--num_processes"] = options["--num_processes"]
+    elif num_gpus:
+        values["--num_processes"] = str(num_gpus * num_machines)
+    if num_machines == 1:
+        values["--main_process_port"] = "0"  # any free port, since several runs may share a machine
+    flags = [part for pair in values.items() for part in pair]
+    return [sys.executable, "-m", "accelerate.commands.launch", *flags, "-m", "rlkit", command, *argv]
 
 
 def gpus() -> list[str]:
-    """Names of the GPUs that this process sees, as CUDA_VISIBLE_DEVICES has them."""
+    """Return the GPUs that this process can use, in the notation of CUDA_VISIBLE_DEVICES."""
     import torch
 
     count = torch.cuda.device_count()
-    named = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    return named[:count] if any(named) else [str(i) for i in range(count)]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    return visible[:count] if any(visible) else [str(i) for i in range(count)]
 
 
 def use_one_gpu() -> None:
-    """Hide all GPUs but the first from a process that no launcher started.
+    """Hide all GPUs except the first, unless a launcher started this process.
 
-    transformers' Trainer would spread its batches over them by DataParallel, which knows nothing of a group's
-    shared prompt, and a batch would be that many times as large as its keys say.
+    With several visible GPUs, transformers' Trainer would wrap the model in DataParallel. That multiplies the
+    configured batch size and does not support the shared prompt of a group.
     """
-    found = gpus()
-    if len(found) > 1 and "LOCAL_RANK" not in os.environ:
-        os.environ["CUDA_VISIBLE_DEVICES"] = found[0]
-        logger.warning("this run uses one of %s GPUs; --accelerate ddp uses all", len(found))
+    available = gpus()
+    if len(available) > 1 and "LOCAL_RANK" not in os.environ:
+        os.environ["CUDA_VISIBLE_DEVICES"] = available[0]
+        logger.warning("using 1 of %s GPUs; use all with --accelerate ddp", len(available))
 
 
 def check_start(command: str, argv: Sequence[str], overrides: Mapping[str, Any] | None = None) -> None:
-    """Raise UserError, within a second, for what can be known to be wrong before anything is imported."""
+    """Check the keys and the run directory within a second, before anything heavy is imported.
+
+    Args:
+        command: "train", "sft" or "rank".
+        argv: command line without the launcher's options.
+        overrides: keys with Python values; they override the command line.
+
+    Raises:
+        UserError: a key is missing or invalid, or the run directory cannot be used.
+    """
     keys = check_keys(command, argv, overrides)
+    # The main process may have created the run directory before the others get here.
     if any(os.environ.get(name, "0") != "0" for name in ("RANK", "SLURM_NODEID")):
-        return  # the main process of the first machine may have created the directory meanwhile
+        return
     path = Path(str(keys["output_dir"]))
-    resume, overwrite = (str(keys.get(key)).lower() in TRUE for key in ("resume", "overwrite"))
+    resume = str(keys.get("resume")).lower() in TRUE
+    overwrite = str(keys.get("overwrite")).lower() in TRUE
     if resume and not overwrite and not path.is_dir():
         runs = [str(run) for run in path.parent.glob("*") if (run / "config.yaml").is_file()]
+        hint = nearest(str(path), runs)
         raise UserError(
-            f"there is no run directory {path} to resume{nearest(str(path), runs)}: start it without --resume"
+            f"there is no run directory {path} to resume{hint}; remove --resume to start a new run"
         )
     directory = RunDirectory(path, command)
     directory.check(resume=resume, overwrite=overwrite)
     if resume and directory.is_used() and not (path / "config.yaml").is_file():
-        # A mistyped path must not become a run, which the next --overwrite would delete.
-        raise UserError(f"{path} is not a run directory (it has no config.yaml): it is not resumed")
+        # Otherwise a folder named by mistake would become a run, which a later --overwrite would delete.
+        raise UserError(f"cannot resume {path}: it is not a run directory (it has no config.yaml)")
 
 
-def launch_or_prepare(command: str, options: Mapping[str, str], words: Sequence[str]) -> None:
-    """Launch several processes if `--accelerate` is given, else make this process ready to train."""
+def launch_or_prepare(command: str, options: Mapping[str, str], argv: Sequence[str]) -> None:
+    """Launch several processes if `--accelerate` is set, else prepare this process for training."""
     if "--accelerate" in options:
-        launch(command, options, words)
+        launch(command, options, argv)
     use_one_gpu()
     children_ignore_signals()
 
 
 def children_ignore_signals() -> None:
-    """Let processes that are started from now on ignore the user signals: a scheduler sends them to all."""
+    """Make child processes that start from now on ignore SIGUSR1 and SIGUSR2.
+
+    A scheduler sends them to all processes of a job, and their default action would kill reward workers.
+    """
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, signal.SIG_IGN)
 
 
-def launch(command: str, options: Mapping[str, str], words: Sequence[str]) -> NoReturn:
+def launch(command: str, options: Mapping[str, str], argv: Sequence[str]) -> NoReturn:
     """Replace this process with accelerate's launcher of `rlkit COMMAND` (exec)."""
-    count = len(gpus())
-    line = command_line(command, options, words, count)
-    os.environ.setdefault("PET_SIGNALS_TO_HANDLE", PASSED_ON)
+    num_gpus = len(gpus())
+    launcher_argv = command_line(command, options, argv, num_gpus)
+    # torchrun reads its settings from PET_* variables.
+    os.environ.setdefault("PET_SIGNALS_TO_HANDLE", FORWARDED_SIGNALS)
     os.environ.setdefault("PET_SHUTDOWN_TIMEOUT", str(GRACE_SECONDS))
-    if count == 0:
+    if num_gpus == 0:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    logger.debug("launching: %s", shlex.join(line))
+    logger.debug("launching: %s", shlex.join(launcher_argv))
     sys.stdout.flush()
-    os.execv(line[0], line)
+    os.execv(launcher_argv[0], launcher_argv)

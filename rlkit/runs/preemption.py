@@ -1,7 +1,8 @@
-"""A run that is told to leave its machine ends after its step, with a checkpoint.
+"""Preemption: on a signal, write a checkpoint at the end of the current step and stop.
 
-Slurm and other schedulers send SIGTERM or a signal of one's choice some time before they kill: SIGTERM,
-SIGUSR1 and SIGUSR2 are taken alike. The grace time must be longer than a step, and writing a checkpoint.
+Slurm and other schedulers send SIGTERM or a configurable signal some time before they kill a job. SIGTERM,
+SIGUSR1 and SIGUSR2 have the same effect. The grace period must be longer than one step plus the time to write
+a checkpoint.
 """
 
 from __future__ import annotations
@@ -28,45 +29,53 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class PreemptionCallback(TrainerCallback):
-    """Has a checkpoint written at the end of the step in which a signal came, and training stopped."""
+    """Write a checkpoint at the end of the step in which a signal is received, and stop training.
+
+    Attributes:
+        received: name of the signal received, or None.
+        is_training: whether signals wait for the end of the step instead of raising `Preempted` at once.
+    """
 
     def __init__(self) -> None:
         self.received: str | None = None
-        self.training = False
+        self.is_training = False
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take signals: in training they are kept until the step is over, else `Preempted` is raised."""
-        if threading.current_thread() is not threading.main_thread():  # which alone may take them
+        """Handle signals within the block and restore the previous handlers afterwards.
+
+        A signal during training takes effect at the end of the step; at any other time it raises `Preempted`.
+        """
+        if threading.current_thread() is not threading.main_thread():  # only it can set signal handlers
             yield
             return
-        before = {number: signal.signal(number, self._take) for number in SIGNALS}
+        previous = {number: signal.signal(number, self._handle) for number in SIGNALS}
         try:
             yield
         finally:
-            for number, handler in before.items():
+            for number, handler in previous.items():
                 signal.signal(number, handler)
 
-    def _take(self, number: int, frame: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number).name
-        if not self.training:
+        if not self.is_training:
             raise Preempted(f"stopped by {self.received} outside training")
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        """From now on steps are finished."""
-        self.training = True
+        """From now on, let the current step finish before stopping."""
+        self.is_training = True
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        """Ask for a checkpoint and the end if a process was told to go; all ask alike."""
+        """Save a checkpoint and stop if any rank received a signal. All ranks decide the same."""
         received = [name for name in gather_object([self.received]) if name is not None]
         if received:
             self.received = received[0]
-            # Logged here and not by the signal handler, which may have interrupted another write to stderr:
-            # a second one inside it is a RuntimeError.
+            # Not logged in the signal handler: it may have interrupted another write to stderr, and a
+            # reentrant write raises a RuntimeError.
             if state.is_world_process_zero:
                 step = state.global_step
                 logger.warning("%s received: writing a checkpoint after step %s", self.received, step)
@@ -75,16 +84,16 @@ class PreemptionCallback(TrainerCallback):
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        """Do not write the checkpoint of a preempted run twice.
+        """Prevent a second checkpoint of a preempted run.
 
-        transformers also ends the epoch of a run that is stopped. With `save_strategy: epoch` it would write
-        the last checkpoint again, and the grace period may be over before that is complete.
+        transformers also ends the epoch of a run that stops. With `save_strategy: epoch` it would overwrite
+        the checkpoint just saved, and the grace period could end before the new one is complete.
         """
         if self.received is not None:
             control.should_save = False
 
-    def trained(self, state: TrainerState) -> None:
-        """Training has ended: raise `Preempted` if it was cut short. Later signals raise it at once."""
-        self.training = False
+    def finish_training(self, state: TrainerState) -> None:
+        """Raise `Preempted` if training stopped before the last step. From now on signals raise at once."""
+        self.is_training = False
         if self.received is not None and state.global_step < state.max_steps:
             raise Preempted(f"stopped by {self.received} after step {state.global_step}, with a checkpoint")

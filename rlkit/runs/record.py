@@ -1,8 +1,8 @@
-"""One rollout as it is saved, by training and by evaluations alike.
+"""The record format of saved rollouts, which training and evaluations share.
 
-Training writes the records of a step to `rollouts/step-N.parquet`, an evaluation keeps them in the
-`completions` of `evaluation/NAME.json`. `rollout_record` makes them, `RolloutFiles` reads those of training,
-`Evaluation.load` those of an evaluation.
+Training writes the records of a step to `rollouts/step-N.parquet`; an evaluation stores them in the
+`completions` of `evaluation/NAME.json`. `rollout_record` builds a record, `RolloutFiles` reads those of
+training, and `Evaluation.load` reads those of an evaluation.
 """
 
 from __future__ import annotations
@@ -26,23 +26,26 @@ NUMBERS = ("score", "reward", "advantage", "log_prob_gap")  # columns of a recor
 
 
 class RolloutRecord(TypedDict, total=False):
-    """A saved rollout. It also has `rewards/NAME` for each reward and the breakdown columns of its task."""
+    """A saved rollout.
+
+    In addition to these fields it has `rewards/NAME` for each reward and the breakdown columns of its task.
+    """
 
     task_id: str
-    prompt: str  # see `prompt_text`
-    completion: str  # what the model wrote, its turns joined by line ends
+    prompt: str  # as formatted by `prompt_text`
+    completion: str  # text that the model wrote; several turns are joined with newlines
     turns: Sequence[Mapping[str, Any]]  # all messages after the prompt
-    answer: str | None  # the environment's own
-    score: float | None  # the environment's metric; None where it does not apply or the rollout is invalid
-    reward: float | None  # weighted sum of the rewards; None in an evaluation, which weighs nothing
-    invalid: str | None  # why the rollout could not be judged
-    length: int  # tokens the model wrote, EOS not counted: what rewards read as `length`
-    environment_tokens: int  # tokens that the environment wrote
-    truncated: bool
-    step: int  # training: the optimizer step that these rollouts are for
-    advantage: float
-    kept: bool  # training with dynamic sampling: whether it is learned from
-    log_prob_gap: float  # training with vLLM: mean |sampler - trainer|, nats per token
+    answer: str | None  # the environment's reference answer
+    score: float | None  # the environment's metric; None if it does not apply or the rollout is invalid
+    reward: float | None  # weighted sum of the rewards; None in evaluations, which use no weights
+    invalid: str | None  # why the rollout could not be scored, or None
+    length: int  # number of tokens the model wrote, without EOS; rewards read it as `length`
+    environment_tokens: int  # number of tokens the environment wrote
+    truncated: bool  # whether a token limit cut the rollout off
+    step: int  # training only: optimizer step that the rollout is for
+    advantage: float  # training only
+    kept: bool  # training with dynamic sampling: whether the rollout is in the batch
+    log_prob_gap: float  # training with vLLM: mean |sampler - trainer| log-probability, nats per token
 
 
 def rollout_record(
@@ -53,16 +56,17 @@ def rollout_record(
     invalid: str | None,
     reward: float = math.nan,
 ) -> RolloutRecord:
-    """Make the record of one rollout.
+    """Build the record of one rollout.
 
     Args:
-        environment: gives the answer, the metric's name and the breakdown columns.
-        row: what the rewards read: the task's columns and the rollout's.
-        rewards: values by name; NaN where a reward does not apply.
-        invalid: why the rollout could not be judged, or None.
-        reward: weighted sum of the rewards; NaN where there is none.
+        environment: environment of the task; provides the answer, the metric's name and breakdown columns.
+        row: columns of the task and the rollout, as rewards read them.
+        rewards: reward values by name; NaN where a reward does not apply.
+        invalid: reason why the rollout could not be scored, or None.
+        reward: weighted sum of the rewards; NaN if there is none.
     """
-    if invalid is not None:  # nothing is known of it, whatever a reward said before another one failed
+    # An invalid rollout has no values, even from rewards that ran before another one failed.
+    if invalid is not None:
         rewards, reward = dict.fromkeys(rewards, math.nan), math.nan
     record: dict[str, Any] = {
         "task_id": None if row.get("task_id") is None else str(row["task_id"]),
@@ -83,7 +87,7 @@ def rollout_record(
 
 
 def prompt_text(prompt: str | Sequence[Mapping[str, Any]]) -> str:
-    """Write a prompt for people: a single message as it is, several with their roles."""
+    """Format a prompt for display: the content of a single message, or several messages with their roles."""
     if isinstance(prompt, str):
         return prompt
     if len(prompt) == 1:
@@ -92,14 +96,15 @@ def prompt_text(prompt: str | Sequence[Mapping[str, Any]]) -> str:
 
 
 def nan_to_none(value: float) -> float | None:
-    """Return None for NaN, which means the same in a record."""
+    """Return None for NaN; both mean "no value", but JSON can represent only None."""
     return None if math.isnan(value) else value
 
 
 def record_frame(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """Return records as a frame whose numbers are float64, also where a reward applied to none of them.
+    """Convert records to a data frame with float64 for all number columns.
 
-    A column of None alone would be of no type, and the files of a run could not be read as one table.
+    pandas would give a column that contains only None no numeric type, for example if a reward applied to
+    none of the rollouts. Then the files of a run could not be read as one table.
     """
     frame = pd.DataFrame(list(records))
     for name in frame:
@@ -109,13 +114,16 @@ def record_frame(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 class RolloutFiles:
-    """The rollouts that a run has saved, one file for each step; the run may still be training.
+    """Reader of the rollouts of a run, which may still be training.
+
+    Args:
+        run: run directory.
 
     Attributes:
-        files: the file of each step.
+        files: path of the Parquet file by step.
 
     Raises:
-        UserError: the folder is not a run, or has no rollouts yet.
+        UserError: the folder is not a run directory, or it has no rollouts yet.
     """
 
     def __init__(self, run: Path):
@@ -123,52 +131,58 @@ class RolloutFiles:
         self.reload()
 
     def reload(self) -> None:
-        """List the files again; raises UserError when there are none."""
+        """Update the list of files; raises UserError if there are none."""
         folder = self.run / "rollouts"
         if not (folder.is_dir() or (self.run / "config.yaml").is_file()):
-            raise UserError(f"{self.run} is not a run directory: no config.yaml or rollouts/ in it")
-        names = ((re.fullmatch(r"step-(\d+)", path.stem), path) for path in sorted(folder.glob("*.parquet")))
-        files = {int(match[1]): path for match, path in names if match}
+            raise UserError(f"{self.run} is not a run directory (it has no config.yaml and no rollouts/)")
+        files = {}
+        for path in sorted(folder.glob("*.parquet")):
+            if match := re.fullmatch(r"step-(\d+)", path.stem):
+                files[int(match[1])] = path
         if not files:
-            raise UserError(f"{self.run} has no rollouts yet: rlkit train writes some at every step")
+            raise UserError(f"{self.run} has no rollouts yet; rlkit train writes them at every step")
         self.files = files
 
     def version(self, step: int) -> int:
-        """Return a number that changes when the file of a step does."""
+        """Return a number that changes when the file of a step changes: its modification time."""
         try:
             return self.files[step].stat().st_mtime_ns
-        except OSError as error:  # a resumed run has removed it
+        except OSError as error:  # a run that was resumed from an earlier step has deleted it
             raise _unreadable(self.files[step], error) from error
 
     def columns(self, step: int) -> list[str]:
-        """Return the columns of a step's file."""
+        """Return the column names of a step's file; raises UserError if it cannot be read."""
         try:
             return pq.read_schema(self.files[step]).names
         except (OSError, ValueError, ArrowException) as error:
             raise _unreadable(self.files[step], error) from error
 
     def read(self, step: int, columns: Collection[str] | None = None) -> list[dict[str, Any]]:
-        """Return the records of a step, or some of their columns; NaN is read as None.
+        """Return the records of a step, with None instead of NaN.
+
+        Args:
+            step: a step in `files`.
+            columns: columns to read, or None for all. Names that do not exist are ignored.
 
         Raises:
             UserError: the file cannot be read.
         """
         rows = self._table(step, columns).to_pylist()
-        return [{name: _plain(value) for name, value in row.items()} for row in rows]
+        return [{name: _without_nan(value) for name, value in row.items()} for row in rows]
 
     def frame(self, step: int) -> pd.DataFrame:
-        """Return the records of a step as a frame; raises what `read` does."""
+        """Return the records of a step as a data frame; raises UserError if the file cannot be read."""
         return self._table(step, None).to_pandas()
 
     def _table(self, step: int, columns: Collection[str] | None) -> pyarrow.Table:
-        wanted = [name for name in self.columns(step) if columns is None or name in columns]
+        names = [name for name in self.columns(step) if columns is None or name in columns]
         try:
-            return pq.read_table(self.files[step], columns=wanted)
+            return pq.read_table(self.files[step], columns=names)
         except (OSError, ValueError, ArrowException) as error:
             raise _unreadable(self.files[step], error) from error
 
 
-def _plain(value: object) -> object:
+def _without_nan(value: object) -> object:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 

@@ -1,4 +1,4 @@
-"""`rlkit.train` and `rlkit.evaluate` from a script: the commands, with results to look at."""
+"""`rlkit.train` and `rlkit.evaluate`: the commands as functions that return results."""
 
 import logging
 
@@ -12,7 +12,7 @@ from tests.quick import QUICK, QUICK_GRPO
 
 @pytest.fixture
 def config(tmp_path, tiny_folder, monkeypatch):
-    """A config of three steps in a folder of its own."""
+    """Return a quick config in an empty working directory."""
     monkeypatch.chdir(tmp_path)
     keys = QUICK_GRPO | {"model_name_or_path": tiny_folder}
     path = tmp_path / "quick.yaml"
@@ -31,18 +31,18 @@ def test_train_returns_directory_metrics_and_evaluations(config, tmp_path, capsy
     assert len(result.before.scores) == 4
     saved = yaml.safe_load((result.directory / "config.yaml").read_text())
     assert saved["environment_args"] == {"length": 2} and saved["max_steps"] == 3
-    assert not logging.getLogger("rlkit").handlers, "the caller's logging is as it was"
+    assert not logging.getLogger("rlkit").handlers, "the caller's logging must not change"
     with pytest.raises(rlkit.UserError, match="exists"):
         rlkit.train(config, max_steps=3)
 
-    again = rlkit.evaluate(
+    evaluation = rlkit.evaluate(
         result.directory / "model",
         QUICK["environment"],
         environment_args={"length": 2},
         evaluation_tasks=4,
         max_completion_length=6,
     )
-    assert again.scores == result.after.scores and again.metric == "even"
+    assert evaluation.scores == result.after.scores and evaluation.metric == "even"
 
 
 @pytest.mark.parametrize(
@@ -50,30 +50,28 @@ def test_train_returns_directory_metrics_and_evaluations(config, tmp_path, capsy
     [
         ({"learning_rat": 1}, "did you mean 'learning_rate'"),
         ({"learning_rate": -1}, "learning_rate must be at least 0"),
-        ({"environment_args": "x"}, "environment_args is not JSON"),
+        ({"environment_args": "x"}, "environment_args is not valid JSON"),
     ],
     ids=str,
 )
-def test_wrong_keys_of_train_are_one_line(config, keys, expected):
+def test_train_raises_one_line_errors_for_invalid_keys(config, keys, expected):
     with pytest.raises(rlkit.UserError) as caught:
         rlkit.train(config, **keys)
     assert expected in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_overwriting_with_the_model_of_another_run(config, tmp_path):
-    result = rlkit.train(config, max_steps=1, evaluation_tasks=0)
-    again = rlkit.train(
-        config, model_name_or_path=result.directory / "model", output_dir=tmp_path / "again", max_steps=1
+def test_train_overwrites_a_run_with_the_model_of_another(config, tmp_path):
+    first = rlkit.train(config, max_steps=1, evaluation_tasks=0)
+    second = rlkit.train(
+        config, model_name_or_path=first.directory / "model", output_dir=tmp_path / "second", max_steps=1
     )
-    assert again.directory == tmp_path / "again" and again.after is not None
-    once_more = rlkit.train(
-        config, model_name_or_path=tmp_path / "again" / "model", overwrite=True, max_steps=1
-    )
-    saved = yaml.safe_load((once_more.directory / "config.yaml").read_text())
-    assert saved["model_name_or_path"] == str(tmp_path / "again" / "model")
+    assert second.directory == tmp_path / "second" and second.after is not None
+    third = rlkit.train(config, model_name_or_path=tmp_path / "second" / "model", overwrite=True, max_steps=1)
+    saved = yaml.safe_load((third.directory / "config.yaml").read_text())
+    assert saved["model_name_or_path"] == str(tmp_path / "second" / "model")
 
 
-def test_train_without_a_config(tmp_path):
+def test_train_without_config_names_the_missing_key(tmp_path):
     with pytest.raises(rlkit.UserError, match="no environment given"):
         rlkit.train()
     with pytest.raises(rlkit.UserError, match="no run directory given"):
@@ -84,12 +82,12 @@ def test_train_without_a_config(tmp_path):
     ("options", "expected"),
     [
         ({"evaluation_tasks": 0}, "evaluation_tasks must be at least 1"),
-        ({"samples": 4}, "set temperature 1"),
+        ({"samples": 4}, "set temperature, e.g. to 1"),
         ({"temperature": float("nan")}, "temperature must be at least 0"),
         ({"environment_args": {"lenght": 1}}, "'length'"),
     ],
     ids=str,
 )
-def test_wrong_options_of_evaluate_are_one_line(options, expected):
+def test_evaluate_raises_one_line_errors_for_invalid_options(options, expected):
     with pytest.raises(rlkit.UserError, match=expected):
         rlkit.evaluate("none", QUICK["environment"], **options)

@@ -1,4 +1,4 @@
-"""What the user is told: one line, and the nearest name."""
+"""Error messages: one line, and the nearest valid name."""
 
 import pytest
 from hypothesis import given
@@ -15,13 +15,13 @@ def test_first_line_is_one_line_of_any_message(message):
 
 def test_first_line_of_a_message_that_begins_with_blank_lines():
     assert first_line(OSError("\n  \n disk is full \nhint")) == "disk is full"
-    assert first_line(RuntimeError()) == "RuntimeError"  # `splitlines()[0]` is an IndexError here
+    assert first_line(RuntimeError()) == "RuntimeError"  # here `splitlines()[0]` would raise an IndexError
     assert first_line("") == ""
 
 
 def test_check_choice_names_the_nearest():
     assert check_choice("level", "low", ("low", "high")) == "low"
-    with pytest.raises(UserError, match=r"there is no level 'hihg' \(did you mean 'high'\?\)"):
+    with pytest.raises(UserError, match=r"unknown level 'hihg' \(did you mean 'high'\?\)"):
         check_choice("level", "hihg", {"low": 1, "high": 2})
 
 

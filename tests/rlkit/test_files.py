@@ -1,4 +1,4 @@
-"""Files that survive: a reader sees the old text or the new one."""
+"""Atomic writes: a reader sees either the old or the new content."""
 
 import os
 from pathlib import Path
@@ -29,13 +29,13 @@ def test_atomic_write_that_fails_keeps_the_old_file(tmp_path, monkeypatch):
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
-def test_atomic_write_is_on_the_disk_before_it_is_in_place(tmp_path, monkeypatch):
-    done = []
+def test_atomic_write_syncs_before_and_after_the_replacement(tmp_path, monkeypatch):
+    calls = []
     sync, replace = files.sync, os.replace
-    monkeypatch.setattr(files, "sync", lambda path: (done.append(("sync", path.suffix)), sync(path)))
-    monkeypatch.setattr(os, "replace", lambda a, b: (done.append(("replace", b.suffix)), replace(a, b)))
+    monkeypatch.setattr(files, "sync", lambda path: (calls.append(("sync", path.suffix)), sync(path)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (calls.append(("replace", b.suffix)), replace(a, b)))
     atomic_write(tmp_path / "file.txt", "text")
-    assert done == [("sync", ".partial"), ("replace", ".txt"), ("sync", "")]
+    assert calls == [("sync", ".partial"), ("replace", ".txt"), ("sync", "")]
 
 
 def test_cache_directory(monkeypatch):

@@ -1,4 +1,4 @@
-"""Log lines on stderr: their prefix, the levels, and which ranks write them."""
+"""Log lines on stderr: their prefix, the levels, which ranks write them, and hidden notices of libraries."""
 
 import logging
 import os
@@ -15,7 +15,7 @@ VARIABLES = ("RANK", "WORLD_SIZE", "RLKIT_LOG_LEVEL")
 
 @pytest.fixture
 def log(monkeypatch, capsys):
-    """Configure logging under these variables, log at each level, and return stdout and stderr."""
+    """Return a function that configures logging, logs at each level, and returns stdout and stderr."""
 
     def log(**variables):
         for name in VARIABLES:
@@ -48,7 +48,7 @@ def test_log_lines_name_the_rank_of_several_processes(log):
 
 
 @pytest.mark.parametrize("number", range(4))
-def test_log_level_is_that_of_the_variable_on_every_rank(log, number):
+def test_log_level_variable_applies_to_every_rank(log, number):
     level, expected = LEVELS[number], LEVELS[number:]
     assert log(RLKIT_LOG_LEVEL=level).err == lines(*expected)
     assert log(RLKIT_LOG_LEVEL=level.upper()).err == lines(*expected)
@@ -77,11 +77,11 @@ def test_configuring_twice_writes_each_line_once(log):
 
 
 def test_handler_of_the_root_logger_does_not_repeat_lines(log, caplog):
-    log()  # pytest's handler is one of the root logger
+    log()  # caplog's handler is on the root logger
     assert caplog.messages == []
 
 
-def test_command_leaves_the_logging_of_its_caller_alone(capsys, caplog):
+def test_command_restores_the_logging_of_its_caller(capsys, caplog):
     def command():
         logging.getLogger("rlkit.runs").info("in the command")
         return 0
@@ -94,7 +94,7 @@ def test_command_leaves_the_logging_of_its_caller_alone(capsys, caplog):
     assert (logger.handlers, logger.level, logger.propagate) == ([], logging.NOTSET, True)
 
 
-def test_error_that_ends_a_command_is_printed_at_every_level(monkeypatch, capsys):
+def test_usage_error_is_printed_at_every_level(monkeypatch, capsys):
     def command():
         raise UserError("no such key")
 
@@ -128,14 +128,14 @@ def test_notices_of_libraries_are_hidden_and_their_other_warnings_shown(log, cap
 
 
 @pytest.mark.parametrize("on_cpu", [True, False])
-def test_notice_about_triton_is_hidden_only_beside_vllm_for_a_cpu(log, caplog, monkeypatch, on_cpu):
+def test_notice_about_triton_is_hidden_only_with_the_cpu_build_of_vllm(log, caplog, monkeypatch, on_cpu):
     monkeypatch.setattr("rlkit.logs._has_vllm_for_cpu", lambda: on_cpu)
     log()
     logging.getLogger("vllm.triton_utils.importing").warning(TRITON)
     assert caplog.messages == ([] if on_cpu else [TRITON])
 
 
-def test_bars_of_datasets_are_hidden_by_its_variable_unless_it_is_set(log, monkeypatch):
+def test_bars_of_datasets_are_hidden_unless_the_user_set_its_variable(log, monkeypatch):
     name = "HF_DATASETS_DISABLE_PROGRESS_BARS"
     monkeypatch.delenv(name, raising=False)
     log()
@@ -160,7 +160,7 @@ def test_bars_of_transformers_are_hidden_while_a_command_runs(log, capsys):
         list(tqdm(range(3), desc="Loading weights"))
         return capsys.readouterr().err
 
-    assert "Loading weights" in bar()  # no command runs
+    assert "Loading weights" in bar()  # no command is running
     log()
     assert bar() == ""
     reset_logging()

@@ -1,4 +1,4 @@
-"""Objects by name, from modules and from files."""
+"""Loading objects by name from modules and files."""
 
 import sys
 
@@ -16,12 +16,12 @@ def file(tmp_path):
     return str(path)
 
 
-def test_from_a_module():
+def test_load_object_from_a_module():
     assert load_object("json:dumps") is __import__("json").dumps
     assert load_object("os.path:join") is __import__("os").path.join
 
 
-def test_from_a_file_which_runs_once(file):
+def test_load_object_runs_a_file_once(file):
     assert load_object(f"{file}:first")() == 1
     assert load_object(f"{file}:second")() == 2
     assert load_object(f"{file}:count") == [1]
@@ -38,18 +38,18 @@ def test_from_a_file_which_runs_once(file):
         ("none.py:x", "no file 'none.py'"),
     ],
 )
-def test_what_cannot_be_loaded(reference, message):
+def test_load_object_rejects_invalid_references(reference, message):
     with pytest.raises(UserError, match=message):
         load_object(reference)
 
 
-def test_a_name_that_a_file_does_not_have(file):
+def test_load_object_names_the_nearest_object_in_a_file(file):
     with pytest.raises(UserError, match="'first'"):
         load_object(f"{file}:frist")
 
 
-def test_errors_of_the_file_itself_are_shown_and_it_can_be_mended(tmp_path):
-    path = tmp_path / "ill.py"
+def test_load_object_reloads_a_file_after_its_error_is_fixed(tmp_path):
+    path = tmp_path / "broken.py"
     path.write_text("import no_such_thing\n")
     with pytest.raises(ModuleNotFoundError, match="no_such_thing"):
         load_object(f"{path}:x")
@@ -58,9 +58,9 @@ def test_errors_of_the_file_itself_are_shown_and_it_can_be_mended(tmp_path):
 
 
 @pytest.mark.parametrize("parts", [("rewards", "qa"), ("envs", "causal"), ("envs", "causal", "environment")])
-def test_load_object_names_the_import_root_of_our_modules_and_packages(monkeypatch, parts):
-    """Configs written before `rlkit.rewards` and `rlkit.envs` omit the root."""
+def test_load_object_suggests_the_rlkit_prefix(monkeypatch, parts):
+    """Configs written before `rlkit.rewards` and `rlkit.envs` existed lack the prefix."""
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", str(ROOT))])
-    name = ".".join(parts)  # test_layers finds the bare spelling anywhere else
+    name = ".".join(parts)  # joined here because test_layers rejects the literal name
     with pytest.raises(UserError, match=f"there is no module '{name}': did you mean 'rlkit.{name}'"):
         load_object(f"{name}:f1")

@@ -1,1 +1,1 @@
-"""Collections of documents, and of queries with judgments, by name."""
+"""Collections of documents, and of queries with relevance judgments, loaded by name."""

@@ -1,7 +1,7 @@
-"""A collection: documents, queries, and which documents are relevant to which query.
+"""A test collection: documents, queries, and judgments of which documents are relevant to which query.
 
-`rlkit.retrieval.collections.load` opens one by its name: a folder in the layout of BEIR (`corpus.jsonl`,
-`queries.jsonl`, `qrels/SPLIT.tsv`) or of T2Ranking, `ir_datasets:NAME` for any set of ir-datasets,
+`rlkit.retrieval.collections.load` opens one by name: a folder in BEIR's layout (`corpus.jsonl`,
+`queries.jsonl`, `qrels/SPLIT.tsv`) or in T2Ranking's, `ir_datasets:NAME` for any dataset of ir-datasets,
 `bright:SUBSET`, `crumb:TASK`, or `generated:SIZE:SEED`.
 """
 
@@ -20,20 +20,20 @@ Qrels = dict[str, dict[str, int]]
 
 @dataclass(frozen=True)
 class Collection:
-    """Documents, queries and judgments.
+    """Documents, queries and relevance judgments.
 
     Attributes:
-        name: for messages and ids.
-        documents: reads them, one at a time: they need not fit in memory.
-        queries: text by id.
-        qrels: by split ("train", "dev", "test", or as the set has them), grades by query and document.
-        excluded: documents that are taken out of a query's ranking before it is scored (BRIGHT).
-        drop_query_id: whether a document with the id of its query is taken out (BEIR does).
-        min_grade: least grade that is relevant for measures other than nDCG (TREC DL: 2).
-        source: tells whether the documents have changed since an index was made.
-        document_of: the judged document of a passage, where passages are ranked (CRUMB): a document has the
-            rank of its best passage (MaxP). None: what is ranked is what is judged.
-        binary: by split as `qrels`, of other judgments for measures other than nDCG (CRUMB).
+        name: Name for messages and ids.
+        documents: Function that iterates over the documents, which need not fit in memory.
+        queries: Query texts by id.
+        qrels: Grades by split, query and document. Splits are "train", "dev", "test" or the dataset's own.
+        excluded: Ids of documents to remove from each query's ranking before scoring (BRIGHT).
+        drop_query_id: Whether to remove the document whose id equals the query's from its ranking (BEIR).
+        min_grade: Minimum grade that counts as relevant for measures other than nDCG (TREC DL: 2).
+        source: JSON value that changes with the documents, so that an outdated index is rebuilt.
+        document_of: Function from a passage's id to its document's, if passages are ranked but documents
+            judged (CRUMB). A document takes the rank of its best passage (MaxP). None if both are the same.
+        binary: Separate judgments for measures other than nDCG, in the form of `qrels` (CRUMB).
     """
 
     name: str
@@ -48,45 +48,50 @@ class Collection:
     binary: Mapping[str, Qrels] = field(default_factory=dict)
 
     def judged_id(self, name: str) -> str:
-        """What is judged of a document with this id: itself, or the document of a passage."""
+        """Return the id under which a retrieved document is judged, which differs for passages."""
         return name if self.document_of is None else self.document_of(name)
 
     def judged(self, split: str) -> Qrels:
-        """Grades of the queries of a split; raises UserError where there is no such split."""
+        """Return the grades of a split by query and document; raises UserError if there is no such split."""
         if split not in self.qrels:
             raise UserError(
                 f"{self.name} has no split {split!r}{nearest(split, self.qrels)}; it has "
-                f"{', '.join(self.qrels)}: set folds to make some of its queries training ones"
+                f"{', '.join(self.qrels)}. Set folds to use part of its queries for training"
             )
         return self.qrels[split]
 
     def folds(self, k: int, fold: int, seed: int = 0) -> Collection:
-        """The same with the queries of all splits dealt to `k` folds: one is "test", the next one is "dev".
+        """Return the collection with new splits from `k`-fold cross-validation over all of its queries.
 
-        The rest is "train". Two folds have no "dev".
+        Fold `fold` becomes "test", the next one "dev", all others "train". With two folds there is no "dev".
 
         Raises:
-            UserError: fewer than two folds, or more than queries; or no such fold.
+            UserError: `k` is below 2 or above the number of queries, or `fold` is not in [0, k).
         """
-        merged = _merged(self.qrels)
+        merged = _merge_splits(self.qrels)
         if not 2 <= k <= len(merged) or not 0 <= fold < k:
-            raise UserError(f"{self.name}: fold {fold} of {k}: take 2 to {len(merged)} folds, from 0")
+            raise UserError(
+                f"{self.name}: folds={k} with fold={fold} is out of range; folds must be from 2 to "
+                f"{len(merged)} (the number of queries) and fold from 0 to folds - 1"
+            )
         order = sorted(merged)
         random.Random(seed).shuffle(order)
-        part = {query: (i - fold) % k for i, query in enumerate(order)}
+        offsets = {query: (i - fold) % k for i, query in enumerate(order)}
         names = {0: "test", 1: "dev"} if k > 2 else {0: "test"}
-        qrels: dict[str, Qrels] = {"train": {}, "dev": {}, "test": {}}
+        splits: dict[str, Qrels] = {"train": {}, "dev": {}, "test": {}}
         for query in order:
-            qrels[names.get(part[query], "train")][query] = merged[query]
-        kept = {split: found for split, found in qrels.items() if found}
-        other = _merged(self.binary)
-        binary = {
-            split: {query: other[query] for query in found if query in other} for split, found in kept.items()
-        }
-        return replace(self, qrels=kept, binary=binary if other else {})
+            splits[names.get(offsets[query], "train")][query] = merged[query]
+        qrels = {split: judged for split, judged in splits.items() if judged}
+
+        merged_binary = _merge_splits(self.binary)
+        binary: dict[str, Qrels] = {}
+        if merged_binary:
+            for split, judged in qrels.items():
+                binary[split] = {query: merged_binary[query] for query in judged if query in merged_binary}
+        return replace(self, qrels=qrels, binary=binary)
 
 
-def _merged(splits: Mapping[str, Qrels]) -> Qrels:
+def _merge_splits(splits: Mapping[str, Qrels]) -> Qrels:
     merged: Qrels = {}
     for judged in splits.values():
         for query, grades in judged.items():
@@ -94,19 +99,20 @@ def _merged(splits: Mapping[str, Qrels]) -> Qrels:
     return merged
 
 
-def check_judged(name: str, where: Mapping[str, str], documents: Iterable[Document]) -> None:
-    """Raise UserError where a document that a query was judged on is not in the collection.
+def check_judged_documents(name: str, locations: Mapping[str, str], documents: Iterable[Document]) -> None:
+    """Raise UserError if a judged document is missing from the collection.
 
     Args:
-        name: the collection's, for the message.
-        where: file and line of one judgment of each judged document, by id.
-        documents: all of them, read once; their ids are not kept.
+        name: Name of the collection, for the message.
+        locations: File and line of a judgment of each judged document, by document id.
+        documents: All documents, read once. Only the judged ids are held in memory.
     """
-    missing = set(where)
+    missing = set(locations)
     for document in documents:
         missing.discard(document.id)
     if missing:
-        first = min(missing, key=where.__getitem__)
+        first = min(missing, key=locations.__getitem__)
         raise UserError(
-            f"{where[first]}: the document {first!r} is not in {name} ({len(missing)} such in all)"
+            f"{locations[first]}: the judged document {first!r} is not in {name} ({len(missing)} missing in "
+            "total)"
         )

@@ -1,18 +1,21 @@
-"""A generated collection: buildings that do not exist, and queries whose relevant ones are known exactly.
+"""A generated collection: buildings that do not exist, and queries with exactly known relevant documents.
 
-Each building has a kind, a material, a builder's trade, a use and a region, and a text about it::
+Each building has a kind, a material, a builder's trade, a use and a region, and a document about it::
 
     Velmora Bridge
     Velmora Bridge is a viaduct. Trains cross it twice a day. It was made of grey stone by monks. It
     stands near the town of Tarinham.
 
-A query asks for a set: "kind and region", "kind and material, not use", "kind of one region or another",
-often in other words than the texts: "crossing" for a viaduct, or "in the Pelasmark valley" for the towns of
-it, which only the judgments teach. Grade 2: all of it is so. Grade 1, of queries with three parts: the kind
-is right and one of the other two. In a query of two hops a building is named, and others that are like it in
-one way are asked for.
+A query asks for a set of buildings: "kind and region", "kind and material, not use", "kind of one region or
+another". It often uses other words than the documents: "crossing" for a viaduct, or "in the Pelasmark valley"
+for the towns there, a link that only the judgments teach.
 
-Building i depends on (seed, i), query i of a split on (seed, split, i); no meaning is in two splits.
+A building that satisfies the whole query has grade 2. In queries with three conditions, a building of the
+right kind that satisfies one of the other two has grade 1. A two-hop query names a building and asks for
+others that share one of its properties.
+
+Building i depends on (seed, i) and query i of a split on (seed, split, i). Two splits never share a query's
+meaning.
 """
 
 from __future__ import annotations
@@ -29,8 +32,8 @@ from rlkit.retrieval.collections.names import BITS, draw, shuffled, word
 from rlkit.retrieval.documents import Document
 
 QUERIES = {"train": 600, "dev": 100, "test": 200}
-SHARES = {"train": (0, 6), "dev": (6, 7), "test": (7, 10)}  # of ten meanings
-# For each value: words of the texts, and words of the queries.
+SHARES = {"train": (0, 6), "dev": (6, 7), "test": (7, 10)}  # ranges of a meaning's hash modulo 10
+# Values of each facet: phrases that documents use, and the phrase of its own that queries use.
 KINDS = (
     (("bridge", "viaduct", "footbridge"), "crossing"),
     (("mill", "windmill", "watermill"), "place where grain was ground"),
@@ -63,18 +66,19 @@ USES = (
     (("a cafe", "a restaurant"), "dining"),
 )
 REGIONS = 8
-TOWNS = 6  # of a region
+TOWNS = 6  # per region
 FACETS = ("kind", "material", "builder", "use", "region")
 _SIZES = (len(KINDS), len(MATERIALS), len(BUILDERS), len(USES), REGIONS)
-_ASKED = (
+_CONDITIONS = (  # forms of a condition in a query, by facet
     "{}",
     "made of {}",
     "put up by {}",
     "used today for {}",
     "in the {} valley",
 )
+# Shapes of a query: two conditions, three, an exclusion, an alternative, or two hops (like a named building).
 _SHAPES = ("and", "and and", "not", "or", "like")
-_TEXTS = (
+_SENTENCES = (  # forms of a sentence in a document, by facet
     ("{name} is a {word}.", "This {word} is well known."),
     ("It was made of {word}.", "Its walls are of {word}."),
     ("It was built by {word}.", "{word} paid for it, as an inscription says."),
@@ -90,82 +94,107 @@ _FILLERS = (
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What a query asks for: values by facet, one that is excluded, and another one that is as good."""
+class Meaning:
+    """Meaning of a query: pairs of a facet and one of its values, both as indices.
 
-    facets: tuple[tuple[int, int], ...]  # facet and value, the kind first
+    Attributes:
+        facets: Required values, the kind first.
+        excluded: Value that a building must not have; None if there is none.
+        alternative: Value that satisfies the last condition of `facets` as well; None if there is none.
+    """
+
+    facets: tuple[tuple[int, int], ...]
     excluded: tuple[int, int] | None = None
-    other: tuple[int, int] | None = None  # instead of the last of `facets`
+    alternative: tuple[int, int] | None = None
+
+    def __str__(self) -> str:
+        """Return the key of the random draw that assigns the meaning to a split.
+
+        These are the names that the class and its fields had at first. Other names would move queries to
+        other splits and so change every generated collection.
+        """
+        return f"Wanted(facets={self.facets}, excluded={self.excluded}, other={self.alternative})"
 
 
 @dataclass(frozen=True)
 class Buildings:
-    """A generated collection of `size` buildings; raises UserError for fewer than 200."""
+    """Generator of a collection of `size` buildings; raises UserError for fewer than 200."""
 
     size: int = 2000
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.size < 200:
-            raise UserError(f"a generated collection has at least 200 documents, not {self.size}")
+            raise UserError(f"a generated collection must have at least 200 documents, got {self.size}")
 
     @cached_property
     def facets(self) -> np.ndarray:
-        """The values of each building, (size, facets)."""
-        rows = [
-            [draw(self.seed, i, f) % n for f, n in zip(FACETS, _SIZES, strict=True)] for i in range(self.size)
-        ]
+        """The values of each building, as indices of shape (size, facets)."""
+        rows = []
+        for i in range(self.size):
+            row = [draw(self.seed, i, facet) % size for facet, size in zip(FACETS, _SIZES, strict=True)]
+            rows.append(row)
         return np.array(rows)
 
     def name(self, i: int) -> str:
-        """Unique in the collection."""
+        """Return the name of building i, unique in the collection."""
         bits = -(-(self.size.bit_length() + 1) // BITS) * BITS
+        # A Feistel network needs an even number of bits.
         bits += bits % 2
         return word(shuffled(i, bits, self.seed, "building"), bits)
 
     def document(self, i: int) -> Document:
-        """The text about a building."""
+        """Return the document about building i: a sentence for each facet, and up to two fillers."""
         sentences = []
-        for facet, (value, texts) in enumerate(zip(self.facets[i], _TEXTS, strict=True)):
-            text = texts[draw(self.seed, i, facet, "text") % len(texts)]
-            sentences.append(text.format(name=self.name(i), word=self._word(i, facet, int(value))))
+        for facet, (value, forms) in enumerate(zip(self.facets[i], _SENTENCES, strict=True)):
+            form = forms[draw(self.seed, i, facet, "text") % len(forms)]
+            sentences.append(form.format(name=self.name(i), word=self._document_phrase(i, facet, int(value))))
         for n in range(draw(self.seed, i, "fillers") % 3):
             filler = _FILLERS[draw(self.seed, i, "filler", n) % len(_FILLERS)]
             sentences.append(filler.format(year=1700 + draw(self.seed, i, "year", n) % 250))
+        # The first sentence stays first: it has the name and the kind.
         order = sorted(range(1, len(sentences)), key=lambda n: draw(self.seed, i, "order", n))
-        text = " ".join(_capital(sentences[n]) for n in [0, *order])
+        text = " ".join(_capitalize(sentences[n]) for n in [0, *order])
         return Document(f"b{i}", self.name(i), text)
 
-    def _word(self, i: int, facet: int, value: int) -> str:
+    def _document_phrase(self, i: int, facet: int, value: int) -> str:
+        """Return the phrase by which the document about building i expresses a value."""
         if FACETS[facet] == "region":
             return self.town(value, draw(self.seed, i, "town") % TOWNS)
-        words = (KINDS, MATERIALS, BUILDERS, USES)[facet][value][0]
-        return words[draw(self.seed, i, facet, "word") % len(words)]
+        phrases = (KINDS, MATERIALS, BUILDERS, USES)[facet][value][0]
+        return phrases[draw(self.seed, i, facet, "word") % len(phrases)]
 
     def town(self, region: int, number: int) -> str:
-        """A town of a region."""
+        """Return the name of a region's town."""
         return word(shuffled(region * TOWNS + number, 12, self.seed, "town"), 12) + "ham"
 
     def region(self, region: int) -> str:
-        """What queries call a region; no text does."""
+        """Return the name of a region, which queries use and documents never do."""
         return word(shuffled(region, 12, self.seed, "region"), 12) + "mark"
 
     def query(self, split: str, number: int) -> tuple[str, dict[str, int]]:
-        """Text and grades of a query; the first of its draws that fits the split and finds something."""
+        """Return the text and the grades of a query.
+
+        Meanings are drawn until one belongs to the split and has at least 3 relevant documents, but no more
+        than a tenth of the collection.
+        """
         for attempt in range(1000):
             key = (self.seed, split, number, attempt)
             shape = _SHAPES[draw(*key, "shape") % len(_SHAPES)]
-            wanted, anchor = self._wanted(key, shape)
+            meaning, anchor = self._draw_meaning(key, shape)
             low, high = SHARES[split]
-            if not low <= draw(self.seed, "meaning", wanted, anchor) % 10 < high:
+            # The meaning alone decides the split, so that no split has another wording of it.
+            if not low <= draw(self.seed, "meaning", meaning, anchor) % 10 < high:
                 continue
-            grades = self._grades(wanted, anchor)
+            grades = self._grades(meaning, anchor)
             if 3 <= sum(grade == 2 for grade in grades.values()) <= self.size // 10:
-                return self._text(wanted, anchor, key), grades
-        raise UserError(f"a collection of {self.size} documents is too small for its queries: make it larger")
+                return self._query_text(meaning, anchor, key), grades
+        raise UserError(
+            f"a collection of {self.size} documents is too small for its queries: use a larger size"
+        )
 
-    def _wanted(self, key: tuple, shape: str) -> tuple[Wanted, int | None]:
-        """What is asked for, and the building that is named."""
+    def _draw_meaning(self, key: tuple, shape: str) -> tuple[Meaning, int | None]:
+        """Draw the meaning of a query, and the building that a two-hop query names (else None)."""
         values = [draw(*key, facet) % size for facet, size in zip(FACETS, _SIZES, strict=True)]
         order = sorted(range(1, len(FACETS)), key=lambda facet: draw(*key, "order", facet))
         first, second = order[:2]
@@ -173,65 +202,73 @@ class Buildings:
         if shape == "like":
             anchor = draw(*key, "anchor") % self.size
             values[first] = int(self.facets[anchor][first])
-        asked = [values[first]]
+        options = [values[first]]
         if shape == "or":
-            asked.append((values[first] + 1 + draw(*key, "other") % (_SIZES[first] - 1)) % _SIZES[first])
-            asked.sort()
-        # One order for one meaning: it decides the split.
-        facets = [(0, values[0]), (first, asked[0])]
+            options.append((values[first] + 1 + draw(*key, "other") % (_SIZES[first] - 1)) % _SIZES[first])
+            options.sort()
+        # Conditions are sorted: the same meaning must have one form, because its hash decides the split.
+        facets = [(0, values[0]), (first, options[0])]
         if shape == "and and":
             facets = sorted([*facets, (second, values[second])])
         excluded = (second, values[second]) if shape == "not" else None
-        return Wanted(tuple(facets), excluded, (first, asked[1]) if shape == "or" else None), anchor
+        alternative = (first, options[1]) if shape == "or" else None
+        return Meaning(tuple(facets), excluded, alternative), anchor
 
-    def _grades(self, wanted: Wanted, anchor: int | None) -> dict[str, int]:
-        """2 and 1 by document; those that are not there are 0."""
-        holds = np.stack([self.facets[:, facet] == value for facet, value in wanted.facets])
-        if wanted.other is not None:
-            holds[-1] |= self.facets[:, wanted.other[0]] == wanted.other[1]
-        wrong = len(holds) - holds.sum(0)
-        near = holds[0] & (wrong == 1) & (len(holds) > 2)  # of two things one is the kind
-        if wanted.excluded is not None:
-            out = self.facets[:, wanted.excluded[0]] == wanted.excluded[1]
-            wrong[out] = len(holds)
-        found = {f"b{i}": 2 for i in np.flatnonzero(wrong == 0)} | {f"b{i}": 1 for i in np.flatnonzero(near)}
-        found.pop(f"b{anchor}", None)
-        return found
+    def _grades(self, meaning: Meaning, anchor: int | None) -> dict[str, int]:
+        """Return the grades 2 and 1 by document id; all other documents have grade 0."""
+        holds = np.stack([self.facets[:, facet] == value for facet, value in meaning.facets])
+        if meaning.alternative is not None:
+            facet, value = meaning.alternative
+            holds[-1] |= self.facets[:, facet] == value
+        num_violated = len(holds) - holds.sum(0)
+        # With only two conditions, a near miss would share nothing but the kind.
+        near = holds[0] & (num_violated == 1) & (len(holds) > 2)
+        if meaning.excluded is not None:
+            facet, value = meaning.excluded
+            num_violated[self.facets[:, facet] == value] = len(holds)
+        grades = {f"b{i}": 2 for i in np.flatnonzero(num_violated == 0)}
+        grades |= {f"b{i}": 1 for i in np.flatnonzero(near)}
+        # The building that the query names is not an answer.
+        grades.pop(f"b{anchor}", None)
+        return grades
 
-    def _text(self, wanted: Wanted, anchor: int | None, key: tuple) -> str:
-        parts = [self._asked(*pair, key) for pair in wanted.facets]
+    def _query_text(self, meaning: Meaning, anchor: int | None, key: tuple) -> str:
+        conditions = [self._condition(facet, value, key) for facet, value in meaning.facets]
         if anchor is not None:
-            return f"{_capital(parts[0])} of the same {FACETS[wanted.facets[1][0]]} as {self.name(anchor)}"
-        if wanted.other is not None:
-            parts[-1] = f"{parts[-1]} or {self._asked(*wanted.other, key)}"
-        if wanted.excluded is not None:
-            parts.append(f"but not {self._asked(*wanted.excluded, key)}")
-        return _capital(" ".join(parts))
+            shared = FACETS[meaning.facets[1][0]]
+            return f"{_capitalize(conditions[0])} of the same {shared} as {self.name(anchor)}"
+        if meaning.alternative is not None:
+            conditions[-1] = f"{conditions[-1]} or {self._condition(*meaning.alternative, key)}"
+        if meaning.excluded is not None:
+            conditions.append(f"but not {self._condition(*meaning.excluded, key)}")
+        return _capitalize(" ".join(conditions))
 
-    def _asked(self, facet: int, value: int, key: tuple) -> str:
-        """A part of a query: by its own words, or half of the time by one of those of the texts."""
+    def _condition(self, facet: int, value: int, key: tuple) -> str:
+        """Return a condition of a query, in half of the cases with a phrase that documents use."""
         if FACETS[facet] == "region":
-            return _ASKED[facet].format(self.region(value))
-        words, own = (KINDS, MATERIALS, BUILDERS, USES)[facet][value]
-        drawn = draw(*key, facet, value, "asked") % (2 * len(words))
-        return _ASKED[facet].format(words[drawn] if drawn < len(words) else own)
+            return _CONDITIONS[facet].format(self.region(value))
+        document_phrases, query_phrase = (KINDS, MATERIALS, BUILDERS, USES)[facet][value]
+        number = draw(*key, facet, value, "asked") % (2 * len(document_phrases))
+        phrase = document_phrases[number] if number < len(document_phrases) else query_phrase
+        return _CONDITIONS[facet].format(phrase)
 
 
-def _capital(text: str) -> str:
+def _capitalize(text: str) -> str:
+    # str.capitalize would lower-case names.
     return text[0].upper() + text[1:]
 
 
 def generate(size: int, seed: int) -> Collection:
-    """The collection of `generated:SIZE:SEED`, with 600, 100 and 200 queries."""
-    made = Buildings(size, seed)
+    """Return the collection `generated:SIZE:SEED`, with 600 train, 100 dev and 200 test queries."""
+    buildings = Buildings(size, seed)
 
     def documents() -> Iterator[Document]:
-        return (made.document(i) for i in range(size))
+        return (buildings.document(i) for i in range(size))
 
     queries: dict[str, str] = {}
     qrels: dict[str, dict[str, dict[str, int]]] = {}
     for split, count in QUERIES.items():
-        found = {f"{split}-{i}": made.query(split, i) for i in range(count)}
-        queries |= {name: text for name, (text, _) in found.items()}
-        qrels[split] = {name: grades for name, (_, grades) in found.items()}
+        qrels[split] = {}
+        for i in range(count):
+            queries[f"{split}-{i}"], qrels[split][f"{split}-{i}"] = buildings.query(split, i)
     return Collection(f"generated:{size}:{seed}", documents, queries, qrels)

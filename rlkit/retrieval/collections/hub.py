@@ -1,7 +1,8 @@
-"""BRIGHT (arXiv 2407.12883) and CRUMB (arXiv 2509.07253) from the hub, or from a local copy of it.
+"""BRIGHT (arXiv 2407.12883) and CRUMB (arXiv 2509.07253) from the Hugging Face Hub or a local copy.
 
-`bright:biology` and `crumb:legal_qa`; a folder with the data set's own layout after another colon takes the
-place of the hub: `bright:biology:data/BRIGHT`. Both have queries to evaluate on; take `folds` to train.
+Collections are named `bright:biology` or `crumb:legal_qa`. A local folder in the dataset's own layout can
+follow after another colon: `bright:biology:data/BRIGHT`. Neither dataset has training queries; use `folds` to
+train on them.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from rlkit.errors import UserError, nearest
-from rlkit.retrieval.collections.base import Collection, Qrels, check_judged
+from rlkit.retrieval.collections.base import Collection, Qrels, check_judged_documents
 from rlkit.retrieval.documents import Document
-from rlkit.retrieval.reading import read_hub
+from rlkit.retrieval.reading import open_hub, read_hub
 
 BRIGHT = (
     "biology",
@@ -28,7 +29,7 @@ BRIGHT = (
     "theoremqa_theorems",
     "theoremqa_questions",
 )
-# Tasks of CRUMB, and whether passages are ranked but documents judged.
+# Tasks of CRUMB, and whether documents are judged although passages are ranked (MaxP).
 CRUMB = {
     "clinical_trial": True,
     "code_retrieval": False,
@@ -41,108 +42,112 @@ CRUMB = {
 }
 
 
-def load_bright(words: str) -> Collection:
-    """A subset of BRIGHT: its gold ids are relevant, its excluded ids are taken out of rankings.
+def load_bright(name: str) -> Collection:
+    """Load `SUBSET` or `SUBSET:FOLDER` of BRIGHT. Gold ids are relevant; excluded ids are not ranked.
 
     Raises:
-        UserError: no such subset or data set, or its rows are others.
+        UserError: The subset or dataset does not exist, or a row is invalid.
     """
-    subset, dataset = _subset(words, BRIGHT, "BRIGHT", "xlangai/BRIGHT")
+    subset, dataset = _parse_name(name, BRIGHT, "BRIGHT", "xlangai/BRIGHT")
     queries: dict[str, str] = {}
     qrels: Qrels = {}
     excluded = {}
-    where: dict[str, str] = {}
+    locations: dict[str, str] = {}
     for i, row in enumerate(read_hub(dataset, "examples", subset)):
-        place = f"{dataset}, examples of {subset}, row {i}"
-        name, text, gold, out = _values(row, ("id", "query", "gold_ids", "excluded_ids"), place)
-        if name in queries:
-            raise UserError(f"{place}: {name!r} repeats; make the ids differ")
-        if both := set(gold) & set(out):
-            raise UserError(f"{place}: {min(both)!r} is both gold and excluded")
-        queries[name], qrels[name] = text, dict.fromkeys(gold, 1)
-        excluded[name] = frozenset(out) - {"N/A"}
-        where |= {document: place for document in gold if document not in where}
-    corpus = _Corpus(dataset, "documents", subset, ("id", "content"))
-    check_judged(f"bright:{subset}", where, corpus())
+        location = f"{dataset}, examples of {subset}, row {i}"
+        query, text, gold, ids = _values(row, ("id", "query", "gold_ids", "excluded_ids"), location)
+        if query in queries:
+            raise UserError(f"{location}: the id {query!r} is a duplicate; make the ids unique")
+        if overlap := set(gold) & set(ids):
+            raise UserError(f"{location}: {min(overlap)!r} is both gold and excluded")
+        queries[query], qrels[query] = text, dict.fromkeys(gold, 1)
+        excluded[query] = frozenset(ids) - {"N/A"}  # BRIGHT writes an empty list as ["N/A"]
+        for document in gold:
+            locations.setdefault(document, location)
+    corpus = _HubCorpus(dataset, "documents", subset, ("id", "content"))
+    check_judged_documents(f"bright:{subset}", locations, corpus())
     return Collection(
         f"bright:{subset}", corpus, queries, {"test": qrels}, excluded, source=["bright", dataset, subset]
     )
 
 
-def load_crumb(words: str) -> Collection:
-    """A task of CRUMB over its passages; where documents are judged, each has the rank of its best passage.
+def load_crumb(name: str) -> Collection:
+    """Load `TASK` or `TASK:FOLDER` of CRUMB. A judged document takes the rank of its best passage (MaxP).
 
-    Grades are cut to whole numbers, as the official evaluation does.
+    Fractional grades are truncated to integers, as in the official evaluation.
 
     Raises:
-        UserError: no such task or data set, or its rows are others.
+        UserError: The task or dataset does not exist, or a row is invalid.
     """
-    subset, dataset = _subset(words, CRUMB, "CRUMB", "jfkback/crumb")
-    best_passage = CRUMB[subset]
-    column = "full_document_qrels" if best_passage else "passage_qrels"
+    task, dataset = _parse_name(name, CRUMB, "CRUMB", "jfkback/crumb")
+    judges_documents = CRUMB[task]
+    column = "full_document_qrels" if judges_documents else "passage_qrels"
     queries: dict[str, str] = {}
     qrels: dict[str, Qrels] = {}
     binary: dict[str, Qrels] = {}
-    where: dict[str, str] = {}
+    locations: dict[str, str] = {}
     for split, config in (("test", "evaluation_queries"), ("dev", "validation_queries")):
-        for i, row in enumerate(read_hub(dataset, config, subset)):
-            place = f"{dataset}, {config} of {subset}, row {i}"
-            name, text, judged = _values(row, ("query_id", "query_content", column), place)
-            if name in queries:
-                raise UserError(f"{place}: {name!r} repeats; make the ids differ")
-            queries[name] = text
-            qrels.setdefault(split, {})[name] = _labels(judged)
-            if row.get("passage_binary_qrels") and not best_passage:
-                binary.setdefault(split, {})[name] = _labels(row["passage_binary_qrels"])
-            where |= {one: place for one in qrels[split][name] if one not in where}
-    corpus = _Corpus(dataset, "passage_corpus", subset, ("document_id", "document_content"))
-    document_of = before_colon if best_passage else None
-    made = Collection(
-        f"crumb:{subset}",
+        for i, row in enumerate(read_hub(dataset, config, task)):
+            location = f"{dataset}, {config} of {task}, row {i}"
+            query, text, labels = _values(row, ("query_id", "query_content", column), location)
+            if query in queries:
+                raise UserError(f"{location}: the id {query!r} is a duplicate; make the ids unique")
+            queries[query] = text
+            qrels.setdefault(split, {})[query] = _grades(labels)
+            if row.get("passage_binary_qrels") and not judges_documents:
+                binary.setdefault(split, {})[query] = _grades(row["passage_binary_qrels"])
+            for document in qrels[split][query]:
+                locations.setdefault(document, location)
+    corpus = _HubCorpus(dataset, "passage_corpus", task, ("document_id", "document_content"))
+    collection = Collection(
+        f"crumb:{task}",
         corpus,
         queries,
         qrels,
-        source=["crumb", dataset, subset],
-        document_of=document_of,
+        source=["crumb", dataset, task],
+        document_of=crumb_document_id if judges_documents else None,
         binary=binary,
     )
-    check_judged(made.name, where, (Document(made.judged_id(d.id), "", "") for d in corpus()))
-    return made
+    # Judgments name documents, so passages are compared by the id of their document.
+    judged_documents = (Document(collection.judged_id(passage.id), "", "") for passage in corpus())
+    check_judged_documents(collection.name, locations, judged_documents)
+    return collection
 
 
-def before_colon(passage: str) -> str:
-    """The document of a passage of CRUMB."""
+def crumb_document_id(passage: str) -> str:
+    """Return the document id of a CRUMB passage id, `DOCUMENT:NUMBER`."""
     return passage.partition(":")[0]
 
 
-def _labels(judged: Iterable[Mapping[str, Any]]) -> dict[str, int]:
-    return {one["id"]: int(one["label"]) for one in judged}
+def _grades(labels: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    return {label["id"]: int(label["label"]) for label in labels}
 
 
-def _subset(words: str, known: Iterable[str], what: str, hub: str) -> tuple[str, str]:
-    subset, _, folder = words.partition(":")
-    if subset not in known:
-        raise UserError(f"{what} has no {subset!r}{nearest(subset, known)}; it has {', '.join(known)}")
-    return subset, folder or hub
+def _parse_name(name: str, subsets: Iterable[str], benchmark: str, hub_name: str) -> tuple[str, str]:
+    """Split `SUBSET` or `SUBSET:FOLDER` into the subset and the dataset, which defaults to the Hub's."""
+    subset, _, folder = name.partition(":")
+    if subset not in subsets:
+        raise UserError(
+            f"{benchmark} has no subset {subset!r}{nearest(subset, subsets)}; it has {', '.join(subsets)}"
+        )
+    return subset, folder or hub_name
 
 
-def _values(row: Mapping[str, Any], columns: Iterable[str], place: str) -> list[Any]:
+def _values(row: Mapping[str, Any], columns: Iterable[str], location: str) -> list[Any]:
+    """Return the values of the columns; raises UserError if one is missing or null."""
     if missing := [name for name in columns if row.get(name) is None]:
-        raise UserError(f"{place} has no {' and no '.join(missing)}")
+        raise UserError(f"{location} has no {' and no '.join(missing)}")
     return [row[name] for name in columns]
 
 
-class _Corpus:
-    """Reads documents from Arrow, so that they need not fit in memory."""
+class _HubCorpus:
+    """Iterate over the documents of a Hub dataset. Arrow memory-maps them, so they need not fit in memory."""
 
     def __init__(self, dataset: str, config: str, split: str, columns: tuple[str, str]):
-        self.place = (dataset, config, split)
+        self.source = (dataset, config, split)
         self.columns = columns
 
     def __call__(self) -> Iterator[Document]:
-        from rlkit.retrieval.reading import open_hub
-
-        rows = open_hub(*self.place)
-        for i, row in enumerate(rows):
-            name, text = _values(row, self.columns, f"{', '.join(self.place)}, row {i}")
+        for i, row in enumerate(open_hub(*self.source)):
+            name, text = _values(row, self.columns, f"{', '.join(self.source)}, row {i}")
             yield Document(str(name), "", text)

@@ -1,4 +1,4 @@
-"""Collections of ir-datasets, by name: https://ir-datasets.com. They are downloaded on first use."""
+"""Collections of ir-datasets (https://ir-datasets.com), which are downloaded on first use."""
 
 from __future__ import annotations
 
@@ -18,55 +18,66 @@ SPLITS = ("train", "dev", "validation", "test")
 
 
 def load_irds(name: str) -> Collection:
-    """Load a set of ir-datasets: "beir/scifact" with its splits, or one of them, "beir/scifact/test".
+    """Load a dataset of ir-datasets with all of its splits ("beir/scifact"), or one split of it as "test".
 
-    TREC DL's binary measures count grades from 2 on.
+    Grades of 2 and more count as relevant in TREC DL's binary measures.
 
     Raises:
-        UserError: the package is missing, there is no such set, or it has no documents or judgments.
+        UserError: ir-datasets is not installed, the dataset is unknown, or it has no documents or judgments.
     """
     try:
         import ir_datasets
     except ImportError:
         raise UserError("ir-datasets is not installed: pip install ir-datasets") from None
     try:
-        whole = ir_datasets.load(name)
+        dataset = ir_datasets.load(name)
     except KeyError:
-        raise UserError(f"ir-datasets has no set {name!r}: see https://ir-datasets.com") from None
-    parts = {"test": whole} if whole.has_qrels() else _parts(ir_datasets, name)
-    if not parts or not whole.has_docs():
-        raise UserError(f"ir-datasets' {name!r} has no documents with judged queries: name a part of it")
+        raise UserError(f"ir-datasets has no dataset {name!r}; see https://ir-datasets.com") from None
+    splits = {"test": dataset} if dataset.has_qrels() else _judged_splits(ir_datasets, name)
+    if not splits or not dataset.has_docs():
+        raise UserError(
+            f"{name!r} of ir-datasets has no documents with judged queries; name one of its subsets"
+        )
     queries: dict[str, str] = {}
     qrels: dict[str, Qrels] = {}
-    for split, part in parts.items():
-        queries |= {query.query_id: _text(query) for query in part.queries_iter()}
-        for one in part.qrels_iter():
-            qrels.setdefault(split, {}).setdefault(one.query_id, {})[one.doc_id] = int(one.relevance)
-    grade = 2 if "trec-dl" in name else 1
+    for split, subset in splits.items():
+        queries |= {query.query_id: _query_text(query) for query in subset.queries_iter()}
+        for judgment in subset.qrels_iter():
+            grades = qrels.setdefault(split, {}).setdefault(judgment.query_id, {})
+            grades[judgment.doc_id] = int(judgment.relevance)
+    # TREC DL's grade 1 means "related", not relevant.
+    min_grade = 2 if "trec-dl" in name else 1
     return Collection(
-        name, lambda: _documents(whole), queries, qrels, min_grade=grade, source=["ir_datasets", name]
+        name,
+        lambda: _documents(dataset),
+        queries,
+        qrels,
+        min_grade=min_grade,
+        source=["ir_datasets", name],
     )
 
 
-def _parts(package: ModuleType, name: str) -> dict[str, ir_datasets.Dataset]:
-    """The parts of a set that are named as splits and are judged."""
-    found = {}
+def _judged_splits(package: ModuleType, name: str) -> dict[str, ir_datasets.Dataset]:
+    """Return the subsets of a dataset that are named after a split and have judgments."""
+    splits = {}
     for split in SPLITS:
         try:
-            part = package.load(f"{name}/{split}")
+            subset = package.load(f"{name}/{split}")
+        # The registry raises KeyError for a split that a dataset does not have.
         except KeyError:
             continue
-        if part.has_qrels():
-            found["dev" if split == "validation" else split] = part
-    return found
+        if subset.has_qrels():
+            splits["dev" if split == "validation" else split] = subset
+    return splits
 
 
-def _documents(whole: ir_datasets.Dataset) -> Iterator[Document]:
-    for one in whole.docs_iter():
-        title = getattr(one, "title", "") or ""
-        text = getattr(one, "text", None) or one.default_text()
-        yield Document(one.doc_id, title, text)
+def _documents(dataset: ir_datasets.Dataset) -> Iterator[Document]:
+    for document in dataset.docs_iter():
+        title = getattr(document, "title", "") or ""
+        text = getattr(document, "text", None) or document.default_text()
+        yield Document(document.doc_id, title, text)
 
 
-def _text(query: Any) -> str:
+def _query_text(query: Any) -> str:
+    # Fields differ between datasets. `default_text` joins those that a dataset considers searchable.
     return getattr(query, "text", None) or query.default_text()

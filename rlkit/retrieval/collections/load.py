@@ -1,4 +1,4 @@
-"""Load a collection by its name."""
+"""Load a collection by name."""
 
 from __future__ import annotations
 
@@ -13,30 +13,35 @@ from rlkit.retrieval.collections.irds import load_irds
 
 
 def load_collection(name: str) -> Collection:
-    """Load a collection by its name.
+    """Load a collection by name; `rlkit.retrieval.collections.base` lists the forms of a name.
 
     Raises:
-        UserError: there is none of that name, or a file of it is wrong; it names file and line.
+        UserError: The collection does not exist, or one of its files is invalid; the message names file and
+            line.
     """
     if name.startswith("generated:"):
-        return generate(*_numbers(name))
-    if name.startswith(("bright:", "crumb:")):
-        kind, _, words = name.partition(":")
-        return (load_bright if kind == "bright" else load_crumb)(words)
+        return generate(*_parse_size_and_seed(name))
+    if name.startswith("bright:"):
+        return load_bright(name.removeprefix("bright:"))
+    if name.startswith("crumb:"):
+        return load_crumb(name.removeprefix("crumb:"))
     if name.startswith("ir_datasets:"):
         return load_irds(name.removeprefix("ir_datasets:"))
     folder = Path(name).expanduser()
     if not folder.is_dir():
         raise UserError(
-            f"there is no collection {name!r}: give a folder, generated:SIZE:SEED, ir_datasets:NAME, "
+            f"there is no collection {name!r}; give a folder, generated:SIZE:SEED, ir_datasets:NAME, "
             "bright:SUBSET or crumb:TASK"
         )
+    # Only T2Ranking has a collection.tsv; BEIR has a corpus.jsonl.
     return load_t2ranking(folder) if (folder / "collection.tsv").exists() else load_beir(folder)
 
 
-def _numbers(name: str) -> tuple[int, int]:
+def _parse_size_and_seed(name: str) -> tuple[int, int]:
     try:
         size, seed = map(int, name.split(":")[1:])
     except ValueError:
-        raise UserError(f"{name!r}: write generated:SIZE:SEED, for example generated:2000:0") from None
+        raise UserError(
+            f"{name!r} is not a generated collection: write generated:SIZE:SEED, for example generated:2000:0"
+        ) from None
     return size, seed

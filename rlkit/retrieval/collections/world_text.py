@@ -1,11 +1,14 @@
-"""The words of the generated world: which facts there are, and how passages and questions say them."""
+"""Text of the generated world: its facts, and how passages and questions express them.
+
+Every string here is part of the generated data. A change requires new versions of the environments on it.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 PERSON, CITY, COMPANY, BOOK, RIVER = TYPES = ("person", "city", "company", "book", "river")
-ENDS = {
+NAME_SUFFIXES = {
     COMPANY: ("Works", "Mills", "Lines", "Trading", "Foundry"),
     BOOK: ("Letters", "Chronicle", "Garden", "Voyage", "Winter"),
 }
@@ -16,21 +19,21 @@ MAYOR = "mayor"
 
 @dataclass(frozen=True)
 class Relation:
-    """What one entity says: of another one, or of a number.
+    """A type of fact: a relation from one entity to another, or to a number.
 
     Attributes:
-        name: of the fact.
-        source: the type that has it.
-        target: the type it leads to; None is a number.
-        words: what one who searches would write beside the entity's name.
-        phrase: the target in words, with {x} for the entity: "the founder of {x}".
-        questions: that ask for it.
+        name: Name of the fact.
+        source: Type of the entity that has the fact.
+        target: Type of the entity that the fact refers to; None if it is a number.
+        search_words: Words that a search query adds to the entity's name.
+        phrase: Noun phrase for the target of entity {x}, such as "the founder of {x}".
+        questions: Questions that ask for the target of entity {x}.
     """
 
     name: str
     source: str
     target: str | None
-    words: str
+    search_words: str
     phrase: str
     questions: tuple[str, ...]
 
@@ -141,7 +144,7 @@ RELATIONS = (
         ("How many km long is {x}?", "What is the length of {x} in km?"),
     ),
 )
-FACTS = {kind: tuple(r for r in RELATIONS if r.source == kind) for kind in TYPES}
+FACTS = {kind: tuple(relation for relation in RELATIONS if relation.source == kind) for kind in TYPES}
 
 OPENINGS = {
     PERSON: ("{name} was {job}.", "{name} is remembered as {job}."),
@@ -150,7 +153,7 @@ OPENINGS = {
     BOOK: ("{name} is a book about {goods}.", "The book {name} tells of {job}."),
     RIVER: ("The river {name} is rich in fish.", "{name} is a river with many bends."),
 }
-TEXTS = {
+SENTENCES = {
     PERSON: {
         "birthplace": (
             "{name} was born in the city of {birthplace}.",
@@ -197,8 +200,8 @@ FILLERS = (
 )
 
 
-def naming(kind: str, name: str) -> str:
-    """How a question names an entity: alone only a person's name says what it is of."""
+def describe_entity(kind: str, name: str) -> str:
+    """Return how a question refers to an entity: with its type, except for persons, whose names suffice."""
     forms = {
         PERSON: "{}",
         CITY: "the city of {}",
@@ -209,10 +212,10 @@ def naming(kind: str, name: str) -> str:
     return forms[kind].format(name)
 
 
-def accepted(relation: Relation, value: object) -> tuple[str, ...]:
-    """The answers to accept where a value is right, the first as a passage has it."""
-    # No word here that is in other answers, too, such as "km" or "city": F1 would pay for it alone.
+def accepted_answers(relation: Relation, value: object) -> tuple[str, ...]:
+    """Return the accepted forms of a correct value, the first one as a passage writes it."""
+    # No form may add a word that many answers share, such as "km" or "city": F1 would reward that word alone.
     if relation.target == PERSON:
-        first, last = str(value).split()
-        return f"{value}", f"{last}, {first}"
+        first_name, last_name = str(value).split()
+        return f"{value}", f"{last_name}, {first_name}"
     return (f"{value}",)

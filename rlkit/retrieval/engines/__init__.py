@@ -1,1 +1,1 @@
-"""Search engines behind one interface (`rlkit.retrieval.documents.SearchEngine`)."""
+"""Search engines that implement `rlkit.retrieval.documents.SearchEngine`."""

@@ -1,11 +1,12 @@
-"""BM25 by bm25s: exact, sparse, fast enough for one core, memory-mapped.
+"""BM25 with bm25s: exact, sparse, memory-mapped, and fast enough on one core.
 
-The score of a document d of |d| words for a query is the sum over the query's words (Lucene's variant)::
+The score of a document d with |d| terms is a sum over the terms t of the query (Lucene's variant)::
 
     idf(t) * tf(t, d) / (tf(t, d) + k1 * (1 - b + b * |d| / mean |d|))
     idf(t) = ln(1 + (N - n(t) + 1/2) / (n(t) + 1/2))
 
-with words of two characters or more in lower case, without the stop words of bm25s, stemmed for English.
+where N is the number of documents and n(t) the number of those with t. Terms are lower-cased words of two or
+more characters, without bm25s' English stop words, reduced by an English stemmer.
 """
 
 from __future__ import annotations
@@ -23,19 +24,19 @@ import numpy as np
 
 from rlkit.errors import UserError
 from rlkit.retrieval.documents import Query, Result, check_k, full_text
-from rlkit.retrieval.store import DocumentStore, Progress, damaged, read_header
+from rlkit.retrieval.store import DocumentStore, Progress, damaged_index, read_header
 
 FOLDER = "bm25"
-THREADS = min(8, os.cpu_count() or 1)
+NUM_THREADS = min(8, os.cpu_count() or 1)
 WORD = re.compile(r"\w\w+")
 
 
 def terms(texts: Iterable[str]) -> Iterator[list[str]]:
-    """The terms of each text."""
+    """Yield the list of terms of each string."""
     import Stemmer
     from bm25s.stopwords import STOPWORDS_EN
 
-    stemmer = Stemmer.Stemmer("english")  # one a call: a stemmer must not be shared by threads
+    stemmer = Stemmer.Stemmer("english")  # created per call, since a stemmer is not thread-safe
     for text in texts:
         words = WORD.findall(unicodedata.normalize("NFKC", text).lower())
         yield stemmer.stemWords([word for word in words if word not in STOPWORDS_EN])
@@ -44,20 +45,29 @@ def terms(texts: Iterable[str]) -> Iterator[list[str]]:
 def build(folder: Path, progress: Progress, k1: float = 0.9, b: float = 0.4) -> dict[str, Any]:
     """Index the documents of a folder and return the settings.
 
+    Args:
+        folder: Folder with documents (`rlkit.retrieval.store.write_documents`).
+        progress: Progress bar.
+        k1: Saturation of repeated terms, at least 0.
+        b: Length normalization, from 0 (none) to 1.
+
     Raises:
-        UserError: k1 or b is out of range, or no document has a word.
+        UserError: `k1` or `b` is out of range, or no document has a term.
     """
     import bm25s
 
     if not (0 <= k1 < np.inf and 0 <= b <= 1):
-        raise UserError(f"k1 is {k1} and b is {b}: k1 must be 0 or more, b from 0 to 1")
-    collection = DocumentStore(folder)
+        raise UserError(f"k1={k1} or b={b} is out of range: k1 must be 0 or more, b from 0 to 1")
+    store = DocumentStore(folder)
     vocabulary: dict[str, int] = {}
-    texts = (full_text(document) for document in progress(collection, "words", len(collection)))
-    term_ids = [[vocabulary.setdefault(term, len(vocabulary)) for term in found] for found in terms(texts)]
+    texts = (full_text(document) for document in progress(store, "words", len(store)))
+    term_ids = []
+    for document_terms in terms(texts):
+        term_ids.append([vocabulary.setdefault(term, len(vocabulary)) for term in document_terms])
     if not vocabulary:
-        raise UserError("no document has a word to search for: BM25 needs words of two letters or more")
+        raise UserError("no document has a word of two or more letters that BM25 could index")
     index = bm25s.BM25(k1=k1, b=b, method="lucene")
+    # By default, bm25s adds an empty term to the vocabulary.
     index.index((term_ids, vocabulary), create_empty_token=False, show_progress=False)
     index.save(folder / FOLDER, show_progress=False)
     return {"k1": k1, "b": b}
@@ -66,15 +76,16 @@ def build(folder: Path, progress: Progress, k1: float = 0.9, b: float = 0.4) -> 
 class BM25:
     """BM25 over an index folder.
 
-    A document without any of the query's terms is never a result, so there may be fewer than k, or none.
-    Equal scores are in the order of the documents.
+    Documents without any term of the query are never returned, so a result may have fewer than k documents.
+    Documents with equal scores keep the order of the index.
 
     Args:
-        folder: made by `rlkit.retrieval.engines.index.build_index`.
-        k1, b: what the index must have been built with; None is anything.
+        folder: Folder made by `rlkit.retrieval.engines.index.build_index`.
+        k1: Value that the index must have been built with; None accepts any.
+        b: Value that the index must have been built with; None accepts any.
 
     Raises:
-        UserError: the folder is no such index, or has another k1 or b.
+        UserError: The folder is not a BM25 index, or was built with another `k1` or `b`.
     """
 
     def __init__(self, folder: str | Path, k1: float | None = None, b: float | None = None):
@@ -82,29 +93,31 @@ class BM25:
 
         folder = Path(folder)
         settings = read_header(folder).get("settings", {})
-        for name, asked in (("k1", k1), ("b", b)):
-            if asked not in (None, settings.get(name)):
+        for name, required in (("k1", k1), ("b", b)):
+            actual = settings.get(name)
+            if required is not None and required != actual:
                 raise UserError(
-                    f"{folder} has {name}={settings.get(name)}, not {asked}: build it with {name}={asked}"
+                    f"{folder} has {name}={actual}, not {required}: rebuild it with {name}={required}"
                 )
         self.documents = DocumentStore(folder)
         try:
             self._index = bm25s.BM25.load(folder / FOLDER, mmap=True, show_progress=False)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise damaged(folder, FOLDER) from error
+            raise damaged_index(folder, FOLDER) from error
+        # Documents and scores of different builds would silently return wrong documents.
         if self._index.scores["num_docs"] != len(self.documents):
-            raise damaged(folder, FOLDER)
+            raise damaged_index(folder, FOLDER)
 
     def search(self, queries: Sequence[Query], k: int) -> list[Result]:
-        """Return at most k documents for each query, in order."""
+        """Return at most `k` documents for each query, in the order of the queries."""
         check_k(k)
-        asked = list(terms(query.text for query in queries))
-        if len(asked) == 1:  # threads cost more than they bring
-            return [self._result(asked[0], k)]
-        with ThreadPoolExecutor(THREADS) as pool:  # numpy adds and selects outside the GIL
-            return list(pool.map(self._result, asked, repeat(k)))
+        query_terms = list(terms(query.text for query in queries))
+        if len(query_terms) == 1:  # starting threads would cost more than the search
+            return [self._search_terms(query_terms[0], k)]
+        with ThreadPoolExecutor(NUM_THREADS) as pool:  # NumPy releases the GIL while it adds and selects
+            return list(pool.map(self._search_terms, query_terms, repeat(k)))
 
-    def _result(self, query_terms: list[str], k: int) -> Result:
+    def _search_terms(self, query_terms: list[str], k: int) -> Result:
         term_ids = self._index.get_tokens_ids(query_terms)
         if not term_ids:
             return Result()
@@ -114,7 +127,8 @@ class BM25:
 
 
 def best_rows(scores: np.ndarray, k: int) -> np.ndarray:
-    """Rows of the k highest scores above 0, best first, equal scores by row."""
-    least = np.partition(scores, -k)[-k] if k < len(scores) else 0.0
-    rows = np.flatnonzero(scores >= least) if least > 0 else np.flatnonzero(scores)
+    """Return the rows of the `k` highest scores above 0, best first, ties in order of the rows."""
+    # Partitioning takes linear time; only the documents at or above the k-th score are sorted.
+    threshold = np.partition(scores, -k)[-k] if k < len(scores) else 0.0
+    rows = np.flatnonzero(scores >= threshold) if threshold > 0 else np.flatnonzero(scores)
     return rows[np.argsort(-scores[rows], kind="stable")][:k]

@@ -1,7 +1,7 @@
-"""Dense retrieval: a sentence-transformers encoder, and the exact nearest passages by FAISS.
+"""Dense retrieval: sentence-transformers embeddings and exact nearest-neighbor search with FAISS.
 
-`dense/embeddings.npy` holds a unit vector of float32 for each document. FAISS compares queries with all
-of them (inner product, so cosine) straight from the memory-mapped file: there is no second copy in memory.
+`dense/embeddings.npy` holds a float32 unit vector for each document. FAISS compares a query with all of them
+(inner product of unit vectors, so the cosine) directly in the memory-mapped file, without a copy in memory.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rlkit.errors import UserError
 from rlkit.retrieval.cache import write_json
 from rlkit.retrieval.documents import Query, Result, check_k, full_text
 from rlkit.retrieval.encoders import encode, load_encoder
-from rlkit.retrieval.store import DocumentStore, Progress, damaged, read_header
+from rlkit.retrieval.store import DocumentStore, Progress, damaged_index, read_header
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 FOLDER = "dense"
 EMBEDDINGS = "embeddings.npy"
 STATE = "state.json"
-BLOCK = 1024  # documents that are encoded between two notes of how far it is
+BLOCK = 1024  # documents that are encoded between two writes of the state
 
 
 def build(
@@ -37,24 +37,33 @@ def build(
 ) -> dict[str, Any]:
     """Encode the documents of a folder and return the settings.
 
-    Blocks that an interrupted build of the same documents with the same settings has written are kept.
+    An interrupted build resumes after its last complete block if documents and settings are the same.
+
+    Args:
+        folder: Folder with documents (`rlkit.retrieval.store.write_documents`).
+        progress: Progress bar.
+        model: Name or path of a sentence-transformers model.
+        query_prefix: Prefix of queries; None uses the model's own prompt.
+        passage_prefix: Prefix of documents; None uses the model's own prompt.
 
     Raises:
-        UserError: no model is given, or it cannot be loaded.
+        UserError: No model is given, or it cannot be loaded.
     """
     if not model:
         raise UserError("a dense index needs an encoder: give model, for example intfloat/e5-base-v2")
+    # The index may be opened from another working directory.
     model = str(Path(model).resolve()) if Path(model).exists() else model
     settings = {"model": model, "query_prefix": query_prefix, "passage_prefix": passage_prefix}
-    collection, encoder = DocumentStore(folder), load_encoder(model)
-    state = {"fingerprint": collection.fingerprint, "settings": settings}
+    store, encoder = DocumentStore(folder), load_encoder(model)
+    state = {"fingerprint": store.fingerprint, "settings": settings}
     (folder / FOLDER).mkdir(exist_ok=True)
-    vectors, done = _open_blocks(folder / FOLDER, (len(collection), _dimensions(encoder)), state)
-    blocks = range(done, len(collection), BLOCK)
+    vectors, num_encoded = _open_embeddings(folder / FOLDER, (len(store), _dimensions(encoder)), state)
+    blocks = range(num_encoded, len(store), BLOCK)
     for start in progress(blocks, "embeddings", len(blocks)):
-        stop = min(start + BLOCK, len(collection))
-        texts = [full_text(collection[row]) for row in range(start, stop)]
+        stop = min(start + BLOCK, len(store))
+        texts = [full_text(store[row]) for row in range(start, stop)]
         vectors[start:stop] = encode(encoder.encode_document, texts, passage_prefix)
+        # The vectors must be on disk before the state says so, or a crash could leave zeros as embeddings.
         vectors.flush()
         write_json(folder / FOLDER / STATE, {**state, "done": stop})
     return settings
@@ -64,13 +73,17 @@ def _dimensions(encoder: SentenceTransformer) -> int:
     return encode(encoder.encode_query, ["one"], "").shape[1]
 
 
-def _open_blocks(folder: Path, shape: tuple[int, int], state: dict[str, Any]) -> tuple[np.memmap, int]:
-    """The file of embeddings and how many are done: those of a build of the same documents and settings."""
+def _open_embeddings(folder: Path, shape: tuple[int, int], state: dict[str, Any]) -> tuple[np.memmap, int]:
+    """Open the embeddings of an interrupted build with the same state, or create the file.
+
+    Returns:
+        The memory-mapped array and the number of rows that are already encoded.
+    """
     try:
-        before = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        saved = json.loads((folder / STATE).read_text(encoding="utf-8"))
         vectors = np.lib.format.open_memmap(folder / EMBEDDINGS, mode="r+")
-        if before == {**state, "done": before["done"]} and vectors.shape == shape:
-            return vectors, before["done"]
+        if saved == {**state, "done": saved["done"]} and vectors.shape == shape:
+            return vectors, saved["done"]
     except (OSError, ValueError, KeyError):
         pass
     (folder / STATE).unlink(missing_ok=True)
@@ -78,13 +91,13 @@ def _open_blocks(folder: Path, shape: tuple[int, int], state: dict[str, Any]) ->
 
 
 class Dense:
-    """The documents with the nearest embeddings, by cosine. An empty query finds none.
+    """Exact search for the documents with the highest cosine similarity. An empty query has no results.
 
     Args:
-        folder: made by `rlkit.retrieval.engines.index.build_index`.
+        folder: Folder made by `rlkit.retrieval.engines.index.build_index`.
 
     Raises:
-        UserError: the folder is no such index, or its encoder cannot be loaded.
+        UserError: The folder is not a dense index, or its encoder cannot be loaded.
     """
 
     def __init__(self, folder: str | Path):
@@ -95,24 +108,25 @@ class Dense:
             self._prefix, model = settings["query_prefix"], settings["model"]
             self._vectors = np.load(folder / FOLDER / EMBEDDINGS, mmap_mode="r")
         except (OSError, ValueError, KeyError) as error:
-            raise damaged(folder, FOLDER) from error
+            raise damaged_index(folder, FOLDER) from error
         self._encoder = load_encoder(model)
         if self._vectors.shape != (len(self.documents), _dimensions(self._encoder)):
-            raise damaged(folder, FOLDER)
+            raise damaged_index(folder, FOLDER)
 
     def search(self, queries: Sequence[Query], k: int) -> list[Result]:
-        """Return the k nearest documents for each query, in order; fewer where there are fewer.
+        """Return the `k` nearest documents of each query, or all of them if the index has fewer.
 
         Raises:
-            EngineError: the encoder fails.
+            EngineError: The encoder fails.
         """
         check_k(k)
+        # A result is immutable, so empty queries can share one.
         results = [Result()] * len(queries)
-        asked = [i for i, query in enumerate(queries) if query.text.strip()]
-        if asked:
-            texts = [queries[i].text for i in asked]
+        nonempty = [i for i, query in enumerate(queries) if query.text.strip()]
+        if nonempty:
+            texts = [queries[i].text for i in nonempty]
             vectors = encode(self._encoder.encode_query, texts, self._prefix)
-            for i, result in zip(asked, self._nearest(vectors, k), strict=True):
+            for i, result in zip(nonempty, self._nearest(vectors, k), strict=True):
                 results[i] = result
         return results
 
@@ -120,9 +134,10 @@ class Dense:
         import faiss
 
         scores, rows = faiss.knn(vectors, self._vectors, k, metric=faiss.METRIC_INNER_PRODUCT)
-        return [self._result(*pair) for pair in zip(scores, rows, strict=True)]
+        return [self._result(*hits) for hits in zip(scores, rows, strict=True)]
 
     def _result(self, scores: np.ndarray, rows: np.ndarray) -> Result:
-        order = [i for i in np.lexsort((rows, -scores)) if rows[i] >= 0]  # FAISS says -1 where there is none
+        # FAISS fills up with row -1 if there are fewer than k documents, and orders ties arbitrarily.
+        order = [i for i in np.lexsort((rows, -scores)) if rows[i] >= 0]
         documents = tuple(self.documents[rows[i]] for i in order)
         return Result(documents, tuple(float(scores[i]) for i in order))

@@ -1,4 +1,4 @@
-"""Texts that are kept on the disk under a key, for all processes of a machine."""
+"""Key-value cache of strings on disk, shared by all processes of a machine."""
 
 from __future__ import annotations
 
@@ -16,38 +16,44 @@ logger = logging.getLogger(__name__)
 
 
 class DiskCache:
-    """A table of texts in a folder.
+    """Key-value store of strings in an SQLite file.
 
-    A file that is damaged is put aside with a warning and begun anew: a cache holds nothing that cannot be
-    had again. For the same reason a disk that is full, or a file that stays locked, ends no run: there is one
-    warning, and the texts are had again.
+    Cached values can always be recomputed, so a problem with the cache never stops a run. A damaged file is
+    renamed with a warning and replaced by an empty one. On a full disk or a file that stays locked, one
+    warning is logged and the values are recomputed.
+
+    Args:
+        folder: Folder of the file.
 
     Attributes:
-        hits, misses: keys that were asked for, found and not found, in this process.
+        hits: Number of keys that this process looked up and found.
+        misses: Number of keys that this process looked up and did not find.
 
     Raises:
-        UserError: the folder cannot be written.
+        UserError: The folder is not writable.
     """
 
     def __init__(self, folder: Path):
         self.hits = self.misses = 0
-        self._told = False
+        self._warned = False
         self.path = folder / "cache.sqlite"
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._create()
         except sqlite3.DatabaseError as error:
-            if isinstance(error, sqlite3.OperationalError):  # locked, or not allowed
+            if isinstance(error, sqlite3.OperationalError):  # locked, or without permission
                 raise UserError(f"cannot open the cache {self.path}: {error}") from error
-            aside = self.path.with_suffix(".damaged")
-            logger.warning("%s is damaged and begun anew; it is kept as %s", self.path, aside)
-            self.path.replace(aside)
+            backup = self.path.with_suffix(".damaged")
+            logger.warning(
+                "the cache %s is damaged: renaming it to %s and creating an empty one", self.path, backup
+            )
+            self.path.replace(backup)
             self._create()
         except OSError as error:
-            raise UserError(f"cannot make the cache {folder}: {error.strerror}") from error
+            raise UserError(f"cannot create the cache {folder}: {error.strerror}") from error
 
     def _connect(self) -> sqlite3.Connection:
-        # For each call: a connection belongs to one thread, and rollouts are answered in many.
+        # Each call connects: a connection belongs to one thread, and rollouts are answered in several.
         return sqlite3.connect(self.path, timeout=60)
 
     def _create(self) -> None:
@@ -64,30 +70,31 @@ class DiskCache:
             os.close(folder)
 
     def get(self, keys: Iterable[str]) -> dict[str, str]:
-        """Those of the keys that are there, with their texts."""
+        """Return the cached values of those keys that have one."""
         keys = list(keys)
-        found: dict[str, str] = {}
+        values: dict[str, str] = {}
         try:
             with closing(self._connect()) as connection:
                 for key in keys:
-                    found |= connection.execute("SELECT key, text FROM texts WHERE key = ?", (key,))
+                    values |= connection.execute("SELECT key, text FROM texts WHERE key = ?", (key,))
         except sqlite3.Error as error:
-            self._tell(error)
-        self.hits += len(found)
-        self.misses += len(keys) - len(found)
-        return found
+            self._warn_once(error)
+        self.hits += len(values)
+        self.misses += len(keys) - len(values)
+        return values
 
-    def put(self, texts: Mapping[str, str]) -> None:
-        """Keep texts; those that are there already stay as they are."""
-        if not texts:
+    def put(self, values: Mapping[str, str]) -> None:
+        """Store values by key. A key that already has a value keeps it."""
+        if not values:
             return
         try:
             with closing(self._connect()) as connection, connection:
-                connection.executemany("INSERT OR IGNORE INTO texts VALUES (?, ?)", list(texts.items()))
+                # If two processes compute the same key, the first value stays: reads are repeatable.
+                connection.executemany("INSERT OR IGNORE INTO texts VALUES (?, ?)", list(values.items()))
         except sqlite3.Error as error:
-            self._tell(error)
+            self._warn_once(error)
 
-    def _tell(self, error: sqlite3.Error) -> None:
-        if not self._told:
-            logger.warning("going on without the cache %s: %s", self.path, error)
-        self._told = True
+    def _warn_once(self, error: sqlite3.Error) -> None:
+        if not self._warned:
+            logger.warning("continuing without the cache %s: %s", self.path, error)
+        self._warned = True

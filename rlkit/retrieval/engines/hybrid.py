@@ -1,4 +1,4 @@
-"""Several engines as one, by reciprocal-rank fusion."""
+"""Reciprocal-rank fusion of several search engines."""
 
 from __future__ import annotations
 
@@ -9,53 +9,53 @@ from collections.abc import Sequence
 from rlkit.errors import UserError
 from rlkit.retrieval.documents import Document, Query, Result, SearchEngine, check_k
 
-DEPTH = 100  # documents that each engine gives, where fewer are asked for
+MIN_DEPTH = 100  # documents to retrieve from each engine, if k is smaller
 
 
 class Hybrid:
-    """Fuses rankings: a document's score is the sum of 1 / (k + rank) over the engines that found it.
+    """Fuse the rankings of several engines: a document scores the sum of 1 / (k + rank) over the engines.
 
-    Ranks begin at 1; documents are the same when their ids are. Equal scores are in the order in which the
-    documents are met: the first engine's best first. (Cormack, Clarke and Büttcher, SIGIR 2009.)
+    Ranks start at 1, and documents with the same id are the same. Ties are in the order in which documents
+    first occur, starting with the first engine's best one (Cormack, Clarke and Büttcher, SIGIR 2009).
 
     Args:
-        engines: one or more.
-        k: how little the first ranks stand out.
+        engines: Engines to fuse, at least one.
+        k: Rank constant; the larger it is, the less the top ranks count.
 
     Raises:
-        UserError: no engine, or a negative k.
+        UserError: There are no engines, or `k` is negative.
     """
 
     def __init__(self, engines: Sequence[SearchEngine], k: int = 60):
         if not engines or k < 0:
             raise UserError(
-                f"{len(engines)} engines and k={k}: Hybrid needs an engine or more, and k from 0 on"
+                f"Hybrid needs at least one engine and a k of 0 or more, got {len(engines)} engines and k={k}"
             )
         self.engines = tuple(engines)
         self.k = k
 
     def search(self, queries: Sequence[Query], k: int) -> list[Result]:
-        """Return at most k documents for each query, in order; an engine's error is the result's.
+        """Return at most `k` documents per query. If an engine fails for a query, the result has its error.
 
         Raises:
-            EngineError: one of the engines cannot answer.
+            EngineError: One of the engines cannot answer any query.
         """
         check_k(k)
-        found = [engine.search(queries, max(k, DEPTH)) for engine in self.engines]
-        return [self._fuse(results, k) for results in zip(*found, strict=True)]
+        rankings = [engine.search(queries, max(k, MIN_DEPTH)) for engine in self.engines]
+        return [self._fuse(results, k) for results in zip(*rankings, strict=True)]
 
     def _fuse(self, results: Sequence[Result], k: int) -> Result:
         if errors := [result.error for result in results if result.error is not None]:
             return Result(error=errors[0])
         documents: dict[str, Document] = {}
-        shares: defaultdict[str, list[float]] = defaultdict(list)
+        reciprocal_ranks: defaultdict[str, list[float]] = defaultdict(list)
         for result in results:
-            # A ranking that has a document twice counts its better rank.
+            # A document that a ranking repeats counts at its first rank.
             ranking = {document.id: document for document in result.documents}
             for rank, (name, document) in enumerate(ranking.items(), 1):
                 documents.setdefault(name, document)
-                shares[name].append(1 / (self.k + rank))
-        # fsum: the sum must not depend on the order of the engines, or equal documents would not tie.
-        scores = {name: math.fsum(parts) for name, parts in shares.items()}
+                reciprocal_ranks[name].append(1 / (self.k + rank))
+        # fsum rounds once, so that the sum does not depend on the order of the engines and ties are exact.
+        scores = {name: math.fsum(terms) for name, terms in reciprocal_ranks.items()}
         best = sorted(scores, key=scores.__getitem__, reverse=True)[:k]
         return Result(tuple(documents[name] for name in best), tuple(scores[name] for name in best))

@@ -1,4 +1,4 @@
-"""Engines by name: over the passages of a generated world, or an index folder."""
+"""Open search engines by name: BM25 over a generated world, an index folder, or a server."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rlkit.errors import UserError, check_arguments
-from rlkit.retrieval.cache import cached
+from rlkit.retrieval.cache import NUM_HASHED_DOCUMENTS, locked_cache_path
 from rlkit.retrieval.collections.world import World
 from rlkit.retrieval.documents import SearchEngine
 from rlkit.retrieval.engines.index import build_index, open_index
@@ -17,45 +17,46 @@ from rlkit.retrieval.engines.remote import Remote
 
 
 def open_engine(name: str, world: World | None, arguments: Mapping[str, Any]) -> SearchEngine:
-    """Open "bm25" over a world, the folder of an index, or the URL of a server.
-
-    A world's index is made on first use.
+    """Open a search engine. The index of a world is built on first use and cached.
 
     Args:
-        name: which.
-        world: where the questions come from; None: a data set. An index must be of this world.
-        arguments: keywords of `Remote`.
+        name: "bm25" (with a world), an index folder, or the URL of a server.
+        world: World that the questions are about, or None if they come from a dataset. An index folder must
+            have the passages of this world.
+        arguments: Keyword arguments of `Remote`.
 
     Raises:
-        UserError: no such engine, it cannot be opened, or it has other passages.
+        UserError: The engine does not exist or cannot be opened, or its passages are not the world's.
     """
     if name.startswith(("http://", "https://")):
         check_arguments(Remote, arguments)
         return Remote(name, **arguments)
     if arguments:
-        raise UserError(f"engine_args are of a server or of a simulated engine; {name} takes none")
+        raise UserError(f"engine_args are for a server or a simulated engine; {name} takes none")
     if name == "bm25" and world is not None:
-        return open_index(world_index(world, name))
+        return open_index(cached_world_index(world, name))
     return _open_folder(name, world)
 
 
 def _open_folder(name: str, world: World | None) -> SearchEngine:
     folder = Path(name).expanduser()
     if not folder.is_dir():
-        raise UserError(f"there is no engine {name!r}: take bm25, the folder of an index, or a server's URL")
+        raise UserError(f"there is no engine {name!r}; use bm25, an index folder, or the URL of a server")
     engine: Any = open_index(folder)
     if world is not None and engine.documents[0] != world.passage(0):
-        made = f"rlkit index world:{world.size}:{world.seed}"
-        raise UserError(f"{name} is no index of this world's passages: {made} makes one")
+        corpus = f"world:{world.size}:{world.seed}"
+        raise UserError(
+            f"{name} is not an index of this world's passages: build one with `rlkit index {corpus}`"
+        )
     return engine
 
 
-def world_index(world: World, engine: str) -> Path:
-    """The index of a world's passages in the cache; the first process that asks builds it, others wait."""
-    # An index that an older version of the world left there is another one's: the passages name it.
-    first = "".join(f"{passage}" for passage in islice(world.passages(), 100))
+def cached_world_index(world: World, engine: str) -> Path:
+    """Return the cached index folder of a world; the first process builds it while others wait."""
+    # The passages are in the key: an older version of rlkit may have cached other ones for the same world.
+    first = "".join(f"{passage}" for passage in islice(world.passages(), NUM_HASHED_DOCUMENTS))
     digest = hashlib.sha256(first.encode()).hexdigest()[:12]
-    with cached(f"world-{world.seed}-{world.size}-{digest}-{engine}") as folder:
+    with locked_cache_path(f"world-{world.seed}-{world.size}-{digest}-{engine}") as folder:
         if not folder.exists():
             build_index(world.passages(), folder, engine)
         return folder

@@ -1,4 +1,4 @@
-"""Names and values of keys are checked before anything is imported; every option has one spelling."""
+"""Keys are checked before anything heavy is imported, and every option has a single spelling."""
 
 import datetime
 import json
@@ -16,7 +16,7 @@ from trl import GRPOConfig, ModelConfig, SFTConfig
 from rlkit.arguments.command_line import CommandParser, check_keys, read_keys
 from rlkit.arguments.help import GROUPS, short_help
 from rlkit.arguments.parse import trl_parser
-from rlkit.arguments.schema import INSTALLED, all_keys, class_fields, own_keys
+from rlkit.arguments.schema import INSTALLED, all_keys, class_fields, rlkit_keys
 from rlkit.errors import UserError
 from tests.quick import ROOT
 
@@ -24,28 +24,28 @@ RUN = ["--environment", "causal-v1", "--model_name_or_path", "none", "-o", "runs
 IMPORTED = {"train": GRPOConfig, "sft": SFTConfig, "rank": TrainingArguments}
 
 
-def refusal(*words, command="train"):
+def error_of(*argv, command="train"):
     with pytest.raises(UserError) as caught:
-        check_keys(command, [*RUN, *words])
+        check_keys(command, [*RUN, *argv])
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
 @pytest.mark.parametrize("command", INSTALLED)
-def test_the_keys_in_the_sources_are_those_of_the_imported_classes(command):
+def test_all_keys_equal_the_fields_of_the_imported_classes(command):
     imported = {f.name for cls in (IMPORTED[command], ModelConfig) for f in fields(cls) if f.init}
-    assert set(all_keys(command)) == imported | set(own_keys(command))
+    assert set(all_keys(command)) == imported | set(rlkit_keys(command))
 
 
-def test_the_types_of_keys_do_not_depend_on_an_earlier_parse():
-    before = {command: own_keys(command) for command in INSTALLED}
+def test_rlkit_keys_returns_the_same_types_after_a_parse():
+    before = {command: rlkit_keys(command) for command in INSTALLED}
     for command in INSTALLED:
         trl_parser(command)
-    assert {command: own_keys(command) for command in INSTALLED} == before
+    assert {command: rlkit_keys(command) for command in INSTALLED} == before
     assert before["sft"]["fold"] == before["train"]["fold"] == "str | None"
 
 
-def test_a_class_that_moved_is_said():
+def test_class_fields_names_a_missing_class_or_package():
     with pytest.raises(UserError, match=r"no class Nothing in trainer/grpo_config\.py"):
         class_fields("trl", "trainer/grpo_config.py", "Nothing")
     with pytest.raises(UserError, match="pip install no_such_package"):
@@ -53,7 +53,7 @@ def test_a_class_that_moved_is_said():
 
 
 @pytest.mark.parametrize(
-    ("words", "line"),
+    ("argv", "line"),
     [
         (["train", *RUN, "--learning_rat", "1"], "'--learning_rat' (did you mean 'learning_rate'?)"),
         (["train", *RUN, "--num_generations", "0"], "num_generations must be at least 1, not 0"),
@@ -64,15 +64,15 @@ def test_a_class_that_moved_is_said():
         (["rank", *RUN, "--objective", "infonc"], "(did you mean 'infonce'?)"),
         (["sft", *RUN, "--demonstrations", "anser"], "(did you mean 'answer'?)"),
         (["train", *RUN, "--resume"], "there is no run directory runs/x to resume"),
-        (["train", *RUN, "--resume", "--overwrite", "true"], "exclude each other"),
+        (["train", *RUN, "--resume", "--overwrite", "true"], "set --resume or --overwrite, not both"),
         (["train", *RUN[:4], "-o", "README.md"], "README.md is a file"),
         (["train", *RUN[:4], "-o", "docs"], "resume it with --resume"),
-        (["train", *RUN[:4], "-o", "docs", "--resume"], "docs is not a run directory"),
+        (["train", *RUN[:4], "-o", "docs", "--resume"], "cannot resume docs: it is not a run directory"),
         (["train", *RUN, "--rewards", "none.py:f"], "there is no file 'none.py'"),
-        (["eval", "m", "--environment", "causal-v1", "-o", "docs"], "docs is a folder: name a file"),
-        (["eval", "m", "--environment", "causal-v1", "--dtype", "bf"], "there is no dtype 'bf'"),
+        (["eval", "m", "--environment", "causal-v1", "-o", "docs"], "docs is a folder; name a file"),
+        (["eval", "m", "--environment", "causal-v1", "--dtype", "bf"], "unknown dtype 'bf'"),
         (["index", "a.jsonl", "-o", "b", "--k1", "-1"], "--k1 must be at least 0"),
-        (["report", "runs/x", "-o", "README.md/a.html"], "README.md is no writable folder"),
+        (["report", "runs/x", "-o", "README.md/a.html"], "README.md is not a folder"),
         (["train", "--model_name_or_path", "m"], "no environment given"),
         (["train", "--environment", "casual-v1"], "(did you mean 'causal-v1'?)"),
         (["train", "--environment", "causal-v1"], "model_name_or_path"),
@@ -82,7 +82,7 @@ def test_a_class_that_moved_is_said():
     ],
     ids=lambda value: " ".join(value[-2:]) if isinstance(value, list) else None,
 )
-def test_a_mistake_is_one_line_before_anything_is_imported(words, line):
+def test_usage_error_is_one_line_before_heavy_imports(argv, line):
     program = (
         "import sys; sys.argv = ['rlkit', *sys.argv[1:]]\n"
         "from rlkit.commands.main import main\n"
@@ -90,7 +90,7 @@ def test_a_mistake_is_one_line_before_anything_is_imported(words, line):
         "print(code, sorted({'torch', 'trl', 'transformers', 'datasets', 'pandas'} & set(sys.modules)))"
     )
     result = subprocess.run(
-        [sys.executable, "-c", program, *words], capture_output=True, text=True, check=False, cwd=ROOT
+        [sys.executable, "-c", program, *argv], capture_output=True, text=True, check=False, cwd=ROOT
     )
     assert result.stdout == "2 []\n", result.stderr
     assert result.stderr.startswith("rlkit: ") and result.stderr.count("\n") == 1
@@ -98,7 +98,7 @@ def test_a_mistake_is_one_line_before_anything_is_imported(words, line):
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"),
+    ("argv", "expected"),
     [
         (["--learning-rate", "1"], "did you mean 'learning_rate'"),
         (["--no_shared_prefix"], "write --shared_prefix false"),
@@ -107,26 +107,26 @@ def test_a_mistake_is_one_line_before_anything_is_imported(words, line):
         (["--split", "dev"], "did you mean 'evaluation_split'"),
         (["--dry-run"], "did you mean 'dry_run'"),
         (["-lr", "3"], "did you mean '--learning_rate'"),
-        (["-x"], "a key begins with --"),
+        (["-x"], "keys start with --"),
         (["-n", "3"], "did you mean '--evaluation_tasks'"),
         (["--zzzzzz", "1"], "`rlkit train --help`"),
         (["--seed"], "--seed needs a value"),
         (["--seed", "1", "2"], "takes one value"),
         (["--rewards"], "--rewards needs a value"),
-        (["--config", "a.yaml", "--config=b.yaml"], "one config"),
+        (["--config", "a.yaml", "--config=b.yaml"], "only one config file"),
         (["--environment_args.level", "a", "b"], "takes one value"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_wrong_spellings(words, expected):
-    assert expected in refusal(*words)
+def test_check_keys_suggests_the_right_spelling(argv, expected):
+    assert expected in error_of(*argv)
 
 
 @pytest.mark.parametrize("key", ["accelerate", "dry_run"])
-def test_options_of_the_command_line_are_no_keys(key, tmp_path):
+def test_read_keys_rejects_command_line_options_in_a_file(key, tmp_path):
     path = tmp_path / "a.yaml"
     path.write_text(f"{key}: ddp")
-    with pytest.raises(UserError, match="an option of the command line, not a key"):
+    with pytest.raises(UserError, match="a command-line option, not a config key"):
         read_keys("train", [str(path)])
 
 
@@ -137,27 +137,27 @@ def test_options_of_the_command_line_are_no_keys(key, tmp_path):
         ("2024-01-01", "2024-01-01"), ("[1, a]", [1, "a"]), ('{"a": 1}', {"a": 1}), ("a: b", "a: b"),
     ],
 )  # fmt: skip
-def test_values_of_parts(text, value):
-    given = read_keys("train", [*RUN, "--environment_args.x", text]).values["environment_args"]["x"]
-    assert given == value and type(given) is type(value)
+def test_read_keys_parses_values_of_parts(text, value):
+    parsed = read_keys("train", [*RUN, "--environment_args.x", text]).values["environment_args"]["x"]
+    assert parsed == value and type(parsed) is type(value)
 
 
-def test_null_unsets_a_key_that_may_have_no_value():
-    given = read_keys("train", [*RUN, "--num_tasks", "null", "--reward_args=null"])
-    assert given.values["num_tasks"] is given.values["reward_args"] is None
-    assert not {"num_tasks", "reward_args"} & given.from_command_line
-    assert "must be a number" in refusal("--learning_rate", "null")
+def test_read_keys_accepts_null_for_optional_keys_only():
+    keys = read_keys("train", [*RUN, "--num_tasks", "null", "--reward_args=null"])
+    assert keys.values["num_tasks"] is keys.values["reward_args"] is None
+    assert not {"num_tasks", "reward_args"} & keys.from_command_line
+    assert "must be a number" in error_of("--learning_rate", "null")
 
 
-def test_values_of_python_become_plain(tmp_path):
-    keys = {
+def test_read_keys_converts_python_values_to_plain_ones(tmp_path):
+    overrides = {
         "model_name_or_path": tmp_path / "model",
         "rewards": ("a", "b"),
         "learning_rate": np.float64(0.5),
         "environment_args": {"folder": tmp_path, "sizes": (1, np.int64(2)), "day": datetime.date(2024, 1, 2)},
         "scale_rewards": False,
     }
-    values = read_keys("train", RUN, keys).values
+    values = read_keys("train", RUN, overrides).values
     assert values["model_name_or_path"] == str(tmp_path / "model") and values["rewards"] == ["a", "b"]
     assert type(values["learning_rate"]) is float and values["scale_rewards"] == "none"
     assert values["environment_args"] == {"folder": str(tmp_path), "sizes": [1, 2], "day": "2024-01-02"}
@@ -166,24 +166,24 @@ def test_values_of_python_become_plain(tmp_path):
         read_keys("train", RUN, {"environment_args": {"f": lambda: 1}})
 
 
-def test_a_word_without_a_key():
-    with pytest.raises(UserError, match="unexpected 'extra'"):
+def test_read_keys_rejects_an_argument_without_a_key():
+    with pytest.raises(UserError, match="unexpected argument 'extra'"):
         read_keys("train", ["configs/causal/smollm2.yaml", "extra"])
 
 
-def test_short_forms_and_switches():
-    given = read_keys("train", [*RUN, "--use_peft", "--rewards", "a", "b", "--seed=3"])
-    values = given.values
+def test_read_keys_accepts_short_options_and_bare_flags():
+    keys = read_keys("train", [*RUN, "--use_peft", "--rewards", "a", "b", "--seed=3"])
+    values = keys.values
     assert (values["output_dir"], values["use_peft"], values["rewards"]) == ("runs/x", True, ["a", "b"])
-    assert values["seed"] == "3" and {"seed", "output_dir"} <= given.from_command_line
+    assert values["seed"] == "3" and {"seed", "output_dir"} <= keys.from_command_line
 
 
-def test_keys_of_a_caller_are_above_all_and_left_alone():
+def test_read_keys_lets_overrides_win_without_changing_them():
     arguments = {"level": {"deep": 1}}
-    words = [*RUN, "--seed", "1", "--environment_args.level.deep", "2"]
-    given = read_keys("train", words, {"seed": 2, "environment_args": arguments})
-    assert given.values["seed"] == 2 and "seed" not in given.from_command_line
-    assert given.values["environment_args"] == {"level": {"deep": 2}}
+    argv = [*RUN, "--seed", "1", "--environment_args.level.deep", "2"]
+    keys = read_keys("train", argv, {"seed": 2, "environment_args": arguments})
+    assert keys.values["seed"] == 2 and "seed" not in keys.from_command_line
+    assert keys.values["environment_args"] == {"level": {"deep": 2}}
     assert arguments == {"level": {"deep": 1}}
     with pytest.raises(UserError, match=r"'learning_rat' \(did you mean 'learning_rate'\?\)"):
         read_keys("train", RUN, {"learning_rat": 1})
@@ -194,45 +194,45 @@ def test_keys_of_a_caller_are_above_all_and_left_alone():
     st.integers(0, 40),
     st.characters(codec="ascii", categories=["Ll"]),
 )
-def test_a_misspelt_key_is_never_taken(key, place, letter):
-    """One letter more, anywhere: an error, whatever the key."""
-    at = place % (len(key) + 1)
-    wrong = key[:at] + letter + key[at:]
-    if wrong in all_keys("train"):
+def test_read_keys_rejects_every_misspelled_key(key, position, letter):
+    """Insert one letter anywhere in any key."""
+    index = position % (len(key) + 1)
+    misspelled = key[:index] + letter + key[index:]
+    if misspelled in all_keys("train"):
         return
-    assert repr(f"--{wrong}") in refusal(f"--{wrong}", "1")
+    assert repr(f"--{misspelled}") in error_of(f"--{misspelled}", "1")
 
 
 @pytest.mark.parametrize("command", INSTALLED)
-def test_help_is_short_and_has_every_own_key_once(command, monkeypatch):
+def test_short_help_fits_a_terminal_and_lists_every_rlkit_key_once(command, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     text = short_help(command, "Train.")
     lines = text.splitlines()
     assert len(lines) <= 80 and max(map(len, lines)) <= 80
-    for key in own_keys(command):
+    for key in rlkit_keys(command):
         assert sum(line.startswith(f"  --{key} ") for line in lines) == 1, key
-    assert f"{len(all_keys(command)) - len(own_keys(command))} keys" in text.replace("\n", " ")
+    assert f"{len(all_keys(command)) - len(rlkit_keys(command))} keys" in text.replace("\n", " ")
     assert f"rlkit {command} --help_all" in text.replace("\n", " ")
 
 
-def test_every_own_key_has_one_heading():
-    headed = [key for keys in GROUPS.values() for key in keys]
-    assert len(headed) == len(set(headed))
-    assert set(headed) == {key for command in INSTALLED for key in own_keys(command)}
+def test_every_rlkit_key_has_one_heading():
+    grouped = [key for keys in GROUPS.values() for key in keys]
+    assert len(grouped) == len(set(grouped))
+    assert set(grouped) == {key for command in INSTALLED for key in rlkit_keys(command)}
 
 
 @pytest.fixture
 def parser():
-    parser = CommandParser(prog="rlkit some")
+    parser = CommandParser(prog="rlkit command")
     parser.add_argument("-n", "--evaluation_tasks", type=int)
     parser.add_argument("-o", "--out", required=True)
     parser.add_environment_args()
     return parser
 
 
-def test_parts_of_a_mapping_in_a_command(parser):
-    words = ["-o", "a", "--environment_args.level", "x", "--environment_args.rate=1e-3", "-n", "3"]
-    options = parser.parse_args(words)
+def test_command_parser_collects_parts_of_environment_args(parser):
+    argv = ["-o", "a", "--environment_args.level", "x", "--environment_args.rate=1e-3", "-n", "3"]
+    options = parser.parse_args(argv)
     assert options.environment_args == {"level": "x", "rate": 0.001}
     assert (options.out, options.evaluation_tasks) == ("a", 3)
     assert parser.parse_args(["-o", "a"]).environment_args == {}
@@ -240,7 +240,7 @@ def test_parts_of_a_mapping_in_a_command(parser):
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"),
+    ("argv", "expected"),
     [
         ([], "required"),
         (["--ouput", "x"], "'--ouput'"),
@@ -248,7 +248,7 @@ def test_parts_of_a_mapping_in_a_command(parser):
         (["-o", "a", "--args", "x=1"], "did you mean '--environment_args'"),
         (["-o", "a", "--evaluation_task", "3"], "did you mean '--evaluation_tasks'"),
         (["-o", "a", "-n", "x"], "invalid int value"),
-        (["-o", "a", "--environment_args", "x=1"], "not JSON"),
+        (["-o", "a", "--environment_args", "x=1"], "not valid JSON"),
         (["-o", "a", "--environment_args", "[1]"], "must be a mapping"),
         (["-o", "a", "--environment_args.x"], "needs a value"),
         (["-o", "a", "--environment_args", "{}", "--environment_args.x", "1"], "not both"),
@@ -256,7 +256,7 @@ def test_parts_of_a_mapping_in_a_command(parser):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_complaints_of_a_command_are_one_line(parser, words, expected):
+def test_command_parser_raises_one_line_errors(parser, argv, expected):
     with pytest.raises(UserError) as caught:
-        parser.parse_args(words)
+        parser.parse_args(argv)
     assert expected in str(caught.value) and "\n" not in str(caught.value)

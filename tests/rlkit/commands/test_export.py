@@ -1,4 +1,4 @@
-"""Checkpoints become plain models: adapters merged, or left alone; what is not there is one line."""
+"""`rlkit export`: adapters are merged or copied, plain models are copied, and errors are one line."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ from rlkit.runs.checkpoints import MANIFEST
 
 @pytest.fixture
 def run(tmp_path, tiny_folder, tiny_tokenizer):
-    """A run directory that stopped after step 2, trained with LoRA; also the model as it was then."""
+    """Return a run directory with a LoRA checkpoint of step 2, and the model with the adapter."""
     torch.manual_seed(0)
     config = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_folder), config).eval()
@@ -33,22 +33,22 @@ def logits(model):
         return model(torch.arange(5, 15)[None]).logits
 
 
-def test_an_adapter_is_merged(run, tmp_path, tiny_folder, capsys):
+def test_export_merges_the_adapter_of_the_newest_checkpoint(run, tmp_path, tiny_folder, capsys):
     path, model = run
     assert main([str(path), "--out", str(tmp_path / "out")]) == 0
     assert capsys.readouterr().out.strip().endswith("out")
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
-    assert load_file(tmp_path / "out" / "model.safetensors").keys() == merged_keys(tiny_folder)
+    assert load_file(tmp_path / "out" / "model.safetensors").keys() == weight_names(tiny_folder)
     torch.testing.assert_close(logits(merged), logits(model), atol=1e-5, rtol=1e-4)
     base = AutoModelForCausalLM.from_pretrained(tiny_folder).eval()
     assert (logits(base) - logits(model)).abs().max() > 1e-3
 
 
-def merged_keys(folder):
+def weight_names(folder):
     return load_file(f"{folder}/model.safetensors").keys()
 
 
-def test_the_adapter_alone(run, tmp_path):
+def test_export_adapter_copies_the_adapter_unchanged(run, tmp_path):
     path, _ = run
     export(path, tmp_path / "out", adapter=True)
     a, b = (load_file(p / "adapter_model.safetensors") for p in (tmp_path / "out", path / "checkpoint-2"))
@@ -56,19 +56,19 @@ def test_the_adapter_alone(run, tmp_path):
     assert (tmp_path / "out" / "tokenizer.json").exists()
 
 
-def test_a_plain_model_is_written_again(tmp_path, tiny_folder):
+def test_export_copies_a_model_without_adapter(tmp_path, tiny_folder):
     export(Path(tiny_folder), tmp_path / "out")
     a, b = (load_file(f"{folder}/model.safetensors") for folder in (tmp_path / "out", tiny_folder))
     assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
-def test_mistakes(tmp_path, tiny_folder, run):
+def test_export_raises_one_line_errors(tmp_path, tiny_folder, run):
     with pytest.raises(UserError, match="there is no folder"):
         export(tmp_path / "nowhere", tmp_path / "out")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="neither a trained model nor a checkpoint"):
         export(tmp_path / "empty", tmp_path / "out")
-    with pytest.raises(UserError, match="exists: name another"):
+    with pytest.raises(UserError, match="exists; choose another"):
         export(run[0], tmp_path / "empty")
-    with pytest.raises(UserError, match="holds no adapter"):
+    with pytest.raises(UserError, match="has no adapter"):
         export(Path(tiny_folder), tmp_path / "out", adapter=True)

@@ -1,4 +1,4 @@
-"""A search server on a port of its own, in a thread, over a dictionary of documents."""
+"""Search server for tests: it runs in a thread on a free port, over a dictionary of documents."""
 
 import socket
 import threading
@@ -14,22 +14,31 @@ BOOK = Document("7", "Velmora Works", "It was founded by Tarin Oskel.")
 PLAIN = Document("8", "", "Ünïcode 東京 without a title")
 
 
-class Dictionary:
-    """Finds what it is told to: "velmora" two documents, "x7" the one of that number, other words nothing."""
+class DictionaryEngine:
+    """Engine that finds two documents for "velmora", one for each query such as "x7", and else nothing.
 
-    def __init__(self, pause=0.0):
-        self.pause, self.asked = pause, []
+    The query "broken" makes the search raise, and "failed" gets a result with an error.
+
+    Args:
+        delay: Seconds that a search takes.
+
+    Attributes:
+        batches: Query strings of each call of `search`.
+    """
+
+    def __init__(self, delay=0.0):
+        self.delay, self.batches = delay, []
 
     def search(self, queries, k):
-        self.asked.append([query.text for query in queries])
-        time.sleep(self.pause)
+        self.batches.append([query.text for query in queries])
+        time.sleep(self.delay)
         return [self._find(query.text, k) for query in queries]
 
     def _find(self, text, k):
-        if text == "ill":
+        if text == "broken":
             raise EngineError("the index is gone")
-        if text == "half":
-            return Result(error="this one failed")
+        if text == "failed":
+            return Result(error="this query failed")
         if text.startswith("x"):
             return Result((Document(text, f"Title {text}", f"Text {text}"),), (float(len(text)),))
         return Result((BOOK, PLAIN)[:k], (12.5, 0.25)[:k]) if text == "velmora" else Result()
@@ -43,7 +52,7 @@ def free_port():
 
 @contextmanager
 def serving(engine, port=None, **options):
-    """Serve an engine; gives the address."""
+    """Serve an engine and yield the URL of the server."""
     port = port or free_port()
     config = uvicorn.Config(make_app(engine, **options), port=port, log_level="error")
     server = uvicorn.Server(config)

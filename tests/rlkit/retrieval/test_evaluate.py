@@ -1,4 +1,4 @@
-"""Scores of retrievers and run files: trec_eval's, query by query, with nothing left out."""
+"""Scores of retrievers and run files: they agree with trec_eval, and every judged query counts."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from rlkit.errors import UserError
 from rlkit.retrieval.collections.base import Collection
 from rlkit.retrieval.collections.files import read_run
 from rlkit.retrieval.documents import Document
-from rlkit.retrieval.evaluate import evaluate_retriever, write_trec
+from rlkit.retrieval.evaluate import evaluate_retriever, write_trec_run
 
 MEASURES = {
     "ndcg@10": ir_measures.nDCG @ 10,
@@ -21,26 +21,26 @@ MEASURES = {
     "precision@5": ir_measures.P @ 5,
 }
 DOCUMENTS = "abcdefgh"
+# Grades or scores by document. Few values give many ties, and a run may lack some of the queries.
 NUMBERS = st.dictionaries(st.sampled_from(DOCUMENTS), st.integers(0, 3), min_size=1)
-RUNS = st.dictionaries(st.sampled_from(["q1", "q2", "q3"]), NUMBERS)  # few scores: many ties, queries missing
+RUNS = st.dictionaries(st.sampled_from(["q1", "q2", "q3"]), NUMBERS)
 
 
 @pytest.fixture
-def use(monkeypatch):
-    """Let a collection be opened whatever name is asked for."""
+def use_collection(monkeypatch):
+    """Return a function that makes `open_collection` return a collection with the given judgments."""
 
-    def use(qrels, **changes):
-        made = Collection(
+    def use_collection(qrels, **fields):
+        collection = Collection(
             "small",
             lambda: iter(Document(d, "", d) for d in DOCUMENTS),
             {q: q for q in qrels},
             {"test": qrels},
+            **fields,
         )
-        for name, value in changes.items():
-            object.__setattr__(made, name, value)
-        monkeypatch.setattr("rlkit.retrieval.evaluate.open_collection", lambda *arguments: made)
+        monkeypatch.setattr("rlkit.retrieval.evaluate.open_collection", lambda *args: collection)
 
-    return use
+    return use_collection
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,8 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("runs")
 
 
-def write(path: Path, run) -> str:
+def write_run(path: Path, run) -> str:
+    """Write a TREC run file with these scores, and return its name as a retriever."""
     lines = (f"{q} Q0 {d} 0 {score} tag\n" for q, scores in run.items() for d, score in scores.items())
     path.write_text("".join(lines))
     return f"run:{path}"
@@ -56,57 +57,67 @@ def write(path: Path, run) -> str:
 
 @settings(max_examples=60, deadline=None)
 @given(st.dictionaries(st.sampled_from(["q1", "q2", "q3"]), NUMBERS, min_size=1), RUNS)
-def test_it_agrees_with_trec_eval_on_runs_with_ties_and_gaps(folder, qrels, run):
+def test_scores_agree_with_trec_eval_on_ties_and_missing_queries(folder, qrels, run):
     judged = {q: grades for q, grades in qrels.items() if any(grades.values())}
     if not judged:
         return
     with pytest.MonkeyPatch.context() as patch:
-        made = Collection("small", lambda: iter(()), {q: q for q in qrels}, {"test": qrels})
-        patch.setattr("rlkit.retrieval.evaluate.open_collection", lambda *arguments: made)
-        found = evaluate_retriever("small", write(folder / "some.run", run), measures=list(MEASURES))
-    scores = found["scores"]
+        collection = Collection("small", lambda: iter(()), {q: q for q in qrels}, {"test": qrels})
+        patch.setattr("rlkit.retrieval.evaluate.open_collection", lambda *args: collection)
+        result = evaluate_retriever("small", write_run(folder / "some.run", run), measures=list(MEASURES))
+    scores = result["scores"]
     assert set(scores) == set(judged)
-    theirs = {
+    expected = {
         (m.query_id, str(m.measure)): m.value
         for m in ir_measures.iter_calc(MEASURES.values(), judged, {q: s for q, s in run.items() if s})
     }
     for query in judged:
         for name, measure in MEASURES.items():
-            assert scores[query][name] == pytest.approx(theirs.get((query, str(measure)), 0.0), abs=1e-6)
+            assert scores[query][name] == pytest.approx(expected.get((query, str(measure)), 0.0), abs=1e-6)
 
 
-def test_a_query_that_is_missing_counts_0(use, folder):
-    use({"q1": {"a": 1}, "q2": {"b": 1}})
-    found = evaluate_retriever("small", write(folder / "one.run", {"q1": {"a": 1}}))
-    assert {query: one["ndcg@10"] for query, one in found["scores"].items()} == {"q1": 1.0, "q2": 0.0}
+def test_query_without_ranking_scores_0(use_collection, folder):
+    use_collection({"q1": {"a": 1}, "q2": {"b": 1}})
+    result = evaluate_retriever("small", write_run(folder / "one.run", {"q1": {"a": 1}}))
+    assert {query: scores["ndcg@10"] for query, scores in result["scores"].items()} == {"q1": 1.0, "q2": 0.0}
 
 
-def test_excluded_documents_passages_and_binary_judgments(use, folder):
-    use({"q1": {"a": 1}}, excluded={"q1": frozenset("x")})
-    assert evaluate_retriever("small", write(folder / "a", {"q1": {"x": 3, "a": 2}}))["rankings"]["q1"] == [
-        "a"
-    ]
-    use({"q1": {"a": 1}}, document_of=lambda name: name[0])
-    found = evaluate_retriever("small", write(folder / "b", {"q1": {"b1": 4, "a1": 3, "b2": 2, "a2": 1}}))
-    assert found["rankings"]["q1"] == ["b", "a"] and found["scores"]["q1"]["rr@10"] == 0.5
-    use({"q1": {"a": 1, "b": 2}}, binary={"test": {"q1": {"a": 0, "b": 1}}})
-    found = evaluate_retriever("small", write(folder / "c", {"q1": {"a": 4, "b": 3}}))
-    assert found["scores"]["q1"]["rr@10"] == 0.5 and 0.5 < found["scores"]["q1"]["ndcg@10"] < 1
-    use({"q1": {"a": 1, "b": 2}}, min_grade=2)  # as TREC DL's
-    found = evaluate_retriever("small", write(folder / "d", {"q1": {"a": 4, "b": 3}}))
-    assert found["scores"]["q1"]["rr@10"] == 0.5
+def test_excluded_documents_are_removed_from_run(use_collection, folder):
+    use_collection({"q1": {"a": 1}}, excluded={"q1": frozenset("x")})
+    result = evaluate_retriever("small", write_run(folder / "a", {"q1": {"x": 3, "a": 2}}))
+    assert result["rankings"]["q1"] == ["a"]
 
 
-def test_runs_are_written_so_that_they_read_the_same(tmp_path):
+def test_passages_of_run_are_mapped_to_documents(use_collection, folder):
+    use_collection({"q1": {"a": 1}}, document_of=lambda name: name[0])
+    run = {"q1": {"b1": 4, "a1": 3, "b2": 2, "a2": 1}}
+    result = evaluate_retriever("small", write_run(folder / "b", run))
+    assert result["rankings"]["q1"] == ["b", "a"] and result["scores"]["q1"]["rr@10"] == 0.5
+
+
+def test_binary_judgments_score_measures_other_than_ndcg(use_collection, folder):
+    use_collection({"q1": {"a": 1, "b": 2}}, binary={"test": {"q1": {"a": 0, "b": 1}}})
+    result = evaluate_retriever("small", write_run(folder / "c", {"q1": {"a": 4, "b": 3}}))
+    assert result["scores"]["q1"]["rr@10"] == 0.5 and 0.5 < result["scores"]["q1"]["ndcg@10"] < 1
+
+
+def test_min_grade_applies_to_reciprocal_rank(use_collection, folder):
+    use_collection({"q1": {"a": 1, "b": 2}}, min_grade=2)  # as in TREC DL
+    result = evaluate_retriever("small", write_run(folder / "d", {"q1": {"a": 4, "b": 3}}))
+    assert result["scores"]["q1"]["rr@10"] == 0.5
+
+
+def test_write_trec_run_round_trips(tmp_path):
     rankings = {"q1": ["b", "a", "c"], "q2": []}
-    write_trec(tmp_path / "new" / "a.run", rankings, "dense:some model")
+    # A run file separates its fields by white space, so the tag must not contain any.
+    write_trec_run(tmp_path / "new" / "a.run", rankings, "dense:some model")
     lines = (tmp_path / "new" / "a.run").read_text().splitlines()
     assert lines[0] == "q1 Q0 b 1 3 dense:some_model" and len(lines) == 3
     assert read_run(tmp_path / "new" / "a.run") == {"q1": ["b", "a", "c"]}
     with pytest.raises(UserError, match="white space"):
-        write_trec(tmp_path / "b.run", {"q": ["a b"]}, "x")
+        write_trec_run(tmp_path / "b.run", {"q": ["a b"]}, "x")
     with pytest.raises(UserError, match="cannot write"):
-        write_trec(tmp_path, rankings, "x")
+        write_trec_run(tmp_path, rankings, "x")
 
 
 @pytest.mark.parametrize(
@@ -118,7 +129,7 @@ def test_runs_are_written_so_that_they_read_the_same(tmp_path):
         ("run:/nowhere", {}, "no file /nowhere"),
     ],
 )
-def test_bad_names(use, retriever, options, message):
-    use({"q1": {"a": 1}})
+def test_evaluate_retriever_rejects_unknown_names(use_collection, retriever, options, message):
+    use_collection({"q1": {"a": 1}})
     with pytest.raises(UserError, match=message):
         evaluate_retriever("small", retriever, **options)

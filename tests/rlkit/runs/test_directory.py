@@ -1,4 +1,4 @@
-"""A run never writes over another by accident."""
+"""Run directories: no run overwrites another by accident, and rollouts are written in the background."""
 
 import json
 import math
@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rlkit.errors import UserError
-from rlkit.runs.directory import WAITING, RunDirectory
+from rlkit.runs.directory import MAX_PENDING_WRITES, RunDirectory
 
 
 @pytest.fixture
@@ -23,37 +23,37 @@ def run(tmp_path, open_run):
 
 
 @pytest.fixture
-def used(run):
+def existing_run(run):
     (run.path / "config.yaml").write_text("a: 1\n")
     (run.path / "rollouts" / "old.parquet").touch()
     return run
 
 
-def test_a_run_that_exists_is_not_touched(used):
+def test_open_rejects_an_existing_run(existing_run):
     with pytest.raises(UserError, match=r"--resume.*--overwrite"):
-        used.open(resume=False, overwrite=False)
-    assert (used.path / "rollouts" / "old.parquet").exists()
+        existing_run.open(resume=False, overwrite=False)
+    assert (existing_run.path / "rollouts" / "old.parquet").exists()
 
 
-def test_empty_folders_are_no_run(run):
+def test_open_accepts_empty_folders(run):
     run.open(resume=False, overwrite=False)
     assert (run.path / "rollouts").is_dir() and (run.path / "evaluation").is_dir()
 
 
-def test_resume_keeps_and_overwrite_deletes(used):
-    used.open(resume=True, overwrite=False)
-    assert (used.path / "rollouts" / "old.parquet").exists()
-    used.open(resume=False, overwrite=True)
-    assert not (used.path / "config.yaml").exists()
-    assert list((used.path / "rollouts").iterdir()) == []
+def test_open_keeps_files_to_resume_and_deletes_them_to_overwrite(existing_run):
+    existing_run.open(resume=True, overwrite=False)
+    assert (existing_run.path / "rollouts" / "old.parquet").exists()
+    existing_run.open(resume=False, overwrite=True)
+    assert not (existing_run.path / "config.yaml").exists()
+    assert list((existing_run.path / "rollouts").iterdir()) == []
 
 
-def test_resume_and_overwrite_exclude_each_other(used):
-    with pytest.raises(UserError, match="exclude"):
-        used.open(resume=True, overwrite=True)
+def test_open_rejects_resume_with_overwrite(existing_run):
+    with pytest.raises(UserError, match="not both"):
+        existing_run.open(resume=True, overwrite=True)
 
 
-def test_overwrite_deletes_nothing_but_runs(tmp_path):
+def test_overwrite_rejects_a_folder_without_config(tmp_path):
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(UserError, match="not a run directory"):
         RunDirectory(tmp_path, "train").open(resume=False, overwrite=True)
@@ -61,50 +61,49 @@ def test_overwrite_deletes_nothing_but_runs(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "words", [{"resume": True, "overwrite": False}, {"resume": False, "overwrite": True}]
+    "options", [{"resume": True, "overwrite": False}, {"resume": False, "overwrite": True}]
 )
-def test_two_processes_do_not_write_to_one(used, words):
-    """Until the first one dies, even if what it forked lives on."""
-    used.close()
+def test_open_rejects_a_run_locked_by_another_process(existing_run, options):
+    """The lock is released when the process dies, even if a child that it forked survives."""
+    existing_run.close()
     program = (
         "import os, sys, time; from pathlib import Path; from rlkit.runs.directory import RunDirectory;"
         "run = RunDirectory(Path(sys.argv[1]), 'train'); run.open(resume=True, overwrite=False);"
         "child = os.fork(); print(child, flush=True) if child else None; time.sleep(100)"
     )
-    command = [sys.executable, "-c", program, str(used.path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
-        child = int(other.stdout.readline())
-        with pytest.raises(UserError, match=rf"^process {other.pid} on .* still writes to"):
-            used.open(**words)
-        assert (used.path / "rollouts" / "old.parquet").exists()
-        other.kill()
-        other.wait()
-        used.open(**words)
+    command = [sys.executable, "-c", program, str(existing_run.path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        child = int(process.stdout.readline())
+        with pytest.raises(UserError, match=rf"^process {process.pid} on .* is writing to"):
+            existing_run.open(**options)
+        assert (existing_run.path / "rollouts" / "old.parquet").exists()
+        process.kill()
+        process.wait()
+        existing_run.open(**options)
         os.kill(child, signal.SIGKILL)
-    assert used.path.joinpath("config.yaml").exists() == words["resume"]
+    assert existing_run.path.joinpath("config.yaml").exists() == options["resume"]
 
 
-def test_who_closed_it_lets_others_in(used):
-    used.open(resume=True, overwrite=False)
+def test_close_releases_the_lock(existing_run):
+    existing_run.open(resume=True, overwrite=False)
     program = (
         "import sys; from pathlib import Path; from rlkit.runs.directory import RunDirectory;"
         "RunDirectory(Path(sys.argv[1]), 'train').open(resume=True, overwrite=False)"
     )
-    command = [sys.executable, "-c", program, str(used.path)]
-    refused = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert refused.returncode != 0 and f"process {os.getpid()} on" in refused.stderr
-    used.close()
+    command = [sys.executable, "-c", program, str(existing_run.path)]
+    rejected = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert rejected.returncode != 0 and f"process {os.getpid()} on" in rejected.stderr
+    existing_run.close()
     subprocess.run(command, check=True)
 
 
-def test_rewinding_takes_back_what_came_after(run):
+def test_rewind_deletes_later_files_and_metrics(run):
     for step in (1, 2, 3):
         run.log(step, {"reward": step})
         run.save_rollouts(step, [{"a": step}])
         (run.path / "evaluation" / f"step-{step}.json").touch()
     (run.path / "rollouts" / "step-000004.partial").touch()
-    other = RunDirectory(run.path, "sft")
-    other.log(7, {"loss": 1.0})
+    RunDirectory(run.path, "sft").log(7, {"loss": 1.0})
     with (run.path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "rew')
     run.rewind(2)
@@ -116,17 +115,17 @@ def test_rewinding_takes_back_what_came_after(run):
     assert sorted(p.name for p in (run.path / "evaluation").iterdir()) == ["step-1.json", "step-2.json"]
 
 
-def test_the_clock_goes_on(run):
-    run.started -= 100.0
+def test_rewind_continues_the_clock(run):
+    run.start_time -= 100.0
     run.log(1, {"reward": 1})
-    again = RunDirectory(run.path, "train")
-    again.rewind(1)
-    again.log(2, {"reward": 2})
+    resumed = RunDirectory(run.path, "train")
+    resumed.rewind(1)
+    resumed.log(2, {"reward": 2})
     seconds = [json.loads(line)["seconds"] for line in (run.path / "metrics.jsonl").read_text().splitlines()]
     assert 100 <= seconds[0] <= seconds[1] < 200
 
 
-def test_metrics_are_lines_of_valid_json(run):
+def test_log_writes_lines_of_valid_json(run):
     run.log(1, {"loss": math.nan, "reward": 0.5, "lr": math.inf, "note": "x", "none": None, "done": True})
     run.log(2, {"reward": pd.Series([1.0])[0]})
 
@@ -142,7 +141,7 @@ def test_metrics_are_lines_of_valid_json(run):
     assert (second["step"], second["reward"]) == (2, 1.0)
 
 
-def test_rollouts_are_added_to_those_of_the_same_step(run):
+def test_save_rollouts_appends_to_the_same_step(run):
     run.save_rollouts(3, [{"a": 1}, {"a": 2}])
     run.save_rollouts(3, [{"a": 5}])
     run.flush()
@@ -151,7 +150,7 @@ def test_rollouts_are_added_to_those_of_the_same_step(run):
     assert pd.read_parquet(files[0])["a"].tolist() == [1, 2, 5]
 
 
-def test_rollouts_of_a_rewound_step_are_not_added_to(run):
+def test_save_rollouts_replaces_a_rewound_step(run):
     run.save_rollouts(3, [{"a": 1}])
     run.rewind(2)
     run.save_rollouts(3, [{"a": 5}])
@@ -163,7 +162,7 @@ def saved(run, step):
     return pq.read_table(run.path / "rollouts" / f"step-{step:06d}.parquet").to_pylist()
 
 
-def test_rollouts_of_many_generations_of_a_step_keep_their_order(run):
+def test_save_rollouts_keeps_the_order_of_many_calls(run):
     rows = [{"a": (7 * i) % 13, "text": str(i)} for i in range(40)]
     for row in rows:
         run.save_rollouts(1, [row])
@@ -171,7 +170,7 @@ def test_rollouts_of_many_generations_of_a_step_keep_their_order(run):
     assert saved(run, 1) == rows
 
 
-def test_nested_rows_come_back(run):
+def test_save_rollouts_preserves_nested_rows(run):
     turns = [
         {"role": "assistant", "content": "<search>x</search>", "tokens": 5},
         {"role": "user", "content": "nothing found", "tokens": 2},
@@ -188,33 +187,33 @@ def test_nested_rows_come_back(run):
 
 @pytest.fixture
 def slow_disk(monkeypatch):
-    """Writing begins with the event that is given."""
-    go, write = threading.Event(), pd.DataFrame.to_parquet
+    """Block all writes until the event that the fixture yields is set."""
+    ready, write = threading.Event(), pd.DataFrame.to_parquet
 
     def wait(*args, **kwargs):
-        assert go.wait(30)
+        assert ready.wait(30)
         return write(*args, **kwargs)
 
     monkeypatch.setattr(pd.DataFrame, "to_parquet", wait)
-    yield go
-    go.set()
+    yield ready
+    ready.set()
 
 
-def test_training_does_not_wait_for_the_disk_until_too_much_waits(run, slow_disk):
-    for step in range(1, WAITING + 1):
+def test_save_rollouts_blocks_only_with_too_many_pending_writes(run, slow_disk):
+    for step in range(1, MAX_PENDING_WRITES + 1):
         run.save_rollouts(step, [{"a": step}])
     assert list((run.path / "rollouts").glob("*.parquet")) == []
-    more = threading.Thread(target=run.save_rollouts, args=(WAITING + 1, [{"a": 0}]))
-    more.start()
-    more.join(0.2)
-    assert more.is_alive()
+    writer = threading.Thread(target=run.save_rollouts, args=(MAX_PENDING_WRITES + 1, [{"a": 0}]))
+    writer.start()
+    writer.join(0.2)
+    assert writer.is_alive()
     slow_disk.set()
-    more.join(30)
+    writer.join(30)
     run.flush()
-    assert len(list((run.path / "rollouts").glob("*.parquet"))) == WAITING + 1
+    assert len(list((run.path / "rollouts").glob("*.parquet"))) == MAX_PENDING_WRITES + 1
 
 
-def test_rewinding_waits_for_what_is_being_written(run, slow_disk):
+def test_rewind_waits_for_pending_writes(run, slow_disk):
     for step in (1, 2, 3):
         run.save_rollouts(step, [{"a": step}])
     slow_disk.set()
@@ -227,14 +226,14 @@ def test_rewinding_waits_for_what_is_being_written(run, slow_disk):
 
 @pytest.fixture
 def full_disk(run):
-    """There is no room for the rollouts of step 1."""
+    """Make the disk full for the rollouts of step 1."""
     (run.path / "rollouts" / "step-000001.partial").symlink_to("/dev/full")
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux's device that is always full")
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux's /dev/full")
 @pytest.mark.usefixtures("full_disk")
 class TestFullDisk:
-    def test_flush_says_so_and_goes_on(self, run):
+    def test_flush_raises_and_later_writes_succeed(self, run):
         run.save_rollouts(1, [{"a": 1}])
         with pytest.raises(UserError, match=r"step 1 .*step-000001\.parquet: .*No space left"):
             run.flush()
@@ -242,19 +241,19 @@ class TestFullDisk:
         run.flush()
         assert saved(run, 2) == [{"a": 2}]
 
-    def test_saving_says_so(self, run):
+    def test_save_rollouts_raises_the_error_of_an_earlier_write(self, run):
         run.save_rollouts(1, [{"a": 1}])
-        run._waiting[0].exception(30)
+        run._pending[0].exception(30)
         with pytest.raises(UserError, match="No space left"):
             run.save_rollouts(2, [{"a": 2}])
         run.flush()
         assert saved(run, 2) == [{"a": 2}]
 
-    def test_the_end_says_so(self, run):
+    def test_exit_raises_the_error_of_a_pending_write(self, run):
         with pytest.raises(UserError, match="No space left"), run:
             run.save_rollouts(1, [{"a": 1}])
 
-    def test_it_does_not_hide_what_ended_the_training(self, run, caplog):
+    def test_exit_logs_a_failed_write_if_training_failed(self, run, caplog):
         with pytest.raises(KeyError), run:
             run.save_rollouts(2, [{"a": 2}])
             run.save_rollouts(1, [{"a": 1}])
@@ -263,14 +262,14 @@ class TestFullDisk:
         assert saved(run, 2) == [{"a": 2}]
 
 
-def test_rows_that_cannot_be_written_are_an_error(run):
+def test_flush_raises_for_rows_that_parquet_cannot_store(run):
     run.save_rollouts(1, [{"mixed": 1}, {"mixed": [2]}])
     with pytest.raises(Exception, match="mixed"):
         run.flush()
 
 
 @pytest.mark.parametrize("end", ["pass", "raise SystemExit(3)", "raise KeyError"])
-def test_a_process_that_ends_writes_what_waits(run, end):
+def test_exiting_process_completes_pending_writes(run, end):
     program = f"""
 from pathlib import Path
 from rlkit.runs.directory import RunDirectory
@@ -284,7 +283,7 @@ for step in range(1, 4):
 
 @pytest.fixture
 def save(run):
-    """Return a function that seals the checkpoint of step 1, as transformers calls it after writing one."""
+    """Return a function that seals the checkpoint of step 1, as transformers does after writing one."""
     from rlkit.training.resume import CheckpointCallback
 
     args = SimpleNamespace(save_total_limit=None)
@@ -295,7 +294,7 @@ def save(run):
     return lambda: callback.on_save(args, state, None)
 
 
-def test_a_whole_checkpoint_has_its_rollouts_on_the_disk(run, save, slow_disk):
+def test_sealed_checkpoint_has_its_rollouts_on_disk(run, save, slow_disk):
     run.save_rollouts(1, [{"a": 1}])
     threading.Timer(0.2, slow_disk.set).start()
     save()
@@ -303,9 +302,9 @@ def test_a_whole_checkpoint_has_its_rollouts_on_the_disk(run, save, slow_disk):
     assert (run.path / "checkpoint-1" / "rlkit.json").exists()
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux's device that is always full")
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux's /dev/full")
 @pytest.mark.usefixtures("full_disk")
-def test_a_checkpoint_that_lacks_its_rollouts_is_not_whole(run, save):
+def test_checkpoint_without_its_rollouts_is_not_sealed(run, save):
     run.save_rollouts(1, [{"a": 1}])
     with pytest.raises(UserError, match="No space left"):
         save()

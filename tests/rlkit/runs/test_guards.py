@@ -1,4 +1,4 @@
-"""Guards: what provokes each, in a run where that is quick; when they speak, when they keep silent."""
+"""Guards: what triggers each one and when it is silent, in short real runs or driven by logged metrics."""
 
 import json
 import math
@@ -15,8 +15,8 @@ from rlkit.commands import main as cli
 from rlkit.errors import GuardError, UserError
 from rlkit.registry import load_environment
 from rlkit.runs import guards
-from rlkit.runs.guards import BASELINE, CONFIRM, PATIENCE, Guards
-from tests.quick import ROOT, TOY
+from rlkit.runs.guards import BASELINE_STEPS, CONFIRM_STEPS, PATIENCE_STEPS, Guards
+from tests.quick import QUICK_GRPO_CONFIG, ROOT, TOY
 
 EOS = 2
 
@@ -31,31 +31,26 @@ def constant(completions, **columns):
 
 @pytest.fixture
 def run(tmp_path, tiny_folder, tiny_tokenizer):
-    """Return a function that trains with guards and returns trainer and guards; keywords are GRPOConfig's."""
+    """Return a function that trains with guards and returns trainer and guards.
+
+    Other keyword arguments are those of GRPOConfig.
+    """
 
     def run(actions=None, reward=variety, prepare=None, callback=None, **options):
-        defaults = {
+        defaults = QUICK_GRPO_CONFIG | {
             "output_dir": str(tmp_path),
-            "use_cpu": True,
-            "bf16": False,
-            "report_to": "none",
-            "save_strategy": "no",
-            "per_device_train_batch_size": 8,
-            "num_generations": 4,
             "max_completion_length": 4,
-            "max_steps": PATIENCE + 2,
-            "logging_steps": 1,
+            "max_steps": PATIENCE_STEPS + 2,
             "learning_rate": 1e-4,
-            "disable_tqdm": True,
         }
-        watching = Guards(actions)
+        guards_callback = Guards(actions)
         trainer = trl.GRPOTrainer(
             AutoModelForCausalLM.from_pretrained(tiny_folder),
             reward_funcs=reward,
             args=GRPOConfig(**(defaults | options)),
             train_dataset=load_environment(f"{TOY}:Letters").tasks("train", 26),
             processing_class=tiny_tokenizer,
-            callbacks=[*([callback] if callback else []), watching],
+            callbacks=[*([callback] if callback else []), guards_callback],
         )
         if prepare:
             prepare(trainer)
@@ -63,13 +58,13 @@ def run(tmp_path, tiny_folder, tiny_tokenizer):
             trainer.train()
         except GuardError as error:
             trainer.stopped = str(error)
-        return trainer, watching
+        return trainer, guards_callback
 
     return run
 
 
 class Log:
-    """Drives guards with logs, as the trainer would."""
+    """Call guards with logs as the trainer does; a call returns the number of messages so far."""
 
     def __init__(self, actions=None, record=None, begin=0, **args):
         defaults = {"fp16": False, "gradient_accumulation_steps": 1, "max_completion_length": 1000}
@@ -88,62 +83,65 @@ class Log:
 # In real runs
 
 
-def test_a_healthy_run_says_nothing(run, caplog):
-    trainer, watching = run(max_completion_length=32, max_steps=BASELINE + 2 * CONFIRM)
-    assert trainer.state.global_step == BASELINE + 2 * CONFIRM
-    assert watching.messages == []
+def test_guards_report_nothing_for_a_healthy_run(run, caplog):
+    trainer, guards_callback = run(max_completion_length=32, max_steps=BASELINE_STEPS + 2 * CONFIRM_STEPS)
+    assert trainer.state.global_step == BASELINE_STEPS + 2 * CONFIRM_STEPS
+    assert guards_callback.messages == []
     assert "guard" not in caplog.text
     logged = {key for line in trainer.state.log_history for key in line}
     in_vllm = {"sampling/sampling_logp_difference/mean"}
     assert {metric for metric, _, _ in guards.LOGGED.values()} - in_vllm <= logged, "TRL has renamed a metric"
 
 
-def test_trl_still_logs_the_samplers_metric():
+def test_trl_logs_the_metric_of_the_sampler_guard():
     source = Path(trl.trainer.grpo_trainer.__file__).read_text()
     assert f'["{guards.LOGGED["sampler"][0]}"]' in source
 
 
-def test_all_completions_truncated(run, caplog):
-    _, watching = run(generation_kwargs={"suppress_tokens": [EOS]})
-    (message,) = watching.messages
-    assert message.startswith(f"guard truncation, step {PATIENCE}: all completions were cut off")
+def test_truncation_guard_warns_if_all_completions_are_truncated(run, caplog):
+    _, guards_callback = run(generation_kwargs={"suppress_tokens": [EOS]})
+    (message,) = guards_callback.messages
+    assert message.startswith(f"guard truncation, step {PATIENCE_STEPS}: all completions were truncated")
     assert (
-        "max_completion_length (4) for 20 steps running. What helps: raise max_completion_length" in message
+        "max_completion_length (4) for 20 consecutive steps. What to do: raise max_completion_length"
+        in message
     )
     assert caplog.messages.count(message) == 1
 
 
-def test_no_reward_spread_and_hence_no_gradient(run):
-    _, watching = run(reward=constant, max_completion_length=32)
-    assert [message.split(":")[0] for message in watching.messages] == [
-        f"guard reward_spread, step {PATIENCE}",
-        f"guard gradient, step {PATIENCE}",
+def test_reward_spread_and_gradient_guards_warn_for_constant_rewards(run):
+    _, guards_callback = run(reward=constant, max_completion_length=32)
+    assert [message.split(":")[0] for message in guards_callback.messages] == [
+        f"guard reward_spread, step {PATIENCE_STEPS}",
+        f"guard gradient, step {PATIENCE_STEPS}",
     ]
-    assert "exactly 0 for 20 steps running" in watching.messages[1]
+    assert "exactly 0 for 20 consecutive steps" in guards_callback.messages[1]
 
 
-def test_stop_ends_the_run(run):
+def test_action_stop_ends_the_run(run):
     trainer, _ = run({"reward_spread": "stop"}, reward=constant, max_completion_length=32)
-    assert trainer.state.global_step == PATIENCE
+    assert trainer.state.global_step == PATIENCE_STEPS
     assert trainer.stopped.startswith("guard reward_spread, step 20: all completions of every group had the")
-    assert trainer.stopped.endswith("'guards: {reward_spread: warn}'.")
+    assert trainer.stopped.endswith("set guards: {reward_spread: warn}.")
 
 
-def test_entropy_collapses(run):
+def test_entropy_guard_warns_of_a_collapse(run):
     class Sharpen(TrainerCallback):
         def on_step_end(self, args, state, control, model=None, **kwargs):
-            if state.global_step == BASELINE:
+            if state.global_step == BASELINE_STEPS:
                 with torch.no_grad():
                     model.lm_head.weight.mul_(1000)
 
-    _, watching = run({"gradient": "off"}, callback=Sharpen(), max_steps=BASELINE + CONFIRM)
-    (message,) = watching.messages
-    assert message.startswith(f"guard entropy, step {BASELINE + CONFIRM}: the entropy is")
-    assert "exploration is over" in message
+    _, guards_callback = run(
+        {"gradient": "off"}, callback=Sharpen(), max_steps=BASELINE_STEPS + CONFIRM_STEPS
+    )
+    (message,) = guards_callback.messages
+    assert message.startswith(f"guard entropy, step {BASELINE_STEPS + CONFIRM_STEPS}: the entropy is")
+    assert "exploration has ended" in message
 
 
 class Weights(TrainerCallback):
-    """The weights before each step."""
+    """Record the weights before each step."""
 
     def __init__(self):
         self.before = []
@@ -153,7 +151,7 @@ class Weights(TrainerCallback):
 
 
 def spoil(value, step):
-    """Make one entry of one gradient `value` at that step."""
+    """Return a function that sets one entry of one gradient to `value` at the given step."""
     calls = []
 
     def hook(gradient):
@@ -168,39 +166,41 @@ def spoil(value, step):
 
 @pytest.mark.parametrize("max_grad_norm", [1.0, 0.0])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_gradient_that_is_not_finite_never_reaches_the_weights(run, value, max_grad_norm):
+def test_nonfinite_gradient_never_reaches_the_weights(run, value, max_grad_norm):
     weights = Weights()
-    trainer, watching = run(
+    trainer, guards_callback = run(
         prepare=spoil(value, 3), callback=weights, max_grad_norm=max_grad_norm, max_steps=9, logging_steps=9
     )
     assert trainer.state.global_step == 2
     assert "guard gradient, step 3: the gradient is not finite" in trainer.stopped
     after = torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
-    assert len(watching.messages) == 1
+    assert len(guards_callback.messages) == 1
     assert after.isfinite().all()
     assert torch.equal(after, weights.before[2])
     assert not torch.equal(after, weights.before[1])
 
 
-def test_with_warn_the_step_is_left_out(run, caplog):
+def test_action_warn_skips_a_step_with_a_nonfinite_gradient(run, caplog):
     weights = Weights()
-    trainer, watching = run({"gradient": "warn"}, prepare=spoil(math.nan, 3), callback=weights, max_steps=5)
+    trainer, guards_callback = run(
+        {"gradient": "warn"}, prepare=spoil(math.nan, 3), callback=weights, max_steps=5
+    )
     assert trainer.state.global_step == 5
     assert torch.equal(weights.before[3], weights.before[2])
     assert not torch.equal(weights.before[4], weights.before[3])
-    assert len(watching.messages) == 1
+    assert len(guards_callback.messages) == 1
     assert "guard gradient, step 3" in caplog.text
 
 
-def test_off_leaves_the_gradient_alone(run):
-    trainer, watching = run({"gradient": "off"}, prepare=spoil(math.nan, 1), max_steps=1)
-    assert watching.messages == []
+def test_action_off_applies_a_nonfinite_gradient(run):
+    trainer, guards_callback = run({"gradient": "off"}, prepare=spoil(math.nan, 1), max_steps=1)
+    assert guards_callback.messages == []
     assert not all(p.isfinite().all() for p in trainer.model.parameters())
 
 
-def test_rejected_by_another_rank(run, monkeypatch):
-    """With sharded gradients a rank may hold finite ones only; it stops with the others."""
-    monkeypatch.setattr(guards, "gather_object", lambda found: [*found, False])
+def test_nonfinite_gradient_on_another_rank_stops_the_run(run, monkeypatch):
+    """If gradients are sharded, those of this rank may be finite; it must stop with the other ranks."""
+    monkeypatch.setattr(guards, "gather_object", lambda objects: [*objects, False])
     trainer, _ = run(max_steps=3)
     assert "the gradient is not finite" in trainer.stopped
     assert trainer.state.global_step == 0
@@ -209,8 +209,8 @@ def test_rejected_by_another_rank(run, monkeypatch):
 # Driven by logs
 
 
-def test_a_gradient_that_only_the_log_shows():
-    """DeepSpeed makes its step before callbacks see anything."""
+def test_logged_nonfinite_gradient_is_reported():
+    """DeepSpeed steps before callbacks run, so only the log shows the gradient."""
     log = Log({"gradient": "warn"})
     assert log("grad_norm", 1.0, math.nan) == 1
     assert "the weights are ruined" in log.guards.messages[0]
@@ -218,37 +218,42 @@ def test_a_gradient_that_only_the_log_shows():
         Log()("grad_norm", 1.0, math.inf)
 
 
-def test_loss_scaling_may_leave_out_some_steps():
+def test_fp16_may_skip_some_steps():
     log = Log(fp16=True)
-    assert log("grad_norm", *[math.inf] * (PATIENCE - 1), 1.0) == 0
-    assert log("grad_norm", *[math.inf] * PATIENCE) == 1
+    assert log("grad_norm", *[math.inf] * (PATIENCE_STEPS - 1), 1.0) == 0
+    assert log("grad_norm", *[math.inf] * PATIENCE_STEPS) == 1
 
 
-def test_length_explodes():
+def test_length_guard_warns_of_growth():
     log = Log()
-    assert log("completions/mean_length", *[100.0] * BASELINE, *[390.0] * 9, *[410.0] * (CONFIRM - 1)) == 0
+    assert (
+        log(
+            "completions/mean_length", *[100.0] * BASELINE_STEPS, *[390.0] * 9, *[410.0] * (CONFIRM_STEPS - 1)
+        )
+        == 0
+    )
     assert log("completions/mean_length", 410.0) == 1
-    assert "completions have 410 tokens on average, in the first steps it was 100" in log.guards.messages[0]
+    assert "length is 410 tokens, compared with 100 in the first steps" in log.guards.messages[0]
 
 
-def test_length_at_the_limit():
+def test_length_guard_mentions_the_limit():
     log = Log(max_completion_length=512)
-    log("completions/mean_length", *[100.0] * BASELINE, *[500.0] * CONFIRM)
-    assert "500 tokens on average, at the limit of 512" in log.guards.messages[0]
+    log("completions/mean_length", *[100.0] * BASELINE_STEPS, *[500.0] * CONFIRM_STEPS)
+    assert "length is 500 tokens, at the limit of 512, compared with 100" in log.guards.messages[0]
 
 
-def test_short_answers_may_grow():
-    assert Log()("completions/mean_length", *[3.0] * BASELINE, *[60.0] * 50) == 0
+def test_length_guard_ignores_growth_of_short_answers():
+    assert Log()("completions/mean_length", *[3.0] * BASELINE_STEPS, *[60.0] * 50) == 0
 
 
 @pytest.mark.parametrize(
-    ("first", "later", "speaks"),
+    ("first", "later", "is_reported"),
     [(0.02, 0.1, True), (0.02, 0.07, False), (0.002, 0.04, False), (0.4, 0.45, False), (0.6, 0.6, True)],
 )
-def test_sampler_and_trainer_drift_apart(first, later, speaks):
+def test_sampler_guard_warns_if_sampler_and_trainer_diverge(first, later, is_reported):
     log = Log()
     metric = "sampling/sampling_logp_difference/mean"
-    assert log(metric, *[first] * BASELINE, *[later] * 2 * CONFIRM) == speaks
+    assert log(metric, *[first] * BASELINE_STEPS, *[later] * 2 * CONFIRM_STEPS) == is_reported
 
 
 def held_out(*evaluations, n_tasks=200, **options):
@@ -260,97 +265,96 @@ def held_out(*evaluations, n_tasks=200, **options):
     return log.guards
 
 
-def test_the_reward_rises_while_the_metric_falls():
-    found = held_out((0.5, None), (0.6, 0.3), (0.45, 0.4), (0.4, 0.5), (0.3, 0.6)).messages
-    assert len(found) == 1
-    assert found[0].startswith("guard held_out, step 30: held-out ndcg fell from 60.0% at step 10 to 40.0%")
-    assert "the training reward rose from 0.4 to 0.5" in found[0]
+def test_held_out_guard_warns_if_reward_rises_while_metric_falls():
+    (message,) = held_out((0.5, None), (0.6, 0.3), (0.45, 0.4), (0.4, 0.5), (0.3, 0.6)).messages
+    assert message.startswith("guard held_out, step 30: held-out ndcg fell from 60.0% at step 10 to 40.0%")
+    assert "the training reward rose from 0.4 to 0.5" in message
 
 
 @pytest.mark.parametrize(
     "evaluations",
     [
-        [(0.6, None), (0.3, 0.5)],  # two are too few
-        [(0.6, None), (0.3, 0.5), (0.59, 0.6)],  # one bad one
-        [(0.6, None), (0.55, 0.5), (0.52, 0.6)],  # less than noise
-        [(0.6, None), (0.3, 0.5), (0.3, 0.4)],  # the reward falls as well
-        [(0.3, None), (0.5, 0.5), (0.6, 0.6), (0.7, 0.7)],  # learning
+        [(0.6, None), (0.3, 0.5)],  # too few evaluations
+        [(0.6, None), (0.3, 0.5), (0.59, 0.6)],  # a single bad evaluation
+        [(0.6, None), (0.55, 0.5), (0.52, 0.6)],  # within the noise
+        [(0.6, None), (0.3, 0.5), (0.3, 0.4)],  # the reward falls, too
+        [(0.3, None), (0.5, 0.5), (0.6, 0.6), (0.7, 0.7)],  # the metric rises
         [(0.6, None), (0.3, None), (0.2, None)],  # no reward: not an RL run
     ],
 )
-def test_held_out_accuracy_that_is_no_cause(evaluations):
+def test_held_out_guard_ignores_other_histories(evaluations):
     assert held_out(*evaluations).messages == []
 
 
-def test_the_first_reward_may_be_logged_after_the_second_evaluation():
+def test_held_out_guard_allows_the_first_reward_after_the_second_evaluation():
     evaluations = [(0.6, None), (0.4, None), (0.3, 0.4), (0.3, 0.5)]
     assert held_out(*evaluations[:3]).messages == []
     assert len(held_out(*evaluations).messages) == 1
 
 
-def test_an_evaluation_without_a_judged_task_is_passed_over():
-    watching = held_out((0.6, None), (0.4, 0.4), (0.3, 0.5))
-    watching.evaluated(40, math.nan, 0, metric="ndcg")
-    assert len(watching.evaluations) == 3
+def test_held_out_guard_ignores_an_evaluation_without_scores():
+    guards_callback = held_out((0.6, None), (0.4, 0.4), (0.3, 0.5))
+    guards_callback.evaluated(40, math.nan, 0, metric="ndcg")
+    assert len(guards_callback.evaluations) == 3
 
 
-def test_the_margin_is_that_of_the_number_of_tasks():
+def test_held_out_margin_depends_on_the_number_of_tasks():
     evaluations = [(0.6, None), (0.5, 0.4), (0.48, 0.5)]
     assert held_out(*evaluations, n_tasks=50).messages == []
     assert len(held_out(*evaluations, n_tasks=1000).messages) == 1
 
 
-def test_held_out_stops_but_not_a_run_that_is_over():
+def test_held_out_guard_stops_only_a_run_that_is_training():
     evaluations = [(0.6, None), (0.4, 0.4), (0.3, 0.5)]
     with pytest.raises(GuardError, match="guard held_out, step 20"):
         held_out(*evaluations, actions={"held_out": "stop"})
-    over = held_out(*evaluations[:2], actions={"held_out": "stop"})
-    over.reward.add(0.5, 10)
-    over.evaluated(20, 0.3, 200, metric="ndcg", last=True)
-    assert len(over.messages) == 1
+    finished = held_out(*evaluations[:2], actions={"held_out": "stop"})
+    finished.reward.add(0.5, 10)
+    finished.evaluated(20, 0.3, 200, metric="ndcg", last=True)
+    assert len(finished.messages) == 1
 
 
-# Episodes, averages, resuming
+# Episodes, means, resuming
 
 
-def test_once_an_episode():
+def test_guard_reports_once_per_episode():
     log = Log()
     clipped = "completions/clipped_ratio"
-    assert log(clipped, *[1.0] * (PATIENCE - 1), 0.9) == 0  # not running
+    assert log(clipped, *[1.0] * (PATIENCE_STEPS - 1), 0.9) == 0  # not consecutive
     assert log(clipped, *[1.0] * 100) == 1
-    assert log(clipped, *[0.9, 1.0] * 100) == 1  # swings about the threshold
-    assert log(clipped, *[0.9] * PATIENCE, *[1.0] * (PATIENCE - 1)) == 1
+    assert log(clipped, *[0.9, 1.0] * 100) == 1  # oscillates around the threshold
+    assert log(clipped, *[0.9] * PATIENCE_STEPS, *[1.0] * (PATIENCE_STEPS - 1)) == 1
     assert log(clipped, 1.0) == 2
 
 
-def test_counts_are_in_steps():
+def test_guard_counts_steps_not_logs():
     log = Log()
     assert log("frac_reward_zero_std", 1.0, every=10) == 0
     assert log("frac_reward_zero_std", 1.0, every=10) == 1
-    assert log.state.global_step == PATIENCE
+    assert log.state.global_step == PATIENCE_STEPS
 
 
-def test_a_logged_gradient_is_that_of_one_step():
+def test_gradient_guard_counts_a_logged_zero_as_one_step():
     log = Log()
     assert log("grad_norm", 0.0, every=50) == 0
     assert log("grad_norm", 0.0, every=50) == 1
 
 
-def test_averaged_first_steps():
-    """Ten values of 10 steps each would be a hundred first steps."""
+def test_baseline_counts_steps_not_logs():
+    """A baseline of ten logged values, each a mean over 10 steps, would cover 100 steps."""
     log = Log()
     assert log("entropy", 2.0, *[0.05] * 2, every=10) == 1
 
 
 def test_steps_on_the_same_completions_count_as_one():
     log = Log(steps_per_generation=8, num_iterations=2, gradient_accumulation_steps=4)
-    assert log("completions/clipped_ratio", *[1.0] * (PATIENCE - 1), every=4) == 0
+    assert log("completions/clipped_ratio", *[1.0] * (PATIENCE_STEPS - 1), every=4) == 0
     assert log("completions/clipped_ratio", 1.0, every=4) == 1
 
 
-def test_other_logs_are_passed_over():
+def test_guards_ignore_other_logs():
     log = Log()
-    log("completions/clipped_ratio", *[1.0] * (PATIENCE - 1))
+    log("completions/clipped_ratio", *[1.0] * (PATIENCE_STEPS - 1))
     log("eval_completions/clipped_ratio", 1.0, 1.0, every=0)
     log("entropy", None, math.nan, every=0)
     summary = {"train_runtime": 3.0, "completions/clipped_ratio": 1.0, "grad_norm": math.nan}
@@ -360,42 +364,42 @@ def test_other_logs_are_passed_over():
     assert log.guards.first["entropy"].steps == 0
 
 
-def test_a_resumed_run_goes_on_with_its_counts():
+def test_state_dict_restores_all_counters():
     metrics = {"completions/mean_length": (100.0, 900.0), "completions/clipped_ratio": (0.5, 1.0)}
-    straight, first = Log(), Log()
-    for log in (straight, first):
+    uninterrupted, first = Log(), Log()
+    for log in (uninterrupted, first):
         for metric, (good, bad) in metrics.items():
             log.state.global_step = 0
-            log(metric, *[good] * BASELINE, *[bad] * 3)
+            log(metric, *[good] * BASELINE_STEPS, *[bad] * 3)
         log.guards.evaluated(log.state.global_step, 0.5, 100, metric="ndcg")
     second = Log(begin=first.state.global_step)
     second.guards.load_state_dict(json.loads(json.dumps(first.guards.state_dict())))
-    for log in (straight, second):
+    for log in (uninterrupted, second):
         for metric, (_, bad) in metrics.items():
-            log.state.global_step = BASELINE + 3
-            log(metric, *[bad] * (PATIENCE - 3))
-    assert len(straight.guards.messages) == 2
-    assert second.guards.state_dict() == straight.guards.state_dict()
+            log.state.global_step = BASELINE_STEPS + 3
+            log(metric, *[bad] * (PATIENCE_STEPS - 3))
+    assert len(uninterrupted.guards.messages) == 2
+    assert second.guards.state_dict() == uninterrupted.guards.state_dict()
 
 
-def test_what_is_said_is_recorded_on_the_main_process_only(caplog):
+def test_message_is_logged_and_recorded_on_the_main_process_only(caplog):
     lines = []
     for main in (True, False):
         log = Log(record=lambda step, line: lines.append((step, line)))
-        log.guards._main = main
-        log("frac_reward_zero_std", 1.0, every=PATIENCE)
+        log.guards._is_main = main
+        log("frac_reward_zero_std", 1.0, every=PATIENCE_STEPS)
         assert len(log.guards.messages) == 1
-    assert lines == [(PATIENCE, {"guards/reward_spread": log.guards.messages[0]})]
+    assert lines == [(PATIENCE_STEPS, {"guards/reward_spread": log.guards.messages[0]})]
     assert caplog.messages == [log.guards.messages[0]]
 
 
 @pytest.mark.parametrize("action", ["off", False])  # YAML reads a bare `off` as False
-def test_off(action):
+def test_action_off_disables_a_guard(action):
     assert Log({"truncation": action})("completions/clipped_ratio", 1.0, every=100) == 0
 
 
 @pytest.mark.parametrize(
-    ("actions", "said"),
+    ("actions", "message"),
     [
         ({"lenght": "warn"}, r"no guard 'lenght' \(did you mean 'length'\?\)"),
         ({"not_finite": "warn"}, "no guard 'not_finite'"),
@@ -403,17 +407,17 @@ def test_off(action):
         ({"length": True}, "length cannot be True"),
     ],
 )
-def test_unknown_names_and_actions(actions, said):
-    with pytest.raises(UserError, match=said):
+def test_guards_reject_unknown_names_and_actions(actions, message):
+    with pytest.raises(UserError, match=message):
         Guards(actions)
 
 
-def test_every_guard_is_in_the_docs():
+def test_every_guard_is_documented():
     page = (ROOT / "docs" / "guards.md").read_text()
     assert all(f"| `{name}` |" in page for name in guards.NAMES)
 
 
-def test_the_command_line_says_it_in_one_message(capsys):
+def test_run_command_prints_the_message_of_a_guard(capsys):
     def command():
         raise GuardError("guard length, step 3: too long.")
 

@@ -1,4 +1,4 @@
-"""--accelerate becomes accelerate's command line; machines come from srun; bad names are one line."""
+"""`--accelerate`: the command line of accelerate's launcher, on one machine and under srun."""
 
 import os
 import subprocess
@@ -32,26 +32,26 @@ NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
 def options_of(line):
-    """The flags of accelerate, before the module."""
-    words = line[3 : line.index("-m", 3)]
-    return dict(zip(words[::2], words[1::2], strict=True))
+    """Return the options of accelerate's launcher, which precede the module."""
+    flags = line[3 : line.index("-m", 3)]
+    return dict(zip(flags[::2], flags[1::2], strict=True))
 
 
-def test_the_launchers_words_are_taken_out():
-    words = ["a.yaml", "--accelerate=ddp", "--seed", "1", "--num_processes", "2"]
-    assert split(words) == ({"--accelerate": "ddp", "--num_processes": "2"}, ["a.yaml", "--seed", "1"])
+def test_split_separates_options_of_the_launcher():
+    argv = ["a.yaml", "--accelerate=ddp", "--seed", "1", "--num_processes", "2"]
+    assert split(argv) == ({"--accelerate": "ddp", "--num_processes": "2"}, ["a.yaml", "--seed", "1"])
     assert split(["--seed", "1"]) == ({}, ["--seed", "1"])
 
 
-@pytest.mark.parametrize("words", [["--accelerate"], ["--accelerate", "--seed"], ["--num_processes", "2"]])
-def test_words_that_lack_something(words):
-    with pytest.raises(UserError, match=r"needs a value|needs --accelerate"):
-        split(words)
+@pytest.mark.parametrize("argv", [["--accelerate"], ["--accelerate", "--seed"], ["--num_processes", "2"]])
+def test_split_rejects_incomplete_options(argv):
+    with pytest.raises(UserError, match=r"needs a value|requires --accelerate"):
+        split(argv)
 
 
 @pytest.mark.parametrize("name", ["RANK", "SLURM_NODEID"])
-def test_only_the_main_process_checks_the_run_directory(tmp_path, monkeypatch, name):
-    """The others start later, when the main process may have created it."""
+def test_check_start_checks_the_run_directory_on_the_main_process_only(tmp_path, monkeypatch, name):
+    """The other ranks start later, when the main process may have created it already."""
     (tmp_path / "config.yaml").touch()
     argv = ["--environment", "causal-v1", "--model_name_or_path", "m", "-o", str(tmp_path)]
     monkeypatch.setenv(name, "1")
@@ -63,7 +63,7 @@ def test_only_the_main_process_checks_the_run_directory(tmp_path, monkeypatch, n
         check_start("train", argv)
 
 
-def test_names():
+def test_config_file_finds_names_and_paths():
     assert {"gpu", "ddp", "zero2", "zero3", "zero3_offload", "fsdp2", "multinode_zero3", "cpu2"} <= set(NAMES)
     assert config_file("zero3") == FOLDER / "zero3.yaml"
     assert config_file("configs/accelerate/ddp.yaml") == FOLDER / "ddp.yaml"
@@ -73,28 +73,30 @@ def test_names():
         config_file("x/y.yaml")
 
 
-def test_names_are_found_from_elsewhere(tmp_path, monkeypatch):
+def test_config_file_finds_names_from_another_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert config_file("ddp").is_file()
 
 
-def test_as_many_processes_as_there_are_gpus():
-    line = command_line("train", {"--accelerate": "zero3"}, ["a.yaml", "--seed", "1"], count=4)
+def test_command_line_starts_one_process_per_gpu():
+    line = command_line("train", {"--accelerate": "zero3"}, ["a.yaml", "--seed", "1"], num_gpus=4)
     assert line[:3] == [sys.executable, "-m", "accelerate.commands.launch"]
     assert line[-6:] == ["-m", "rlkit", "train", "a.yaml", "--seed", "1"]
     assert options_of(line)["--num_processes"] == "4"
-    line = command_line("train", {"--accelerate": "zero3", "--num_processes": "2"}, [], count=4)
+    line = command_line("train", {"--accelerate": "zero3", "--num_processes": "2"}, [], num_gpus=4)
     assert options_of(line)["--num_processes"] == "2"
-    assert "--num_processes" not in options_of(command_line("train", {"--accelerate": "cpu2"}, [], count=0))
+    assert "--num_processes" not in options_of(
+        command_line("train", {"--accelerate": "cpu2"}, [], num_gpus=0)
+    )
 
 
 @pytest.mark.parametrize(
     ("visible", "names"), [(None, ["0", "1", "2"]), ("4,6,7", ["4", "6", "7"]), ("GPU-a,GPU-b,GPU-c", None)]
 )
-def test_without_a_launcher_a_run_sees_one_gpu(monkeypatch, caplog, visible, names):
+def test_use_one_gpu_hides_the_others_without_a_launcher(monkeypatch, caplog, visible, names):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
     for name in ("LOCAL_RANK", "CUDA_VISIBLE_DEVICES"):
-        monkeypatch.setenv(name, "")  # put back afterwards
+        monkeypatch.setenv(name, "")  # so that monkeypatch restores it afterwards
         monkeypatch.delenv(name)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
@@ -106,54 +108,54 @@ def test_without_a_launcher_a_run_sees_one_gpu(monkeypatch, caplog, visible, nam
     monkeypatch.delenv("LOCAL_RANK")
     use_one_gpu()
     assert os.environ["CUDA_VISIBLE_DEVICES"] == names[0]
-    assert "one of 3 GPUs; --accelerate ddp uses all" in caplog.text
+    assert "using 1 of 3 GPUs; use all with --accelerate ddp" in caplog.text
 
 
-def test_one_process_needs_no_launcher():
-    line = command_line("train", {"--accelerate": "gpu"}, ["a.yaml"], count=1)
+def test_command_line_omits_the_launcher_for_one_process():
+    line = command_line("train", {"--accelerate": "gpu"}, ["a.yaml"], num_gpus=1)
     assert line == [sys.executable, "-m", "rlkit", "train", "a.yaml"]
 
 
-def test_machines_of_a_step():
-    found = machines(STEP, hostnames=lambda text: {"gpu[3-4]": ["gpu3", "gpu4"]}[text])
-    assert found["--num_machines"] == "2" and found["--machine_rank"] == "1"
-    assert found["--main_process_ip"] == "gpu3" and 1024 < int(found["--main_process_port"]) < 65536
+def test_machines_reads_the_srun_step():
+    options = machines(STEP, hostnames=lambda nodelist: {"gpu[3-4]": ["gpu3", "gpu4"]}[nodelist])
+    assert options["--num_machines"] == "2" and options["--machine_rank"] == "1"
+    assert options["--main_process_ip"] == "gpu3" and 1024 < int(options["--main_process_port"]) < 65536
     assert machines({}) == {} == machines(STEP | {"SLURM_STEP_NUM_NODES": "1"})
 
 
-def test_a_job_of_several_machines_needs_srun():
-    with pytest.raises(UserError, match="start the command by srun"):
+def test_machines_requires_srun_with_one_task_per_machine():
+    with pytest.raises(UserError, match="start the command with srun"):
         machines({"SLURM_NNODES": "2"})
     with pytest.raises(UserError, match=r"16 tasks on 2 machines.*--ntasks-per-node 1"):
         machines(STEP | {"SLURM_STEP_NUM_TASKS": "16"})
 
 
-def test_processes_of_all_machines(monkeypatch):
+def test_command_line_counts_processes_of_all_machines(monkeypatch):
     for name, value in STEP.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("rlkit.runs.launch._hostnames", lambda text: ["gpu3", "gpu4"])
-    found = options_of(command_line("train", {"--accelerate": "multinode_zero3"}, [], count=8))
-    assert found["--num_processes"] == "16" and found["--num_machines"] == "2"
+    monkeypatch.setattr("rlkit.runs.launch._hostnames", lambda nodelist: ["gpu3", "gpu4"])
+    options = options_of(command_line("train", {"--accelerate": "multinode_zero3"}, [], num_gpus=8))
+    assert options["--num_processes"] == "16" and options["--num_machines"] == "2"
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_accelerate_reads_the_configs(name):
-    """accelerate's own reader takes each; bf16 is left to the run, so that they cannot contradict."""
+def test_accelerate_reads_every_config(name):
+    """No config sets mixed precision, because the run's `bf16` does; the two must not contradict."""
     from accelerate.commands.config.config_args import load_config_from_file
 
     config = load_config_from_file(str(FOLDER / f"{name}.yaml"))
-    text = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
-    assert config.num_processes == text["num_processes"] >= config.num_machines
-    assert text.get("mixed_precision", "no") == "no"
-    if "zero3" in name:  # else checkpoints hold shards alone
-        assert text["deepspeed_config"]["zero3_save_16bit_model"] is True
-    if "deepspeed_config" in text:
-        assert text["deepspeed_config"]["gradient_accumulation_steps"] == "auto"
+    content = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
+    assert config.num_processes == content["num_processes"] >= config.num_machines
+    assert content.get("mixed_precision", "no") == "no"
+    if "zero3" in name:  # otherwise checkpoints contain only shards
+        assert content["deepspeed_config"]["zero3_save_16bit_model"] is True
+    if "deepspeed_config" in content:
+        assert content["deepspeed_config"]["gradient_accumulation_steps"] == "auto"
 
 
 @pytest.mark.slow
-def test_two_machines(tmp_path, tiny_folder):
-    """Two launchers of one process each, as srun would start them: they find each other and train."""
+def test_two_machines_train_together(tmp_path, tiny_folder):
+    """Start two launchers with one process each, as srun does on two machines."""
     config = {
         "environment": f"{TOY}:Even",
         "use_cpu": True,
@@ -170,15 +172,15 @@ def test_two_machines(tmp_path, tiny_folder):
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(config))
     scontrol = tmp_path / "scontrol"
-    scontrol.write_text("#!/bin/sh\necho 127.0.0.1\necho 127.0.0.1\n")  # both are this one
+    scontrol.write_text("#!/bin/sh\necho 127.0.0.1\necho 127.0.0.1\n")  # both host names are this machine
     scontrol.chmod(0o755)
-    words = ["train", str(path), "--accelerate", "multinode_zero3", "--num_processes", "2"]
-    started = []
+    argv = ["train", str(path), "--accelerate", "multinode_zero3", "--num_processes", "2"]
+    processes = []
     for rank in ("0", "1"):
         environment = os.environ | STEP | {"SLURM_NODEID": rank}
         environment["PATH"] = f"{tmp_path}:{environment['PATH']}"
-        command = [sys.executable, "-m", "rlkit", *words]
-        started.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
-    errors = [process.communicate(timeout=300)[1] for process in started]
-    assert [process.returncode for process in started] == [0, 0], errors[0][-2000:]
+        command = [sys.executable, "-m", "rlkit", *argv]
+        processes.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
+    errors = [process.communicate(timeout=300)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], errors[0][-2000:]
     assert (tmp_path / "run" / "model" / "model.safetensors").exists()

@@ -1,4 +1,4 @@
-"""A run that gets a signal stops after its step, with a checkpoint, and goes on as if nothing had been."""
+"""A preempted run stops after the current step with a checkpoint and resumes without a difference."""
 
 import json
 import logging
@@ -44,7 +44,7 @@ class State:
     max_steps = 8
 
 
-def test_a_signal_in_training_waits_for_the_end_of_the_step(caplog):
+def test_signal_in_training_takes_effect_at_the_end_of_the_step(caplog):
     caplog.set_level(logging.INFO)
     callback, control = PreemptionCallback(), Control()
     with callback.listening():
@@ -56,20 +56,20 @@ def test_a_signal_in_training_waits_for_the_end_of_the_step(caplog):
     assert caplog.messages == ["SIGUSR1 received: writing a checkpoint after step 3"]
     assert control.should_save and control.should_training_stop
     with pytest.raises(Preempted, match="SIGUSR1 after step 3, with a checkpoint"):
-        callback.trained(State)
+        callback.finish_training(State)
 
 
-def test_a_signal_in_the_last_step_changes_nothing():
+def test_signal_in_the_last_step_is_ignored():
     callback, last = PreemptionCallback(), State()
     last.global_step = 8
     with callback.listening():
         callback.on_train_begin(None, None, None)
         os.kill(os.getpid(), signal.SIGTERM)
-        callback.trained(last)
-    assert callback.received == "SIGTERM" and not callback.training
+        callback.finish_training(last)
+    assert callback.received == "SIGTERM" and not callback.is_training
 
 
-def test_a_signal_outside_training_ends_at_once_and_handlers_are_put_back():
+def test_signal_outside_training_raises_and_handlers_are_restored():
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(Preempted, match="SIGTERM outside"), PreemptionCallback().listening():
         os.kill(os.getpid(), signal.SIGTERM)
@@ -82,8 +82,8 @@ def test_children_ignore_user_signals():
     try:
         children_ignore_signals()
         code = "import os, signal; os.kill(os.getpid(), signal.SIGUSR1); print('alive')"
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        assert done.stdout == "alive\n"
+        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert result.stdout == "alive\n"
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -91,12 +91,12 @@ def test_children_ignore_user_signals():
 
 @pytest.fixture
 def command(tmp_path, tiny_folder):
-    def command(name, *words):
+    def command(name, *argv):
         path = tmp_path / f"{name}.yaml"
         path.write_text(
             yaml.safe_dump(KEYS | {"model_name_or_path": tiny_folder, "output_dir": str(tmp_path / name)})
         )
-        return [sys.executable, "-m", "rlkit", "train", str(path), *words]
+        return [sys.executable, "-m", "rlkit", "train", str(path), *argv]
 
     return command
 
@@ -112,34 +112,33 @@ def wait_for_step(run, step, process):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", [(), ("--accelerate", "cpu2")])
-def test_a_run_that_is_told_to_go_ends_where_it_would_have(command, tmp_path, words):
-    subprocess.run(command("whole", *words), cwd=ROOT, check=True, capture_output=True)
-    # Slurm signals all processes of a step, so the launcher gets it too, and the processes that run rewards.
+@pytest.mark.parametrize("argv", [(), ("--accelerate", "cpu2")])
+def test_preempted_run_resumes_to_the_same_result(command, tmp_path, argv):
+    reference, preempted = tmp_path / "reference", tmp_path / "preempted"
+    subprocess.run(command("reference", *argv), cwd=ROOT, check=True, capture_output=True)
+    # Like Slurm, signal all processes of a step: also the launcher and the reward workers.
     with subprocess.Popen(
-        command("told", *words), cwd=ROOT, stderr=subprocess.PIPE, start_new_session=True
+        command("preempted", *argv), cwd=ROOT, stderr=subprocess.PIPE, start_new_session=True
     ) as process:
-        wait_for_step(tmp_path / "told", 4, process)
+        wait_for_step(preempted, 4, process)
         os.killpg(process.pid, signal.SIGUSR1)
         error = process.communicate(timeout=100)[1].decode()
     assert "stopped by SIGUSR1 after step" in error and "--resume" in error
-    assert process.returncode == (1 if words else PREEMPTED)  # torchrun has but one code for all failures
-    made = max(steps(tmp_path / "told"))
-    assert 4 <= made < 40 and (tmp_path / "told" / f"checkpoint-{made}" / "rlkit.json").exists()
-    subprocess.run(command("told", *words, "--resume"), cwd=ROOT, check=True)
-    weights = [load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "told")]
+    assert process.returncode == (1 if argv else PREEMPTED)  # torchrun exits with 1 on any failure
+    last_step = max(steps(preempted))
+    assert 4 <= last_step < 40 and (preempted / f"checkpoint-{last_step}" / "rlkit.json").exists()
+    subprocess.run(command("preempted", *argv, "--resume"), cwd=ROOT, check=True)
+    weights = [load_file(run / "model" / "model.safetensors") for run in (reference, preempted)]
     assert max((weights[0][key] - weights[1][key]).abs().max() for key in weights[0]) < 1e-6
-    frames = [
-        pd.read_parquet(tmp_path / name / "rollouts")["completion"].tolist() for name in ("whole", "told")
-    ]
-    assert frames[0] == frames[1]
+    completions = [pd.read_parquet(run / "rollouts")["completion"].tolist() for run in (reference, preempted)]
+    assert completions[0] == completions[1]
     evaluations = [
-        sorted(path.name for path in (tmp_path / n / "evaluation").iterdir()) for n in ("whole", "told")
+        sorted(path.name for path in (run / "evaluation").iterdir()) for run in (reference, preempted)
     ]
     assert evaluations[0] == evaluations[1] and len(evaluations[0]) == 9
 
 
-def test_the_end_of_the_epoch_of_a_stopped_run_saves_no_second_checkpoint():
+def test_epoch_end_of_a_preempted_run_saves_no_second_checkpoint():
     callback, control = PreemptionCallback(), Control()
     control.should_save = True
     callback.on_epoch_end(None, State, control)

@@ -1,4 +1,4 @@
-"""One record of a rollout, whoever writes it, and one reader."""
+"""Rollout records: training and evaluation write the same format, and `RolloutFiles` reads it."""
 
 import math
 import sys
@@ -18,14 +18,14 @@ from rlkit.rollouts import Rollout
 from rlkit.runs.record import RolloutFiles, prompt_text, rollout_record
 from rlkit.scoring import RewardRunner
 
-cloudpickle.register_pickle_by_value(sys.modules[__name__])  # no worker can import this module
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this module
 
 EOS = 2
 SYSTEM_AND_USER = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2+2?"}]
 
 
 def right(completion, length):
-    """Reads the length as rewards know it."""
+    """Return 1 if the length that rewards read is 2."""
     return float(length == 2)
 
 
@@ -50,7 +50,7 @@ def test_prompt_text_names_roles_of_several_messages():
 
 
 def test_training_and_evaluation_write_the_same_record():
-    """For [5, 6, EOS] the length is 2 everywhere: in the reward, the saved rollout and the evaluation."""
+    """The length of [5, 6, EOS] is 2 in the reward, the saved rollout and the evaluation."""
     environment = Short()
     rollout = Rollout.single("4", [5, 6, EOS], False)
     (task,) = environment.tasks("test")
@@ -74,7 +74,7 @@ def test_training_and_evaluation_write_the_same_record():
 
 @given(st.lists(st.integers(3, 9), max_size=6), st.sampled_from(["end", "stop", "length"]))
 def test_record_length_is_what_rewards_read(ids, finish):
-    """A turn that ended with EOS has one token more than the model wrote; the other two have not."""
+    """Only a turn that ended with EOS has a token that does not count."""
     rollout = Rollout.single("text", [*ids, EOS] if finish == "end" else ids, finish == "length")
     rollout.stopped = finish == "stop"
     row = {"prompt": "p", "task_id": "a", "level": 1, **rollout.columns()}
@@ -99,7 +99,7 @@ def test_rollout_files_read_what_a_run_directory_wrote(tmp_path, open_run):
     assert files.read(3, ["score", "none"]) == [{"score": 1.0}, {"score": None}]
 
 
-def test_steps_can_be_read_as_one_table_though_a_reward_applied_to_none_of_one(tmp_path, open_run):
+def test_steps_can_be_read_as_one_table_if_a_reward_applied_to_none(tmp_path, open_run):
     run = open_run(tmp_path / "run")
     run.save_rollouts(1, [record_of(0, **{"rewards/right": None, "score": None, "reward": None})])
     run.save_rollouts(2, [record_of(1)])
@@ -115,7 +115,7 @@ def test_record_of_an_invalid_rollout_has_no_values():
     assert record["score"] is record["reward"] is record["rewards/right"] is None
 
 
-def test_rollout_files_name_what_is_missing(tmp_path, open_run):
+def test_rollout_files_raise_errors_for_missing_or_damaged_files(tmp_path, open_run):
     with pytest.raises(UserError, match="is not a run directory"):
         RolloutFiles(tmp_path / "nothing")
     run = open_run(tmp_path / "run")

@@ -1,4 +1,4 @@
-"""BRIGHT and CRUMB from folders in the layout of their data sets; the hub itself is not asked."""
+"""BRIGHT and CRUMB from local folders in the layout of their Hub datasets, without network access."""
 
 import pytest
 import yaml
@@ -8,25 +8,26 @@ from rlkit.errors import UserError
 from rlkit.registry import load_environment
 from rlkit.retrieval.collections.load import load_collection
 from rlkit.retrieval.documents import Document, Result
-from rlkit.retrieval.retrievers import open_retriever, ranked, retrieve
+from rlkit.retrieval.retrievers import open_retriever, retrieve, top_documents
 
 
 @pytest.fixture(autouse=True)
 def cache(monkeypatch, tmp_path):
     monkeypatch.setenv("RLKIT_CACHE", str(tmp_path / "cache"))
+    # datasets reads the variable at import, so setting it here would have no effect.
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hub")
 
 
-def write(folder, split, **configs):
-    """A data set with configs, each of one split, as `load_dataset` reads them from the hub."""
-    said = []
+def write_dataset(folder, split, **configs):
+    """Write a dataset with one split in each config, as `load_dataset` reads it from the Hub."""
+    entries = []
     for config, rows in configs.items():
         path = folder / config / f"{split}.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
         Dataset.from_list(rows).to_parquet(path)
         files = [{"split": split, "path": f"{config}/{split}.parquet"}]
-        said.append({"config_name": config, "data_files": files})
-    (folder / "README.md").write_text(f"---\n{yaml.safe_dump({'configs': said})}---\n")
+        entries.append({"config_name": config, "data_files": files})
+    (folder / "README.md").write_text(f"---\n{yaml.safe_dump({'configs': entries})}---\n")
     return str(folder)
 
 
@@ -35,18 +36,19 @@ DOCUMENTS = [
 ]
 
 
-def question(name, gold, excluded=("N/A",), query="red"):
+def bright_row(name, gold, excluded=("N/A",), query="red"):
     return {"id": name, "query": query, "gold_ids": list(gold), "excluded_ids": list(excluded)}
 
 
-def test_bright(tmp_path):
-    rows = [question("0", ["d0"], ["d1"]), question("1", ["d2"])]
-    folder = write(tmp_path / "bright", "pony", documents=DOCUMENTS, examples=rows)
+def test_load_bright_reads_gold_and_excluded_ids(tmp_path):
+    rows = [bright_row("0", ["d0"], ["d1"]), bright_row("1", ["d2"])]
+    folder = write_dataset(tmp_path / "bright", "pony", documents=DOCUMENTS, examples=rows)
     collection = load_collection(f"bright:pony:{folder}")
     assert collection.judged("test") == {"0": {"d0": 1}, "1": {"d2": 1}}
     assert collection.excluded == {"0": {"d1"}, "1": frozenset()}
     assert next(iter(collection.documents())) == Document("d0", "", "red wine")
     run = retrieve(open_retriever("bm25", collection), collection, collection.queries, 2)
+    # d1 is excluded for query 0 only.
     assert "d1" not in run["0"] and run["1"][0] == "d1"
     task = load_environment("rerank-v1", collection=f"bright:pony:{folder}").tasks("test")[0]
     assert "d1" not in task["candidates"] or task["query_id"] == "1"
@@ -55,14 +57,14 @@ def test_bright(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([question("0", ["d0"], ["d0"])], "'d0' is both gold and excluded"),
-        ([question("0", ["d9"])], "row 0: the document 'd9' is not in bright:pony"),
-        ([question("0", ["d0"]), question("0", ["d1"])], "row 1: '0' repeats"),
+        ([bright_row("0", ["d0"], ["d0"])], "'d0' is both gold and excluded"),
+        ([bright_row("0", ["d9"])], "row 0: the judged document 'd9' is not in bright:pony"),
+        ([bright_row("0", ["d0"]), bright_row("0", ["d1"])], "row 1: the id '0' is a duplicate"),
         ([{"id": "0", "query": "x", "gold_ids": ["d0"]}], "row 0 has no excluded_ids"),
     ],
 )
-def test_what_is_wrong_in_bright(tmp_path, rows, message):
-    folder = write(tmp_path / "bright", "pony", documents=DOCUMENTS, examples=rows)
+def test_load_bright_names_invalid_row(tmp_path, rows, message):
+    folder = write_dataset(tmp_path / "bright", "pony", documents=DOCUMENTS, examples=rows)
     with pytest.raises(UserError, match=message):
         load_collection(f"bright:pony:{folder}")
 
@@ -73,25 +75,26 @@ PASSAGES = [
 ]
 
 
-def asked(name, full=(), passage=(), binary=()):
+def crumb_row(name, full=(), passage=(), binary=()):
     labels = {"full_document_qrels": full, "passage_qrels": passage, "passage_binary_qrels": binary}
-    made = {key: [{"id": one, "label": label} for one, label in value] for key, value in labels.items()}
-    return {"query_id": name, "query_content": "red", **made}
+    columns = {}
+    for column, pairs in labels.items():
+        columns[column] = [{"id": document, "label": label} for document, label in pairs]
+    return {"query_id": name, "query_content": "red", **columns}
 
 
-def test_crumb_with_the_best_passage_of_each_document(tmp_path):
-    rows = [asked("q", full=[("a", 1.0), ("c", 0.0)], passage=[("a:0", 1.0)])]
+def test_load_crumb_ranks_documents_by_best_passage(tmp_path):
+    rows = [crumb_row("q", full=[("a", 1.0), ("c", 0.0)], passage=[("a:0", 1.0)])]
     task = "tip_of_the_tongue"
-    configs = {"evaluation_queries": rows, "validation_queries": [asked("v", full=[("b", 2.0)])]}
-    folder = write(tmp_path / "crumb", task, passage_corpus=PASSAGES, **configs)
+    configs = {"evaluation_queries": rows, "validation_queries": [crumb_row("v", full=[("b", 2.0)])]}
+    folder = write_dataset(tmp_path / "crumb", task, passage_corpus=PASSAGES, **configs)
     collection = load_collection(f"crumb:{task}:{folder}")
-    assert collection.judged("test") == {"q": {"a": 1, "c": 0}} and collection.judged("dev") == {
-        "v": {"b": 2}
-    }
-    found = Result(tuple(Document(p["document_id"], "", p["document_content"]) for p in PASSAGES))
-    assert [d.id for d in ranked(collection, "q", found, 2)] == ["a", "b"]
+    assert collection.judged("test") == {"q": {"a": 1, "c": 0}}
+    assert collection.judged("dev") == {"v": {"b": 2}}
+    result = Result(tuple(Document(p["document_id"], "", p["document_content"]) for p in PASSAGES))
+    assert [d.id for d in top_documents(collection, "q", result, 2)] == ["a", "b"]
     run = retrieve(open_retriever("bm25", collection), collection, collection.queries, 10)
-    assert sorted(run["q"]) == ["a", "b"]  # ids that are judged, one a document
+    assert sorted(run["q"]) == ["a", "b"]  # judged ids, once per document
     tasks = load_environment("rerank-v1", collection=f"crumb:{task}:{folder}").tasks("test")
     assert sorted(tasks[0]["candidates"]) == ["a", "b"]
     turn = load_environment("query-v2", collection=f"crumb:{task}:{folder}", measure="rr").script(
@@ -100,27 +103,27 @@ def test_crumb_with_the_best_passage_of_each_document(tmp_path):
     assert turn == ["<query> red wine</query>"]
 
 
-def test_crumb_with_judged_passages_and_other_judgments_for_binary_measures(tmp_path):
-    row = asked("q", passage=[("a:0", 2.5), ("b:0", 1.0)], binary=[("a:0", 1.0), ("b:0", 0.0)])
+def test_load_crumb_reads_binary_judgments_of_passages(tmp_path):
+    row = crumb_row("q", passage=[("a:0", 2.5), ("b:0", 1.0)], binary=[("a:0", 1.0), ("b:0", 0.0)])
     configs = {"evaluation_queries": [row], "validation_queries": [row | {"query_id": "v"}]}
-    folder = write(tmp_path / "crumb", "paper_retrieval", passage_corpus=PASSAGES, **configs)
+    folder = write_dataset(tmp_path / "crumb", "paper_retrieval", passage_corpus=PASSAGES, **configs)
     collection = load_collection(f"crumb:paper_retrieval:{folder}")
     assert collection.judged("test") == {"q": {"a:0": 2, "b:0": 1}}
     assert collection.binary["test"] == {"q": {"a:0": 1, "b:0": 0}} and collection.document_of is None
     folded = collection.folds(2, 0)
-    assert {split: set(found) for split, found in folded.binary.items()} == {
-        split: set(found) for split, found in folded.qrels.items()
-    }
+    assert folded.binary.keys() == folded.qrels.keys()
+    for split, judged in folded.qrels.items():
+        assert set(folded.binary[split]) == set(judged)
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("bright:bio", "BRIGHT has no 'bio'"),
-        ("crumb:legal", "CRUMB has no 'legal'"),
-        ("bright:biology:/nowhere", "cannot load the data set '/nowhere'"),
+        ("bright:bio", "BRIGHT has no subset 'bio'"),
+        ("crumb:legal", "CRUMB has no subset 'legal'"),
+        ("bright:biology:/nowhere", "cannot load the dataset '/nowhere'"),
     ],
 )
-def test_what_is_not_there(name, message):
+def test_load_collection_rejects_unknown_subset_or_folder(name, message):
     with pytest.raises(UserError, match=message):
         load_collection(name)

@@ -1,4 +1,4 @@
-"""BM25: the formula written out, the figure of a public collection, and odd queries."""
+"""BM25: comparison with the formula, nDCG on Cranfield, and unusual queries."""
 
 import json
 import math
@@ -21,25 +21,25 @@ WORDS = ["river", "bridge", "tower", "running", "runs", "the", "of", "été", "�
 sentences = st.lists(st.sampled_from(WORDS), max_size=8).map(" ".join)
 
 
-def index(folder, texts, **settings):
+def build_bm25(folder, texts, **settings):
     documents = [Document(f"d{i}", "", text) for i, text in enumerate(texts)]
     return BM25(build_index(documents, folder / "index", overwrite=True, **settings))
 
 
-def ask(engine, text, k=10):
+def search_one(engine, text, k=10):
     (result,) = engine.search([Query(text)], k)
     return result
 
 
 def reference(documents, query, k1, b):
-    """Lucene's BM25 of every document, float64."""
+    """Return the score of every document by Lucene's formula, in float64."""
     lengths = [len(document) for document in documents]
     mean = sum(lengths) / len(lengths)
     scores = []
     for document in documents:
         count, score = Counter(document), 0.0
         for term in query:
-            n = sum(term in other for other in documents)
+            n = sum(term in terms_ for terms_ in documents)
             idf = math.log(1 + (len(documents) - n + 0.5) / (n + 0.5))
             norm = k1 * (1 - b + b * len(document) / mean)
             score += idf * count[term] / (count[term] + norm) if count[term] else 0.0
@@ -54,12 +54,13 @@ def reference(documents, query, k1, b):
     st.integers(1, 14),
     st.sampled_from([(0.9, 0.4), (1.5, 0.75), (0.0, 0.0), (2.0, 1.0)]),
 )
-def test_it_is_the_formula(tmp_path_factory, texts, queries, k, parameters):
+def test_scores_match_formula(tmp_path_factory, texts, queries, k, parameters):
     k1, b = parameters
     documents = list(terms(texts))
+    # BM25 cannot index documents without any term.
     if not any(documents):
         documents, texts = [["river"], *documents], ["river", *texts]
-    engine = index(tmp_path_factory.mktemp("bm25"), texts, k1=k1, b=b)
+    engine = build_bm25(tmp_path_factory.mktemp("bm25"), texts, k1=k1, b=b)
     results = engine.search([Query(text) for text in queries], k)
     assert len(results) == len(queries)
     for result, query in zip(results, terms(queries), strict=True):
@@ -67,7 +68,7 @@ def test_it_is_the_formula(tmp_path_factory, texts, queries, k, parameters):
         rows = [int(document.id[1:]) for document in result.documents]
         assert len(rows) == len(set(rows)) == min(k, np.count_nonzero(expected))
         np.testing.assert_allclose(result.scores, expected[rows], rtol=1e-5)
-        # The best: nothing that was left out is better than anything that was given.
+        # No document that is missing from the result has a higher score.
         np.testing.assert_allclose(result.scores, np.sort(expected)[::-1][: len(rows)], rtol=1e-5)
         assert [(-s, r) for s, r in zip(result.scores, rows, strict=True)] == sorted(
             (-s, r) for s, r in zip(result.scores, rows, strict=True)
@@ -75,53 +76,53 @@ def test_it_is_the_formula(tmp_path_factory, texts, queries, k, parameters):
 
 
 @given(st.lists(st.sampled_from([0.0, 0.5, 1.0, 2.0]), min_size=1, max_size=30), st.integers(1, 40))
-def test_the_best_rows_are_the_first_of_a_stable_sort(scores, k):
+def test_best_rows_agrees_with_stable_sort(scores, k):
     rows = best_rows(np.array(scores, np.float32), k)
     assert rows.tolist() == sorted((i for i, s in enumerate(scores) if s), key=lambda i: -scores[i])[:k]
 
 
-def test_worked_by_hand(tmp_path):
-    engine = index(tmp_path, ["river bridge", "river river tower bridge"], k1=1.0, b=0.5)
-    result = ask(engine, "tower")
+def test_score_of_worked_example(tmp_path):
+    engine = build_bm25(tmp_path, ["river bridge", "river river tower bridge"], k1=1.0, b=0.5)
+    result = search_one(engine, "tower")
     # n = 1 of N = 2: idf = ln 2; length 4, mean 3: norm = 1/2 + 1/2 * 4/3 = 7/6.
     assert result.documents == (Document("d1", "", "river river tower bridge"),)
     assert result.scores == pytest.approx([math.log(2) / (1 + 7 / 6)])
     assert result.error is None
 
 
-def test_fewer_documents_match_than_are_asked_for(tmp_path):
-    engine = index(tmp_path, ["red apple", "green pear", "red plum"])
-    assert [d.id for d in ask(engine, "red", k=50).documents] == ["d0", "d2"]
-    assert [d.id for d in ask(engine, "red plum", k=1).documents] == ["d2"]
+def test_search_returns_only_matching_documents(tmp_path):
+    engine = build_bm25(tmp_path, ["red apple", "green pear", "red plum"])
+    assert [d.id for d in search_one(engine, "red", k=50).documents] == ["d0", "d2"]
+    assert [d.id for d in search_one(engine, "red plum", k=1).documents] == ["d2"]
 
 
 @pytest.mark.parametrize("text", ["", "   ", "the of and", "?!", "x", "unseen", "\ud800", "\x00"])
-def test_a_query_without_a_known_word_finds_nothing(tmp_path, text):
-    engine = index(tmp_path, ["red apple", "green pear"])
-    empty, found = engine.search([Query(text), Query("pear")], 2)
+def test_query_without_indexed_terms_has_no_results(tmp_path, text):
+    engine = build_bm25(tmp_path, ["red apple", "green pear"])
+    empty, pear = engine.search([Query(text), Query("pear")], 2)
     assert empty == Result()
-    assert [d.id for d in found.documents] == ["d1"]
+    assert [d.id for d in pear.documents] == ["d1"]
 
 
-def test_equal_documents_are_in_their_order(tmp_path):
-    engine = index(tmp_path, ["other words", *["same text"] * 40])
-    assert [d.id for d in ask(engine, "same", k=5).documents] == ["d1", "d2", "d3", "d4", "d5"]
+def test_ties_keep_document_order(tmp_path):
+    engine = build_bm25(tmp_path, ["other words", *["same text"] * 40])
+    assert [d.id for d in search_one(engine, "same", k=5).documents] == ["d1", "d2", "d3", "d4", "d5"]
 
 
-def test_words_are_stemmed_and_characters_composed(tmp_path):
-    engine = index(tmp_path, ["he was running", "cafe\u0301 ＴＯＫＹＯ", "Straße"])
+def test_terms_are_stemmed_and_normalized(tmp_path):
+    engine = build_bm25(tmp_path, ["he was running", "cafe\u0301 ＴＯＫＹＯ", "Straße"])
     for query, name in [("Runs", "d0"), ("CAFÉ", "d1"), ("tokyo", "d1"), ("straße", "d2")]:
-        assert [d.id for d in ask(engine, query).documents] == [name], query
+        assert [d.id for d in search_one(engine, query).documents] == [name], query
 
 
-def test_titles_are_searched(tmp_path):
+def test_titles_are_indexed(tmp_path):
     documents = [Document("a", "Velmora Works", "founded in 1887"), Document("b", "", "founded in 1901")]
     engine = open_index(build_index(documents, tmp_path / "index"))
-    assert ask(engine, "velmora").documents == (documents[0],)
+    assert search_one(engine, "velmora").documents == (documents[0],)
 
 
-def test_results_are_aligned_with_many_queries(tmp_path):
-    engine = index(tmp_path, [f"word{i} common" for i in range(300)])
+def test_results_are_in_query_order(tmp_path):
+    engine = build_bm25(tmp_path, [f"word{i} common" for i in range(300)])
     results = engine.search([Query(f"word{i}") for i in reversed(range(300))], 3)
     assert [[d.id for d in result.documents] for result in results] == [
         [f"d{i}"] for i in reversed(range(300))
@@ -129,37 +130,38 @@ def test_results_are_aligned_with_many_queries(tmp_path):
     assert engine.search([], 3) == []
 
 
-def test_a_document_without_words_and_a_very_long_query(tmp_path):
-    engine = index(tmp_path, ["", "the", "red apple"])
-    assert [d.id for d in ask(engine, "apple " * 100_000).documents] == ["d2"]
+def test_empty_document_and_very_long_query(tmp_path):
+    engine = build_bm25(tmp_path, ["", "the", "red apple"])
+    assert [d.id for d in search_one(engine, "apple " * 100_000).documents] == ["d2"]
 
 
-def test_user_mistakes(tmp_path):
-    engine = index(tmp_path, ["red apple"], k1=1.2, b=0.75)
+def test_invalid_arguments_raise_user_error(tmp_path):
+    engine = build_bm25(tmp_path, ["red apple"], k1=1.2, b=0.75)
     for k in (0, -1):
         with pytest.raises(UserError, match="at least 1"):
             engine.search([Query("red")], k)
     assert BM25(tmp_path / "index", k1=1.2, b=0.75).search([Query("red")], 1)[0].documents
-    with pytest.raises(UserError, match=r"has k1=1\.2, not 0\.9: build it with k1=0\.9"):
+    with pytest.raises(UserError, match=r"has k1=1\.2, not 0\.9: rebuild it with k1=0\.9"):
         BM25(tmp_path / "index", k1=0.9)
-    for wrong in ({"k1": -1.0}, {"b": 1.5}, {"k1": math.nan}, {"k1": math.inf}):
+    for arguments in ({"k1": -1.0}, {"b": 1.5}, {"k1": math.nan}, {"k1": math.inf}):
         with pytest.raises(UserError, match="k1 must be 0 or more, b from 0 to 1"):
-            index(tmp_path, ["red apple"], **wrong)
+            build_bm25(tmp_path, ["red apple"], **arguments)
     with pytest.raises(UserError, match="no document has a word"):
-        index(tmp_path, ["", "the"])
+        build_bm25(tmp_path, ["", "the"])
 
 
-def test_a_damaged_index_is_told(tmp_path):
-    index(tmp_path, ["red apple", "green pear"])
+def test_damaged_index_raises_user_error(tmp_path):
+    build_bm25(tmp_path, ["red apple", "green pear"])
+    # A truncated array, as a full disk leaves it.
     scores = tmp_path / "index" / "bm25" / "data.csc.index.npy"
     scores.write_bytes(scores.read_bytes()[:-4])
     with pytest.raises(UserError, match="bm25 is missing or damaged"):
         BM25(tmp_path / "index")
 
 
-@pytest.mark.skipif(not CRANFIELD.exists(), reason="Cranfield is not beside the repository")
-def test_cranfield(tmp_path):
-    """0.366 with k1 0.9 and b 0.4, measured with bm25s and ir-measures on this copy."""
+@pytest.mark.skipif(not CRANFIELD.exists(), reason="needs ../shared/data/cranfield")
+def test_ndcg_on_cranfield(tmp_path):
+    """nDCG@10 is 0.366 with k1=0.9 and b=0.4, measured with bm25s and ir-measures on this copy."""
     relevant: dict[str, set[str]] = {}
     for line in (CRANFIELD / "qrels" / "test.tsv").read_text().splitlines()[1:]:
         query, document, _ = line.split("\t")
@@ -170,8 +172,8 @@ def test_cranfield(tmp_path):
     values = []
     for query, result in zip(queries, engine.search([Query(q["text"]) for q in queries], 10), strict=True):
         gains = [1 / math.log2(rank + 1) for rank in range(1, 11)]
-        right = relevant[query["_id"]]
-        found = sum(g for g, d in zip(gains, result.documents, strict=False) if d.id in right)
-        values.append(found / sum(gains[: len(right)]))
+        ids = relevant[query["_id"]]
+        dcg = sum(g for g, d in zip(gains, result.documents, strict=False) if d.id in ids)
+        values.append(dcg / sum(gains[: len(ids)]))
     assert len(values) == 225
     assert np.mean(values) == pytest.approx(0.366, abs=0.02)

@@ -1,4 +1,4 @@
-"""Dense retrieval with a real encoder: the nearest by cosine, and builds that go on after a kill."""
+"""Dense retrieval with a real encoder: ranking by cosine, and builds that resume after an interruption."""
 
 import json
 from itertools import islice
@@ -47,7 +47,7 @@ def cosines(encoder, queries, texts):
     return queries @ texts.T / lengths
 
 
-def test_it_is_the_cosine(engine, encoder):
+def test_scores_are_cosines(engine, encoder):
     queries = ["Which river crosses Austria?", "musical instruments", "medicine", "été 東京 😀"]
     expected = cosines(encoder, queries, TEXTS)
     for k in (1, 3, 5):
@@ -57,44 +57,44 @@ def test_it_is_the_cosine(engine, encoder):
             np.testing.assert_allclose(result.scores, row[best], atol=1e-5)
 
 
-def test_meaning_is_found_and_results_are_aligned(engine):
-    asked = ["instrument with strings", "", "antibiotic", "   ", "how to get to my flight"]
-    results = engine.search([Query(text) for text in asked], 1)
+def test_search_finds_by_meaning_and_keeps_query_order(engine):
+    texts = ["instrument with strings", "", "antibiotic", "   ", "how to get to my flight"]
+    results = engine.search([Query(text) for text in texts], 1)
     assert [[d.id for d in result.documents] for result in results] == [["d2"], [], ["d4"], [], ["d3"]]
     assert results[1] == Result()
     assert engine.search([], 3) == []
     assert engine.search([Query("")], 3) == [Result()]
 
 
-def test_more_than_there_are_gives_what_there_is(engine):
+def test_k_above_collection_size_returns_all_documents(engine):
     (result,) = engine.search([Query("river")], 12)
     assert sorted(document.id for document in result.documents) == ["d0", "d1", "d2", "d3", "d4"]
     assert list(result.scores) == sorted(result.scores, reverse=True)
 
 
-def test_half_a_character_is_no_failure(engine):
+def test_query_with_lone_surrogate_is_searched(engine):
     (result,) = engine.search([Query("guitar \ud83d")], 1)
     assert result.documents[0].id == "d2"
 
 
-def test_equal_documents_are_in_their_order(tmp_path):
+def test_ties_keep_document_order(tmp_path):
     documents = [Document(name, "", "the same text") for name in "zyx"]
     engine = open_index(build_index(documents, tmp_path / "index", "dense", model=MODEL))
     (result,) = engine.search([Query("text")], 3)
     assert [document.id for document in result.documents] == ["z", "y", "x"]
 
 
-def test_prefixes_stand_before_queries_and_passages(tmp_path, encoder):
+def test_prefixes_are_prepended_to_queries_and_passages(tmp_path, encoder):
     settings = {"model": MODEL, "query_prefix": "query: ", "passage_prefix": "passage: "}
     engine = Dense(build_index(DOCUMENTS, tmp_path / "index", "dense", **settings))
     (result,) = engine.search([Query("medicine")], 5)
     (expected,) = cosines(encoder, ["query: medicine"], [f"passage: {text}" for text in TEXTS])
     np.testing.assert_allclose(result.scores, np.sort(expected)[::-1], atol=1e-5)
-    (without,) = cosines(encoder, ["medicine"], TEXTS)
-    assert np.abs(np.sort(without)[::-1] - result.scores).max() > 1e-3
+    (unprefixed,) = cosines(encoder, ["medicine"], TEXTS)
+    assert np.abs(np.sort(unprefixed)[::-1] - result.scores).max() > 1e-3
 
 
-def test_embeddings_are_unit_vectors_in_a_mapped_file(folder, engine):
+def test_embeddings_are_memory_mapped_unit_vectors(folder, engine):
     vectors = np.load(folder / "dense" / "embeddings.npy", mmap_mode="r")
     assert vectors.shape == (5, 384) and vectors.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
@@ -102,7 +102,7 @@ def test_embeddings_are_unit_vectors_in_a_mapped_file(folder, engine):
 
 
 def stop_after(blocks):
-    """Progress that ends the build, as a signal would, after some blocks of embeddings."""
+    """Return a progress bar that interrupts the build, as a signal would, after some blocks of embeddings."""
 
     def progress(items, name, total):
         yield from items if name != "embeddings" else islice(items, blocks)
@@ -112,8 +112,8 @@ def stop_after(blocks):
     return progress
 
 
-class Counting:
-    """Progress that counts what it shows."""
+class CountingProgress:
+    """Progress bar that counts the items of each stage."""
 
     def __init__(self):
         self.counts = {}
@@ -124,27 +124,28 @@ class Counting:
             yield item
 
 
-def test_a_killed_build_goes_on(tmp_path, monkeypatch, folder):
+def test_interrupted_build_resumes_after_last_block(tmp_path, monkeypatch, folder):
     monkeypatch.setattr(module, "BLOCK", 2)
-    out, arguments = tmp_path / "index", ("dense",)
+    out = tmp_path / "index"
     settings = {"model": MODEL, "source": ["corpus", 1]}
     with pytest.raises(KeyboardInterrupt):
-        build_index(DOCUMENTS, out, *arguments, **settings, progress=stop_after(2))
+        build_index(DOCUMENTS, out, "dense", **settings, progress=stop_after(2))
     assert not out.exists()
-    with pytest.raises(UserError, match="is not finished"):
+    with pytest.raises(UserError, match="is incomplete"):
         open_index(tmp_path / "index.partial")
 
-    # What is there is taken as it is: a mark in the first block survives, documents are not read.
+    # The stored blocks are used as they are: a mark in the first one survives. Documents are not read again.
     embeddings = tmp_path / "index.partial" / "dense" / "embeddings.npy"
     marked = np.lib.format.open_memmap(embeddings, mode="r+")
     marked[0] = 0.5
     marked.flush()
-    counting = Counting()
-    build_index(iter(()), out, *arguments, **settings, progress=counting)
-    assert counting.counts == {"embeddings": 1}
+    progress = CountingProgress()
+    build_index(iter(()), out, "dense", **settings, progress=progress)
+    assert progress.counts == {"embeddings": 1}
     assert not (tmp_path / "index.partial").exists()
     vectors = np.load(out / "dense" / "embeddings.npy")
     assert (vectors[0] == 0.5).all()
+    # The blocks after the interruption are those of an uninterrupted build.
     np.testing.assert_allclose(vectors[1:], np.load(folder / "dense" / "embeddings.npy")[1:], atol=1e-6)
 
 
@@ -152,16 +153,16 @@ def test_a_killed_build_goes_on(tmp_path, monkeypatch, folder):
     "documents, changed",
     [(DOCUMENTS, {"passage_prefix": "passage: "}), ([*DOCUMENTS[:4], Document("d4", "", "new")], {})],
 )
-def test_blocks_of_other_settings_or_documents_are_not_kept(tmp_path, monkeypatch, documents, changed):
+def test_build_with_changed_settings_or_documents_starts_over(tmp_path, monkeypatch, documents, changed):
     monkeypatch.setattr(module, "BLOCK", 2)
     with pytest.raises(KeyboardInterrupt):
         build_index(DOCUMENTS, tmp_path / "index", "dense", model=MODEL, progress=stop_after(2))
-    counting = Counting()
-    build_index(documents, tmp_path / "index", "dense", model=MODEL, progress=counting, **changed)
-    assert counting.counts == {"documents": 5, "embeddings": 3}
+    progress = CountingProgress()
+    build_index(documents, tmp_path / "index", "dense", model=MODEL, progress=progress, **changed)
+    assert progress.counts == {"documents": 5, "embeddings": 3}
 
 
-def test_user_mistakes(tmp_path, engine):
+def test_invalid_arguments_raise_user_error(tmp_path, engine):
     with pytest.raises(UserError, match="needs an encoder: give model"):
         build_index(DOCUMENTS, tmp_path / "index", "dense")
     with pytest.raises(UserError, match="the encoder '/nowhere/model' cannot be loaded"):
@@ -170,13 +171,14 @@ def test_user_mistakes(tmp_path, engine):
         engine.search([Query("river")], 0)
 
 
-def test_a_damaged_index_is_told(tmp_path, folder):
+def test_damaged_index_raises_user_error(tmp_path, folder):
     out = build_index(DOCUMENTS, tmp_path / "index", "dense", model=MODEL)
     header = json.loads((out / "index.json").read_text())
     (out / "index.json").write_text(json.dumps({**header, "settings": {}}))
     with pytest.raises(UserError, match="dense is missing or damaged"):
         Dense(out)
     (out / "index.json").write_text(json.dumps(header))
+    # Embeddings of another encoder have other dimensions.
     np.save(out / "dense" / "embeddings.npy", np.zeros((5, 7), np.float32))
     with pytest.raises(UserError, match="dense is missing or damaged"):
         Dense(out)

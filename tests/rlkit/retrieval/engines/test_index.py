@@ -1,4 +1,4 @@
-"""Indexes are written whole or not at all, by hand or by the script, and open as what they are."""
+"""Index folders: built atomically by function or command, resumed, and opened with the right engine."""
 
 import json
 import os
@@ -25,154 +25,156 @@ def write_corpus(path, documents=DOCUMENTS):
     return str(path)
 
 
-def command(*arguments):
+def index_command(*arguments):
     return [sys.executable, "-m", "rlkit", "index", *map(str, arguments)]
 
 
-def run(*arguments):
+def run_index(*arguments):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(
-        command(*arguments), capture_output=True, text=True, check=False, env=environment, cwd=ROOT
+        index_command(*arguments), capture_output=True, text=True, check=False, env=environment, cwd=ROOT
     )
 
 
-def found(engine, text):
+def search_ids(engine, text):
     (result,) = engine.search([Query(text)], 3)
     return [document.id for document in result.documents]
 
 
-def test_the_script_builds_and_says_what_is_wrong(tmp_path):
+def test_command_builds_index_and_reports_errors(tmp_path):
     corpus, out = write_corpus(tmp_path / "corpus.jsonl"), tmp_path / "deep" / "index"
-    built = run(corpus, "--out", out, "--k1", "1.2")
-    assert built.returncode == 0, built.stderr
-    assert f"3 documents: {out}" in built.stdout
+    completed = run_index(corpus, "--out", out, "--k1", "1.2")
+    assert completed.returncode == 0, completed.stderr
+    assert f"3 documents: {out}" in completed.stdout
     engine = open_index(out)
-    assert isinstance(engine, BM25) and found(engine, "berta") == ["berta"]
+    assert isinstance(engine, BM25) and search_ids(engine, "berta") == ["berta"]
     assert json.loads((out / "index.json").read_text())["settings"] == {"k1": 1.2, "b": 0.4}
 
-    for arguments, said in [
+    for arguments, message in [
         ((corpus, "--out", out), "exists: choose another folder"),
         ((tmp_path / "none.jsonl", "--out", tmp_path / "new"), "there is no corpus"),
-        ((corpus, "--out", tmp_path / "new", "--model", "m"), "model is no setting of bm25"),
+        ((corpus, "--out", tmp_path / "new", "--model", "m"), "model is not a setting of bm25"),
     ]:
-        wrong = run(*arguments)
-        assert wrong.returncode == 2
-        assert wrong.stderr.count("\n") == 1 and said in wrong.stderr
+        completed = run_index(*arguments)
+        assert completed.returncode == 2
+        assert completed.stderr.count("\n") == 1 and message in completed.stderr
     assert not (tmp_path / "new").exists()
 
 
-def test_an_index_is_replaced_only_when_that_is_allowed(tmp_path):
+def test_build_index_replaces_index_only_with_overwrite(tmp_path):
     out = build_index(DOCUMENTS, tmp_path / "index")
-    with pytest.raises(UserError, match="allow it to be replaced"):
+    with pytest.raises(UserError, match="replace the index with --overwrite"):
         build_index(DOCUMENTS[:1], out)
     with pytest.raises(UserError, match="no documents"):
         build_index([], out, overwrite=True)
-    assert len(open_index(out).documents) == 3  # a build that fails leaves the old one
+    assert len(open_index(out).documents) == 3  # a failed build keeps the old index
     build_index(DOCUMENTS[:1], out, overwrite=True)
     assert len(open_index(out).documents) == 1
     assert os.listdir(tmp_path) == ["index"]
 
 
-def test_what_is_no_index_is_never_replaced(tmp_path):
+def test_build_index_never_replaces_other_files(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     (tmp_path / "file").write_text("work")
     for name in ("mine", "file"):
-        with pytest.raises(UserError, match="exists and is no index"):
+        with pytest.raises(UserError, match="exists and is not an index"):
             build_index(DOCUMENTS, tmp_path / name, overwrite=True)
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
     (tmp_path / "empty").mkdir()
-    assert found(open_index(build_index(DOCUMENTS, tmp_path / "empty")), "anna") == ["anna"]
+    assert search_ids(open_index(build_index(DOCUMENTS, tmp_path / "empty")), "anna") == ["anna"]
 
 
-class KilledError(Exception):
-    """Raised by a progress where a signal would end the process."""
+class InterruptedBuildError(Exception):
+    """Raised by a progress bar to interrupt a build, as a signal would."""
 
 
-def test_documents_of_a_killed_build_are_kept(tmp_path):
-    def killed(items, name, total):
+def test_interrupted_build_keeps_documents(tmp_path):
+    def interrupt(items, name, total):
         if name == "words":
-            raise KilledError
+            raise InterruptedBuildError
         return items
 
     source = ["corpus.jsonl", 10, 20]
-    with pytest.raises(KilledError):
-        build_index(DOCUMENTS, tmp_path / "index", source=source, progress=killed)
+    with pytest.raises(InterruptedBuildError):
+        build_index(DOCUMENTS, tmp_path / "index", source=source, progress=interrupt)
     assert not (tmp_path / "index").exists()
-    with pytest.raises(UserError, match="is not finished"):
+    with pytest.raises(UserError, match="is incomplete"):
         open_index(tmp_path / "index.partial")
     out = build_index(iter(()), tmp_path / "index", source=source)  # documents are not read again
-    assert found(open_index(out), "clara") == ["clara"]
+    assert search_ids(open_index(out), "clara") == ["clara"]
 
-    with pytest.raises(KilledError):
-        build_index(DOCUMENTS, tmp_path / "other", source=source, progress=killed)
-    out = build_index(DOCUMENTS[:2], tmp_path / "other", source=["corpus.jsonl", 11, 21])
-    assert len(open_index(out).documents) == 2  # the corpus changed
+    with pytest.raises(InterruptedBuildError):
+        build_index(DOCUMENTS, tmp_path / "changed", source=source, progress=interrupt)
+    out = build_index(DOCUMENTS[:2], tmp_path / "changed", source=["corpus.jsonl", 11, 21])
+    assert len(open_index(out).documents) == 2  # the source changed, so the stored documents are replaced
 
-    with pytest.raises(KilledError):
-        build_index(DOCUMENTS, tmp_path / "third", source=source, progress=killed)
-    table = tmp_path / "third.partial" / "documents.arrow"
+    with pytest.raises(InterruptedBuildError):
+        build_index(DOCUMENTS, tmp_path / "damaged", source=source, progress=interrupt)
+    table = tmp_path / "damaged.partial" / "documents.arrow"
     table.write_bytes(table.read_bytes()[:-9])
-    out = build_index(DOCUMENTS, tmp_path / "third", source=source)  # damaged: read again
+    out = build_index(DOCUMENTS, tmp_path / "damaged", source=source)  # read again, since they are damaged
     assert len(open_index(out).documents) == 3
 
 
-def test_a_build_killed_by_a_signal_leaves_nothing_that_opens(tmp_path):
-    many = [Document(str(i), "", f"word{i} " * 20) for i in range(20_000)]
-    corpus, out = write_corpus(tmp_path / "corpus.jsonl", many), tmp_path / "index"
+def test_killed_build_leaves_no_index_and_resumes(tmp_path):
+    documents = [Document(str(i), "", f"word{i} " * 20) for i in range(20_000)]
+    corpus, out = write_corpus(tmp_path / "corpus.jsonl", documents), tmp_path / "index"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(command(corpus, "--out", out), env=environment, cwd=ROOT) as process:
+    with subprocess.Popen(index_command(corpus, "--out", out), env=environment, cwd=ROOT) as process:
         while not (tmp_path / "index.partial").exists():
             assert process.poll() is None
             time.sleep(0.01)
+        # SIGKILL leaves no chance to clean up.
         process.send_signal(signal.SIGKILL)
-    with pytest.raises(UserError, match="is no index"):
+    with pytest.raises(UserError, match="is not an index"):
         open_index(out)
-    built = run(corpus, "--out", out)
-    assert built.returncode == 0, built.stderr
-    assert found(open_index(out), "word19999") == ["19999"]
+    completed = run_index(corpus, "--out", out)
+    assert completed.returncode == 0, completed.stderr
+    assert search_ids(open_index(out), "word19999") == ["19999"]
 
 
-def test_two_builds_of_one_index_do_not_mix(tmp_path):
-    def meanwhile():
+def test_concurrent_build_of_same_index_raises(tmp_path):
+    def build_concurrently():
         yield DOCUMENTS[0]
         with pytest.raises(UserError, match="is being built by another process"):
             build_index(DOCUMENTS[1:], tmp_path / "index")
         yield DOCUMENTS[1]
 
-    assert len(open_index(build_index(meanwhile(), tmp_path / "index")).documents) == 2
+    assert len(open_index(build_index(build_concurrently(), tmp_path / "index")).documents) == 2
 
 
-def test_an_index_can_be_moved(tmp_path):
+def test_index_folder_can_be_moved(tmp_path):
     build_index(DOCUMENTS, tmp_path / "index").rename(tmp_path / "moved")
-    assert found(open_index(tmp_path / "moved"), "anna") == ["anna"]
+    assert search_ids(open_index(tmp_path / "moved"), "anna") == ["anna"]
 
 
-def test_folders_that_cannot_be_opened(tmp_path):
+def test_open_index_rejects_invalid_folders(tmp_path):
     for path in (tmp_path, tmp_path / "none", Path(__file__)):
-        with pytest.raises(UserError, match=r"is no index: build one with `rlkit index`"):
+        with pytest.raises(UserError, match=r"is not an index: build one with `rlkit index`"):
             open_index(path)
     out = build_index(DOCUMENTS, tmp_path / "index")
     header = json.loads((out / "index.json").read_text())
-    for change, said in [
-        ({"format": 2}, "has format 2, this rlkit reads 1"),
+    for change, message in [
+        ({"format": 2}, "has index format 2, but this version of rlkit reads format 1"),
         ({"engine": "bm26"}, "there is no engine 'bm26'.*bm25"),
     ]:
         (out / "index.json").write_text(json.dumps({**header, **change}))
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             open_index(out)
 
 
-def test_wrong_arguments(tmp_path):
+def test_build_index_rejects_unknown_engine_and_setting(tmp_path):
     with pytest.raises(UserError, match="there is no engine 'bm52'"):
         build_index(DOCUMENTS, tmp_path / "index", "bm52")
-    with pytest.raises(UserError, match=r"k2 is no setting of bm25.*k1"):
+    with pytest.raises(UserError, match=r"k2 is not a setting of bm25.*k1"):
         build_index(DOCUMENTS, tmp_path / "index", k2=1.0)
     assert os.listdir(tmp_path) == []
 
 
-def test_a_missing_package_is_named(tmp_path):
+def test_open_index_names_missing_package(tmp_path):
     out = build_index(DOCUMENTS, tmp_path / "index")
+    # In another process: here, bm25s has been imported already.
     code = f"""
 import sys
 sys.modules["bm25s"] = None  # as if it were not installed

@@ -1,4 +1,4 @@
-"""The client of search servers: what it sends and reads, and what it does when a server fails."""
+"""The client of search servers: its requests, and its retries, circuit breaker and cache."""
 
 import json
 import os
@@ -16,20 +16,24 @@ from rlkit.environment import Turn
 from rlkit.errors import UserError
 from rlkit.registry import load_environment
 from rlkit.retrieval.documents import Document, Query
-from rlkit.retrieval.engines.remote import Breaker, Remote, RemoteError, read_reply
+from rlkit.retrieval.engines.remote import CircuitBreaker, Remote, RemoteError, parse_response
 from tests.quick import ROOT
-from tests.rlkit.retrieval.serving import BOOK, PLAIN, Dictionary, free_port, serving
+from tests.rlkit.retrieval.serving import BOOK, PLAIN, DictionaryEngine, free_port, serving
 
 
 @contextmanager
-def scripted(*answers):
-    """A server that gives (status, body, headers) one after the other, the last one for ever."""
-    left, seen = list(answers), []
+def scripted_server(*responses):
+    """Serve the responses (status, body, headers) in order, repeating the last one.
+
+    Yields:
+        The URL of the server, and the list of the request bodies that it has received.
+    """
+    remaining, requests = list(responses), []
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
-            seen.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            status, body, headers = left.pop(0) if len(left) > 1 else left[0]
+            requests.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            status, body, headers = remaining.pop(0) if len(remaining) > 1 else remaining[0]
             if callable(body):
                 body = body()
             data = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -43,13 +47,13 @@ def scripted(*answers):
         def log_message(self, *arguments):
             pass
 
-    listening = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=listening.serve_forever, daemon=True).start()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        yield f"http://127.0.0.1:{listening.server_port}", seen
+        yield f"http://127.0.0.1:{server.server_port}", requests
     finally:
-        listening.shutdown()
-        listening.server_close()
+        server.shutdown()
+        server.server_close()
 
 
 def queries(*texts):
@@ -59,144 +63,157 @@ def queries(*texts):
 GOOD = {"result": [[{"document": {"id": "7", "contents": '"T"\nx'}, "score": 1.0}]]}
 
 
-def test_it_finds_what_our_server_finds():
-    engine = Dictionary()
+def test_search_returns_results_of_rlkit_server():
+    engine = DictionaryEngine()
     with serving(engine) as url:
         remote = Remote(url, batch=2)
-        found = remote.search(queries("x1", "velmora", "", "nothing", "x1", "  "), 3)
-    assert found[0].documents == (Document("x1", "Title x1", "Text x1"),)
-    assert found[1].documents == (BOOK, PLAIN) and found[1].scores == (12.5, 0.25)
-    assert [len(one.documents) for one in found] == [1, 2, 0, 0, 1, 0]
-    assert all(one.error is None for one in found)
-    assert sorted(map(sorted, engine.asked)) == [
-        ["nothing"],
-        ["velmora", "x1"],
-    ]  # once each, none that is empty
+        results = remote.search(queries("x1", "velmora", "", "nothing", "x1", "  "), 3)
+    assert results[0].documents == (Document("x1", "Title x1", "Text x1"),)
+    assert results[1].documents == (BOOK, PLAIN) and results[1].scores == (12.5, 0.25)
+    assert [len(result.documents) for result in results] == [1, 2, 0, 0, 1, 0]
+    assert all(result.error is None for result in results)
+    # Equal queries are sent once, and empty ones never.
+    assert sorted(map(sorted, engine.batches)) == [["nothing"], ["velmora", "x1"]]
 
 
-def test_the_request_is_that_of_search_r1():
-    with scripted((200, GOOD, {})) as (url, seen):
+def test_request_follows_search_r1():
+    with scripted_server((200, GOOD, {})) as (url, requests):
         Remote(url).search(queries("東京"), 3)
-    assert seen == [{"queries": ["東京"], "topk": 3, "return_scores": True}]
+    assert requests == [{"queries": ["東京"], "topk": 3, "return_scores": True}]
 
 
-def test_a_failure_and_then_an_answer_is_an_answer():
-    with scripted((500, {}, {}), (200, GOOD, {})) as (url, seen):
-        (found,) = Remote(url).search(queries("a"), 3)
-    assert found.documents[0].title == "T" and len(seen) == 2
+def test_search_retries_after_status_500():
+    with scripted_server((500, {}, {}), (200, GOOD, {})) as (url, requests):
+        (result,) = Remote(url).search(queries("a"), 3)
+    assert result.documents[0].title == "T" and len(requests) == 2
 
 
-def test_it_comes_back_when_it_was_told_to():
-    with scripted((503, {}, {"Retry-After": "1"}), (200, GOOD, {})) as (url, _):
+def test_retry_waits_for_retry_after():
+    with scripted_server((503, {}, {"Retry-After": "1"}), (200, GOOD, {})) as (url, _):
         start = time.monotonic()
-        (found,) = Remote(url).search(queries("a"), 3)
-    assert found.error is None and time.monotonic() - start >= 1
+        (result,) = Remote(url).search(queries("a"), 3)
+    assert result.error is None and time.monotonic() - start >= 1
 
 
-def test_what_is_refused_is_said_and_not_sent_again():
-    with scripted((400, {"error": "topk is 900"}, {})) as (url, seen):
-        (found,) = Remote(url).search(queries("a"), 3)
-    assert "400" in found.error and "topk is 900" in found.error and len(seen) == 1
+def test_rejected_request_is_not_retried():
+    with scripted_server((400, {"error": "topk is 900"}, {})) as (url, requests):
+        (result,) = Remote(url).search(queries("a"), 3)
+    assert "400" in result.error and "topk is 900" in result.error and len(requests) == 1
 
 
-def test_a_server_that_is_too_slow_is_an_error_and_no_empty_result():
-    with scripted((200, lambda: time.sleep(1) or GOOD, {})) as (url, _):
-        (found,) = Remote(url, timeout=0.2, patience=0.5).search(queries("a"), 3)
-    assert "Timeout" in found.error and not found.documents
+def test_slow_server_is_an_error():
+    with scripted_server((200, lambda: time.sleep(1) or GOOD, {})) as (url, _):
+        (result,) = Remote(url, timeout=0.2, retry_timeout=0.5).search(queries("a"), 3)
+    assert "Timeout" in result.error and not result.documents
 
 
 @pytest.mark.parametrize(
-    ("reply", "word"),
+    ("response", "message"),
     [
-        (b"<html>", "no JSON"),
+        (b"<html>", "not valid JSON"),
         ([], "no list"),
         ({"result": {}}, "no list"),
         ({"result": [[], []]}, "2 results for 1"),
-        ({"result": [[{"document": {"id": "1"}}]]}, "without text"),
-        ({"result": [[7]]}, "without text"),
+        ({"result": [[{"document": {"id": "1"}}]]}, "has no text"),
+        ({"result": [[7]]}, "has no text"),
     ],
 )
-def test_a_reply_that_is_none_is_an_error(reply, word):
-    with scripted((200, reply, {})) as (url, _):
-        (found,) = Remote(url).search(queries("a"), 3)
-    assert word in found.error
+def test_malformed_response_is_an_error(response, message):
+    with scripted_server((200, response, {})) as (url, _):
+        (result,) = Remote(url).search(queries("a"), 3)
+    assert message in result.error
 
 
-def test_servers_differ():
-    """Documents as objects, as texts, without scores or ids, and more of them than were asked for."""
-    (found,) = read_reply({"result": [[{"document": "plain"}, {"contents": '"T"\nx'}, "text"]]}, 1, 5)
-    assert [(d.title, d.text) for d in found.documents] == [("", "plain"), ("T", "x"), ("", "text")]
-    assert found.scores == () and len({d.id for d in found.documents}) == 3
-    (found,) = read_reply({"result": [[{"contents": "x", "id": None}, {"contents": "y", "id": None}]]}, 1, 2)
-    assert len({d.id for d in found.documents}) == 2
-    (found,) = read_reply({"result": [[{"title": "T", "text": "x", "id": 4}, "b", "c"]]}, 1, 2)
-    assert found.documents == (Document("4", "T", "x"), Document(found.documents[1].id, "", "b"))
+def test_parse_response_accepts_objects_and_strings():
+    ranking = [{"document": "plain"}, {"contents": '"T"\nx'}, "text"]
+    (result,) = parse_response({"result": [ranking]}, 1, 5)
+    assert [(d.title, d.text) for d in result.documents] == [("", "plain"), ("T", "x"), ("", "text")]
+    assert result.scores == () and len({d.id for d in result.documents}) == 3
 
 
-def test_one_batch_fails_and_the_others_do_not():
-    with serving(Dictionary()) as url:
-        found = Remote(url, batch=1, patience=0.1).search(queries("velmora", "ill", "x1"), 3)
-    assert [one.error is None for one in found] == [True, False, True]
-    assert "the index is gone" in found[1].error
+def test_parse_response_hashes_documents_without_id():
+    ranking = [{"contents": "x", "id": None}, {"contents": "y", "id": None}]
+    (result,) = parse_response({"result": [ranking]}, 1, 2)
+    assert len({d.id for d in result.documents}) == 2
 
 
-def test_a_server_that_went_away_is_left_alone_and_then_tried_once():
-    with scripted((500, {}, {}), (500, {}, {}), (200, GOOD, {})) as (url, seen):
-        remote = Remote(url, patience=0.1, cool=1.5)
+def test_parse_response_drops_documents_beyond_k():
+    (result,) = parse_response({"result": [[{"title": "T", "text": "x", "id": 4}, "b", "c"]]}, 1, 2)
+    assert result.documents == (Document("4", "T", "x"), Document(result.documents[1].id, "", "b"))
+
+
+def test_failing_batch_does_not_affect_other_batches():
+    with serving(DictionaryEngine()) as url:
+        results = Remote(url, batch=1, retry_timeout=0.1).search(queries("velmora", "broken", "x1"), 3)
+    assert [result.error is None for result in results] == [True, False, True]
+    assert "the index is gone" in results[1].error
+
+
+def test_circuit_breaker_opens_and_then_admits_one_probe():
+    with scripted_server((500, {}, {}), (500, {}, {}), (200, GOOD, {})) as (url, requests):
+        remote = Remote(url, retry_timeout=0.1, cooldown=1.5)
+        # The timeout is over before the first retry is due, so the breaker opens.
         assert "500" in remote.search(queries("a"), 3)[0].error
-        assert "left alone" in remote.search(queries("a"), 3)[0].error and len(seen) == 1
+        assert "circuit breaker open" in remote.search(queries("a"), 3)[0].error and len(requests) == 1
         time.sleep(1.6)
-        assert "500" in remote.search(queries("a"), 3)[0].error and len(seen) == 2  # the one that tries
-        assert "left alone" in remote.search(queries("a"), 3)[0].error and len(seen) == 2
+        assert "500" in remote.search(queries("a"), 3)[0].error and len(requests) == 2  # the probe
+        assert "circuit breaker open" in remote.search(queries("a"), 3)[0].error and len(requests) == 2
         time.sleep(1.6)
+        # The probe succeeds and closes the breaker.
         assert remote.search(queries("a"), 3)[0].error is None
         assert remote.search(queries("b"), 3)[0].error is None
 
 
-def test_the_breaker_lets_one_try():
+def test_half_open_breaker_admits_one_probe():
     now = [0.0]
-    breaker = Breaker(10, clock=lambda: now[0])
-    assert breaker.enter() is False
-    breaker.open("it fell over")
+    breaker = CircuitBreaker(10, clock=lambda: now[0])
+    assert breaker.acquire() is False
+    breaker.open("it crashed")
     now[0] = 9.9
-    with pytest.raises(RemoteError, match="it fell over"):
-        breaker.enter()
+    with pytest.raises(RemoteError, match="it crashed"):
+        breaker.acquire()
     now[0] = 10.1
-    assert breaker.enter() is True
+    assert breaker.acquire() is True
     with pytest.raises(RemoteError):
-        breaker.enter()
+        breaker.acquire()
     breaker.close()
-    assert breaker.enter() is False
+    assert breaker.acquire() is False
 
 
-def test_results_are_kept_and_failures_are_not(tmp_path):
-    engine = Dictionary()
+def test_results_are_cached_and_errors_are_not(tmp_path):
+    engine = DictionaryEngine()
     with serving(engine) as url:
-        first = Remote(url, cache=str(tmp_path), patience=0.1)
-        found = first.search(queries("velmora", "x1", "nothing"), 3)
-        assert first.search(queries("ill"), 3)[0].error
-        again = Remote(url, cache=str(tmp_path), patience=0.1)
-        asked = len(engine.asked)
-        assert again.search(queries("velmora", "x1", "nothing"), 3) == found
-        assert len(engine.asked) == asked and (again.cache.hits, again.cache.misses) == (3, 0)
-        again.search(queries("velmora"), 2)  # another k is another question
-        assert len(engine.asked) == asked + 1
+        first = Remote(url, cache=str(tmp_path), retry_timeout=0.1)
+        results = first.search(queries("velmora", "x1", "nothing"), 3)
+        assert first.search(queries("broken"), 3)[0].error
+        second = Remote(url, cache=str(tmp_path), retry_timeout=0.1)
+        num_batches = len(engine.batches)
+        assert second.search(queries("velmora", "x1", "nothing"), 3) == results
+        assert len(engine.batches) == num_batches and (second.cache.hits, second.cache.misses) == (3, 0)
+        second.search(queries("velmora"), 2)  # k is part of the cache key
+        assert len(engine.batches) == num_batches + 1
 
 
-def test_a_key_goes_with_it(monkeypatch):
-    with serving(Dictionary(), api_key="secret") as url:
+def test_api_key_is_sent(monkeypatch):
+    with serving(DictionaryEngine(), api_key="secret") as url:
         assert "401" in Remote(url).search(queries("x1"), 3)[0].error
         monkeypatch.setenv("RLKIT_SEARCH_KEY", "secret")
         assert Remote(url).search(queries("x1"), 3)[0].error is None
 
 
 @pytest.mark.parametrize("url", ["localhost:8000", "ftp://host", "http://"])
-def test_what_is_no_address(url):
+def test_remote_rejects_invalid_url(url):
     with pytest.raises(UserError, match="http://host:8000"):
         Remote(url)
 
 
-def start(port, cache):
+@pytest.mark.parametrize("name", ["timeout", "retry_timeout", "cooldown", "concurrency", "batch"])
+def test_remote_rejects_argument_that_is_not_positive(name):
+    with pytest.raises(UserError, match=f"^{name} of the search server must be positive, got 0$"):
+        Remote("http://127.0.0.1:9", **{name: 0})
+
+
+def start_server(port, cache):
     command = [sys.executable, "-m", "rlkit", "serve-search", "world:200:0", "--port", str(port)]
     process = subprocess.Popen(
         command, cwd=ROOT, env=os.environ | {"RLKIT_CACHE": str(cache)}, stderr=subprocess.PIPE, text=True
@@ -205,31 +222,32 @@ def start(port, cache):
     return process
 
 
-def test_a_rollout_waits_for_a_server_that_comes_back_and_is_invalid_without_one(tmp_path):
+def test_rollout_waits_for_restarted_server_and_is_invalid_without_one(tmp_path):
     port = free_port()
-    arguments = {"patience": 20, "cool": 0.1, "timeout": 5}
+    arguments = {"retry_timeout": 20, "cooldown": 0.1, "timeout": 5}
     environment = load_environment(
         "search-v2", engine=f"http://127.0.0.1:{port}", engine_args=arguments, world_size=200
     )
     task = environment.tasks("train", 1)[0]
-    asked = {"role": "assistant", "content": f"<search>{task['queries'][0]}</search>"}
-    turn = Turn(task, [*task["prompt"], asked])
-    server = start(port, tmp_path)
+    message = {"role": "assistant", "content": f"<search>{task['queries'][0]}</search>"}
+    turn = Turn(task, [*task["prompt"], message])
+    server = start_server(port, tmp_path)
     try:
         (reply,) = environment.respond([turn])
         assert task["supporting"][0] in reply.record["documents"] and reply.invalid is None
         server.send_signal(signal.SIGKILL)
         server.wait()
-        again = threading.Timer(1.0, lambda: servers.append(start(port, tmp_path)))
         servers = []
-        again.start()
-        (back,) = environment.respond([turn])
-        again.join()
+        restart = threading.Timer(1.0, lambda: servers.append(start_server(port, tmp_path)))
+        restart.start()
+        (reply_after_restart,) = environment.respond([turn])
+        restart.join()
         server = servers[0]
-        assert back == reply
+        assert reply_after_restart == reply
     finally:
         server.kill()
         server.wait()
-    environment.engine.patience = 0.5
-    (gone,) = environment.respond([turn])
-    assert gone.text is None and "the search failed" in gone.invalid
+    # The server is down for good now: without a short timeout the test would retry for 20 seconds.
+    environment.engine.retry_timeout = 0.5
+    (reply_without_server,) = environment.respond([turn])
+    assert reply_without_server.text is None and "the search failed" in reply_without_server.invalid
