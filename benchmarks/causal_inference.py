@@ -1,7 +1,9 @@
-"""Measure causal-v1: exact inference against pgmpy, generation of tasks, and scoring of answers.
+"""Speed of causal-v1: exact inference compared with pgmpy, task generation, and scoring.
 
-Run `python benchmarks/causal_inference.py`; it takes about a minute on one core and writes
-`benchmarks/results/causal_inference.json`. The ratios compare the same questions in the same run.
+    python benchmarks/causal_inference.py     # about a minute on one core
+
+The ratios compare the same questions in the same run. The result goes to
+`benchmarks/results/causal_inference.json`.
 """
 
 import json
@@ -28,7 +30,7 @@ REPEATS = 3
 
 
 def best_of(function: Callable[[], Any], repeats: int = REPEATS) -> float:
-    """The least CPU seconds of several calls."""
+    """Return the minimum CPU seconds of several calls."""
     times = []
     for _ in range(repeats):
         start = time.process_time()
@@ -38,7 +40,7 @@ def best_of(function: Callable[[], Any], repeats: int = REPEATS) -> float:
 
 
 class PgmpyQuestion:
-    """A question for pgmpy's VariableElimination with its default order. Its network is built beforehand."""
+    """Question for pgmpy's VariableElimination with its default order; the network is built in advance."""
 
     def __init__(self, model: CausalModel, query: CausalQuery):
         self.network = pgmpy_network(model)
@@ -48,17 +50,17 @@ class PgmpyQuestion:
         self.engine = self.prepare()
 
     def prepare(self) -> Any:
-        """Cut the graph if the question says so, and set up the engine."""
+        """Set up the engine, after an intervention has cut the graph."""
         from pgmpy.inference import VariableElimination
 
         return VariableElimination(self.network.do(self.intervened) if self.intervened else self.network)
 
     def ask(self) -> np.ndarray:
-        """The query alone, the engine being ready."""
+        """Run the query on the engine that has been set up."""
         return self.engine.query([self.target], self.evidence, show_progress=False).values
 
     def prepare_and_ask(self) -> np.ndarray:
-        """From the network to the answer, which is what `infer` does."""
+        """Go from the network to the answer, as `infer` does."""
         self.engine = self.prepare()
         return self.ask()
 
@@ -69,51 +71,53 @@ def pgmpy_network(model: CausalModel) -> Any:
 
     network = DiscreteBayesianNetwork()
     network.add_nodes_from(model.names)
-    for node, above in enumerate(model.parents):
-        network.add_edges_from((model.names[p], model.names[node]) for p in above)
+    for node, parents in enumerate(model.parents):
+        network.add_edges_from((model.names[p], model.names[node]) for p in parents)
         columns = model.tables[node].reshape(-1, model.cards[node]).T
-        names, cards = [model.names[p] for p in above], [model.cards[p] for p in above]
+        names, cards = [model.names[p] for p in parents], [model.cards[p] for p in parents]
         network.add_cpds(TabularCPD(model.names[node], model.cards[node], columns, names, cards))
     return network
 
 
 def compare(level: str) -> dict[str, float]:
-    """Time the same questions with both; those about the known variable are left out, pgmpy refuses them.
+    """Time the same questions with rlkit and with pgmpy.
 
-    `ratio` is from a model to the answer for both; `ratio_engine_ready` gives pgmpy the cut graph and the
-    engine for free.
+    `ratio` covers the way from a model to the answer on both sides. `ratio_engine_ready` gives pgmpy the cut
+    graph and the engine for free.
     """
     problems = [from_json(task["problem"]) for task in CausalEnvironment(level=level).tasks("test", QUERIES)]
-    asked = [(m, q) for m, q in problems if q.target != (q.intervened or q.observed)[0]]
-    theirs = [PgmpyQuestion(model, query) for model, query in asked]
-    pairs = zip(theirs, asked, strict=True)
-    difference = max(float(np.abs(question.ask() - infer(*ours)).max()) for question, ours in pairs)
-    our_time = best_of(lambda: [infer(model, query) for model, query in asked])
-    their_time = best_of(lambda: [question.prepare_and_ask() for question in theirs])
-    ready_time = best_of(lambda: [question.ask() for question in theirs])
+    # pgmpy rejects questions about the observed or intervened variable itself.
+    problems = [(m, q) for m, q in problems if q.target != (q.intervened or q.observed)[0]]
+    questions = [PgmpyQuestion(model, query) for model, query in problems]
+    differences = []
+    for question, (model, query) in zip(questions, problems, strict=True):
+        differences.append(float(np.abs(question.ask() - infer(model, query)).max()))
+    rlkit_time = best_of(lambda: [infer(model, query) for model, query in problems])
+    pgmpy_time = best_of(lambda: [question.prepare_and_ask() for question in questions])
+    ready_time = best_of(lambda: [question.ask() for question in questions])
     return {
-        "queries": len(asked),
-        "ratio": round(their_time / our_time, 1),
-        "ratio_engine_ready": round(ready_time / our_time, 1),
-        "rlkit_microseconds": round(1e6 * our_time / len(asked), 1),
-        "pgmpy_microseconds": round(1e6 * their_time / len(asked), 1),
-        "pgmpy_engine_ready_microseconds": round(1e6 * ready_time / len(asked), 1),
-        "largest_difference": difference,
+        "queries": len(problems),
+        "ratio": round(pgmpy_time / rlkit_time, 1),
+        "ratio_engine_ready": round(ready_time / rlkit_time, 1),
+        "rlkit_microseconds": round(1e6 * rlkit_time / len(problems), 1),
+        "pgmpy_microseconds": round(1e6 * pgmpy_time / len(problems), 1),
+        "pgmpy_engine_ready_microseconds": round(1e6 * ready_time / len(problems), 1),
+        "largest_difference": max(differences),
     }
 
 
 def score_rate(style: str) -> dict[str, float]:
-    """Completions a second: one reward, and the three default rewards of a worked solution."""
+    """Return scored worked solutions per second, with one reward and with the three default rewards."""
     environment = CausalEnvironment(level="association", prompt_style=style)
     tasks = list(environment.tasks("dev", 500))
     pairs = [(environment.solution(task), task["truth"]) for task in tasks]
     rewards = environment.rewards
 
-    def one() -> None:
+    def score_distribution() -> None:
         for completion, truth in pairs:
             rewards["distribution"](completion, truth)
 
-    def three() -> None:
+    def score_defaults() -> None:
         for completion, truth in pairs:
             rewards["parsed"](completion)
             rewards["right_length"](completion, truth)
@@ -121,14 +125,14 @@ def score_rate(style: str) -> dict[str, float]:
 
     return {
         "mean_characters": round(float(np.mean([len(completion) for completion, _ in pairs]))),
-        "distribution_per_second": round(len(pairs) / best_of(one)),
-        "default_rewards_per_second": round(len(pairs) / best_of(three)),
+        "distribution_per_second": round(len(pairs) / best_of(score_distribution)),
+        "default_rewards_per_second": round(len(pairs) / best_of(score_defaults)),
     }
 
 
 def main() -> None:
     logging.getLogger("pgmpy").setLevel(logging.ERROR)
-    CausalEnvironment().tasks("dev", 10)  # imports
+    CausalEnvironment().tasks("dev", 10)  # warm up: the first call imports datasets
     result = {
         "against_pgmpy": {level: compare(level) for level in ("association", "intervention")},
         "seconds_for_8000_tasks": {

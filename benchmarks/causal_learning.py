@@ -1,7 +1,7 @@
 """Does GRPO teach the bundled model causal queries? The recipe of `make train`, with three seeds.
 
-Each seed runs the warm start and then GRPO, and answers its held-out graphs greedily before and after GRPO. A
-seed that has been run is not run again. About a quarter of an hour a seed on two CPU cores.
+Each seed runs the warm start and then GRPO, and is evaluated on held-out graphs (greedy decoding) before and
+after GRPO. Finished seeds are skipped. A seed takes about 15 minutes on two CPU cores.
 
     python benchmarks/causal_learning.py
 """

@@ -1,6 +1,6 @@
-"""CPU seconds until a misspelt key is refused, against the imports that used to come first.
+"""CPU time until rlkit rejects a misspelled key, compared with the imports that used to come first.
 
-Both sides are fresh Python processes, one after the other, REPEATS times; the minimum counts.
+Both sides run in fresh Python processes, alternately, `REPEATS` times; the minimum counts.
 
     python benchmarks/fast_mistakes.py
 """
@@ -24,30 +24,30 @@ MISTAKES = {
 
 
 def cpu_seconds(command: list[str], code: int) -> float:
-    """Run a command that ends with an exit code, and return the CPU seconds it took, children included."""
+    """Run a command, check its exit code, and return its CPU seconds, including its children's."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run(command, check=False, capture_output=True, env={**os.environ, "COLUMNS": "80"})
+    process = subprocess.run(command, check=False, capture_output=True, env={**os.environ, "COLUMNS": "80"})
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert done.returncode == code, done.stderr.decode()
+    assert process.returncode == code, process.stderr.decode()
     return (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime)
 
 
 def main() -> None:
     """Measure both sides and write the result."""
     rlkit = [sys.executable, "-m", "rlkit"]
-    commands = {name: ([*rlkit, *words], 2) for name, words in MISTAKES.items()}
+    commands = {name: ([*rlkit, *argv], 2) for name, argv in MISTAKES.items()}
     commands["rlkit train --help"] = ([*rlkit, "train", "--help"], 0)
     imports = "the imports of TRL and transformers"
     commands[imports] = ([sys.executable, "-c", "import rlkit.arguments.parse"], 0)
     seconds: dict[str, list[float]] = {name: [] for name in commands}
-    for _ in range(REPEATS):  # in turns, so that both sides see the same machine
+    for _ in range(REPEATS):  # alternately, so that other load on the machine affects all commands alike
         for name, (command, code) in commands.items():
             seconds[name].append(cpu_seconds(command, code))
-    least = {name: round(min(values), 3) for name, values in seconds.items()}
+    minimum = {name: round(min(values), 3) for name, values in seconds.items()}
     result = {
-        "cpu_seconds": least,
+        "cpu_seconds": minimum,
         "share_of_the_imports": {
-            name: round(value / least[imports], 4) for name, value in least.items() if name != imports
+            name: round(value / minimum[imports], 4) for name, value in minimum.items() if name != imports
         },
         "repeats": REPEATS,
     }

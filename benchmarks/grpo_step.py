@@ -1,12 +1,14 @@
-"""How much faster a GRPO step is than TRL's: `python benchmarks/grpo_step.py`.
+"""Speed and memory of a GRPO step, compared with TRL's trainer.
+
+    python benchmarks/grpo_step.py
 
 Both trainers train the same model on the same tasks in one process, one after the other. Completions are
-forced to their full length, so that both have the same shapes. Measured for each shape (tokens of
-prompt and completion, rollouts a prompt): forward and backward of the loss, the whole step with sampling, and
-the peak of the tensors' memory. On a CPU, TRL's trainer gets rlkit's settings too; with `--as-it-is` it
-also runs without them, before anything else.
+forced to their full length, so that both have the same shapes. For each shape (prompt tokens, completion
+tokens, rollouts per prompt), the script measures the forward and backward pass of the loss, the complete step
+with sampling, and the peak tensor memory. On a CPU, TRL's trainer gets rlkit's CPU settings, too. With
+`--untuned`, it also runs without them, before anything else changes a setting.
 
-Writes benchmarks/results/grpo_step.json (grpo_step_cuda.json on an accelerator).
+The result goes to benchmarks/results/grpo_step.json (grpo_step_cuda.json on an accelerator).
 """
 
 from __future__ import annotations
@@ -38,12 +40,12 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def digits(completion: str) -> float:
-    """Differ from rollout to rollout, so that there is a gradient."""
+    """Return a reward that differs between rollouts, so that there is a gradient."""
     return float(sum(map(ord, completion)) % 7)
 
 
 class Words(Environment):
-    """Prompts of a given number of tokens."""
+    """Random prompts with a given number of tokens."""
 
     id = "words-v1"
     metric = "digits"
@@ -52,7 +54,7 @@ class Words(Environment):
 
     def __init__(self, tokenizer: Any, length: int):
         ids = torch.randint(1000, 20000, (64, length), generator=torch.Generator().manual_seed(0)).tolist()
-        # What a text becomes after decoding and encoding again is about as long; cut to the length.
+        # Decoding and encoding again gives about the same number of tokens; cut them to the exact length.
         self.texts = [tokenizer.decode(tokenizer(tokenizer.decode(row))["input_ids"][:length]) for row in ids]
 
     def tasks(self, split: str, n: int | None = None, seed: int = 0) -> datasets.Dataset:
@@ -65,19 +67,19 @@ class Words(Environment):
 
 
 def peak_gib(step: Any) -> float:
-    """Most memory that tensors take while `step` runs, beyond what they took before, in GiB."""
+    """Return the peak memory in GiB that tensors take while `step` runs, beyond what they took before."""
     if DEVICE == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         step()
         return (torch.cuda.max_memory_allocated() - before) / 2**30
-    # What the process holds says little: freed memory stays with it.
+    # Not the resident memory of the process: the allocator keeps freed memory.
     with MemTracker() as tracker:
         step()
     return sum(total["Total"] for total in tracker.get_tracker_snapshot("peak").values()) / 2**30
 
 
-def make_trainer(ours: bool, shape: tuple[int, int, int], folder: str) -> Any:
+def make_trainer(use_rlkit: bool, shape: tuple[int, int, int], folder: str) -> Any:
     prompt, completion, group = shape
     path = bundled_path("bundled:smollm2-135m")
     tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
@@ -100,7 +102,7 @@ def make_trainer(ours: bool, shape: tuple[int, int, int], folder: str) -> Any:
     )
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16)
     common = {"args": args, "train_dataset": environment.tasks("train"), "processing_class": tokenizer}
-    if not ours:
+    if not use_rlkit:
         return trl.GRPOTrainer(
             model, reward_funcs=lambda completions, **_: list(map(digits, completions)), **common
         )
@@ -109,7 +111,7 @@ def make_trainer(ours: bool, shape: tuple[int, int, int], folder: str) -> Any:
         environment=environment,
         runner=RewardRunner(environment.rewards, metric="digits"),
         budget=ErrorBudget(),
-        run=RunDirectory(Path(folder), "train"),
+        run_dir=RunDirectory(Path(folder), "train"),
         **common,
     )
 
@@ -119,17 +121,17 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def measure(ours: bool, shape: tuple[int, int, int], repeats: int) -> dict[str, float]:
-    """Median seconds of sampling and of forward and backward, and the latter's peak of memory."""
+def measure(use_rlkit: bool, shape: tuple[int, int, int], repeats: int) -> dict[str, float]:
+    """Return median seconds of a step and of its forward and backward pass, and that pass's peak memory."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "rollouts").mkdir()
-        trainer = make_trainer(ours, shape, folder)
+        trainer = make_trainer(use_rlkit, shape, folder)
         model = trainer._wrap_model(trainer.model_wrapped).to(DEVICE)
         model.train()
         trainer.current_gradient_accumulation_steps = 1
         loader = iter(trainer.get_train_dataloader())
         sampling, learning = [], []
-        for _ in range(repeats + 1):  # the first of each is a warm-up
+        for _ in range(repeats + 1):  # the first one is a warm-up
             synchronize()
             start = time.perf_counter()
             batch = trainer._generate_and_score_completions(next(loader))
@@ -142,8 +144,8 @@ def measure(ours: bool, shape: tuple[int, int, int], repeats: int) -> dict[str, 
             learning.append(time.perf_counter() - start)
             model.zero_grad()
         peak = peak_gib(lambda: trainer.compute_loss(model, batch).backward())
-        if ours:
-            trainer.run.flush()
+        if use_rlkit:
+            trainer.run_dir.flush()
             trainer.runner.close()
     forward_backward, sample = statistics.median(learning[1:]), statistics.median(sampling[1:])
     return {
@@ -160,18 +162,19 @@ def ratios(slow: dict[str, float], fast: dict[str, float]) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--shapes", type=int, nargs="*", default=range(len(SHAPES)))
-    parser.add_argument("--as-it-is", action="store_true")
+    parser.add_argument("--shapes", type=int, nargs="*", default=range(len(SHAPES)), help="indices of SHAPES")
+    parser.add_argument("--untuned", action="store_true", help="also run TRL without rlkit's CPU settings")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     shapes = [SHAPES[i] for i in options.shapes]
-    found: dict[str, dict[str, Any]] = {str(shape): {} for shape in shapes}
-    for shape in shapes if options.as_it_is else ():
-        found[str(shape)]["trl_as_it_is"] = measure(False, shape, options.repeats)
+    measured: dict[str, dict[str, Any]] = {str(shape): {} for shape in shapes}
+    if options.untuned:
+        for shape in shapes:
+            measured[str(shape)]["trl_as_it_is"] = measure(False, shape, options.repeats)
     if DEVICE == "cpu":
         tune_for_cpu()
     for shape in shapes:
-        entry = found[str(shape)]
+        entry = measured[str(shape)]
         entry |= {name: measure(name == "rlkit", shape, options.repeats) for name in ("trl", "rlkit")}
         entry |= {
             f"ratio_to_{name}": ratios(entry[name], entry["rlkit"]) for name in list(entry) if "trl" in name
@@ -186,7 +189,7 @@ def main() -> None:
         "platform": platform.machine(),
         "torch": torch.__version__,
         "trl": trl.__version__,
-        "shapes": found,
+        "shapes": measured,
     }
     name = "grpo_step.json" if DEVICE == "cpu" else "grpo_step_cuda.json"
     path = options.out or Path(__file__).parent / "results" / name

@@ -1,7 +1,8 @@
-"""Does HAPO shorten answers at the same accuracy? `make hapo` with three seeds, against plain GRPO.
+"""Does HAPO shorten answers at the same accuracy? `make hapo` with three seeds, compared with plain GRPO.
 
-Both start from the same model, see the same tasks and answer the same held-out tasks greedily. A run that has
-been made is not made again. About seven minutes a seed on two CPU cores, after a warm start of four.
+Both start from the same model, train on the same tasks and are evaluated on the same held-out tasks (greedy
+decoding). Finished runs are skipped. A seed takes about seven minutes on two CPU cores, after a warm start of
+four minutes.
 
     python benchmarks/hapo_length.py
 """
@@ -20,9 +21,9 @@ RESULT = Path(__file__).parent / "results" / "hapo_length.json"
 CONFIGS = Path(__file__).parent.parent / "configs" / "hapo"
 
 
-def launch(command: str, config: str, output: Path, *more: str) -> None:
+def launch(command: str, config: str, output: Path, *extra: str) -> None:
     if not (output / "model").exists():
-        options = ["--output_dir", str(output), "--overwrite", *more]
+        options = ["--output_dir", str(output), "--overwrite", *extra]
         subprocess.run(["rlkit", command, "--config", str(CONFIGS / config), *options], check=True)
 
 
@@ -43,7 +44,7 @@ def load(run: Path, name: str) -> Evaluation:
 
 
 def row(seed: int, folder: Path) -> dict:
-    """Accuracy and mean length before and after of both, and paired tests of HAPO against GRPO after."""
+    """Return accuracy and mean length before and after training, and paired tests of HAPO against GRPO."""
     hapo, grpo = (folder / f"{name}-{seed}" for name in ("hapo", "grpo"))
     before, after, plain = load(hapo, "before"), load(hapo, "after"), load(grpo, "after")
     pairs = [(lengths(plain)[task], length) for task, length in lengths(after).items()]

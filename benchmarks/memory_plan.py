@@ -1,7 +1,7 @@
-"""The memory that `rlkit train --dry_run` foretells against the peak of the process that trains, on a CPU.
+"""Accuracy of the memory that `rlkit train --dry_run` predicts, compared with the measured peak on a CPU.
 
-Two small models: the bundled one, and one of 18 million parameters with its vocabulary. Measured is the peak
-of the resident memory less what was resident before the model was loaded.
+The script trains two small models: the bundled one, and one of 18 million parameters with its vocabulary. The
+measured value is the peak resident memory minus the resident memory before the model was loaded.
 
     python benchmarks/memory_plan.py
 """
@@ -16,9 +16,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from rlkit.arguments.parse import parse_train
 from rlkit.models.load import resolve
-from rlkit.models.memory import Sharding, estimate
+from rlkit.models.memory import Sharding, estimate_memory
 from rlkit.rollouts.tokenize import tokenize
-from rlkit.training.plan import shape_of
+from rlkit.training.plan import largest_micro_batch
 from rlkit.training.session import make_environment
 
 ROOT = Path(__file__).parents[1]
@@ -43,7 +43,7 @@ CASES = {
     ),
 }
 COMMON = ["--max_steps", "3", "--evaluation_tasks", "0", "--save_strategy", "no", "--report_to", "none"]
-# Run in a process of its own: it trains, and prints what was resident.
+# Trains in a separate process, and prints its peak memory minus the memory before the model was loaded.
 TRAIN = """
 import sys
 import rlkit.models.load as models
@@ -70,20 +70,22 @@ def save_small(folder: Path) -> None:
     AutoTokenizer.from_pretrained(resolve(BUNDLED)).save_pretrained(folder)
 
 
-def measure(words: list[str]) -> int:
-    """Bytes at the peak of a training."""
-    done = subprocess.run([sys.executable, "-c", TRAIN, *words], check=True, capture_output=True, text=True)
-    return int(done.stdout.split("measured")[1])
+def measure(argv: list[str]) -> int:
+    """Return the measured peak memory of a training run, in bytes."""
+    command = [sys.executable, "-c", TRAIN, *argv]
+    process = subprocess.run(command, check=True, capture_output=True, text=True)
+    return int(process.stdout.split("measured")[1])
 
 
-def foretell(words: list[str]) -> float:
-    """Bytes at the peak as the plan has it."""
-    run = parse_train(words)
+def predict(argv: list[str]) -> float:
+    """Return the predicted peak memory of a training run, in bytes."""
+    run = parse_train(argv)
     tasks = make_environment(run.args).tasks("train", 32, run.trainer_args.seed)
     name = resolve(run.model_args.model_name_or_path)
     lengths = [len(ids) for ids in tokenize(AutoTokenizer.from_pretrained(name), tasks["prompt"])]
     config = AutoConfig.from_pretrained(name)
-    return estimate(run, config, shape_of(run, lengths), Sharding(), on_cpu=True).peak
+    shape = largest_micro_batch(run, lengths)
+    return estimate_memory(run, config, shape, Sharding(), on_cpu=True).peak_bytes
 
 
 def main() -> None:
@@ -91,15 +93,15 @@ def main() -> None:
     result = {}
     with tempfile.TemporaryDirectory() as temporary:
         save_small(Path(temporary) / "small")
-        for name, (model, words) in CASES.items():
+        for name, (model, extra) in CASES.items():
             path = str(Path(temporary) / "small") if model == "small" else model
-            out = ["--model_name_or_path", path, "--output_dir", f"{temporary}/run", "--overwrite", "true"]
-            line = [config, *COMMON, *out, *words]
-            measured, foretold = measure(line), foretell(line)
+            paths = ["--model_name_or_path", path, "--output_dir", f"{temporary}/run", "--overwrite", "true"]
+            argv = [config, *COMMON, *paths, *extra]
+            measured, predicted = measure(argv), predict(argv)
             result[name] = {
                 "measured_mib": measured >> 20,
-                "foretold_mib": int(foretold) >> 20,
-                "ratio": round(foretold / measured, 3),
+                "foretold_mib": int(predicted) >> 20,
+                "ratio": round(predicted / measured, 3),
             }
             print(name, result[name], flush=True)
     RESULT.write_text(json.dumps(result, indent=1) + "\n")

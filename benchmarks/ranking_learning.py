@@ -1,8 +1,9 @@
-"""Does a ranking policy learn more than InfoNCE? The recipe of `make ranking`, with three seeds.
+"""Does the Plackett-Luce policy gradient learn more than InfoNCE? The recipe of `make ranking`, three seeds.
 
-Each seed makes a collection, trains the same adapter from the same start with both objectives, and ranks the
-candidates of unseen queries: nDCG@10. The keys of both configs were chosen on the dev queries of collection
-0, which is none of these. With --cranfield the queries of a folder in BEIR's layout instead, in five folds.
+Each seed generates a collection, trains the same adapter from the same initialization with both objectives,
+and reports nDCG@10 on unseen queries. The hyperparameters of both were chosen on the dev queries of
+collection 0, which is not used here. With --cranfield, the queries come from a folder in BEIR format, in five
+folds.
 
     python benchmarks/ranking_learning.py
     python benchmarks/ranking_learning.py --cranfield ../data/cranfield
@@ -21,82 +22,79 @@ from rlkit.evaluation.result import scores_of
 CONFIGS = Path(__file__).parent.parent / "configs" / "ranking"
 RESULTS = Path(__file__).parent / "results" / "ranking_learning.json"
 OBJECTIVES = {"policy": "adapter.yaml", "infonce": "adapter_infonce.yaml"}
-# 135 training queries a fold: less of both, chosen on the dev queries of the folds.
+# A fold has only 135 training queries: fewer steps and smaller ones, chosen on the dev queries of the folds.
 CRANFIELD = {
     "policy": ["--learning_rate", "1e-4", "--max_steps", "100", "--temperature", "0.02"],
     "infonce": ["--learning_rate", "1e-4", "--max_steps", "100", "--temperature", "0.05"],
 }
 
 
-def run(folder: Path, name: str, objective: str, *words: str) -> Path:
-    """Train, unless that has been done."""
+def run(folder: Path, name: str, objective: str, *extra: str) -> Path:
+    """Train with one objective, unless the run exists, and return its directory."""
     out = folder / f"{name}-{objective}"
     if not (out / "evaluation" / "after.json").exists():
         command = ["rlkit", "rank", "--config", str(CONFIGS / OBJECTIVES[objective])]
-        words = (*words, *(CRANFIELD[objective] if name.startswith("fold") else ()))
-        subprocess.run([*command, "--output_dir", str(out), "--overwrite", "true", *words], check=True)
+        if name.startswith("fold"):
+            extra = (*extra, *CRANFIELD[objective])
+        subprocess.run([*command, "--output_dir", str(out), "--overwrite", "true", *extra], check=True)
     return out
 
 
-def of_one(folder: Path, name: str, *words: str) -> tuple[dict, dict[str, Evaluation]]:
-    """Both objectives on one seed or fold: what was measured, and the evaluations."""
-    runs = {objective: run(folder, name, objective, *words) for objective in OBJECTIVES}
-    found = {key: Evaluation.load(path / "evaluation" / "after.json") for key, path in runs.items()}
-    found["before"] = Evaluation.load(runs["policy"] / "evaluation" / "before.json")
+def run_both(folder: Path, name: str, *extra: str) -> tuple[dict, dict[str, Evaluation]]:
+    """Train both objectives on one seed or fold; return the row of the result and the evaluations."""
+    runs = {objective: run(folder, name, objective, *extra) for objective in OBJECTIVES}
+    evaluations = {key: Evaluation.load(path / "evaluation" / "after.json") for key, path in runs.items()}
+    evaluations["before"] = Evaluation.load(runs["policy"] / "evaluation" / "before.json")
     lines = (runs["policy"] / "metrics.jsonl").read_text().splitlines()
     row = {
         "name": name,
         "minutes_of_the_policy": round(json.loads(lines[-1])["seconds"] / 60, 1),
-        "against_no_training": compare(found["before"], found["policy"]),
-        "against_infonce": compare(found["infonce"], found["policy"]),
+        "against_no_training": compare(evaluations["before"], evaluations["policy"]),
+        "against_infonce": compare(evaluations["infonce"], evaluations["policy"]),
     }
-    return row, found
+    return row, evaluations
 
 
-def together(all_found: list[dict[str, Evaluation]], other: str) -> float:
-    """The paired permutation test over the queries of all seeds or folds."""
-    first, second = [], []
-    for found in all_found:
-        theirs, ours = scores_of(found[other]), scores_of(found["policy"])
-        first += [theirs[task][0] for task in theirs]
-        second += [ours[task][0] for task in theirs]
-    return paired_permutation_test(first, second)
+def pooled_p_value(all_evaluations: list[dict[str, Evaluation]], baseline: str) -> float:
+    """Return the p value of the policy against a baseline, over the queries of all seeds or folds."""
+    before, after = [], []
+    for evaluations in all_evaluations:
+        baseline_scores, policy_scores = scores_of(evaluations[baseline]), scores_of(evaluations["policy"])
+        before += [baseline_scores[task][0] for task in baseline_scores]
+        after += [policy_scores[task][0] for task in baseline_scores]
+    return paired_permutation_test(before, after)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--cranfield", help="a folder in BEIR's layout, without training queries")
+    parser.add_argument("--cranfield", help="folder in BEIR format, without training queries")
     parser.add_argument("--folder", type=Path, default=Path("runs/ranking_learning"))
     options = parser.parse_args()
-    arguments = yaml.safe_load((CONFIGS / OBJECTIVES["policy"]).read_text())["environment_args"]
+    environment_args = yaml.safe_load((CONFIGS / OBJECTIVES["policy"]).read_text())["environment_args"]
     if options.cranfield:
         changes = {f"fold {i}": {"collection": options.cranfield, "folds": 5, "fold": i} for i in range(5)}
     else:
         changes = {f"seed {seed}": {"collection": f"generated:2000:{seed}"} for seed in options.seeds}
-    settings = {
-        name: ["--seed", name.split()[1], "--environment_args", json.dumps(arguments | change)]
-        for name, change in changes.items()
-    }
-    measured = [of_one(options.folder, name.replace(" ", "-"), *words) for name, words in settings.items()]
-    rows = [row for row, _ in measured]
-    pairs = {"no_training": "before", "infonce": "infonce"}
+    rows, all_evaluations = [], []
+    for name, change in changes.items():
+        arguments = ["--seed", name.split()[1], "--environment_args", json.dumps(environment_args | change)]
+        row, evaluations = run_both(options.folder, name.replace(" ", "-"), *arguments)
+        rows.append(row)
+        all_evaluations.append(evaluations)
     result = {
         "runs": rows,
-        **{
-            f"p_against_{name}": together([found for _, found in measured], key)
-            for name, key in pairs.items()
-        },
+        "p_against_no_training": pooled_p_value(all_evaluations, "before"),
+        "p_against_infonce": pooled_p_value(all_evaluations, "infonce"),
     }
-    before = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    RESULTS.write_text(
-        json.dumps(before | {"cranfield" if options.cranfield else "generated": result}, indent=1) + "\n"
-    )
+    # The file holds the results of both kinds of collections.
+    previous = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    key = "cranfield" if options.cranfield else "generated"
+    RESULTS.write_text(json.dumps(previous | {key: result}, indent=1) + "\n")
     for row in rows:
-        one, two = row["against_no_training"], row["against_infonce"]
-        print(
-            f"{row['name']}: none {one['before']:.3f}, infonce {two['before']:.3f}, policy {one['after']:.3f}"
-        )
+        untrained, infonce = row["against_no_training"]["before"], row["against_infonce"]["before"]
+        policy = row["against_no_training"]["after"]
+        print(f"{row['name']}: none {untrained:.3f}, infonce {infonce:.3f}, policy {policy:.3f}")
     print({name: value for name, value in result.items() if name.startswith("p_")})
 
 

@@ -1,11 +1,11 @@
-"""How fast rollouts are sampled: transformers with shared prompts, and vLLM in the same process.
+"""Speed of rollouts: transformers with shared prompts, and vLLM in the same process.
 
     python benchmarks/rollouts.py            # ten minutes on two CPU cores; needs vLLM
     python benchmarks/rollouts.py --parts transformers
 
-Every ratio compares two sides that were measured in the same run, one after the other, `--repeats` times; the
-best of each counts. A turn ends at its limit, so that both sides sample as many tokens. What is compared with
-transformers as it comes is measured before rlkit changes anything for the CPU, and again after it.
+Every ratio compares two sides that are measured in the same run, alternately, `--repeats` times; the best of
+each counts. A turn ends at its token limit, so that both sides sample the same number of tokens. Plain
+transformers is measured before rlkit applies its CPU settings, and again after it.
 """
 
 import argparse
@@ -39,13 +39,14 @@ from rlkit.rollouts.loop import Loop, RolloutLimits
 from rlkit.rollouts.vllm.server_engine import ServerEngine
 
 RESULT = Path(__file__).parent / "results" / "rollouts.json"
-NEVER = (0,)  # <|endoftext|>, which an instruct model does not write
-FREE = Sampling(NEVER)
+NEVER_SAMPLED = (0,)  # <|endoftext|> as EOS token: an instruct model does not write it
+UNLIMITED = Sampling(NEVER_SAMPLED)
 TURNS, TURN_TOKENS = 3, 40
+REPLY = "Nothing was found. Go on."
 
 
 class Talk(Environment):
-    """Answers every turn at once with the same words."""
+    """Environment that replies to every turn immediately, with the same sentence."""
 
     id = "talk-v1"
     metric = "any"
@@ -60,30 +61,30 @@ class Talk(Environment):
         return ""
 
     def respond(self, turns: Sequence[Any]) -> list[Reply]:
-        return [Reply("Nothing was found. Go on.") for _ in turns]
+        return [Reply(REPLY) for _ in turns]
 
 
-def best(repeats: int, *works: Callable[[], Any]) -> list[float]:
-    """The shortest of several times of each, in seconds, taken in turns; a first one is not counted."""
-    times: list[list[float]] = [[] for _ in works]
+def best(repeats: int, *functions: Callable[[], Any]) -> list[float]:
+    """Return the minimum seconds of each function, called alternately; the first call is a warm-up."""
+    times: list[list[float]] = [[] for _ in functions]
     for _ in range(repeats + 1):
-        for work, seconds in zip(works, times, strict=True):
-            started = time.perf_counter()
-            work()
-            seconds.append(time.perf_counter() - started)
+        for function, seconds in zip(functions, times, strict=True):
+            start = time.perf_counter()
+            function()
+            seconds.append(time.perf_counter() - start)
     return [min(seconds[1:]) for seconds in times]
 
 
 def sample(engine: Engine, prompts: Sequence[Sequence[int]], limits: Sequence[int]) -> int:
-    """Sample a turn for each prompt; return the tokens sampled."""
+    """Sample a turn for each prompt and return the number of sampled tokens."""
     requests = zip(prompts, limits, strict=True)
-    engine.submit([Request(i, i, ids, limit, 0) for i, (ids, limit) in enumerate(requests)], FREE)
-    waiting, tokens = len(prompts), 0
-    while waiting:
+    engine.submit([Request(i, i, ids, limit, 0) for i, (ids, limit) in enumerate(requests)], UNLIMITED)
+    num_running, num_tokens = len(prompts), 0
+    while num_running:
         finished = engine.collect(wait=True)
-        waiting -= len(finished)
-        tokens += sum(len(one.ids) for _, one in finished)
-    return tokens
+        num_running -= len(finished)
+        num_tokens += sum(len(completion.ids) for _, completion in finished)
+    return num_tokens
 
 
 def questions(tokenizer: Any, count: int) -> list[list[int]]:
@@ -92,12 +93,14 @@ def questions(tokenizer: Any, count: int) -> list[list[int]]:
     return tokenizer.apply_chat_template(chats, **options)["input_ids"]
 
 
-def plain(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], tokens: int, each: int = 1) -> None:
-    """Transformers' `generate` with nothing of ours."""
+def plain(
+    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], tokens: int, samples: int = 1
+) -> None:
+    """Sample with `generate` of transformers, without rlkit's engine."""
     ids, mask = left_pad(prompts, tokenizer.pad_token_id)
     settings = GenerationConfig(
-        max_new_tokens=tokens, do_sample=True, top_k=0, num_return_sequences=each, eos_token_id=NEVER[0],
-        pad_token_id=tokenizer.pad_token_id,
+        max_new_tokens=tokens, do_sample=True, top_k=0, num_return_sequences=samples,
+        eos_token_id=NEVER_SAMPLED[0], pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
     model.generate(ids, attention_mask=mask, generation_config=settings)
 
@@ -107,7 +110,7 @@ def long_prompt() -> list[int]:
 
 
 def plain_part(model: Any, tokenizer: Any, repeats: int, parts: Sequence[str]) -> dict[str, float]:
-    """Seconds of plain `generate` for the work of the parts that are compared with it."""
+    """Return the seconds of plain `generate` for the workload of each part that is compared with it."""
     seconds = {}
     if "transformers" in parts:
         (seconds["transformers"],) = best(repeats, lambda: plain(model, tokenizer, [long_prompt()], 100, 8))
@@ -117,79 +120,86 @@ def plain_part(model: Any, tokenizer: Any, repeats: int, parts: Sequence[str]) -
     return seconds
 
 
-def transformers_part(model: Any, tokenizer: Any, repeats: int, as_it_comes: float) -> dict[str, Any]:
-    """A group of 8 on a prompt of 900 tokens, 100 tokens each: against plain `generate`."""
+def transformers_part(model: Any, tokenizer: Any, repeats: int, plain_seconds: float) -> dict[str, Any]:
+    """Compare the engine with plain `generate` on 8 completions of 100 tokens for a prompt of 900 tokens."""
     engine = TransformersEngine(model, tokenizer)
-    tuned, ours = best(
+    tuned, rlkit = best(
         repeats,
         lambda: plain(model, tokenizer, [long_prompt()], 100, 8),
         lambda: sample(engine, [long_prompt()] * 8, [100] * 8),
     )
     return {
-        "plain_s": round(as_it_comes, 2),
+        "plain_s": round(plain_seconds, 2),
         "plain_tuned_s": round(tuned, 2),
-        "rlkit_s": round(ours, 2),
-        "ratio": round(as_it_comes / ours, 2),
-        "ratio_to_tuned": round(tuned / ours, 2),
+        "rlkit_s": round(rlkit, 2),
+        "ratio": round(plain_seconds / rlkit, 2),
+        "ratio_to_tuned": round(tuned / rlkit, 2),
     }
 
 
-def vllm_part(model: Any, tokenizer: Any, repeats: int, as_it_comes: float, engine: Engine) -> dict[str, Any]:
-    """64 prompts, 128 tokens each: vLLM in process against transformers, in tokens a second."""
+def vllm_part(
+    model: Any, tokenizer: Any, repeats: int, plain_seconds: float, engine: Engine
+) -> dict[str, Any]:
+    """Compare vLLM in process with transformers on 64 prompts with 128 tokens each, in tokens per second."""
     prompts, limits = questions(tokenizer, 64), [128] * 64
-    seconds = best(
+    rlkit_seconds, vllm_seconds = best(
         repeats,
         lambda: sample(TransformersEngine(model, tokenizer), prompts, limits),
         lambda: sample(engine, prompts, limits),
     )
-    own, vllm, theirs = (64 * 128 / one for one in (*seconds, as_it_comes))
+    plain_rate, rlkit_rate, vllm_rate = (
+        64 * 128 / seconds for seconds in (plain_seconds, rlkit_seconds, vllm_seconds)
+    )
     return {
-        "transformers": round(theirs),
-        "rlkit_transformers": round(own),
-        "vllm": round(vllm),
-        "ratio": round(vllm / theirs, 2),
-        "ratio_to_rlkit_transformers": round(vllm / own, 2),
+        "transformers": round(plain_rate),
+        "rlkit_transformers": round(rlkit_rate),
+        "vllm": round(vllm_rate),
+        "ratio": round(vllm_rate / plain_rate, 2),
+        "ratio_to_rlkit_transformers": round(vllm_rate / rlkit_rate, 2),
     }
 
 
 def loop_part(tokenizer: Any, repeats: int, engine: Any) -> dict[str, Any]:
-    """Three turns of 40 tokens: the loop against a bare one over vLLM without masks, limits or checks."""
+    """Compare the rollout loop, on three turns of 40 tokens, with a bare loop without masks or checks."""
     prompts = questions(tokenizer, 32)
-    turns = Sampling(NEVER, stop=(" ",), further={"min_tokens": TURN_TOKENS, "max_tokens": TURN_TOKENS + 8})
-    loop = Loop(Talk(), tokenizer, RolloutLimits(2000, turns=TURNS), NEVER)
+    limits = {"min_tokens": TURN_TOKENS, "max_tokens": TURN_TOKENS + 8}
+    sampling = Sampling(NEVER_SAMPLED, stop=(" ",), extra=limits)
+    loop = Loop(Talk(), tokenizer, RolloutLimits(2000, max_turns=TURNS), NEVER_SAMPLED)
     tasks = [{"prompt": "?"}] * len(prompts)
-    counts: list[int] = []
-    bare: list[int] = []
-    ours, theirs = best(
+    loop_counts: list[int] = []
+    bare_counts: list[int] = []
+    loop_seconds, bare_seconds = best(
         repeats,
-        lambda: counts.append(sum(sum(r.mask) for r in loop(engine, turns, tasks, prompts))),
-        lambda: bare.append(bare_loop(tokenizer, engine, turns, prompts)),
+        lambda: loop_counts.append(sum(sum(r.mask) for r in loop(engine, sampling, tasks, prompts))),
+        lambda: bare_counts.append(bare_loop(tokenizer, engine, sampling, prompts)),
     )
-    rates = counts[-1] / ours, bare[-1] / theirs
-    return {"bare": round(rates[1]), "loop": round(rates[0]), "ratio": round(rates[0] / rates[1], 2)}
+    loop_rate, bare_rate = loop_counts[-1] / loop_seconds, bare_counts[-1] / bare_seconds
+    return {"bare": round(bare_rate), "loop": round(loop_rate), "ratio": round(loop_rate / bare_rate, 2)}
 
 
 def bare_loop(tokenizer: Any, engine: Any, sampling: Sampling, prompts: Sequence[list[int]]) -> int:
-    reply = tokenizer("Nothing was found. Go on.", add_special_tokens=False)["input_ids"]
-    texts, left, tokens = [list(ids) for ids in prompts], [TURNS] * len(prompts), 0
-    engine.submit([Request(i, i, ids, 100, 0) for i, ids in enumerate(texts)], sampling)
-    running = len(prompts)
-    while running:
-        again = []
-        for row, one in engine.collect(wait=True):
-            tokens += len(one.ids)
-            texts[row] += [*one.ids, *reply]
-            left[row] -= 1
-            if left[row]:
-                again.append(Request(row, row, texts[row], 100, 0))
+    """Sample `TURNS` turns for each prompt and return the number of sampled tokens."""
+    reply = tokenizer(REPLY, add_special_tokens=False)["input_ids"]
+    contexts = [list(ids) for ids in prompts]
+    num_turns_to_sample = [TURNS] * len(prompts)
+    engine.submit([Request(i, i, ids, 100, 0) for i, ids in enumerate(contexts)], sampling)
+    num_running, num_tokens = len(prompts), 0
+    while num_running:
+        next_turns = []
+        for row, completion in engine.collect(wait=True):
+            num_tokens += len(completion.ids)
+            contexts[row] += [*completion.ids, *reply]
+            num_turns_to_sample[row] -= 1
+            if num_turns_to_sample[row]:
+                next_turns.append(Request(row, row, contexts[row], 100, 0))
             else:
-                running -= 1
-        engine.submit(again, sampling)
-    return tokens
+                num_running -= 1
+        engine.submit(next_turns, sampling)
+    return num_tokens
 
 
 def unequal_part(tokenizer: Any, repeats: int, engine: Engine) -> dict[str, Any]:
-    """One answer of 800 tokens beside 31 of 16: the batch against its longest member alone."""
+    """Compare a batch of one completion of 800 tokens and 31 of 16 tokens with the long one alone."""
     prompts = questions(tokenizer, 32)
     alone, batch = best(
         repeats,
@@ -200,13 +210,13 @@ def unequal_part(tokenizer: Any, repeats: int, engine: Engine) -> dict[str, Any]
 
 
 def sync_part(repeats: int, sampler: Any) -> dict[str, Any]:
-    """The full weights into vLLM in the same process."""
+    """Time the transfer of all weights into vLLM in the same process."""
     (seconds,) = best(repeats, sampler.sync_weights)
     return {"seconds": round(seconds, 3), "bytes": sampler.sync_bytes}
 
 
 def server_sync_part(model: Any, path: str, repeats: int) -> dict[str, Any]:
-    """A LoRA adapter alone, and the full weights, to a server on this machine by way of /dev/shm."""
+    """Time the transfer of a LoRA adapter and of all weights to a server on this machine, via /dev/shm."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -215,7 +225,7 @@ def server_sync_part(model: Any, path: str, repeats: int) -> dict[str, Any]:
         [*command, "--max_model_len", "512"], start_new_session=True, stdout=subprocess.DEVNULL
     )
     try:
-        engine = ServerEngine([f"http://127.0.0.1:{port}"], patience=600)
+        engine = ServerEngine([f"http://127.0.0.1:{port}"], retry_timeout=600)
         adapted = get_peft_model(copy.deepcopy(model), LoraConfig(r=16, target_modules="all-linear"))
         with tempfile.TemporaryDirectory() as folder:
             adapted.save_pretrained(folder)
@@ -243,7 +253,7 @@ def main() -> None:
     path = bundled_path("bundled:smollm2-135m")
     tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16).eval()
-    as_it_comes = plain_part(model, tokenizer, options.repeats, options.parts)
+    plain_seconds = plain_part(model, tokenizer, options.repeats, options.parts)
     tune_for_cpu()
     result: dict[str, Any] = {
         "model": "SmolLM2-135M, bfloat16",
@@ -251,20 +261,20 @@ def main() -> None:
         "versions": {name: version(name) for name in ("torch", "transformers", "trl")},
     }
     if "transformers" in options.parts:
-        seconds = as_it_comes["transformers"]
+        seconds = plain_seconds["transformers"]
         result["transformers"] = transformers_part(model, tokenizer, options.repeats, seconds)
     if set(options.parts) - {"transformers", "server_sync"}:
         from rlkit.rollouts.vllm.in_process import SyncedVLLM
 
         sampler = SyncedVLLM(model, Accelerator(cpu=True), tokenizer, max_model_length=1024, max_num_seqs=64)
         with sampler.engine() as engine:
-            makers: dict[str, Callable[[], dict[str, Any]]] = {
-                "vllm": lambda: vllm_part(model, tokenizer, options.repeats, as_it_comes["vllm"], engine),
+            parts: dict[str, Callable[[], dict[str, Any]]] = {
+                "vllm": lambda: vllm_part(model, tokenizer, options.repeats, plain_seconds["vllm"], engine),
                 "loop": lambda: loop_part(tokenizer, options.repeats, engine),
                 "unequal": lambda: unequal_part(tokenizer, options.repeats, engine),
                 "sync": lambda: sync_part(options.repeats, sampler),
             }
-            result |= {name: make() for name, make in makers.items() if name in options.parts}
+            result |= {name: measure() for name, measure in parts.items() if name in options.parts}
         sampler.close()
     if "server_sync" in options.parts:
         result["server_sync"] = server_sync_part(model, path, options.repeats)

@@ -1,7 +1,7 @@
-"""How fast searching is: BM25 in process, our server under load, a simulated engine, a turn of training.
+"""Speed of searching: BM25 in process, the search server under load, a simulated engine, a GRPO step.
 
-Parts can be run alone; results of others stay in the JSON. The server takes two minutes, a turn three, the
-others one each.
+Parts can be run separately; the results of the other parts stay in the JSON file. The server takes two
+minutes, the GRPO step three, and the other parts one minute each.
 
     python benchmarks/search.py
     python benchmarks/search.py --part server --seconds 60
@@ -26,7 +26,7 @@ from rlkit.envs.search.simulated import open_simulated
 from rlkit.retrieval.collections.world import World
 from rlkit.retrieval.documents import Query
 from rlkit.retrieval.engines.index import open_index
-from rlkit.retrieval.engines.open import world_index
+from rlkit.retrieval.engines.open import cached_world_index
 
 ROOT = Path(__file__).parent.parent
 RESULT = Path(__file__).parent / "results" / "search.json"
@@ -35,7 +35,7 @@ PORT = 8123
 
 
 class Timed(SearchEnvironment):
-    """search-v2 that writes down how long it takes to answer a batch of turns."""
+    """search-v2 that logs the seconds it takes to reply to a batch of turns."""
 
     def respond(self, turns):
         start = time.perf_counter()
@@ -46,29 +46,29 @@ class Timed(SearchEnvironment):
 
 
 def queries(n: int) -> list[str]:
-    """What a policy that knows how would search for."""
-    found: list[str] = []
+    """Return `n` queries of reference solutions."""
+    texts: list[str] = []
     for i in range(n):
-        found += [step.query for step in WORLD.question("train", i, (1, 2)).steps]
-    return found[:n]
+        texts += [step.query for step in WORLD.question("train", i, (1, 2)).steps]
+    return texts[:n]
 
 
 def bm25(options: argparse.Namespace) -> dict:
-    """Queries a second in process."""
-    engine = open_index(world_index(WORLD, "bm25"))
-    asked = [Query(text) for text in queries(8000)]
-    engine.search(asked[:500], 3)
+    """Return the queries per second of BM25 in process."""
+    engine = open_index(cached_world_index(WORLD, "bm25"))
+    batch = [Query(text) for text in queries(8000)]
+    engine.search(batch[:500], 3)  # warm-up
     rates = {}
     for size in (64, 500):
         start = time.perf_counter()
-        for i in range(0, len(asked), size):
-            engine.search(asked[i : i + size], 3)
-        rates[f"batches of {size}"] = round(len(asked) / (time.perf_counter() - start))
+        for i in range(0, len(batch), size):
+            engine.search(batch[i : i + size], 3)
+        rates[f"batches of {size}"] = round(len(batch) / (time.perf_counter() - start))
     return {"passages": WORLD.size, "queries_per_second": rates, "target": 1000}
 
 
 def server(options: argparse.Namespace) -> dict:
-    """Many clients with one query a request, each sending the next when it has an answer."""
+    """Measure the search server under a closed-loop load with one query per request."""
     command = [sys.executable, "-m", "rlkit", "serve-search", f"world:{WORLD.size}:{WORLD.seed}"]
     process = subprocess.Popen([*command, "--port", str(PORT)], cwd=ROOT)
     try:
@@ -89,33 +89,36 @@ def _healthy(url: str) -> bool:
 
 
 async def load(url: str, clients: int, seconds: float, pid: int) -> dict:
-    """Requests a second, what failed, and the server's memory at the start, in the middle and at the end."""
-    asked, took, errors = queries(2000), [], []
+    """Return requests per second, errors, latencies, and the server's memory at start, midpoint and end.
+
+    Each client sends its next request when it has received a response (closed-loop load).
+    """
+    texts, latencies, errors = queries(2000), [], []
     memory = [psutil.Process(pid).memory_info().rss]
     end = time.perf_counter() + seconds
 
-    async def one(i: int) -> None:
+    async def run_client(i: int) -> None:
         while time.perf_counter() < end:
-            body = {"queries": [asked[i % len(asked)]], "topk": 3, "return_scores": True}
+            body = {"queries": [texts[i % len(texts)]], "topk": 3, "return_scores": True}
             start = time.perf_counter()
-            reply = await client.post(f"{url}/retrieve", json=body)
-            took.append(time.perf_counter() - start)
-            if reply.status_code != 200 or not reply.json()["result"][0]:
-                errors.append(reply.text)
+            response = await client.post(f"{url}/retrieve", json=body)
+            latencies.append(time.perf_counter() - start)
+            if response.status_code != 200 or not response.json()["result"][0]:
+                errors.append(response.text)
             i += clients
 
-    async def watch() -> None:
+    async def watch_memory() -> None:
         for _ in range(2):
             await asyncio.sleep(seconds / 2)
             memory.append(psutil.Process(pid).memory_info().rss)
 
     limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients)
     async with httpx.AsyncClient(trust_env=False, timeout=60, limits=limits) as client:
-        await asyncio.gather(watch(), *(one(i) for i in range(clients)))
-    p50, p99 = np.percentile(took, [50, 99])
+        await asyncio.gather(watch_memory(), *(run_client(i) for i in range(clients)))
+    p50, p99 = np.percentile(latencies, [50, 99])
     return {
         "seconds": seconds,
-        "requests_per_second": round(len(took) / seconds),
+        "requests_per_second": round(len(latencies) / seconds),
         "errors": len(errors),
         "p50_ms": round(1000 * p50, 1),
         "p99_ms": round(1000 * p99, 1),
@@ -124,29 +127,30 @@ async def load(url: str, clients: int, seconds: float, pid: int) -> dict:
 
 
 def simulated(options: argparse.Namespace) -> dict:
-    """Documents a second of a simulated engine, through vLLM and through transformers."""
+    """Return the documents per second of a simulated engine, with vLLM and with transformers."""
     rates = {}
-    for through in ("vllm", "transformers"):
-        command = [sys.executable, __file__, "--write", through, "--simulator", options.simulator]
-        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
-        rates[through] = json.loads(done.stdout.splitlines()[-1])
+    for backend in ("vllm", "transformers"):
+        # In separate processes, so that one backend cannot slow down the other.
+        command = [sys.executable, __file__, "--write", backend, "--simulator", options.simulator]
+        process = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+        rates[backend] = json.loads(process.stdout.splitlines()[-1])
     return {"model": "configs/search/simulator.yaml", **rates}
 
 
-def write(model: str, through: str) -> dict:
-    """128 documents, one for a query; each way of writing in a process of its own."""
-    engine = open_simulated(model, through, tokens=120)
-    asked = [Query(f"founder of number {i}", f"Who founded number {i}?", ("A",), (i,)) for i in range(136)]
-    engine.search(asked[:8], 1)
+def write(model: str, backend: str) -> dict:
+    """Generate one document for each of 128 queries and return the rate."""
+    engine = open_simulated(model, backend, tokens=120)
+    batch = [Query(f"founder of number {i}", f"Who founded number {i}?", ("A",), (i,)) for i in range(136)]
+    engine.search(batch[:8], 1)  # warm-up
     start = time.perf_counter()
-    found = engine.search(asked[8:], 1)
+    results = engine.search(batch[8:], 1)
     seconds = time.perf_counter() - start
-    documents = sum(len(one.documents) for one in found)
+    documents = sum(len(result.documents) for result in results)
     return {"asked": 128, "documents": documents, "documents_per_second": round(documents / seconds, 1)}
 
 
 def turn(options: argparse.Namespace) -> dict:
-    """The share of a GRPO step, 8 questions x 8 rollouts of 3 turns, that searching takes."""
+    """Return the share of a GRPO step (8 questions, 8 rollouts each, 3 turns) that is spent searching."""
     with tempfile.TemporaryDirectory() as folder:
         times = Path(folder) / "times"
         command = [
@@ -180,10 +184,11 @@ PARTS = {"bm25": bm25, "server": server, "simulated": simulated, "turn": turn}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", help=argparse.SUPPRESS)
-    parser.add_argument("--part", choices=PARTS, action="append", help="default: all")
-    parser.add_argument("--seconds", type=float, default=60.0, help="of load on the server, twice")
-    parser.add_argument("--policy", default="runs/search_warm_start/model", help="that searches")
-    parser.add_argument("--simulator", default="runs/simulator/model", help="that plays the engine")
+    add = parser.add_argument
+    add("--part", choices=PARTS, action="append", help="part to run; can be repeated (default: all)")
+    add("--seconds", type=float, default=60.0, help="duration of each of the two server loads (default: 60)")
+    add("--policy", default="runs/search_warm_start/model", help="model that searches")
+    add("--simulator", default="runs/simulator/model", help="model that simulates the engine")
     options = parser.parse_args()
     result = json.loads(RESULT.read_text()) if RESULT.exists() else {}
     if options.write:

@@ -1,8 +1,8 @@
 """Does GRPO teach the bundled model to search? The recipe of `make search`, with three seeds.
 
-Each seed runs the warm start and then GRPO with a real engine, and answers its held-out questions greedily
-before and after GRPO: F1, and the share of answers that a passage it found backs. A seed that has been run is
-not run again. About a quarter of an hour a seed on two CPU cores.
+Each seed runs the warm start and then GRPO with a real engine. It is evaluated on held-out questions (greedy
+decoding) before and after GRPO: by F1, and by the share of answers that a retrieved passage supports.
+Finished seeds are skipped. A seed takes about 15 minutes on two CPU cores.
 
     python benchmarks/search_learning.py
 """
@@ -23,7 +23,7 @@ def main() -> None:
     options = parser.parse_args()
     for seed in options.seeds:
         seeds.run_seed("search", seed, options.folder)
-    result = seeds.collect("search", options.seeds, options.folder, others=["backed", "searches"])
+    result = seeds.collect("search", options.seeds, options.folder, rewards=["backed", "searches"])
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
     seeds.report(result)
 

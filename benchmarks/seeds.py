@@ -1,4 +1,4 @@
-"""A warm start and then GRPO with several seeds, and what was learned: for the claims of learning."""
+"""Shared code of the learning benchmarks: a warm start, GRPO with several seeds, and significance tests."""
 
 import json
 import subprocess
@@ -14,7 +14,7 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 
 
 def run_seed(configs: str, seed: int, folder: Path) -> None:
-    """Run `smollm2_warm_start.yaml` and `smollm2.yaml` of a folder of configs, unless that has been done."""
+    """Run `smollm2_warm_start.yaml` and `smollm2.yaml` of a folder of configs, unless the runs exist."""
     start, policy = folder / f"seed-{seed}-warm-start", folder / f"seed-{seed}"
     if not (start / "model").exists():
         launch("sft", CONFIGS / configs / "smollm2_warm_start.yaml", seed, start)
@@ -23,25 +23,25 @@ def run_seed(configs: str, seed: int, folder: Path) -> None:
         launch("train", config, seed, policy, "--model_name_or_path", str(start / "model"))
 
 
-def launch(command: str, config: Path, seed: int, output: Path, *more: str) -> None:
-    """Run a command of rlkit with a seed, into a folder of its own."""
-    options = ["--seed", str(seed), "--output_dir", str(output), "--overwrite", *more]
+def launch(command: str, config: Path, seed: int, output: Path, *extra: str) -> None:
+    """Run a command of rlkit with a seed and an output folder."""
+    options = ["--seed", str(seed), "--output_dir", str(output), "--overwrite", *extra]
     subprocess.run(["rlkit", command, "--config", str(config), *options], check=True)
 
 
 def seconds(run: Path) -> float:
-    """Wall-clock seconds of a run up to its last metric."""
+    """Return the wall-clock seconds of a run up to its last logged metric."""
     return json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["seconds"]
 
 
-def collect(configs: str, seeds: Sequence[int], folder: Path, others: Sequence[str] = ()) -> dict:
-    """Before against after for each seed and for all together.
+def collect(configs: str, seeds: Sequence[int], folder: Path, rewards: Sequence[str] = ()) -> dict:
+    """Compare the evaluations before and after GRPO, for each seed and for all seeds together.
 
     Args:
-        configs: a folder of configs.
-        seeds: those that were run.
-        folder: where.
-        others: rewards to compare besides the metric.
+        configs: Name of the folder of configs.
+        seeds: Seeds that were run.
+        folder: Folder of the runs.
+        rewards: Names of rewards to compare in addition to the metric.
     """
     pairs = []
     rows = []
@@ -50,30 +50,31 @@ def collect(configs: str, seeds: Sequence[int], folder: Path, others: Sequence[s
         pair = [Evaluation.load(run / "evaluation" / f"{n}.json") for n in ("before", "after")]
         minutes = round((seconds(start) + seconds(run)) / 60, 1)
         row = {"seed": seed, "minutes": minutes} | compare(*pair)
-        rows.append(row | {name: compare(*pair, name) for name in others})
+        rows.append(row | {name: compare(*pair, name) for name in rewards})
         pairs.append(pair)
     return {
         "config": yaml.safe_load((CONFIGS / configs / "smollm2.yaml").read_text()),
         "seeds": rows,
         "mean_difference": sum(row["difference"] for row in rows) / len(rows),
-        "p_all_seeds": p_of_all(pairs, None),
-        **{f"p_all_seeds_{name}": p_of_all(pairs, name) for name in others},
+        "p_all_seeds": pooled_p_value(pairs, None),
+        **{f"p_all_seeds_{name}": pooled_p_value(pairs, name) for name in rewards},
     }
 
 
-def p_of_all(pairs: Sequence[Sequence[Evaluation]], reward: str | None) -> float:
-    """The paired permutation test over the tasks of all seeds together."""
+def pooled_p_value(pairs: Sequence[Sequence[Evaluation]], reward: str | None) -> float:
+    """Return the p value of the paired permutation test over the tasks of all seeds."""
     before, after = [], []
     for pair in pairs:
         first, second = (scores_of(evaluation, reward) for evaluation in pair)
-        for task in [task for task in first if first[task] and second.get(task)]:
-            before.append(sum(first[task]) / len(first[task]))
-            after.append(sum(second[task]) / len(second[task]))
+        for task in first:
+            if first[task] and second.get(task):
+                before.append(sum(first[task]) / len(first[task]))
+                after.append(sum(second[task]) / len(second[task]))
     return paired_permutation_test(before, after)
 
 
 def report(result: dict) -> None:
-    """Print a line for each seed."""
+    """Print one line per seed."""
     for row in result["seeds"]:
         change = f"{row['before']:.1%} -> {row['after']:.1%}, p = {row['p']:.2g}"
         print(f"seed {row['seed']}: {change}, {row['minutes']} min")

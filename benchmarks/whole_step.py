@@ -1,11 +1,11 @@
-"""A whole GRPO step on causal queries, with vLLM in the trainer's process: rlkit against TRL's own trainer.
+"""Time of a complete GRPO step on causal queries with vLLM in the trainer's process, compared with TRL.
 
-    python benchmarks/whole_step.py          # a quarter of an hour on two CPU cores; needs vLLM
+    python benchmarks/whole_step.py          # 15 minutes on two CPU cores; needs vLLM
 
-The sides train the same model on the same tasks, each in a process of its own, one after the other. TRL's
-trainer samples with transformers and then with vLLM; there its weights are sent by rlkit, because TRL's own
-way of sending them fails on a CPU. Completions are forced to one length, so that all do the same work. The
-first step is a warm-up, the median of the others counts.
+All sides train the same model on the same tasks, each in a separate process, one after the other. TRL's
+trainer samples with transformers, and then with vLLM. With vLLM on a CPU, rlkit sends TRL's weights, because
+TRL's own weight transfer fails there. Completions are forced to one length, so that all sides do the same
+work. The first step is a warm-up; the median of the others counts.
 """
 
 import argparse
@@ -47,7 +47,7 @@ CPU = not torch.cuda.is_available()
 
 
 class Steps(TrainerCallback):
-    """The seconds of each step, from its batch to the end of its update."""
+    """Callback that measures the seconds of each step, from its batch to the end of its update."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -86,7 +86,7 @@ def settings(side: str, options: argparse.Namespace, folder: str) -> trl.GRPOCon
 
 
 def synced_vllm(**settings: Any) -> Any:
-    """rlkit's vLLM for TRL's trainer, too: TRL's own does not get its weights on a CPU."""
+    """Create rlkit's vLLM for TRL's trainer: TRL's own does not receive the weights on a CPU."""
     from rlkit.rollouts.vllm.in_process import SyncedVLLM
 
     return SyncedVLLM(**settings)
@@ -114,13 +114,13 @@ def make_trainer(side: str, args: trl.GRPOConfig) -> Any:
         environment=environment,
         runner=RewardRunner(rewards, metric=environment.metric),
         budget=ErrorBudget(),
-        run=RunDirectory(folder, "train"),
+        run_dir=RunDirectory(folder, "train"),
         **common,
     )
 
 
 def measure(side: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Median seconds of a step and, of rlkit's, of its parts."""
+    """Return the median seconds of a step, and for rlkit the median seconds of its parts."""
     if side.startswith("rlkit") and CPU:
         tune_for_cpu()
     steps = Steps()
@@ -130,7 +130,7 @@ def measure(side: str, options: argparse.Namespace) -> dict[str, Any]:
         trainer.train()
         logged = [line for line in trainer.state.log_history if "completions/mean_length" in line]
         if side.startswith("rlkit"):
-            trainer.run.flush()
+            trainer.run_dir.flush()
             trainer.runner.close()
         if side.endswith("vllm") and CPU:
             trainer.vllm_generation.close()
@@ -146,16 +146,16 @@ def measure(side: str, options: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--steps", type=int, default=2)
-    parser.add_argument("--prompts", type=int, default=8)
-    parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--side", choices=SIDES, help="of one side alone, to the file of --out")
+    parser.add_argument("--steps", type=int, default=2, help="steps after the warm-up")
+    parser.add_argument("--prompts", type=int, default=8, help="prompts per step, with 8 rollouts each")
+    parser.add_argument("--tokens", type=int, default=64, help="tokens per completion")
+    parser.add_argument("--side", choices=SIDES, help="measure one side only and write it to --out")
     parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args()
     if options.side:
         options.out.write_text(json.dumps(measure(options.side, options)))
         return
-    found = {}
+    measured = {}
     for side in SIDES:
         with tempfile.NamedTemporaryFile() as file:
             command = [sys.executable, __file__, "--side", side, "--out", file.name, "--steps", options.steps]
@@ -163,16 +163,16 @@ def main() -> None:
             subprocess.run(
                 list(map(str, command)), check=True, env=os.environ | {"VLLM_LOGGING_LEVEL": "ERROR"}
             )
-            found[side] = json.loads(Path(file.name).read_text())
-        print(side, found[side], flush=True)
-    seconds = {side: one["step_s"] for side, one in found.items()}
+            measured[side] = json.loads(Path(file.name).read_text())
+        print(side, measured[side], flush=True)
+    seconds = {side: result["step_s"] for side, result in measured.items()}
     result = {
         "what": f"causal-v1, short prompts, {options.prompts} x 8 rollouts of {options.tokens} tokens",
         "model": "SmolLM2-135M, float32 weights, bfloat16 arithmetic",
         "device": f"{torch.get_num_threads()} CPU threads" if CPU else torch.cuda.get_device_name(),
         "platform": platform.machine(),
         "versions": {name: version(name) for name in ("torch", "transformers", "trl")},
-        "sides": {side: {"what": SIDES[side], **one} for side, one in found.items()},
+        "sides": {side: {"what": SIDES[side], **side_result} for side, side_result in measured.items()},
         "ratio_to_trl": round(seconds["trl"] / seconds["rlkit_vllm"], 2),
         "ratio_to_trl_vllm": round(seconds["trl_vllm"] / seconds["rlkit_vllm"], 2),
     }

@@ -1,4 +1,4 @@
-"""Validate an environment with no model."""
+"""Validation of environments without a model."""
 
 from rlkit.check.agreement import Agreement, solver_agreement
 from rlkit.check.checks import Check, check_environment

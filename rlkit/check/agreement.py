@@ -1,4 +1,4 @@
-"""How far an environment's exact solver agrees with published answers: `rlkit check --items`."""
+"""Agreement of an environment's exact solver with published answers: `rlkit check --items`."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -12,9 +12,13 @@ from rlkit.errors import InvalidItemError, UserError
 
 @dataclass(frozen=True)
 class Agreement:
-    """The outcome: `agree` of `total` items, as a share, and the items that the solver rejected.
+    """Result of comparing a solver with published items.
 
-    `failed` has `{"line": int, "reason": str}` for each of them; they count as disagreeing.
+    Attributes:
+        agreement: Share of items on which the solver agrees.
+        agree: Number of items on which the solver agrees.
+        total: Number of items.
+        failed: Items that the solver rejected, as `{"line": int, "reason": str}`; they count as disagreement.
     """
 
     agreement: float
@@ -23,21 +27,22 @@ class Agreement:
     failed: list[dict[str, Any]]
 
     def __str__(self) -> str:
-        """Return lines for a person."""
+        """Format the result for the terminal."""
         lines = [f"{self.agree} of {self.total} answers agree ({self.agreement:.1%})"]
         return "\n".join([*lines, *(f"line {item['line']}: {item['reason']}" for item in self.failed)])
 
 
 def solver_agreement(environment: Environment, path: str) -> Agreement:
-    """Let `environment.check_item` solve the items of a JSONL file, and count how many agree.
+    """Solve the items of a JSONL file with `environment.check_item` and count how many answers agree.
 
     Raises:
-        UserError: the environment has no solver; the file is missing, empty, not JSONL, or a line is no item.
+        UserError: If the environment has no solver, the file is missing, empty or not JSONL, or an item is
+            malformed.
     """
     if type(environment).check_item is Environment.check_item:
-        raise UserError(f"{environment.id} has no solver to compare with the items of a file")
+        raise UserError(f"{environment.id} has no solver to compare with published items")
     agree, total, failed = 0, 0, []
-    for line, item in read_items(path):
+    for line, item in _read_items(path):
         total += 1
         try:
             agree += environment.check_item(item)
@@ -50,8 +55,8 @@ def solver_agreement(environment: Environment, path: str) -> Agreement:
     return Agreement(agree / total, agree, total, failed)
 
 
-def read_items(path: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Yield the line number and the object of each line that is not blank; raises UserError."""
+def _read_items(path: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Yield the line number and object of each line that is not blank."""
     try:
         lines = Path(path).read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -62,7 +67,7 @@ def read_items(path: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
         try:
             item = json.loads(line)
         except json.JSONDecodeError as error:
-            raise UserError(f"{path}:{number}: not JSON: {error}") from error
+            raise UserError(f"{path}:{number}: not valid JSON: {error}") from error
         if not isinstance(item, Mapping):
             raise UserError(f"{path}:{number}: not a JSON object")
         yield number, item

@@ -1,8 +1,8 @@
 """Checks of an environment that need no model.
 
-An environment is sound when its right answers get full marks, wrong ones get none, and its tasks are the same
-whenever they are made again. What is asked of it is the table `CHECKS`; each entry is a function that returns
-what is wrong, or None.
+An environment is sound if its reference answers earn the maximum reward, wrong answers earn none, and its
+tasks are reproducible. The table `CHECKS` lists all checks; each one is a function that returns the problem,
+or None.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,17 +14,23 @@ import cloudpickle
 
 from rlkit.check.play import Task, most_frequent_answer, play
 from rlkit.environment import SPLITS, Environment
-from rlkit.reward import Reward, call_reward, single_turn
+from rlkit.reward import Reward, call_reward, single_turn_row
 from rlkit.scoring import check_columns, load_rewards
 
 ROLES = ("system", "user", "assistant", "tool")
 GARBAGE = "]] qwertz {{ \u2603 lorem ipsum"
-TOLERANCE = 1e-6  # of a sum of rewards
+TOLERANCE = 1e-6  # absolute, for a weighted sum of rewards
 
 
 @dataclass(frozen=True)
 class Check:
-    """The outcome of one check; `detail` says what is wrong, and on which task."""
+    """Result of one check.
+
+    Attributes:
+        name: Name of the check, as a statement about the environment.
+        passed: Whether the statement holds.
+        detail: Problem of a failed check, with the task if it concerns one.
+    """
 
     name: str
     passed: bool
@@ -33,7 +39,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Subject:
-    """The environment under check, and which tasks of it are looked at."""
+    """Environment under check, and the tasks that are inspected."""
 
     environment: Environment
     n: int
@@ -42,82 +48,84 @@ class Subject:
 
     @cached_property
     def tasks(self) -> list[Task]:
-        """The tasks, made once."""
-        return self.make(self.split, self.n, self.seed)
+        """Tasks of the split, cached."""
+        return self.load(self.split, self.n, self.seed)
 
-    def make(self, split: str, n: int, seed: int) -> list[Task]:
-        """Make tasks anew."""
+    def load(self, split: str, n: int, seed: int) -> list[Task]:
+        """Return tasks from the environment, without a cache."""
         return list(self.environment.tasks(split, n, seed))
 
     @cached_property
     def defaults(self) -> tuple[dict[str, Reward], list[float]]:
-        """The default rewards and their weights."""
+        """Default rewards and their weights."""
         return load_rewards(None, self.environment)
 
-    def total(self, task: Task, completion: str) -> tuple[float, float]:
-        """Return the weighted sum of the default rewards that apply, and the sum of their weights."""
-        return self.total_of(single_turn(task, completion))
+    def reward_and_maximum(self, row: Task) -> tuple[float, float]:
+        """Return the weighted sum of the default rewards for a row, and the maximum of that sum.
 
-    def total_of(self, row: Task) -> tuple[float, float]:
-        """The same of a conversation."""
+        A reward that does not apply to the row (None) counts in neither.
+        """
         rewards, weights = self.defaults
-        values = [call_reward(reward, row) for reward in rewards.values()]
-        applying = [
-            (value, weight) for value, weight in zip(values, weights, strict=True) if value is not None
-        ]
-        return sum(v * w for v, w in applying), sum(w for _, w in applying)
+        total = maximum = 0.0
+        for reward, weight in zip(rewards.values(), weights, strict=True):
+            value = call_reward(reward, row)
+            if value is not None:
+                total += value * weight
+                maximum += weight
+        return total, maximum
 
-    def accuracy(self, task: Task, completion: str) -> float | None:
-        """Return the environment's metric."""
-        reward = self.environment.rewards[self.environment.metric]
-        return call_reward(reward, single_turn(task, completion))
+    def metric_value(self, row: Task) -> float | None:
+        """Return the environment's metric for a row."""
+        return call_reward(self.environment.rewards[self.environment.metric], row)
 
 
 def check_environment(
     environment: Environment, n: int = 32, seed: int = 0, split: str = "train"
 ) -> list[Check]:
-    """Check an environment on `n` tasks of a split; an exception that it raises fails the check it is in."""
+    """Run all checks on an environment.
+
+    An exception that the environment raises fails the check in which it occurs.
+
+    Args:
+        environment: Environment to check.
+        n: Number of tasks to inspect.
+        seed: Seed of the tasks.
+        split: Split of the tasks.
+    """
     subject = Subject(environment, n, seed, split)
-    return [run_check(name, check, subject) for name, check in CHECKS.items()]
+    return [_run_check(name, check, subject) for name, check in CHECKS.items()]
 
 
-def run_check(name: str, check: Callable[[Subject], str | None], subject: Subject) -> Check:
-    """Run one check."""
+def _run_check(name: str, check: Callable[[Subject], str | None], subject: Subject) -> Check:
     try:
         problem = check(subject)
-    except Exception as error:  # whatever the environment raises is the finding
+    except Exception as error:  # user code: any exception is a finding
         problem = f"{type(error).__name__}: {error}"
     return Check(name, problem is None, problem or "")
 
 
-def on_each_task(find: Callable[[Subject, Task], str | None]) -> Callable[[Subject], str | None]:
-    """Make a check of a function of one task: the first task with a problem fails it."""
+def _on_each_task(check_task: Callable[[Subject, Task], str | None]) -> Callable[[Subject], str | None]:
+    """Turn a check of one task into a check of all tasks, which fails at the first problem."""
 
     def check(subject: Subject) -> str | None:
         for index, task in enumerate(subject.tasks):
-            where = f"task {index} ({str(task.get('task_id'))[:80]})"
             try:
-                problem = find(subject, task)
-            except Exception as error:  # as in `run_check`, with the task
+                problem = check_task(subject, task)
+            except Exception as error:  # as in `_run_check`, but here the task is known
                 problem = f"{type(error).__name__}: {error}"
             if problem:
-                return f"{where}: {problem}"
+                return f"task {index} ({str(task.get('task_id'))[:80]}): {problem}"
         return None
 
     return check
 
 
-def check_rewards(subject: Subject) -> str | None:
-    """Default rewards are known and weighted; the metric is one of the rewards."""
-    environment = subject.environment
-    load_rewards(None, environment)
-    if environment.metric not in environment.rewards:
-        return f"the metric {environment.metric!r} is not among the rewards {sorted(environment.rewards)}"
+def _check_rewards(subject: Subject) -> str | None:
+    load_rewards(None, subject.environment)  # raises for an unknown reward or metric and a wrong weight
     return None
 
 
-def check_has_columns(subject: Subject) -> str | None:
-    """The tasks have the columns that their readers need."""
+def _check_has_columns(subject: Subject) -> str | None:
     columns = set(subject.environment.tasks(subject.split, 1, subject.seed).column_names)
     missing = [name for name in ("prompt", "task_id", *subject.environment.breakdown) if name not in columns]
     if missing:
@@ -126,17 +134,16 @@ def check_has_columns(subject: Subject) -> str | None:
     return None
 
 
-def check_count(subject: Subject) -> str | None:
-    """As many tasks as were asked for."""
-    return (
-        None if len(subject.tasks) == subject.n else f"asked for {subject.n} tasks, got {len(subject.tasks)}"
-    )
+def _check_count(subject: Subject) -> str | None:
+    if len(subject.tasks) != subject.n:
+        return f"requested {subject.n} tasks, got {len(subject.tasks)}"
+    return None
 
 
-def check_prompt(subject: Subject, task: Task) -> str | None:
-    """The prompt is a chat that ends with the user's message, and the id a text."""
+def _check_prompt(subject: Subject, task: Task) -> str | None:
+    """The prompt is a chat that ends with a user message, and the task id is a string."""
     if not isinstance(task["task_id"], str) or not task["task_id"]:
-        return f"task_id is {task['task_id']!r}, not a text"
+        return f"task_id must be a non-empty string, got {task['task_id']!r}"
     prompt = task["prompt"]
     if not isinstance(prompt, list) or not prompt:
         return "prompt is not a list of messages"
@@ -144,83 +151,85 @@ def check_prompt(subject: Subject, task: Task) -> str | None:
         content = message.get("content")
         if message.get("role") not in ROLES or not isinstance(content, str) or not content.strip():
             return f"not a chat message: {str(message)[:100]}"
-    return None if prompt[-1]["role"] == "user" else f"the last message is the {prompt[-1]['role']}'s"
-
-
-def check_answer(subject: Subject, task: Task) -> str | None:
-    """The right answer gets full marks; where there is none, there are scripts."""
-    answer = subject.environment.answer(task)
-    if answer is None:
-        scripted = type(subject.environment).script is not Environment.script
-        return None if scripted else "there is neither an answer nor a script"
-    return full_marks(subject, task, answer)
-
-
-def check_solution(subject: Subject, task: Task) -> str | None:
-    """A worked solution, where there is one, gets full marks."""
-    solution = subject.environment.solution(task)
-    return None if solution is None else full_marks(subject, task, solution)
-
-
-def full_marks(subject: Subject, task: Task, completion: str) -> str | None:
-    """Say what is missing from full marks: the metric is 1 and the rewards sum to their weights."""
-    metric, (total, full) = subject.accuracy(task, completion), subject.total(task, completion)
-    if metric == 1 and isclose(total, full, abs_tol=TOLERANCE):
-        return None
-    return f"{completion[-100:]!r} has {subject.environment.metric} {metric} and reward {total:g} of {full:g}"
-
-
-def check_script(subject: Subject) -> str | None:
-    """Who plays the scripts that the environment has, in all its turns, gets full marks; half have one."""
-    environment = subject.environment
-    scripts = [environment.script(task) for task in subject.tasks]
-    known = [
-        (task, script) for task, script in zip(subject.tasks, scripts, strict=True) if script is not None
-    ]
-    if environment.max_turns == 1 or type(environment).script is Environment.script:
-        return None
-    if len(known) < subject.n / 2:
-        return f"{subject.n - len(known)} of {subject.n} tasks have no script"
-    for row in play(environment, *map(list, zip(*known, strict=True))):
-        (total, full), metric = (
-            subject.total_of(row),
-            call_reward(environment.rewards[environment.metric], row),
-        )
-        if metric != 1 or not isclose(total, full, abs_tol=TOLERANCE):
-            return f"task {row['task_id']}: {environment.metric} {metric} and reward {total:g} of {full:g}"
+    if prompt[-1]["role"] != "user":
+        return f"the last message must be the user's, got role {prompt[-1]['role']!r}"
     return None
 
 
-def check_guess(subject: Subject) -> str | None:
-    """Where there are several turns, answering at once what is right most often is rarely right."""
+def _check_answer(subject: Subject, task: Task) -> str | None:
+    answer = subject.environment.answer(task)
+    if answer is None:
+        # A task that no single completion solves needs a script instead (`_check_script`).
+        has_scripts = type(subject.environment).script is not Environment.script
+        return None if has_scripts else "the task has neither a reference answer nor a script"
+    return _maximum_problem(subject, single_turn_row(task, answer))
+
+
+def _check_solution(subject: Subject, task: Task) -> str | None:
+    solution = subject.environment.solution(task)
+    return None if solution is None else _maximum_problem(subject, single_turn_row(task, solution))
+
+
+def _maximum_problem(subject: Subject, row: Task) -> str | None:
+    """Return why a row does not earn the maximum: metric 1, and a reward that is the sum of the weights."""
+    metric, (total, maximum) = subject.metric_value(row), subject.reward_and_maximum(row)
+    if metric == 1 and isclose(total, maximum, abs_tol=TOLERANCE):
+        return None
+    name = subject.environment.metric
+    return f"{row['completion'][-100:]!r} earns {name} {metric} and reward {total:g} of {maximum:g}"
+
+
+def _check_script(subject: Subject) -> str | None:
+    """In a multi-turn environment, at least half of the tasks have a script, and each earns the maximum."""
+    environment = subject.environment
+    scripts = [environment.script(task) for task in subject.tasks]
+    if environment.max_turns == 1 or type(environment).script is Environment.script:
+        return None
+    scripted = [
+        (task, script) for task, script in zip(subject.tasks, scripts, strict=True) if script is not None
+    ]
+    if len(scripted) < subject.n / 2:
+        return f"{subject.n - len(scripted)} of {subject.n} tasks have no script"
+    for row in play(environment, *map(list, zip(*scripted, strict=True))):
+        if problem := _maximum_problem(subject, row):
+            return f"task {row['task_id']}: {problem}"
+    return None
+
+
+def _check_guess(subject: Subject) -> str | None:
+    """In a multi-turn environment, the most frequent answer, given in the first turn, is rarely correct.
+
+    Otherwise the policy can learn to guess instead of using its turns.
+    """
     environment = subject.environment
     if environment.max_turns == 1:
         return None
     guess = most_frequent_answer(environment, subject.tasks)
     rows = play(environment, subject.tasks, [[guess]] * subject.n)
-    reward = environment.rewards[environment.metric]
-    right = sum((call_reward(reward, row) or 0.0) >= 1.0 for row in rows)
-    return None if right <= subject.n / 4 else f"{guess[-60:]!r} is right on {right} of {subject.n} tasks"
+    num_correct = sum((subject.metric_value(row) or 0.0) >= 1.0 for row in rows)
+    if num_correct > subject.n / 4:
+        return f"{guess[-60:]!r} is correct for {num_correct} of {subject.n} tasks"
+    return None
 
 
-def check_empty(subject: Subject, task: Task) -> str | None:
-    """An empty answer gets nothing."""
-    metric, (total, _) = subject.accuracy(task, ""), subject.total(task, "")
+def _check_empty(subject: Subject, task: Task) -> str | None:
+    row = single_turn_row(task, "")
+    metric, (total, _) = subject.metric_value(row), subject.reward_and_maximum(row)
     if metric == 0 and isclose(total, 0, abs_tol=TOLERANCE):
         return None
-    return f"the empty answer has {subject.environment.metric} {metric} and reward {total:g}"
+    return f"the empty answer earns {subject.environment.metric} {metric} and reward {total:g}"
 
 
-def check_garbage(subject: Subject, task: Task) -> str | None:
-    """Garbage is not right; it may still be paid, say for its length."""
-    metric = subject.accuracy(task, GARBAGE)
-    return None if metric == 0 else f"{GARBAGE!r} has {subject.environment.metric} {metric}"
+def _check_garbage(subject: Subject, task: Task) -> str | None:
+    """A garbage answer is not correct; it may earn other rewards, such as one for its length."""
+    metric = subject.metric_value(single_turn_row(task, GARBAGE))
+    return None if metric == 0 else f"{GARBAGE!r} earns {subject.environment.metric} {metric}"
 
 
-def check_pickling(subject: Subject) -> str | None:
-    """Rewards survive the way to a worker process."""
+def _check_pickling(subject: Subject) -> str | None:
+    """Rewards survive cloudpickle, which carries them to the process that runs them."""
     task = subject.tasks[0]
-    row = single_turn(task, subject.environment.answer(task) or "")
+    row = single_turn_row(task, subject.environment.answer(task) or "")
     for name, reward in subject.environment.rewards.items():
         copy = cloudpickle.loads(cloudpickle.dumps(reward))
         if call_reward(copy, row) != call_reward(reward, row):
@@ -228,63 +237,60 @@ def check_pickling(subject: Subject) -> str | None:
     return None
 
 
-def check_same_seed(subject: Subject) -> str | None:
-    """The same seed gives the same tasks."""
-    again = subject.make(subject.split, subject.n, subject.seed)
-    return first_difference(subject.tasks, again)
+def _check_same_seed(subject: Subject) -> str | None:
+    return _first_difference(subject.tasks, subject.load(subject.split, subject.n, subject.seed))
 
 
-def check_other_seed(subject: Subject) -> str | None:
-    """Another seed gives other tasks."""
-    other = subject.make(subject.split, subject.n, subject.seed + 1)
-    same = [task["task_id"] for task in subject.tasks] == [task["task_id"] for task in other]
-    return f"seeds {subject.seed} and {subject.seed + 1} give the same tasks" if same else None
+def _check_other_seed(subject: Subject) -> str | None:
+    tasks = subject.load(subject.split, subject.n, subject.seed + 1)
+    if [task["task_id"] for task in subject.tasks] == [task["task_id"] for task in tasks]:
+        return f"seeds {subject.seed} and {subject.seed + 1} give the same tasks"
+    return None
 
 
-def check_prefix(subject: Subject) -> str | None:
-    """Task i does not depend on how many are asked for."""
-    few = subject.make(subject.split, 8, subject.seed)
-    return first_difference(few, subject.make(subject.split, 16, subject.seed)[:8])
+def _check_prefix(subject: Subject) -> str | None:
+    eight, sixteen = (subject.load(subject.split, n, subject.seed) for n in (8, 16))
+    return _first_difference(eight, sixteen[:8])
 
 
-def first_difference(tasks: Sequence[Task], others: Sequence[Task]) -> str | None:
-    """Say which is the first task that differs."""
-    if len(tasks) != len(others):
-        return f"{len(tasks)} tasks became {len(others)}"
-    for index, (task, other) in enumerate(zip(tasks, others, strict=True)):
-        if task != other:
-            changed = [key for key in task if task[key] != other.get(key)]
+def _first_difference(expected: Sequence[Task], actual: Sequence[Task]) -> str | None:
+    if len(expected) != len(actual):
+        return f"{len(expected)} tasks became {len(actual)}"
+    for index, (task, actual_task) in enumerate(zip(expected, actual, strict=True)):
+        if task != actual_task:
+            changed = [key for key in task if task[key] != actual_task.get(key)]
             return f"task {index} ({task['task_id']}) differs in {', '.join(changed)}"
     return None
 
 
-def check_ids(subject: Subject) -> str | None:
-    """An id names one task of one split; a task that is drawn twice has the same row twice."""
-    seen: dict[str, tuple[str, Task]] = {}
+def _check_ids(subject: Subject) -> str | None:
+    """A task id occurs in one split, and tasks with the same id are equal (a task may be drawn twice)."""
+    tasks_by_id: dict[str, tuple[str, Task]] = {}
     for split in SPLITS:
-        for task in subject.make(split, subject.n, subject.seed):
-            first_split, first = seen.setdefault(task["task_id"], (split, task))
+        for task in subject.load(split, subject.n, subject.seed):
+            first_split, first_task = tasks_by_id.setdefault(task["task_id"], (split, task))
             if first_split != split:
                 return f"{task['task_id']} is in {first_split} and in {split}"
-            if difference := first_difference([first], [task]):
+            if difference := _first_difference([first_task], [task]):
                 return f"{task['task_id']} names two tasks of {split}: {difference}"
     return None
 
 
+# `rlkit check` prints the keys.
 CHECKS: dict[str, Callable[[Subject], str | None]] = {
-    "rewards and weights are well formed": check_rewards,
-    "tasks have the columns they need": check_has_columns,
-    "there are as many tasks as asked for": check_count,
-    "prompts are chats, ids are texts": on_each_task(check_prompt),
-    "the right answer gets full marks": on_each_task(check_answer),
-    "the worked solution gets full marks": on_each_task(check_solution),
-    "scripts of several turns get full marks": check_script,
-    "what is right most often is rarely right": check_guess,
-    "an empty answer gets nothing": on_each_task(check_empty),
-    "garbage is not right": on_each_task(check_garbage),
-    "rewards can be pickled": check_pickling,
-    "the same seed gives the same tasks": check_same_seed,
-    "another seed gives other tasks": check_other_seed,
-    "the first 8 of 16 tasks are the 8": check_prefix,
-    "an id names one task, in one split": check_ids,
+    "rewards and weights are valid": _check_rewards,
+    "tasks have all required columns": _check_has_columns,
+    "the number of tasks is as requested": _check_count,
+    "prompts are chats and task ids are strings": _on_each_task(_check_prompt),
+    "the reference answer earns the maximum reward": _on_each_task(_check_answer),
+    "the worked solution earns the maximum reward": _on_each_task(_check_solution),
+    "the reference script earns the maximum reward": _check_script,
+    "the most frequent answer is rarely correct": _check_guess,
+    "an empty answer earns nothing": _on_each_task(_check_empty),
+    "a garbage answer is not correct": _on_each_task(_check_garbage),
+    "rewards can be pickled": _check_pickling,
+    "the same seed gives the same tasks": _check_same_seed,
+    "another seed gives different tasks": _check_other_seed,
+    "tasks do not depend on how many are requested": _check_prefix,
+    "a task id names one task in one split": _check_ids,
 }

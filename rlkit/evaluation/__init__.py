@@ -1,4 +1,4 @@
-"""Evaluation on held-out tasks: accuracy, pass@k, breakdowns, and paired comparison of two models."""
+"""Evaluation on held-out tasks: accuracy, pass@k, breakdowns, and the paired comparison of two models."""
 
 from rlkit.evaluation.evaluate import evaluate
 from rlkit.evaluation.result import Evaluation, compare

@@ -1,4 +1,4 @@
-"""Evaluate a model: sample answers to the tasks of a split, score them, and average over tasks."""
+"""Evaluation of a model: sample rollouts for the tasks of a split, score them, and average over tasks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rlkit.runs.record import RolloutRecord, rollout_record
 from rlkit.scoring import RewardRunner
 
 Task = dict[str, Any]
-# generate(tasks, samples) rolls out B tasks `samples` times each.
+# generate(tasks, samples) returns a group of `samples` rollouts for each task.
 Generate = Callable[[list[Task], int], Sequence[Sequence[Rollout]]]
 
 
@@ -42,35 +42,50 @@ def evaluate(
     batch_size: int = 256,
     max_length: int | None = None,
 ) -> Evaluation:
-    """Answer `n` tasks of a split with `samples` completions each, `batch_size` tasks at a time.
+    """Sample and score `samples` rollouts for each of `n` tasks of a split.
 
-    `fold` has the task ids of a fold by split (`rlkit.evaluation.splits.read_fold`); None: all tasks.
+    An invalid rollout is counted, and is in no mean. A task without a valid rollout is not in the accuracy.
 
-    `name`, `model`, `environment_args` and `temperature` are only recorded. `max_length`, the limit of a
-    completion in tokens, becomes a column that rewards can read. An invalid rollout is counted and left out
-    of every mean; a task with no valid rollout is left out of the accuracy.
+    Args:
+        generate: Function that samples rollouts.
+        environment: Environment that the tasks and the metric come from.
+        runner: Runner of the environment's rewards.
+        split: Split of the tasks.
+        n: Number of tasks; None for the environment's own number.
+        seed: Seed of the tasks.
+        fold: Task ids of a fold by split (`rlkit.evaluation.splits.read_fold`); None for all tasks.
+        samples: Number of rollouts per task.
+        name: Name of the evaluation, which is recorded.
+        model: Name of the model, which is recorded.
+        environment_args: Arguments of the environment, which are recorded.
+        temperature: Sampling temperature, which is recorded.
+        batch_size: Number of tasks per call of `generate`.
+        max_length: Maximum number of completion tokens, as a column that rewards can read.
 
     Raises:
-        UserError: no task, or the runner does not know the environment's metric.
+        UserError: If there are no tasks, or the runner does not run the environment's metric.
     """
-    rewards = runner.names
-    if environment.metric not in rewards:
-        raise UserError(f"{environment.id} reports the reward {environment.metric!r}, which is not run")
+    reward_names = runner.names
+    if environment.metric not in reward_names:
+        raise UserError(
+            f"the metric {environment.metric!r} of {environment.id} is not among the rewards that run: "
+            f"{', '.join(reward_names)}"
+        )
     tasks: list[Task] = list(load_tasks(environment, split, n, seed, fold))
     records: list[RolloutRecord] = []
-    # On stderr, as what is printed may be JSON for a program, and by one process of several.
+    # On stderr, because stdout may be JSON for another program; on the first process only.
     console = Console(stderr=True, quiet=os.environ.get("RANK", "0") != "0")
-    description = "evaluating" if name == "evaluation" else f"evaluating {name}"  # the name by default
+    description = "evaluating" if name == "evaluation" else f"evaluating {name}"  # "evaluation": the default
     for start in track(range(0, len(tasks), batch_size), description=description, console=console):
-        rows = list(answer(generate, tasks[start : start + batch_size], samples))
+        rows = list(_rollout_rows(generate, tasks[start : start + batch_size], samples))
         if max_length is not None:
             rows = [row | {"max_length": max_length} for row in rows]
         scores = runner(rows, samples)
         for row, values, invalid in zip(rows, scores.values.tolist(), scores.invalid, strict=True):
-            named = dict(zip(rewards, values, strict=True))
-            records.append(rollout_record(environment, row, named, invalid=invalid))
-    frame = rollout_frame(records, environment.breakdown, rewards)
-    task_scores = scores_by_task(frame)
+            rewards = dict(zip(reward_names, values, strict=True))
+            records.append(rollout_record(environment, row, rewards, invalid=invalid))
+    frame = _to_frame(records, environment.breakdown, reward_names)
+    task_scores = _scores_by_task(frame)
     return Evaluation(
         name=name,
         model=model,
@@ -81,68 +96,73 @@ def evaluate(
         temperature=temperature,
         samples=samples,
         metric=environment.metric,
-        accuracy=task_accuracy(frame),
-        pass_at=mean_at_k(task_scores, samples, lambda s, k: pass_at_k(len(s), sum(x >= 1.0 for x in s), k)),
-        avg_at=mean_at_k(task_scores, samples, avg_at_k),
-        rewards={reward: float(frame[f"rewards/{reward}"].mean()) for reward in rewards},
+        accuracy=_task_accuracy(frame),
+        pass_at=_mean_at_k(task_scores, samples, _pass_at_k),
+        avg_at=_mean_at_k(task_scores, samples, avg_at_k),
+        rewards={reward: float(frame[f"rewards/{reward}"].mean()) for reward in reward_names},
         length=float(frame["length"].mean()),
         truncated=float(frame["truncated"].mean()),
         invalid=int(frame["invalid"].notna().sum()),
-        breakdown=breakdown(frame, environment.breakdown),
+        breakdown=_breakdown(frame, environment.breakdown),
         scores=task_scores,
         completions=records,
     )
 
 
-def answer(generate: Generate, tasks: list[Task], samples: int) -> Iterator[Task]:
-    """Yield one row per rollout: the task's columns and what rewards may read of it."""
+def _rollout_rows(generate: Generate, tasks: list[Task], samples: int) -> Iterator[Task]:
+    """Yield one row per rollout: the task's columns and the rollout's, which rewards read."""
     for task, group in zip(tasks, generate(tasks, samples), strict=True):
         for rollout in group:
             yield task | rollout.columns()
 
 
-def rollout_frame(
-    records: Sequence[RolloutRecord], breakdown: Sequence[str], rewards: Sequence[str]
+def _to_frame(
+    records: Sequence[RolloutRecord], breakdown: Sequence[str], reward_names: Sequence[str]
 ) -> pd.DataFrame:
-    """One line per rollout with what the statistics need; rewards and score of an invalid one are NaN."""
-    columns = [f"rewards/{reward}" for reward in rewards]
-    wanted = ("task_id", "invalid", "truncated", "length", "score", *breakdown, *columns)
-    frame = pd.DataFrame({name: [record.get(name) for record in records] for name in wanted})
-    numbers = ["score", *columns]
-    frame[numbers] = frame[numbers].astype(float)
+    """Return one row per rollout with the columns of the statistics; an invalid rollout's scores are NaN."""
+    reward_columns = [f"rewards/{reward}" for reward in reward_names]
+    columns = ("task_id", "invalid", "truncated", "length", "score", *breakdown, *reward_columns)
+    frame = pd.DataFrame({name: [record.get(name) for record in records] for name in columns})
+    numeric = ["score", *reward_columns]
+    frame[numeric] = frame[numeric].astype(float)
     return frame
 
 
-def scores_by_task(frame: pd.DataFrame) -> dict[str, list[float]]:
-    """Valid scores of each task's samples; a task that has none keeps an empty list."""
+def _scores_by_task(frame: pd.DataFrame) -> dict[str, list[float]]:
+    """Return the valid scores of each task's samples; a task without any keeps an empty list."""
     groups = frame.groupby("task_id", sort=False)["score"]
     return {str(task): scores.dropna().tolist() for task, scores in groups}
 
 
-def task_accuracy(frame: pd.DataFrame) -> Interval:
-    """Mean over tasks of the mean score of a task."""
+def _task_accuracy(frame: pd.DataFrame) -> Interval:
+    """Return the mean over tasks of a task's mean score."""
     return accuracy_interval(frame.groupby("task_id")["score"].mean().dropna())
 
 
-def mean_at_k(
+def _pass_at_k(scores: list[float], k: int) -> float:
+    """Return the pass@k estimate of one task; a sample passes with the full score."""
+    return pass_at_k(len(scores), sum(score >= 1.0 for score in scores), k)
+
+
+def _mean_at_k(
     task_scores: Mapping[str, list[float]], samples: int, statistic: Callable[[list[float], int], float]
 ) -> dict[int, float]:
-    """Mean of a statistic over the tasks with k valid samples or more, for k = 1, 2, 4, … up to `samples`.
+    """Return the mean of a statistic for k = 1, 2, 4, … up to `samples`, over tasks with k valid samples.
 
-    A task has `samples` scores, or a multiple of that where the split holds it more than once.
+    A task has `samples` scores, or a multiple if the split contains it more than once.
     """
     if samples == 1:
         return {}
-    at: dict[int, float] = {}
+    means: dict[int, float] = {}
     for k in (2**i for i in range(samples.bit_length())):
-        enough = [statistic(scores, k) for scores in task_scores.values() if len(scores) >= k]
-        at[k] = float(np.mean(enough)) if enough else np.nan
-    return at
+        values = [statistic(scores, k) for scores in task_scores.values() if len(scores) >= k]
+        means[k] = float(np.mean(values)) if values else np.nan
+    return means
 
 
-def breakdown(frame: pd.DataFrame, columns: Sequence[str]) -> dict[str, dict[str, Interval]]:
-    """Accuracy for each value of each column, in the values' own order."""
+def _breakdown(frame: pd.DataFrame, columns: Sequence[str]) -> dict[str, dict[str, Interval]]:
+    """Return the accuracy for each value of each column, sorted by value."""
     return {
-        column: {str(value): task_accuracy(part) for value, part in frame.groupby(column)}
+        column: {str(value): _task_accuracy(group) for value, group in frame.groupby(column)}
         for column in columns
     }

@@ -1,4 +1,4 @@
-"""Evaluate a model by name on an environment by name (`rlkit eval`, `rlkit.evaluate`)."""
+"""Evaluation of a model by its name on an environment by its name (`rlkit eval`, `rlkit.evaluate`)."""
 
 from __future__ import annotations
 
@@ -46,27 +46,27 @@ def evaluate_model(
     trust_remote_code: bool = False,
     name: str = "evaluation",
 ) -> Evaluation:
-    """Answer held-out tasks with a model, judge the answers, and return accuracy, rewards and every answer.
+    """Sample a model's answers to held-out tasks, score them, and return accuracy, rewards and all answers.
 
     Args:
-        model: a hub name, a folder such as `runs/smollm2/model`, or `bundled:smollm2-135m`.
-        environment: an environment, or its id, `package.module:Class` or `path/file.py:Class`.
-        environment_args: arguments of the environment, if it is given by name.
-        evaluation_split: train, dev or test.
-        evaluation_tasks: number of tasks. Default: the environment's own number.
-        evaluation_batch_size: completions generated at a time.
-        fold: `FILE:NAME`, a fold of a file of `scripts/split_tasks.py`: only its tasks.
-        seed: seed of the tasks and of sampling.
-        samples: answers per task, for pass@k and avg@k.
-        temperature: 0 is greedy decoding.
-        top_p: nucleus sampling; 1 keeps all tokens.
-        max_completion_length: maximum number of tokens of an answer, all turns together.
-        dtype: auto, bfloat16, float16 or float32.
-        trust_remote_code: run code that comes with the model.
-        name: name of the result.
+        model: Hub name, folder such as `runs/smollm2/model`, or `bundled:smollm2-135m`.
+        environment: Environment, or its id, `package.module:Class` or `path/file.py:Class`.
+        environment_args: Arguments of an environment that is given by name.
+        evaluation_split: `train`, `dev` or `test`.
+        evaluation_tasks: Number of tasks; defaults to the environment's own number.
+        evaluation_batch_size: Number of completions that are generated at a time.
+        fold: `FILE:NAME`, a fold in a file of `scripts/split_tasks.py`; only its tasks are evaluated.
+        seed: Seed of the tasks and of sampling.
+        samples: Number of answers per task, for pass@k and avg@k.
+        temperature: Sampling temperature; 0 is greedy decoding.
+        top_p: Cumulative probability for nucleus sampling; 1 keeps all tokens.
+        max_completion_length: Maximum number of tokens of an answer, over all turns.
+        dtype: `auto`, `bfloat16`, `float16` or `float32`.
+        trust_remote_code: Whether to run code that comes with the model.
+        name: Name of the result.
 
     Raises:
-        UserError: a model, an environment or a value that does not exist.
+        UserError: If the model or environment does not exist, or a value is invalid.
     """
     check_evaluation(
         {
@@ -84,11 +84,11 @@ def evaluate_model(
     if isinstance(environment, str):
         environment = load_environment(environment, **(environment_args or {}))
     elif environment_args:
-        raise UserError("environment_args needs an environment that is given by name")
-    tasks_of_fold = None if fold is None else read_fold(fold, environment)
+        raise UserError("environment_args requires an environment name; pass them to the environment itself")
+    task_ids = None if fold is None else read_fold(fold, environment)
     rewards, _ = load_rewards(None, environment, None)
     engine, tokenizer, eos_ids = _load(str(model), seed, evaluation_batch_size, dtype, trust_remote_code)
-    limits = RolloutLimits(max_completion_length, turns=environment.max_turns)
+    limits = RolloutLimits(max_completion_length, max_turns=environment.max_turns)
     sampler = open_sampler(environment, tokenizer, eos_ids, limits, temperature=temperature, top_p=top_p)
     with RewardRunner(rewards, metric=environment.metric) as runner:
         return evaluate(
@@ -98,7 +98,7 @@ def evaluate_model(
             split=evaluation_split,
             n=evaluation_tasks,
             seed=seed,
-            fold=tasks_of_fold,
+            fold=task_ids,
             samples=samples,
             name=name,
             model=str(model),
@@ -111,7 +111,7 @@ def evaluate_model(
 def _load(
     model_name: str, seed: int, batch_size: int, dtype: str, trust_remote_code: bool
 ) -> tuple[TransformersEngine, PreTrainedTokenizerBase, Sequence[int]]:
-    """Load a model and return the engine that samples from it, its tokenizer and its EOS token ids."""
+    """Load a model; return the engine that samples from it, its tokenizer and its EOS token ids."""
     import torch
     from transformers import set_seed
     from trl import ModelConfig

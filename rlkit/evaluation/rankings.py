@@ -1,4 +1,4 @@
-"""Evaluations of retrievers, and how much two leaderboards agree."""
+"""Evaluation of retrievers, and the agreement of two leaderboards."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rlkit.evaluation.result import Evaluation, scores_of
 from rlkit.evaluation.statistics import accuracy_interval, kendall_tau
 from rlkit.retrieval.evaluate import MEASURES, evaluate_retriever
 
-SHOWN = 10  # documents of a ranking that are kept in the result
+MAX_RECORDED = 10  # documents per ranking that are saved in the result
 
 
 def evaluate_rankings(
@@ -28,16 +28,19 @@ def evaluate_rankings(
     """Score a retriever on the judged queries of a collection.
 
     Args:
-        collection, retriever, split, seed: see `rlkit.retrieval.evaluate.evaluate_retriever`.
-        name: of the result.
-        folds: `folds` and `fold` of the collection, where its queries are dealt to folds.
-        options: further ones of `evaluate_retriever`.
+        collection: Name of the collection, as for `rlkit.retrieval.evaluate.evaluate_retriever`.
+        retriever: Name of the retriever.
+        name: Name of the result.
+        split: Split of the queries.
+        seed: Seed of the queries.
+        folds: `folds` and `fold` if the queries are split into folds for cross-validation, else empty.
+        options: Other arguments of `evaluate_retriever`.
 
     Raises:
-        UserError: a name that does not exist, or a retriever that fails.
+        UserError: If a name does not exist, or the retriever fails.
     """
     measures = list(dict.fromkeys(options.pop("measures", None) or MEASURES))
-    found = evaluate_retriever(
+    result = evaluate_retriever(
         collection,
         retriever,
         split=split,
@@ -48,22 +51,29 @@ def evaluate_rankings(
         **options,
     )
     arguments = {"collection": collection, **folds}
-    return as_evaluation(found, name=name, model=retriever, arguments=arguments, split=split, seed=seed)
+    return as_evaluation(result, name=name, model=retriever, arguments=arguments, split=split, seed=seed)
 
 
 def as_evaluation(
-    found: Mapping[str, Any], *, name: str, model: str, arguments: Mapping[str, Any], split: str, seed: int
+    result: Mapping[str, Any], *, name: str, model: str, arguments: Mapping[str, Any], split: str, seed: int
 ) -> Evaluation:
-    """Scored rankings in the form of all evaluations.
+    """Convert scored rankings to an `Evaluation`, so that they can be saved, compared and reported.
 
     Args:
-        found: `queries` (texts by id), `rankings` and `scores` (a dict of measures for each query, of which
-            the first is the metric).
-        name, model, arguments, split, seed: are recorded.
+        result: `queries` (query texts by id), `rankings` (document ids by query id) and `scores` (measures by
+            query id, of which the first one is the metric).
+        name: Name of the evaluation.
+        model: Name of the retriever.
+        arguments: Collection and fold, recorded as `environment_args`.
+        split: Split of the queries.
+        seed: Seed of the queries.
     """
-    measures = list(next(iter(found["scores"].values())))
-    scores = {query: [values[measures[0]]] for query, values in found["scores"].items()}
-    means = {key: float(np.mean([one[key] for one in found["scores"].values()])) for key in measures}
+    all_scores = result["scores"]
+    measures = list(next(iter(all_scores.values())))
+    scores = {query_id: [values[measures[0]]] for query_id, values in all_scores.items()}
+    means = {
+        measure: float(np.mean([values[measure] for values in all_scores.values()])) for measure in measures
+    }
     return Evaluation(
         name=name,
         model=model,
@@ -85,48 +95,51 @@ def as_evaluation(
         scores=scores,
         completions=[
             {
-                "task_id": query,
-                "prompt": text,
-                "completion": " ".join(found["rankings"].get(query, ())[:SHOWN]),
-                "score": scores[query][0],
-                **{f"rewards/{key}": value for key, value in found["scores"][query].items()},
+                "task_id": query_id,
+                "prompt": query,
+                "completion": " ".join(result["rankings"].get(query_id, ())[:MAX_RECORDED]),
+                "score": scores[query_id][0],
+                **{f"rewards/{measure}": value for measure, value in all_scores[query_id].items()},
             }
-            for query, text in found["queries"].items()
+            for query_id, query in result["queries"].items()
         ],
     )
 
 
-def agreement(
+def leaderboard_agreement(
     first: Sequence[Evaluation], second: Sequence[Evaluation], reward: str | None = None
 ) -> dict[str, Any]:
-    """Kendall's tau between the orders of the same systems on two sets of tasks (TREC DL 2023).
+    """Return Kendall's tau between the orders of the same systems on two sets of tasks (TREC DL 2023).
 
     Args:
-        first, second: evaluations on one and on the other set; systems are matched by `model`.
-        reward: by which systems are ordered; None: the metric.
+        first: Evaluations on the first set of tasks.
+        second: Evaluations on the second set; systems are matched by `model`.
+        reward: Name of the reward that orders the systems; None for the metric.
 
-    Returns `systems` (name, and both means), `tau` (tau-b) and `p`.
+    Returns:
+        `systems` (tuples of name and both means, best first), `tau` (tau-b) and its `p` value.
 
     Raises:
-        UserError: a set has a system twice, or they have fewer than two in common.
+        UserError: If a leaderboard has a system twice, or the two have fewer than two systems in common.
     """
-    means = [_means(evaluations, reward) for evaluations in (first, second)]
-    common = [model for model in means[0] if model in means[1]]
+    first_means, second_means = _mean_scores(first, reward), _mean_scores(second, reward)
+    common = [model for model in first_means if model in second_means]
     if len(common) < 2:
-        raise UserError(f"the leaderboards have {len(common)} systems in common: Kendall's tau needs two")
-    a, b = ([mean[model] for model in common] for mean in means)
+        raise UserError(f"the leaderboards have {len(common)} systems in common; Kendall's tau needs two")
+    a, b = ([means[model] for model in common] for means in (first_means, second_means))
     tau, p = kendall_tau(a, b)
     systems = sorted(zip(common, a, b, strict=True), key=lambda row: -row[1])
     return {"systems": systems, "tau": tau, "p": p}
 
 
-def _means(evaluations: Sequence[Evaluation], reward: str | None) -> dict[str, float]:
-    found: dict[str, float] = {}
-    for one in evaluations:
-        if one.model in found:
-            raise UserError(f"{one.model} is twice in a leaderboard")
-        scores = [np.mean(scores) for scores in scores_of(one, reward).values() if scores]
-        found[one.model] = float(np.mean(scores)) if scores else float("nan")
-    if bad := [model for model, mean in found.items() if not np.isfinite(mean)]:
-        raise UserError(f"{bad[0]} has no valid score")
-    return found
+def _mean_scores(evaluations: Sequence[Evaluation], reward: str | None) -> dict[str, float]:
+    """Return the mean over tasks of each model's scores."""
+    means: dict[str, float] = {}
+    for evaluation in evaluations:
+        if evaluation.model in means:
+            raise UserError(f"{evaluation.model} is in a leaderboard twice")
+        task_means = [np.mean(scores) for scores in scores_of(evaluation, reward).values() if scores]
+        if not task_means or not np.isfinite(np.mean(task_means)):
+            raise UserError(f"{evaluation.model} has no valid score")
+        means[evaluation.model] = float(np.mean(task_means))
+    return means

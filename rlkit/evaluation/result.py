@@ -1,4 +1,4 @@
-"""The result of an evaluation: what it holds, its JSON file, and the paired comparison of two of them."""
+"""Result of an evaluation: its fields, its JSON file, and the paired comparison of two results."""
 
 from __future__ import annotations
 
@@ -17,11 +17,22 @@ from rlkit.files import atomic_write
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One model on one split of one environment. `<run>/evaluation/<name>.json` has the same fields.
+    """Evaluation of one model on one split of one environment; `<run>/evaluation/<name>.json` has its fields.
 
-    Scores are values of the environment's metric. Invalid rollouts (a reward failed) are counted, and are in
-    no mean. `breakdown[column][value]` is the accuracy on the tasks with that value; `scores[task_id]` holds
-    the valid scores of a task's samples; `completions` are the rollouts, one dict each.
+    Scores are values of the environment's metric. Invalid rollouts, in which a reward failed, are counted and
+    are in no mean.
+
+    Attributes:
+        accuracy: Mean score over the tasks.
+        pass_at: pass@k by k.
+        avg_at: avg@k by k.
+        rewards: Mean of each reward.
+        length: Mean number of tokens of a completion.
+        truncated: Share of completions that are truncated.
+        invalid: Number of invalid rollouts.
+        breakdown: `breakdown[column][value]` is the accuracy on the tasks with this value.
+        scores: Valid scores of each task's samples, by task id.
+        completions: Rollouts, one dictionary each.
     """
 
     name: str
@@ -37,36 +48,36 @@ class Evaluation:
     pass_at: Mapping[int, float]
     avg_at: Mapping[int, float]
     rewards: Mapping[str, float]
-    length: float  # mean tokens of a completion
-    truncated: float  # share of completions
-    invalid: int  # rollouts
+    length: float
+    truncated: float
+    invalid: int
     breakdown: Mapping[str, Mapping[str, Interval]]
     scores: Mapping[str, Sequence[float]]
     completions: Sequence[Mapping[str, Any]] = field(repr=False)
 
     def save(self, path: str | Path) -> None:
-        """Write JSON in one step: a reader sees the whole file or the old one. NaN is written as null."""
-        text = json.dumps(without_nan(asdict(self)), indent=1, allow_nan=False, default=as_plain)
+        """Write the evaluation as JSON, atomically; NaN is written as null."""
+        text = json.dumps(without_nan(asdict(self)), indent=1, allow_nan=False, default=_numpy_to_json)
         atomic_write(Path(path), text)
 
     @classmethod
     def load(cls, path: str | Path) -> Evaluation:
-        """Read what `save` wrote.
+        """Load an evaluation that `save` has written.
 
         Raises:
-            UserError: the file is not an evaluation.
+            UserError: If the file cannot be read or is not an evaluation.
         """
         try:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
             data = {f.name: data[f.name] for f in fields(cls)}
-            data["accuracy"] = as_interval(data["accuracy"])
+            data["accuracy"] = _to_interval(data["accuracy"])
             for key in ("pass_at", "avg_at"):
-                data[key] = {int(k): as_number(value) for k, value in data[key].items()}
+                data[key] = {int(k): _to_float(value) for k, value in data[key].items()}
             for key in ("length", "truncated"):
-                data[key] = as_number(data[key])
-            data["rewards"] = {name: as_number(value) for name, value in data["rewards"].items()}
+                data[key] = _to_float(data[key])
+            data["rewards"] = {name: _to_float(value) for name, value in data["rewards"].items()}
             data["breakdown"] = {
-                column: {value: as_interval(interval) for value, interval in values.items()}
+                column: {value: _to_interval(interval) for value, interval in values.items()}
                 for column, values in data["breakdown"].items()
             }
         except OSError as error:
@@ -77,30 +88,37 @@ class Evaluation:
 
 
 def compare(before: Evaluation, after: Evaluation, reward: str | None = None) -> dict[str, float]:
-    """Compare two evaluations on the tasks that both have valid scores for.
+    """Compare two evaluations on the tasks for which both have valid scores.
 
     Args:
-        before, after: of the same tasks.
-        reward: which reward; None: the metric.
+        before: First evaluation.
+        after: Second evaluation, on the same tasks.
+        reward: Name of the reward to compare; None for the metric.
 
-    Returns `n` tasks, `before` and `after` (mean scores on these tasks), `difference` (after - before) with
-    its 95 % interval `low` to `high`, and `p` of the two-sided paired permutation test.
+    Returns:
+        The number of tasks `n`, the mean scores `before` and `after` on these tasks, the `difference`
+        (after - before) with the bounds `low` and `high` of its 95% interval, and the `p` value of the
+        two-sided paired permutation test.
 
     Raises:
-        UserError: another environment, other arguments, another metric, no such reward, or no task in common.
+        UserError: If the environments, their arguments or the metrics differ, there is no such reward, or the
+            evaluations have no task in common.
     """
     for key in ("environment", "environment_args", "metric"):
         a, b = getattr(before, key), getattr(after, key)
         if a != b:
-            raise UserError(f"{before.name} and {after.name} differ in {key}: {a} and {b}")
+            raise UserError(
+                f"{before.name} and {after.name} cannot be compared: they differ in {key} ({a} and {b})"
+            )
     first, second = (scores_of(evaluation, reward) for evaluation in (before, after))
     common = [task for task, scores in first.items() if scores and second.get(task)]
     if not common:
-        raise UserError(f"{before.name} and {after.name} have no task in common")
+        raise UserError(f"{before.name} and {after.name} cannot be compared: they have no task in common")
     a = np.array([np.mean(first[task]) for task in common])
     b = np.array([np.mean(second[task]) for task in common])
-    most = 1.0 if reward in (None, after.metric) else np.inf  # the metric is in [0, 1]
-    interval = mean_interval(paired_differences(a, b), bounds=(-most, most))
+    # The metric is in [0, 1]; other rewards are unbounded.
+    max_difference = 1.0 if reward in (None, after.metric) else np.inf
+    interval = mean_interval(paired_differences(a, b), bounds=(-max_difference, max_difference))
     return {
         "n": interval.n,
         "before": float(a.mean()),
@@ -113,10 +131,10 @@ def compare(before: Evaluation, after: Evaluation, reward: str | None = None) ->
 
 
 def scores_of(evaluation: Evaluation, reward: str | None = None) -> Mapping[str, Sequence[float]]:
-    """The valid scores of each task by one reward, None for the metric.
+    """Return the valid scores of each task by one reward, or by the metric if `reward` is None.
 
     Raises:
-        UserError: no such reward.
+        UserError: If there is no such reward.
     """
     if reward in (None, evaluation.metric):
         return evaluation.scores
@@ -133,7 +151,7 @@ def scores_of(evaluation: Evaluation, reward: str | None = None) -> Mapping[str,
 
 
 def without_nan(value: object) -> Any:
-    """Replace NaN and infinities by None, which JSON can hold, in nested dicts and lists."""
+    """Replace NaN and infinities by None, in nested dicts and lists, because JSON has no such numbers."""
     if isinstance(value, Mapping):
         return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -141,18 +159,18 @@ def without_nan(value: object) -> Any:
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
-def as_plain(value: object) -> object:
-    """Turn numpy's arrays and scalars, which a task's columns may hold, into JSON's own types."""
+def _numpy_to_json(value: object) -> object:
+    """Convert the numpy arrays and scalars that columns of a task may hold, as `default` of `json.dumps`."""
     if isinstance(value, np.ndarray | np.generic):
         return without_nan(value.tolist())
     raise TypeError(f"{type(value).__name__} cannot be written as JSON")
 
 
-def as_number(value: float | None) -> float:
-    """Undo `without_nan`."""
+def _to_float(value: float | None) -> float:
+    """Return the number that `without_nan` was given, with NaN for None."""
     return np.nan if value is None else value
 
 
-def as_interval(data: Mapping[str, Any]) -> Interval:
-    """Undo `without_nan(asdict(interval))`."""
-    return Interval(as_number(data["mean"]), as_number(data["low"]), as_number(data["high"]), data["n"])
+def _to_interval(data: Mapping[str, Any]) -> Interval:
+    """Return the interval that was saved as `without_nan(asdict(interval))`."""
+    return Interval(_to_float(data["mean"]), _to_float(data["low"]), _to_float(data["high"]), data["n"])

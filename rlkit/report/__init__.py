@@ -1,4 +1,4 @@
-"""The report: one self-contained HTML page of a run, or of several side by side."""
+"""Reports: a self-contained HTML page about one run, or about several side by side."""
 
 from rlkit.report.build import build_report
 

@@ -1,4 +1,4 @@
-"""Put the page of a report together."""
+"""Assembly of the report's page from its template, plots and tables."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from plotly.offline import get_plotlyjs
 
 from rlkit.errors import UserError
 from rlkit.files import atomic_write
-from rlkit.report.figures import breakdown_panels, colour, health_panels, learning_panels, reward_panels
+from rlkit.report.figures import breakdown_panels, color_of, health_panels, learning_panels, reward_panels
 from rlkit.report.run import read_run
 from rlkit.report.summary import evaluation_rows, facts, headline
 from rlkit.report.table import rollout_table
@@ -23,16 +23,20 @@ HERE = Path(__file__).parent
 
 
 def build_report(run_dirs: Sequence[Path], out: Path | None = None) -> Path:
-    """Write one page about one run or several, and return its path.
+    """Write a page about one or more runs and return its path.
 
-    The page needs nothing but itself: plotly.js is inside. `out` defaults to `report.html` in the run
-    directory, or beside the first one where there are several.
+    The page is self-contained: plotly.js is inside, and nothing is loaded from the network.
+
+    Args:
+        run_dirs: Run directories, in the order of the page.
+        out: Path of the page. Defaults to `report.html` in the run directory, or for several runs next to the
+            first run directory.
 
     Raises:
-        UserError: no run is given, or a path is not a run directory.
+        UserError: If there is no run, or a path is not a run directory.
     """
     if not run_dirs:
-        raise UserError("a report needs a run directory")
+        raise UserError("a report needs at least one run directory")
     run_dirs = [Path(path) for path in run_dirs]
     runs = [read_run(path) for path in run_dirs]
     sections = (
@@ -42,20 +46,21 @@ def build_report(run_dirs: Sequence[Path], out: Path | None = None) -> Path:
         ("Training", "small", health_panels(runs)),
     )
     table = rollout_table(runs)
-    out = out or (run_dirs[0] if len(runs) == 1 else run_dirs[0].parent) / "report.html"
+    if out is None:
+        out = (run_dirs[0] if len(runs) == 1 else run_dirs[0].parent) / "report.html"
     page = template("page.html").render(
         title=" · ".join(run.name for run in runs),
         runs=[
             {
                 "name": run.name,
-                "colour": colour(i),
+                "color": color_of(i),
                 "path": run.path,
                 "rollouts": link(run.path / "rollouts", out),
                 "files": len(list((run.path / "rollouts").glob("*.parquet"))),
                 "headline": headline(run),
                 "facts": facts(run),
                 "config": yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True),
-                "notes": run.notes,  # comes last: the headline may add one
+                "notes": run.notes,  # comes last: `headline` may add one
             }
             for i, run in enumerate(runs)
         ],
@@ -72,7 +77,10 @@ def build_report(run_dirs: Sequence[Path], out: Path | None = None) -> Path:
 
 
 def template(name: str) -> jinja2.Template:
-    """A page's template. Texts of models are hostile: everything is escaped but what `trusted` reads."""
+    """Return the template of a page.
+
+    Model outputs are untrusted HTML, so everything is escaped except the files that `trusted` reads.
+    """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined
     )
@@ -81,10 +89,10 @@ def template(name: str) -> jinja2.Template:
 
 
 def link(folder: Path, page: Path) -> str:
-    """The address of a folder as it is written in a page."""
+    """Return the URL of a folder, relative to the page."""
     return quote(Path(os.path.relpath(folder.resolve(), page.resolve().parent)).as_posix()) + "/"
 
 
 def trusted(name: str) -> Markup:
-    """A file of this package, put into the page as it is."""
+    """Return a file of this package as markup that is not escaped."""
     return Markup((HERE / name).read_text(encoding="utf-8"))

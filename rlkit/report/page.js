@@ -2,13 +2,13 @@
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
 
-  // ---- Plots: figures.py gives traces and axes, the page's theme gives fonts and colours.
+  // ---- Plots: traces and axes come from figures.py, fonts and colors from the theme of the page.
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
   function themed(layout) {
-    const axis = (own) => ({
+    const axis = (options) => ({
       automargin: true, zeroline: false, showline: false, gridcolor: css("--grid"), tickcolor: css("--grid"),
-      ...own, title: { standoff: 8, ...own.title },
+      ...options, title: { standoff: 8, ...options.title },
     });
     return {
       ...layout,
@@ -28,7 +28,7 @@
   draw();
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
 
-  // ---- Rollouts: every text of a model goes in as textContent, never as HTML.
+  // ---- Rollouts: model output is untrusted, so it is inserted as textContent, never as HTML.
   const table = document.getElementById("rollouts");
   if (!table) return;
   const body = table.tBodies[0];
@@ -52,11 +52,11 @@
     return details;
   }
 
-  // Of several turns: what the environment wrote is folded away.
+  // In a multi-turn rollout, collapse what the environment wrote.
   function conversation(row) {
     if (!row.turns.length) return [folded(row.completion)];
-    return row.turns.map(([own, text]) => {
-      if (own) return element("div", "text", text);
+    return row.turns.map(([byModel, text]) => {
+      if (byModel) return element("div", "text", text);
       const details = element("details", "reply");
       details.append(element("summary", "more", `environment, ${text.length.toLocaleString("en")} characters`), element("pre", "text", text));
       return details;
@@ -121,7 +121,7 @@
     for (const th of table.tHead.rows[0].cells) th.removeAttribute("aria-sort");
     header.setAttribute("aria-sort", direction === 1 ? "ascending" : "descending");
     const empty = (row) => row[key] === null;
-    // Rows without a value come last either way.
+    // Rows without a value come last in both directions.
     rows.sort((a, b) => empty(a) || empty(b) ? compare(a[key], b[key]) : direction * compare(a[key], b[key]));
     body.append(...rows.map((row) => row.node));
   }

@@ -1,4 +1,4 @@
-"""Read a run directory. What is missing or damaged becomes a note on the page, not an error."""
+"""Reading of a run directory. A missing or damaged file becomes a note on the page, not an error."""
 
 from __future__ import annotations
 
@@ -16,20 +16,27 @@ from rlkit.errors import UserError
 from rlkit.evaluation import Evaluation
 from rlkit.runs.record import RolloutFiles
 
-# Where an evaluation stands on the axis of training steps; `step-40` stands at 40.
+# Names of evaluations that are drawn at the first and the last training step; `step-40` is drawn at 40.
 BEFORE_TRAINING = ("before", "warm-start")
 AFTER_TRAINING = "after"
-# A report is passed around; these keys of TRL's and of trackers are nobody's business.
+# Reports are shared, and configs of TRL and of experiment trackers may hold credentials.
 SECRET = re.compile(r"token$|api_key|password|secret")
 NOT_SECRET = re.compile(r"^(bos|eos|pad|unk)_token$")
 
 
 @dataclass
 class SavedRun:
-    """What a run directory holds.
+    """Content of a run directory.
 
-    `metrics` has one line per stage and step, `rollouts` one per rollout; both may be empty. `evaluations`
-    are in the order of training: before, warm-start, step-N, after, then any other.
+    Attributes:
+        path: Path of the directory.
+        name: Name of the directory.
+        config: Content of config.yaml, with secrets masked.
+        metrics: One row per stage and step; may be empty.
+        rollouts: One row per training rollout; may be empty.
+        evaluations: Evaluations by name, in the order of training: before, warm-start, step-N, after, then
+            all others.
+        notes: Problems that the page reports to the reader.
     """
 
     path: Path
@@ -42,22 +49,22 @@ class SavedRun:
 
     @property
     def metric(self) -> str | None:
-        """The environment's metric, by which held-out results are reported; known from an evaluation only."""
+        """Name of the environment's metric; None without an evaluation, which alone records it."""
         return next((e.metric for e in self.evaluations.values()), None)
 
     @property
     def stage(self) -> str:
-        """What the run is about: "train" or "rank", or "sft" where there was nothing after it."""
+        """Main stage of the run: "train" or "rank", or "sft" if no other stage followed."""
         stages = set(self.metrics["stage"])
         return next((stage for stage in ("train", "rank") if stage in stages), "sft")
 
     @property
     def training(self) -> pd.DataFrame:
-        """The metrics of the steps of that stage, without those of a warm start."""
+        """Metrics of the steps of the main stage, so without those of a warm start."""
         return self.metrics[(self.metrics["stage"] == self.stage) & (self.metrics["step"] > 0)]
 
     def step_of(self, evaluation: str) -> int | None:
-        """The training step at which an evaluation was made, where its name tells."""
+        """Return the training step of an evaluation, or None if its name does not determine one."""
         if evaluation in BEFORE_TRAINING:
             return 0
         if evaluation == AFTER_TRAINING:
@@ -70,10 +77,10 @@ def read_run(path: Path) -> SavedRun:
     """Read a run directory.
 
     Raises:
-        UserError: the path is not a run directory: it has no config.yaml, metrics.jsonl or evaluation/.
+        UserError: If the path is not a run directory: it has no config.yaml, metrics.jsonl or evaluation/.
     """
     if not any((path / name).exists() for name in ("config.yaml", "metrics.jsonl", "evaluation")):
-        raise UserError(f"{path} is not a run directory: no config.yaml, metrics.jsonl or evaluation/ in it")
+        raise UserError(f"{path} is not a run directory: it has no config.yaml, metrics.jsonl or evaluation/")
     notes: list[str] = []
     run = SavedRun(
         path=path,
@@ -84,12 +91,12 @@ def read_run(path: Path) -> SavedRun:
         evaluations=read_evaluations(path / "evaluation", notes),
         notes=notes,
     )
-    note_what_is_missing(run)
+    _note_missing_parts(run)
     return run
 
 
 def read_config(path: Path, notes: list[str]) -> dict[str, Any]:
-    """Read config.yaml, with secrets masked."""
+    """Read config.yaml and mask its secrets."""
     if not path.exists():
         return {}
     try:
@@ -104,11 +111,11 @@ def read_config(path: Path, notes: list[str]) -> dict[str, Any]:
 
 
 def read_metrics(path: Path, notes: list[str]) -> pd.DataFrame:
-    """Read metrics.jsonl, one line per stage and step. Of a value logged twice, the later one counts."""
+    """Read metrics.jsonl into one row per stage and step; of a value logged twice, the later one counts."""
     merged: dict[tuple[str, int], dict[str, Any]] = {}
-    for line in parsed_lines(path, notes):
+    for line in _parsed_lines(path, notes):
         key = (line["stage"], line["step"])
-        # A value at a time: TRL logs a step's training, evaluation and closing metrics on lines of their own.
+        # Merge, not replace: TRL logs the training, evaluation and final metrics of a step on separate lines.
         merged.setdefault(key, {}).update(line)
     frame = pd.DataFrame(list(merged.values()))
     for column in ("stage", "step", "seconds"):
@@ -119,20 +126,20 @@ def read_metrics(path: Path, notes: list[str]) -> pd.DataFrame:
     return frame.sort_values("step", kind="stable", ignore_index=True)
 
 
-def parsed_lines(path: Path, notes: list[str]) -> Iterator[dict[str, Any]]:
-    """Yield the lines of metrics.jsonl that are metrics. A last line cut short by a kill needs no note."""
+def _parsed_lines(path: Path, notes: list[str]) -> Iterator[dict[str, Any]]:
+    """Yield the valid lines of metrics.jsonl; note invalid ones, except a last line that a kill truncated."""
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
-    for number, text in enumerate(lines, start=1):
+    for number, line in enumerate(lines, start=1):
         try:
-            line = json.loads(text)
-            yield {**line, "stage": line["stage"], "step": int(line["step"])}
+            values = json.loads(line)
+            yield {**values, "stage": values["stage"], "step": int(values["step"])}
         except (ValueError, KeyError, TypeError):
             if number < len(lines):
-                notes.append(f"metrics.jsonl: line {number} cannot be read and is left out")
+                notes.append(f"metrics.jsonl: line {number} is invalid and was skipped")
 
 
 def read_rollouts(path: Path, notes: list[str]) -> pd.DataFrame:
-    """Read the training rollouts of a run directory as one frame; empty where it has none."""
+    """Read the training rollouts of a run directory into one frame, which is empty if there are none."""
     try:
         files = RolloutFiles(path)
     except UserError:
@@ -142,13 +149,13 @@ def read_rollouts(path: Path, notes: list[str]) -> pd.DataFrame:
         try:
             frames.append(files.frame(step))
         except UserError as error:
-            notes.append(f"a step's rollouts are left out: {error}")
+            notes.append(f"the rollouts of step {step} were skipped: {error}")
     frames = [frame for frame in frames if len(frame)]
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
 def read_evaluations(folder: Path, notes: list[str]) -> dict[str, Evaluation]:
-    """Read evaluation/*.json, in the order of training."""
+    """Read evaluation/*.json, in the order of training; invalid files become notes."""
     evaluations = {}
     for path in sorted(folder.glob("*.json"), key=lambda path: evaluation_order(path.stem)):
         try:
@@ -159,7 +166,7 @@ def read_evaluations(folder: Path, notes: list[str]) -> dict[str, Evaluation]:
 
 
 def evaluation_order(name: str) -> tuple[int, int, str]:
-    """Sort key: before, warm-start, step-N by N, after, then any other by name."""
+    """Return a sort key: before, warm-start, step-N by N, after, then all others by name."""
     if name in BEFORE_TRAINING:
         return (0, BEFORE_TRAINING.index(name), "")
     if match := re.fullmatch(r"step-(\d+)", name):
@@ -167,13 +174,12 @@ def evaluation_order(name: str) -> tuple[int, int, str]:
     return (2, 0, "") if name == AFTER_TRAINING else (3, 0, name)
 
 
-def note_what_is_missing(run: SavedRun) -> None:
-    """Say what the page will not show, and why."""
+def _note_missing_parts(run: SavedRun) -> None:
     if not len(run.training):
         run.notes.append("no training step was logged, so there are no curves")
     elif len(run.training) == 1:
-        run.notes.append("only one training step was logged: the curves are single points")
+        run.notes.append("only one training step was logged, so the curves are single points")
     if not run.evaluations:
-        run.notes.append("no held-out evaluation: run `rlkit eval` to make one")
+        run.notes.append("no held-out evaluation yet: run `rlkit eval` to add one")
     if not len(run.rollouts):
-        run.notes.append("no training rollouts were kept")
+        run.notes.append("no training rollouts were saved")

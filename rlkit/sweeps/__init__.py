@@ -1,6 +1,9 @@
-"""Many runs of one config with other keys: a grid, at random, by Optuna; here, on Slurm, by W&B's agents.
+"""Hyperparameter sweeps: many runs of one config with other keys.
 
-A sweep is a folder. `study.journal` (Optuna's) holds the points and their values, `points/NNNN/` what one
-point left: `point.json` with its keys, a run directory and a log for each seed, `outcome.json` at its end.
-Whoever works on a point needs nothing but the folder, so a sweep can be stopped at any time and continued.
+Points come from a grid, random search or Optuna. They run on this machine, on Slurm or under W&B agents.
+
+A sweep is a folder. `study.journal` is Optuna's journal and holds the points and their values.
+`points/NNNN/` holds one point: its keys in `point.json`, a run directory and a log for each seed, and
+`outcome.json` once the point has ended. A worker needs nothing but this folder, so a sweep can be stopped at
+any time and resumed.
 """

@@ -1,4 +1,4 @@
-"""Points of a sweep on this machine, so many at a time, with a table that shows how they are doing."""
+"""Points of a sweep on this machine: a fixed number run at a time, and a live table shows their progress."""
 
 from __future__ import annotations
 
@@ -20,122 +20,137 @@ from rich.text import Text
 from rlkit.sweeps.point import FAILED, Point, objective_name
 
 REFRESH_SECONDS = 2.0
+TAIL_BYTES = 20_000  # end of metrics.jsonl that is searched for the last step
 
 
 class LocalPoint(Point):
-    """A point that sees some of the machine's GPUs."""
+    """A point whose runs see some of the machine's GPUs."""
 
-    gpus = ""
+    gpus = ""  # value of CUDA_VISIBLE_DEVICES; empty: the runs see what this process sees
 
     def _environment(self) -> dict[str, str]:
-        return super()._environment() | ({"CUDA_VISIBLE_DEVICES": self.gpus} if self.gpus else {})
+        environment = super()._environment()
+        if self.gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = self.gpus
+        return environment
 
 
 def run_points(points: Sequence[LocalPoint], parallel: int, gpus: Sequence[str]) -> bool:
-    """Work on points until all have ended, or Ctrl-C or SIGTERM has them write checkpoints and leave.
+    """Run points until all have ended; Ctrl-C or SIGTERM stops them with checkpoints.
 
     Args:
-        gpus: names of those of this machine, shared out among the points that run at a time.
+        points: Points to run.
+        parallel: Maximum number of points that run at a time.
+        gpus: Names of this machine's GPUs; the points that run at a time share them.
 
     Returns:
-        Whether it came to its end.
+        True if all points have ended, False if a signal stopped them.
     """
-    lanes: SimpleQueue[str] = SimpleQueue()
-    for lane in shares(parallel, gpus):
-        lanes.put(lane)
-    leave = threading.Event()
+    free_shares: SimpleQueue[str] = SimpleQueue()
+    for share in gpu_shares(parallel, gpus):
+        free_shares.put(share)
+    stopping = threading.Event()
 
     def work(point: LocalPoint) -> None:
-        if leave.is_set():
+        if stopping.is_set():
             return
-        point.gpus = lanes.get()
+        point.gpus = free_shares.get()
         try:
             point.work()
         finally:
-            lanes.put(point.gpus)
+            free_shares.put(point.gpus)
 
     def stop(number: int, frame: FrameType | None) -> None:
-        leave.set()
+        stopping.set()
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous_handlers = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with ThreadPoolExecutor(parallel) as pool, Live(auto_refresh=False, transient=True) as shown:
+        with ThreadPoolExecutor(parallel) as pool, Live(auto_refresh=False, transient=True) as live:
             futures = [pool.submit(work, point) for point in points]
-            while not all(future.done() for future in futures) and not leave.wait(REFRESH_SECONDS):
-                shown.update(live_view(points), refresh=True)
-            for point in points if leave.is_set() else ():
-                threading.Thread(target=point.leave).start()  # all at once: each may take a while
+            while not all(future.done() for future in futures) and not stopping.wait(REFRESH_SECONDS):
+                live.update(live_view(points), refresh=True)
+            if stopping.is_set():
+                # A run needs time to write its checkpoint, so preempt all of them at once.
+                for point in points:
+                    threading.Thread(target=point.preempt).start()
             for future in futures:
                 future.result()
     finally:
-        for number, handler in before.items():
+        for number, handler in previous_handlers.items():
             signal.signal(number, handler)
-    return not leave.is_set()
+    return not stopping.is_set()
 
 
-def shares(parallel: int, gpus: Sequence[str]) -> list[str]:
-    """Which GPUs each of the points at work at a time sees; with fewer GPUs than points, some share one."""
+def gpu_shares(parallel: int, gpus: Sequence[str]) -> list[str]:
+    """Return the CUDA_VISIBLE_DEVICES of each point that runs at a time.
+
+    With fewer GPUs than points, several points share a GPU.
+    """
+    if not gpus:
+        return [""] * parallel
     if len(gpus) < parallel:
-        return [gpus[i % len(gpus)] if gpus else "" for i in range(parallel)]
+        return [gpus[i % len(gpus)] for i in range(parallel)]
     cuts = [i * len(gpus) // parallel for i in range(parallel + 1)]
-    return [",".join(gpus[a:b]) for a, b in pairwise(cuts)]
+    return [",".join(gpus[start:end]) for start, end in pairwise(cuts)]
 
 
 def live_view(points: Sequence[Point]) -> Group:
-    """Return what is shown while the points are worked on: the table, and the errors below it.
+    """Return what the terminal shows while points run: the table with the errors below it.
 
-    A terminal may be too low for all of it: points at work come first, those that have not begun last.
+    The terminal may be too short for all rows: running points come first, points that have not started last.
     """
     order = sorted(points, key=lambda point: (point.keys() is None, point.outcome() is not None))
     return Group(table(order), *map(Text, failures(points)))
 
 
 def table(points: Sequence[Point]) -> Table:
-    """Return a table of the points' keys, states and held-out results, with every value in full.
+    """Return a table of the keys, states and held-out results of points, with every value in full.
 
-    Errors are not in it: next to the keys they would leave too little of 80 columns to either (`failures`).
+    Errors are printed below the table (`failures`): as a column they would leave the keys too little of 80
+    columns.
     """
-    shown = Table()
+    rows = Table()
     for header in ("point", "keys", "state", "step", objective_name(points)):
-        shown.add_column(header, overflow="fold")
+        rows.add_column(header, overflow="fold")
     for point in points:
-        # Text: in a string rich would take "[...]" for markup and drop it.
+        # Text, not a string: rich would parse "[...]" in a string as markup and drop it.
         pairs = [Text(f"{key}={value}") for key, value in (point.keys() or {}).items()]
-        shown.add_row(str(point.number), Text("\n").join(pairs), *state(point))
-    return shown
+        rows.add_row(str(point.number), Text("\n").join(pairs), *progress(point))
+    return rows
 
 
 def failures(points: Sequence[Point]) -> list[str]:
     """Return a line for each failed point: its number, its error and its folder."""
-    outcomes = [(point, point.outcome()) for point in points]
-    return [
-        f"point {point.number} failed: {outcome.error} ({point.folder})"
-        for point, outcome in outcomes
-        if outcome is not None and outcome.state == FAILED
-    ]
+    lines = []
+    for point in points:
+        outcome = point.outcome()
+        if outcome is not None and outcome.state == FAILED:
+            lines.append(f"point {point.number} failed: {outcome.error} ({point.folder})")
+    return lines
 
 
-def state(point: Point) -> tuple[str, str, str]:
-    """Return a point's state, step and held-out result."""
+def progress(point: Point) -> tuple[str, str, str]:
+    """Return the state, step and held-out result of a point, as table cells."""
     outcome = point.outcome()
     if outcome is not None:
         return outcome.state, "", "" if outcome.value is None else f"{outcome.value:.4g}"
-    seed = next((s for s in point.sweep.seeds if not point.finished(s)), None)
+    seed = next((s for s in point.sweep.seeds if not point.is_finished(s)), None)
     if point.keys() is None or seed is None:
         return "waiting", "", ""
-    held_out = point.last(seed)
+    held_out = point.latest_value(seed)
     return f"seed {seed}", last_step(point, seed), "" if held_out is None else f"{held_out:.4g}"
 
 
 def last_step(point: Point, seed: int) -> str:
-    """The newest step in a run's metrics."""
+    """Return the last step in a run's metrics."""
     path = point.run_dir(seed) / "metrics.jsonl"
     if not path.exists():
         return "starting"
     with path.open("rb") as file:
-        file.seek(max(os.path.getsize(path) - 20_000, 0))
+        file.seek(max(os.path.getsize(path) - TAIL_BYTES, 0))
         lines = file.read().decode(errors="replace").splitlines()
     for line in reversed(lines):
+        # The last line may be half written, and the seek may have cut the first one.
         try:
             return str(json.loads(line)["step"])
         except (ValueError, KeyError, TypeError):

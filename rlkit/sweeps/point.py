@@ -1,4 +1,7 @@
-"""One point of a sweep, from its first run to its outcome; a later worker goes on where one stopped."""
+"""One point of a sweep, from its first run to its outcome; a later worker resumes what an earlier one left.
+
+A point is trained once for each seed. Its state is on disk alone: run directories, logs, `outcome.json`.
+"""
 
 from __future__ import annotations
 
@@ -21,30 +24,38 @@ from rlkit.errors import PREEMPTED, UserError
 from rlkit.evaluation.result import Evaluation
 from rlkit.files import atomic_write
 from rlkit.sweeps.spec import FAILED, FINISHED, PRUNED, Sweep, no_such_objective
-from rlkit.sweeps.study import begin, open_study, suggest, trial_of
+from rlkit.sweeps.study import open_study, running_trial, start_trial, suggest
 
-LOOK_SECONDS = 1.0
-TOLD_TO_LEAVE = "rlkit: stopped by SIG"
+POLL_SECONDS = 1.0
+# A preempted run logs this (`rlkit.runs.preemption`). The exit code is not enough: torchrun's is always 1.
+PREEMPTED_ERROR = "rlkit: stopped by SIG"
 RANK = re.compile(r"^\[rank\d+\]: ")
 ERROR = re.compile(r"^(rlkit: .*|[\w.]*(Error|Exception|Killed|Interrupt)\b.*)")
 
 
 @dataclass
 class Outcome:
-    """What became of a point."""
+    """Final result of a point, saved as `outcome.json`.
+
+    Attributes:
+        state: `finished`, `failed` or `pruned`.
+        value: Objective, as the mean over the seeds.
+        values: Objective by seed.
+        error: Error message of a failed point.
+    """
 
     state: str
-    value: float | None = None  # mean of the seeds
-    values: Mapping[str, float] | None = None  # by seed
+    value: float | None = None
+    values: Mapping[str, float] | None = None
     error: str | None = None
 
 
 class Point:
-    """A point's folder.
+    """One point of a sweep: a choice of keys and a run for each seed.
 
     Args:
-        sweep: the sweep.
-        number: of the point, from 0.
+        sweep: Sweep that the point belongs to.
+        number: Number of the point, from 0.
     """
 
     def __init__(self, sweep: Sweep, number: int):
@@ -52,25 +63,30 @@ class Point:
         self.number = number
         self.folder = sweep.folder / "points" / f"{number:04d}"
         self._process: subprocess.Popen[bytes] | None = None
-        self._leave = threading.Event()
-        self._begun = 0  # where the log of this start begins
+        self._preempted = threading.Event()
+        self._log_start = 0  # offset of the current run in its log, in bytes: a resumed run appends to it
 
     def outcome(self) -> Outcome | None:
-        """How it ended; None: it has not."""
+        """Return how the point ended, or None if it has not."""
         path = self.folder / "outcome.json"
         return Outcome(**json.loads(path.read_text())) if path.exists() else None
 
     def keys(self) -> dict[str, Any] | None:
-        """Its keys; None: nobody has begun with it."""
+        """Return the keys of the point, or None if no worker has started it."""
         path = self.folder / "point.json"
         return json.loads(path.read_text())["keys"] if path.exists() else None
 
     def run_dir(self, seed: int) -> Path:
-        """The run directory of a seed."""
+        """Return the run directory of a seed."""
         return self.folder / f"seed-{seed}"
 
     def value(self, seed: int, name: str = "after") -> float | None:
-        """What a seed reached in an evaluation by the sweep's objective; None: it was not made."""
+        """Return the objective of a seed in one evaluation, or None if there is no such evaluation.
+
+        Args:
+            seed: Seed of the run.
+            name: `before`, `after` or `step-<n>`.
+        """
         path = self.run_dir(seed) / "evaluation" / f"{name}.json"
         if not path.exists():
             return None
@@ -82,63 +98,74 @@ class Point:
             raise UserError(f"{path}: {no_such_objective(objective, evaluation.metric, evaluation.rewards)}")
         return evaluation.rewards[objective]
 
-    def finished(self, seed: int) -> bool:
-        """Whether the run of a seed is complete."""
+    def is_finished(self, seed: int) -> bool:
+        """Return whether the run of a seed is complete, report included."""
         return all((self.run_dir(seed) / name).exists() for name in ("evaluation/after.json", "report.html"))
 
     def work(self) -> Outcome | None:
-        """Make the runs that are left, and record the outcome; None: it was told to leave before that."""
-        done = self.outcome()
-        if done is not None and (done.state != FINISHED or all(map(self.finished, self.sweep.seeds))):
-            return done
-        trial = self._begin(done)
+        """Train the seeds that are not finished and record the outcome; None if preempted before that."""
+        previous = self.outcome()
+        # Seeds may be added to a sweep: its finished points are then incomplete again.
+        complete = all(map(self.is_finished, self.sweep.seeds))
+        if previous is not None and (previous.state != FINISHED or complete):
+            return previous
+        trial = self.open_trial(previous)
         for seed in self.sweep.seeds:
-            if self.finished(seed):
+            if self.is_finished(seed):
                 continue
             code, pruned = self._run(seed, trial if seed == self.sweep.seeds[0] else None)
             if pruned:
-                return self._end(trial, Outcome(PRUNED, value=self.last(seed)))
-            if self._leave.is_set():
+                return self.record(trial, Outcome(PRUNED, value=self.latest_value(seed)))
+            if self._preempted.is_set():
                 return None
-            if code != 0 or not self.finished(seed):
-                error = last_error(self._log(seed).read_bytes()[self._begun :].decode(errors="replace"), code)
-                if code == PREEMPTED or error.startswith(TOLD_TO_LEAVE):
+            if code != 0 or not self.is_finished(seed):
+                log = self._log(seed).read_bytes()[self._log_start :].decode(errors="replace")
+                error = last_error(log, code)
+                if code == PREEMPTED or error.startswith(PREEMPTED_ERROR):
                     return None
-                return self._end(trial, Outcome(FAILED, error=error))
-        values = {str(seed): self.value(seed) for seed in self.sweep.seeds}
-        if bad := [seed for seed, value in values.items() if value is None or math.isnan(value)]:
-            return self._end(trial, Outcome(FAILED, error=f"seed {bad[0]}: no held-out result"))
-        known = {seed: float(value) for seed, value in values.items() if value is not None}
-        return self._end(trial, Outcome(FINISHED, sum(known.values()) / len(known), known))
+                return self.record(trial, Outcome(FAILED, error=error))
+        values: dict[str, float] = {}
+        for seed in self.sweep.seeds:
+            value = self.value(seed)
+            if value is None or math.isnan(value):
+                return self.record(trial, Outcome(FAILED, error=f"seed {seed}: no held-out result"))
+            values[str(seed)] = float(value)
+        return self.record(trial, Outcome(FINISHED, sum(values.values()) / len(values), values))
 
-    def leave(self) -> None:
-        """Have the run write a checkpoint and end, and wait for that; a later worker goes on."""
-        self._leave.set()
+    def preempt(self) -> None:
+        """Stop the current run with a checkpoint and wait for it to exit; a later worker resumes it."""
+        self._preempted.set()
         process = self._process
         if process is not None and process.poll() is None:
             process.send_signal(signal.SIGUSR1)
             process.wait()
 
     def reset(self) -> None:
-        """Let a failed point be tried again, with the same keys; its runs go on from their checkpoints."""
+        """Delete the outcome of a failed point: it is retried with the same keys, from its checkpoints."""
         (self.folder / "outcome.json").unlink()
 
-    def _begin(self, done: Outcome | None) -> Trial | None:
-        """The point's trial: the one it has, or a new one; None: its value is told already."""
+    def open_trial(self, previous: Outcome | None) -> Trial | None:
+        """Return the running trial of the point, or start one.
+
+        Args:
+            previous: Outcome from before seeds were added to the sweep. Optuna cannot change the value of a
+                completed trial, so the result is then None.
+        """
         study = open_study(self.sweep, self.number)
-        if done is not None:
-            return None  # more seeds: Optuna keeps the value that it was told
+        if previous is not None:
+            return None
         keys = self.keys()
-        if keys is not None and (trial := trial_of(study, self.number)) is not None:
+        if keys is not None and (trial := running_trial(study, self.number)) is not None:
             return trial
         if keys is None and self.sweep.search == "grid":
             keys = list(self.sweep.grid())[self.number]
-        trial = begin(study, self.sweep, self.number, keys)
+        trial = start_trial(study, self.sweep, self.number, keys)
         self.folder.mkdir(parents=True, exist_ok=True)
         atomic_write(self.folder / "point.json", json.dumps({"keys": suggest(self.sweep, trial)}))
         return trial
 
-    def _end(self, trial: Trial | None, outcome: Outcome) -> Outcome:
+    def record(self, trial: Trial | None, outcome: Outcome) -> Outcome:
+        """Report the outcome to Optuna, save it and return it."""
         if trial is not None:
             states = {FAILED: TrialState.FAIL, PRUNED: TrialState.PRUNED, FINISHED: None}
             value = outcome.value if outcome.state == FINISHED else None
@@ -147,72 +174,77 @@ class Point:
         return outcome
 
     def command(self, seed: int) -> list[str]:
-        """The command line of a seed's run."""
-        sweep, run = self.sweep, self.run_dir(seed)
-        words = [*sweep.words(self.keys() or {}), f"--seed={seed}", f"--output_dir={run}"]
-        words += ["--resume"] if (run / "config.yaml").exists() else []
-        words += ["--accelerate", sweep.accelerate] if sweep.accelerate else []
-        words += ["--num_processes", str(sweep.num_processes)] if sweep.num_processes else []
-        return [sys.executable, "-m", "rlkit", sweep.command, sweep.base, *words]
+        """Return the command line of a seed's run; it resumes a run that exists."""
+        sweep, run_dir = self.sweep, self.run_dir(seed)
+        argv = [*sweep.to_argv(self.keys() or {}), f"--seed={seed}", f"--output_dir={run_dir}"]
+        if (run_dir / "config.yaml").exists():
+            argv += ["--resume"]
+        if sweep.accelerate:
+            argv += ["--accelerate", sweep.accelerate]
+        if sweep.num_processes:
+            argv += ["--num_processes", str(sweep.num_processes)]
+        return [sys.executable, "-m", "rlkit", sweep.command, sweep.base, *argv]
 
     def start_file(self, seed: int) -> Path:
-        """What was started last for a seed, and by which start of which job."""
+        """Return the path of a file with the last command that was started for a seed, and its start id."""
         return self.folder / f"seed-{seed}.start.json"
 
     def _log(self, seed: int) -> Path:
         return self.folder / f"seed-{seed}.log"
 
     def _run(self, seed: int, trial: Trial | None) -> tuple[int, bool]:
-        """Make a run: its exit code, and whether it was pruned."""
-        if self._leave.is_set():
+        """Run the command of a seed; return its exit code and whether the point was pruned."""
+        if self._preempted.is_set():
             return 0, False
         pruned = False
-        told: set[int] = set()
-        line = self.command(seed)
-        # Other nodes of the same job start the same line (`rlkit.sweeps.slurm`).
-        atomic_write(self.start_file(seed), json.dumps({"start": start_name(), "command": line}))
+        reported_steps: set[int] = set()
+        command = self.command(seed)
+        # The other nodes of a Slurm job read this file and start the same command (`rlkit.sweeps.slurm`).
+        atomic_write(self.start_file(seed), json.dumps({"start": start_id(), "command": command}))
         with self._log(seed).open("ab") as log:
-            self._begun = log.tell()
+            self._log_start = log.tell()
             self._process = process = subprocess.Popen(
-                line,
+                command,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=self._environment(),
-                start_new_session=True,  # Ctrl-C is for the sweep, which lets the run write a checkpoint
+                # Ctrl-C must reach the sweep alone: the sweep then lets the run write a checkpoint.
+                start_new_session=True,
             )
-            while (code := _wait(process)) is None:
-                if trial is not None and self.sweep.pruning and not pruned and self._worse(seed, trial, told):
+            while (code := _poll(process)) is None:
+                if trial is None or not self.sweep.pruning or pruned:
+                    continue
+                if self._should_prune(seed, trial, reported_steps):
                     pruned = True
                     process.terminate()
         return code, pruned
 
-    def _worse(self, seed: int, trial: Trial, told: set[int]) -> bool:
-        """Tell Optuna of the held-out results since the last look; whether one is below the median."""
-        for step in self._evaluated(seed):
-            value = None if step in told else self.value(seed, f"step-{step}")
+    def _should_prune(self, seed: int, trial: Trial, reported_steps: set[int]) -> bool:
+        """Report new held-out results to Optuna; return whether one of them is below the median."""
+        for step in self._evaluated_steps(seed):
+            value = None if step in reported_steps else self.value(seed, f"step-{step}")
             if value is not None and not math.isnan(value):
-                told.add(step)
+                reported_steps.add(step)
                 trial.report(value, step)
-                if trial.should_prune():  # which looks at the last step alone: so ask at each
+                if trial.should_prune():  # considers the last reported step only, so ask after each one
                     return True
         return False
 
     def _environment(self) -> dict[str, str]:
         return {**os.environ, "RLKIT_SWEEP_POINT": str(self.number)}
 
-    def _evaluated(self, seed: int) -> list[int]:
-        """The steps after which held-out tasks were answered."""
+    def _evaluated_steps(self, seed: int) -> list[int]:
         paths = (self.run_dir(seed) / "evaluation").glob("step-*.json")
         return sorted(int(path.stem.split("-")[1]) for path in paths)
 
-    def last(self, seed: int) -> float | None:
-        """The newest held-out result in training."""
-        steps = self._evaluated(seed)
+    def latest_value(self, seed: int) -> float | None:
+        """Return the objective of a seed in the last evaluation during training, or None."""
+        steps = self._evaluated_steps(seed)
         return self.value(seed, f"step-{steps[-1]}") if steps else None
 
 
 def objective_name(points: Sequence[Point]) -> str:
-    """Return the name of what is compared: the sweep's objective, or the metric of the runs' evaluations."""
+    """Return the name of the value that is compared: the objective, or the metric of the evaluations."""
     for point in points:
         if point.sweep.objective is not None:
             return point.sweep.objective
@@ -221,22 +253,23 @@ def objective_name(points: Sequence[Point]) -> str:
     return "held out"  # no run has been evaluated yet
 
 
-def start_name() -> str:
-    """This start of this job: a job that is queued again starts anew."""
+def start_id() -> str:
+    """Return an id of this start of this Slurm job; it changes when the job is requeued."""
     return ".".join(os.environ.get(name, "0") for name in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT"))
 
 
-def _wait(process: subprocess.Popen[bytes]) -> int | None:
+def _poll(process: subprocess.Popen[bytes]) -> int | None:
     try:
-        return process.wait(LOOK_SECONDS)
+        return process.wait(POLL_SECONDS)
     except subprocess.TimeoutExpired:
         return None
 
 
 def last_error(log: str, code: int) -> str:
-    """The line of a log that says why a run ended."""
+    """Return the line of a log that best explains why a run failed: its last error, else its last line."""
     lines = [RANK.sub("", line).strip() for line in log.splitlines() if line.strip()]
-    found = [line for line in lines if ERROR.match(line) and "ChildFailedError" not in line]  # torchrun's
-    if not found and code < 0:
+    # torchrun appends a ChildFailedError, which hides the worker's own error.
+    errors = [line for line in lines if ERROR.match(line) and "ChildFailedError" not in line]
+    if not errors and code < 0:
         return f"killed by {signal.Signals(-code).name}"
-    return (found or lines or [f"exit code {code}"])[-1][:300]
+    return (errors or lines or [f"exit code {code}"])[-1][:300]

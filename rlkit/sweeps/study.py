@@ -1,4 +1,4 @@
-"""The points of a sweep and their values: an Optuna study in a journal file that many workers can share."""
+"""Optuna study of a sweep: its points and their values, in a journal file that many workers share."""
 
 from __future__ import annotations
 
@@ -18,122 +18,132 @@ from rlkit.errors import UserError
 from rlkit.sweeps.spec import Sweep
 
 JOURNAL = "study.journal"
-NAME = "sweep"
-IDENTITY = "rlkit sweep"
-POINT = "point"
-LOCK_SECONDS = 30  # a worker that was killed while it wrote may hold the journal as long
+STUDY_NAME = "sweep"
+IDENTITY = "rlkit sweep"  # user attribute of the study
+POINT = "point"  # user attribute of a trial
+LOCK_SECONDS = 30  # then a lock is taken to belong to a worker that was killed while it wrote
 
 
 def open_study(sweep: Sweep, worker: int = 0) -> optuna.Study:
-    """The study of a sweep, made if there is none.
+    """Open the study of a sweep, or create it.
 
     Args:
-        worker: the point that is worked on: workers that share a journal draw different numbers.
+        sweep: Sweep whose journal is opened.
+        worker: Number of the point that the caller works on. It enters the sampler's seed, so that workers
+            that share a journal draw different values.
 
     Raises:
-        UserError: the journal is another sweep's, or no journal.
+        UserError: If the file is not a journal, or belongs to another sweep or study.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     sweep.folder.mkdir(parents=True, exist_ok=True)
     path = sweep.folder / JOURNAL
-    journal = str(path.resolve())  # the lock is a link to it, which must lead there from any folder
+    journal = str(path.resolve())  # the lock is a symbolic link to it, so a relative path would dangle
+    pruner = optuna.pruners.MedianPruner(n_startup_trials=4) if sweep.pruning else optuna.pruners.NopPruner()
     try:
         lock = JournalFileSymlinkLock(journal, LOCK_SECONDS)
-        _mend(journal, lock)
+        _repair(journal, lock)
         storage = JournalStorage(JournalFileBackend(journal, lock))
-        names = optuna.get_all_study_names(storage)
+        study_names = optuna.get_all_study_names(storage)
         study = optuna.create_study(
             storage=storage,
-            study_name=NAME,
+            study_name=STUDY_NAME,
             sampler=_sampler(sweep, worker),
-            pruner=optuna.pruners.MedianPruner(n_startup_trials=4)
-            if sweep.pruning
-            else optuna.pruners.NopPruner(),
+            pruner=pruner,
             direction=StudyDirection[sweep.direction.upper()],
             load_if_exists=True,
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is no journal of a sweep: move it away ({type(error).__name__})") from error
-    found = study.user_attrs.get(IDENTITY)
-    if found is None and (study.trials or names not in ([], [NAME])):
         raise UserError(
-            f"{path} was written by another study ({', '.join(names)}): choose another output_dir"
-        )
-    if found is not None and sweep.objective is None:
-        # Earlier versions called the environment's metric "accuracy".
-        found = found.replace('"objective": "accuracy"', '"objective": null')
-    if found is not None and found != sweep.identity():
-        raise UserError(
-            f"{path} was written by another sweep: {_changed(found, sweep)}; choose another output_dir"
-        )
-    if found is None:
+            f"{path} is not the journal of a sweep ({type(error).__name__}); move the file or set output_dir"
+        ) from error
+    identity = study.user_attrs.get(IDENTITY)
+    if identity is None:
+        if study.trials or study_names not in ([], [STUDY_NAME]):
+            raise UserError(
+                f"{path} was written by another study ({', '.join(study_names)}); set another output_dir"
+            )
         study.set_user_attr(IDENTITY, sweep.identity())
+        return study
+    if sweep.objective is None:
+        # Earlier versions called the environment's metric "accuracy".
+        identity = identity.replace('"objective": "accuracy"', '"objective": null')
+    if identity != sweep.identity():
+        changed = ", ".join(_changed_fields(identity, sweep))
+        raise UserError(f"{path} was written by another sweep: {changed} changed; set another output_dir")
     return study
 
 
-def _mend(journal: str, lock: JournalFileSymlinkLock) -> None:
-    """Cut off a last line that a power failure left unfinished: with more after it nothing can be read."""
+def _repair(journal: str, lock: JournalFileSymlinkLock) -> None:
+    """Truncate an incomplete last line, such as a power failure leaves.
+
+    Optuna tolerates it at the end of the journal, but would append to it and then fail to read the file.
+    """
     if not os.path.exists(journal):
         return
     with get_lock_file(lock), open(journal, "rb+") as file:
-        text = file.read()
-        if text.startswith(b'{"op_code":') and not text.endswith(b"\n"):
-            file.truncate(text.rfind(b"\n") + 1)
+        content = file.read()
+        # Only a journal: another file that happens to have the name must survive.
+        if content.startswith(b'{"op_code":') and not content.endswith(b"\n"):
+            file.truncate(content.rfind(b"\n") + 1)
 
 
 def _sampler(sweep: Sweep, worker: int) -> optuna.samplers.BaseSampler:
     seed = sweep.sampler_seed * 100_003 + worker
     if sweep.search == "optuna":
+        # constant_liar keeps workers that sample at the same time from choosing nearly the same point.
         return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
     return optuna.samplers.RandomSampler(seed=seed)
 
 
-def _changed(found: str, sweep: Sweep) -> str:
-    before, now = json.loads(found), json.loads(sweep.identity())
-    changed = [key for key in now if before.get(key) != now[key]]
-    return f"{', '.join(changed)} changed"
+def _changed_fields(identity: str, sweep: Sweep) -> list[str]:
+    recorded, current = json.loads(identity), json.loads(sweep.identity())
+    return [key for key in current if recorded.get(key) != current[key]]
 
 
-def _label(sweep: Sweep, key: str, value: object) -> object:
-    """What Optuna keeps of a value: it knows no lists and mappings."""
+def _to_optuna(sweep: Sweep, key: str, value: object) -> object:
+    """Return a value as Optuna stores it: JSON for listed values, since a category must be a scalar."""
     return json.dumps(value) if isinstance(sweep.keys[key], list) else value
 
 
 def suggest(sweep: Sweep, trial: Trial) -> dict[str, Any]:
-    """The keys of a trial."""
-    found: dict[str, Any] = {}
-    for key, one in sweep.keys.items():
-        if isinstance(one, list):
-            found[key] = json.loads(trial.suggest_categorical(key, [json.dumps(value) for value in one]))
+    """Return the keys of a trial, sampled where the trial does not fix them."""
+    values: dict[str, Any] = {}
+    for key, domain in sweep.keys.items():
+        if isinstance(domain, list):
+            categories = [json.dumps(value) for value in domain]
+            values[key] = json.loads(trial.suggest_categorical(key, categories))
             continue
-        low, high, step = one["low"], one["high"], one.get("step")
+        low, high, step = domain["low"], domain["high"], domain.get("step")
+        log = bool(domain.get("log"))
         if isinstance(low, int) and isinstance(high, int) and (step is None or isinstance(step, int)):
-            found[key] = trial.suggest_int(key, low, high, step=step or 1, log=bool(one.get("log")))
+            values[key] = trial.suggest_int(key, low, high, step=step or 1, log=log)
         else:
-            found[key] = trial.suggest_float(key, low, high, step=step, log=bool(one.get("log")))
-    return found
+            values[key] = trial.suggest_float(key, low, high, step=step, log=log)
+    return values
 
 
-def begin(study: optuna.Study, sweep: Sweep, point: int, keys: Mapping[str, Any] | None) -> Trial:
-    """A trial of a point: with given keys, or with those that Optuna chooses."""
+def start_trial(study: optuna.Study, sweep: Sweep, point: int, keys: Mapping[str, Any] | None) -> Trial:
+    """Start a trial for a point, with these keys, or if they are None with keys that Optuna samples."""
     if keys is None:
         trial = study.ask()
         trial.set_user_attr(POINT, point)
         return trial
-    labels = {key: _label(sweep, key, value) for key, value in keys.items()}
-    study.enqueue_trial(labels, user_attrs={POINT: point})
-    new = _last(study, point, TrialState.WAITING)
-    assert new is not None
-    study._storage.set_trial_state_values(new._trial_id, TrialState.RUNNING)  # `ask` might take another one
-    return Trial(study, new._trial_id)
+    stored = {key: _to_optuna(sweep, key, value) for key, value in keys.items()}
+    study.enqueue_trial(stored, user_attrs={POINT: point})
+    enqueued = _last_trial(study, point, TrialState.WAITING)
+    assert enqueued is not None
+    # Not `ask`: it might return a trial that another worker has enqueued.
+    study._storage.set_trial_state_values(enqueued._trial_id, TrialState.RUNNING)
+    return Trial(study, enqueued._trial_id)
 
 
-def trial_of(study: optuna.Study, point: int) -> Trial | None:
-    """The trial of a point that is being worked on; None: there is none."""
-    found = _last(study, point, TrialState.RUNNING)
-    return None if found is None else Trial(study, found._trial_id)
+def running_trial(study: optuna.Study, point: int) -> Trial | None:
+    """Return the running trial of a point, or None if it has none."""
+    trial = _last_trial(study, point, TrialState.RUNNING)
+    return None if trial is None else Trial(study, trial._trial_id)
 
 
-def _last(study: optuna.Study, point: int, state: TrialState) -> optuna.trial.FrozenTrial | None:
+def _last_trial(study: optuna.Study, point: int, state: TrialState) -> optuna.trial.FrozenTrial | None:
     trials = study.get_trials(deepcopy=False, states=(state,))
     return next((trial for trial in reversed(trials) if trial.user_attrs.get(POINT) == point), None)

@@ -1,1 +1,1 @@
-"""Browse the rollouts of a run in the terminal."""
+"""Terminal viewer for the rollouts of a run."""

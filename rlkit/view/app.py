@@ -1,7 +1,7 @@
-"""The terminal browser of rollouts: steps on the left, the rollouts of one step, and the text of one below.
+"""Terminal viewer for rollouts: steps on the left, the rollouts of a step on the right, one rollout below.
 
-What is long runs beside the screen: the means of steps, and the search in all of them. Whatever comes from
-a rollout is shown as a `Text`, because Textual reads markup in plain strings.
+Slow work runs in the background: the means of the steps, and the search in all steps. Everything that comes
+from a rollout is shown as a `Text`, because Textual parses markup in plain strings.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.widgets import DataTable, Footer, Input, Static
 
 from rlkit.errors import UserError
-from rlkit.view.bar import Bar
-from rlkit.view.data import RolloutRow, Rollouts, ordered
+from rlkit.view.bar import FilterBar
+from rlkit.view.data import RolloutRow, Rollouts, sort_rollouts
 from rlkit.view.lists import RolloutList, StepList, columns_of
-from rlkit.view.text import visible, whole
+from rlkit.view.text import render_rollout, visible
 
-MOST = 2000  # rollouts in the list: a search in all steps ends there
-PAUSE = 0.2  # seconds without a key before all steps are searched
-# So short that all keys stand in a footer of 80 columns. Textual sets no space between a group and a key.
+MAX_LISTED = 2000  # rollouts; a search in all steps stops there
+SEARCH_DELAY_SECONDS = 0.2  # a search in all steps waits for this long a pause in typing
+# Short names, so that all keys fit into a footer of 80 columns. Textual puts no space after a group's name.
 STEP = Binding.Group("Step", compact=True)
 ROLLOUT = Binding.Group("Row ", compact=True)
 SORT = Binding.Group("Sort ", compact=True)
 
 
 class Viewer(App[None]):
-    """The browser.
+    """Application that browses the rollouts of a run.
 
     Args:
-        rollouts: of the run.
-        step: where to begin; None: at the last.
+        rollouts: Rollouts of the run.
+        step: Step to show first; None for the last one.
     """
 
     ENABLE_COMMAND_PALETTE = False
@@ -53,13 +53,13 @@ class Viewer(App[None]):
         Binding("j", "rollout(1)", "Next rollout", group=ROLLOUT),
         Binding("k", "rollout(-1)", "Previous rollout", group=ROLLOUT),
         Binding("slash", "field('search')", "Find", key_display="/"),
-        Binding("a", "everywhere", "All"),
+        Binding("a", "all_steps", "All"),
         Binding("f", "field('reward')", "Filter"),
         Binding("c", "clear", "Clear"),
         Binding("s", "sort", "Sort", group=SORT),
-        Binding("S", "reverse", "The other way", group=SORT),
+        Binding("S", "reverse", "Reverse the order", group=SORT),
         Binding("r", "reload", "Reload"),
-        Binding("escape", "leave", "Back"),
+        Binding("escape", "return_to_list", "Back"),
         Binding("q", "quit", "Quit"),
     ]
 
@@ -67,13 +67,13 @@ class Viewer(App[None]):
         super().__init__()
         self.data = rollouts
         self.step = max(rollouts.files) if step is None else step
-        self.everywhere = False
-        self.sort = ("rollout", False)  # and whether the highest come first
-        self.rows: list[RolloutRow] = []  # of the step, or what was found in all
+        self.in_all_steps = False
+        self.sort = ("rollout", False)  # column, and whether the order is descending
+        self.rows: list[RolloutRow] = []  # rollouts of the step, or the matches in all steps
 
     def compose(self) -> ComposeResult:
         """Lay out the screen."""
-        yield Bar()
+        yield FilterBar()
         yield Static(id="status", markup=False)
         with Horizontal():
             yield StepList("steps")
@@ -86,165 +86,174 @@ class Viewer(App[None]):
     def on_mount(self) -> None:
         """Show the first step."""
         self.steps, self.list = self.query_one(StepList), self.query_one(RolloutList)
-        self.bar = self.query_one(Bar)
+        self.bar = self.query_one(FilterBar)
         self.steps.show(self.data, self.step)
         self._show_step(self.step)
         self.list.focus()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool:
-        """Offer the way back only from where there is one."""
-        return action != "leave" or self.focused is None or self.focused.id != "rollouts"
+        """Hide "Back" in the list of rollouts, where it would do nothing."""
+        return action != "return_to_list" or self.focused is None or self.focused.id != "rollouts"
 
     # Steps
 
     @on(DataTable.RowHighlighted, "#steps")
-    def _step_chosen(self) -> None:
-        # Not what the message says, which may be an old one: the cursor is where it is by now.
+    def _select_step(self) -> None:
+        # Read the cursor, not the message: with fast typing the message may be outdated.
         if self.steps.step != self.step:
             self._show_step(self.steps.step)
 
     def _show_step(self, step: int) -> None:
         self.step = step
-        self._set_everywhere(False)
+        self._set_scope(in_all_steps=False)
         try:
             self.rows = self.data.step(step)
         except UserError as error:
             self.rows = []
-            self._say(error)
-        self._refresh()
+            self._warn(error)
+        self._refresh_list()
 
     @on(DataTable.RowSelected, "#steps")
-    def _step_opened(self) -> None:
+    def _open_step(self) -> None:
         self.list.focus()
 
     def action_step(self, by: int) -> None:
-        """Go some steps on, or back."""
+        """Move by some steps."""
         self.steps.move(by)
 
     def action_reload(self) -> None:
-        """Look again what there is; step, rollout, filters and order stay."""
-        everywhere = self.everywhere
+        """Read the run again; the step, rollout, filters and order stay."""
+        in_all_steps = self.in_all_steps
         try:
             self.data.reload()
         except UserError as error:
-            self._say(error)
+            self._warn(error)
             return
         step = self.step if self.step in self.data.files else max(self.data.files)
         self.steps.show(self.data, step)
         self._show_step(step)
-        if everywhere:
-            self.action_everywhere()
+        if in_all_steps:
+            self.action_all_steps()
 
     # Rollouts
 
-    def _refresh(self) -> None:
-        kept = self.rows if self.everywhere else filter(self.bar.filters.keep, self.rows)
-        shown = ordered(kept, *self.sort)
-        self.list.show(shown[:MOST], columns_of(self.rows, step=self.everywhere), self.sort)
+    def _refresh_list(self) -> None:
+        # In all steps, the search has applied the filters already.
+        matches = self.rows if self.in_all_steps else filter(self.bar.filters.keep, self.rows)
+        rows = sort_rollouts(matches, *self.sort)
+        self.list.show(rows[:MAX_LISTED], columns_of(self.rows, step=self.in_all_steps), self.sort)
         self.bar.offer_reasons(self.rows)
-        self._tell(f"{len(shown)} found" if self.everywhere else f"{len(shown)} of {len(self.rows)} rollouts")
-        self._read()
+        if self.in_all_steps:
+            self._show_status(f"{len(rows)} found")
+        else:
+            self._show_status(f"{len(rows)} of {len(self.rows)} rollouts")
+        self._show_rollout()
 
     def action_rollout(self, by: int) -> None:
-        """Go some rollouts on, or back."""
+        """Move by some rollouts."""
         self.list.move(by)
 
     @on(DataTable.HeaderSelected, "#rollouts")
     def _sort_by(self, event: DataTable.HeaderSelected) -> None:
         column = event.column_key.value or "rollout"
         self.sort = column, column == self.sort[0] and not self.sort[1]
-        self._refresh()
+        self._refresh_list()
 
     def action_sort(self) -> None:
         """Sort by the next column."""
-        columns = columns_of(self.rows, step=self.everywhere)
-        place = columns.index(self.sort[0]) if self.sort[0] in columns else -1
-        self.sort = columns[(place + 1) % len(columns)], False
-        self._refresh()
+        columns = columns_of(self.rows, step=self.in_all_steps)
+        index = columns.index(self.sort[0]) if self.sort[0] in columns else -1
+        self.sort = columns[(index + 1) % len(columns)], False
+        self._refresh_list()
 
     def action_reverse(self) -> None:
-        """Sort the other way round."""
+        """Reverse the order."""
         self.sort = self.sort[0], not self.sort[1]
-        self._refresh()
+        self._refresh_list()
 
     # Filters and search
 
-    @on(Bar.Changed)
-    def _filter(self) -> None:
-        if self.everywhere:
+    @on(FilterBar.Changed)
+    def _apply_filters(self) -> None:
+        if self.in_all_steps:
             self._search()
         else:
-            self._refresh()
+            self._refresh_list()
 
     def action_clear(self) -> None:
-        """Show everything again."""
+        """Clear the search and the filters."""
         self.bar.clear()
 
-    def action_everywhere(self) -> None:
-        """Look in all steps, or in this one again."""
-        if self.everywhere:
+    def action_all_steps(self) -> None:
+        """Search in all steps, or go back to the current one."""
+        if self.in_all_steps:
             self._show_step(self.step)
             return
-        self._set_everywhere(True)
+        self._set_scope(in_all_steps=True)
         self._search()
 
-    def _set_everywhere(self, everywhere: bool) -> None:
-        self.everywhere = everywhere
+    def _set_scope(self, *, in_all_steps: bool) -> None:
+        self.in_all_steps = in_all_steps
         self.workers.cancel_group(self, "search")
-        self.bar.say_scope("in all steps" if everywhere else "in this step")
+        self.bar.show_scope("in all steps" if in_all_steps else "in this step")
 
     @work(exclusive=True, group="search")
     async def _search(self) -> None:
-        await asyncio.sleep(PAUSE)
-        steps, found = list(self.data.files), []
+        # Exclusive: each key pressed during the delay cancels the search before it.
+        await asyncio.sleep(SEARCH_DELAY_SECONDS)
+        steps, matches = list(self.data.files), []
         for count, step in enumerate(steps, start=1):
             try:
-                found += await asyncio.to_thread(self.data.find, step, self.bar.filters)
+                matches += await asyncio.to_thread(self.data.find, step, self.bar.filters)
             except UserError as error:
-                self._say(error)
-            self._tell(f"searched {count} of {len(steps)} steps, {len(found)} rollouts found")
-            if len(found) > MOST:
-                self.notify(f"more than {MOST} found: the rest is left out", markup=False)
+                self._warn(error)
+            self._show_status(f"searched {count} of {len(steps)} steps, found {len(matches)} rollouts")
+            if len(matches) > MAX_LISTED:
+                self.notify(f"more than {MAX_LISTED} rollouts found, showing the first", markup=False)
                 break
-        self.rows = found[:MOST]
-        self._refresh()
+        self.rows = matches[:MAX_LISTED]
+        self._refresh_list()
 
     # One rollout
 
     @on(DataTable.RowHighlighted, "#rollouts")
-    def _read(self) -> None:
+    def _show_rollout(self) -> None:
         text = Text()
-        if (place := self.list.current) is not None:
-            step, rollout = place
+        if (key := self.list.current) is not None:
+            step, number = key
             try:
                 rows = self.data.step(step)
-                text = whole(rows[rollout - 1], len(rows), self.bar.filters.text)
-            except (UserError, IndexError, KeyError):  # the run was resumed and has taken it back
-                text = Text("It is not there any more: press r.")
+                text = render_rollout(rows[number - 1], len(rows), self.bar.filters.text)
+            except (
+                UserError,
+                IndexError,
+                KeyError,
+            ):  # a run that resumes deletes the steps after its checkpoint
+                text = Text("This rollout no longer exists. Press r to reload.")
         self.query_one("#text", Static).update(text)
         self.query_one("#detail").scroll_home(animate=False)
 
     @on(DataTable.RowSelected, "#rollouts")
-    def _read_alone(self) -> None:
+    def _read_full_screen(self) -> None:
         self.screen.add_class("reading")
         self.query_one("#detail").focus()
 
     @on(Input.Submitted)
-    def action_leave(self) -> None:
-        """Leave the whole screen or a filter, and be in the list."""
+    def action_return_to_list(self) -> None:
+        """Go back to the list, from a full-screen rollout or from a filter."""
         self.screen.remove_class("reading")
         self.list.focus()
 
     def action_field(self, name: str) -> None:
-        """Go to a filter."""
+        """Focus a search or filter field."""
         self.screen.remove_class("reading")
         self.query_one(f"#{name}").focus()
 
-    # What is said
+    # Status and warnings
 
-    def _tell(self, counts: str) -> None:
-        where = "all steps" if self.everywhere else f"step {self.step}"
-        self.query_one("#status", Static).update(Text(f"{visible(str(self.data.run))} · {where} · {counts}"))
+    def _show_status(self, counts: str) -> None:
+        scope = "all steps" if self.in_all_steps else f"step {self.step}"
+        self.query_one("#status", Static).update(Text(f"{visible(str(self.data.run))} · {scope} · {counts}"))
 
-    def _say(self, error: UserError) -> None:
+    def _warn(self, error: UserError) -> None:
         self.notify(visible(str(error)), severity="warning", markup=False)

@@ -1,4 +1,4 @@
-"""The two lines above the lists: search and filters."""
+"""Search and filter fields, in two lines above the lists."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from textual.containers import Horizontal, Vertical
 from textual.message import Message
 from textual.widgets import Input, Select, Static
 
-from rlkit.view.data import Filters, RolloutRow, parse_range, reasons
+from rlkit.view.data import Filters, RolloutRow, invalid_reasons, parse_range
 from rlkit.view.text import cell
 
-CUT = [("cut or not", None), ("truncated", True), ("not truncated", False)]
-VALID: list[tuple[str, Any]] = [("valid or not", None), ("invalid", True), ("valid", False)]
+TRUNCATED_OPTIONS = [("truncated: any", None), ("truncated", True), ("not truncated", False)]
+INVALID_OPTIONS: list[tuple[str, Any]] = [("invalid: any", None), ("invalid", True), ("valid", False)]
 
 
-class Bar(Vertical):
-    """The fields of `Filters`; what cannot be read leaves its filter as it was, and is red."""
+class FilterBar(Vertical):
+    """Input fields of `Filters`; a malformed range is red and leaves its filter unchanged."""
 
     DEFAULT_CSS = """
-    Bar, Bar Horizontal { height: auto; }
+    FilterBar, FilterBar Horizontal { height: auto; }
     #search { width: 1fr; }
     #scope { width: auto; padding: 0 1; }
     #reward, #length, #truncated { width: 1fr; }
     #invalid { width: 2fr; }
-    .wrong { color: $error; }
+    .malformed { color: $error; }
     """
 
     class Changed(Message):
-        """The filters are others."""
+        """Posted when the filters have changed."""
 
     def __init__(self) -> None:
         super().__init__(id="bar")
         self.filters = Filters()
-        self._reasons: list[str] = []  # of all rollouts seen so far
+        self._reasons: list[str] = []  # offered so far, from all steps that were shown
 
     def compose(self) -> ComposeResult:
         """Lay out the fields."""
@@ -47,8 +47,8 @@ class Bar(Vertical):
         with Horizontal():
             yield Input(id="reward", placeholder="reward 0.2..0.8", compact=True)
             yield Input(id="length", placeholder="length ..100", compact=True)
-            yield Select(CUT, id="truncated", allow_blank=False, compact=True)
-            yield Select(VALID, id="invalid", allow_blank=False, compact=True)
+            yield Select(TRUNCATED_OPTIONS, id="truncated", allow_blank=False, compact=True)
+            yield Select(INVALID_OPTIONS, id="invalid", allow_blank=False, compact=True)
 
     @on(Input.Changed)
     @on(Select.Changed)
@@ -58,8 +58,8 @@ class Bar(Vertical):
             text=self.query_one("#search", Input).value,
             reward=self._range("reward"),
             length=self._range("length"),
-            truncated=self._chosen("truncated").value,
-            invalid=self._chosen("invalid").value,
+            truncated=self._select("truncated").value,
+            invalid=self._select("invalid").value,
         )
         if filters != self.filters:
             self.filters = filters
@@ -70,34 +70,36 @@ class Bar(Vertical):
         try:
             limits = parse_range(field.value)
         except ValueError:
-            field.add_class("wrong")
+            # Likely half typed: keep the last valid range until it is complete.
+            field.add_class("malformed")
             return getattr(self.filters, name)
-        field.remove_class("wrong")
+        field.remove_class("malformed")
         return limits
 
-    def _chosen(self, name: str) -> Any:
+    def _select(self, name: str) -> Any:
         return self.query_one(f"#{name}", Select)
 
     def clear(self) -> None:
-        """Let everything through."""
+        """Clear the search and all filters."""
         for field in self.query(Input):
             field.value = ""
         for name in ("truncated", "invalid"):
-            self._chosen(name).value = None
+            self._select(name).value = None
 
     def offer_reasons(self, rows: Iterable[RolloutRow]) -> None:
-        """Offer the reasons of these rollouts besides those offered before."""
-        new = [reason for reason in reasons(rows) if reason not in self._reasons]
+        """Add the reasons why these rollouts are invalid to the options of the filter."""
+        new = [reason for reason in invalid_reasons(rows) if reason not in self._reasons]
         if not new:
             return
         self._reasons += new
-        choice = self._chosen("invalid")
-        value = choice.value
-        found = [(cell("invalid", reason).plain, reason) for reason in self._reasons]
-        with choice.prevent(Select.Changed):
-            choice.set_options([(Text(label), value) for label, value in [*VALID, *found]])
-            choice.value = value
+        select = self._select("invalid")
+        selected = select.value
+        reason_options = [(cell("invalid", reason).plain, reason) for reason in self._reasons]
+        # Setting options resets the value, which would clear the filter and post Changed.
+        with select.prevent(Select.Changed):
+            select.set_options([(Text(label), value) for label, value in [*INVALID_OPTIONS, *reason_options]])
+            select.value = selected
 
-    def say_scope(self, scope: str) -> None:
-        """Say where it is looked."""
+    def show_scope(self, scope: str) -> None:
+        """Show the scope of the search."""
         self.query_one("#scope", Static).update(Text(scope))

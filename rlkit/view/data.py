@@ -1,6 +1,7 @@
-"""The saved rollouts of a run: read a step at a time, filtered, ordered and searched. No terminal here.
+"""Saved rollouts of a run: reading by step, filtering, sorting and searching, without any terminal code.
 
-A rollout is a dictionary of what its file has, with `step` and `rollout`, its place in that step from 1.
+A rollout is a dictionary of the columns of its file, plus `step` and `rollout`, its number in the step
+(from 1).
 """
 
 from __future__ import annotations
@@ -14,21 +15,21 @@ from pathlib import Path
 from typing import Any, Protocol
 
 RolloutRow = dict[str, Any]
-LISTED = ("task_id", "reward", "advantage", "length", "truncated", "invalid", "log_prob_gap")
-TEXTS = ("prompt", "turns", "completion")
+LIST_COLUMNS = ("task_id", "reward", "advantage", "length", "truncated", "invalid", "log_prob_gap")
+TEXT_COLUMNS = ("prompt", "turns", "completion")
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?"
 
 
 @dataclass(frozen=True)
 class Filters:
-    """Which rollouts to show; what a rollout does not have is in no range.
+    """Conditions that a rollout must meet to be shown; a missing value is outside every range.
 
     Attributes:
-        text: stands in the prompt or in a turn, in any case of letters.
-        reward: lowest and highest.
-        length: fewest and most tokens.
-        truncated: None for all.
-        invalid: None for all, True for those that are, False for those that are not, or the reason.
+        text: Substring of the prompt or of a turn; case is ignored.
+        reward: Minimum and maximum reward.
+        length: Minimum and maximum number of tokens.
+        truncated: Whether the rollout is truncated; None for either.
+        invalid: Whether the rollout is invalid, or the reason why it is; None for either.
     """
 
     text: str = ""
@@ -38,29 +39,33 @@ class Filters:
     invalid: bool | str | None = None
 
     def keep(self, row: Mapping[str, Any]) -> bool:
-        """Whether to show a rollout."""
+        """Return whether a rollout meets all conditions."""
         return (
-            _inside(row.get("reward"), self.reward)
-            and _inside(row.get("length"), self.length)
+            _in_range(row.get("reward"), self.reward)
+            and _in_range(row.get("length"), self.length)
             and self.truncated in (None, bool(row.get("truncated")))
             and self.invalid in (None, row.get("invalid"), row.get("invalid") is not None)
-            and (not self.text or any(self.text.casefold() in text.casefold() for text in texts(row)))
+            and (not self.text or any(self.text.casefold() in text.casefold() for text in searchable(row)))
         )
 
 
-def _inside(value: float | None, limits: tuple[float, float] | None) -> bool:
+def _in_range(value: float | None, limits: tuple[float, float] | None) -> bool:
     return limits is None or (value is not None and limits[0] <= value <= limits[1])
 
 
-def texts(row: Mapping[str, Any]) -> list[str]:
-    """What can be searched: the prompt, and each turn or, in older files, the completion."""
+def searchable(row: Mapping[str, Any]) -> list[str]:
+    """Return the strings that a search covers: the prompt and each turn (in older files, the completion)."""
     turns = row.get("turns")
-    said = [turn.get("content") for turn in turns] if turns else [row.get("completion")]
-    return [str(text) for text in (row.get("prompt"), *said) if text is not None]
+    contents = [turn.get("content") for turn in turns] if turns else [row.get("completion")]
+    return [str(text) for text in (row.get("prompt"), *contents) if text is not None]
 
 
 def parse_range(text: str) -> tuple[float, float] | None:
-    """Read `0.5`, `0.2..0.8`, `..0.5` or `0.5..`; nothing is None. Raises ValueError for anything else."""
+    """Parse `0.5`, `0.2..0.8`, `..0.5` or `0.5..` into (minimum, maximum); empty input gives None.
+
+    Raises:
+        ValueError: If the input is anything else.
+    """
     text = text.strip()
     if not text:
         return None
@@ -68,26 +73,26 @@ def parse_range(text: str) -> tuple[float, float] | None:
         return float(text), float(text)
     match = re.fullmatch(rf"({NUMBER})?\s*\.\.\s*({NUMBER})?", text, re.IGNORECASE)
     if match is None:
-        raise ValueError(f"{text!r} is no range such as 0.2..0.8")
+        raise ValueError(f"{text!r} is not a range such as 0.2..0.8")
     return float(match[1] or -math.inf), float(match[2] or math.inf)
 
 
-def ordered(rows: Iterable[RolloutRow], column: str, descending: bool) -> list[RolloutRow]:
-    """Sort by a column; rollouts that have no value come last either way, and equal ones stay in order."""
+def sort_rollouts(rows: Iterable[RolloutRow], column: str, descending: bool) -> list[RolloutRow]:
+    """Sort rollouts stably by a column; those without a value come last in both directions."""
     rows = list(rows)
-    having = [row for row in rows if row.get(column) is not None]
-    # Places in a step, of several steps, are those in the run.
-    having.sort(key=place if column == "rollout" else itemgetter(column), reverse=descending)
-    return having + [row for row in rows if row.get(column) is None]
+    with_value = [row for row in rows if row.get(column) is not None]
+    # Numbers start again in each step, so rollouts of several steps are sorted by step first.
+    with_value.sort(key=rollout_key if column == "rollout" else itemgetter(column), reverse=descending)
+    return with_value + [row for row in rows if row.get(column) is None]
 
 
-def place(row: RolloutRow) -> tuple[int, int]:
-    """Step and place in it, which name a rollout of a run."""
+def rollout_key(row: RolloutRow) -> tuple[int, int]:
+    """Return the step and number of a rollout, which identify it in a run."""
     return row["step"], row["rollout"]
 
 
-def reasons(rows: Iterable[RolloutRow]) -> list[str]:
-    """The reasons for which rollouts are invalid, the most frequent first."""
+def invalid_reasons(rows: Iterable[RolloutRow]) -> list[str]:
+    """Return the reasons why rollouts are invalid, the most frequent first."""
     counts: dict[str, int] = {}
     for row in rows:
         if row.get("invalid") is not None:
@@ -96,16 +101,16 @@ def reasons(rows: Iterable[RolloutRow]) -> list[str]:
 
 
 class RolloutSource(Protocol):
-    """Reads saved rollouts; `rlkit.runs.record.RolloutFiles` does."""
+    """Reader of saved rollouts; `rlkit.runs.record.RolloutFiles` implements it."""
 
     run: Path
 
     @property
     def files(self) -> Mapping[int, Path]:
-        """The file of each step."""
+        """File of each step."""
 
     def reload(self) -> None:
-        """List the files again; raises UserError when there are none."""
+        """List the files again; raises UserError if there are none."""
 
     def version(self, step: int) -> int:
         """Return a number that changes when the file of a step does."""
@@ -114,14 +119,14 @@ class RolloutSource(Protocol):
         """Return the columns of a step's file."""
 
     def read(self, step: int, columns: Collection[str] | None = None) -> list[dict[str, Any]]:
-        """Return the records of a step, or some of their columns."""
+        """Return the records of a step, with all columns or the given ones."""
 
 
 class Rollouts:
-    """The rollouts of a run, which may still train; what was read is kept until the file changes.
+    """Rollouts of a run that may still be training; a step is cached until its file changes.
 
     Args:
-        source: reads them.
+        source: Reader of the run's files.
     """
 
     def __init__(self, source: RolloutSource):
@@ -132,31 +137,34 @@ class Rollouts:
 
     @property
     def files(self) -> Mapping[int, Path]:
-        """The file of each step."""
+        """File of each step."""
         return self.source.files
 
     def reload(self) -> None:
-        """Look again which files there are; raises UserError when there are none."""
+        """List the files again; raises UserError if there are none."""
         self.source.reload()
 
     def step(self, step: int) -> list[RolloutRow]:
-        """All rollouts of a step with all they have; raises UserError when the file cannot be read."""
+        """Return all rollouts of a step with all columns; raises UserError if the file cannot be read."""
         version = self.source.version(step)
         if self._step is None or self._step[:2] != (step, version):
             self._step = step, version, self._read(step)
         return self._step[2]
 
     def find(self, step: int, filters: Filters) -> list[RolloutRow]:
-        """The rollouts of a step that the filters keep, with what a list shows of them."""
-        rows = self._read(step, (*LISTED, *(TEXTS if filters.text else ())))
-        return [{k: v for k, v in row.items() if k not in TEXTS} for row in rows if filters.keep(row)]
+        """Return the rollouts of a step that the filters keep, with the columns of the list alone.
+
+        Prompts and turns are most of a file, so they are read only if they are searched.
+        """
+        rows = self._read(step, (*LIST_COLUMNS, *(TEXT_COLUMNS if filters.text else ())))
+        return [{k: v for k, v in row.items() if k not in TEXT_COLUMNS} for row in rows if filters.keep(row)]
 
     def rewards(self, step: int) -> list[str]:
-        """The columns of a step's file that are rewards."""
+        """Return the columns of a step's file that are rewards."""
         return [name for name in self.source.columns(step) if _is_reward(name)]
 
     def means(self, step: int) -> RolloutRow:
-        """How many rollouts a step has, and the means of their rewards, lengths and flags."""
+        """Return the number of a step's rollouts and the means of their rewards, lengths and flags."""
         version = self.source.version(step)
         if self._means.get(step, (None,))[0] != version:
             names = [*filter(_is_reward, self.source.columns(step)), "length", "truncated"]
@@ -173,7 +181,7 @@ class Rollouts:
 
     def _read(self, step: int, columns: Collection[str] | None = None) -> list[RolloutRow]:
         if columns is not None and "turns" in columns and "turns" in self.source.columns(step):
-            columns = [name for name in columns if name != "completion"]  # it is the assistant's turns
+            columns = [name for name in columns if name != "completion"]  # the turns contain it
         rows = self.source.read(step, columns)
         return [{**row, "step": step, "rollout": number} for number, row in enumerate(rows, start=1)]
 

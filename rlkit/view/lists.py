@@ -1,4 +1,4 @@
-"""The two lists: the steps of a run, and rollouts."""
+"""The two lists of the viewer: the steps of a run, and rollouts."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from textual.binding import Binding, BindingType
 from textual.widgets import DataTable
 
 from rlkit.errors import UserError
-from rlkit.view.data import LISTED, RolloutRow, Rollouts, place
+from rlkit.view.data import LIST_COLUMNS, RolloutRow, Rollouts, rollout_key
 from rlkit.view.text import cell, mean_cell, visible
 
-HEADS = {"rollout": "#", "task_id": "task", "log_prob_gap": "gap", "rollouts": "n", "truncated": "cut"}
+# Short headers, since the list of steps shares the screen with the rollouts.
+HEADERS = {"rollout": "#", "task_id": "task", "log_prob_gap": "gap", "rollouts": "n", "truncated": "trunc"}
 
 
-class List(DataTable):
-    """A list with a row as cursor, whose Enter stands in the footer."""
+class RowTable(DataTable):
+    """A table with a row cursor; the footer shows its Enter key, which DataTable's own binding hides."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("enter", "select_cursor", "Open")]
 
@@ -27,43 +28,44 @@ class List(DataTable):
         super().__init__(id=id, cursor_type="row")
 
     def move(self, by: int) -> None:
-        """Move the cursor; it stops at the ends."""
+        """Move the cursor by some rows, at most to the first or last one."""
         self.move_cursor(row=self.cursor_row + by)
 
-    def add_head(self, column: str, arrow: str = "") -> None:
-        """Add a column under a short name."""
-        name = visible(HEADS.get(column, column.removeprefix("rewards/")))
+    def add_header(self, column: str, arrow: str = "") -> None:
+        """Add a column with its short header."""
+        name = visible(HEADERS.get(column, column.removeprefix("rewards/")))
         self.add_column(Text(name + arrow), key=column)
 
 
-class StepList(List):
-    """The steps with their means, which come in while it is looked at, the newest first."""
+class StepList(RowTable):
+    """The steps of a run with their means, which are read in the background, the newest first."""
 
     def show(self, rollouts: Rollouts, step: int) -> None:
-        """List the steps, with the cursor at one."""
+        """List the steps and put the cursor on one."""
         self._steps = list(rollouts.files)
         self.clear(columns=True)
         try:
             rewards = rollouts.rewards(self._steps[-1])
-        except UserError:  # the viewer says so when the step is chosen
+        except UserError:  # the viewer shows the error when the step is selected
             rewards = []
         columns = ("rollouts", *rewards, "length", "truncated", "invalid")
         for column in ("step", *columns):
-            self.add_head(column)
+            self.add_header(column)
         for number in self._steps:
             self.add_row(Text(str(number), justify="right"), *(Text() for _ in columns), key=str(number))
         row = self._steps.index(step)
         self.move_cursor(row=row)
-        self.call_after_refresh(self.move_cursor, row=row)  # to scroll there it must know its height
-        self._fill(rollouts)
+        # Once more after the layout: before it, the height is unknown and the list does not scroll.
+        self.call_after_refresh(self.move_cursor, row=row)
+        self._fill_means(rollouts)
 
     @property
     def step(self) -> int:
-        """The step at the cursor."""
+        """Step at the cursor."""
         return self._steps[self.cursor_row]
 
     @work(exclusive=True)
-    async def _fill(self, rollouts: Rollouts) -> None:
+    async def _fill_means(self, rollouts: Rollouts) -> None:
         for step in reversed(self._steps):
             try:
                 means = await asyncio.to_thread(rollouts.means, step)
@@ -75,35 +77,39 @@ class StepList(List):
                     self.update_cell(str(step), column, value, update_width=True)
 
 
-class RolloutList(List):
-    """Rollouts, of one step or of several."""
+class RolloutList(RowTable):
+    """Rollouts of one or more steps."""
 
-    shown: Sequence[RolloutRow] = ()
+    rows_shown: Sequence[RolloutRow] = ()
 
     def show(self, rows: Sequence[RolloutRow], columns: Sequence[str], sort: tuple[str, bool]) -> None:
-        """List rollouts; the one at the cursor stays there, where it is among them."""
-        before = self.current
-        self.shown = rows
+        """List rollouts, and keep the cursor on the current one if it is among them."""
+        previous = self.current
+        self.rows_shown = rows
         self.clear(columns=True)
+        sort_column, descending = sort
+        arrow = " ▼" if descending else " ▲"
         for column in columns:
-            self.add_head(column, (" ▼" if sort[1] else " ▲") if column == sort[0] else "")
+            self.add_header(column, arrow if column == sort_column else "")
         for row in rows:
             self.add_row(*(cell(column, row.get(column)) for column in columns))
-        self.go_to(before)
+        self.go_to(previous)
 
     @property
     def current(self) -> tuple[int, int] | None:
-        """Step and place of the rollout at the cursor."""
-        return place(self.shown[self.cursor_row]) if self.cursor_row < len(self.shown) else None
+        """Step and number of the rollout at the cursor."""
+        if self.cursor_row >= len(self.rows_shown):
+            return None
+        return rollout_key(self.rows_shown[self.cursor_row])
 
-    def go_to(self, wanted: tuple[int, int] | None) -> None:
-        """Move the cursor to a rollout, if it is listed."""
-        places = [place(row) for row in self.shown]
-        if wanted in places:
-            self.move_cursor(row=places.index(wanted))
+    def go_to(self, key: tuple[int, int] | None) -> None:
+        """Move the cursor to a rollout if it is listed."""
+        keys = [rollout_key(row) for row in self.rows_shown]
+        if key in keys:
+            self.move_cursor(row=keys.index(key))
 
 
 def columns_of(rows: Sequence[RolloutRow], *, step: bool) -> list[str]:
-    """What a list says of rollouts: what they have."""
-    there = {key for row in rows for key in row}
-    return ["step"] * step + ["rollout", *(name for name in LISTED if name in there)]
+    """Return the columns of a list: those that any of the rollouts has, after the step if `step` is set."""
+    available = {key for row in rows for key in row}
+    return ["step"] * step + ["rollout", *(name for name in LIST_COLUMNS if name in available)]

@@ -1,7 +1,7 @@
-"""How rollouts look in the terminal: cells of the lists, and the text of one.
+"""Rendering of rollouts in the terminal: cells of the lists, and the page of one rollout.
 
-What a model wrote is never markup and never steers the terminal: everything is a rich `Text`, in which
-control characters are made visible.
+Model output is untrusted. It is wrapped in a rich `Text`, which parses no markup, and its control characters
+are replaced by visible symbols, so that it cannot send commands to the terminal.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from typing import Any
 
 from rich.text import Text
 
-CELL = 60  # characters of a cell
-KNOWN = (
+MAX_CELL_CHARACTERS = 60
+MAX_FIELD_CHARACTERS = 500  # of a column that only some environments have
+SHOWN_COLUMNS = (  # all others are listed as `name: value`
     *("step", "rollout", "task_id", "prompt", "completion", "answer", "turns", "reward", "advantage"),
     *("truncated", "invalid", "length", "environment_tokens", "log_prob_gap"),
 )
@@ -21,36 +22,36 @@ TOKENS = {
     "length": "{} tokens sampled",
     "environment_tokens": "{} from the environment",
 }
-# All but line end and tab: among them the beginnings of the terminal's commands, and bidirectional overrides.
+# C0 and C1 controls except newline and tab (they introduce escape sequences), and bidirectional overrides.
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def visible(text: str) -> str:
-    """The text with control characters shown as signs: escape is ␛."""
+    """Replace control characters by visible symbols; escape becomes ␛."""
     text = text.replace("\r\n", "\n")
     return CONTROL.sub(lambda match: chr(0x2400 + ord(match[0])) if match[0] < " " else "\ufffd", text)
 
 
-def number(value: float) -> str:
-    """A number in few digits."""
+def _format_number(value: float) -> str:
     return str(value) if isinstance(value, int) else f"{value:.4g}"
 
 
 def cell(column: str, value: object) -> Text:
-    """One cell of the list of rollouts."""
+    """Return a cell of the list of rollouts, in one line."""
     if value is None:
         return Text("")
     if column == "truncated":
         return Text("yes" if value else "", style="yellow")
     if isinstance(value, int | float):
-        return Text(number(value), justify="right")
+        return Text(_format_number(value), justify="right")
     text = visible(" ".join(str(value).split()))
-    short = text if len(text) <= CELL else text[: CELL - 1] + "…"
-    return Text(short, style="red" if column == "invalid" else "", no_wrap=True)
+    if len(text) > MAX_CELL_CHARACTERS:
+        text = text[: MAX_CELL_CHARACTERS - 1] + "…"
+    return Text(text, style="red" if column == "invalid" else "", no_wrap=True)
 
 
 def mean_cell(column: str, value: float | None) -> Text:
-    """One cell of the list of steps."""
+    """Return a cell of the list of steps."""
     if value is None:
         return Text("")
     if column in ("truncated", "invalid"):
@@ -59,57 +60,76 @@ def mean_cell(column: str, value: float | None) -> Text:
     return Text(format(value, digits), justify="right")
 
 
-def whole(row: Mapping[str, Any], of: int, search: str = "") -> Text:
-    """All there is of one rollout: its numbers, the prompt, the turns, and the right answer."""
+def render_rollout(row: Mapping[str, Any], num_rollouts: int, search: str = "") -> Text:
+    """Return the page of one rollout: its numbers, prompt, turns and reference answer.
+
+    Args:
+        row: Rollout to render.
+        num_rollouts: Number of rollouts in its step.
+        search: String to highlight; case is ignored.
+    """
     text = Text()
-    for line in _facts(row, of):
+    for line in _facts(row, num_rollouts):
         text.append_text(line).append("\n")
-    for title, style, content, body in _parts(row):
-        text.append(f"\n── {visible(title)} ──\n", style=style)
-        text.append(visible(content) + "\n", style=body)
+    for title, title_style, content, content_style in _sections(row):
+        text.append(f"\n── {visible(title)} ──\n", style=title_style)
+        text.append(visible(content) + "\n", style=content_style)
     if search:
-        # One line at a time would miss what goes on in the next one.
+        # Over the complete text: line by line, a match across a line break would be missed.
         text.highlight_regex(re.compile(re.escape(visible(search)), re.IGNORECASE), "black on yellow")
     return text
 
 
-def _facts(row: Mapping[str, Any], of: int) -> Iterator[Text]:
-    place = f"step {row['step']} · rollout {row['rollout']} of {of}"
-    task = row.get("task_id")
-    yield Text(place if task is None else f"{place} · task {visible(str(task))}", style="bold")
-    facts = [f"{key} {number(row[key])}" for key in ("reward", "advantage") if row.get(key) is not None]
-    if facts or row.get("truncated"):
-        yield Text(" · ".join([*facts, *["truncated"] * bool(row.get("truncated"))]))
-    parts = {key.removeprefix("rewards/"): row[key] for key in row if key.startswith("rewards/")}
-    if parts:
-        said = (f"{key} {'–' if value is None else number(value)}" for key, value in parts.items())
-        yield Text(f"rewards: {' · '.join(said)}")
+def _facts(row: Mapping[str, Any], num_rollouts: int) -> Iterator[Text]:
+    heading = f"step {row['step']} · rollout {row['rollout']} of {num_rollouts}"
+    if row.get("task_id") is not None:
+        heading += f" · task {visible(str(row['task_id']))}"
+    yield Text(heading, style="bold")
+    facts = [
+        f"{key} {_format_number(row[key])}" for key in ("reward", "advantage") if row.get(key) is not None
+    ]
+    if row.get("truncated"):
+        facts.append("truncated")
+    if facts:
+        yield Text(" · ".join(facts))
+    rewards = []
+    for key, value in row.items():
+        if key.startswith("rewards/"):
+            rewards.append(
+                f"{key.removeprefix('rewards/')} {'–' if value is None else _format_number(value)}"
+            )
+    if rewards:
+        yield Text(f"rewards: {' · '.join(rewards)}")
     if row.get("invalid") is not None:
         yield Text(f"invalid: {visible(str(row['invalid']))}", style="red")
     tokens = [form.format(row[key]) for key, form in TOKENS.items() if row.get(key) is not None]
     if row.get("log_prob_gap") is not None:
-        tokens.append(f"log-prob gap {number(row['log_prob_gap'])} nats")
+        tokens.append(f"log-prob gap {_format_number(row['log_prob_gap'])} nats")
     if tokens:
         yield Text(" · ".join(tokens))
-    others = [key for key in row if key not in KNOWN and not key.startswith("rewards/")]
-    for key in others:
-        if row[key] is not None:
-            yield Text(visible(f"{key}: {row[key]}")[:500], style="dim")
+    for key, value in row.items():
+        if value is not None and key not in SHOWN_COLUMNS and not key.startswith("rewards/"):
+            yield Text(visible(f"{key}: {value}")[:MAX_FIELD_CHARACTERS], style="dim")
 
 
-def _parts(row: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
-    """Title, style of the title, text, and style of the text."""
+def _sections(row: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
+    """Yield title, style of the title, content and style of the content."""
     if row.get("prompt") is not None:
         yield "prompt", "bold magenta", str(row["prompt"]), ""
+    # Files from before multi-turn rollouts have no turns.
     turns = row.get("turns") or [{"role": "assistant", "content": row.get("completion")}]
-    for number_, turn in enumerate(turns, start=1):
+    for turn_number, turn in enumerate(turns, start=1):
         role = str(turn.get("role"))
-        title = role if role == "assistant" else f"environment ({role})"
-        title = f"{title}, turn {number_}" if len(turns) > 1 else title
+        by_model = role == "assistant"
+        title = role if by_model else f"environment ({role})"
+        if len(turns) > 1:
+            title += f", turn {turn_number}"
         if turn.get("tokens") is not None:
             title += f", {turn['tokens']} tokens"
-        own = role == "assistant"
-        said = "" if turn.get("content") is None else str(turn["content"])
-        yield title, "bold cyan" if own else "bold yellow", said, "" if own else "yellow"
+        content = "" if turn.get("content") is None else str(turn["content"])
+        if by_model:
+            yield title, "bold cyan", content, ""
+        else:
+            yield title, "bold yellow", content, "yellow"
     if row.get("answer") is not None:
-        yield "right answer", "bold green", str(row["answer"]), "green"
+        yield "reference answer", "bold green", str(row["answer"]), "green"

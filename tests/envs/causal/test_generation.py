@@ -171,8 +171,8 @@ def test_sample_follows_the_tables():
 
 
 def test_query_distribution_on_graphs_of_the_papers_size():
-    """The shares follow from the sampling; measured on the release: 10 % of targets are the conditioned node,
-    and 58 % of counterfactuals observe the intervened node.
+    """The shares follow from the sampling; measured on the release: 10% of targets are the conditioned node,
+    and 58% of counterfactuals observe the intervened node.
     """
     for level in LEVELS:
         tasks = CausalEnvironment(level=level, questions_per_graph=4).tasks("test", 1200)

@@ -1,4 +1,4 @@
-"""A good environment passes; each broken one is caught by the check meant for it."""
+"""A sound environment passes all checks; each broken one fails the check meant for it."""
 
 import json
 import random
@@ -66,7 +66,7 @@ class WrongAnswer(Sums):
 
 class WrongSolution(Sums):
     def solution(self, task):
-        return "I do not know"
+        return "I don't know"
 
 
 class PaysEmpty(Sums):
@@ -108,7 +108,7 @@ class DependsOnN(Sums):
         return datasets.Dataset.from_list([self.row(split, seed, n + i) for i in range(n)])
 
 
-class TwoFew(Sums):
+class OneTooFew(Sums):
     def tasks(self, split, n=None, seed=0):
         return super().tasks(split, n - 1, seed)
 
@@ -163,7 +163,7 @@ class Unpicklable(Sums):
 
 
 class Dialogue(Sums):
-    """The environment gives the sum to who asks for it."""
+    """Multi-turn environment that replies to "ask" with the sum."""
 
     max_turns = 2
 
@@ -171,11 +171,11 @@ class Dialogue(Sums):
         return ["ask", self.solution(task)]
 
     def respond(self, turns):
-        asked = [turn.messages[-1]["content"] == "ask" for turn in turns]
-        return [
-            Reply(str(turn.task["total"])) if ask else Reply(done=True)
-            for turn, ask in zip(turns, asked, strict=True)
-        ]
+        replies = []
+        for turn in turns:
+            asks = turn.messages[-1]["content"] == "ask"
+            replies.append(Reply(str(turn.task["total"])) if asks else Reply(done=True))
+        return replies
 
 
 class WrongScript(Dialogue):
@@ -207,64 +207,65 @@ def failures(environment):
     return {c.name: c.detail for c in check_environment(environment, n=12) if not c.passed}
 
 
-def test_a_sound_environment_passes():
+def test_checks_pass_for_a_sound_environment():
     checks = check_environment(Sums(), n=12)
     assert [c for c in checks if not c.passed] == [] and len(checks) == 15
     assert all(check.detail == "" for check in checks)
 
 
-def test_a_sound_environment_of_several_turns_passes():
+def test_checks_pass_for_a_sound_multi_turn_environment():
     assert [c for c in check_environment(Dialogue(), n=12) if not c.passed] == []
 
 
 @pytest.mark.parametrize(
     ("cls", "check", "detail"),
     [
-        (WrongAnswer, "the right answer gets full marks", "correct 0.0 and reward 0.2 of 1"),
-        (WrongSolution, "the worked solution gets full marks", "'I do not know'"),
-        (PaysEmpty, "an empty answer gets nothing", "reward 0.2"),
-        (PaysGarbage, "garbage is not right", "correct 1.0"),
-        (WrongScript, "scripts of several turns get full marks", "correct 0.0 and reward 0.2 of 1"),
-        (FewScripts, "scripts of several turns get full marks", "of 12 tasks have no script"),
-        (NoScripts, "scripts of several turns get full marks", "12 of 12 tasks have no script"),
-        (Fails, "scripts of several turns get full marks", "no backend"),
-        (Guessable, "what is right most often is rarely right", "'0' is right on 6 of 12 tasks"),
-        (Raises, "the right answer gets full marks", "task 0 (train-"),
-        (IgnoresSeed, "another seed gives other tasks", "seeds 0 and 1"),
-        (IgnoresSplit, "an id names one task, in one split", "is in train and in dev"),
+        (WrongAnswer, "the reference answer earns the maximum reward", "correct 0.0 and reward 0.2 of 1"),
+        (WrongSolution, "the worked solution earns the maximum reward", "I don't know"),
+        (PaysEmpty, "an empty answer earns nothing", "reward 0.2"),
+        (PaysGarbage, "a garbage answer is not correct", "correct 1.0"),
+        (WrongScript, "the reference script earns the maximum reward", "correct 0.0 and reward 0.2 of 1"),
+        (FewScripts, "the reference script earns the maximum reward", "of 12 tasks have no script"),
+        (NoScripts, "the reference script earns the maximum reward", "12 of 12 tasks have no script"),
+        (Fails, "the reference script earns the maximum reward", "no backend"),
+        (Guessable, "the most frequent answer is rarely correct", "'0' is correct for 6 of 12 tasks"),
+        (Raises, "the reference answer earns the maximum reward", "task 0 (train-"),
+        (IgnoresSeed, "another seed gives different tasks", "seeds 0 and 1"),
+        (IgnoresSplit, "a task id names one task in one split", "is in train and in dev"),
         (ForgetsSeed, "the same seed gives the same tasks", "differs in prompt"),
-        (CoarseIds, "an id names one task, in one split", "train-0 names two tasks of train"),
-        (DependsOnN, "the first 8 of 16 tasks are the 8", "task 0"),
-        (TwoFew, "there are as many tasks as asked for", "asked for 12 tasks, got 11"),
-        (NoPrompt, "tasks have the columns they need", "no column 'prompt'"),
-        (TextPrompt, "prompts are chats, ids are texts", "not a list of messages"),
-        (AssistantLast, "prompts are chats, ids are texts", "the last message is the assistant's"),
-        (NumberIds, "prompts are chats, ids are texts", "task_id is 0"),
-        (MissingColumn, "tasks have the columns they need", "needs a column 'sum_'"),
-        (MissingBreakdown, "tasks have the columns they need", "'sizes'"),
-        (UnknownReward, "rewards and weights are well formed", "did you mean 'correct'"),
-        (InfiniteWeight, "rewards and weights are well formed", "finite"),
-        (UnknownMetric, "rewards and weights are well formed", "'accuracy' is not among"),
+        (CoarseIds, "a task id names one task in one split", "train-0 names two tasks of train"),
+        (DependsOnN, "tasks do not depend on how many are requested", "task 0"),
+        (OneTooFew, "the number of tasks is as requested", "requested 12 tasks, got 11"),
+        (NoPrompt, "tasks have all required columns", "no column 'prompt'"),
+        (TextPrompt, "prompts are chats and task ids are strings", "not a list of messages"),
+        (AssistantLast, "prompts are chats and task ids are strings", "must be the user's, got role 'assis"),
+        (NumberIds, "prompts are chats and task ids are strings", "must be a non-empty string, got 0"),
+        (MissingColumn, "tasks have all required columns", "needs a column 'sum_'"),
+        (MissingBreakdown, "tasks have all required columns", "'sizes'"),
+        (UnknownReward, "rewards and weights are valid", "did you mean 'correct'"),
+        (InfiniteWeight, "rewards and weights are valid", "finite"),
+        (UnknownMetric, "rewards and weights are valid", "the metric 'accuracy' of sums-v1 is not one of"),
         (Unpicklable, "rewards can be pickled", "generator"),
     ],
 )
-def test_a_broken_environment_is_caught(cls, check, detail):
+def test_broken_environment_fails_its_check(cls, check, detail):
     assert detail in failures(cls())[check]
 
 
-def test_a_task_may_be_drawn_twice():
-    assert "an id names one task, in one split" not in failures(Sums(digits=0))
+def test_task_may_be_drawn_twice():
+    assert "a task id names one task in one split" not in failures(Sums(digits=0))
 
 
-def test_the_command_prints_a_line_a_check(capsys):
+def test_command_prints_one_line_per_check(capsys):
     assert main([f"{THIS}:Sums", "-n", "8", "--environment_args.digits", "7"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 15 and all(line.startswith("ok ") for line in lines)
     assert main([f"{THIS}:WrongSolution", "-n", "8", "--split", "test"]) == 1
-    assert "FAIL  the worked solution gets full marks: task 0 (test-" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "FAIL  the worked solution earns the maximum reward: task 0 (test-" in out
 
 
-def test_the_command_prints_json(capsys):
+def test_command_prints_json(capsys):
     assert main([f"{THIS}:UnknownMetric", "--json", "--environment_args", '{"digits": 7}']) == 1
     first = json.loads(capsys.readouterr().out)[0]
     assert first["passed"] is False and "accuracy" in first["detail"]
@@ -277,12 +278,12 @@ def test_the_command_prints_json(capsys):
         ([f"{THIS}:Sum"], "did you mean 'Sums'"),
         ([f"{THIS}:Sums", "--environment_args.digit", "1"], "did you mean 'digits'"),
         ([f"{THIS}:Sums", "--environment_args.digits"], "needs a value"),
-        ([f"{THIS}:Sums", "--environment_args", "{digits"], "not JSON"),
+        ([f"{THIS}:Sums", "--environment_args", "{digits"], "not valid JSON"),
         ([f"{THIS}:Sums", "-n", "0"], "at least 1"),
         ([f"{THIS}:Sums", "--items", "absent.jsonl"], "cannot read absent.jsonl"),
     ],
 )
-def test_bad_input_is_named(arguments, message):
+def test_command_rejects_bad_input(arguments, message):
     with pytest.raises(UserError, match=message):
         main(arguments)
 
@@ -296,7 +297,7 @@ def write(tmp_path, *items):
     return str(file)
 
 
-def test_agreement_is_counted_in_hundredths(tmp_path, capsys):
+def test_solver_agreement_tolerates_one_hundredth(tmp_path, capsys):
     items = [
         {"prompt": CHAT, "ground_truth": [0.25, 0.75]},
         "",
@@ -317,20 +318,20 @@ def test_agreement_is_counted_in_hundredths(tmp_path, capsys):
     ("items", "message"),
     [
         ([], "no items"),
-        (["", "{"], ":2: not JSON"),
+        (["", "{"], ":2: not valid JSON"),
         (["[]"], ":1: not a JSON object"),
         ([{"prompt": CHAT}], ":1: there is no field 'ground_truth'"),
-        ([{"prompt": 3, "ground_truth": [1.0]}], ":1: prompt is neither"),
-        ([{"prompt": CHAT, "ground_truth": [1.5]}], ":1: ground_truth is not"),
-        ([{"prompt": CHAT, "ground_truth": "0.5"}], ":1: ground_truth is not"),
+        ([{"prompt": 3, "ground_truth": [1.0]}], ":1: prompt must be"),
+        ([{"prompt": CHAT, "ground_truth": [1.5]}], ":1: ground_truth must be"),
+        ([{"prompt": CHAT, "ground_truth": "0.5"}], ":1: ground_truth must be"),
     ],
 )
-def test_bad_items_are_named(tmp_path, items, message):
+def test_solver_agreement_rejects_bad_items(tmp_path, items, message):
     with pytest.raises(UserError, match=message):
         solver_agreement(Sums(), write(tmp_path, *items))
 
 
-def test_an_environment_without_a_solver_is_named(tmp_path):
+def test_solver_agreement_needs_a_solver(tmp_path):
     class NoSolver(Sums):
         check_item = Environment.check_item
 
@@ -338,13 +339,13 @@ def test_an_environment_without_a_solver_is_named(tmp_path):
         solver_agreement(NoSolver(), write(tmp_path, {"prompt": CHAT, "ground_truth": [1.0]}))
 
 
-def test_the_causal_environment_is_sound():
+def test_checks_pass_for_causal_v1():
     checks = check_environment(load_environment("causal-v1"), n=16)
     assert [check for check in checks if not check.passed] == []
 
 
 @pytest.mark.parametrize("level", ["observational", "interventional", "counterfactual"])
-def test_the_causal_solver_agrees_with_the_published_answers(level):
+def test_causal_solver_agrees_with_published_answers(level):
     file = ITEMS / f"{level}.jsonl"
     if not file.exists():
         pytest.skip(f"the RLCausal items are not at {file}")

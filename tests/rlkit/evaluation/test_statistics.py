@@ -17,7 +17,7 @@ UNIT = st.floats(0, 1, allow_nan=False)
 
 
 @given(st.integers(1, 9).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(1, n))))
-def test_pass_at_k_is_the_share_of_subsets_with_a_right_sample(nck):
+def test_pass_at_k_is_the_share_of_subsets_with_a_correct_sample(nck):
     n, c, k = nck
     subsets = list(combinations([1] * c + [0] * (n - c), k))
     assert pass_at_k(n, c, k) == pytest.approx(np.mean([any(s) for s in subsets]))
@@ -39,27 +39,27 @@ def test_avg_at_k_is_the_mean_of_the_first_k():
         avg_at_k([1.0], 2)
 
 
-def test_wilson_interval_of_all_right_or_wrong_tasks():
+def test_accuracy_interval_is_wilson_for_binary_scores():
     # Wilson's interval for 8 of 10: R, prop.test(8, 10, correct = FALSE).
     interval = accuracy_interval([1.0] * 8 + [0.0] * 2)
     assert (interval.mean, interval.n) == (0.8, 10)
     assert (interval.low, interval.high) == pytest.approx((0.4901625, 0.9433178), abs=1e-6)
 
 
-def test_student_interval_of_graded_tasks():
+def test_accuracy_interval_is_student_t_for_graded_scores():
     # 0.5 ± t(0.975, 3 degrees of freedom) * sd / sqrt(4) = 0.5 ± 3.182446 * 0.1020621
     interval = accuracy_interval([0.25, 0.5, 0.75, 0.5])
     assert (interval.low, interval.high) == pytest.approx((0.175193, 0.824807), abs=1e-6)
 
 
-def test_interval_of_too_few_tasks_is_unknown():
+def test_accuracy_interval_of_too_few_tasks_is_nan():
     assert np.isnan([accuracy_interval([]).mean, accuracy_interval([0.5]).low]).all()
     assert accuracy_interval([0.5]).mean == 0.5
-    assert accuracy_interval([1.0]).low < 1.0  # Wilson knows something even of one task
+    assert accuracy_interval([1.0]).low < 1.0  # Wilson's interval exists even for one task
 
 
 @given(st.lists(UNIT, min_size=2, max_size=30))
-def test_interval_holds_the_mean_and_stays_in_bounds(values):
+def test_accuracy_interval_contains_the_mean_and_stays_in_bounds(values):
     interval = accuracy_interval(values)
     assert -1e-9 <= interval.low <= interval.mean + 1e-9
     assert interval.mean - 1e-9 <= interval.high <= 1 + 1e-9
@@ -72,7 +72,7 @@ def test_student_interval_covers_the_mean_95_times_in_100():
 
 
 def test_permutation_test_enumerates_few_differences():
-    # All five differ by +1: 2 of the 32 sign flips are as extreme. Tasks without a difference say nothing.
+    # All five differ by +1: 2 of the 32 sign flips are as extreme. Tasks without a difference do not count.
     assert paired_permutation_test([0] * 8, [1] * 5 + [0] * 3) == 2 / 32
     # 4 up and 1 down: |sum| >= 3 for 2 * (1 + 5) of 32 flips.
     assert paired_permutation_test([0, 0, 0, 0, 1], [1, 1, 1, 1, 0]) == 12 / 32

@@ -1,4 +1,4 @@
-"""Run directories with made-up numbers that look like a real run's."""
+"""Fixtures of reports: run directories with synthetic numbers like a real run's, and a browser."""
 
 import json
 import shutil
@@ -31,9 +31,16 @@ def write_run(
     """Write a run directory.
 
     Args:
-        completion: template of the text of every rollout.
-        metric: name of the environment's metric.
-        objective: of `rlkit rank`; None: a run of `rlkit train` after a warm start.
+        path: Path of the directory.
+        steps: Number of training steps.
+        evaluations: Names of the evaluations.
+        rollouts: Number of rollouts per step.
+        tasks: Number of held-out tasks.
+        gain: Increase of the metric over training.
+        completion: Template of the completion of every rollout.
+        seed: Seed of the numbers.
+        metric: Name of the environment's metric.
+        objective: Objective of `rlkit rank`; None writes a run of `rlkit train` after a warm start.
     """
     rng = np.random.default_rng(seed)
     path.mkdir(parents=True)
@@ -165,7 +172,7 @@ def write_rollouts(folder, chances, per_step, completion, *, metric, rng):
 
 @pytest.fixture
 def make_run(tmp_path):
-    """Make a run directory of a name: `make_run("grpo", steps=3)`; the options are those of `write_run`."""
+    """Return a function that writes a named run directory with the options of `write_run`."""
     return lambda name="causal-grpo", **options: write_run(tmp_path / name, **options)
 
 
@@ -173,7 +180,7 @@ def make_run(tmp_path):
 def browser():
     path = shutil.which("chromium") or shutil.which("google-chrome")
     if path is None:
-        pytest.skip("there is no Chromium on this machine")
+        pytest.skip("Chromium is not installed")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=path, args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
@@ -184,7 +191,7 @@ def browser():
 
 @pytest.fixture
 def open_page(browser):
-    """Open a file offline; at the end, fail on any error the page reported."""
+    """Return a function that opens a file offline; at teardown, any error of the page fails the test."""
     context = browser.new_context(offline=True)
     errors = []
 

@@ -16,7 +16,7 @@ def titles(panels):
     return [panel["title"] for panel in panels]
 
 
-def test_panels_of_a_run(make_run):
+def test_run_has_the_panels_of_its_metrics(make_run):
     runs = [read_run(make_run(steps=40))]
     assert titles(learning_panels(runs)) == ["correct", "Reward"]
     assert titles(breakdown_panels(runs)) == ["correct by level", "correct by relevant size"]
@@ -24,7 +24,7 @@ def test_panels_of_a_run(make_run):
     assert "Warm start: loss" in titles(health_panels(runs))
 
 
-def test_plots_have_the_name_of_the_metric(make_run):
+def test_panels_are_named_for_the_metric(make_run):
     runs = [read_run(make_run(steps=10, metric="ndcg"))]
     curves, *bars = [learning_panels(runs)[0], *breakdown_panels(runs)]
     assert titles([curves, *bars]) == ["ndcg", "ndcg by level", "ndcg by relevant size"]
@@ -33,7 +33,7 @@ def test_plots_have_the_name_of_the_metric(make_run):
     assert "accuracy" not in json.dumps([curves, *bars]).lower()
 
 
-def test_runs_with_different_metrics_have_plots_of_their_own(make_run):
+def test_runs_with_different_metrics_have_separate_panels(make_run):
     runs = [read_run(make_run(name, steps=10, metric=name)) for name in ("correct", "ndcg")]
     assert titles(learning_panels(runs)) == ["correct", "ndcg", "Reward"]
     for name, panel in zip(("correct", "ndcg"), learning_panels(runs), strict=False):
@@ -48,7 +48,7 @@ def test_runs_with_different_metrics_have_plots_of_their_own(make_run):
     assert names == ["ndcg, before", "ndcg, after"]
 
 
-def test_rank_run_has_its_curves_and_both_held_out_points(make_run):
+def test_rank_run_has_its_own_curves_and_both_held_out_points(make_run):
     runs = [read_run(make_run(steps=12, metric="ndcg", objective="infonce"))]
     held_out, utility = learning_panels(runs)
     assert held_out["title"] == "ndcg" and held_out["note"].startswith("Diamonds")
@@ -58,7 +58,7 @@ def test_rank_run_has_its_curves_and_both_held_out_points(make_run):
     assert titles(health_panels(runs)) == ["Loss", "Gradient norm", "Learning rate"]
 
 
-def test_train_and_rank_runs_share_plots(make_run):
+def test_train_and_rank_runs_share_panels(make_run):
     runs = [read_run(make_run("lm", steps=20, metric="ndcg"))]
     runs.append(read_run(make_run("encoder", steps=12, metric="ndcg", objective="plackett_luce")))
     panels = learning_panels(runs)
@@ -67,20 +67,20 @@ def test_train_and_rank_runs_share_plots(make_run):
     assert held_out == {"lm, held out": [0, 20], "encoder, held out": [0, 12]}
 
 
-def test_held_out_points_stand_at_their_steps(make_run):
+def test_held_out_points_are_drawn_at_their_steps(make_run):
     runs = [read_run(make_run(steps=40, evaluations=("before", "step-20", "after", "other")))]
     points = learning_panels(runs)[0]["traces"][-1]
     assert points["x"] == [0, 20, 40] and points["text"] == ["before", "step-20", "after"]
     assert all(low > 0 for low in points["error_y"]["arrayminus"])
 
 
-def test_long_curves_are_smoothed_over_their_raw_values(make_run):
+def test_long_curve_has_a_running_mean_over_its_raw_values(make_run):
     runs = [read_run(make_run(steps=100, rollouts=0))]
     raw, running = learning_panels(runs)[1]["traces"]
     assert raw["opacity"] < 1 and len(raw["y"]) == len(running["y"]) == 100
 
 
-def test_runs_keep_their_colours(make_run):
+def test_each_run_has_one_color(make_run):
     runs = [read_run(make_run(name, steps=5)) for name in ("a", "b")]
     first, second = learning_panels(runs)[1]["traces"]
     assert first["line"]["color"] != second["line"]["color"]
@@ -88,14 +88,14 @@ def test_runs_keep_their_colours(make_run):
     assert names == ["a, before", "a, after", "b, before", "b, after"]
 
 
-def test_nothing_logged_nothing_shown(make_run):
+def test_run_without_logs_has_no_panels(make_run):
     path = make_run(steps=1, evaluations=(), rollouts=0)
     (path / "metrics.jsonl").unlink()
     runs = [read_run(path)]
     assert learning_panels(runs) == breakdown_panels(runs) == reward_panels(runs) == health_panels(runs) == []
 
 
-def test_what_an_environment_logs_is_drawn(make_run):
+def test_health_panels_include_metrics_of_the_environment(make_run):
     run = make_run(steps=4)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if line["stage"] == "train" and line["step"] > 0]
@@ -106,14 +106,14 @@ def test_what_an_environment_logs_is_drawn(make_run):
     assert panel["traces"][0]["x"] == [1, 2, 3, 4] and panel["traces"][0]["y"] == [0.125, 0.25, 0.375, 0.5]
 
 
-def test_the_time_of_a_step_is_one_stacked_bar_a_run(make_run):
-    timed, other = make_run(steps=4), make_run("other", steps=4)
+def test_time_panel_stacks_the_parts_of_a_step(make_run):
+    timed, untimed = make_run(steps=4), make_run("untimed", steps=4)
     lines = [json.loads(line) for line in (timed / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if line["stage"] == "train" and line["step"] > 0]
     for step, line in enumerate(steps):
         line |= {"time/generation": 3.0 + step % 2, "time/forward_backward": 5.0}
     (timed / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    runs = [read_run(timed), read_run(other)]
+    runs = [read_run(timed), read_run(untimed)]
     panel = next(panel for panel in health_panels(runs) if panel["title"] == "Where the time goes")
     assert panel["layout"]["barmode"] == "stack"
     bars = {trace["name"]: trace["x"] for trace in panel["traces"]}
@@ -121,7 +121,7 @@ def test_the_time_of_a_step_is_one_stacked_bar_a_run(make_run):
     assert "Where the time goes" not in titles(health_panels(runs[1:]))
 
 
-def test_environment_panels_plot_what_the_environment_adds(make_run):
+def test_environment_panels_include_the_plots_of_query_v2(make_run):
     """query-v2 plots its metric against the share of augmented queries."""
     path = make_run(steps=4, evaluations=("before", "after"))
     assert environment_panels([read_run(path)]) == []
@@ -138,7 +138,7 @@ def test_environment_panels_plot_what_the_environment_adds(make_run):
     assert trace["text"] == ["never", "before", "after"] and trace["x"] == [0, 0.9, 0.4]
     means = [run.evaluations[name].accuracy.mean for name in ("before", "after")]
     assert trace["y"] == pytest.approx([means[0] + 0.1, *means], rel=1e-5)
-    assert panel["layout"]["xaxis"]["title"] == {"text": "share of answers that are augmented"}
+    assert panel["layout"]["xaxis"]["title"] == {"text": "share of augmented queries"}
     assert "retrieval against the share of augmented queries" in titles(learning_panels([run]))
 
 
@@ -149,7 +149,7 @@ def test_environment_panels_plot_what_the_environment_adds(make_run):
         ("return [{'title': 'x'}]", "TypeError"),
     ],
 )
-def test_environment_panels_that_fail_are_a_note(make_run, tmp_path, code, reason):
+def test_failing_environment_panels_become_a_note(make_run, tmp_path, code, reason):
     file = tmp_path / "mine.py"
     file.write_text(
         "from rlkit import Environment\n\n\nclass Mine(Environment):\n    @classmethod\n"

@@ -1,4 +1,4 @@
-"""The page in a real browser, without a network."""
+"""The report's page in a real browser, without a network."""
 
 import pandas as pd
 import pytest
@@ -14,11 +14,11 @@ HOSTILE = (
 )
 
 
-def shown(page):
+def visible_rows(page):
     return page.locator("#rollouts tbody tr:visible").count()
 
 
-def test_plots_have_points(open_page, make_run):
+def test_page_draws_every_plot(open_page, make_run):
     page = open_page(build_report([make_run(steps=80)]))
     for i in range(page.locator(".plot").count()):
         plot = page.locator(f"#figure-{i}")
@@ -27,33 +27,33 @@ def test_plots_have_points(open_page, make_run):
     assert page.locator("#figure-2 .barlayer .point").count() == 6  # three levels, before and after
 
 
-def test_rows_are_filtered(open_page, make_run):
+def test_filters_hide_rollouts(open_page, make_run):
     page = open_page(build_report([make_run(steps=10, tasks=30)]))
-    assert shown(page) == 40 + 60
+    assert visible_rows(page) == 40 + 60
     page.fill("#search", "QUESTION OF STEP 7:")
-    assert shown(page) == 4
+    assert visible_rows(page) == 4
     expect(page.locator("#count")).to_have_text("4 shown")
     page.fill("#search", "")
     page.select_option("#status", "invalid")
     assert (
         page.locator("#rollouts tbody tr:visible .tags", has_text="reward timed out").count()
-        == shown(page)
+        == visible_rows(page)
         == 1
     )
     counts = []
     for outcome in ("correct", "wrong"):
         page.select_option("#status", outcome)
-        counts.append(shown(page))
+        counts.append(visible_rows(page))
         assert page.locator(f"#rollouts tbody tr:visible .status.{outcome}").count() == counts[-1] > 0
     assert sum(counts) == 99
     page.select_option("#status", "")
     page.select_option("#source", "training")
     page.fill("#first", "3")
     page.fill("#last", "4")
-    assert shown(page) == 8
+    assert visible_rows(page) == 8
 
 
-def test_headers_sort(open_page, make_run):
+def test_column_headers_sort_the_rollouts(open_page, make_run):
     page = open_page(build_report([make_run(steps=10, evaluations=("after",))]))
 
     def column(number):
@@ -67,10 +67,10 @@ def test_headers_sort(open_page, make_run):
     assert [int(text.split()[0]) for text in column(8)] == sorted(lengths, reverse=True)
     expect(page.locator("#rollouts th[data-key=length]")).to_have_attribute("aria-sort", "descending")
     page.locator("#rollouts th[data-key=reward] button").click()
-    assert column(7)[0] == "0" and column(7)[-1] == "–"  # evaluations have no reward: last
+    assert column(7)[0] == "0" and column(7)[-1] == "–"  # evaluations have no reward and come last
 
 
-def test_hostile_text_stays_text(open_page, make_run):
+def test_page_escapes_html_in_rollouts_and_config(open_page, make_run):
     path = make_run(steps=3, tasks=6, completion=HOSTILE.replace("{", "{{").replace("}", "}}"))
     config = path / "config.yaml"
     config.write_text(config.read_text() + "note: </pre><script>document.title='broken out'</script>\n")
@@ -80,19 +80,19 @@ def test_hostile_text_stays_text(open_page, make_run):
     text = page.locator("#rollouts tbody tr >> nth=0").locator("td >> nth=3").text_content()
     assert HOSTILE in text
     page.fill("#search", "</script>")
-    assert shown(page) == 3 * 4 + 2 * 6
+    assert visible_rows(page) == 3 * 4 + 2 * 6
 
 
-def test_what_the_environment_said_is_folded_into_the_conversation(open_page, make_run):
+def test_environment_turns_are_collapsed(open_page, make_run):
     path = make_run(steps=1, evaluations=())
     (file,) = (path / "rollouts").glob("*.parquet")
     frame = pd.read_parquet(file)
-    said = [
+    turns = [
         {"role": "assistant", "content": "<search>owls</search>", "tokens": 5, "documents": None},
         {"role": "user", "content": f"{HOSTILE} are birds", "tokens": 9, "documents": ["d7"]},
         {"role": "assistant", "content": "birds", "tokens": 2, "documents": None},
     ]
-    frame["turns"] = [said, *[said[2:]] * (len(frame) - 1)]
+    frame["turns"] = [turns, *[turns[2:]] * (len(frame) - 1)]
     frame.to_parquet(file)
     page = open_page(build_report([path]))
     cells = page.locator("#rollouts tbody tr >> nth=0").locator("td >> nth=3")
@@ -102,10 +102,10 @@ def test_what_the_environment_said_is_folded_into_the_conversation(open_page, ma
     expect(cells.get_by_text("are birds")).to_be_visible()
     assert page.locator("#rollouts details.reply").count() == 1 and page.locator("#rollouts img").count() == 0
     page.fill("#search", "are BIRDS")
-    assert shown(page) == 1
+    assert visible_rows(page) == 1
 
 
-def test_the_files_of_all_rollouts_are_linked(open_page, make_run, tmp_path):
+def test_page_links_the_rollout_files_of_each_run(open_page, make_run, tmp_path):
     runs = [make_run(name, steps=3) for name in ("a b", "c")]
     page = open_page(build_report(runs, tmp_path / "pages" / "both.html"))
     links = page.get_by_role("link", name="3 files")
@@ -113,7 +113,7 @@ def test_the_files_of_all_rollouts_are_linked(open_page, make_run, tmp_path):
     assert page.get_by_text(f"rlkit view {runs[1]}").is_visible()
 
 
-def test_long_text_is_folded(open_page, make_run):
+def test_long_completions_are_collapsed(open_page, make_run):
     page = open_page(build_report([make_run(steps=1, evaluations=(), completion="word " * 300 + "end {}")]))
     completion = page.locator("#rollouts tbody tr >> nth=0").locator("td >> nth=3")
     assert not completion.get_by_text("end 0").is_visible()
@@ -122,7 +122,7 @@ def test_long_text_is_folded(open_page, make_run):
 
 
 @pytest.mark.parametrize("scheme, dark", [("light", False), ("dark", True)])
-def test_page_follows_the_colour_scheme(open_page, make_run, scheme, dark):
+def test_page_follows_the_color_scheme(open_page, make_run, scheme, dark):
     page = open_page(build_report([make_run(steps=2)]))
     page.emulate_media(color_scheme=scheme)
     red = page.evaluate("parseInt(getComputedStyle(document.body).backgroundColor.slice(4))")
@@ -135,7 +135,7 @@ def test_several_runs_share_a_page(open_page, make_run):
     assert page.locator(".sentence").count() == 2
     assert page.locator("#figure-1 .scatterlayer .trace").count() == 2
     page.select_option("#source", "dapo, after")
-    assert shown(page) == 12
+    assert visible_rows(page) == 12
     assert out.name == "report.html" and (out.parent / "dapo").is_dir()
 
 
@@ -160,12 +160,12 @@ def test_page_shows_each_metric_under_its_own_name(open_page, make_run):
     assert "ccuracy" not in page.locator("main").inner_text()
 
 
-def test_a_bare_run_gives_a_page_with_notes(open_page, make_run):
+def test_page_of_an_empty_run_has_notes(open_page, make_run):
     path = make_run(steps=1, evaluations=(), rollouts=0)
     (path / "metrics.jsonl").unlink()
     page = open_page(build_report([path]))
     assert page.locator(".notes li").count() == 3
-    assert page.get_by_text("No rollouts were kept").is_visible()
+    assert page.get_by_text("No rollouts were saved").is_visible()
 
 
 def test_command_prints_the_path(make_run, tmp_path, capsys):
@@ -174,8 +174,8 @@ def test_command_prints_the_path(make_run, tmp_path, capsys):
     assert "</html>" in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
-def test_other_folders_are_a_user_error(tmp_path):
+def test_build_report_rejects_other_folders(tmp_path):
     with pytest.raises(UserError, match="not a run directory"):
         main([str(tmp_path)])
-    with pytest.raises(UserError, match="needs a run"):
+    with pytest.raises(UserError, match="needs at least one run directory"):
         build_report([])

@@ -4,7 +4,14 @@ import pytest
 
 from rlkit.arguments.keys import OBJECTIVES as RANK_OBJECTIVES
 from rlkit.report.run import read_run
-from rlkit.report.summary import OBJECTIVES, duration, evaluation_rows, facts, headline, p_value
+from rlkit.report.summary import (
+    OBJECTIVES,
+    evaluation_rows,
+    facts,
+    format_duration,
+    format_p_value,
+    headline,
+)
 
 
 def test_headline_compares_before_and_after(make_run):
@@ -19,15 +26,15 @@ def test_headline_claims_no_more_than_the_test_allows(make_run):
     assert "did not measurably change" in headline(read_run(make_run(gain=0.0)))["sentence"]
 
 
-def test_headline_of_a_run_with_one_evaluation_or_none(make_run):
-    one = headline(read_run(make_run("one", evaluations=("after",))))
-    assert "GRPO: Qwen/Qwen2.5-0.5B-Instruct on causal-v1: mean correct " in one["sentence"]
-    assert one["figure"].startswith("correct ") and one["figure"].endswith("%")
-    none = headline(read_run(make_run("none", evaluations=())))
-    assert none["figure"] == "" and "no held-out evaluation" in none["sentence"]
+def test_headline_works_with_one_evaluation_or_none(make_run):
+    single = headline(read_run(make_run("one", evaluations=("after",))))
+    assert "GRPO: Qwen/Qwen2.5-0.5B-Instruct on causal-v1: mean correct " in single["sentence"]
+    assert single["figure"].startswith("correct ") and single["figure"].endswith("%")
+    empty = headline(read_run(make_run("none", evaluations=())))
+    assert empty["figure"] == "" and "no held-out evaluation" in empty["sentence"]
 
 
-def test_evaluations_that_do_not_pair_are_noted(make_run):
+def test_headline_notes_evaluations_that_cannot_be_compared(make_run):
     path = make_run()
     file = path / "evaluation" / "before.json"
     file.write_text(file.read_text().replace('"num_nodes": 10', '"num_nodes": 5'))
@@ -36,11 +43,11 @@ def test_evaluations_that_do_not_pair_are_noted(make_run):
     assert "differ in environment_args" in run.notes[-1]
 
 
-def test_headline_compares_evaluations_by_one_metric(make_run):
-    """The last evaluation decides: one by another metric is not what the model had before."""
+def test_headline_compares_evaluations_with_the_same_metric_only(make_run):
+    """The last evaluation determines the metric; an earlier one by another metric does not count."""
     path = make_run(evaluations=("after",), metric="ndcg")
-    other = make_run("other", evaluations=("before",))
-    shutil.copy(other / "evaluation" / "before.json", path / "evaluation")
+    other_run = make_run("other", evaluations=("before",))
+    shutil.copy(other_run / "evaluation" / "before.json", path / "evaluation")
     run = read_run(path)
     assert run.metric == "correct"
     text = headline(run)
@@ -49,7 +56,7 @@ def test_headline_compares_evaluations_by_one_metric(make_run):
 
 
 @pytest.mark.parametrize("objective", RANK_OBJECTIVES)
-def test_headline_of_rank_run_names_its_objective(make_run, objective):
+def test_headline_names_the_objective_of_a_rank_run(make_run, objective):
     run = read_run(make_run(tasks=300, metric="ndcg", objective=objective))
     sentence = headline(run)["sentence"]
     assert sentence.startswith(f"{OBJECTIVES[objective]} raised the mean ndcg of ")
@@ -57,7 +64,7 @@ def test_headline_of_rank_run_names_its_objective(make_run, objective):
     assert ("steps", "40") in facts(run)
 
 
-def test_facts_and_evaluation_rows(make_run):
+def test_facts_and_evaluation_rows_of_a_run(make_run):
     run = read_run(make_run(steps=40))
     assert dict(facts(run))["time"] == "21 min 20 s"
     assert ("num nodes", "10") in facts(run)
@@ -67,6 +74,6 @@ def test_facts_and_evaluation_rows(make_run):
     ]
 
 
-def test_numbers_in_words():
-    assert duration(7323) == "2 h 02 min" and duration(float("nan")) is None
-    assert (p_value(0.0002), p_value(0.0312)) == ("p < 0.001", "p = 0.031")
+def test_format_duration_and_p_value():
+    assert format_duration(7323) == "2 h 02 min" and format_duration(float("nan")) is None
+    assert (format_p_value(0.0002), format_p_value(0.0312)) == ("p < 0.001", "p = 0.031")

@@ -1,4 +1,4 @@
-"""The page of a sweep in a real browser: what was found, its plots, and all points, the best first."""
+"""The page of a sweep in a real browser: headline, plots, and the table of points, best first."""
 
 import csv
 import json
@@ -10,7 +10,7 @@ from rlkit.errors import UserError
 from rlkit.sweeps.collect import collect, headline, page_panels, rows
 from rlkit.sweeps.point import Outcome, Point, objective_name
 from rlkit.sweeps.spec import FAILED, FINISHED, Sweep
-from rlkit.sweeps.study import begin, open_study, suggest
+from rlkit.sweeps.study import open_study, start_trial, suggest
 from tests.rlkit.report.conftest import write_run
 
 HOSTILE = "<img src=x onerror=\"document.title='broken out'\">"
@@ -18,23 +18,23 @@ HOSTILE = "<img src=x onerror=\"document.title='broken out'\">"
 
 @pytest.fixture
 def finished(tmp_path):
-    """Make a sweep with a finished point for each of the values.
+    """Return a function that writes a sweep with a finished point for each of `values`.
 
-    `objective` is the sweep's, `ranking` the objective of `rlkit rank`; `options` are those of `write_run`.
+    `objective` is the sweep's objective, `ranking` that of `rlkit rank`; `options` are those of `write_run`.
     """
 
     def finished(keys, values, objective=None, ranking=None, **options):
         sweep = Sweep("base.yaml", keys, objective=objective, output_dir=str(tmp_path / "sweep"))
         study = open_study(sweep)
         points = [Point(sweep, number) for number in range(len(values))]
-        for point, of_point in zip(points, values, strict=True):
+        for point, point_keys in zip(points, values, strict=True):
             point.folder.mkdir(parents=True)
-            (point.folder / "point.json").write_text(json.dumps({"keys": of_point}))
+            (point.folder / "point.json").write_text(json.dumps({"keys": point_keys}))
             write_run(point.run_dir(0), steps=4, tasks=30, seed=point.number, objective=ranking, **options)
             value = point.value(0)
-            trial = begin(study, sweep, point.number, of_point)
-            assert suggest(sweep, trial) == of_point
-            point._end(trial, Outcome(FINISHED, value, {"0": value}))
+            trial = start_trial(study, sweep, point.number, point_keys)
+            assert suggest(sweep, trial) == point_keys
+            point.record(trial, Outcome(FINISHED, value, {"0": value}))
         return sweep, points
 
     return finished
@@ -42,7 +42,7 @@ def finished(tmp_path):
 
 @pytest.fixture
 def sweep(tmp_path):
-    """Six points of two keys with two seeds each; more with a higher rate, and one that failed."""
+    """Sweep over two keys with two seeds: five finished points, each better than the last, and a failure."""
     keys = {"learning_rate": {"low": 1e-6, "high": 1e-3, "log": True}, "num_generations": [4, 8]}
     sweep = Sweep(
         "base.yaml", keys, search="random", trials=6, seeds=[0, 1], output_dir=str(tmp_path / "sweep")
@@ -51,40 +51,40 @@ def sweep(tmp_path):
         point, study = Point(sweep, number), open_study(sweep, number)
         point.folder.mkdir(parents=True)
         trial = study.ask()
-        found = suggest(sweep, trial)
-        (point.folder / "point.json").write_text(json.dumps({"trial": trial.number, "keys": found}))
+        point_keys = suggest(sweep, trial)
+        (point.folder / "point.json").write_text(json.dumps({"trial": trial.number, "keys": point_keys}))
         if number == 5:
-            point._end(trial, Outcome(FAILED, error=f"ValueError: {HOSTILE}"))
+            point.record(trial, Outcome(FAILED, error=f"ValueError: {HOSTILE}"))
             continue
         for seed in sweep.seeds:
             write_run(point.run_dir(seed), steps=10, gain=0.1 + 0.12 * number, seed=10 * number + seed)
         values = {str(seed): point.value(seed) for seed in sweep.seeds}
-        point._end(trial, Outcome(FINISHED, sum(values.values()) / 2, values))
+        point.record(trial, Outcome(FINISHED, sum(values.values()) / 2, values))
     return sweep
 
 
-def test_rows_are_sorted_and_show_each_seed(sweep):
+def test_rows_are_sorted_and_have_each_seed(sweep):
     points = [Point(sweep, number) for number in range(6)]
-    found = rows(points)
-    means = [row["mean"] for row in found[:5]]
-    assert means == sorted(means, reverse=True) and found[5]["state"] == FAILED
-    for row in found[:5]:
+    table = rows(points)
+    means = [row["mean"] for row in table[:5]]
+    assert means == sorted(means, reverse=True) and table[5]["state"] == FAILED
+    for row in table[:5]:
         assert row["mean"] == pytest.approx((row["seed 0"] + row["seed 1"]) / 2)
         assert row["deviation"] == pytest.approx(abs(row["seed 0"] - row["seed 1"]) / 2**0.5)
-    text = headline(sweep, points, found)
-    assert "5 of 6 points are finished, 1 failed" in text and "over 2 seeds" in text
+    text = headline(sweep, points, table)
+    assert "5 of 6 points finished, 1 failed." in text and "over 2 seeds" in text
     sweep.direction = "minimize"
     assert [row["mean"] for row in rows(points)[:5]] == sorted(means)
 
 
-def test_the_page(open_page, sweep):
+def test_page_shows_headline_plots_and_points(open_page, sweep):
     points = [Point(sweep, number) for number in range(6)]
     table, path = collect(sweep, points, rows(points))
     with table.open() as file:
         assert len(list(csv.DictReader(file))) == 6
     page = open_page(path)
     assert "broken out" not in page.title()
-    expect(page.locator("p.sentence")).to_contain_text("5 of 6 points are finished")
+    expect(page.locator("p.sentence")).to_contain_text("5 of 6 points finished")
     titles = page.locator("figcaption").all_inner_texts()
     assert any("Importance of each key" in title for title in titles)
     assert any("correct against learning_rate" in title for title in titles)
@@ -97,15 +97,15 @@ def test_the_page(open_page, sweep):
     expect(page.locator("tbody tr").last).to_contain_text("<img src=x")
 
 
-def test_a_sweep_that_has_not_begun(open_page, tmp_path):
+def test_page_of_a_sweep_without_started_points(open_page, tmp_path):
     sweep = Sweep("base.yaml", {"beta": [0, 1]}, output_dir=str(tmp_path / "sweep"))
     open_study(sweep)
     page = open_page(collect(sweep, [Point(sweep, 0), Point(sweep, 1)], [])[1])
-    expect(page.locator("p.sentence")).to_contain_text("0 of 2 points are finished")
+    expect(page.locator("p.sentence")).to_contain_text("0 of 2 points finished")
 
 
 def axes(sweep, points):
-    """The horizontal axes of the plots of a value against a key, by key."""
+    """Return the x axes of the plots of the objective against a key, by key."""
     panels = page_panels(sweep, points, rows(points))
     layouts = {panel["title"]: panel["layout"] for panel in panels if " against " in panel["title"]}
     return {title.split(" against ")[1]: layout["xaxis"] for title, layout in layouts.items()}
@@ -136,15 +136,15 @@ def test_page_names_a_reward_that_is_the_objective(finished):
     assert "format against beta" in [panel["title"] for panel in page_panels(sweep, points, rows(points))]
 
 
-def test_objective_that_is_no_reward_is_one_line(finished):
+def test_rows_reject_an_unknown_objective(finished):
     sweep, points = finished({"beta": [0.1, 0.2]}, [{"beta": 0.1}, {"beta": 0.2}], metric="ndcg")
     sweep.objective = "accuracy"
-    with pytest.raises(UserError, match=r"no reward 'accuracy' .*leave out objective .*ndcg") as caught:
+    with pytest.raises(UserError, match=r"unknown objective 'accuracy' .*remove objective .*ndcg") as caught:
         rows(points)
     assert "\n" not in str(caught.value)
 
 
-def test_page_leaves_out_keys_that_never_change(finished):
+def test_page_omits_plots_of_constant_keys(finished):
     keys = {"beta": [0.1, 0.2, 0.3, 0.4], "max_steps": [200], "optim": ["adamw_torch", "sgd"]}
     values = [{"beta": beta, "max_steps": 200, "optim": "sgd"} for beta in keys["beta"]]
     sweep, points = finished(keys, values)
@@ -183,7 +183,7 @@ def test_axis_of_a_key_declared_log_is_logarithmic(finished):
     assert axis["type"] == "log" and axis["ticktext"] == ["2.5", "5"]
 
 
-def test_logarithmic_axis_is_drawn_at_the_values(open_page, finished):
+def test_logarithmic_axis_has_ticks_at_the_values(open_page, finished):
     rates = [1e-5, 2e-5, 4e-5]
     sweep, points = finished({"learning_rate": rates}, [{"learning_rate": rate} for rate in rates])
     page = open_page(collect(sweep, points, rows(points))[1])
@@ -196,7 +196,7 @@ def test_page_of_rank_runs_shows_their_results_after_training(open_page, finishe
     values = [{"temperature": 0.01}, {"temperature": 0.05}]
     sweep, points = finished({"temperature": [0.01, 0.05]}, values, metric="ndcg", ranking="infonce")
     panels = {panel["title"]: panel for panel in page_panels(sweep, points, rows(points))}
-    points_of_runs = [trace for trace in panels["ndcg"]["traces"] if trace["mode"] == "markers"]
-    assert [trace["x"] for trace in points_of_runs] == [[0, 4], [0, 4]]
+    held_out = [trace for trace in panels["ndcg"]["traces"] if trace["mode"] == "markers"]
+    assert [trace["x"] for trace in held_out] == [[0, 4], [0, 4]]
     assert "Utility of the sampled rankings" in panels
     open_page(collect(sweep, points, rows(points))[1])

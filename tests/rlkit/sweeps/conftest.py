@@ -1,4 +1,4 @@
-"""A small sweep: what its file says, over runs of the toy environment with the tiny model."""
+"""Sweep files over runs of the toy environment with a tiny model."""
 
 import pytest
 import yaml
@@ -19,14 +19,14 @@ BASE = QUICK | {
 
 @pytest.fixture
 def write(tmp_path, tiny_folder):
-    """Write a sweep's file over a base; keys that are None are left out."""
+    """Write a sweep file and its base config; keys that are None are omitted from the sweep file."""
 
     def write(changes=None, name="sweep", **keys):
         path = tmp_path / "base.yaml"
         path.write_text(yaml.safe_dump(BASE | {"model_name_or_path": tiny_folder} | (changes or {})))
-        text = {"base": str(path), "output_dir": str(tmp_path / name)} | keys
+        content = {"base": str(path), "output_dir": str(tmp_path / name)} | keys
         file = tmp_path / f"{name}.yaml"
-        file.write_text(yaml.safe_dump({key: value for key, value in text.items() if value is not None}))
+        file.write_text(yaml.safe_dump({key: value for key, value in content.items() if value is not None}))
         return file
 
     return write

@@ -1,4 +1,4 @@
-"""Sweeps of real runs here: they end in a table and a page, stop and go on, fail and are tried again."""
+"""Sweeps of real runs on this machine: results, stop and resume, failure and retry; and the live table."""
 
 import csv
 import io
@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from rlkit.commands.sweep import main
-from rlkit.sweeps.local import live_view, shares, table
+from rlkit.sweeps.local import gpu_shares, live_view, table
 from rlkit.sweeps.point import Outcome, Point, last_error
 from rlkit.sweeps.spec import FAILED, FINISHED, Sweep, load_sweep
 from tests.quick import ROOT
@@ -22,13 +22,13 @@ from tests.rlkit.report.conftest import write_run
 from tests.waiting import wait_until
 
 
-def rows_of(sweep):
+def read_table(sweep):
     with (sweep.folder / "table.csv").open() as file:
         return list(csv.DictReader(file))
 
 
 @pytest.mark.parametrize(
-    "text, code, line",
+    "log, code, line",
     [
         ("rlkit: no tasks\n", 2, "rlkit: no tasks"),
         ("Traceback ...\n  x\nValueError: bad\nclosing\n", 1, "ValueError: bad"),
@@ -38,19 +38,19 @@ def rows_of(sweep):
         ("", 1, "exit code 1"),
     ],
 )
-def test_the_line_that_says_why(text, code, line):
-    assert last_error(text, code) == line
+def test_last_error_finds_the_cause_in_a_log(log, code, line):
+    assert last_error(log, code) == line
 
 
-def test_gpus_are_shared_out():
-    four = ["4", "5", "6", "7"]
-    assert shares(2, four) == ["4,5", "6,7"] and shares(4, four) == four
-    assert shares(3, four) == ["4", "5", "6,7"]
-    assert shares(3, ["0", "1"]) == ["0", "1", "0"] and shares(2, []) == ["", ""]
+def test_gpu_shares_split_the_gpus_evenly():
+    gpus = ["4", "5", "6", "7"]
+    assert gpu_shares(2, gpus) == ["4,5", "6,7"] and gpu_shares(4, gpus) == gpus
+    assert gpu_shares(3, gpus) == ["4", "5", "6,7"]
+    assert gpu_shares(3, ["0", "1"]) == ["0", "1", "0"] and gpu_shares(2, []) == ["", ""]
 
 
 def rendered(view):
-    """What a terminal of 80 columns shows."""
+    """Return what a terminal of 80 columns shows."""
     console = Console(width=80, file=io.StringIO())
     console.print(view)
     text = console.file.getvalue()
@@ -59,14 +59,14 @@ def rendered(view):
 
 
 def cells(text, column):
-    """The lines of a column of a rendered table, without the header."""
+    """Return the lines of a column of a rendered table, without the header."""
     lines = [line.split("│")[1:-1] for line in text.splitlines() if line.startswith("│")]
     return [line[column].strip() for line in lines]
 
 
 @pytest.fixture
 def begin(tmp_path):
-    """Write the keys, and the outcome if there is one, of a new point of a sweep."""
+    """Write the keys and the outcome of a new point, and return all points so far."""
     sweep = Sweep("base.yaml", {"beta": [0.0]}, output_dir=str(tmp_path / "sweep"))
     points: list[Point] = []
 
@@ -94,9 +94,9 @@ def test_table_shows_every_key_and_value_in_full_at_80_columns(begin):
     }
     begin(keys)
     text = rendered(table(begin(keys, Outcome(FINISHED, value=0.51234))))
-    shown = cells(text, 1)
-    whole = [f"{key}={value}" for key, value in keys.items()]
-    assert shown == whole * 2 and "weight_decay=0.00012345678901234567" in shown
+    lines = cells(text, 1)
+    assert lines == [f"{key}={value}" for key, value in keys.items()] * 2
+    assert "weight_decay=0.00012345678901234567" in lines
     assert "0.5123" in cells(text, 4) and "…" not in text
 
 
@@ -104,9 +104,9 @@ def test_table_folds_values_wider_than_80_columns(begin):
     model = "/" + "/".join(f"folder_{i}" for i in range(20)) + "/model[red]"
     prompt = "Answer in one word. " * 8 + "[/b] [q]"
     text = rendered(table(begin({"model_name_or_path": model, "system_prompt": prompt})))
-    whole = "".join(cells(text, 1))
-    assert f"model_name_or_path={model}" in whole
-    assert f"system_prompt={prompt}".replace(" ", "") in whole.replace(" ", "")
+    joined = "".join(cells(text, 1))
+    assert f"model_name_or_path={model}" in joined
+    assert f"system_prompt={prompt}".replace(" ", "") in joined.replace(" ", "")
 
 
 def test_live_view_shows_long_errors_in_full_and_keys_unbroken(begin):
@@ -128,7 +128,7 @@ def test_table_names_the_metric_as_soon_as_a_run_is_evaluated(begin):
     assert [cell.strip() for cell in header.split("┃")][1:-1] == ["point", "keys", "state", "step", "ndcg"]
 
 
-def test_live_view_shows_points_at_work_first_and_waiting_ones_last(begin):
+def test_live_view_shows_running_points_first_and_waiting_points_last(begin):
     begin()
     begin({"beta": 0.1}, Outcome(FINISHED, value=0.5))
     text = rendered(live_view(begin({"beta": 0.2})))
@@ -137,19 +137,19 @@ def test_live_view_shows_points_at_work_first_and_waiting_ones_last(begin):
 
 
 @pytest.mark.slow
-def test_a_grid_with_a_point_that_fails(write, capsys, tmp_path):
-    """Point 1 names a model that is not there; after it is made it is tried again and finishes."""
-    tiny = load_sweep(write(keys={"beta": [0.0]})).base  # which names the model that is there
-    model = next(line.split(": ")[1] for line in Path(tiny).read_text().splitlines() if "model_name" in line)
-    later = tmp_path / "later"
-    keys = {"model_name_or_path": [model, str(later)], "learning_rate": [0.01]}
+def test_grid_reports_a_failed_point_and_retries_it(write, capsys, tmp_path):
+    """Point 1 names a model that does not exist; once it exists, --retry finishes the point."""
+    base = load_sweep(write(keys={"beta": [0.0]})).base  # it names a model that exists
+    model = next(line.split(": ")[1] for line in Path(base).read_text().splitlines() if "model_name" in line)
+    missing = tmp_path / "missing"
+    keys = {"model_name_or_path": [model, str(missing)], "learning_rate": [0.01]}
     path = write(keys=keys, seeds=[0, 1], parallel=2)
     assert main([str(path)]) == 1
     out = capsys.readouterr().out
-    assert "1 of 2 points are finished, 1 failed" in out
-    assert "point 1 failed: rlkit: there is no model folder" in out and "--retry" in out
+    assert "1 of 2 points finished, 1 failed" in out
+    assert "point 1 failed: rlkit: " in out and str(missing) in out.replace("\n", "") and "--retry" in out
     sweep = load_sweep(path)
-    first, second = rows_of(sweep)
+    first, second = read_table(sweep)
     assert (first["state"], second["state"]) == (FINISHED, FAILED)
     values = [float(first[f"seed {seed}"]) for seed in (0, 1)]
     for seed, value in zip((0, 1), values, strict=True):
@@ -157,9 +157,9 @@ def test_a_grid_with_a_point_that_fails(write, capsys, tmp_path):
         assert after["accuracy"]["mean"] == value and after["seed"] == seed
     assert float(first["mean even"]) == pytest.approx(sum(values) / 2)
     page = (sweep.folder / "report.html").read_text()
-    assert "1 of 2 points are finished" in page and "point 0" in page
+    assert "1 of 2 points finished" in page and "point 0" in page
 
-    # The metric has its name while a run trains, too.
+    # Runs log and print the metric under its own name, not as "accuracy".
     run = Point(sweep, 0).run_dir(0)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["evaluation/even"] for line in lines if "evaluation/even" in line][-1] == values[0]
@@ -167,16 +167,16 @@ def test_a_grid_with_a_point_that_fails(write, capsys, tmp_path):
     log = (Point(sweep, 0).folder / "seed-0.log").read_text()
     assert re.search(r"step 2/2  reward \S+  even \S+  length", log)
 
-    later.symlink_to(model)
-    assert main([str(path)]) == 1  # failed points are left alone
+    missing.symlink_to(model)
+    assert main([str(path)]) == 1  # without --retry, a failed point stays failed
     assert main([str(path), "--retry"]) == 0
-    assert [row["state"] for row in rows_of(sweep)] == [FINISHED, FINISHED]
+    assert [row["state"] for row in read_table(sweep)] == [FINISHED, FINISHED]
     assert main([str(path), "--collect"]) == 0
 
 
 @pytest.mark.slow
-def test_a_sweep_that_is_stopped_goes_on(write):
-    """Two points of 24 steps; SIGTERM comes in the middle of the first, which goes on from its checkpoint."""
+def test_stopped_sweep_resumes_from_a_checkpoint(write):
+    """Two points of 24 steps; SIGTERM stops the first, which later resumes from its checkpoint."""
     path = write(changes={"max_steps": 24, "save_steps": 1000}, keys={"learning_rate": [0.01, 0.02]})
     sweep = load_sweep(path)
     command = [sys.executable, "-m", "rlkit", "sweep", str(path)]
@@ -188,17 +188,17 @@ def test_a_sweep_that_is_stopped_goes_on(write):
     assert "rerun the command to resume" in out
     checkpoints = list(Point(sweep, 0).run_dir(0).glob("checkpoint-*/rlkit.json"))
     assert len(checkpoints) == 1 and Point(sweep, 0).outcome() is None
-    done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "2 of 2 points are finished" in done.stdout
+    resumed = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, check=False)
+    assert resumed.returncode == 0, resumed.stderr[-2000:]
+    assert "2 of 2 points finished" in resumed.stdout
     log = (Point(sweep, 0).folder / "seed-0.log").read_text()
     assert "stopped by SIGUSR1 after step" in log
 
 
 @pytest.mark.slow
-def test_optuna_prunes_what_is_worse(write):
-    """The reward sets points apart: the worst is stopped early, with more steps left than a look can miss."""
-    changes = {"evaluation_steps": 1, "environment": f"{ROOT / 'tests' / 'toy.py'}:Given"}
+def test_optuna_prunes_the_worst_point(write):
+    """The reward depends on the key. The worst point has 1000 steps, so that polling cannot miss it."""
+    changes = {"evaluation_steps": 1, "environment": f"{ROOT / 'tests' / 'toy.py'}:Constant"}
     keys = {"environment_args.value": [0.9, 0.8, 0.7, 0.6, 0.1], "max_steps": [2, 1000]}
     sweep = load_sweep(write(changes=changes, keys=keys, search="optuna", trials=6, pruning=True))
     import optuna

@@ -1,4 +1,4 @@
-"""Sweeps on a real Slurm of one node: an array of GRPO runs, one killed, one told to leave, and collected."""
+"""Sweeps on a real one-node Slurm cluster: a job array of GRPO runs, one killed and one preempted."""
 
 import csv
 import json
@@ -12,9 +12,9 @@ import pytest
 from rlkit.commands.sweep import main
 from rlkit.errors import UserError
 from rlkit.sweeps.point import Point
-from rlkit.sweeps.slurm import in_queue, jobs_of, parameters
+from rlkit.sweeps.slurm import in_queue, jobs_of, submitit_parameters
 from rlkit.sweeps.spec import FINISHED, load_sweep
-from tests.slurm import Slurm, missing
+from tests.slurm import Slurm, missing_requirements
 from tests.waiting import wait_until
 
 KEYS = {"learning_rate": [0.01, 0.02, 0.03]}
@@ -23,8 +23,8 @@ SLURM = {"partition": "main", "time": 60, "cpus_per_task": 1, "grace": 60}
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
-    if lacks := missing():
-        pytest.skip(f"a Slurm of our own needs {', '.join(lacks)}")
+    if requirements := missing_requirements():
+        pytest.skip(f"a local Slurm cluster needs {', '.join(requirements)}")
     with Slurm(tmp_path_factory.mktemp("slurm")) as slurm, pytest.MonkeyPatch.context() as patch:
         for name, value in slurm.environment.items():
             patch.setenv(name, value)
@@ -38,8 +38,8 @@ def steps(point):
 
 
 @pytest.mark.slow
-def test_an_array_with_a_killed_and_a_requeued_job(cluster, write, capsys):
-    """All three points end: who was told to leave went on in the same job, who was killed when asked."""
+def test_array_survives_a_killed_and_a_preempted_job(cluster, write, capsys):
+    """All points finish: the preempted job is requeued, the killed one is submitted again by the command."""
     path = write(
         changes={"max_steps": 30, "save_steps": 5, "evaluation_tasks": 4}, keys=KEYS, parallel=2, slurm=SLURM
     )
@@ -50,11 +50,11 @@ def test_an_array_with_a_killed_and_a_requeued_job(cluster, write, capsys):
     jobs = jobs_of(sweep)
     wait_until(lambda: steps(points[0]) >= 6 and steps(points[1]) >= 6)
     cluster.run("scancel", "--signal=KILL", jobs["0"])
-    cluster.run("scancel", "--signal=USR2", jobs["1"])  # what Slurm sends before the time is up
+    cluster.run("scancel", "--signal=USR2", jobs["1"])  # Slurm sends this signal before a timeout
     assert main([str(path), "--launcher", "slurm"]) == 0
     wait_until(lambda: points[1].outcome() and points[2].outcome() and not in_queue(sweep))
     assert "stopped by SIGUSR" in (points[1].folder / "seed-0.log").read_text()
-    assert jobs_of(sweep)["1"] == jobs["1"]  # it was queued again, not submitted again
+    assert jobs_of(sweep)["1"] == jobs["1"]  # the job was requeued, not submitted again
 
     assert points[0].outcome() is None
     capsys.readouterr()
@@ -75,13 +75,13 @@ def test_an_array_with_a_killed_and_a_requeued_job(cluster, write, capsys):
 
 
 @pytest.mark.slow
-def test_a_job_of_two_nodes(write, tmp_path):
-    """Both tasks of a job, as srun starts them on two nodes: the second starts what the first does, twice."""
+def test_second_node_starts_the_commands_of_the_first(write, tmp_path):
+    """Both tasks of a job, as srun starts them on two nodes, with two seeds."""
     base = {"max_steps": 1, "evaluation_tasks": 2, "per_device_train_batch_size": 4}
-    several = {"accelerate": "multinode_zero3", "num_processes": 2, "seeds": [0, 1]}
-    path = write(changes=base, keys={"learning_rate": [0.01]}, **several)
+    multi_node = {"accelerate": "multinode_zero3", "num_processes": 2, "seeds": [0, 1]}
+    path = write(changes=base, keys={"learning_rate": [0.01]}, **multi_node)
     scontrol = tmp_path / "scontrol"
-    scontrol.write_text("#!/bin/sh\necho 127.0.0.1\necho 127.0.0.1\n")  # both are this machine
+    scontrol.write_text("#!/bin/sh\necho 127.0.0.1\necho 127.0.0.1\n")  # both nodes are this machine
     scontrol.chmod(0o755)
     step = {"SLURM_NNODES": "2", "SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NUM_TASKS": "2"}
     step |= {"SLURM_STEP_NODELIST": "a,b", "SLURM_JOB_ID": "77"}
@@ -107,11 +107,11 @@ def test_a_job_of_two_nodes(write, tmp_path):
 @pytest.mark.parametrize(
     "slurm, complaint",
     [
-        ({"partition": "man"}, "there is no partition 'man' .did you mean 'main'"),
-        ({"partition": "main", "gres": "gpu:1"}, "Slurm refused the sweep: .*[Gg]eneric resource|gres"),
+        ({"partition": "man"}, "unknown Slurm partition 'man' .did you mean 'main'"),
+        ({"partition": "main", "gres": "gpu:1"}, "Slurm rejected the sweep: .*[Gg]eneric resource|gres"),
     ],
 )
-def test_what_slurm_does_not_have(cluster, write, slurm, complaint):
+def test_submit_rejects_missing_partition_and_resource(cluster, write, slurm, complaint):
     path = write(keys=KEYS, slurm=slurm)
     with pytest.raises(UserError, match=complaint) as caught:
         main([str(path), "--launcher", "slurm"])
@@ -119,23 +119,23 @@ def test_what_slurm_does_not_have(cluster, write, slurm, complaint):
     assert not cluster.run("squeue", "-h")
 
 
-def test_a_slurm_that_does_not_answer(cluster, write, monkeypatch, tmp_path):
-    text = Path(os.environ["SLURM_CONF"]).read_text()
-    other = tmp_path / "slurm.conf"
-    port = next(line for line in text.splitlines() if line.startswith("SlurmctldPort"))
-    other.write_text(text.replace(port, "SlurmctldPort=1") + "MessageTimeout=2\nSlurmctldTimeout=2\n")
-    monkeypatch.setenv("SLURM_CONF", str(other))
-    with pytest.raises(UserError, match="Slurm does not answer"):
+def test_check_reports_a_slurm_that_does_not_respond(cluster, write, monkeypatch, tmp_path):
+    config = Path(os.environ["SLURM_CONF"]).read_text()
+    broken = tmp_path / "slurm.conf"
+    port = next(line for line in config.splitlines() if line.startswith("SlurmctldPort"))
+    broken.write_text(config.replace(port, "SlurmctldPort=1") + "MessageTimeout=2\nSlurmctldTimeout=2\n")
+    monkeypatch.setenv("SLURM_CONF", str(broken))
+    with pytest.raises(UserError, match="Slurm does not respond"):
         main([str(write(keys=KEYS, slurm=SLURM)), "--launcher", "slurm"])
 
 
-def test_no_slurm(write, monkeypatch, tmp_path):
+def test_check_reports_that_slurm_is_not_installed(write, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UserError, match="there is no Slurm here"):
+    with pytest.raises(UserError, match="Slurm is not installed"):
         main([str(write(keys=KEYS, slurm=SLURM)), "--launcher", "slurm"])
 
 
-def test_options_reach_sbatch(write):
+def test_submitit_parameters_pass_all_options_to_sbatch(write):
     pytest.importorskip("submitit")
     slurm = SLURM | {
         "account": "us",
@@ -144,10 +144,12 @@ def test_options_reach_sbatch(write):
         "container": "a.sqsh",
         "mail-user": "me",
     }
-    found = parameters(load_sweep(write(keys=KEYS, parallel=5, slurm=slurm | {"setup": "module load cuda"})))
-    assert found["partition"] == "main" and found["account"] == "us" and found["time"] == 60
-    assert found["nodes"] == 2 and found["ntasks_per_node"] == 1 and found["gpus_per_node"] == 8
-    assert found["signal_delay_s"] == 60 and found["array_parallelism"] == 5
-    assert found["setup"] == ["module load cuda"]
-    assert "--container-image=a.sqsh" in found["srun_args"]
-    assert found["additional_parameters"] == {"mail-user": "me"}
+    sweep = load_sweep(write(keys=KEYS, parallel=5, slurm=slurm | {"setup": "module load cuda"}))
+    parameters = submitit_parameters(sweep)
+    assert parameters["partition"] == "main" and parameters["account"] == "us" and parameters["time"] == 60
+    assert parameters["nodes"] == 2 and parameters["ntasks_per_node"] == 1
+    assert parameters["gpus_per_node"] == 8
+    assert parameters["signal_delay_s"] == 60 and parameters["array_parallelism"] == 5
+    assert parameters["setup"] == ["module load cuda"]
+    assert "--container-image=a.sqsh" in parameters["srun_args"]
+    assert parameters["additional_parameters"] == {"mail-user": "me"}

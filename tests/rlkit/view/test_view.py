@@ -1,4 +1,4 @@
-"""`rlkit view`: the real app, driven by keys without a terminal, on files that a run would write."""
+"""`rlkit view`: the real application, driven by key presses without a terminal, on files of a run."""
 
 import asyncio
 import functools
@@ -17,14 +17,14 @@ from rlkit.errors import UserError
 from rlkit.runs.record import RolloutFiles
 from rlkit.view import app as view
 from rlkit.view.app import Viewer
-from rlkit.view.data import Filters, Rollouts, ordered, parse_range, texts
-from rlkit.view.text import visible, whole
+from rlkit.view.data import Filters, Rollouts, parse_range, searchable, sort_rollouts
+from rlkit.view.text import render_rollout, visible
 
 FAILED = "distribution: ValueError: [empty]"
 
 
-def rollout(i, **others):
-    """A rollout as today's runs save it; of every five one is truncated and one is invalid."""
+def rollout(i, **fields):
+    """Return a single-turn rollout; one in five is truncated and one in five is invalid."""
     invalid = i % 5 == 4
     return {
         "task_id": f"task-{i}",
@@ -39,11 +39,11 @@ def rollout(i, **others):
         "rewards/correct": None if invalid else i / 10,
         "rewards/brief": 1.0,
         "advantage": 0.5 - i / 10,
-    } | others
+    } | fields
 
 
 def with_turns(i):
-    """A rollout of several turns, as later runs save it."""
+    """Return a multi-turn rollout with markup and escape sequences."""
     turns = [
         {"role": "assistant", "content": f"<search>[bold]{i}[/]</search>", "tokens": 5},
         {"role": "user", "content": f"found [/] \x1b[31m{i}\nin a Library", "tokens": 4},
@@ -60,7 +60,7 @@ def directory(tmp_path, open_run):
 
 @pytest.fixture
 def run(directory):
-    """Step 1 has ten rollouts, step 2 four, step 3 two of several turns."""
+    """Write ten rollouts for step 1, four for step 2, and two multi-turn rollouts for step 3."""
     for step, rows in enumerate((map(rollout, range(10)), map(rollout, range(4)), map(with_turns, (1, 2)))):
         directory.save_rollouts(step + 1, [row | {"step": step + 1} for row in rows])
     directory.flush()
@@ -69,11 +69,11 @@ def run(directory):
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(view, "PAUSE", 0)
+    monkeypatch.setattr(view, "SEARCH_DELAY_SECONDS", 0)
 
 
 class Browser:
-    """The app with what a person would do and see."""
+    """The application, with what a user does and sees."""
 
     def __init__(self, app, pilot):
         self.app, self.pilot = app, pilot
@@ -97,13 +97,13 @@ class Browser:
             await self.pilot.pause(0.01)
         await self.pilot.pause()
 
-    def column(self, head, table="list"):
+    def column(self, header, table="list"):
         table = getattr(self.app, table)
-        heads = [str(column.label).rstrip(" ▲▼") for column in table.ordered_columns]
-        place = heads.index(head)
-        return [str(table.get_row_at(i)[place]) for i in range(table.row_count)]
+        headers = [str(column.label).rstrip(" ▲▼") for column in table.ordered_columns]
+        index = headers.index(header)
+        return [str(table.get_row_at(i)[index]) for i in range(table.row_count)]
 
-    def heads(self):
+    def headers(self):
         return [str(column.label) for column in self.app.list.ordered_columns]
 
     def text(self, name="text"):
@@ -123,7 +123,7 @@ async def browse(run, step=1, size=(140, 45)):
 
 
 def driven(test):
-    """Run an async test; pytest sees the fixtures it asks for."""
+    """Turn an async test into a function with the same fixtures, which pytest can run."""
 
     @functools.wraps(test)
     def run(**fixtures):
@@ -136,19 +136,19 @@ def driven(test):
 # The data
 
 
-def test_ranges():
+def test_parse_range_reads_numbers_and_open_ranges():
     assert parse_range(" 0.2 .. 1e1 ") == (0.2, 10)
     assert parse_range("..-.5") == (-math.inf, -0.5)
     assert parse_range("3..") == (3, math.inf)
     assert parse_range("1") == (1, 1)
     assert parse_range(" ") is None
     for text in ("a", "1-2", "1 2", "nan"):
-        with pytest.raises(ValueError, match="no range"):
+        with pytest.raises(ValueError, match="is not a range"):
             parse_range(text)
 
 
 @pytest.mark.parametrize(
-    ("filters", "kept"),
+    ("filters", "expected"),
     [
         ({}, [0, 1, 2, 3, 4]),
         ({"reward": (0.1, 0.2)}, [1, 2]),
@@ -164,44 +164,45 @@ def test_ranges():
         ({"text": "it is", "truncated": False, "invalid": False, "length": (5, 50)}, [1, 2]),
     ],
 )
-def test_filters(filters, kept):
-    assert [i for i in range(5) if Filters(**filters).keep(rollout(i))] == kept
+def test_filters_keep_rollouts_that_meet_all_conditions(filters, expected):
+    assert [i for i in range(5) if Filters(**filters).keep(rollout(i))] == expected
 
 
-def test_every_turn_is_searched():
+def test_search_covers_the_prompt_and_every_turn():
     assert Filters("library").keep(with_turns(1))
-    assert len(texts(with_turns(1))) == 4
+    assert len(searchable(with_turns(1))) == 4
     assert Filters("It is").keep(rollout(1, turns=[]))
 
 
-def test_rows_without_a_value_come_last_either_way():
+def test_sort_rollouts_puts_missing_values_last_in_both_directions():
     rows = [{"n": 1, "a": 2}, {"n": 2, "a": None}, {"n": 3, "a": 1}, {"n": 4}, {"n": 5, "a": 2}]
-    assert [row["n"] for row in ordered(rows, "a", descending=False)] == [3, 1, 5, 2, 4]
-    assert [row["n"] for row in ordered(rows, "a", descending=True)] == [1, 5, 3, 2, 4]
+    assert [row["n"] for row in sort_rollouts(rows, "a", descending=False)] == [3, 1, 5, 2, 4]
+    assert [row["n"] for row in sort_rollouts(rows, "a", descending=True)] == [1, 5, 3, 2, 4]
 
 
-def test_means_leave_out_what_is_missing(run):
+def test_means_ignore_missing_values(run):
     means = Rollouts(RolloutFiles(run)).means(1)
     assert means["rollouts"] == 10
     assert means["reward"] == means["rewards/correct"] == pytest.approx((45 - 13) / 80)
     assert (means["truncated"], means["invalid"], means["length"]) == (0.2, 0.2, 46)
 
 
-def test_a_search_reads_no_column_that_it_does_not_need(run, monkeypatch):
-    asked, read = [], pq.read_table
+def test_find_reads_only_the_columns_that_it_needs(run, monkeypatch):
+    columns_read, read = [], pq.read_table
     monkeypatch.setattr(
-        pq, "read_table", lambda path, columns: asked.append(columns) or read(path, columns=columns)
+        pq, "read_table", lambda path, columns: columns_read.append(columns) or read(path, columns=columns)
     )
     rollouts = Rollouts(RolloutFiles(run))
-    assert asked == []
+    assert columns_read == []
     assert [row["rollout"] for row in rollouts.find(1, Filters(reward=(0, 0.1)))] == [1, 2]
     assert [row["rollout"] for row in rollouts.find(3, Filters("LIBRARY"))] == [1, 2]
     rollouts.means(1)
-    assert not {"prompt", "completion", "turns", "answer", "level"} & {*asked[0], *asked[2]}
-    assert {"prompt", "turns"} < set(asked[1]) and not {"completion", "answer", "level"} & set(asked[1])
+    by_reward, by_text, means = map(set, columns_read)
+    assert not {"prompt", "completion", "turns", "answer", "level"} & (by_reward | means)
+    assert {"prompt", "turns"} < by_text and not {"completion", "answer", "level"} & by_text
 
 
-def test_the_step_that_is_looked_at_is_read_once_until_it_changes(run, directory):
+def test_rollouts_cache_a_step_until_its_file_changes(run, directory):
     rollouts = Rollouts(RolloutFiles(run))
     assert rollouts.step(2) is rollouts.step(2) and rollouts.means(2)["rollouts"] == 4
     directory.save_rollouts(2, [rollout(i) for i in range(6)])
@@ -209,7 +210,7 @@ def test_the_step_that_is_looked_at_is_read_once_until_it_changes(run, directory
     assert len(rollouts.step(2)) == rollouts.means(2)["rollouts"] == 6
 
 
-def test_a_file_that_cannot_be_read_is_one_line(run):
+def test_corrupt_file_is_a_user_error(run):
     (run / "rollouts" / "step-000002.parquet").write_bytes(b"PAR1 not really")
     rollouts = Rollouts(RolloutFiles(run))
     for read in (rollouts.step, rollouts.means, lambda step: rollouts.find(step, Filters())):
@@ -217,47 +218,51 @@ def test_a_file_that_cannot_be_read_is_one_line(run):
             read(2)
 
 
-# The text of a rollout
+# The page of a rollout
 
 
-def test_a_rollout_of_today():
-    text = whole(rollout(3, step=1, rollout=4), 10).plain
+def test_render_rollout_shows_numbers_prompt_and_answer():
+    text = render_rollout(rollout(3, step=1, rollout=4), 10).plain
     assert "step 1 · rollout 4 of 10 · task task-3" in text
     assert "reward 0.3 · advantage 0.2 · truncated" in text
     assert "rewards: correct 0.3 · brief 1" in text and "31 tokens sampled" in text and "level: easy" in text
     assert (
-        text.index("── prompt ──\nWhat is 3") < text.index("It is 6.") < text.index("── right answer ──\n6")
+        text.index("── prompt ──\nWhat is 3")
+        < text.index("It is 6.")
+        < text.index("── reference answer ──\n6")
     )
     for missing in ("invalid", "gap", "None", "environment", "turn 1"):
         assert missing not in text
 
 
-def test_a_rollout_of_several_turns():
-    text = whole(with_turns(2) | {"step": 3, "rollout": 2, "invalid": FAILED}, 2, search="library")
+def test_render_rollout_shows_turns_and_highlights_matches():
+    row = with_turns(2) | {"step": 3, "rollout": 2, "invalid": FAILED}
+    text = render_rollout(row, 2, search="library")
     assert f"invalid: {FAILED}" in text.plain
     assert "4 from the environment · log-prob gap 0.0125 nats" in text.plain
     assert (
         "assistant, turn 1, 5 tokens" in text.plain and "environment (user), turn 2, 4 tokens" in text.plain
     )
-    assert text.plain.count("It is 4.") == 1  # the completion is not said twice
+    assert text.plain.count("It is 4.") == 1  # the completion is not shown in addition to the turns
     styles = {text.plain[span.start : span.end].strip(): str(span.style) for span in text.spans}
     assert styles["found [/] ␛[31m2\nin a Library"] == "yellow" and "Library" in styles
-    assert "<search>[bold]2[/]</search>" not in styles  # the assistant's words are plain
+    assert "<search>[bold]2[/]</search>" not in styles  # assistant turns are unstyled
 
 
-def test_hardly_anything_is_there():
-    assert "step 1 · rollout 1 of 1" in whole({"step": 1, "rollout": 1, "completion": None}, 1).plain
+def test_render_rollout_accepts_a_nearly_empty_row():
+    row = {"step": 1, "rollout": 1, "completion": None}
+    assert "step 1 · rollout 1 of 1" in render_rollout(row, 1).plain
 
 
-def test_nothing_steers_the_terminal():
+def test_visible_replaces_control_characters():
     assert visible("a\x1b[2J\x07\r\nb\tc\x9b1m\u202ed\r") == "a␛[2J␇\nb\tc\ufffd1m\ufffdd␍"
 
 
-# The app
+# The application
 
 
 @driven
-async def test_it_begins_with_the_last_step_and_shows_means(run):
+async def test_viewer_starts_at_the_last_step_and_shows_means(run):
     async with browse(run, step=None) as browser:
         assert browser.app.step == 3
         assert browser.column("step", "steps") == ["1", "2", "3"]
@@ -267,23 +272,23 @@ async def test_it_begins_with_the_last_step_and_shows_means(run):
 
 
 @driven
-async def test_columns_that_are_missing_are_not_shown(run, directory):
+async def test_list_hides_missing_columns(run, directory):
     directory.save_rollouts(4, [{"prompt": "p", "completion": "c", "reward": 1.0}])
     directory.flush()
     async with browse(run) as browser:
-        assert "gap" not in browser.heads() and "invalid" in browser.heads()
+        assert "gap" not in browser.headers() and "invalid" in browser.headers()
         await browser.press("n", "n")
-        assert "gap" in browser.heads()
+        assert "gap" in browser.headers()
         await browser.press("n")
-        assert browser.heads() == ["# ▲", "reward"]
+        assert browser.headers() == ["# ▲", "reward"]
         assert "── prompt ──\np" in browser.text()
 
 
 @driven
-async def test_sorting(run):
+async def test_list_sorts_by_key_and_by_click(run):
     async with browse(run) as browser:
         await browser.press(*["s"] * 4)
-        assert browser.heads()[:5] == ["#", "task", "reward", "advantage", "length ▲"]
+        assert browser.headers()[:5] == ["#", "task", "reward", "advantage", "length ▲"]
         await browser.press("S")
         assert browser.column("length") == [str(10 * i + 1) for i in range(9, -1, -1)]
         browser.app.sort = "reward", True
@@ -295,14 +300,14 @@ async def test_sorting(run):
 
 
 @driven
-async def test_sorting_keeps_the_rollout_that_is_read(run):
+async def test_sorting_keeps_the_cursor_on_its_rollout(run):
     async with browse(run) as browser:
         await browser.press("j", "j", "S")
         assert "rollout 3 of 10" in browser.text() and browser.app.list.cursor_row == 7
 
 
 @driven
-async def test_filtering(run):
+async def test_filters_combine_and_survive_a_change_of_step(run):
     async with browse(run) as browser:
         await browser.type("reward", "0.2..0.6")
         assert browser.column("#") == ["3", "4", "6", "7"]
@@ -319,30 +324,30 @@ async def test_filtering(run):
         assert len(browser.column("#")) == 8
         await browser.choose("invalid", FAILED)
         assert browser.column("#") == ["5", "10"]
-        await browser.press("n")  # to a step where nothing is invalid
+        await browser.press("n")  # to a step without invalid rollouts
         assert browser.column("#") == [] and browser.text() == ""
         await browser.press("c")
         assert len(browser.column("#")) == 4
 
 
 @driven
-async def test_half_a_range_leaves_the_filter_as_it_was(run):
+async def test_malformed_range_leaves_the_filter_unchanged(run):
     async with browse(run) as browser:
         await browser.type("reward", "0.5..")
         before = browser.column("#")
         await browser.type("reward", "0.5..x")
         assert browser.column("#") == before == ["6", "7", "8", "9"]
-        assert browser.app.query_one("#reward").has_class("wrong")
+        assert browser.app.query_one("#reward").has_class("malformed")
         await browser.type("reward", "")
-        assert not browser.app.query_one("#reward").has_class("wrong") and len(browser.column("#")) == 10
+        assert not browser.app.query_one("#reward").has_class("malformed") and len(browser.column("#")) == 10
 
 
 @driven
-async def test_searching_a_step_and_then_all(run):
+async def test_search_covers_a_step_and_then_all_steps(run):
     async with browse(run) as browser:
         await browser.press("slash", *"it", "space", *"IS", "space", *"2")
         assert browser.column("#") == ["2"]
-        await browser.press("enter", "a")  # from the field to the list
+        await browser.press("enter", "a")  # enter moves the focus from the field to the list
         assert browser.text("scope") == "in all steps"
         assert [*zip(browser.column("step"), browser.column("#"), strict=True)] == [
             ("1", "2"),
@@ -356,26 +361,26 @@ async def test_searching_a_step_and_then_all(run):
 
 
 @driven
-async def test_filters_hold_in_all_steps_and_a_step_leads_back(run):
+async def test_filters_apply_to_all_steps_until_a_step_is_selected(run):
     async with browse(run) as browser:
         await browser.press("a")
         assert len(browser.column("#")) == 16
         await browser.choose("truncated", True)
         assert browser.column("step") == ["1", "1", "2"]
         await browser.press("n")
-        assert browser.app.step == 2 and "step" not in browser.heads() and browser.column("#") == ["4"]
+        assert browser.app.step == 2 and "step" not in browser.headers() and browser.column("#") == ["4"]
 
 
 @driven
-async def test_a_search_ends_when_there_is_too_much(run, monkeypatch):
-    monkeypatch.setattr(view, "MOST", 12)
+async def test_search_stops_at_the_maximum_number_of_rollouts(run, monkeypatch):
+    monkeypatch.setattr(view, "MAX_LISTED", 12)
     async with browse(run) as browser:
         await browser.press("a")
         assert len(browser.column("#")) == 12
 
 
 @driven
-async def test_opening_a_rollout_and_going_on(run):
+async def test_full_screen_rollout_can_be_changed_and_closed(run):
     async with browse(run) as browser:
         await browser.press("j", "enter")
         assert browser.app.focused.id == "detail" and not browser.app.list.display
@@ -391,7 +396,7 @@ async def test_opening_a_rollout_and_going_on(run):
 
 
 @driven
-async def test_next_and_previous_step_stop_at_the_ends(run):
+async def test_step_keys_stop_at_the_first_and_last_step(run):
     async with browse(run) as browser:
         await browser.press("n")
         assert browser.app.step == 2 and len(browser.column("#")) == 4
@@ -402,7 +407,7 @@ async def test_next_and_previous_step_stop_at_the_ends(run):
 
 
 @driven
-async def test_markup_and_commands_in_a_rollout_are_text(run):
+async def test_markup_and_escape_sequences_in_a_rollout_are_shown_literally(run):
     async with browse(run, step=3) as browser:
         screen = browser.screen()
         for text in (
@@ -421,7 +426,7 @@ async def test_markup_and_commands_in_a_rollout_are_text(run):
 
 
 @driven
-async def test_a_run_that_goes_on_is_read_again(run, directory):
+async def test_reload_follows_a_run_that_trains_or_resumes(run, directory):
     async with browse(run, step=3) as browser:
         await browser.press("j")
         directory.rewind(2)
@@ -433,16 +438,16 @@ async def test_a_run_that_goes_on_is_read_again(run, directory):
         assert browser.app.step == 3 and "rollout 2 of 5" in browser.text()
         directory.rewind(2)
         await browser.press("k")
-        assert "not there any more" in browser.text()
+        assert "no longer exists" in browser.text()
         await browser.press("r")
         assert browser.app.step == 2 and browser.column("step", "steps") == ["1", "2"]
         directory.rewind(0)
-        await browser.press("r")  # says that there is nothing yet, and stays
+        await browser.press("r")  # warns that there are no rollouts, and keeps what is shown
         assert browser.column("step", "steps") == ["1", "2"]
 
 
 @driven
-async def test_a_broken_file_does_not_end_it(run):
+async def test_viewer_survives_a_corrupt_file(run):
     (run / "rollouts" / "step-000002.parquet").write_bytes(b"PAR1 not really")
     async with browse(run) as browser:
         assert browser.column("n", "steps") == ["10", "", "2"]
@@ -453,7 +458,7 @@ async def test_a_broken_file_does_not_end_it(run):
 
 
 @driven
-async def test_the_keys_stand_in_a_footer_of_80_columns_and_q_quits(run):
+async def test_footer_fits_80_columns_and_q_quits(run):
     async with browse(run, size=(80, 24)) as browser:
         footer = browser.screen().splitlines()[-1]
         for key in (
@@ -480,15 +485,15 @@ async def test_the_keys_stand_in_a_footer_of_80_columns_and_q_quits(run):
 
 @pytest.fixture
 def command(monkeypatch, capsys):
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["rlkit", "view", *map(str, words)])
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["rlkit", "view", *map(str, arguments)])
         code = cli.main()
         return code, capsys.readouterr().err
 
     return run
 
 
-def test_the_help_says_the_keys(command, capsys):
+def test_help_lists_the_keys(command, capsys):
     with pytest.raises(SystemExit) as caught:
         command("--help")
     text = capsys.readouterr().out
@@ -497,24 +502,24 @@ def test_the_help_says_the_keys(command, capsys):
         assert key in text
 
 
-def test_bad_input_is_one_line(command, run, directory, tmp_path):
+def test_command_rejects_bad_input_in_one_line(command, run, directory, tmp_path):
     folder = tmp_path / "photos"
     folder.mkdir()
     assert command(folder) == (
         2,
-        f"rlkit: {folder} is not a run directory: no config.yaml or rollouts/ in it\n",
+        f"rlkit: {folder} is not a run directory (it has no config.yaml and no rollouts/)\n",
     )
     assert "not a run directory" in command(tmp_path / "nowhere")[1]
     assert command(run, "--step", 9) == (
         2,
-        f"rlkit: {run} has no rollouts of step 9: they are of 1 to 3\n",
+        f"rlkit: {run} has no rollouts of step 9; its steps range from 1 to 3\n",
     )
-    assert command(run) == (2, "rlkit: rlkit view needs a terminal; rlkit report writes a page\n")
+    assert command(run) == (2, "rlkit: rlkit view requires a terminal; use rlkit report for an HTML page\n")
     directory.rewind(0)
     assert "has no rollouts yet" in command(run)[1]
 
 
-def test_it_starts_with_the_run(command, run, monkeypatch):
+def test_command_starts_the_viewer_at_the_step(command, run, monkeypatch):
     started = []
     monkeypatch.setattr(Viewer, "run", lambda app: started.append((app.data.run, app.step)))
     for stream in ("stdin", "stdout"):
