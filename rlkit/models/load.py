@@ -1,4 +1,4 @@
-"""Load a model and its tokenizer from a hub name, a folder, or `bundled:smollm2-135m`."""
+"""Load a model and its tokenizer from the Hub, a folder or `bundled:smollm2-135m`, and save them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rlkit.models.bundled import PREFIX, bundled_path
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
-MODEL_FILES = ("config.json", "adapter_config.json")  # of a model, and of an adapter alone
+MODEL_FILES = ("config.json", "adapter_config.json")  # a model folder has the first, an adapter the second
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 
 
@@ -28,16 +28,21 @@ class Saveable(Protocol):
     """A model, an encoder or a tokenizer that `save_pretrained` writes to a folder."""
 
     def save_pretrained(self, folder: str, /) -> object:
-        """Write the weights or the vocabulary, with the configuration."""
+        """Save the weights or the vocabulary, with the config."""
 
 
 def resolve(name: str | None) -> str:
-    """Return what transformers can load; raises UserError when nothing is named or a path does not exist."""
+    """Return the name or the path of a model for `from_pretrained`, with `~` and `bundled:` resolved.
+
+    Raises:
+        UserError: No model is given, or the path is not a model folder.
+    """
     if not name:
         raise UserError("no model given: set the key 'model_name_or_path', e.g. bundled:smollm2-135m")
     if name.startswith(PREFIX):
         return str(bundled_path(name))
     if name.startswith((".", "/", "~", "runs/")) and not Path(name).expanduser().is_dir():
+        # Without this check, transformers would look for the path on the Hub.
         raise UserError(f"there is no model folder {name!r}")
     folder = Path(name).expanduser()
     if folder.is_dir() and not any((folder / file).is_file() for file in MODEL_FILES):
@@ -48,19 +53,22 @@ def resolve(name: str | None) -> str:
 def load_model(
     config: ModelConfig, *, trust_remote_code: bool = False
 ) -> tuple[Any, PreTrainedTokenizerBase]:
-    """Load the model and tokenizer that the keys of a config name.
+    """Load the model and the tokenizer of a config.
 
-    Weights are read from safetensors only, code from a hub runs only when asked for.
+    Weights are loaded from safetensors only, because pickled ones can run code.
+
+    Args:
+        config: Model arguments of the run.
+        trust_remote_code: Whether to run Python code that comes with the model.
 
     Raises:
-        UserError: no such model, no weights that are safe to read, a dtype that does not exist, or an
-            adapter that does not fit.
+        UserError: The model does not exist, has no safetensors, or the dtype or the adapter is invalid.
     """
     hide_weight_bars()
     name = resolve(config.model_name_or_path)
     dtype = config.dtype or "auto"
     if dtype not in DTYPES:
-        raise UserError(f"there is no dtype {dtype!r}: use one of {', '.join(DTYPES)}")
+        raise UserError(f"unknown dtype {dtype!r}; expected one of {', '.join(DTYPES)}")
     quantization = get_quantization_config(config)
     options = {
         "revision": config.model_revision,
@@ -78,7 +86,7 @@ def load_model(
         )
     except (OSError, ValueError, ImportError) as error:  # not found, not a model, not allowed, not installed
         raise UserError(f"cannot load {config.model_name_or_path!r}: {first_line(error)}") from error
-    # Does the adapter fit? Asked before a run directory is made; ZeRO-3 would shard this model as well.
+    # Check that the adapter fits before the run directory is opened. ZeRO-3 would shard this model, too.
     if config.use_peft and not is_deepspeed_zero3_enabled():
         without_weights(model.config, config, trust_remote_code=trust_remote_code)
     if tokenizer.pad_token is None:
@@ -89,10 +97,15 @@ def load_model(
 def without_weights(
     shape: PreTrainedConfig, config: ModelConfig, *, trust_remote_code: bool = False
 ) -> PreTrainedModel | PeftModel:
-    """A model on the meta device, of transformers' config `shape`, with the adapter that the keys ask for.
+    """Return a model on the meta device, with the adapter of the config if it has one.
+
+    Args:
+        shape: Config of the model, from transformers.
+        config: Model arguments of the run, which configure the adapter.
+        trust_remote_code: Whether to run Python code that comes with the model.
 
     Raises:
-        UserError: the adapter does not fit the model.
+        UserError: The adapter does not fit the model.
     """
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(shape, trust_remote_code=trust_remote_code)
@@ -100,16 +113,19 @@ def without_weights(
             adapter = get_peft_config(config)
             return model if adapter is None else get_peft_model(model, adapter)
         except ValueError as error:
-            raise UserError(f"no such adapter (use_peft and lora_ keys): {first_line(error)}") from error
+            raise UserError(f"invalid adapter (use_peft and lora_* keys): {first_line(error)}") from error
 
 
 def save_model(model: Saveable, tokenizer: Saveable | None, folder: Path) -> None:
-    """Save a plain model, with LoRA adapters merged into a copy of the weights, as safetensors.
+    """Save a model as safetensors, with a LoRA adapter merged into the weights.
 
-    An encoder saves its tokenizer itself, and `tokenizer` is None.
+    Args:
+        model: Model or encoder to save.
+        tokenizer: Tokenizer to save, or None for an encoder, which saves its own.
+        folder: Folder to save to.
     """
     if isinstance(model, PeftModel):
-        # A copy: the model that is being trained keeps its adapter apart.
+        # Merged in a copy: training may continue with the separate adapter.
         model = copy.deepcopy(model).merge_and_unload()
     model.save_pretrained(str(folder))
     if tokenizer is not None:
@@ -117,19 +133,21 @@ def save_model(model: Saveable, tokenizer: Saveable | None, folder: Path) -> Non
 
 
 def save_gathered(trainer: Trainer, folder: Path) -> None:
-    """`save_model` for a model that is sharded over processes; all of them take part, the main one writes."""
+    """Save a model that is sharded over processes; all processes must call this, and the main one writes."""
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if not trainer.accelerator.is_main_process:
         return
     model = trainer.accelerator.unwrap_model(trainer.model)
     if isinstance(model, PeftModel):
         base = model.get_base_model()
-        # Not from_config, which would shard it again, and not the class that FSDP2 has put in front.
-        kind: Any = next(one for one in type(base).__mro__ if not issubclass(one, FSDPModule))
-        whole = get_peft_model(kind(base.config), model.peft_config["default"])
-        whole.load_state_dict(weights)
-        save_model(whole, trainer.processing_class, folder)
+        # `from_config` would shard the new model, too. FSDP2 has replaced the class of `base` by a subclass,
+        # so the original class is the first base class without FSDPModule.
+        model_class: Any = next(cls for cls in type(base).__mro__ if not issubclass(cls, FSDPModule))
+        unsharded = get_peft_model(model_class(base.config), model.peft_config["default"])
+        unsharded.load_state_dict(weights)
+        save_model(unsharded, trainer.processing_class, folder)
         return
+    # Tied weights are gathered once per name, but safetensors must contain them only once.
     tied = model.all_tied_weights_keys if model.config.tie_word_embeddings else {}
     weights = {name: value for name, value in weights.items() if name not in tied}
     model.save_pretrained(folder, state_dict=weights)

@@ -1,6 +1,6 @@
-"""All patches of third-party libraries, each with the reason why no argument of the library does it.
+"""All patches of third-party libraries, each with the reason why no argument of the library is enough.
 
-`tests/rlkit/models/test_patches.py` fails with a sentence when a library moves what is patched here.
+`tests/rlkit/models/test_patches.py` fails and names the patch if a library moves what is patched here.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from accelerate import DistributedType, PartialState
 
 @contextmanager
 def replaced(module: ModuleType, name: str, value: object) -> Iterator[None]:
-    """Replace a name of a module for the duration of a `with` block."""
+    """Replace an attribute of a module inside a `with` block."""
     original = getattr(module, name)
     setattr(module, name, value)
     try:
@@ -29,9 +29,9 @@ def replaced(module: ModuleType, name: str, value: object) -> Iterator[None]:
 
 @contextmanager
 def replaced_vllm_generation(make: Callable[..., Any]) -> Iterator[None]:
-    """While a GRPOTrainer is constructed, it takes `make(**settings)` for TRL's `VLLMGeneration`.
+    """Inside the block, TRL's GRPOTrainer calls `make(**settings)` instead of its `VLLMGeneration`.
 
-    The trainer creates it in the middle of its constructor and has no argument for the class.
+    The trainer creates that object in the middle of its constructor and has no argument for the class.
     """
     from trl.trainer import grpo_trainer
 
@@ -41,10 +41,10 @@ def replaced_vllm_generation(make: Callable[..., Any]) -> Iterator[None]:
 
 @contextmanager
 def vllm_settings(**settings: Any) -> Iterator[None]:
-    """While TRL starts vLLM, it passes these further arguments to `vllm.LLM`.
+    """Inside the block, TRL passes extra arguments to `vllm.LLM`.
 
-    TRL has no keys for the dtype and for eager mode, without which vLLM neither agrees with a float32 trainer
-    nor starts on a CPU in less than minutes.
+    TRL has no arguments for the dtype and for eager mode. Without a float32 dtype vLLM's log-probabilities
+    differ from those of a float32 trainer; without eager mode vLLM takes minutes to start on a CPU.
     """
     from trl.generation import vllm_generation
 
@@ -54,10 +54,10 @@ def vllm_settings(**settings: Any) -> Iterator[None]:
 
 @contextmanager
 def gguf_bar_hidden() -> Iterator[None]:
-    """While a GGUF file is loaded, transformers draws no bar.
+    """Inside the block, transformers shows no progress bar for loading a GGUF file.
 
-    This bar is tqdm's, not the one that `transformers.utils.logging` can turn off, and its only switch,
-    `TQDM_DISABLE`, would hide the bars of downloads, too.
+    The bar is made with tqdm directly, so `transformers.utils.logging` cannot turn it off. `TQDM_DISABLE`
+    could, but would hide the progress bars of downloads, too.
     """
     from transformers import modeling_gguf_pytorch_utils as gguf
 
@@ -66,18 +66,18 @@ def gguf_bar_hidden() -> Iterator[None]:
 
 
 def score_only_completions() -> None:
-    """Let TRL's fused head skip the positions without a label on a CPU, too.
+    """Make TRL's fused head skip tokens without a label on a CPU, too.
 
-    It drops them only where Triton runs; elsewhere it projects the whole prompt on the vocabulary. In that
-    module of TRL `_use_triton` decides nothing else.
+    It skips them only if it can use Triton, and otherwise computes the logits of the prompts for nothing.
+    `_use_triton` decides nothing else in that module of TRL.
     """
     trl.trainer.utils._use_triton = lambda device: True
 
 
 def shard_on_cpu() -> None:
-    """Let accelerate shard with FSDP on a CPU, as its config says; it would fall back to DDP.
+    """Make accelerate use FSDP on a CPU if its config says so, instead of falling back to DDP.
 
-    It is for trying a launch before the GPUs are there. DeepSpeed needs no help.
+    This is for trying out a launch without GPUs. DeepSpeed works on a CPU without a patch.
     """
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU

@@ -1,8 +1,8 @@
-"""Turning tasks into rollouts: engines that sample, and the loop that carries them through an environment.
+"""Rollouts: inference engines that sample turns, and the loop that runs them through an environment.
 
-An engine takes requests for one assistant turn each and gives samples back as they finish (`Engine`). The
-loop (`rlkit.rollouts.loop`) is the same for all engines, for training and for evaluation, for one turn and
-for several. Token in, token out: what was sampled is never tokenised again.
+An engine takes requests, one per assistant turn, and returns samples as they finish (`Engine`). The rollout
+loop (`rlkit.rollouts.loop`) is the same for all engines, for training and evaluation, and for single-turn and
+multi-turn environments. It works on token ids: sampled tokens are never decoded and then tokenized again.
 """
 
 from rlkit.rollouts.types import Engine, Request, Rollout, Sample, Sampling

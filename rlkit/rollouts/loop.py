@@ -1,7 +1,7 @@
-"""The rollout loop: sample a turn, hand it to the environment, append its reply, sample the next turn.
+"""The rollout loop: sample a turn, pass it to the environment, append its reply, sample the next turn.
 
-The environment answers in a thread of its own, all turns that have finished at a time, while the engine goes
-on sampling the others.
+The environment runs in a separate thread while the engine keeps sampling the other rollouts. Each call of the
+environment receives all turns that have finished since the previous call.
 """
 
 from __future__ import annotations
@@ -23,30 +23,31 @@ class RolloutLimits:
     """Limits of a rollout.
 
     Attributes:
-        tokens: Maximum number of tokens after the prompt, those of the environment included. The EOS token
-            that is set behind a stop string is not counted.
-        turns: Maximum number of assistant turns.
-        turn_tokens: Maximum number of tokens of one turn; None: what is left of `tokens`.
-        reply_tokens: Maximum number of tokens of one reply, longer ones are cut; None: what is left.
-        reply_seconds: Seconds that the environment has to answer a batch of turns.
+        max_tokens: Maximum number of tokens after the prompt, environment tokens included. The EOS token that
+            is appended after a stop string does not count.
+        max_turns: Maximum number of assistant turns.
+        max_turn_tokens: Maximum number of tokens of one assistant turn. None: only `max_tokens` applies.
+        max_reply_tokens: Maximum number of tokens of one reply; longer replies are truncated. None: only
+            `max_tokens` applies.
+        reply_timeout: Seconds that the environment has to reply to a batch of turns.
     """
 
-    tokens: int
-    turns: int = 1
-    turn_tokens: int | None = None
-    reply_tokens: int | None = None
-    reply_seconds: float = 60.0
+    max_tokens: int
+    max_turns: int = 1
+    max_turn_tokens: int | None = None
+    max_reply_tokens: int | None = None
+    reply_timeout: float = 60.0
 
 
 class Loop:
-    """Turns tasks into rollouts.
+    """Rolls out tasks: alternates between the engine's turns and the environment's replies.
 
     Args:
-        environment: Answers the turns; its `stop` strings end them.
-        tokenizer: The model's.
-        limits: Limits of a rollout.
-        ends: Token ids that end a turn.
-        template: Further arguments of the chat template.
+        environment: Environment that replies to the turns; its `stop` strings end a turn.
+        tokenizer: Tokenizer of the model.
+        limits: Limits of each rollout.
+        eos_token_ids: Ids of the tokens that end a turn.
+        template: Extra arguments of the chat template.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class Loop:
         environment: Environment,
         tokenizer: PreTrainedTokenizerBase,
         limits: RolloutLimits,
-        ends: Sequence[int],
+        eos_token_ids: Sequence[int],
         template: Mapping[str, Any] | None = None,
     ):
         self.environment = environment
@@ -64,7 +65,7 @@ class Loop:
         if environment.tools:
             self.template["tools"] = [dict(tool) for tool in environment.tools]
             require_tools(tokenizer, self.template)
-        self.replies = ReplyTokens(tokenizer, environment.stop, ends, self.template)
+        self.replies = ReplyTokens(tokenizer, environment.stop, eos_token_ids, self.template)
 
     def __call__(
         self,
@@ -72,22 +73,22 @@ class Loop:
         sampling: Sampling,
         tasks: Sequence[Mapping[str, Any]],
         prompts: Sequence[Sequence[int]],
-        first: int = 0,
+        first_index: int = 0,
     ) -> list[Rollout]:
-        """Roll out tasks.
+        """Roll out tasks, one rollout per row.
 
         Args:
-            engine: Samples the turns.
-            sampling: Its settings; they must name the environment's stop strings.
-            tasks: A row for each rollout, given to the environment with its turns.
-            prompts: The token ids of each prompt.
-            first: Place of the first rollout among those of all processes.
+            engine: Engine that samples the turns.
+            sampling: Sampling settings; `stop` must contain the environment's stop strings.
+            tasks: Task of each rollout, passed to the environment with its turns.
+            prompts: Token ids of each prompt.
+            first_index: Index of the first rollout in the batch of all processes.
         """
         rollouts = [Rollout(list(ids)) for ids in prompts]
-        responder = Responder(self.environment.respond, self.limits.reply_seconds)
+        responder = Responder(self.environment.respond, self.limits.reply_timeout)
         sampling_rows: set[int] = set()  # the engine is sampling their next turn
-        finished_rows: list[int] = []  # their turn is finished, the environment has not seen it
-        answering_rows: list[int] = []  # the environment is answering their turn
+        finished_rows: list[int] = []  # their turn is finished but not yet passed to the environment
+        answering_rows: list[int] = []  # the environment is replying to their turn
 
         def sample_turns(rows: Iterable[int]) -> None:
             requests = []
@@ -96,21 +97,21 @@ class Loop:
                 if room < 1:
                     self._end_without_room(rollouts[row], engine, sampling)
                     continue
-                requests.append(self._request(rollouts[row], row, first + row, room))
-            sampling_rows.update(request.row for request in requests)
+                requests.append(self._request(rollouts[row], row, first_index + row, room))
+            sampling_rows.update(request.local_index for request in requests)
             if requests:
                 engine.submit(requests, sampling)
 
         sample_turns(range(len(rollouts)))
         while sampling_rows or finished_rows or answering_rows:
             if sampling_rows:
-                # While the environment has something to do the engine is only polled, so that replies are
-                # taken as soon as they are there.
+                # Only poll the engine while the environment is busy, so that replies are appended as soon as
+                # they are ready.
                 for row, sample in engine.collect(wait=not (answering_rows or finished_rows)):
                     sampling_rows.discard(row)
                     if self._append_turn(rollouts[row], sample, sampling):
                         finished_rows.append(row)
-            # With nothing left to sample, wait for the replies.
+            # Once the engine has nothing to sample, block on the replies.
             if answering_rows and (responder.ready() or not sampling_rows):
                 replies, rows, answering_rows = responder.result(), answering_rows, []
                 sample_turns(
@@ -118,50 +119,52 @@ class Loop:
                     for row, reply in zip(rows, replies, strict=True)
                     if self._append_reply(rollouts[row], reply, engine, sampling)
                 )
-            # One call of the environment at a time, with all turns that have finished meanwhile: search
-            # engines and judges are faster with whole batches.
+            # Call the environment once at a time, with all turns that have finished in the meantime: search
+            # engines and judges are faster on batches.
             if finished_rows and not answering_rows:
                 answering_rows, finished_rows = finished_rows, []
                 responder.start([self._turn(tasks[row], rollouts[row]) for row in answering_rows])
         return rollouts
 
     def _room(self, rollout: Rollout, engine: Engine) -> int:
-        """Number of tokens that may still be appended."""
-        room = self.limits.tokens - len(rollout.ids)
+        """Return the number of tokens that can still be appended."""
+        room = self.limits.max_tokens - len(rollout.ids)
         if engine.context is not None:
             room = min(room, engine.context - len(rollout.prompt_ids) - len(rollout.ids))
         return room
 
-    def _request(self, rollout: Rollout, row: int, place: int, room: int) -> Request:
-        if self.limits.turn_tokens is not None:
-            room = min(room, self.limits.turn_tokens)
-        return Request(row, place, rollout.prompt_ids + rollout.ids, room, start=sum(rollout.mask))
+    def _request(self, rollout: Rollout, local_index: int, global_index: int, room: int) -> Request:
+        if self.limits.max_turn_tokens is not None:
+            room = min(room, self.limits.max_turn_tokens)
+        ids = rollout.prompt_ids + rollout.ids
+        # `start` lets the engine continue the rollout's random numbers after those of its earlier turns.
+        return Request(local_index, global_index, ids, room, start=sum(rollout.mask))
 
     def _end_without_room(self, rollout: Rollout, engine: Engine, sampling: Sampling) -> None:
-        """End a rollout whose prompt fills the sampler's context: it is invalid, not a wrong answer."""
+        """End a rollout whose prompt fills the engine's context. It is invalid, not a wrong answer."""
         rollout.truncated = True
         rollout.invalid = (
-            f"the prompt has {len(rollout.prompt_ids)} tokens, the sampler takes {engine.context} "
-            "in all: raise vllm_max_model_length or shorten the prompts"
+            f"the prompt has {len(rollout.prompt_ids)} tokens, but the engine's context is {engine.context}: "
+            "raise vllm_max_model_length or shorten the prompts"
         )
-        _append_foreign(rollout, [sampling.ends[0]])  # TRL's loss takes no empty completion
+        _append_environment_tokens(rollout, [sampling.eos_token_ids[0]])  # TRL rejects empty completions
 
     def _append_turn(self, rollout: Rollout, sample: Sample, sampling: Sampling) -> bool:
-        """Append a sampled turn; return whether the environment answers it."""
+        """Append a sampled turn; return whether the environment must reply to it."""
         if sample.log_probs is not None:
-            # Tokens of the environment, appended before the first turn with log-probabilities, have none.
+            # Environment tokens from before the first turn with log-probabilities need padding.
             earlier = rollout.log_probs or [0.0] * len(rollout.ids)
             rollout.log_probs = [*earlier, *sample.log_probs]
-        # The ids are kept as they were sampled. Decoding and tokenizing again gives other ids now and then,
-        # and the loss would learn from tokens that the model never chose.
+        # Keep the sampled ids. Decoding and tokenizing them again occasionally gives different ids, and the
+        # loss would then train on tokens that the model never sampled.
         rollout.ids += sample.ids
         rollout.mask += [1] * len(sample.ids)
         text = self.tokenizer.decode(sample.ids, skip_special_tokens=True)
         rollout.turns.append({"role": "assistant", "content": text, "tokens": len(sample.ids)})
-        rollout.truncated = sample.finish == "length"
-        if self.limits.turns == 1:
-            if sample.finish == "stop":
-                _mark_end(rollout, sampling)
+        rollout.truncated = sample.finish_reason == "length"
+        if self.limits.max_turns == 1:  # the environment need not define `respond`
+            if sample.finish_reason == "stop":
+                _end_after_stop_string(rollout, sampling)
             return False
         return not rollout.truncated
 
@@ -171,38 +174,39 @@ class Loop:
         return Turn(task, [*messages, *rollout.turns])
 
     def _append_reply(self, rollout: Rollout, reply: Reply, engine: Engine, sampling: Sampling) -> bool:
-        """Append the environment's reply; return whether another turn is sampled after it."""
-        closed = rollout.ids[-1] in sampling.ends
+        """Append the environment's reply; return whether to sample another turn."""
+        closed = rollout.ids[-1] in sampling.eos_token_ids
         if reply.invalid is not None:
             rollout.invalid = reply.invalid
             return False
         if reply.done:
-            rollout.turns[-1] |= reply.record
+            rollout.turns[-1] |= reply.record  # there is no reply message that could carry it
             if not closed:
-                _mark_end(rollout, sampling)
+                _end_after_stop_string(rollout, sampling)
             return False
-        rollout.truncated = True  # unless there is a turn left, and room for the reply and for that turn
-        if sum(turn["role"] == "assistant" for turn in rollout.turns) >= self.limits.turns:
+        # From here on the rollout is truncated, unless the limits leave room for the reply and another turn.
+        rollout.truncated = True
+        if sum(turn["role"] == "assistant" for turn in rollout.turns) >= self.limits.max_turns:
             return False
         text, ids = self.replies(
-            reply.text or "", closed=closed, most=self.limits.reply_tokens, role=reply.role
+            reply.text or "", closed=closed, max_tokens=self.limits.max_reply_tokens, role=reply.role
         )
-        if len(ids) >= self._room(rollout, engine):
+        if len(ids) >= self._room(rollout, engine):  # the next turn needs at least one token
             return False
         rollout.truncated = False
         rollout.turns.append({**reply.record, "role": reply.role, "content": text, "tokens": len(ids)})
-        _append_foreign(rollout, ids)
+        _append_environment_tokens(rollout, ids)
         return True
 
 
-def _mark_end(rollout: Rollout, sampling: Sampling) -> None:
-    """Set an EOS token behind a stop string: to TRL a completion without one is truncated."""
+def _end_after_stop_string(rollout: Rollout, sampling: Sampling) -> None:
+    """Append an EOS token after a stop string: TRL treats a completion without one as truncated."""
     rollout.stopped = True
-    _append_foreign(rollout, [sampling.ends[0]])
+    _append_environment_tokens(rollout, [sampling.eos_token_ids[0]])
 
 
-def _append_foreign(rollout: Rollout, ids: list[int]) -> None:
-    """Append tokens that the model did not sample: the mask keeps them out of the loss."""
+def _append_environment_tokens(rollout: Rollout, ids: list[int]) -> None:
+    """Append tokens that the model did not sample; the mask keeps them out of the loss."""
     rollout.ids += ids
     rollout.mask += [0] * len(ids)
     if rollout.log_probs is not None:

@@ -1,4 +1,4 @@
-"""Answer tasks with an engine: what evaluation and demonstrations need."""
+"""Sampling rollouts of tasks, as evaluation and demonstrations need it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 
 class RolloutSampler:
-    """Answers each task several times.
+    """Samples several rollouts of each task.
 
     Args:
-        loop: carries the answers through the environment.
-        sampling: how the engine samples; temperature 0 is greedy.
+        loop: Rollout loop of the environment.
+        sampling: Sampling settings; temperature 0 is greedy.
     """
 
     def __init__(self, loop: Loop, sampling: Sampling):
@@ -27,15 +27,16 @@ class RolloutSampler:
         self.sampling = sampling
 
     def __call__(
-        self, engine: Engine, tasks: Sequence[Mapping[str, Any]], samples: int
+        self, engine: Engine, tasks: Sequence[Mapping[str, Any]], num_samples: int
     ) -> list[list[Rollout]]:
-        """Answer each task `samples` times."""
+        """Return `num_samples` rollouts of each task, in the order of the tasks."""
         if not tasks:
             return []
         ids = tokenize(self.loop.tokenizer, [task["prompt"] for task in tasks], **self.loop.template)
-        rows = [i for i in range(len(tasks)) for _ in range(samples)]
+        # The rows of one task have equal prompts, so that engines can share their prefill.
+        rows = [i for i in range(len(tasks)) for _ in range(num_samples)]
         rollouts = self.loop(engine, self.sampling, [tasks[i] for i in rows], [ids[i] for i in rows])
-        return [rollouts[i : i + samples] for i in range(0, len(rows), samples)]
+        return [rollouts[i : i + num_samples] for i in range(0, len(rows), num_samples)]
 
 
 def open_sampler(
@@ -48,16 +49,16 @@ def open_sampler(
     top_p: float = 1.0,
     template: Mapping[str, Any] | None = None,
 ) -> RolloutSampler:
-    """Build a `RolloutSampler` of an environment's tasks.
+    """Build a `RolloutSampler` for the tasks of an environment.
 
     Args:
-        environment: answers the turns.
-        tokenizer: the model's.
-        eos_token_ids: see `rlkit.rollouts.tokenize.eos_token_ids`.
-        limits: what a rollout may take.
-        temperature: 0 is greedy.
-        top_p: nucleus sampling.
-        template: further arguments of the chat template.
+        environment: Environment that replies to the turns.
+        tokenizer: Tokenizer of the model.
+        eos_token_ids: Ids of the tokens that end a turn; see `rlkit.rollouts.tokenize.eos_token_ids`.
+        limits: Limits of each rollout.
+        temperature: Sampling temperature; 0 is greedy.
+        top_p: Probability mass of nucleus sampling.
+        template: Extra arguments of the chat template.
     """
     loop = Loop(environment, tokenizer, limits, eos_token_ids, template)
     stop = tuple(environment.stop)

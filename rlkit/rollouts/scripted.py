@@ -1,4 +1,7 @@
-"""The engine that samples nothing: what was written beforehand takes the place of a model's turns."""
+"""An engine that replays scripted turns instead of sampling from a model.
+
+It turns demonstrations into rollouts: the environment replies to the scripted turns as it would to a model's.
+"""
 
 from __future__ import annotations
 
@@ -13,40 +16,49 @@ if TYPE_CHECKING:
 
 
 class ScriptedEngine:
-    """Gives each rollout its turns in order, tokenised: demonstrations become rollouts, with all they have.
+    """Replays the scripted turns of each rollout in order, tokenized.
 
-    A turn that does not end with a stop string is closed by an end token.
+    A turn that does not end with a stop string is closed with an EOS token.
 
     Args:
-        tokenizer: that of the model.
-        scripts: the turns of each row.
-        end: the token that closes a turn.
+        tokenizer: Tokenizer of the model.
+        scripts: Assistant turns of each rollout.
+        eos_token_id: Id of the token that closes a turn.
     """
 
     context: int | None = None
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, scripts: Sequence[Sequence[str]], end: int):
-        self.tokenizer, self.end = tokenizer, end
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, scripts: Sequence[Sequence[str]], eos_token_id: int
+    ):
+        self.tokenizer, self.eos_token_id = tokenizer, eos_token_id
         self._turns = [iter(script) for script in scripts]
-        self._waiting: list[tuple[int, Sample]] = []
+        self._finished: list[tuple[int, Sample]] = []
 
     def submit(self, requests: Sequence[Request], sampling: Sampling) -> None:
-        """Take requests."""
-        self._waiting += [(request.row, self._sample(request, sampling)) for request in requests]
+        """Take the next scripted turn of each rollout, cut to the request's limit.
+
+        Raises:
+            UserError: A script has no more turns.
+        """
+        self._finished += [(request.local_index, self._sample(request, sampling)) for request in requests]
 
     def collect(self, *, wait: bool) -> list[tuple[int, Sample]]:
-        """Give all that was asked for."""
-        finished, self._waiting = self._waiting, []
+        """Return all submitted turns; they are finished at once, so `wait` makes no difference."""
+        finished, self._finished = self._finished, []
         return finished
 
     def _sample(self, request: Request, sampling: Sampling) -> Sample:
-        text = next(self._turns[request.row], None)
+        text = next(self._turns[request.local_index], None)
         if text is None:
-            raise UserError(f"the environment goes on after the script of rollout {request.row} has ended")
+            raise UserError(
+                f"the script of rollout {request.local_index} has ended, but the environment expects another "
+                "turn: end the script with a turn that completes the task"
+            )
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        stopped = text.endswith(sampling.stop) and bool(sampling.stop)
-        if not stopped:
-            ids.append(self.end)
+        is_stopped = text.endswith(sampling.stop)
+        if not is_stopped:
+            ids.append(self.eos_token_id)
         if len(ids) > request.limit:
             return Sample(ids[: request.limit], None, "length")
-        return Sample(ids, None, "stop" if stopped else "end")
+        return Sample(ids, None, "stop" if is_stopped else "eos")

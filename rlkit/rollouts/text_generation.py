@@ -1,7 +1,7 @@
-"""A model that writes texts, e.g. one that plays a search engine, on the engines that sample rollouts too.
+"""Text generation for components that a model powers, such as a simulated search engine.
 
-`open_writer` takes a model through transformers, through vLLM in this process, or through any server that
-speaks OpenAI's chat completions.
+`load_text_model` runs a model on transformers, on vLLM in this process, or on any server with an
+OpenAI-compatible chat completions API. The first two use the engines that also sample rollouts.
 """
 
 from __future__ import annotations
@@ -14,121 +14,131 @@ from typing import Any, Protocol
 
 from rlkit.errors import UserError, nearest
 
-THROUGH = ("transformers", "vllm")
-CONCURRENCY = 64  # requests that a server has at a time
+BACKENDS = ("transformers", "vllm")
+CONCURRENCY = 64  # concurrent requests to a server
 
 
 @dataclass(frozen=True)
-class Written:
-    """A text, or why there is none."""
+class Generation:
+    """Generated text, or the reason why generation failed."""
 
     text: str = ""
     error: str | None = None
 
 
-class Writer(Protocol):
-    """Writes texts; `name` is the model's."""
+class TextModel(Protocol):
+    """Generates text from chat messages; `name` identifies the model."""
 
     name: str
 
-    def write(self, prompts: Sequence[Any], seeds: Sequence[int]) -> list[Written]:
-        """Answer chat messages, one text for each; `seeds` decide the random numbers of each."""
+    def generate(self, prompts: Sequence[Any], seeds: Sequence[int]) -> list[Generation]:
+        """Generate one reply for each conversation, with the seed at the same position."""
 
 
-def open_writer(
+def load_text_model(
     model: str,
-    through: str = "transformers",
+    backend: str = "transformers",
     *,
-    tokens: int = 600,
+    max_tokens: int = 600,
     temperature: float = 0.8,
-    memory: float = 0.3,
+    gpu_memory_utilization: float = 0.3,
     timeout: float = 120.0,
-) -> Writer:
-    """Open a model that writes.
+) -> TextModel:
+    """Load a model that generates text.
+
+    With transformers, the model, the prompt and the seed determine the text, up to rounding. With vLLM and
+    with servers, seeded requests are only as reproducible as the backend makes them.
 
     Args:
-        model: hub name, folder or bundled model; of a server, the name that it knows.
-        through: "transformers", "vllm" (in this process), or the URL of a server, e.g. http://host:8000/v1,
-            whose key is `OPENAI_API_KEY`.
-        tokens: most of a text.
-        temperature: 0 is greedy.
-        memory: of vLLM in this process: its share of a GPU.
-        timeout: of a server: seconds for a text.
-
-    A text is decided by model, prompt and seed with transformers, up to rounding; with vLLM and servers as
-    far as they keep their promise of seeds.
+        model: Hub name, folder or bundled model. With a server, the name under which it serves the model.
+        backend: "transformers", "vllm" (in this process), or the URL of a server, e.g. http://host:8000/v1.
+            The server's API key is read from `OPENAI_API_KEY`.
+        max_tokens: Maximum number of generated tokens.
+        temperature: Sampling temperature; 0 is greedy.
+        gpu_memory_utilization: Fraction of a GPU's memory for vLLM in this process.
+        timeout: Seconds to wait for one reply of a server.
 
     Raises:
-        UserError: the model cannot be opened.
+        UserError: The backend is unknown, or the model cannot be loaded.
     """
-    if through.startswith(("http://", "https://")):
-        return ServerWriter(through, model, tokens, temperature, timeout=timeout)
-    if through not in THROUGH:
-        raise UserError(f"a model cannot write through {through!r}{nearest(through, THROUGH)}, or a URL")
-    return EngineWriter(model, through, tokens, temperature, memory=memory)
+    if backend.startswith(("http://", "https://")):
+        return ServerTextModel(backend, model, max_tokens, temperature, timeout=timeout)
+    if backend not in BACKENDS:
+        hint = nearest(backend, BACKENDS)
+        raise UserError(f"unknown backend {backend!r}{hint}: expected {', '.join(BACKENDS)} or a URL")
+    return EngineTextModel(
+        model, backend, max_tokens, temperature, gpu_memory_utilization=gpu_memory_utilization
+    )
 
 
-class EngineWriter:
-    """Writes with an engine of this process."""
+class EngineTextModel:
+    """Generates text with a rollout engine in this process."""
 
-    def __init__(self, model: str, through: str, tokens: int, temperature: float, *, memory: float):
+    def __init__(
+        self, model: str, backend: str, max_tokens: int, temperature: float, *, gpu_memory_utilization: float
+    ):
         from rlkit.models.load import resolve
 
         self.name = model
-        self.tokens, self.temperature = tokens, temperature
-        self.seeded = through == "vllm"  # its requests bring their seeds; transformers has places
+        self.max_tokens, self.temperature = max_tokens, temperature
+        # vLLM takes a seed with each request. The transformers engine derives its random numbers from
+        # `Request.global_index`, so the seed travels there.
+        self.seeded = backend == "vllm"
         path = resolve(model)
-        opened = _open_vllm(path, memory) if self.seeded else _open_transformers(path)
-        self.engine, self.tokenizer, self.ends = opened
-        # On a CPU vLLM ends where a request with a seed has its prompt computed in parts: it rewinds the
-        # random numbers, which only a GPU's generator can. So prompts come that fit into one step together.
-        self.wave = None
+        opened = _open_vllm(path, gpu_memory_utilization) if self.seeded else _open_transformers(path)
+        self.engine, self.tokenizer, self.eos_token_ids = opened
+        # On a CPU, vLLM crashes when it prefills a seeded request in chunks: it rewinds the random number
+        # generator, which only works for CUDA generators. So each wave of prompts must fit into one step.
+        self.wave_tokens: int | None = None
         if self.seeded and not _has_cuda():
-            self.wave = self.engine.engine.vllm_config.scheduler_config.max_num_batched_tokens
+            self.wave_tokens = self.engine.engine.vllm_config.scheduler_config.max_num_batched_tokens
 
-    def write(self, prompts: Sequence[Any], seeds: Sequence[int]) -> list[Written]:
-        """Sample all of them."""
+    def generate(self, prompts: Sequence[Any], seeds: Sequence[int]) -> list[Generation]:
+        """Generate one reply for each conversation; a prompt that fills the context gets an error."""
         from rlkit.rollouts.tokenize import tokenize
 
         ids = tokenize(self.tokenizer, prompts) if prompts else []
-        written: list[Written] = []
-        for wave in waves([len(one) for one in ids], self.wave):
-            written += self._write([ids[i] for i in wave], [seeds[i] for i in wave])
-        return written
+        generations: list[Generation] = []
+        for wave in split_by_tokens([len(prompt) for prompt in ids], self.wave_tokens):
+            generations += self._generate_wave([ids[i] for i in wave], [seeds[i] for i in wave])
+        return generations
 
-    def _write(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> list[Written]:
+    def _generate_wave(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> list[Generation]:
         from rlkit.rollouts.types import Request, Sampling
 
-        written: dict[int, Written] = {}
-        waiting = 0
-        for row, (ids, seed) in enumerate(zip(prompts, seeds, strict=True)):
-            limit = self.tokens
+        generations: dict[int, Generation] = {}
+        num_pending = 0
+        for i, (ids, seed) in enumerate(zip(prompts, seeds, strict=True)):
+            limit = self.max_tokens
             if self.engine.context is not None:
                 limit = min(limit, self.engine.context - len(ids))
             if limit < 1:
-                error = f"the prompt has {len(ids)} tokens, the model takes {self.engine.context}"
-                written[row] = Written(error=error)
+                error = f"the prompt has {len(ids)} tokens; the model's context is {self.engine.context}"
+                generations[i] = Generation(error=error)
                 continue
-            further = {"seed": seed} if self.seeded else {}
-            sampling = Sampling(self.ends, temperature=self.temperature, key=(), further=further)
-            self.engine.submit([Request(row, seed, ids, limit, 0)], sampling)
-            waiting += 1
-        while waiting:
-            for row, sample in self.engine.collect(wait=True):
+            extra = {"seed": seed} if self.seeded else {}
+            sampling = Sampling(self.eos_token_ids, temperature=self.temperature, key=(), extra=extra)
+            self.engine.submit([Request(i, seed, ids, limit, 0)], sampling)
+            num_pending += 1
+        while num_pending:
+            for i, sample in self.engine.collect(wait=True):
                 text = self.tokenizer.decode(sample.ids, skip_special_tokens=True)
-                written[row] = Written(text.strip())
-                waiting -= 1
-        return [written[row] for row in range(len(prompts))]
+                generations[i] = Generation(text.strip())
+                num_pending -= 1
+        return [generations[i] for i in range(len(prompts))]
 
 
-def waves(lengths: Sequence[int], most: int | None) -> Iterator[range]:
-    """Divide prompts into runs of at most `most` tokens together, or of one prompt; None: all at once."""
-    start, tokens = 0, 0
+def split_by_tokens(lengths: Sequence[int], max_tokens: int | None) -> Iterator[range]:
+    """Split prompts into consecutive waves of at most `max_tokens` tokens; None gives a single wave.
+
+    A prompt that is longer than `max_tokens` is a wave of its own.
+    """
+    start, num_tokens = 0, 0
     for i, length in enumerate(lengths):
-        if most is not None and i > start and tokens + length > most:
+        if max_tokens is not None and i > start and num_tokens + length > max_tokens:
             yield range(start, i)
-            start, tokens = i, 0
-        tokens += length
+            start, num_tokens = i, 0
+        num_tokens += length
     if lengths:
         yield range(start, len(lengths))
 
@@ -155,14 +165,14 @@ def _open_transformers(path: str) -> tuple[Any, Any, tuple[int, ...]]:
     return engine, tokenizer, tuple(eos_token_ids(model.generation_config.eos_token_id, tokenizer))
 
 
-def _open_vllm(path: str, memory: float) -> tuple[Any, Any, tuple[int, ...]]:
+def _open_vllm(path: str, gpu_memory_utilization: float) -> tuple[Any, Any, tuple[int, ...]]:
     import torch
 
     from rlkit.rollouts.tokenize import eos_token_ids
     from rlkit.rollouts.vllm.installed import check_installed, set_cpu_defaults
 
     check_installed()
-    settings: dict[str, Any] = {"gpu_memory_utilization": memory}
+    settings: dict[str, Any] = {"gpu_memory_utilization": gpu_memory_utilization}
     if not torch.cuda.is_available():
         set_cpu_defaults(os.environ, shares_process=True)
         settings = {"enforce_eager": True, "dtype": "bfloat16"}
@@ -173,37 +183,41 @@ def _open_vllm(path: str, memory: float) -> tuple[Any, Any, tuple[int, ...]]:
     llm = LLM(path, **settings)
     tokenizer = llm.get_tokenizer()
     declared = llm.llm_engine.model_config.try_get_generation_config().get("eos_token_id")
-    ends = eos_token_ids(declared, tokenizer)  # type: ignore[arg-type]
-    return InProcessEngine(llm.llm_engine), tokenizer, tuple(ends)
+    eos_ids = eos_token_ids(declared, tokenizer)  # type: ignore[arg-type]
+    return InProcessEngine(llm.llm_engine), tokenizer, tuple(eos_ids)
 
 
-class ServerWriter:
-    """Writes with a server; the client tries again, with growing pauses, where one is worth it."""
+class ServerTextModel:
+    """Generates text on a server; the OpenAI client retries transient errors with exponential backoff."""
 
-    def __init__(self, url: str, model: str, tokens: int, temperature: float, *, timeout: float):
+    def __init__(self, url: str, model: str, max_tokens: int, temperature: float, *, timeout: float):
         import openai
 
         self.name = model
-        self.settings: dict[str, Any] = {"model": model, "max_tokens": tokens, "temperature": temperature}
-        key = os.environ.get("OPENAI_API_KEY", "none")  # the client wants one, most servers do not
+        self.settings: dict[str, Any] = {
+            "model": model,
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+        }
+        key = os.environ.get("OPENAI_API_KEY", "none")  # the client requires a key, most servers do not
         self.client = openai.OpenAI(base_url=url, api_key=key, timeout=timeout, max_retries=4)
 
-    def write(self, prompts: Sequence[Any], seeds: Sequence[int]) -> list[Written]:
-        """Ask for all of them, `CONCURRENCY` at a time."""
+    def generate(self, prompts: Sequence[Any], seeds: Sequence[int]) -> list[Generation]:
+        """Generate one reply for each conversation, with up to `CONCURRENCY` concurrent requests."""
         with ThreadPoolExecutor(CONCURRENCY) as pool:
-            return list(pool.map(self._write, prompts, seeds))
+            return list(pool.map(self._request, prompts, seeds))
 
-    def _write(self, prompt: Sequence[Mapping[str, Any]], seed: int) -> Written:
+    def _request(self, prompt: Sequence[Mapping[str, Any]], seed: int) -> Generation:
         import openai
 
         try:
-            answer = self.client.chat.completions.create(
+            completion = self.client.chat.completions.create(
                 messages=prompt,  # type: ignore[arg-type]
                 seed=seed,
                 **self.settings,
             )
         except openai.OpenAIError as error:
-            return Written(error=f"the server of {self.name}: {type(error).__name__}: {error}")
-        if not answer.choices:  # some servers say so what they refused
-            return Written(error=f"the server of {self.name} gave no text")
-        return Written((answer.choices[0].message.content or "").strip())
+            return Generation(error=f"request to {self.name} failed: {type(error).__name__}: {error}")
+        if not completion.choices:  # how some servers report a refusal
+            return Generation(error=f"the server returned no choices for {self.name}")
+        return Generation((completion.choices[0].message.content or "").strip())

@@ -1,4 +1,4 @@
-"""Prompts as token ids, and the token ids that end an answer."""
+"""Prompts as token ids, and the ids of EOS tokens."""
 
 from __future__ import annotations
 
@@ -12,13 +12,22 @@ if TYPE_CHECKING:
 
 
 def require_chat_template(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Any]) -> None:
-    """Raise UserError where prompts are chat messages and the tokenizer cannot write them as text."""
+    """Raise UserError if the prompts are chat messages and the tokenizer has no chat template."""
     if not isinstance(prompts[0], str) and tokenizer.chat_template is None:
-        raise UserError("the prompts are chat messages, but the model's tokenizer has no chat template")
+        raise UserError(
+            "the prompts are chat messages, but the model's tokenizer has no chat template: "
+            "use an instruction-tuned model"
+        )
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Any], **template: Any) -> list[list[int]]:
-    """Token ids of prompts, with the chat template where they are chat messages."""
+    """Return the token ids of each prompt; chat messages are formatted with the chat template.
+
+    Args:
+        tokenizer: Tokenizer of the model.
+        prompts: Strings, or lists of chat messages; not a mix.
+        template: Extra arguments of the chat template.
+    """
     require_chat_template(tokenizer, prompts)
     if isinstance(prompts[0], str):
         return tokenizer(list(prompts))["input_ids"]
@@ -29,6 +38,12 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Any], **templ
 
 
 def eos_token_ids(declared: int | Sequence[int] | None, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return every token that ends an answer: the tokenizer's, and those of a model's generation config."""
+    """Return the ids of all tokens that end a turn, sorted.
+
+    Args:
+        declared: `eos_token_id` of the model's generation config. A chat model often lists several, e.g.
+            `<|im_end|>` and `<|endoftext|>`.
+        tokenizer: Tokenizer of the model, whose EOS token is added.
+    """
     declared = [declared] if isinstance(declared, int) else declared or []
     return sorted({tokenizer.eos_token_id, *declared})

@@ -1,4 +1,4 @@
-"""What engines take and give, and what a rollout is."""
+"""The types that engines and the rollout loop exchange: sampling settings, requests, samples and rollouts."""
 
 from __future__ import annotations
 
@@ -9,18 +9,23 @@ from typing import Any, Literal, Protocol
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen, and what ends a turn besides its limit.
+    """Sampling settings: how tokens are drawn, and what ends a turn.
 
     Attributes:
-        ends: token ids that end a turn.
-        stop: strings that end a turn; the tokens they stand in are kept.
-        temperature: 0 is greedy.
-        key: with a rollout's place it decides the random numbers of transformers; None: torch's generator.
-            With vLLM they depend on what is sampled side by side: a seed for each turn halves its speed.
-        further: what else the engine knows, under its own names.
+        eos_token_ids: Ids of the tokens that end a turn.
+        stop: Strings that end a turn. The sample keeps the tokens that contain them.
+        temperature: Softmax temperature; 0 is greedy.
+        top_p: Probability mass of nucleus sampling; 1 turns it off.
+        top_k: Number of most probable tokens to sample from; 0 is all of them.
+        min_p: Minimum probability of a token, relative to the most probable one. None turns it off.
+        repetition_penalty: Penalty on tokens that occur earlier; 1 turns it off.
+        key: Random seed of the transformers engine, which combines it with `Request.global_index`. None uses
+            torch's global generator. vLLM ignores it, so its samples depend on which requests are batched
+            together: a seed per request would halve its throughput.
+        extra: Additional sampling settings of the engine, under the engine's own names.
     """
 
-    ends: tuple[int, ...]
+    eos_token_ids: tuple[int, ...]
     stop: tuple[str, ...] = ()
     temperature: float = 1.0
     top_p: float = 1.0
@@ -28,23 +33,23 @@ class Sampling:
     min_p: float | None = None
     repetition_penalty: float = 1.0
     key: tuple[int, ...] | None = None
-    further: Mapping[str, Any] = field(default_factory=dict)
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Request:
-    """One turn to sample.
+    """A request to sample one turn.
 
     Attributes:
-        row: the rollout, by its place in this process's batch.
-        place: the rollout, by its place among those of all processes.
-        ids: everything so far, prompt first.
-        limit: most tokens, at least 1.
-        start: tokens of this rollout sampled before.
+        local_index: Index of the rollout in this process's batch.
+        global_index: Index of the rollout in the batch of all processes.
+        ids: Token ids of the rollout so far, the prompt included.
+        limit: Maximum number of tokens to sample, at least 1.
+        start: Number of tokens sampled in earlier turns of this rollout.
     """
 
-    row: int
-    place: int
+    local_index: int
+    global_index: int
     ids: Sequence[int]
     limit: int
     start: int
@@ -52,41 +57,53 @@ class Request:
 
 @dataclass(frozen=True)
 class Sample:
-    """One sampled turn: its tokens with the one that ended it, their log-probabilities, and why it ended."""
+    """One sampled turn.
+
+    Attributes:
+        ids: Sampled token ids, including the EOS token or the stop string.
+        log_probs: Log-probability of each token, or None if the engine does not return them.
+        finish_reason: "eos", "stop" for a stop string, or "length" if the limit was reached.
+    """
 
     ids: list[int]
     log_probs: list[float] | None
-    finish: Literal["end", "stop", "length"]
+    finish_reason: Literal["eos", "stop", "length"]
 
 
 class Engine(Protocol):
-    """Samples turns."""
+    """An inference engine that samples turns."""
 
     @property
     def context(self) -> int | None:
-        """Maximum number of tokens of a rollout with its prompt, None for no limit."""
+        """Maximum number of tokens of a rollout, the prompt included, or None for no limit."""
 
     def submit(self, requests: Sequence[Request], sampling: Sampling) -> None:
-        """Take requests; a row has one at a time."""
+        """Submit requests. A rollout has at most one outstanding request."""
 
     def collect(self, *, wait: bool) -> list[tuple[int, Sample]]:
-        """Return the rows that have finished since; with `wait` at least one, if any was submitted."""
+        """Return the samples that have finished since the last call, each with its request's `local_index`.
+
+        With `wait`, block until there is at least one, unless no request is outstanding.
+        """
 
 
 @dataclass
 class Rollout:
-    """One rollout: a prompt, and everything after it.
+    """A prompt and everything after it: the model's turns and the environment's replies.
 
     Attributes:
-        prompt_ids: token ids.
-        ids: the tokens after the prompt, the model's and the environment's.
-        mask: for each of them 1 where the model sampled it, 0 where the environment wrote it.
-        log_probs: the sampler's log-probability of each, 0 for the environment's; None where it gives none.
-        turns: chat messages after the prompt: the model's are from "assistant". `tokens` is their number,
-            with those of the chat template around a reply; a reply's `record` stands beside it.
-        truncated: it was cut off by a limit.
-        stopped: a stop string ended it; its last token, an end token, is not the model's.
-        invalid: why the environment or the sampler failed, or None.
+        prompt_ids: Token ids of the prompt.
+        ids: Token ids after the prompt, from the model and from the environment.
+        mask: 1 for each token of `ids` that the model sampled, 0 for each that the environment wrote.
+        log_probs: Sampling log-probability of each token of `ids`, 0 for the environment's tokens. None if
+            the engine does not return log-probabilities.
+        turns: Chat messages after the prompt; the model's have the role "assistant". `tokens` is the number
+            of tokens of a message, including those that the chat template puts around a reply. The items of
+            a reply's `record` are merged into its message.
+        truncated: Whether a limit cut the rollout off.
+        stopped: Whether a stop string ended the rollout. Its last token is then an EOS token that the model
+            did not sample.
+        invalid: Reason why the environment or the engine failed, or None.
     """
 
     prompt_ids: list[int]
@@ -100,22 +117,26 @@ class Rollout:
 
     @property
     def sampled_ids(self) -> list[int]:
-        """The tokens that the model sampled."""
-        return [token for token, own in zip(self.ids, self.mask, strict=True) if own]
+        """Token ids that the model sampled."""
+        return [token for token, is_sampled in zip(self.ids, self.mask, strict=True) if is_sampled]
 
     @property
     def text(self) -> str:
-        """What the model wrote, its turns joined by line ends; nothing that the environment wrote."""
+        """Text of the model's turns, joined with newlines, without the environment's replies."""
         return "\n".join(turn["content"] for turn in self.turns if turn["role"] == "assistant")
 
     @classmethod
     def single(cls, text: str, ids: list[int], truncated: bool) -> Rollout:
-        """A rollout of one turn that something else has sampled."""
+        """Build a single-turn rollout from a completion that was sampled elsewhere, without its prompt."""
         turns = [{"role": "assistant", "content": text, "tokens": len(ids)}]
         return cls([], ids, [1] * len(ids), turns=turns, truncated=truncated)
 
     def columns(self) -> dict[str, Any]:
-        """What rewards may read of it besides the task's columns. The environment's words are no answer."""
+        """Return the columns that rewards can read, in addition to the task's columns.
+
+        `completion` and `completion_ids` contain the model's turns only, so that the environment's text
+        never counts as the answer.
+        """
         return {
             "completion": self.text,
             "completion_ids": self.sampled_ids,

@@ -1,4 +1,4 @@
-"""Running rewards (`rlkit.reward`): load them by name, and keep their failures apart from their scores.
+"""Scoring: load rewards (`rlkit.reward`) by name, and run them so that a failure never looks like a score.
 
 Nothing here imports torch.
 """

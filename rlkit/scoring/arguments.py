@@ -1,4 +1,4 @@
-"""Give rewards the arguments that a config has for them."""
+"""Binding the arguments that a config passes to rewards (`reward_args`)."""
 
 import functools
 import inspect
@@ -8,52 +8,57 @@ from typing import Any
 from rlkit.errors import UserError, first_line, nearest
 from rlkit.reward import TRL_ARGUMENTS, Reward
 
-# What a rollout says for itself, `max_length` apart: a config may set a lower limit than the run's.
-OF_THE_ROLLOUT = {
+# Columns that come from the rollout, so that a config must not set them. `max_length` is not among them: a
+# config may pass a reward a lower limit than the run's.
+ROLLOUT_ARGUMENTS = {
     *("prompt", "completion", "task_id", "truncated", "length", "correct", "group"),
     *TRL_ARGUMENTS,
 }
 
 
 def bind(name: str, reward: Reward, arguments: Mapping[str, Any]) -> Reward:
-    """Build a reward's class with arguments, or fix them in a function.
+    """Instantiate a reward class with the arguments, or bind them to a reward function.
 
     Raises:
-        UserError: an argument that it does not have, or a value that it refuses; an object that is built.
+        UserError: The reward has no such argument or rejects its value, or it is an object that is already
+            constructed.
     """
     if isinstance(reward, type):
-        _check(name, inspect.signature(reward), arguments, taken=set())
-        return _build(name, reward, arguments)
+        _check(name, inspect.signature(reward), arguments, reserved=set())
+        return _instantiate(name, reward, arguments)
     if not arguments:
         return reward
     if hasattr(reward, "state_dict"):
-        raise UserError(f"the reward {name!r} is an object that is already built: it takes no arguments")
-    _check(name, inspect.signature(reward), arguments, OF_THE_ROLLOUT)
+        raise UserError(f"reward {name!r} is already constructed and takes no arguments: use its class")
+    _check(name, inspect.signature(reward), arguments, ROLLOUT_ARGUMENTS)
     return functools.partial(reward, **arguments)
 
 
-def _check(name: str, signature: inspect.Signature, arguments: Mapping[str, Any], taken: set[str]) -> None:
+def _check(name: str, signature: inspect.Signature, arguments: Mapping[str, Any], reserved: set[str]) -> None:
     parameters = signature.parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    named = {key: p for key, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    keywords = {
+        key: p for key, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    }
     for key, value in arguments.items():
-        if key in taken or (key not in named and not takes_any):
+        if key in reserved or (key not in keywords and not takes_any):
             raise UserError(
-                f"the reward {name!r} has no argument {key!r}{nearest(key, named.keys() - taken)}"
+                f"reward {name!r} has no argument {key!r}{nearest(key, keywords.keys() - reserved)}"
             )
-        default = named[key].default if key in named else None
-        number = isinstance(default, int | float) and not isinstance(default, bool)
-        if number and isinstance(value, str):
-            # YAML reads 1e-3 as a text.
-            raise UserError(f"{key!r} of the reward {name!r} is the text {value!r}: write a number, as 0.001")
+        default = keywords[key].default if key in keywords else None
+        is_number = isinstance(default, int | float) and not isinstance(default, bool)
+        if is_number and isinstance(value, str):
+            # YAML 1.1 parses 1e-3, without a decimal point, as a string.
+            raise UserError(
+                f"argument {key!r} of reward {name!r} is the string {value!r}: use a number, e.g. 0.001"
+            )
 
 
-def _build(name: str, cls: type, arguments: Mapping[str, Any]) -> Reward:
+def _instantiate(name: str, cls: type, arguments: Mapping[str, Any]) -> Reward:
     try:
         return cls(**arguments)
     except TypeError as error:
-        given = ", ".join(arguments)
-        how = f"with the arguments {given}" if given else "without arguments"
-        raise UserError(f"the reward {name!r} cannot be built {how}: {error}") from error
+        how = f"with arguments {', '.join(arguments)}" if arguments else "without arguments"
+        raise UserError(f"reward {name!r} cannot be constructed {how}: {error}") from error
     except (ValueError, UserError) as error:
-        raise UserError(f"the reward {name!r}: {first_line(error)}") from error
+        raise UserError(f"reward {name!r}: {first_line(error)}") from error

@@ -1,27 +1,31 @@
-"""When failing rewards should stop a run."""
+"""The error budget: how many reward failures stop a run."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from rlkit.errors import RewardError, UserError
 
-ROW_CHARACTERS = 200  # of each column shown in the message
+MAX_CHARACTERS = 200  # of each column in the error message
 
 
 class ErrorBudget:
-    """Stops a run whose rewards fail on more than `limit` of a batch, `patience` batches running.
+    """Stops a run when more than `limit` of a batch is invalid, for `patience` consecutive batches.
 
-    A batch within the limit forgives the ones before it. A limit of 1.0 never stops a run.
+    A batch within the limit resets the count.
+
+    Args:
+        limit: Maximum fraction of invalid rollouts in a batch. 1.0 never stops a run.
+        patience: Number of consecutive batches above the limit after which the run stops.
     """
 
     def __init__(self, limit: float = 0.2, patience: int = 3):
-        if not 0 <= limit <= 1 or patience < 1:
-            raise UserError(
-                f"reward errors: limit {limit} must be within 0 and 1, patience {patience} at least 1"
-            )
+        if not 0 <= limit <= 1:
+            raise UserError(f"reward_error_budget must be between 0 and 1, not {limit}")
+        if patience < 1:
+            raise UserError(f"reward_error_patience must be at least 1, not {patience}")
         self.limit = limit
         self.patience = patience
-        self._batches = 0
+        self._num_batches = 0  # consecutive batches above the limit
         self._failure = ""
 
     def update(
@@ -30,37 +34,40 @@ class ErrorBudget:
         """Count one batch.
 
         Args:
-            error_rate: share of invalid rollouts, gathered over ranks so that all ranks stop together.
-            traceback: the batch's first one, and
-            row: the row it came from; None where this rank saw no failure.
+            error_rate: Fraction of invalid rollouts, reduced over all ranks so that they stop together.
+            traceback: First traceback of the batch, or None if no reward failed on this rank.
+            row: Row that raised it, or None.
 
         Raises:
-            RewardError: the budget is spent. The message has the first traceback and its row.
+            RewardError: The budget is exhausted. The message contains the first traceback and its row.
         """
         if error_rate <= self.limit:
-            self._batches, self._failure = 0, ""
+            self._num_batches, self._failure = 0, ""
             return
-        self._batches += 1
-        if not self._failure and traceback:
-            self._failure = f"\nThe first failure:\n{traceback.rstrip()}\n{_shorten(row or {})}"
-        if self._batches >= self.patience:
+        self._num_batches += 1
+        if not self._failure and traceback:  # only the first, so that the message stays readable
+            self._failure = f"\nFirst failure:\n{traceback.rstrip()}\n{_format_row(row or {})}"
+        if self._num_batches >= self.patience:
             raise RewardError(
                 f"rewards failed on {error_rate:.0%} of a batch, and on more than {self.limit:.0%} of "
-                f"{self._batches} batches running.{self._failure or ' None of it on this rank.'}"
+                f"{self._num_batches} consecutive batches."
+                f"{self._failure or ' No failure occurred on this rank.'}"
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """The batches above the limit so far, and the first failure among them."""
-        return {"batches": self._batches, "failure": self._failure}
+        """Return the number of consecutive batches above the limit, and the first failure among them."""
+        return {"batches": self._num_batches, "failure": self._failure}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on counting from there."""
-        self._batches, self._failure = state["batches"], state["failure"]
+        """Restore a state of `state_dict`."""
+        self._num_batches, self._failure = state["batches"], state["failure"]
 
 
-def _shorten(row: Mapping[str, Any]) -> str:
+def _format_row(row: Mapping[str, Any]) -> str:
     lines = []
     for column, value in row.items():
         text = repr(value)
-        lines.append(f"  {column}: {text if len(text) <= ROW_CHARACTERS else text[:ROW_CHARACTERS] + '...'}")
+        if len(text) > MAX_CHARACTERS:
+            text = text[:MAX_CHARACTERS] + "..."
+        lines.append(f"  {column}: {text}")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Find rewards by the names in a config, and check what they need before anything is generated."""
+"""Loading rewards by the names in a config, and checking their columns before anything is sampled."""
 
 import functools
 import math
@@ -11,10 +11,10 @@ from rlkit.registry import REWARDS, load_object
 from rlkit.reward import Reward, RewardCall
 from rlkit.scoring.arguments import bind
 
-# Columns that the runner makes of a rollout, or a trainer of a run: a data set may not have them.
-MADE_COLUMNS = ("length", "correct", "max_length", "turns", "stopped", "environment_tokens")
-# Columns that every rollout has besides those of the data set.
-ROLLOUT_COLUMNS = ("prompt", "completion", "completion_ids", "task_id", "truncated", *MADE_COLUMNS)
+# Columns that the runner or a trainer computes, so that a dataset must not contain them.
+RESERVED_COLUMNS = ("length", "correct", "max_length", "turns", "stopped", "environment_tokens")
+# Columns of every rollout, in addition to those of the dataset.
+ROLLOUT_COLUMNS = ("prompt", "completion", "completion_ids", "task_id", "truncated", *RESERVED_COLUMNS)
 
 
 def load_rewards(
@@ -26,26 +26,26 @@ def load_rewards(
     """Load the rewards of a run, and the environment's metric.
 
     Args:
-        names: an environment's own names, those of `REWARDS`, `package.module:function` or
-            `path/file.py:function`; a class is built. None takes the environment's defaults.
-        weights: one a name. None takes the environment's weight for its own rewards and 1.0 for others.
-        arguments: keyword arguments of a reward, by its name as it stands in `names`: a class is built with
-            them, in a function they are fixed.
+        names: Rewards of the environment, names in `REWARDS`, `package.module:function` or
+            `path/file.py:function`. A class is instantiated. None loads the environment's default rewards.
+        weights: One weight per name. None uses the environment's weights, and 1.0 for other rewards.
+        arguments: Keyword arguments of rewards, by their names in `names`. They are passed to the constructor
+            of a class, and bound to a function.
 
     Returns:
-        The rewards by the name of their metric, and their weights in the same order. Where the environment's
-        metric is not among `names` it comes last with weight 0: it is run and logged, with no say.
+        The rewards by the names under which they are logged, and their weights in the same order. If the
+        environment's metric is not in `names`, it is added with weight 0: it is logged but not trained on.
 
     Raises:
-        UserError: a name that is not known, or twice there; something that cannot be called; weights that are
-            not finite or not as many as the names; arguments that a reward does not take, or of no reward.
+        UserError: A name is unknown or listed twice, an object cannot be called, a weight is not finite, the
+            number of weights is wrong, or a reward does not accept its arguments.
     """
     names = list(environment.reward_weights) if names is None else list(names)
     if not names:
-        raise UserError("there must be at least one reward")
+        raise UserError("at least one reward is required")
     for name in names:
         if names.count(name) > 1:
-            raise UserError(f"the reward {name!r} is listed twice")
+            raise UserError(f"reward {name!r} is listed twice")
     weights = _weights(names, environment, weights)
     if environment.metric not in names:
         names.append(environment.metric)
@@ -53,33 +53,35 @@ def load_rewards(
     arguments = _check_arguments(arguments or {}, names)
     rewards: dict[str, Reward] = {}
     for name in names:
-        found = _find(name, environment)
-        _check_reward(name, found)
-        reward = bind(name, found, arguments.get(name) or {})
-        _check_reward(name, reward)  # what a class has built
-        # Short names are kept for those that bear them, so a foreign one of the same name becomes `name_2`.
-        own = name in environment.rewards or name in REWARDS
-        rewards[name if own else _metric_name(name, found, {*environment.rewards, *names, *rewards})] = reward
+        loaded = _find(name, environment)
+        _check_reward(name, loaded)
+        reward = bind(name, loaded, arguments.get(name) or {})
+        _check_reward(name, reward)  # for a class, the instance
+        key = name
+        if name not in environment.rewards and name not in REWARDS:
+            # Short names are reserved, so a user's reward with the same name becomes `name_2`.
+            key = _unique_name(name, loaded, {*environment.rewards, *names, *rewards})
+        rewards[key] = reward
     return rewards, weights
 
 
 def check_columns(rewards: Mapping[str, Reward], columns: Iterable[str]) -> None:
-    """Check that data set and rollout have the columns which the rewards require.
+    """Check that the dataset and the rollout have the columns that the rewards require.
 
     Raises:
-        UserError: a column is missing, or the data set has one of a name that is the rollout's.
+        UserError: A column is missing, or the dataset has a column with a reserved name.
     """
     columns = list(columns)
-    for column in MADE_COLUMNS:
+    for column in RESERVED_COLUMNS:
         if column in columns:
             raise UserError(
-                f"the data set has a column {column!r}, a name that is the rollout's own: rename it"
+                f"the dataset has a column {column!r}, which is a reserved name: rename the column"
             )
     available = {*columns, *ROLLOUT_COLUMNS}
     for name, reward in rewards.items():
         for column in RewardCall(reward).required:
             if column not in available:
-                raise UserError(f"the reward {name!r} needs a column {column!r}{nearest(column, available)}")
+                raise UserError(f"reward {name!r} needs a column {column!r}{nearest(column, available)}")
 
 
 def _find(name: str, environment: Environment) -> Any:
@@ -89,42 +91,45 @@ def _find(name: str, environment: Environment) -> Any:
         return load_object(REWARDS[name])
     if ":" in name:
         return load_object(name)
-    known = {*environment.rewards, *REWARDS}
     if name == environment.metric:
-        raise UserError(f"the metric {name!r} is not among the rewards {sorted(environment.rewards)}")
-    raise UserError(f"{environment.id} has no reward {name!r}{nearest(name, known)}")
+        raise UserError(
+            f"the metric {name!r} of {environment.id} is not one of its rewards {sorted(environment.rewards)}"
+        )
+    available = {*environment.rewards, *REWARDS}
+    raise UserError(f"{environment.id} has no reward {name!r}{nearest(name, available)}")
 
 
 def _check_arguments(
     arguments: Mapping[str, Mapping[str, Any] | None], names: Sequence[str]
 ) -> Mapping[str, Mapping[str, Any] | None]:
-    for name, given in arguments.items():
+    for name, keywords in arguments.items():
         if name not in names:
             raise UserError(
-                f"there are arguments for {name!r}, which is no reward here{nearest(name, names)}"
+                f"there are arguments for {name!r}, which is not a reward of this run{nearest(name, names)}"
             )
-        if given is not None and not isinstance(given, Mapping):
-            raise UserError(f"the arguments of the reward {name!r} are {given!r}: write them as name: value")
+        if keywords is not None and not isinstance(keywords, Mapping):
+            raise UserError(f"the arguments of reward {name!r} must be a mapping, not {keywords!r}")
     return arguments
 
 
 def _check_reward(name: str, reward: object) -> None:
     if not callable(reward):
-        raise UserError(f"the reward {name!r} cannot be called: it is of type {type(reward).__name__}")
+        raise UserError(f"reward {name!r} cannot be called: it is an object of type {type(reward).__name__}")
     try:
         RewardCall(reward)
     except ValueError as error:
-        raise UserError(f"the reward {name!r} does not say which columns it reads: {error}") from error
+        raise UserError(f"reward {name!r} has no signature that names its columns: {error}") from error
 
 
-def _metric_name(reference: str, reward: Callable[..., Any], taken: set[str]) -> str:
-    while isinstance(reward, functools.partial):
+def _unique_name(reference: str, reward: Callable[..., Any], used_names: set[str]) -> str:
+    """Return the name under which to log a reward that was loaded by a reference like `module:function`."""
+    while isinstance(reward, functools.partial):  # a partial has no name of its own
         reward = reward.func
     name = getattr(reward, "__name__", type(reward).__name__)
-    if not name.isidentifier():  # a lambda's name says nothing: use the one it was loaded by
+    if not name.isidentifier():  # a lambda is called "<lambda>", so use its name in the module
         name = reference.rpartition(":")[2]
     unique, count = name, 1
-    while unique in taken:
+    while unique in used_names:
         count += 1
         unique = f"{name}_{count}"
     return unique
@@ -134,8 +139,9 @@ def _weights(names: Sequence[str], environment: Environment, weights: Sequence[f
     if weights is None:
         weights = [environment.reward_weights.get(name, 1.0) for name in names]
     if len(weights) != len(names):
-        raise UserError(f"there are {len(names)} rewards but {len(weights)} reward weights")
+        raise UserError(f"{len(names)} rewards but {len(weights)} reward weights: give one weight per reward")
     for name, weight in zip(names, weights, strict=True):
+        # bool is a subclass of int, and YAML reads `yes` as True.
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
-            raise UserError(f"the weight of reward {name!r} is {weight!r}: it must be a finite number")
+            raise UserError(f"the weight of reward {name!r} must be a finite number, not {weight!r}")
     return [float(weight) for weight in weights]

@@ -1,12 +1,12 @@
-"""A worker process that runs rewards, and the handle by which a trainer holds it.
+"""A worker process that runs rewards, and the trainer's handle on it.
 
-The trainer sends one unit of work at a time, pickled: names of rewards, the rows to judge, the limit in
-seconds. The worker answers with one reply for each reward, up to the first failure, so that when it falls
-silent or dies the trainer knows in which reward that was.
+The trainer sends one work unit at a time, pickled: the names of rewards, the rows to score, and the time
+limit in seconds. The worker sends one reply per reward, up to the first failure. So if it hangs or crashes,
+the trainer knows which reward was running.
 
-The worker is a fresh interpreter, not a `multiprocessing` child: that would import the trainer's main module
-again, and torch with it, at every restart. It leads a process group of its own, so that a kill also reaches
-what a reward has started, and Ctrl-C does not reach it: the trainer decides what happens to it. POSIX only.
+The worker is a new interpreter, not a `multiprocessing` child, which would import the trainer's main module
+and with it torch at every restart. It leads its own process group. So a kill also reaches the processes that
+a reward has started, and Ctrl-C does not reach the worker: the trainer decides when it stops. POSIX only.
 """
 
 import os
@@ -27,13 +27,13 @@ import cloudpickle
 from rlkit.errors import RewardError, first_line
 from rlkit.reward import RewardCall, Row
 
-START_LIMIT = 300.0  # seconds to import what the rewards import
-ORPHAN_GRACE = 5.0  # seconds beyond the limit after which a worker whose trainer is gone ends itself
+START_TIMEOUT = 300.0  # seconds to start the process and import the rewards
+ORPHAN_GRACE = 5.0  # seconds past the time limit after which a worker without a trainer ends itself
 
 
 @dataclass
 class Failure:
-    """Why a reward gave no value."""
+    """The failure of a reward: a one-line reason and the traceback."""
 
     reason: str
     traceback: str
@@ -43,65 +43,72 @@ WorkerReply = list[float | None] | Failure
 
 
 class Worker:
-    """The trainer's end: starts the process, reads its replies, kills it."""
+    """The trainer's handle on a worker process: starts it, reads its replies, kills it.
+
+    Args:
+        rewards: Dict of rewards by name, pickled with cloudpickle.
+    """
 
     def __init__(self, rewards: bytes):
-        """`rewards`: a cloudpickled dict of rewards by name."""
         self._rewards = rewards
         self._process: subprocess.Popen[bytes] | None = None
         self.connection: Connection
 
     def start(self) -> None:
-        """Start the process unless it runs, and wait until it has loaded the rewards.
+        """Start the process unless it is running, and wait until it has loaded the rewards.
 
         Raises:
-            RewardError: it could not load them.
+            RewardError: It could not load the rewards.
         """
         if self._process is not None and self._process.poll() is None:
             return
-        self.stop()  # what is left of a process that has ended between two batches
-        ours, theirs = socket.socketpair()
-        # The worker finds every module where the trainer does.
+        self.stop()  # clean up a process that ended between two batches
+        trainer_end, worker_end = socket.socketpair()
+        # The worker imports every module from the same place as the trainer.
         code = (
             f"import sys; sys.path[:] = {sys.path!r}\n"
-            f"from rlkit.scoring.worker import serve; serve({theirs.fileno()})"
+            f"from rlkit.scoring.worker import serve; serve({worker_end.fileno()})"
         )
-        with theirs:
+        with worker_end:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", code],
-                stdin=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,  # a reward must not read the trainer's terminal
+                pass_fds=[worker_end.fileno()],
                 start_new_session=True,
             )
-        self.connection = Connection(ours.detach())
+        self.connection = Connection(trainer_end.detach())
         try:
             self.connection.send_bytes(self._rewards)
-            problem = self.receive() if self.connection.poll(START_LIMIT) else "timed out"
+            problem = self.receive() if self.connection.poll(START_TIMEOUT) else "timed out"
         except (EOFError, OSError):
-            problem = self.death()
+            problem = self.exit_reason()
         if problem is not None:
             self.stop()
-            raise RewardError(f"a reward process did not start: {problem}")
+            raise RewardError(f"a reward worker failed to start: {problem}")
 
     def receive(self) -> Any:
-        """Return the next reply. Raises EOFError or OSError when the process is gone."""
+        """Return the next reply.
+
+        Raises:
+            EOFError, OSError: The process has ended.
+        """
         return pickle.loads(self.connection.recv_bytes())
 
-    def death(self) -> str:
-        """Say how the process ended."""
+    def exit_reason(self) -> str:
+        """Return how the process ended, such as "worker died (SIGSEGV)"."""
         assert self._process is not None
         try:
             status = self._process.wait(timeout=1.0)
-        except subprocess.TimeoutExpired:  # it lives, but has closed the connection
+        except subprocess.TimeoutExpired:  # it is alive, but a reward has closed the connection
             return "worker closed its connection"
         cause = signal.Signals(-status).name if status < 0 else f"exit status {status}"
         return f"worker died ({cause})"
 
     def stop(self) -> None:
-        """Kill the process and what it has started."""
+        """Kill the process and all processes that its rewards have started."""
         if self._process is None:
             return
-        # Its own children keep the group alive after the leader has ended; without any the group is gone.
+        # The group outlives its leader as long as there are children. Without any, it no longer exists.
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
@@ -110,7 +117,8 @@ class Worker:
 
 
 def serve(file_descriptor: int) -> None:
-    """Be the worker process: load the rewards, then judge rows until the trainer closes the connection."""
+    """Run the worker process: load the rewards, then score rows until the trainer closes the connection."""
+    # Processes that a reward starts must not inherit the connection and keep it open.
     os.set_inheritable(file_descriptor, False)
     connection = Connection(file_descriptor)
     try:
@@ -125,10 +133,10 @@ def serve(file_descriptor: int) -> None:
             names, rows, limit = pickle.loads(connection.recv_bytes())
         except EOFError:
             return
-        # Should the trainer be killed while a reward hangs, the default action of this signal ends us.
+        # If the trainer is killed while a reward hangs, only this timer ends the process: SIGALRM kills it.
         signal.setitimer(signal.ITIMER_REAL, limit + ORPHAN_GRACE)
         for name in names:
-            reply = attempt(calls[name], rows, BaseException)  # sys.exit ends no worker
+            reply = attempt(calls[name], rows, BaseException)  # a reward's sys.exit must not end the worker
             connection.send_bytes(pickle.dumps(reply))
             if isinstance(reply, Failure):
                 break
@@ -136,14 +144,14 @@ def serve(file_descriptor: int) -> None:
 
 
 def attempt(call: RewardCall, rows: Sequence[Row], caught: type[BaseException] = Exception) -> WorkerReply:
-    """Judge rows; an error that the reward raises, if it is a `caught`, becomes a `Failure`."""
+    """Score rows; an exception of type `caught` that the reward raises becomes a `Failure`."""
     try:
         return call(rows)
     except caught as error:
-        return describe(error)
+        return describe_failure(error)
 
 
-def describe(error: BaseException) -> Failure:
-    """Return the error as a `Failure`: the type and first line of the message, and the traceback."""
+def describe_failure(error: BaseException) -> Failure:
+    """Convert an exception to a `Failure`: its type and the first line of its message, and the traceback."""
     reason = f"{type(error).__name__}: {first_line(str(error))}".rstrip(": ")
     return Failure(reason, traceback.format_exc())

@@ -1,6 +1,7 @@
-"""How much better a rollout did than it was to be expected: baselines that TRL's trainer does not have.
+"""Baselines that TRL's trainer does not have: the advantages of RLOO and HRPO, and GRPO-LEAD's weights.
 
-Rewards come as one vector over all ranks, (N,), NaN where a rollout is invalid; advantages are 0 there.
+All functions take the rewards of the rollouts of all processes as one vector, (N,). Invalid rollouts have the
+reward NaN and get the advantage 0.
 """
 
 from __future__ import annotations
@@ -9,18 +10,23 @@ from collections.abc import Hashable, Sequence
 
 import torch
 
-ALIKE = 1e-6  # rewards that differ by less are alike
+EQUAL_REWARDS = 1e-6  # rewards that differ by less count as equal: sums of float32 are rounded
 
 
 def leave_one_out(rewards: torch.Tensor, keys: Sequence[Hashable]) -> torch.Tensor:
-    """RLOO (arXiv 2402.14740): the reward minus the mean of the group's other valid rewards.
+    """Return RLOO's advantages (arXiv 2402.14740): the reward minus the mean of the group's other rewards.
 
-    A rollout that is the only valid one of its group has nothing to be compared with: 0.
+    A rollout that is the only valid one of its group gets 0.
+
+    Args:
+        rewards: Rewards, (N,).
+        keys: Group of each rollout, (N,).
     """
     advantages = torch.zeros_like(rewards)
     for members in groups(rewards, keys).values():
         group = rewards[members]
         if len(group) > 1:
+            # r - mean of the others = (r - mean of all) * n / (n - 1)
             advantages[members] = (group - group.mean()) * len(group) / (len(group) - 1)
     return advantages
 
@@ -28,28 +34,33 @@ def leave_one_out(rewards: torch.Tensor, keys: Sequence[Hashable]) -> torch.Tens
 def by_key(
     rewards: torch.Tensor, keys: Sequence[Hashable], *, minimum: int = 2, scale: bool = True
 ) -> torch.Tensor:
-    """HRPO (Dr. Zero): normalise over all rollouts of the batch that share a key, such as the number of hops.
+    """Return HRPO's advantages (Dr. Zero): rewards normalized over all rollouts with the same key.
 
     Args:
-        rewards: (N,).
-        keys: N of them.
-        minimum: valid rollouts that a group needs. A smaller group has advantage 0: alone, a rollout would be
-            compared with 0, and every one be found good.
-        scale: divide by the group's standard deviation (n - 1) plus 1e-6.
+        rewards: Rewards, (N,).
+        keys: Group of each rollout, (N,), such as the number of hops of its task.
+        minimum: Minimum number of valid rollouts in a group, at least 2. Smaller groups get the advantage 0:
+            compared with 0 instead of a mean, a rollout on its own would always look good.
+        scale: Whether to divide by the group's standard deviation (n - 1) plus 1e-6.
     """
     advantages = torch.zeros_like(rewards)
     for members in groups(rewards, keys).values():
         group = rewards[members].double()
-        # The rounding of equal rewards must not be divided by a deviation of its own size.
-        if len(group) < max(minimum, 2) or group.max() - group.min() < ALIKE:
+        # Equal rewards differ by rounding. Dividing by a standard deviation of that size would amplify it.
+        if len(group) < max(minimum, 2) or group.max() - group.min() < EQUAL_REWARDS:
             continue
-        centred = group - group.mean()
-        advantages[members] = (centred / (group.std() + 1e-6) if scale else centred).to(rewards)
+        centered = group - group.mean()
+        if scale:
+            centered = centered / (group.std() + 1e-6)
+        advantages[members] = centered.to(rewards)
     return advantages
 
 
-def spread(rewards: torch.Tensor, keys: Sequence[Hashable]) -> torch.Tensor:
-    """Largest minus smallest valid reward of each group of rollouts with the same key; 0 for a lone one."""
+def reward_range(rewards: torch.Tensor, keys: Sequence[Hashable]) -> torch.Tensor:
+    """Return the largest minus the smallest valid reward of each group, (number of groups,).
+
+    It is 0 for groups with fewer than two valid rewards.
+    """
     ranges = []
     for members in groups(rewards, keys).values():
         group = rewards[members]
@@ -58,7 +69,7 @@ def spread(rewards: torch.Tensor, keys: Sequence[Hashable]) -> torch.Tensor:
 
 
 def groups(rewards: torch.Tensor, keys: Sequence[Hashable]) -> dict[Hashable, torch.Tensor]:
-    """For each key, in order, the positions of its valid rewards."""
+    """Return the indices of the valid rewards of each key, keys in order of first occurrence."""
     members: dict[Hashable, list[int]] = {key: [] for key in keys}
     for i, (key, invalid) in enumerate(zip(keys, rewards.isnan().tolist(), strict=True)):
         if not invalid:
@@ -67,11 +78,11 @@ def groups(rewards: torch.Tensor, keys: Sequence[Hashable]) -> dict[Hashable, to
 
 
 def solve_rate(metric: torch.Tensor, keys: Sequence[Hashable]) -> torch.Tensor:
-    """Return the share of correct rollouts among the valid ones of each rollout's group.
+    """Return, for each rollout, the fraction of correct ones among the valid rollouts of its group, (N,).
 
     Args:
-        metric: (N,) 1 where a rollout is correct, NaN where it is invalid.
-        keys: (N,) the group of each rollout.
+        metric: Environment's metric, (N,): 1 for a correct rollout, NaN for an invalid one.
+        keys: Group of each rollout, (N,).
     """
     rates = dict.fromkeys(keys, 0.0)
     for key, rows in groups(metric, keys).items():
@@ -81,12 +92,16 @@ def solve_rate(metric: torch.Tensor, keys: Sequence[Hashable]) -> torch.Tensor:
 
 
 def difficulty_weight(advantages: torch.Tensor, solve_rate: torch.Tensor) -> torch.Tensor:
-    """GRPO-LEAD's weight of an advantage (its code, `logistic_reweight`): more for what is rare in the group.
+    """Return GRPO-LEAD's weights of advantages, (N,), as in `logistic_reweight` of its code.
+
+    A rollout whose outcome is rare in its group gets a larger weight: a correct answer to a hard task, or a
+    wrong answer to an easy one. The weight is 0.4 + 1.1 / (1 + exp(10 (x - 0.75))) with x the frequency of
+    the outcome.
 
     Args:
-        advantages: (N,).
-        solve_rate: (N,) the share of correct answers in the rollout's group.
+        advantages: Advantages, (N,).
+        solve_rate: Fraction of correct rollouts in the group of each rollout, (N,).
     """
     x = torch.where(advantages > 0, solve_rate, 1 - solve_rate)
-    low, high, middle, slope = 0.4, 1.5, 0.75, 10.0  # the published code's
+    low, high, middle, slope = 0.4, 1.5, 0.75, 10.0  # constants of the published code
     return low + (high - low) / (1 + torch.exp(slope * (x - middle)))

@@ -1,6 +1,7 @@
-"""Rollouts as TRL's trainer holds them: a dict of tensors whose first dimension is `B` rollouts, or scalars.
+"""Select, join, shuffle and split batches in the form of TRL's trainer.
 
-`prompt_*` tensors are padded on the left, all others on the right.
+A batch is a dict of tensors whose first dimension is `B` rollouts, and of scalars such as
+`num_items_in_batch`. `prompt_*` tensors are padded on the left, all others on the right.
 """
 
 from __future__ import annotations
@@ -16,22 +17,27 @@ Batch = dict[str, torch.Tensor]
 
 
 def take(batch: Batch, rows: Sequence[int]) -> Batch:
-    """The given rows of a batch, in that order."""
+    """Return the rows of a batch with these indices, in that order; scalars are kept."""
     index = torch.as_tensor(np.asarray(rows, dtype=np.int64))
     return {k: v[index.to(v.device)] if _has_rows(v) else v for k, v in batch.items()}
 
 
 def concatenate(batches: Sequence[Batch], pad_id: int) -> Batch:
-    """One batch of several; what is shorter is padded, ids with `pad_id` and all else with 0."""
+    """Join batches along the first dimension; scalars are those of the first batch.
+
+    Shorter sequences are padded to the widest batch, `*_ids` with `pad_id` and all other tensors with 0.
+    """
     joined = dict(batches[0])
     for key, value in batches[0].items():
         if _has_rows(value):
             parts = [batch[key] for batch in batches]
-            joined[key] = torch.cat(_same_width(parts, key, pad_id) if value.ndim > 1 else parts)
+            if value.ndim > 1:
+                parts = _pad_to_same_width(parts, key, pad_id)
+            joined[key] = torch.cat(parts)
     return joined
 
 
-def _same_width(parts: Sequence[torch.Tensor], key: str, pad_id: int) -> list[torch.Tensor]:
+def _pad_to_same_width(parts: Sequence[torch.Tensor], key: str, pad_id: int) -> list[torch.Tensor]:
     width = max(part.size(1) for part in parts)
     fill = pad_id if key.endswith("_ids") else 0
     missing = [width - part.size(1) for part in parts]
@@ -40,9 +46,15 @@ def _same_width(parts: Sequence[torch.Tensor], key: str, pad_id: int) -> list[to
 
 
 def shuffle_groups(batch: Batch, group_size: int, key: Sequence[int]) -> Batch:
-    """Permute whole groups; a group stays together, so that its prompt can be computed once.
+    """Permute groups without permuting their rollouts, so that a prompt's forward pass can be shared.
 
-    Where a process has parts of groups, blocks of the largest size that divides both are permuted.
+    If a process holds parts of groups, blocks of gcd(rows, group_size) rollouts are permuted: all rollouts of
+    a block have the same prompt.
+
+    Args:
+        batch: Batch to permute.
+        group_size: Number of rollouts of a group.
+        key: Random seed, such as the run's seed and the sampling step.
     """
     rows = len(batch["prompt_ids"])
     size = math.gcd(rows, group_size)
@@ -51,7 +63,7 @@ def shuffle_groups(batch: Batch, group_size: int, key: Sequence[int]) -> Batch:
 
 
 def split(batch: Batch, parts: int) -> list[Batch]:
-    """Cut a batch into equal parts."""
+    """Split a batch into `parts` batches of equal size."""
     size = len(batch["prompt_ids"]) // parts
     return [take(batch, range(i * size, (i + 1) * size)) for i in range(parts)]
 

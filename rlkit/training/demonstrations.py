@@ -1,8 +1,8 @@
-"""What `rlkit sft` imitates: an environment's answers, solutions and scripts, or a model's best answers.
+"""Training data of `rlkit sft`: an environment's answers, solutions and scripts, or a model's best samples.
 
-Tasks become prompt and completion, the loss is on the completion alone. Scripts of an environment of several
-turns are played: its replies stand between the turns, outside the loss. So are a model's own best answers of
-an evaluation (rejection sampling).
+For a single turn, a demonstration is a prompt and a completion. For several turns, and for the best samples
+of an evaluation (rejection sampling), the assistant's turns are given and the environment replies to them as
+in a rollout. The loss is on the assistant's tokens only.
 """
 
 from __future__ import annotations
@@ -24,24 +24,26 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-PATIENCE = 3600.0  # seconds for an environment to answer a turn of all demonstrations
+REPLY_TIMEOUT_SECONDS = 3600.0  # generous: a turn of all demonstrations is one batch for the environment
 
 
 def demonstrations(environment: Environment, tasks: datasets.Dataset, kind: str) -> datasets.Dataset:
-    """Return rows with prompt and completion.
+    """Return a dataset with the columns `prompt` and `completion`, in the format of TRL's SFTTrainer.
 
     Args:
-        kind: "answer", the bare right answer, or "solution", a worked one.
+        environment: Environment that the tasks are from.
+        tasks: Tasks to demonstrate.
+        kind: Kind of demonstration: "answer" for the bare answer, "solution" for a worked solution.
 
     Raises:
-        UserError: the environment has no worked solution for some task.
+        UserError: The environment has no demonstration of this kind for a task.
     """
 
     def demonstrate(task: dict[str, Any]) -> dict[str, Any]:
         text = environment.answer(task) if kind == "answer" else environment.solution(task)
         if text is None:
-            what = "answer" if kind == "answer" else "worked solution"
-            raise UserError(f"{environment.id} writes no {what} for task {task['task_id']}")
+            name = "answer" if kind == "answer" else "worked solution"
+            raise UserError(f"{environment.id} has no {name} for task {task['task_id']}")
         if isinstance(task["prompt"], str):
             return {"prompt": task["prompt"], "completion": text}
         return {"prompt": task["prompt"], "completion": [{"role": "assistant", "content": text}]}
@@ -49,85 +51,100 @@ def demonstrations(environment: Environment, tasks: datasets.Dataset, kind: str)
     return tasks.map(demonstrate, remove_columns=tasks.column_names, load_from_cache_file=False)
 
 
-Script = Callable[[dict[str, Any]], Sequence[str] | None]
+Script = Callable[[dict[str, Any]], Sequence[str] | None]  # a task's assistant turns, None if it has none
 
 
-def best_answers(path: str, environment: Environment) -> Script:
-    """What a model's best answer to each task was, turn by turn, in an evaluation with several samples.
+def rejection_samples(path: str, environment: Environment) -> Script:
+    """Return a function from a task to the turns of the best sample of it in an evaluation.
 
-    Fine-tuning on it, and repeating that, is rejection sampling (RAFT). A task has none where no answer was
-    above 0 by the environment's metric, or all of several were alike: there is nothing to prefer.
+    Alternating such evaluations and fine-tuning is rejection sampling (RAFT). Truncated and invalid samples
+    are ignored. A task has no best sample if none scores above 0 on the environment's metric, or if several
+    samples all score the same, since none is then better than the model's average.
+
+    Args:
+        path: Path of the evaluation, which should have several samples per task.
+        environment: Environment of the tasks.
 
     Raises:
-        UserError: no such evaluation, or one of another environment.
+        UserError: The evaluation does not exist, or is of another environment.
     """
     evaluation = Evaluation.load(path)
     if evaluation.environment != environment.id:
         raise UserError(f"{path} evaluates {evaluation.environment}, not {environment.id}")
-    answers: dict[str, list[tuple[float, list[str]]]] = {}
-    for one in evaluation.completions:
-        if one["score"] is not None and not one["truncated"]:
-            turns = [turn["content"] for turn in one["turns"] if turn["role"] == "assistant"]
-            answers.setdefault(one["task_id"], []).append((one["score"], turns))
-    best = {}
-    for task, found in answers.items():
-        score, turns = max(found, key=lambda pair: pair[0])
-        if score > 0 and (len(found) == 1 or score > min(found, key=lambda pair: pair[0])[0]):
-            best[task] = turns
-    return lambda task: best.get(task["task_id"])
+    samples: dict[str, list[tuple[float, list[str]]]] = {}  # (score, assistant turns) by task id
+    for record in evaluation.completions:
+        if record["score"] is not None and not record["truncated"]:
+            turns = [turn["content"] for turn in record["turns"] if turn["role"] == "assistant"]
+            samples.setdefault(record["task_id"], []).append((record["score"], turns))
+    best_turns = {}
+    for task_id, scored_turns in samples.items():
+        best_score, turns = max(scored_turns, key=lambda pair: pair[0])
+        worst_score = min(score for score, _ in scored_turns)
+        if best_score > 0 and (len(scored_turns) == 1 or best_score > worst_score):
+            best_turns[task_id] = turns
+    return lambda task: best_turns.get(task["task_id"])
 
 
-def played(
+def scripted_demonstrations(
     environment: Environment,
     tasks: datasets.Dataset,
     tokenizer: PreTrainedTokenizerBase,
-    ends: Sequence[int],
+    eos_token_ids: Sequence[int],
     *,
-    tokens: int,
-    in_all: int | None = None,
+    max_completion_length: int,
+    max_length: int | None = None,
     script: Script | None = None,
 ) -> datasets.Dataset:
-    """Play scripts, the environment's unless others are given, and return rows for training.
+    """Roll out tasks with scripted assistant turns, and return the rollouts as training data.
 
-    Columns: `input_ids` and `labels`, -100 outside the loss. Tasks without a script are left out, and so is
-    what does not get into `tokens` tokens after the prompt or `in_all` with it, and what the environment ends
-    before its script does.
+    Tasks without a script are omitted, and so are rollouts that exceed a limit or that the environment ends
+    before the script does.
+
+    Args:
+        environment: Environment that replies to the turns.
+        tasks: Tasks to demonstrate.
+        tokenizer: Tokenizer of the model to train.
+        eos_token_ids: Ids of the tokens that end a turn.
+        max_completion_length: Maximum number of tokens after the prompt.
+        max_length: Maximum number of tokens including the prompt, or None for no limit.
+        script: Function that returns the turns of a task, or None for `environment.script`.
+
+    Returns:
+        Dataset with the columns `input_ids` and `labels`, which are -100 for tokens outside the loss: the
+        prompt and the environment's replies.
 
     Raises:
-        UserError: nothing is left, or the environment failed.
+        UserError: No demonstration is left, or the environment failed.
     """
     import datasets
 
     write = environment.script if script is None else script
     scripted = [(task, turns) for task in tasks if (turns := write(task)) is not None]
-    rows = [task for task, _ in scripted]
-    limits = RolloutLimits(tokens, turns=environment.max_turns, reply_seconds=PATIENCE)
-    sampler = open_sampler(environment, tokenizer, ends, limits)
-    engine = ScriptedEngine(tokenizer, [turns for _, turns in scripted], sampler.loop.replies.end)
-    rollouts = [rollout for (rollout,) in sampler(engine, rows, 1)]
-    if failed := [rollout.invalid for rollout in rollouts if rollout.invalid is not None]:
-        raise UserError(f"{environment.id}: {len(failed)} demonstrations failed, the first: {failed[0]}")
-    whole = [
-        rollout
-        for rollout, (_, turns) in zip(rollouts, scripted, strict=True)
-        if not rollout.truncated
-        and sum(turn["role"] == "assistant" for turn in rollout.turns) == len(turns)
-        and (in_all is None or len(rollout.prompt_ids) + len(rollout.ids) <= in_all)
-    ]
-    if not whole:
-        raise UserError(
-            f"{environment.id}: none of {len(tasks)} tasks has a script that is played to its end in "
-            f"{tokens} tokens: raise max_completion_length or max_length ({in_all})"
-        )
-    if len(whole) < len(tasks):
-        logger.warning("%d of %d tasks have a demonstration that fits in", len(whole), len(tasks))
-    return datasets.Dataset.from_list(
-        [
-            {
-                "input_ids": rollout.prompt_ids + rollout.ids,
-                "labels": [-100] * len(rollout.prompt_ids)
-                + [token if own else -100 for token, own in zip(rollout.ids, rollout.mask, strict=True)],
-            }
-            for rollout in whole
-        ]
+    limits = RolloutLimits(
+        max_completion_length, max_turns=environment.max_turns, reply_timeout=REPLY_TIMEOUT_SECONDS
     )
+    sampler = open_sampler(environment, tokenizer, eos_token_ids, limits)
+    engine = ScriptedEngine(tokenizer, [turns for _, turns in scripted], sampler.loop.replies.eos_token_id)
+    rollouts = [rollout for (rollout,) in sampler(engine, [task for task, _ in scripted], 1)]
+    if failures := [rollout.invalid for rollout in rollouts if rollout.invalid is not None]:
+        raise UserError(f"{environment.id}: {len(failures)} demonstrations failed, the first: {failures[0]}")
+    rows = []
+    for rollout, (_, turns) in zip(rollouts, scripted, strict=True):
+        num_turns = sum(turn["role"] == "assistant" for turn in rollout.turns)
+        input_ids = rollout.prompt_ids + rollout.ids
+        is_complete = not rollout.truncated and num_turns == len(turns)
+        if not is_complete or (max_length is not None and len(input_ids) > max_length):
+            continue
+        prompt_labels = [-100] * len(rollout.prompt_ids)
+        labels = [
+            token if sampled else -100 for token, sampled in zip(rollout.ids, rollout.mask, strict=True)
+        ]
+        rows.append({"input_ids": input_ids, "labels": prompt_labels + labels})
+    if not rows:
+        raise UserError(
+            f"{environment.id}: none of {len(tasks)} tasks has a complete demonstration of at most "
+            f"{max_completion_length} tokens; increase max_completion_length or max_length ({max_length})"
+        )
+    if len(rows) < len(tasks):
+        logger.warning("only %d of %d tasks have a demonstration within the limits", len(rows), len(tasks))
+    return datasets.Dataset.from_list(rows)

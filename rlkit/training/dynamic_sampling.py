@@ -1,7 +1,8 @@
-"""Dynamic sampling (DAPO, arXiv 2503.14476, section 3.2): train on groups that can teach something.
+"""Dynamic sampling (DAPO, arXiv 2503.14476, section 3.2): train on groups with different rewards.
 
-A group whose rewards are all alike has advantages of 0. Such groups are replaced by groups of freshly drawn
-prompts until the batch is full or a number of attempts is used up; then the batch keeps some of them.
+A group whose rewards are all equal has advantages of 0 and no gradient. Such groups are replaced by groups of
+newly drawn tasks. If the batch is not full after the maximum number of attempts, it is filled up with groups
+of equal rewards.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from accelerate.utils import gather_object
 
 from rlkit.errors import UserError
 from rlkit.runs.record import RolloutRecord
-from rlkit.training.advantages import ALIKE
+from rlkit.training.advantages import EQUAL_REWARDS
 from rlkit.training.batches import Batch, concatenate, take
 from rlkit.training.step import Metrics, SampledBatch, Task, sample
 
@@ -27,54 +28,67 @@ if TYPE_CHECKING:
 
 @dataclass
 class Group:
-    """The rollouts of one task: their rows of the batch, and their records."""
+    """The rollouts of one task: their rows of the batch and their records."""
 
     batch: Batch
     records: list[RolloutRecord]
 
-    def can_teach(self) -> bool:
-        """Whether the valid rewards differ."""
+    def has_signal(self) -> bool:
+        """Return whether the valid rewards differ, so that the advantages are not 0."""
         rewards = [record["reward"] for record in self.records if record["reward"] is not None]
-        return len(rewards) > 1 and max(rewards) - min(rewards) >= ALIKE
+        return len(rewards) > 1 and max(rewards) - min(rewards) >= EQUAL_REWARDS
 
 
 class DynamicSampling:
-    """Tops up the batches of a trainer; all processes sample equally many groups in each attempt.
+    """Replaces groups of equal rewards in the batches of a trainer.
+
+    All processes sample the same number of groups in each attempt.
 
     Args:
-        trainer: Samples the groups.
-        attempts: Maximum number of top-ups of a batch.
+        trainer: Trainer that samples the groups.
+        max_attempts: Maximum number of attempts per batch.
 
     Attributes:
-        extra_rollouts: Rollouts sampled beyond the batches' own so far, over all processes.
+        extra_rollouts: Number of rollouts sampled so far in addition to the original batches, over all
+            processes.
+
+    Raises:
+        UserError: The training data is a stream, from which tasks cannot be drawn by index.
     """
 
-    def __init__(self, trainer: GRPOTrainer, attempts: int):
+    def __init__(self, trainer: GRPOTrainer, max_attempts: int):
         if not hasattr(trainer.train_dataset, "__len__"):
-            raise UserError("dynamic_sampling draws tasks by number: the tasks must not be a stream")
+            raise UserError(
+                "dynamic_sampling draws tasks by index, which a streaming dataset does not support; "
+                "load the dataset without streaming"
+            )
         self.trainer = trainer
-        self.attempts = attempts
+        self.max_attempts = max_attempts
         self.extra_rollouts = 0
 
     def __call__(self, sampled: SampledBatch, tasks: Sequence[Task]) -> SampledBatch:
-        """Return a batch of the same number of groups, and the records of all that was sampled for it.
+        """Return a batch of the same number of groups, and the records of all rollouts sampled for it.
 
-        The rewards and what is logged of them stay those of the batch's own tasks.
+        Rewards and reward metrics stay those of the original tasks: the replacements are selected by their
+        rewards, so their mean would be biased.
         """
         num_groups = len(tasks) // self.trainer.num_generations
-        useful, useless = self._divide(sampled)
+        useful, useless = self._partition(sampled)
         attempts, num_sampled = 0, num_groups
-        while attempts < self.attempts:
-            # The process that lacks most decides: all sample as many, or a collective would hang.
+        while attempts < self.max_attempts:
+            # All processes sample the number that the neediest one lacks. With different numbers they would
+            # take part in different collectives and hang.
             missing = max(gather_object([max(num_groups - len(useful), 0)]))
             if not missing:
                 break
             extra = sample(self.trainer, self._draw_tasks(missing))
-            more_useful, more_useless = self._divide(extra)
-            useful, useless = useful + more_useful, useless + more_useless
-            attempts, num_sampled = attempts + 1, num_sampled + missing
+            extra_useful, extra_useless = self._partition(extra)
+            useful += extra_useful
+            useless += extra_useless
+            attempts += 1
+            num_sampled += missing
 
-        groups = useful + useless  # where attempts did not suffice, groups without spread fill the batch up
+        groups = useful + useless  # useless groups come last: they only fill up the batch
         for group in groups[num_groups:]:
             for record in group.records:
                 record["kept"] = False
@@ -83,27 +97,27 @@ class DynamicSampling:
 
         extra_rollouts = (num_sampled - num_groups) * self.trainer.num_generations
         counts = gather_object([(extra_rollouts, len(useful) / num_sampled, len(useful) < num_groups)])
-        extra_of_all = sum(extra for extra, _, _ in counts)
-        self.extra_rollouts += extra_of_all
+        all_extra_rollouts = sum(extra for extra, _, _ in counts)
+        self.extra_rollouts += all_extra_rollouts
         metrics: Metrics = {
             "dynamic_sampling/attempts": attempts,
-            "dynamic_sampling/extra_rollouts": extra_of_all,
+            "dynamic_sampling/extra_rollouts": all_extra_rollouts,
             "dynamic_sampling/total_extra_rollouts": self.extra_rollouts,
-            "dynamic_sampling/groups_kept": sum(share for _, share, _ in counts) / len(counts),
-            "dynamic_sampling/cap_reached": float(any(short for _, _, short in counts)),
+            "dynamic_sampling/groups_kept": sum(fraction for _, fraction, _ in counts) / len(counts),
+            "dynamic_sampling/cap_reached": float(any(is_short for _, _, is_short in counts)),
         }
         return SampledBatch(batch, replace(sampled.judged, records=records), sampled.metrics | metrics)
 
     def state_dict(self) -> dict[str, Any]:
-        """The number of extra rollouts so far."""
+        """Return the number of extra rollouts so far."""
         return {"extra_rollouts": self.extra_rollouts}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the number of extra rollouts."""
         self.extra_rollouts = state["extra_rollouts"]
 
-    def _divide(self, sampled: SampledBatch) -> tuple[list[Group], list[Group]]:
-        """Split a sampling of this process into groups with different rewards, and those without."""
+    def _partition(self, sampled: SampledBatch) -> tuple[list[Group], list[Group]]:
+        """Split this process's batch into groups with different rewards and groups with equal rewards."""
         size = self.trainer.num_generations
         useful: list[Group] = []
         useless: list[Group] = []
@@ -113,16 +127,17 @@ class DynamicSampling:
             for record in records:
                 record["kept"] = True
             group = Group(take(sampled.batch, rows), records)
-            (useful if group.can_teach() else useless).append(group)
+            (useful if group.has_signal() else useless).append(group)
         return useful, useless
 
     def _draw_tasks(self, num_groups: int) -> list[Task]:
-        """Draw tasks for all processes by the seed and the number of the sampling; return this one's rows."""
+        """Draw tasks for all processes and return this process's, each repeated `num_generations` times."""
         trainer = self.trainer
-        data: Dataset = trainer.train_dataset
-        processes, rank = trainer.accelerator.num_processes, trainer.accelerator.process_index
-        generator = np.random.default_rng([trainer.args.seed, trainer.generation, 1])
-        total = num_groups * processes
-        chosen = generator.choice(len(data), total, replace=total > len(data))
-        own = chosen[rank * num_groups : (rank + 1) * num_groups]
-        return [data[int(i)] for i in own for _ in range(trainer.num_generations)]
+        dataset: Dataset = trainer.train_dataset
+        rank = trainer.accelerator.process_index
+        # The same seed on all processes, so that they draw the same tasks and take different ones of them.
+        generator = np.random.default_rng([trainer.args.seed, trainer.sampling_step, 1])
+        total = num_groups * trainer.accelerator.num_processes
+        drawn = generator.choice(len(dataset), total, replace=total > len(dataset))
+        indices = drawn[rank * num_groups : (rank + 1) * num_groups]
+        return [dataset[int(i)] for i in indices for _ in range(trainer.num_generations)]

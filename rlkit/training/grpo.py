@@ -1,8 +1,8 @@
 """GRPO on TRL's trainer: the seams between TRL and `rlkit.training.step`, and nothing else.
 
-TRL keeps the loss, the optimizer, the reference model, checkpoints and vLLM's start. Its sampling step
-(`_generate_and_score_completions`) is replaced as a whole. Every private name of TRL's GRPOTrainer that rlkit
-needs is used in this file alone; `tests/rlkit/training/test_grpo.py` has a sentence for each that TRL moves.
+TRL provides the loss, the optimizer, the reference model and the checkpoints, and it starts vLLM. rlkit
+replaces its sampling step (`_generate_and_score_completions`). Only this file uses private names of TRL's
+GRPOTrainer. If TRL moves one, a test in `tests/rlkit/training/test_grpo.py` fails and says which.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from rlkit.scoring import ErrorBudget, RewardRunner
 from rlkit.training.batches import Batch, shuffle_groups, split
 from rlkit.training.dynamic_sampling import DynamicSampling
 from rlkit.training.local_engine import transformers_engine
-from rlkit.training.resume import InEpoch, Reference, SinceLog, Stateful
+from rlkit.training.resume import EpochSeededSampler, ReferenceWeights, RunningMetrics, Stateful
 from rlkit.training.shared_prefix import add_shared_prefix, completion_log_probs, supports_shared_prefix
 from rlkit.training.step import SampledBatch, Task, training_batch
 from rlkit.training.timing import StepClock
@@ -48,35 +48,37 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# From the rewards (N,) of all processes, NaN where a rollout is invalid, and their groups to advantages (N,).
+# advantages(rewards, groups): total rewards (N,) of all processes, NaN for invalid rollouts, and the group of
+# each rollout, to advantages (N,).
 Advantages = Callable[[torch.Tensor, Sequence[Hashable]], torch.Tensor]
 
-LIMITS_OF_GENERATION = ("max_new_tokens", "max_length", "max_tokens")
+# Keys of generation_kwargs that would override the limits of the rollout loop.
+LENGTH_KEYS = ("max_new_tokens", "max_length", "max_tokens")
 
 
 class GRPOTrainer(trl.GRPOTrainer):
-    """TRL's GRPOTrainer with rlkit's step: environments, rewards that may fail, any baseline.
+    """TRL's GRPOTrainer with rlkit's step: multi-turn environments, rewards that may fail, any baseline.
 
-    Checkpoints of a trainer alone are TRL's. `rlkit.training.session.Session` adds a
-    `rlkit.training.resume.CheckpointCallback`, which saves and restores what `stateful()` returns.
+    Used alone, it writes TRL's checkpoints. `rlkit.training.session.Session` adds a
+    `rlkit.training.resume.CheckpointCallback`, which saves and restores what `stateful()` returns, too.
 
     Args:
-        environment: Answers the turns of a rollout, and names the metric.
-        runner: Runs the rewards; their weights are `args.reward_weights`.
-        budget: Stops a run whose rewards fail too often.
-        run: Where rollouts are saved; None: nowhere.
-        limits: Limits of a rollout; None: one turn of `args.max_completion_length` tokens.
-        weights_dir: Directory through which vLLM servers on other machines get their weights.
-        shared_prefix: Compute each prompt once in the loss where the model's attention allows it.
-        advantages: Replaces GRPO's baseline; see `rlkit.training.advantages`.
-        group_by: Column whose values are the groups; None: the rollouts of a prompt are a group.
-        difficulty_weighting: Weight advantages by the solve rate of their group (GRPO-LEAD).
-        kl_in_reward: Subtract `args.beta` times a rollout's KL divergence from its reward, instead of adding
-            it to the loss.
-        dynamic_sampling: Maximum attempts at replacing groups whose rewards are all alike; 0 turns it off.
+        environment: Environment that replies to the turns of a rollout and names the metric.
+        runner: Runner of the rewards, whose weights are `args.reward_weights`.
+        budget: Error budget; a run whose rewards fail more often is stopped.
+        run_dir: Run directory in which rollouts are saved, or None to save none.
+        limits: Limits of a rollout, or None for one turn of `args.max_completion_length` tokens.
+        weights_dir: Directory through which vLLM servers on other machines get the weights.
+        shared_prefix: Whether to compute each prompt once in the loss if the model's attention allows it.
+        advantages: Function that replaces GRPO's baseline; see `rlkit.training.advantages`.
+        group_by: Column of the tasks whose values define the groups, or None to group by prompt.
+        difficulty_weighting: Whether to weight advantages by the solve rate of their group (GRPO-LEAD).
+        kl_in_reward: Whether to subtract `args.beta` times the KL divergence of a rollout from its reward,
+            instead of adding a KL term to the loss.
+        dynamic_sampling: Maximum number of attempts to replace groups of equal rewards; 0 turns it off.
 
     Raises:
-        UserError: The settings exclude one another.
+        UserError: Settings contradict each other.
     """
 
     # Narrower types than TRL declares.
@@ -95,7 +97,7 @@ class GRPOTrainer(trl.GRPOTrainer):
         environment: Environment,
         runner: RewardRunner,
         budget: ErrorBudget | None = None,
-        run: RunDirectory | None = None,
+        run_dir: RunDirectory | None = None,
         limits: RolloutLimits | None = None,
         weights_dir: str | None = None,
         shared_prefix: bool = True,
@@ -109,12 +111,12 @@ class GRPOTrainer(trl.GRPOTrainer):
         self.environment = environment
         self.runner = runner
         self.budget = budget or ErrorBudget()
-        self.run = run
+        self.run_dir = run_dir
         self.advantages = advantages
         self.group_by = group_by
         self.difficulty_weighting = difficulty_weighting
         self.kl_in_reward = kl_in_reward
-        self.generation = 0  # samplings so far
+        self.sampling_step = 0  # number of calls of `step.sample`; dynamic sampling makes several per batch
         self._synced_step = -1  # the optimizer step whose weights vLLM has
 
         def make_vllm(**settings: Any) -> SyncedVLLM:
@@ -122,14 +124,14 @@ class GRPOTrainer(trl.GRPOTrainer):
 
             return SyncedVLLM(weights_dir=weights_dir, **settings)
 
-        # TRL counts and names the rewards; they are never called by it.
+        # TRL needs the number and the names of the rewards but never calls them: the step does.
         kwargs["reward_funcs"] = [as_trl_reward(reward, name) for name, reward in runner.rewards.items()]
         with replaced_vllm_generation(make_vllm):
             super().__init__(*args, **kwargs)
         if kl_in_reward:
-            self.beta = 0.0  # TRL's loss adds no KL term; the step reads `args.beta`
+            self.beta = 0.0  # TRL's loss must not add a KL term as well; the step reads `args.beta`
 
-        # The sampler answers held-out tasks greedily; training uses its loop with other settings.
+        # The sampler answers held-out tasks greedily. Training uses its loop with its own sampling settings.
         self.sampler = open_sampler(
             environment,
             self.tokenizer,
@@ -159,15 +161,18 @@ class GRPOTrainer(trl.GRPOTrainer):
         args, G = self.args, self.num_generations
         for key in ("scale_rewards", "multi_objective_aggregation", "vllm_importance_sampling_mode"):
             check_choice(key, getattr(args, key), CHOICES[key])
-        for key in LIMITS_OF_GENERATION:
+        for key in LENGTH_KEYS:
             if key in (args.generation_kwargs or {}):
                 raise UserError(f"generation_kwargs must not contain `{key}`; use `max_completion_length`")
         if args.sync_ref_model and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-            raise UserError("sync_ref_model: a sharded reference model cannot be kept in checkpoints yet")
-        if self.samples_with_trl and self.loop.limits.turns > 1:
+            raise UserError(
+                "sync_ref_model does not work with FSDP or DeepSpeed: checkpoints cannot hold a sharded "
+                "reference model yet; set sync_ref_model: false"
+            )
+        if self.samples_with_trl and self.loop.limits.max_turns > 1:
             raise UserError(
                 f"{self.environment.id} has several turns, which transformers cannot sample with FSDP 1, "
-                "ds3_gather_for_generation off or continuous batching: set use_vllm"
+                "ds3_gather_for_generation: false or continuous batching; set use_vllm: true"
             )
         if (
             self.kl_in_reward
@@ -175,36 +180,38 @@ class GRPOTrainer(trl.GRPOTrainer):
             and args.multi_objective_aggregation == "normalize_then_sum"
         ):
             raise UserError("kl_in_reward requires multi_objective_aggregation: sum_then_normalize")
-        whole_groups = [
-            f"the reward {n!r}" for n, r in self.runner.rewards.items() if RewardCall(r).per_group
+        need_groups = [
+            f"the reward {name!r}"
+            for name, reward in self.runner.rewards.items()
+            if RewardCall(reward).per_group
         ]
-        if whole_groups and G == 1:
+        if need_groups and G == 1:
+            raise UserError(f"{need_groups[0]} needs at least 2 rollouts per task; increase num_generations")
+        if self.dynamic_sampling:
+            need_groups.append("dynamic_sampling")
+        B = args.per_device_train_batch_size * args.steps_per_generation
+        if need_groups and B % G:
             raise UserError(
-                f"{whole_groups[0]} needs at least 2 rollouts for each task: raise num_generations"
-            )
-        whole_groups += ["dynamic_sampling"] * bool(self.dynamic_sampling)
-        rows = args.per_device_train_batch_size * args.steps_per_generation
-        if whole_groups and rows % G:
-            raise UserError(
-                f"{whole_groups[0]} judges whole groups, but a process gets {rows} rollouts at a "
-                f"time: make that a multiple of num_generations ({G})"
+                f"{need_groups[0]} needs whole groups, but each process samples {B} rollouts at a time "
+                "(per_device_train_batch_size * steps_per_generation); make that a multiple of "
+                f"num_generations ({G})"
             )
 
-    # --- What the step reads --------------------------------------------------------------------------------
+    # --- What `rlkit.training.step` reads -------------------------------------------------------------------
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The model's tokenizer."""
+        """Tokenizer of the model."""
         return self._tokenizer
 
     @property
     def pad_token_id(self) -> int:
-        """Token that fills up prompts and completions."""
+        """Id of the token that pads prompts and completions."""
         return self._tokenizer.pad_token_id
 
     @property
     def group_size(self) -> int:
-        """Rollouts of a task: `num_generations`, in an evaluation by TRL `num_generations_eval`."""
+        """Number of rollouts per task: `num_generations`, or `num_generations_eval` in TRL's evaluations."""
         return self.num_generations if self.model.training else self.num_generations_eval
 
     @property
@@ -213,16 +220,16 @@ class GRPOTrainer(trl.GRPOTrainer):
         return self.use_vllm and self.args.vllm_importance_sampling_correction
 
     @property
-    def micro_batches(self) -> int:
-        """Micro-batches that have been learned from."""
+    def num_micro_batches(self) -> int:
+        """Number of micro-batches trained on so far."""
         return self._step
 
     def log_sampling(self, sampled: SampledBatch) -> None:
-        """Hand the metrics of a sampling step to TRL, which logs means; and its rollouts if asked to."""
+        """Pass metrics to TRL, which logs their means, and with `log_completions` the rollouts, too."""
         metrics = self._metrics["train" if self.model.training else "eval"]
         for name, value in sampled.metrics.items():
             metrics[name].append(value)
-        metrics["num_tokens"] = [self.state.num_input_tokens_seen]  # a running total: the last one alone
+        metrics["num_tokens"] = [self.state.num_input_tokens_seen]  # a running total: log only the last value
         if self.log_completions:
             records = gather_object(sampled.judged.records)
             for column in ("prompt", "completion"):
@@ -230,17 +237,17 @@ class GRPOTrainer(trl.GRPOTrainer):
             self._logs["advantages"].extend(record["advantage"] for record in records)
             for name in self.runner.names:
                 rewards = [record[f"rewards/{name}"] for record in records]
-                # TRL formats numbers: NaN, not None, where a reward does not apply.
+                # TRL formats these as numbers, so a reward that does not apply is NaN, not None.
                 self._logs["rewards"][name].extend(math.nan if r is None else r for r in rewards)
 
     # --- Sampling -------------------------------------------------------------------------------------------
 
     @contextmanager
     def engine(self, batch_size: int | None = None) -> Iterator[Engine]:
-        """An engine with the current weights; all processes enter together.
+        """Yield an engine with the current weights. All processes must enter together.
 
         Args:
-            batch_size: Turns at a time with transformers; None: all.
+            batch_size: Maximum number of turns that transformers samples at a time, or None for no limit.
         """
         if self.use_vllm:
             if self.state.global_step != self._synced_step:
@@ -262,13 +269,13 @@ class GRPOTrainer(trl.GRPOTrainer):
 
     @property
     def samples_with_trl(self) -> bool:
-        """Whether all processes must take part in each token, since the model stays in shards."""
+        """Whether TRL samples, not rlkit's engines: the weights stay sharded, or batching is continuous."""
         fsdp1 = self.is_fsdp_enabled and not self.accelerator.is_fsdp2
         zero3 = is_deepspeed_zero3_enabled() and not self.args.ds3_gather_for_generation
         return not self.use_vllm and bool(fsdp1 or zero3 or self.args.use_transformers_continuous_batching)
 
     def roll_out_with_trl(self, prompt_ids: list[list[int]]) -> list[Rollout]:
-        """Sample one turn for each prompt with TRL, which knows models in shards."""
+        """Sample one turn for each prompt with TRL, which supports sharded weights."""
         completions, _ = self._generate_single_turn(prompt_ids, None, {}, self.group_size)
         rollouts = []
         for prompt, ids in zip(prompt_ids, completions, strict=True):
@@ -280,15 +287,15 @@ class GRPOTrainer(trl.GRPOTrainer):
         return rollouts
 
     def close(self) -> None:
-        """Stop vLLM, where it runs for this trainer."""
+        """Stop the vLLM engine of this trainer, if it has one."""
         if self.use_vllm:
             self.vllm_generation.close()
 
     # --- Log-probabilities ----------------------------------------------------------------------------------
 
     @contextmanager
-    def frozen(self) -> Iterator[None]:
-        """Turn off gradients, and gradient checkpointing, which would warn that no input needs one."""
+    def no_grad(self) -> Iterator[None]:
+        """Turn off gradients, and gradient checkpointing, which would warn that no input requires one."""
         with (
             torch.no_grad(),
             disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs),
@@ -297,17 +304,17 @@ class GRPOTrainer(trl.GRPOTrainer):
 
     @contextmanager
     def reference_model(self) -> Iterator[torch.nn.Module]:
-        """Yield the reference of the KL divergence; for a LoRA model, the model with its adapter off."""
+        """Yield the reference model of the KL divergence: for a LoRA model, the model without its adapter."""
         if self.ref_model is not None:
             yield self.ref_model
             return
         model = self.accelerator.unwrap_model(self.model)
-        # TRL keeps a copy of an adapter that is trained further, under the name "ref".
+        # If training starts from an adapter, TRL keeps a copy of that as the reference, named "ref".
         with use_adapter(model, adapter_name="ref" if "ref" in model.peft_config else None):
             yield self.model
 
     def token_log_probs(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        """Log-probability of each completion token of a batch under a model, (B, T); 0 where it is masked."""
+        """Return the log-probability of each completion token under a model, (B, T); 0 for masked tokens."""
         ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
         mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
         args, training = self.args, self.model.training
@@ -324,9 +331,14 @@ class GRPOTrainer(trl.GRPOTrainer):
         batch_size: int | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """TRL's, for the loss and for frozen log-probabilities alike, with each prompt computed once."""
-        plain = not any(v is not None and v is not False for k, v in kwargs.items() if k != "compute_entropy")
-        if not (self.shared_prefix and plain):
+        """Compute each prompt once, in TRL's loss and in `token_log_probs` alike."""
+        # The other arguments are for images and MoE losses, which the shared prefix does not support.
+        is_text = not any(
+            value is not None and value is not False
+            for name, value in kwargs.items()
+            if name != "compute_entropy"
+        )
+        if not (self.shared_prefix and is_text):
             return super()._get_per_token_logps_and_entropies(
                 model, input_ids, attention_mask, logits_to_keep, batch_size, **kwargs
             )
@@ -346,39 +358,43 @@ class GRPOTrainer(trl.GRPOTrainer):
         return training_batch(self, inputs)
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
-        """TRL's, with whole groups shuffled and not single rollouts, so that their prompt stays shared."""
+        """Sample at the start of each generation, and return the next micro-batch of it.
+
+        TRL shuffles single rollouts before it splits them into micro-batches. Here whole groups are shuffled,
+        so that the rollouts of a prompt stay together and its forward pass can be shared.
+        """
         if not self.model.training:
             return super()._prepare_inputs(generation_batch)
         steps = self.args.steps_per_generation
         if self._step % (steps * self.num_iterations) == 0 or self._buffered_inputs is None:
             with self.clock("scores"):
                 batch = self._generate_and_score_completions(generation_batch)
-            batch = shuffle_groups(batch, self.num_generations, (self.args.seed, self.generation))
+            batch = shuffle_groups(batch, self.num_generations, (self.args.seed, self.sampling_step))
             self._buffered_inputs = split(batch, steps)
         return self._buffered_inputs[self._step % steps]
 
     def training_step(
         self, model: torch.nn.Module, inputs: Any, num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
-        """TRL's, timed."""
+        """Run TRL's training step, timed."""
         with self.clock("forward_backward"):
             return super().training_step(model, inputs, num_items_in_batch)
 
     # --- Resuming -------------------------------------------------------------------------------------------
 
-    def _get_train_sampler(self, dataset: Dataset | None = None) -> InEpoch:
+    def _get_train_sampler(self, dataset: Dataset | None = None) -> EpochSeededSampler:
         sampler: Any = super()._get_train_sampler(dataset)
-        return InEpoch(sampler, lambda: int(self.state.epoch or 0))
+        return EpochSeededSampler(sampler, lambda: int(self.state.epoch or 0))
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write TRL's model card only for the hub: it omits a base model loaded from a local folder."""
+        """Write TRL's model card only for the Hub: the card omits a base model from a local folder."""
         if self.args.push_to_hub:
             super().create_model_card(*args, **kwargs)
 
     def stateful(self) -> dict[str, Stateful]:
-        """The stateful objects that a checkpoint keeps besides what transformers saves, by name."""
+        """Return the stateful objects, by name, that a checkpoint holds besides what transformers saves."""
         parts: dict[str, Stateful] = {
-            "since the last log": SinceLog(self, self._metrics["train"]),
+            "since the last log": RunningMetrics(self, self._metrics["train"]),
             "progress": TrainerPosition(self),
             "budget": self.budget,
         }
@@ -389,46 +405,51 @@ class GRPOTrainer(trl.GRPOTrainer):
         if self.dynamic_sampling is not None:
             parts["dynamic_sampling"] = self.dynamic_sampling
         if self.args.sync_ref_model:
-            parts["reference model"] = Reference(self.accelerator.unwrap_model(self.ref_model))
+            parts["reference model"] = ReferenceWeights(self.accelerator.unwrap_model(self.ref_model))
         return parts
 
 
 class TrainerPosition:
-    """Where a trainer is between two optimizer steps.
+    """State of a trainer between two optimizer steps.
 
-    A generation may serve several steps: the rest of it is kept, or a resumed run would sample it again.
+    A generation may last for several steps. Its micro-batches are part of the state: a resumed run that
+    sampled it again would train on different rollouts.
     """
 
     def __init__(self, trainer: GRPOTrainer):
         self.trainer = trainer
 
     def state_dict(self) -> dict[str, Any]:
-        """Micro-batches and samplings so far, and the rollouts that are still to be learned from."""
+        """Return the counters, and the micro-batches of the generation if it is not used up."""
         trainer = self.trainer
-        every = trainer.args.steps_per_generation * trainer.num_iterations
+        per_generation = trainer.args.steps_per_generation * trainer.num_iterations
         return {
             "step": trainer._step,
-            "generation": trainer.generation,
-            "buffered": trainer._buffered_inputs if trainer._step % every else None,
-            "shape": self._shape(),
+            "generation": trainer.sampling_step,
+            "buffered": trainer._buffered_inputs if trainer._step % per_generation else None,
+            "shape": self._layout(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue there; with a new generation where the run's shape is not the one that was saved."""
+        """Restore the position. If the batch layout has changed, drop the rollouts and sample again."""
         trainer = self.trainer
-        trainer.generation = state["generation"]
-        if state["shape"] != self._shape():
+        trainer.sampling_step = state["generation"]
+        if state["shape"] != self._layout():
             return
         trainer._step = state["step"]
         device = trainer.accelerator.device
         if state["buffered"] is not None:
             trainer._buffered_inputs = [
-                {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+                {name: v.to(device) if isinstance(v, torch.Tensor) else v for name, v in batch.items()}
                 for batch in state["buffered"]
             ]
 
-    def _shape(self) -> list[int]:
-        """What a generation is split into: processes, micro-batches, passes, and rollouts of each."""
-        trainer, args = self.trainer, self.trainer.args
-        passes = [args.steps_per_generation, trainer.num_iterations]
-        return [trainer.accelerator.num_processes, *passes, args.per_device_train_batch_size]
+    def _layout(self) -> list[int]:
+        """Return what determines how a generation is split over processes, steps and micro-batches."""
+        args = self.trainer.args
+        return [
+            self.trainer.accelerator.num_processes,
+            args.steps_per_generation,
+            self.trainer.num_iterations,
+            args.per_device_train_batch_size,
+        ]

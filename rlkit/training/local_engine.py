@@ -1,4 +1,4 @@
-"""A trainer's model, sharded or not, as an engine that samples with transformers."""
+"""Sample from the model of a trainer, sharded or not, with the transformers engine."""
 
 from __future__ import annotations
 
@@ -20,16 +20,18 @@ if TYPE_CHECKING:
 def transformers_engine(
     trainer: Trainer, tokenizer: PreTrainedTokenizerBase, batch_size: int | None, **unwrapping: Any
 ) -> Iterator[TransformersEngine]:
-    """An engine over a trainer's model with the current weights.
+    """Yield an engine that samples with the current weights.
+
+    All processes must enter together, because sharded weights are gathered.
 
     Args:
-        trainer: All processes enter together: sharded weights are gathered.
-        tokenizer: The model's.
-        batch_size: Turns at a time; None: all.
-        unwrapping: Further arguments of `trl.models.unwrap_model_for_generation`.
+        trainer: Trainer of the model.
+        tokenizer: Tokenizer of the model.
+        batch_size: Maximum number of turns sampled at a time, or None for no limit.
+        unwrapping: Extra arguments of `trl.models.unwrap_model_for_generation`.
     """
     with (
-        whole_weights(trainer.model_wrapped, trainer.accelerator),
+        gathered_weights(trainer.model_wrapped, trainer.accelerator),
         unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator, **unwrapping) as model,
         trainer.accelerator.autocast(),
     ):
@@ -37,11 +39,12 @@ def transformers_engine(
 
 
 @contextmanager
-def whole_weights(model: torch.nn.Module, accelerator: Accelerator) -> Iterator[None]:
-    """Gather the weights of a model under FSDP2 once, so that each process can sample at its own pace.
+def gathered_weights(model: torch.nn.Module, accelerator: Accelerator) -> Iterator[None]:
+    """Gather the weights of an FSDP2 model on every process; does nothing for other models.
 
-    Otherwise every forward gathers each layer, and processes whose answers differ in length would wait for
-    each other forever. A whole copy of the weights must fit, as under ZeRO-3 (`ds3_gather_for_generation`).
+    Without this, every forward pass gathers each layer from all processes. Processes whose completions differ
+    in length run different numbers of forward passes, so they would hang. A full copy of the weights must fit
+    into a device's memory, as with ZeRO-3 (`ds3_gather_for_generation`).
     """
     if not accelerator.is_fsdp2:
         yield
@@ -55,7 +58,8 @@ def whole_weights(model: torch.nn.Module, accelerator: Accelerator) -> Iterator[
     try:
         yield
     finally:
-        again = bool(accelerator.state.fsdp_plugin.reshard_after_forward)
+        reshard_after_forward = bool(accelerator.state.fsdp_plugin.reshard_after_forward)
         for shard in shards:
             shard.reshard()
-            shard.set_reshard_after_forward(again and shard is not model, recurse=False)
+            # FSDP2 never reshards the root after the forward pass, whose weights the backward needs first.
+            shard.set_reshard_after_forward(reshard_after_forward and shard is not model, recurse=False)

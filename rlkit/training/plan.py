@@ -1,7 +1,7 @@
-"""`rlkit train … --dry_run`: what a run would do, and whether it fits, before it is launched.
+"""`rlkit train … --dry_run`: show what a run would do and whether it fits in memory, without launching it.
 
-The config is resolved, a few tasks are loaded, the rewards judge the environment's own answers to them, and
-the memory of a device is estimated from the model's shape. No weight is loaded and nothing is written.
+The plan resolves the config, loads a few tasks, runs the rewards on the environment's reference answers to
+them, and estimates the memory of a device from the model's config. It loads no weights and writes no files.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rlkit.environment import Environment
 from rlkit.errors import UserError, first_line
 from rlkit.evaluation.splits import load_tasks, read_fold
 from rlkit.models.load import resolve
-from rlkit.models.memory import Memory, Shape, Sharding, estimate
+from rlkit.models.memory import BatchShape, MemoryEstimate, Sharding, estimate_memory
 from rlkit.registry import load_yaml
 from rlkit.reward import Reward
 from rlkit.rollouts import Rollout
@@ -31,28 +31,29 @@ from rlkit.training.session import load_run_rewards, make_environment
 if TYPE_CHECKING:
     from datasets import Dataset
 
-TASKS = 32  # whose prompts are counted
-JUDGED = 8  # answers that the rewards judge
+MAX_TASKS = 32  # tasks whose prompts are tokenized to find their lengths
+MAX_REFERENCE_ANSWERS = 8  # reference answers that the rewards are run on
 GIB = 2**30
 
 
 @dataclass(frozen=True)
-class Devices:
-    """Where a run would go: processes in all, and how they share the model out."""
+class DeviceLayout:
+    """Number of processes of a run, one per device, and how they shard the model."""
 
-    count: int
+    num_processes: int
     sharding: Sharding
 
 
-def plan(run: TrainConfig, options: Mapping[str, str], memory: float | None = None) -> bool:
-    """Print the plan of a run of `rlkit train`, and return whether it fits.
+def plan(run: TrainConfig, options: Mapping[str, str], memory_gib: float | None = None) -> bool:
+    """Print the plan of a run of `rlkit train`, and return whether the run fits in memory.
 
     Args:
-        options: `--accelerate` and `--num_processes`, where given.
-        memory: GiB of a device; None: those of this machine.
+        run: Arguments of the run.
+        options: Launch options `--accelerate` and `--num_processes`, if given.
+        memory_gib: Memory of a device in GiB, or None for that of this machine's devices.
 
     Raises:
-        UserError: what the run would raise.
+        UserError: Anything that the run itself would raise before training.
     """
     environment = make_environment(run.args)
     rewards, run.trainer_args.reward_weights = load_run_rewards(run, environment)
@@ -65,90 +66,116 @@ def plan(run: TrainConfig, options: Mapping[str, str], memory: float | None = No
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=run.trainer_args.trust_remote_code)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot load {name!r}: {first_line(error)}") from error
-    asked = devices(options)
-    some = tasks.select(range(min(TASKS, len(tasks))))
-    lengths = [len(ids) for ids in tokenize(tokenizer, some["prompt"])]
-    shape = shape_of(run, lengths)
-    on_cpu = run.trainer_args.device.type == "cpu" and memory is None
-    needed = estimate(run, config, shape, asked.sharding, on_cpu=on_cpu)
-    there = memory * GIB if memory is not None else of_this_machine(asked.count)
-    processes = "1 process" if asked.count == 1 else f"{asked.count} processes"
-    print(f"run         {run.trainer_args.output_dir}, {run.args.algorithm}, {processes}")
-    print(
-        f"tasks       {len(tasks):,} of {environment.id}; prompts of {min(lengths)} to {max(lengths)} tokens"
-    )
-    print(f"rewards     {judged(run, environment, rewards, some)}")
-    print(f"step        {step_of(run, asked.count, lengths)}")
-    print(f"memory      {said(needed)}")
-    fits = needed.peak <= there
+    layout = read_device_layout(options)
+    sample = tasks.select(range(min(MAX_TASKS, len(tasks))))
+    prompt_lengths = [len(ids) for ids in tokenize(tokenizer, sample["prompt"])]
+    shape = largest_micro_batch(run, prompt_lengths)
+    on_cpu = run.trainer_args.device.type == "cpu" and memory_gib is None
+    estimate = estimate_memory(run, config, shape, layout.sharding, on_cpu=on_cpu)
+    available_bytes = device_memory_bytes(layout.num_processes)
+    if memory_gib is not None:
+        available_bytes = memory_gib * GIB
+    fits = estimate.peak_bytes <= available_bytes
+
+    processes = "1 process" if layout.num_processes == 1 else f"{layout.num_processes} processes"
+    shortest, longest = min(prompt_lengths), max(prompt_lengths)
+    peak_gib, available_gib = estimate.peak_bytes / GIB, available_bytes / GIB
     verdict = "it fits" if fits else "IT DOES NOT FIT"
-    print(f"            {needed.peak / GIB:.1f} of {there / GIB:.1f} GiB a device: {verdict}")
+    print(f"run         {run.trainer_args.output_dir}, {run.args.algorithm}, {processes}")
+    print(f"tasks       {len(tasks):,} of {environment.id}; prompts of {shortest} to {longest} tokens")
+    print(f"rewards     {score_reference_answers(run, environment, rewards, sample)}")
+    print(f"step        {describe_step(run, layout.num_processes, prompt_lengths)}")
+    print(f"memory      {format_memory(estimate)}")
+    print(f"            peak {peak_gib:.1f} of {available_gib:.1f} GiB per device: {verdict}")
     return fits
 
 
-def devices(options: Mapping[str, str]) -> Devices:
-    """How many processes an accelerate config starts, and what each holds."""
+def read_device_layout(options: Mapping[str, str]) -> DeviceLayout:
+    """Return the number of processes that an accelerate config starts, and how it shards the model."""
     if "--accelerate" not in options:
-        return Devices(1, Sharding())
-    text = load_yaml(config_file(options["--accelerate"]))
-    count = int(options.get("--num_processes") or text.get("num_processes", 1))
-    kind = text.get("distributed_type")
-    stage = int(text.get("deepspeed_config", {}).get("zero_stage", 0)) if kind == "DEEPSPEED" else 0
-    stage = 3 if kind == "FSDP" else stage
-    weights, gradients, optimizer = (count if stage >= least else 1 for least in (3, 2, 1))
-    return Devices(count, Sharding(weights, gradients, optimizer, deepspeed=kind == "DEEPSPEED"))
+        return DeviceLayout(1, Sharding())
+    config = load_yaml(config_file(options["--accelerate"]))
+    num_processes = int(options.get("--num_processes") or config.get("num_processes", 1))
+    backend = config.get("distributed_type")
+    # FSDP shards what ZeRO-3 shards. Stage 1 shards the optimizer state, 2 the gradients, too, 3 all.
+    stage = 3 if backend == "FSDP" else 0
+    if backend == "DEEPSPEED":
+        stage = int(config.get("deepspeed_config", {}).get("zero_stage", 0))
+    sharding = Sharding(
+        weights=num_processes if stage >= 3 else 1,
+        gradients=num_processes if stage >= 2 else 1,
+        optimizer=num_processes if stage >= 1 else 1,
+        deepspeed=backend == "DEEPSPEED",
+    )
+    return DeviceLayout(num_processes, sharding)
 
 
-def shape_of(run: TrainConfig, lengths: Sequence[int]) -> Shape:
-    """A micro-batch at its largest: the longest prompt, answers of full length."""
+def largest_micro_batch(run: TrainConfig, prompt_lengths: Sequence[int]) -> BatchShape:
+    """Return the largest possible micro-batch: the longest prompt, and completions of maximum length."""
     trainer_args = run.trainer_args
-    rows = trainer_args.per_device_train_batch_size
-    shared = run.args.shared_prefix
-    prompts = max(rows // trainer_args.num_generations, 1) if shared else rows
-    sampled = rows * trainer_args.steps_per_generation
-    return Shape(rows, prompts, max(lengths), trainer_args.max_completion_length, sampled)
+    num_completions = trainer_args.per_device_train_batch_size
+    num_prompts = num_completions
+    if run.args.shared_prefix:
+        num_prompts = max(num_completions // trainer_args.num_generations, 1)
+    return BatchShape(
+        num_completions=num_completions,
+        num_prompts=num_prompts,
+        prompt_tokens=max(prompt_lengths),
+        completion_tokens=trainer_args.max_completion_length,
+        num_sampled=num_completions * trainer_args.steps_per_generation,
+    )
 
 
-def step_of(run: TrainConfig, processes: int, lengths: Sequence[int]) -> str:
-    """How much one optimizer step is made of."""
+def describe_step(run: TrainConfig, num_processes: int, prompt_lengths: Sequence[int]) -> str:
+    """Return a line with the number of rollouts, prompts and tokens of an optimizer step."""
     trainer_args = run.trainer_args
-    rollouts = trainer_args.per_device_train_batch_size * trainer_args.gradient_accumulation_steps * processes
-    prompts = rollouts / trainer_args.num_generations
-    most = rollouts * (sum(lengths) / len(lengths) + trainer_args.max_completion_length)
-    steps = trainer_args.max_steps
-    return f"{rollouts} rollouts of {prompts:g} prompts, at most {most:,.0f} tokens; {steps} steps"
+    rollouts_per_process = trainer_args.per_device_train_batch_size * trainer_args.gradient_accumulation_steps
+    num_rollouts = rollouts_per_process * num_processes
+    num_prompts = num_rollouts / trainer_args.num_generations
+    mean_prompt_length = sum(prompt_lengths) / len(prompt_lengths)
+    max_tokens = num_rollouts * (mean_prompt_length + trainer_args.max_completion_length)
+    duration = f"{trainer_args.max_steps} steps"
+    if trainer_args.max_steps < 0:  # TRL's default: the length is given in epochs
+        duration = f"{trainer_args.num_train_epochs:g} epochs"
+    return f"{num_rollouts} rollouts of {num_prompts:g} prompts, at most {max_tokens:,.0f} tokens; {duration}"
 
 
-def judged(run: TrainConfig, environment: Environment, rewards: Mapping[str, Reward], tasks: Dataset) -> str:
-    """What each reward gives for the environment's own answers."""
+def score_reference_answers(
+    run: TrainConfig, environment: Environment, rewards: Mapping[str, Reward], tasks: Dataset
+) -> str:
+    """Return a line with the mean of each reward on the environment's reference answers.
+
+    Raises:
+        UserError: A reward fails on a reference answer.
+    """
     if environment.max_turns > 1:
-        return f"{', '.join(rewards)} (several turns: rlkit check plays them)"
+        return f"{', '.join(rewards)} (not run: several turns; use rlkit check)"
     rows = []
-    for task in tasks.select(range(min(JUDGED, len(tasks)))):
+    for task in tasks.select(range(min(MAX_REFERENCE_ANSWERS, len(tasks)))):
         text = environment.answer(task)
         if text is None:
-            return f"{', '.join(rewards)} (the environment writes no answers to judge)"
+            return f"{', '.join(rewards)} (not run: the environment has no reference answers)"
         columns = Rollout.single(text, [0], False).columns()
         row = task | columns | {"max_length": run.trainer_args.max_completion_length}
-        rows += [row, row]  # a group of two
+        rows += [row, row]  # twice, because some rewards compare the rollouts of a group
     limit, workers = run.args.reward_time_limit, run.args.reward_workers
     with RewardRunner(rewards, limit, workers, metric=environment.metric) as runner:
         scores = runner(rows, 2)
-    if failed := [reason for reason in scores.invalid if reason is not None]:
-        raise UserError(f"rewards fail on the environment's own answers: {failed[0]}")
+    if errors := [reason for reason in scores.invalid if reason is not None]:
+        raise UserError(f"rewards fail on the environment's own answers: {errors[0]}")
     means = torch.tensor(scores.values, dtype=torch.float64).nanmean(0).tolist()
-    said = ", ".join(f"{name} {mean:.3g}" for name, mean in zip(runner.names, means, strict=True))
-    return f"{said} (means on {len(rows) // 2} of the environment's own answers)"
+    by_name = ", ".join(f"{name} {mean:.3g}" for name, mean in zip(runner.names, means, strict=True))
+    return f"{by_name} (means on {len(rows) // 2} of the environment's own answers)"
 
 
-def said(needed: Memory) -> str:
-    """The parts of an estimate, in GiB."""
-    parts = {name.replace("_", " "): size for name, size in vars(needed).items() if size}
+def format_memory(estimate: MemoryEstimate) -> str:
+    """Return the parts of an estimate that are not 0, in GiB."""
+    parts = {name.replace("_", " "): size for name, size in vars(estimate).items() if size}
     return ", ".join(f"{name} {size / GIB:.2g}" for name, size in parts.items()) + " GiB"
 
 
-def of_this_machine(processes: int) -> float:
-    """Bytes of a GPU here, or of the memory that each of the processes has on a CPU."""
+def device_memory_bytes(num_processes: int) -> float:
+    """Return the memory of a GPU or, on a machine without GPUs, the share of RAM of each process."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_properties(0).total_memory
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / processes
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / num_processes

@@ -1,4 +1,9 @@
-"""What a checkpoint holds besides the weights, and how it is saved and restored."""
+"""Save and restore the state that transformers does not put into checkpoints.
+
+transformers saves weights, optimizer, schedule and random states. `CheckpointCallback` adds the state of
+every `Stateful` object: rewards, the environment, metrics since the last log, micro-batches not trained on
+yet. A resumed run then takes the same steps as one that was never interrupted.
+"""
 
 from __future__ import annotations
 
@@ -25,15 +30,16 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# accelerate calls the CPU of its second process cpu:1, and torch.load knows only "cpu".
+# accelerate calls the CPU of its second process cpu:1, a location that torch.load does not know.
 torch.serialization.register_package(
     5, lambda storage: None, lambda storage, location: storage if location.startswith("cpu:") else None
 )
-PLAIN = (type(None), bool, int, float, str, bytes)  # not numpy's numbers, which are subclasses of some
+# `check_plain` compares exact types: numpy's scalars are subclasses of some of these and cannot be loaded.
+PLAIN_TYPES = (type(None), bool, int, float, str, bytes)
 
 
 class Stateful(Protocol):
-    """An object with state: plain values and tensors, read with `torch.load(weights_only=True)`."""
+    """An object with state of plain values and tensors, which `torch.load(weights_only=True)` can load."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state."""
@@ -43,18 +49,19 @@ class Stateful(Protocol):
 
 
 class CheckpointCallback(TrainerCallback):
-    """Saves and restores on each process what transformers does not keep, and seals checkpoints.
+    """Saves and restores the state of each process that transformers does not save, and seals checkpoints.
 
-    It must be the first of the trainer's callbacks, so that the others find restored state when training
-    begins: `trainer.callback_handler.callbacks.insert(0, …)`.
+    It must be the first of the trainer's callbacks, so that state is restored before other callbacks read it
+    when training begins: `trainer.callback_handler.callbacks.insert(0, …)`.
 
     Args:
-        trainer: Any trainer of transformers or TRL.
-        parts: The stateful objects of the run by name.
-        directory: The run directory; its rollouts are on the disk before a checkpoint is sealed.
-        identity: What the run is, kept in the manifest (see `rlkit.runs.checkpoints.differences`).
-        resume_from: The checkpoint that the trainer resumes from, or None.
-        resume_anyway: Log what the checkpoint lacks and start it from the beginning, instead of raising.
+        trainer: Trainer of transformers or TRL.
+        parts: Stateful objects of the run by name.
+        directory: Run directory, whose rollouts are flushed to disk before a checkpoint is sealed.
+        identity: Settings that identify the run, saved in the manifest (see
+            `rlkit.runs.checkpoints.differences`).
+        resume_from: Checkpoint that the trainer resumes from, or None.
+        resume_anyway: Whether to log missing state and start it from scratch instead of raising.
     """
 
     def __init__(
@@ -73,19 +80,20 @@ class CheckpointCallback(TrainerCallback):
         self.identity = identity
         self.resume_from = resume_from
         self.resume_anyway = resume_anyway
-        # transformers deletes old checkpoints once the new one is written; here, once it is sealed.
+        # transformers deletes old checkpoints as soon as a new one is written. If the run were killed before
+        # that one is sealed, no complete one might be left. `on_save` deletes them after sealing instead.
         self.limit = trainer.args.save_total_limit
         trainer.args.save_total_limit = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        """Restore the state of this process; raises UserError where the checkpoint lacks a part."""
+        """Restore the state of this process; raise UserError if the checkpoint lacks a part of it."""
         if self.resume_from is not None:
             self._restore(Path(self.resume_from))
         if self.trainer.accelerator.is_main_process:
-            # A killed run may have left incomplete checkpoints of later steps. Rotation would take them for
-            # the newest.
+            # A killed run may have left incomplete checkpoints of later steps. `rotate_checkpoints` would
+            # keep them as the newest ones and delete complete ones.
             for folder in checkpoints(self.directory.path):
                 if step_of(folder) > state.global_step:
                     shutil.rmtree(folder)
@@ -98,7 +106,8 @@ class CheckpointCallback(TrainerCallback):
         accelerator = self.trainer.accelerator
         folder = self.directory.path / f"checkpoint-{state.global_step}"
         states = {name: check_plain(name, part.state_dict()) for name, part in self.parts.items()}
-        folder.mkdir(exist_ok=True)  # with save_only_model only the main process has written to it
+        # With save_only_model only the main process writes before this, and it may not have begun.
+        folder.mkdir(exist_ok=True)
         torch.save(states, folder / _state_file(accelerator.process_index))
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
@@ -110,16 +119,16 @@ class CheckpointCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        """Give the trainer its `save_total_limit` back."""
+        """Restore `save_total_limit` of the trainer's arguments."""
         args.save_total_limit = self.limit
 
     def _restore(self, folder: Path) -> None:
         if not any(folder.glob("rng_state*")):
-            self._lacks(f"{folder} holds the model alone, as save_only_model has it")
+            self._report_missing(f"{folder} has only the model, since it was saved with save_only_model")
         rank = self.trainer.accelerator.process_index
         path = folder / _state_file(rank)
-        if not path.exists():  # with more processes than before, which is a difference of the run
-            self._lacks(f"{folder} has no state of process {rank}, only that of process 0")
+        if not path.exists():  # the run has more processes now, and resume_anyway accepted that
+            self._report_missing(f"{folder} has no state of process {rank}, only that of process 0")
             path = folder / _state_file(0)
         try:
             states = torch.load(path, weights_only=True, map_location="cpu")
@@ -127,23 +136,23 @@ class CheckpointCallback(TrainerCallback):
             raise UserError(f"cannot read {path}: {first_line(error)}") from error
         for name, part in self.parts.items():
             if name not in states:
-                self._lacks(f"{folder} has no state of {name!r}")
+                self._report_missing(f"{folder} has no state of {name!r}")
                 continue
             try:
                 part.load_state_dict(states[name])
             except (KeyError, ValueError, TypeError) as error:
-                self._lacks(f"{folder}: the state of {name!r} does not fit: {error}")
+                self._report_missing(f"{folder}: the state of {name!r} does not fit: {error}")
 
-    def _lacks(self, what: str) -> None:
+    def _report_missing(self, problem: str) -> None:
         if not self.resume_anyway:
-            raise UserError(f"{what}: cannot resume from it; --resume_anyway resumes without it")
-        logger.warning("%s: resuming without it", what)
+            raise UserError(f"cannot resume: {problem}; --resume_anyway starts that state from scratch")
+        logger.warning("%s; that state starts from scratch", problem)
 
 
 def check_plain(name: str, state: Any) -> Any:
-    """Return a state that can be read again with `weights_only`; raises UserError for one that cannot.
+    """Return a state if `torch.load(weights_only=True)` can load it; raise UserError if not.
 
-    Checked on save, because a failure on resume is too late.
+    States are checked when they are saved, because an error on resume comes too late.
     """
     if isinstance(state, Mapping):
         for key, value in state.items():
@@ -152,9 +161,12 @@ def check_plain(name: str, state: Any) -> Any:
     elif isinstance(state, list | tuple):
         for value in state:
             check_plain(name, value)
-    elif type(state) not in PLAIN and not isinstance(state, torch.Tensor):
+    elif type(state) not in PLAIN_TYPES and not isinstance(state, torch.Tensor):
         kind = f"{type(state).__module__}.{type(state).__name__}"
-        raise UserError(f"the state of {name!r} has a {kind}: only plain values and tensors are kept")
+        raise UserError(
+            f"state_dict() of {name!r} contains a {kind}; return only None, numbers, strings, bytes, "
+            "tensors, lists and dicts"
+        )
     return state
 
 
@@ -162,12 +174,12 @@ def _state_file(rank: int) -> str:
     return f"rlkit_state_{rank}.pt"
 
 
-class SinceLog:
-    """What a trainer has summed up since it last logged: the loss, and its metrics.
+class RunningMetrics:
+    """State of what a trainer has accumulated since it last logged: the loss, and the values of metrics.
 
     Args:
-        trainer: Any trainer of transformers or TRL.
-        metrics: Its lists of values since the last log, by name.
+        trainer: Trainer of transformers or TRL.
+        metrics: Values since the last log by name; the trainer logs their means.
     """
 
     def __init__(self, trainer: Trainer, metrics: dict[str, list[float]]):
@@ -175,7 +187,7 @@ class SinceLog:
         self.metrics = metrics
 
     def state_dict(self) -> dict[str, Any]:
-        """Losses of this process since the last log and before it, the step of that log, and metrics."""
+        """Return the losses since the last log and before it, the step of that log, and the metrics."""
         trainer = self.trainer
         return {
             "loss": trainer._tr_loss.item(),
@@ -185,7 +197,7 @@ class SinceLog:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue the sums. transformers sets its own to zero when training begins, before callbacks run."""
+        """Restore the sums. transformers zeroes them when training begins, before it calls callbacks."""
         self.metrics.clear()
         for name, values in state["metrics"].items():
             self.metrics[name] = list(values)
@@ -194,14 +206,14 @@ class SinceLog:
         self.trainer._globalstep_last_logged = state["logged"]
 
 
-class Reference:
-    """The weights of a reference model that is refreshed; one that is not is loaded again as it was."""
+class ReferenceWeights:
+    """State of a reference model that `sync_ref_model` updates. A constant one is loaded again instead."""
 
     def __init__(self, model: torch.nn.Module):
         self.model = model
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """The weights."""
+        """Return the weights."""
         return dict(self.model.state_dict())
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
@@ -209,10 +221,15 @@ class Reference:
         self.model.load_state_dict(state)
 
 
-class InEpoch(Sampler[int]):
-    """TRL's sampler with an order that depends on seed and epoch, so that a resumed run finds its place.
+class EpochSeededSampler(Sampler[int]):
+    """TRL's sampler of tasks, with an order that depends on the seed and the epoch only.
 
-    On its own it would start again with the order of the first epoch.
+    TRL's own order depends on how many epochs the process has drawn before. A run that resumes in the second
+    epoch would draw the order of the first one.
+
+    Args:
+        sampler: TRL's sampler.
+        epoch: Function that returns the current epoch, counted from 0.
     """
 
     def __init__(self, sampler: RepeatSampler, epoch: Callable[[], int]):
@@ -221,7 +238,7 @@ class InEpoch(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         if self.sampler.shuffle:
-            seed = self.sampler.seed or 0  # which TRL always gives it
+            seed = self.sampler.seed or 0  # TRL's trainer always sets one
             self.sampler.generator.manual_seed(seed + 1_000_003 * self.epoch())
         return iter(self.sampler)
 

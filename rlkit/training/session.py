@@ -1,4 +1,8 @@
-"""What every kind of training run shares: its folder, its held-out evaluations, its end."""
+"""The frame of a training run, shared by `rlkit sft`, `rlkit train` and `rlkit rank`.
+
+A `Session` checks settings, opens the run directory, evaluates on held-out tasks before, during and after
+training, resumes from checkpoints, and saves the model and the report.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +27,7 @@ from rlkit.errors import UserError, first_line, one_line
 from rlkit.evaluation import Evaluation, compare, evaluate
 from rlkit.evaluation.splits import load_tasks, read_fold
 from rlkit.files import atomic_write
-from rlkit.models.cpu import tune_for_cpu
+from rlkit.models.cpu import tune_for_cpu, warn_if_bfloat16_is_slow
 from rlkit.models.load import save_gathered, save_model
 from rlkit.models.patches import shard_on_cpu
 from rlkit.registry import author_frames, load_environment
@@ -37,7 +41,7 @@ from rlkit.runs.callbacks import (
     MetricsCallback,
     ProgressCallback,
 )
-from rlkit.runs.checkpoints import differences, last_checkpoint, manifest
+from rlkit.runs.checkpoints import differences, last_checkpoint, read_manifest
 from rlkit.runs.directory import RunDirectory, write_errors
 from rlkit.runs.guards import Guards
 from rlkit.runs.preemption import PreemptionCallback
@@ -51,8 +55,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Of the trainer's keys those that decide which task is learned from at which step.
-ORDER = (
+# Arguments of the trainer that determine which tasks are in the batch of which step. They must not change
+# when a run is resumed.
+TASK_ORDER_KEYS = (
     "seed",
     "data_seed",
     "per_device_train_batch_size",
@@ -71,13 +76,17 @@ AnyTrainer = TypeVar("AnyTrainer", bound=transformers.Trainer)
 
 
 class Session:
-    """One training run from an empty folder to a report.
+    """A training run, from an empty run directory to a report.
 
     Args:
-        run: the parsed keys.
-        stage: "sft", "train" or "rank".
-        environment: gives the tasks to train on and those to evaluate on.
-        max_completion_length: limit of an answer in evaluations, in tokens; None where it has no tokens.
+        run: Arguments of the run.
+        stage: Kind of run: "sft", "train" or "rank".
+        environment: Environment of the training and evaluation tasks.
+        max_completion_length: Maximum number of tokens of a completion in evaluations, or None for an
+            encoder, whose answers have no tokens.
+
+    Raises:
+        UserError: No run directory is given, or the file of the folds cannot be read.
     """
 
     def __init__(
@@ -92,31 +101,33 @@ class Session:
         if run.trainer_args.device.type == "cpu":
             tune_for_cpu()
             shard_on_cpu()
+            if run.trainer_args.bf16 and run.trainer_args.process_index == 0:
+                warn_if_bfloat16_is_slow("--bf16 false")
         self.run = run
         self.environment = environment
         self.max_completion_length = max_completion_length
         self.directory = RunDirectory(Path(run.trainer_args.output_dir), stage)
         self.guards: Guards | None = None
-        # Read once: the file may be gone when the last evaluation comes.
+        # Read only once: a long run must not fail in its last evaluation because the file was deleted.
         self.fold = None if run.args.fold is None else read_fold(run.args.fold, environment)
 
     def tasks(self) -> datasets.Dataset:
-        """The tasks to train on; raises UserError where they are not tasks."""
+        """Return the training tasks; raise UserError if they lack a column that tasks need."""
         return load_tasks(
             self.environment, "train", self.run.args.num_tasks, self.run.trainer_args.seed, self.fold
         )
 
     def prepare(self) -> None:
-        """Find out what is wrong before the model loads; raises UserError.
+        """Check the settings before the model is loaded; raise UserError if one is wrong.
 
-        The run directory is checked and left as it is. The learning rate schedule is built once and
-        discarded, to validate its arguments.
+        The run directory is checked but not changed. A learning rate schedule is built and discarded, because
+        transformers checks its arguments only when training begins.
         """
         args, trainer_args = self.run.args, self.run.trainer_args
         resolved_text(self.run)
         if trainer_args.process_index == 0:
             self.directory.prepare(resume=args.resume, overwrite=args.overwrite)
-        with refusals():
+        with library_errors_as_user_errors():
             transformers.get_scheduler(
                 trainer_args.lr_scheduler_type,
                 torch.optim.SGD([torch.zeros(1)], lr=trainer_args.learning_rate),
@@ -128,29 +139,35 @@ class Session:
     def make_trainer(
         self, make: Callable[Parameters, AnyTrainer], *args: Parameters.args, **kwargs: Parameters.kwargs
     ) -> AnyTrainer:
-        """Return `make(*args, **kwargs)`, a trainer, and then open the run directory.
+        """Return the trainer `make(*args, **kwargs)`, after opening the run directory.
 
-        What TRL or transformers refuses is a UserError of one line, and nothing was deleted. All processes
-        begin with the same random numbers, for adapters: trainers set the seed after they have made them.
+        The directory is opened last, so that with `overwrite` a run that TRL or transformers rejects has not
+        deleted the previous one.
+
+        Raises:
+            UserError: TRL or transformers rejects an argument.
         """
+        # Trainers set the seed only after they have initialized LoRA adapters, which must be the same on all
+        # processes.
         transformers.set_seed(self.run.trainer_args.seed)
-        with refusals():
+        with library_errors_as_user_errors():
             trainer = make(*args, **kwargs)
-            trainer.get_optimizer_cls_and_kwargs(trainer.args, cast(Any, trainer.model))  # is it installed?
+            # Raises ImportError if the optimizer's package is missing; training would notice much later.
+            trainer.get_optimizer_cls_and_kwargs(trainer.args, cast(Any, trainer.model))
         self.open()
         return trainer
 
     def open(self) -> None:
-        """Create the run directory; write the resolved config of a new run. The main process does."""
+        """Open the run directory on the main process, and write the resolved config of a new run."""
         args, trainer_args = self.run.args, self.run.trainer_args
         with trainer_args.main_process_first(local=False, desc="opening the run directory"):
             if trainer_args.process_index == 0:
                 self.directory.open(resume=args.resume, overwrite=args.overwrite)
-                if not args.resume:  # a run that cannot be resumed keeps its config
+                if not args.resume:  # on resume, `_checkpoint` first checks that the run can be resumed
                     self._save_config()
 
     def close(self) -> None:
-        """Let other processes write to the run directory."""
+        """Release the lock of the run directory."""
         self.directory.close()
 
     def _save_config(self) -> None:
@@ -166,15 +183,16 @@ class Session:
         answer: Answer,
         guards: Guards | None = None,
     ) -> None:
-        """Evaluate, train, evaluate, save the model, write the report and say what was learned.
+        """Evaluate, train, evaluate, save the model, write the report and print a summary.
 
         Args:
-            trainer: any trainer of TRL or transformers.
-            parts: what its checkpoints keep besides what transformers saves, by name.
-            runner: judges the answers to held-out tasks.
-            watch: metrics to show in the progress bar, by label.
-            answer: answers this rank's share of the held-out tasks, greedily.
-            guards: stop a run that cannot learn.
+            trainer: Trainer of TRL or transformers.
+            parts: Stateful objects, by name, that checkpoints hold besides what transformers saves.
+            runner: Runner of the rewards for held-out tasks.
+            watch: Metrics to show in the progress bar, by label.
+            answer: Function that answers held-out tasks greedily with the current weights. All processes call
+                it at the same time, each with its shard of the tasks.
+            guards: Guards that warn of or stop a run that does not learn.
         """
         self.guards = guards
         preemption = PreemptionCallback()
@@ -193,6 +211,7 @@ class Session:
         preemption: PreemptionCallback,
     ) -> None:
         args, guards = self.run.args, self.guards
+        # transformers prints to the terminal, too; rlkit's ProgressCallback replaces that.
         for default in (transformers.trainer_callback.ProgressCallback, transformers.PrinterCallback):
             trainer.remove_callback(default)
         trainer.add_callback(FinishedCallback())
@@ -221,9 +240,10 @@ class Session:
         )
         trainer.callback_handler.callbacks.insert(0, saver)
         self.evaluate(trainer, runner, answer, "before")
+        # Finished: the checkpoint is from the last step, and only the final evaluation is missing.
         with self.directory, suppress(Finished):
             trainer.train(resume_from_checkpoint=checkpoint)
-        preemption.trained(trainer.state)
+        preemption.finish_training(trainer.state)
         self.evaluate(trainer, runner, answer, "after")
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
             save_gathered(trainer, self.directory.path / "model")
@@ -232,10 +252,10 @@ class Session:
             save_model(model, trainer.processing_class, self.directory.path / "model")
         if trainer.accelerator.is_main_process:
             print(self.summary(), flush=True)
-        trainer.accelerator.wait_for_everyone()  # what others read next is written
+        trainer.accelerator.wait_for_everyone()  # a process may read the saved model as soon as it returns
 
-    def identity(self, runner: RewardRunner, processes: int) -> dict[str, Any]:
-        """What may not change when a run goes on, in values that JSON can say."""
+    def identity(self, runner: RewardRunner, num_processes: int) -> dict[str, Any]:
+        """Return the settings that must not change when a run is resumed, as JSON values."""
         args, trainer_args = self.run.args, self.run.trainer_args
         identity = {
             "stage": self.directory.stage,
@@ -245,33 +265,37 @@ class Session:
             "num_tasks": args.num_tasks,
             "algorithm": getattr(args, "algorithm", None),
             "model": self.run.model_args.model_name_or_path,
-            "processes": processes,
+            "processes": num_processes,
         }
-        own = ("demonstrations", "group_by", "dynamic_sampling")
-        identity |= {key: getattr(args, key, None) for key in own}
-        identity |= {key: getattr(trainer_args, key, None) for key in ORDER}
+        keys = ("demonstrations", "group_by", "dynamic_sampling")
+        identity |= {key: getattr(args, key, None) for key in keys}
+        identity |= {key: getattr(trainer_args, key, None) for key in TASK_ORDER_KEYS}
         if self.directory.stage == "train":
             weights = dict(zip(runner.names, trainer_args.reward_weights, strict=True))
             identity |= {"rewards": weights, "reward_args": args.mapping("reward_args")}
         return json.loads(json.dumps(identity))
 
     def _checkpoint(self, identity: dict[str, Any]) -> str | None:
-        """Where a resumed run goes on from; what was written after it is taken back."""
+        """Return the checkpoint to resume from, or None; remove what was logged and saved after it.
+
+        Raises:
+            UserError: The checkpoint is of a run with other settings, or all checkpoints are incomplete.
+        """
         if not self.run.args.resume:
             return None
         checkpoint = last_checkpoint(self.directory.path)
         if checkpoint is None:
-            logger.warning("there is no checkpoint yet: starting from the beginning")
+            logger.warning("there is no checkpoint to resume from; starting from the beginning")
             self._save_config()
             self.directory.rewind(0)
             return None
-        saved = manifest(checkpoint)
+        saved = read_manifest(checkpoint)
         changed = differences(saved["identity"], identity)
         if changed:
-            text = f"this run is not the one that wrote {checkpoint}: {'; '.join(changed)}"
+            message = f"the settings differ from those of {checkpoint}: {'; '.join(changed)}"
             if not self.run.args.resume_anyway:
-                raise UserError(f"{text}; --resume_anyway resumes it anyway")
-            logger.warning(text)
+                raise UserError(f"{message}; --resume_anyway resumes with the new settings")
+            logger.warning(message)
         self._save_config()
         self.directory.rewind(saved["step"])
         return str(checkpoint)
@@ -282,14 +306,17 @@ class Session:
     def evaluate(
         self, trainer: transformers.Trainer, runner: RewardRunner, answer: Answer, name: str
     ) -> None:
-        """Answer the held-out tasks greedily; all ranks take part. A resumed run has `before` already."""
+        """Evaluate on the held-out tasks with greedy decoding, and save and log the result.
+
+        All processes take part. A resumed run skips the evaluation "before" if its result exists.
+        """
         args = self.run.args
         path = self.directory.path / "evaluation" / f"{name}.json"
         if not args.evaluation_tasks or (args.resume and name == "before" and path.exists()):
             return
         with evaluating(trainer):
             result = evaluate(
-                lambda tasks, samples: in_shares(trainer.accelerator, tasks, samples, answer),
+                lambda tasks, samples: shard_and_gather(trainer.accelerator, tasks, samples, answer),
                 self.environment,
                 runner,
                 split=args.evaluation_split,
@@ -306,7 +333,9 @@ class Session:
         if trainer.accelerator.is_main_process:
             result.save(path)
             if result.invalid:
-                reasons = (one["invalid"] for one in result.completions if one["invalid"] is not None)
+                reasons = (
+                    record["invalid"] for record in result.completions if record["invalid"] is not None
+                )
                 logger.warning(
                     "%s of %s held-out rollouts are invalid, the first because: %s",
                     result.invalid,
@@ -316,7 +345,7 @@ class Session:
             step = trainer.state.global_step
             means = {"evaluation/length": result.length, f"evaluation/{result.metric}": result.accuracy.mean}
             self.directory.log(step, means)
-            _tell_wandb(means | {"train/global_step": step})
+            _log_to_wandb(means | {"train/global_step": step})
         if self.guards is not None:
             self.guards.evaluated(
                 trainer.state.global_step,
@@ -327,7 +356,7 @@ class Session:
             )
 
     def summary(self) -> str:
-        """Write the report and say in two or three lines what was learned and where things are."""
+        """Write the report; return the held-out accuracy before and after, and the paths of the results."""
         lines = []
         folder = self.directory.path / "evaluation"
         if (folder / "before.json").exists() and (folder / "after.json").exists():
@@ -338,7 +367,7 @@ class Session:
             )
             try:
                 lines.append(f"{line} (paired permutation p = {compare(before, after)['p']:.2g})")
-            except UserError as error:  # a run is worth its report though all its rewards failed
+            except UserError as error:  # no task is valid in both: still write the report
                 lines.append(f"{line} (no paired test: {error})")
         lines.append(f"model:  {self.directory.path / 'model'}")
         lines.append(f"report: {build_report([self.directory.path])}")
@@ -346,31 +375,41 @@ class Session:
 
 
 @contextmanager
-def refusals() -> Iterator[None]:
-    """Turn what a library refuses into a UserError of one line.
+def library_errors_as_user_errors() -> Iterator[None]:
+    """Turn an argument error that a library raises into a UserError of one line.
 
-    Errors that rlkit or a user's own code raises, and those of a device, keep their traceback.
+    Errors that are raised by rlkit or by a user's own code, and errors of a device such as out of memory, are
+    not about an argument. They keep their traceback.
     """
     try:
         yield
     except (ValueError, TypeError, OSError, ImportError, NotImplementedError, RuntimeError) as error:
-        of_device = isinstance(error, RuntimeError) and type(error) not in (RuntimeError, NotImplementedError)
+        # torch's device errors, such as OutOfMemoryError, are subclasses of RuntimeError.
+        is_device_error = isinstance(error, RuntimeError) and type(error) not in (
+            RuntimeError,
+            NotImplementedError,
+        )
         *_, (innermost, _) = traceback.walk_tb(error.__traceback__)
-        if of_device or author_frames(error) or innermost.f_globals["__name__"].startswith("rlkit."):
+        is_rlkit_error = innermost.f_globals["__name__"].startswith("rlkit.")
+        if is_device_error or is_rlkit_error or author_frames(error):
             raise
-        logger.debug("refused", exc_info=True)
+        logger.debug("a library rejected an argument", exc_info=True)
         raise UserError(one_line(error)) from error
 
 
 def make_environment(args: TaskArguments) -> Environment:
-    """Build the environment that the keys of a run name; raises UserError."""
+    """Build the environment of a run; raise UserError if none is given or it cannot be loaded."""
     if args.environment is None:
         raise UserError("no environment given: set the key 'environment', e.g. --environment causal-v1")
     return load_environment(args.environment, **args.mapping("environment_args"))
 
 
 def load_run_rewards(run: TrainConfig, environment: Environment) -> tuple[dict[str, Reward], list[float]]:
-    """The rewards of a run and their weights: those listed, and those that are part of its algorithm."""
+    """Return the rewards of a run by name, and their weights.
+
+    They are those that the config lists, or the environment's defaults, and those of the algorithm, such as
+    HAPO's length reward.
+    """
     args, weights = run.args, run.trainer_args.reward_weights
     names = list(environment.reward_weights) if args.rewards is None else list(args.rewards)
     added = [name for name in PRESETS[args.algorithm].rewards if name not in names]
@@ -378,27 +417,32 @@ def load_run_rewards(run: TrainConfig, environment: Environment) -> tuple[dict[s
     return load_rewards([*names, *added], environment, weights, args.mapping("reward_args"))
 
 
-def _tell_wandb(numbers: dict[str, Any]) -> None:
-    # The run of transformers' callback, from the first step on: what W&B's sweeps compare.
+def _log_to_wandb(metrics: dict[str, Any]) -> None:
+    # W&B's sweeps compare runs by these. transformers' callback opens the W&B run when training begins, so
+    # there is none for the evaluation "before".
     run = getattr(sys.modules.get("wandb"), "run", None)
     if run is not None:
-        run.log(numbers)
+        run.log(metrics)
 
 
-def in_shares(
+def shard_and_gather(
     accelerator: Accelerator, tasks: Sequence[dict[str, Any]], samples: int, answer: Answer
 ) -> list[list[Rollout]]:
-    """Answer tasks, each rank its share, and gather the answers on all ranks in order."""
-    share = list(enumerate(tasks))[accelerator.process_index :: accelerator.num_processes]
-    # Also with an empty share: gathering the weights of a sharded model takes all ranks.
-    answers = answer([task for _, task in share], samples)
-    mine = [(index, answered) for (index, _), answered in zip(share, answers, strict=True)]
-    return [answered for _, answered in sorted(gather_object(mine), key=lambda pair: pair[0])]
+    """Answer a shard of the tasks on each process, and return all rollouts on all processes.
+
+    Returns:
+        `samples` rollouts for each task, in the order of the tasks.
+    """
+    shard = list(enumerate(tasks))[accelerator.process_index :: accelerator.num_processes]
+    # Called with an empty shard, too: gathering the weights of a sharded model takes all processes.
+    rollouts = answer([task for _, task in shard], samples)
+    indexed = [(index, of_task) for (index, _), of_task in zip(shard, rollouts, strict=True)]
+    return [of_task for _, of_task in sorted(gather_object(indexed), key=lambda pair: pair[0])]
 
 
 @contextmanager
 def evaluating(trainer: transformers.Trainer) -> Iterator[None]:
-    """Without dropout; the model's mode is afterwards what it was."""
+    """Put the model of a trainer into evaluation mode, and restore its mode afterwards."""
     model: nn.Module = trainer.model  # type: ignore[assignment]
     training = model.training
     model.eval()
@@ -409,7 +453,10 @@ def evaluating(trainer: transformers.Trainer) -> Iterator[None]:
 
 
 def on_main_process(accelerator: Accelerator, decide: Callable[[], Decision]) -> Decision:
-    """Let the main process decide, and return on all ranks what it did or raise its UserError."""
+    """Call `decide` on the main process; return its result, or raise its UserError, on all processes.
+
+    If only the main process raised, the others would hang in the next collective.
+    """
     outcome: list[Any] = [None, None]
     if accelerator.is_main_process:
         try:

@@ -1,13 +1,21 @@
-"""The RL step, from tasks to the batch that the loss reads. It reads from top to bottom.
+"""The GRPO step: from tasks to the batch that the loss reads. It reads from top to bottom.
 
-TRL's data loader hands each process `B` rows; a task is repeated `num_generations` times, which makes a
-group. `sample` answers them, judges the answers, and compares the answers of a group with one another. What
-else is worth reading: `rlkit.rollouts.loop` carries an answer through its environment,
-`rlkit.scoring.runner` runs rewards that may fail, `rlkit.training.advantages` has the baselines that are not
-GRPO's, and `rlkit.training.grpo` connects all this with TRL, whose loss reads the batch.
+TRL's data loader hands each process `B` tasks in which every task is repeated `num_generations` times; the
+rollouts of one task are a group. The stages of a step, one section of this file each:
 
-Shapes: `B` rollouts of this process and `N` of all processes, `R` rewards, `P` prompt and `T` completion
-tokens. A rollout is invalid where its answer could not be judged; its rewards are NaN, never 0.
+1. Roll out: sample an answer to each task, with the environment's replies in between.
+2. Judge: compute the rewards.
+3. Collate: pad the rollouts to tensors, and mask those that must not be trained on.
+4. Score: compute the log-probabilities that need no gradient.
+5. Compare: turn the rewards of each group into advantages.
+
+TRL calls `training_batch` and then computes the loss. `rlkit.training.grpo` connects this file with TRL's
+trainer, `rlkit.rollouts.loop` runs a rollout through its environment, `rlkit.scoring.runner` runs rewards
+that may fail, and `rlkit.training.advantages` has the baselines of RLOO and HRPO.
+
+Shapes, used as suffixes of names: `B` rollouts of this process, `N` rollouts of all processes, `R` rewards,
+`P` prompt tokens, `T` completion tokens. A rollout is *invalid* if it could not be judged: the environment or
+a reward failed. Its rewards are NaN rather than 0, because a 0 would lower the baseline of its group.
 """
 
 from __future__ import annotations
@@ -25,7 +33,7 @@ from rlkit.environment import Environment
 from rlkit.rollouts.tokenize import tokenize
 from rlkit.rollouts.types import Rollout, Sampling
 from rlkit.runs.record import RolloutRecord, rollout_record
-from rlkit.training.advantages import ALIKE, difficulty_weight, solve_rate, spread
+from rlkit.training.advantages import EQUAL_REWARDS, difficulty_weight, reward_range, solve_rate
 from rlkit.training.batches import Batch
 
 if TYPE_CHECKING:
@@ -40,29 +48,28 @@ Metrics = dict[str, float]
 
 @dataclass
 class JudgedRollouts:
-    """What the rewards say about the rollouts of a sampling step.
+    """Rewards of the rollouts of one sampling step.
 
     Attributes:
-        rewards: (N, R), NaN where a reward does not apply or the rollout is invalid.
-        totals: (N,) weighted sums of the rewards, NaN where there is nothing to sum.
-        groups: (N,) the group of each rollout: rollouts are compared with those of the same group.
-        invalid: (B,) whether a rollout of this process could not be judged.
-        records: What is saved of each rollout of this process, (B,); after dynamic sampling also of the
-            extra ones.
-        error_rates: share of the N rollouts on which each reward failed, by metric name.
+        rewards_NR: Rewards, (N, R). NaN if a reward does not apply or the rollout is invalid.
+        totals_N: Weighted sums of the rewards, (N,). NaN if no reward with a weight applies.
+        groups_N: Group of each rollout.
+        invalid_B: Whether each rollout of this process is invalid, (B,).
+        records: Rows to save, one per rollout of this process, including dynamic sampling's extra rollouts.
+        error_rates: Fraction of the N rollouts on which each reward failed, by metric name.
     """
 
-    rewards: torch.Tensor
-    totals: torch.Tensor
-    groups: list[Hashable]
-    invalid: torch.Tensor
+    rewards_NR: torch.Tensor
+    totals_N: torch.Tensor
+    groups_N: list[Hashable]
+    invalid_B: torch.Tensor
     records: list[RolloutRecord]
     error_rates: Metrics
 
 
 @dataclass
 class SampledBatch:
-    """A batch to learn from, the rewards and records of its rollouts, and what is logged."""
+    """The result of one sampling step: the batch to train on, its rewards and records, and its metrics."""
 
     batch: Batch
     judged: JudgedRollouts
@@ -70,65 +77,67 @@ class SampledBatch:
 
 
 def training_batch(trainer: GRPOTrainer, tasks: Sequence[Task]) -> Batch:
-    """Sample the batch that the loss reads; save its rollouts, log it and tell the environment.
-
-    Rollouts are saved before they are learned from, so that those of a step that fails can be read.
-    """
+    """Return the batch for the loss. In training, also save its rollouts and advance the environment."""
     sampled = sample(trainer, tasks)
-    if trainer.model.training:
+    if trainer.model.training:  # TRL's own evaluations call this, too
         if trainer.dynamic_sampling is not None:
             sampled = trainer.dynamic_sampling(sampled, tasks)
-        step = trainer.state.global_step + 1  # TRL counts the steps that are done
-        rows = gather_object([record | {"step": step} for record in sampled.judged.records])
-        if trainer.run is not None and trainer.accelerator.is_main_process:
-            trainer.run.save_rollouts(step, rows)
+        # Saved before the optimizer step, so that the rollouts of a step that crashes can be inspected.
+        step = trainer.state.global_step + 1  # global_step counts completed steps
+        records = gather_object([record | {"step": step} for record in sampled.judged.records])
+        if trainer.run_dir is not None and trainer.accelerator.is_main_process:
+            trainer.run_dir.save_rollouts(step, records)
         sampled.metrics |= advance_environment(trainer, sampled.judged)
     trainer.log_sampling(sampled)
     batch = sampled.batch
-    # What the token-level losses divide by. Masked tokens do not count, or invalid rollouts would shrink the
-    # gradient of the others.
-    batch["num_items_in_batch"] = trainer.accelerator.gather(sampled_tokens(batch).sum()).sum()
+    # The denominator of the token-level losses (DAPO). Counting masked tokens, too, would shrink the gradient
+    # of all other rollouts whenever one is invalid.
+    batch["num_items_in_batch"] = trainer.accelerator.gather(loss_mask(batch).sum()).sum()
     return batch
 
 
 def sample(trainer: GRPOTrainer, tasks: Sequence[Task]) -> SampledBatch:
-    """Answer this process's tasks, judge the answers and compare them: one batch for the loss."""
+    """Roll out this process's tasks, judge the rollouts and compute the batch for the loss."""
     args = trainer.args
-    trainer.generation += 1  # counts samplings, so that each draws random numbers of its own
+    trainer.sampling_step += 1  # part of the random seed: no two calls draw the same random numbers
     rollouts = roll_out(trainer, tasks)
     judged = judge(trainer, tasks, rollouts)
     metrics = rollout_metrics(trainer, rollouts) | reward_metrics(trainer, judged)
     if trainer.model.training:
-        tokens = sum(len(rollout.prompt_ids) + sum(rollout.mask) for rollout in rollouts)
-        trainer.state.num_input_tokens_seen += sum(gather_object([tokens]))
+        num_tokens = sum(len(rollout.prompt_ids) + sum(rollout.mask) for rollout in rollouts)
+        trainer.state.num_input_tokens_seen += sum(gather_object([num_tokens]))
 
     batch = collate(
         rollouts,
         pad_token_id=trainer.pad_token_id,
         device=trainer.accelerator.device,
-        # Without environment tokens the loss needs no second mask.
-        environment_mask=trainer.loop.limits.turns > 1 or bool(trainer.environment.stop),
+        # The mask of environment tokens would be all ones for a single turn. A stop string needs it even
+        # then: the EOS token appended after it was not sampled by the model.
+        environment_mask=trainer.loop.limits.max_turns > 1 or bool(trainer.environment.stop),
         log_probs=trainer.use_vllm,
         multiple_of=args.pad_to_multiple_of,
     )
-    mask_untrainable(batch, rollouts, judged.invalid, truncated=args.mask_truncated_completions)
+    mask_untrainable(batch, rollouts, judged.invalid_B, mask_truncated=args.mask_truncated_completions)
     batch |= frozen_log_probs(trainer, batch)
     if trainer.corrects_sampler:
         batch["importance_sampling_ratio"] = importance_ratio(batch, args)
-        # |log p of the trainer - log p of the sampler|, (B, T), NaN also where vLLM could not score a token.
-        gap = (batch["old_per_token_logps"] - batch["sampling_per_token_logps"]).abs()
-        gap = gap.masked_fill(sampled_tokens(batch) == 0, torch.nan)
-        metrics |= sampler_metrics(trainer, batch, gap)
-        for record, mean in zip(judged.records, gap.nanmean(1).nan_to_num(0.0).tolist(), strict=True):
+        # |log p of the trainer - log p of vLLM|, NaN for masked tokens and those that vLLM did not score.
+        gap_BT = (batch["old_per_token_logps"] - batch["sampling_per_token_logps"]).abs()
+        gap_BT = gap_BT.masked_fill(loss_mask(batch) == 0, torch.nan)
+        metrics |= sampler_metrics(trainer, batch, gap_BT)
+        for record, mean in zip(judged.records, gap_BT.nanmean(1).nan_to_num(0.0).tolist(), strict=True):
             record["log_prob_gap"] = mean
 
-    rewards = judged.totals
-    if trainer.kl_in_reward and args.beta:
-        kl = trainer.accelerator.gather(kl_divergence(trainer, batch))  # (N,)
-        rewards = rewards - args.beta * kl
-        metrics["kl"] = kl.mean().item()
+    rewards_N = judged.totals_N
+    if trainer.kl_in_reward and args.beta:  # RLOO penalizes the reward, GRPO the loss
+        kl_N = trainer.accelerator.gather(kl_divergence(trainer, batch))
+        rewards_N = rewards_N - args.beta * kl_N
+        metrics["kl"] = kl_N.mean().item()
+    # Every process computes the advantages of all N rollouts, because a group may span processes, and keeps
+    # its own B. `gather` concatenates by rank.
+    advantages_N = compute_advantages(trainer, judged, rewards_N)
     rank, B = trainer.accelerator.process_index, len(rollouts)
-    batch["advantages"] = compute_advantages(trainer, judged, rewards)[rank * B : (rank + 1) * B]
+    batch["advantages"] = advantages_N[rank * B : (rank + 1) * B]
     for record, advantage in zip(judged.records, batch["advantages"].tolist(), strict=True):
         record["advantage"] = advantage
     return SampledBatch(batch, judged, metrics)
@@ -138,34 +147,33 @@ def sample(trainer: GRPOTrainer, tasks: Sequence[Task]) -> SampledBatch:
 
 
 def roll_out(trainer: GRPOTrainer, tasks: Sequence[Task]) -> list[Rollout]:
-    """Answer tasks through the environment, with the current weights: `B` rollouts."""
-    prompts = [task["prompt"] for task in tasks]
-    prompt_ids = tokenize(trainer.tokenizer, prompts, **trainer.loop.template)
+    """Sample one rollout for each of this process's `B` tasks with the current weights."""
+    prompt_ids = tokenize(trainer.tokenizer, [task["prompt"] for task in tasks], **trainer.loop.template)
     with trainer.clock("generation"):
         if trainer.samples_with_trl:
             return trainer.roll_out_with_trl(prompt_ids)
         with trainer.engine() as engine:
-            # Random numbers depend on a rollout's place among all, not on how processes share the rollouts.
-            first = trainer.accelerator.process_index * len(tasks)
-            return trainer.loop(engine, sampling_settings(trainer), tasks, prompt_ids, first)
+            # The index among all N rollouts seeds each one: samples don't depend on the number of processes.
+            first_index = trainer.accelerator.process_index * len(tasks)
+            return trainer.loop(engine, sampling_settings(trainer), tasks, prompt_ids, first_index)
 
 
 def sampling_settings(trainer: GRPOTrainer) -> Sampling:
-    """Return the sampling settings of training; `key` makes each call draw different random numbers."""
+    """Return the sampling settings of the current sampling step."""
     args = trainer.args
     engine_settings = dict(args.generation_kwargs or {})
     if trainer.use_vllm and args.vllm_structured_outputs_regex:
         engine_settings["structured_outputs"] = {"regex": args.vllm_structured_outputs_regex}
     return Sampling(
-        ends=tuple(trainer.eos_token_ids),
+        eos_token_ids=tuple(trainer.eos_token_ids),
         stop=tuple(trainer.environment.stop),
         temperature=args.temperature,
         top_p=args.top_p,
         top_k=max(args.top_k, 0),  # vLLM's -1 and transformers' 0 both mean all tokens
         min_p=args.min_p,
         repetition_penalty=args.repetition_penalty,
-        key=(args.seed, trainer.generation),
-        further=engine_settings,
+        key=(args.seed, trainer.sampling_step),
+        extra=engine_settings,
     )
 
 
@@ -173,74 +181,71 @@ def sampling_settings(trainer: GRPOTrainer) -> Sampling:
 
 
 def judge(trainer: GRPOTrainer, tasks: Sequence[Task], rollouts: Sequence[Rollout]) -> JudgedRollouts:
-    """Run the rewards on the rollouts of this process and gather what they say on all processes.
-
-    Raises:
-        RewardError: on all processes, when rewards have failed more often than the error budget allows.
-    """
+    """Compute the rewards of this process's rollouts, and gather those of all processes."""
     accelerator, runner = trainer.accelerator, trainer.runner
-    limit = {"max_length": trainer.args.max_completion_length}
+    limit = {"max_length": trainer.args.max_completion_length}  # length rewards read it
     rows = [task | rollout.columns() | limit for task, rollout in zip(tasks, rollouts, strict=True)]
     with trainer.clock("rewards"):
-        # TRL may share a group out to several processes; then no reward looks at groups (`_check_settings`).
-        whole_groups = len(rows) % trainer.group_size == 0
-        scores = runner(rows, trainer.group_size if whole_groups else 1)
+        # TRL may split a group over processes. `GRPOTrainer._check_settings` rejects that if a reward
+        # compares the rollouts of a group; all other rewards can judge each rollout alone.
+        has_whole_groups = len(rows) % trainer.group_size == 0
+        scores = runner(rows, trainer.group_size if has_whole_groups else 1)
 
-    rewards = torch.tensor(scores.values, dtype=torch.float32, device=accelerator.device)  # (B, R)
-    totals = weighted_totals(rewards, trainer.reward_weights.to(rewards))  # (B,)
-    rewards[totals.isnan()] = torch.nan
+    rewards_BR = torch.tensor(scores.values, dtype=torch.float32, device=accelerator.device)
+    totals_B = weighted_totals(rewards_BR, trainer.reward_weights.to(rewards_BR))
+    # A rollout that no weighted reward applies to is not trained on; drop its metric from the means, too.
+    rewards_BR[totals_B.isnan()] = torch.nan
 
     records = []
     for row, values, invalid, total in zip(
-        rows, scores.values.tolist(), scores.invalid, totals.tolist(), strict=True
+        rows, scores.values.tolist(), scores.invalid, totals_B.tolist(), strict=True
     ):
         by_name = dict(zip(runner.names, values, strict=True))
         records.append(rollout_record(trainer.environment, row, by_name, invalid=invalid, reward=total))
     if trainer.model.training and any(hasattr(reward, "observe") for reward in runner.rewards.values()):
-        # Rewards with memory see the rollouts of all processes, so that they stay the same everywhere.
-        runner.observe(
-            gather_object(
-                [
-                    {"task_id": row["task_id"], "length": record["length"], "correct": record["score"]}
-                    for row, record in zip(rows, records, strict=True)
-                    if record["score"] is not None
-                ]
-            )
-        )
+        # Stateful rewards (HAPO's length history) see the rollouts of all processes, to stay in sync.
+        observations = [
+            {"task_id": row["task_id"], "length": record["length"], "correct": record["score"]}
+            for row, record in zip(rows, records, strict=True)
+            if record["score"] is not None
+        ]
+        runner.observe(gather_object(observations))
 
     error_rates = spend_error_budget(trainer, scores, rows)
-    rewards, totals = accelerator.gather(rewards), accelerator.gather(totals)
-    groups: list[Hashable] = [i // trainer.group_size for i in range(len(totals))]
-    if trainer.group_by is not None:
-        groups = gather_object([task[trainer.group_by] for task in tasks])
-    invalid_rows = torch.tensor([reason is not None for reason in scores.invalid])
-    return JudgedRollouts(rewards, totals, groups, invalid_rows, records, error_rates)
+    rewards_NR, totals_N = accelerator.gather(rewards_BR), accelerator.gather(totals_B)
+    groups_N: list[Hashable] = [i // trainer.group_size for i in range(len(totals_N))]
+    if trainer.group_by is not None:  # HRPO groups by a column of the tasks, such as the number of hops
+        groups_N = gather_object([task[trainer.group_by] for task in tasks])
+    invalid_B = torch.tensor([reason is not None for reason in scores.invalid])
+    return JudgedRollouts(rewards_NR, totals_N, groups_N, invalid_B, records, error_rates)
 
 
 def weighted_totals(rewards: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Return the weighted sums of rewards (B, R), (B,): NaN where no reward with a weight applies.
+    """Return the weighted sums (B,) of rewards (B, R), ignoring NaN.
 
-    The sum of nothing is not 0, which the group would be compared with. A metric of weight 0 is only logged:
-    it does not make a rollout count.
+    A sum is NaN, not 0, if no reward of nonzero weight applies: nothing says how good that rollout is.
     """
-    nothing_applies = rewards[:, weights != 0].isnan().all(1)
-    return (rewards * weights).nansum(1).masked_fill(nothing_applies, torch.nan)
+    is_unrewarded = rewards[:, weights != 0].isnan().all(1)
+    return (rewards * weights).nansum(1).masked_fill(is_unrewarded, torch.nan)
 
 
 def spend_error_budget(trainer: GRPOTrainer, scores: Scores, rows: Sequence[Mapping[str, Any]]) -> Metrics:
-    """Return the error rates over all processes; stop the run, on all of them, when the budget is spent."""
+    """Return the error rate of each reward over all processes; raise RewardError if the budget is spent.
+
+    All processes raise together: if one raised alone, the others would hang in the next collective.
+    """
     names = trainer.runner.names
-    invalid = sum(reason is not None for reason in scores.invalid)
-    counts = [len(rows), invalid, *(scores.error_counts.get(name, 0) for name in names)]
-    total, invalid, *errors = trainer.accelerator.reduce(
+    num_invalid = sum(reason is not None for reason in scores.invalid)
+    counts = [len(rows), num_invalid, *(scores.error_counts.get(name, 0) for name in names)]
+    total, all_invalid, *errors = trainer.accelerator.reduce(
         torch.tensor(counts, dtype=torch.float32, device=trainer.accelerator.device)
     ).tolist()
     row = None if scores.first_row is None else rows[scores.first_row]
-    trainer.budget.update(invalid / total, scores.first_traceback, row)
+    trainer.budget.update(all_invalid / total, scores.first_traceback, row)
     return {f"rewards/{name}/error_rate": count / total for name, count in zip(names, errors, strict=True)}
 
 
-# --- 3. Tensors --------------------------------------------------------------------------------------------
+# --- 3. Collate --------------------------------------------------------------------------------------------
 
 
 def collate(
@@ -252,18 +257,17 @@ def collate(
     log_probs: bool = False,
     multiple_of: int | None = None,
 ) -> Batch:
-    """Pad rollouts to tensors, prompts on the left and completions on the right.
+    """Pad `B` rollouts to tensors, prompts on the left and completions on the right.
+
+    The tensors are named as TRL's loss reads them. `prompt_*` are (B, P), all others (B, T). A completion
+    includes the environment's replies.
 
     Args:
-        rollouts: `B` of them.
-        pad_token_id: fills up the token ids.
-        device: where the tensors go.
-        environment_mask: add `tool_mask`, 0 for the tokens that the environment wrote.
-        log_probs: add `sampling_per_token_logps`, the sampler's log-probabilities.
-        multiple_of: round the widths `P` and `T` up to a multiple.
-
-    Returns:
-        `prompt_ids` and `prompt_mask` (B, P), all others (B, T), under the names that TRL's loss reads.
+        pad_token_id: Token id that pads `prompt_ids` and `completion_ids`.
+        device: Device of the tensors.
+        environment_mask: Whether to add `tool_mask`, which is 0 for tokens that the environment wrote.
+        log_probs: Whether to add `sampling_per_token_logps`, the sampler's log-probabilities.
+        multiple_of: Number of which the widths `P` and `T` are to be multiples.
     """
 
     def pad(rows: Sequence[torch.Tensor], value: float, side: str) -> torch.Tensor:
@@ -285,48 +289,52 @@ def collate(
     if environment_mask:
         batch["tool_mask"] = pad([torch.tensor(rollout.mask) for rollout in rollouts], 1, "right")
     if log_probs:
-        # A prompt that left no room was never sampled from: it has no log-probabilities, and is invalid.
+        # An overlong prompt was never sent to the sampler: its rollout is invalid, without log-probabilities.
         rows = [torch.tensor(rollout.log_probs or [0.0] * len(rollout.ids)) for rollout in rollouts]
         batch["sampling_per_token_logps"] = pad(rows, 0.0, "right")
     return batch
 
 
 def mask_untrainable(
-    batch: Batch, rollouts: Sequence[Rollout], invalid: torch.Tensor, *, truncated: bool
+    batch: Batch, rollouts: Sequence[Rollout], invalid: torch.Tensor, *, mask_truncated: bool
 ) -> None:
-    """Take rollouts out of the loss: those that could not be judged, and, with `truncated`, those cut off.
+    """Set `completion_mask` to 0 for invalid rollouts and, if `mask_truncated`, for truncated ones.
 
     An advantage of 0 is not enough: the tokens would still count in the KL term, in the entropy bonus and in
-    the number of tokens that the loss is divided by. This runs before any forward pass: a masked token is
-    then neither attended to nor scored, here and in the loss alike, and its importance ratio is exp(0 - 0),
-    not exp(0 - log p), which overflows.
+    the number of tokens that the loss is divided by. Call this before any forward pass. Then old policy and
+    loss both give a masked token the log-probability 0, and its importance ratio is exp(0 - 0). If only the
+    loss masked it, the ratio would be exp(0 - log p), which overflows.
     """
-    untrainable = invalid.clone()  # (B,)
-    if truncated:
-        # By the loop, not by the last token as TRL has it: a limit of turns may cut after an EOS token.
-        untrainable |= torch.tensor([rollout.truncated for rollout in rollouts])
-    trainable = (~untrainable).to(batch["completion_mask"].device)
-    batch["completion_mask"] = batch["completion_mask"] * trainable.unsqueeze(1)
+    untrainable_B = invalid.clone()
+    if mask_truncated:
+        # TRL tests whether the last token is EOS. It misses limits that end a rollout after a complete turn.
+        untrainable_B |= torch.tensor([rollout.truncated for rollout in rollouts])
+    trainable_B = (~untrainable_B).to(batch["completion_mask"].device)
+    batch["completion_mask"] = batch["completion_mask"] * trainable_B.unsqueeze(1)
 
 
-def sampled_tokens(batch: Batch) -> torch.Tensor:
-    """Return 1 for the tokens that are learned from, (B, T): sampled by the model and not masked."""
+def loss_mask(batch: Batch) -> torch.Tensor:
+    """Return the mask (B, T) of the tokens in the loss: sampled by the model, and not masked out."""
     return batch["completion_mask"] * batch.get("tool_mask", 1)
 
 
-# --- 4. Log-probabilities that the loss does not differentiate ---------------------------------------------
+# --- 4. Score: log-probabilities without gradient ----------------------------------------------------------
 
 
 def frozen_log_probs(trainer: GRPOTrainer, batch: Batch) -> Batch:
-    """Score the completions (B, T) with the policy that sampled them and with the reference, where needed."""
+    """Return the log-probabilities (B, T) that the loss needs as constants, each only if it is needed.
+
+    `old_per_token_logps` are those of the policy that sampled, for the importance ratio of the loss;
+    `ref_per_token_logps` are those of the reference model, for the KL term.
+    """
     args = trainer.args
     log_probs = {}
-    with trainer.frozen():
-        # Where each optimizer step learns from a generation of its own, the policy that sampled is the one
-        # that is learned from: the ratio is 1, and TRL takes the loss's own log-probabilities.
-        batches_per_generation = args.steps_per_generation * args.num_iterations
-        outlives_step = args.gradient_accumulation_steps % batches_per_generation != 0
-        if outlives_step or trainer.corrects_sampler:
+    with trainer.no_grad():
+        # If each batch is used for a single optimizer step, the old policy is the current one. The ratio is
+        # then 1, and TRL's loss takes its own log-probabilities, detached, which saves this forward pass.
+        micro_batches_per_generation = args.steps_per_generation * args.num_iterations
+        is_reused = args.gradient_accumulation_steps % micro_batches_per_generation != 0
+        if is_reused or trainer.corrects_sampler:
             log_probs["old_per_token_logps"] = trainer.token_log_probs(trainer.model, batch)
         if args.beta:
             with trainer.reference_model() as reference:
@@ -335,111 +343,102 @@ def frozen_log_probs(trainer: GRPOTrainer, batch: Batch) -> Batch:
 
 
 def kl_divergence(trainer: GRPOTrainer, batch: Batch) -> torch.Tensor:
-    """Estimate KL(policy || reference) of each rollout in nats, (B,): the sum of log ratios of its tokens."""
-    policy = batch.get("old_per_token_logps")
-    if policy is None:
-        with trainer.frozen():
-            policy = trainer.token_log_probs(trainer.model, batch)
-    return ((policy - batch["ref_per_token_logps"]) * sampled_tokens(batch)).sum(1)
+    """Estimate KL(policy || reference) of each rollout, (B,), in nats: the sum of log p - log p_ref (k1)."""
+    policy_BT = batch.get("old_per_token_logps")
+    if policy_BT is None:
+        with trainer.no_grad():
+            policy_BT = trainer.token_log_probs(trainer.model, batch)
+    return ((policy_BT - batch["ref_per_token_logps"]) * loss_mask(batch)).sum(1)
 
 
 def importance_ratio(batch: Batch, args: GRPOConfig) -> torch.Tensor:
-    """Return the trainer's probability of what was sampled over the sampler's, clipped.
+    """Return p(trainer) / p(vLLM) of each sampled token (B, T) or, in the sequence modes, rollout (B, 1).
 
-    vLLM's kernels round differently from the trainer's; the loss is multiplied by this ratio to correct it.
-
-    Args:
-        batch: with `old_per_token_logps` and `sampling_per_token_logps`, (B, T).
-        args: `vllm_importance_sampling_mode` is "token_…" or "sequence_…", a ratio for each token or for
-            each rollout, and "…_truncate" or "…_mask": outside of `vllm_importance_sampling_clip_min` and
-            `_max` it is set to the limit or to 0.
-
-    Returns:
-        (B, T), or (B, 1) for a rollout as a whole.
+    vLLM's kernels round differently from the trainer's, so the rollouts come from a slightly different
+    policy. The loss multiplies each token by this ratio to correct for it. A ratio beyond
+    `vllm_importance_sampling_clip_min` or `_max` becomes that limit ("…_truncate") or 0 ("…_mask").
     """
-    level, _, cut = args.vllm_importance_sampling_mode.partition("_")
-    log_ratio = (batch["old_per_token_logps"] - batch["sampling_per_token_logps"]) * sampled_tokens(batch)
-    log_ratio = log_ratio.nan_to_num(nan=0.0)  # NaN: vLLM could not score the token. It is not corrected.
+    level, _, action = args.vllm_importance_sampling_mode.partition("_")
+    log_ratio = (batch["old_per_token_logps"] - batch["sampling_per_token_logps"]) * loss_mask(batch)
+    log_ratio = log_ratio.nan_to_num(nan=0.0)  # NaN: vLLM did not score the token, which gets the ratio 1
     if level == "sequence":
         log_ratio = log_ratio.sum(1, keepdim=True)
     ratio = log_ratio.exp()
     low, high = importance_limits(args)
-    if cut == "truncate":
+    if action == "truncate":
         return ratio.clamp(low, high)
     return ratio.masked_fill((ratio < low) | (ratio > high), 0.0)
 
 
 def importance_limits(args: GRPOConfig) -> tuple[float, float]:
-    """The smallest and largest importance ratio."""
+    """Return the minimum and maximum importance ratio, infinite where the config sets none."""
     low, high = args.vllm_importance_sampling_clip_min, args.vllm_importance_sampling_clip_max
     return -math.inf if low is None else low, math.inf if high is None else high
 
 
-# --- 5. Advantages -----------------------------------------------------------------------------------------
+# --- 5. Compare: advantages --------------------------------------------------------------------------------
 
 
 def compute_advantages(trainer: GRPOTrainer, judged: JudgedRollouts, rewards: torch.Tensor) -> torch.Tensor:
-    """How much better than its group each rollout did: (N,), 0 where a rollout could not be judged.
+    """Return the advantage of each rollout over its group, (N,); 0 for invalid rollouts.
 
-    Args:
-        trainer: Its settings choose the baseline.
-        judged: The rewards one by one, and the groups.
-        rewards: (N,) the totals, less the KL penalty where it is part of the reward.
+    `rewards` are the totals, (N,), minus the KL penalty if that is part of the reward.
     """
     args = trainer.args
-    if trainer.advantages is not None:  # RLOO, HRPO: see `rlkit.training.advantages`
-        values = trainer.advantages(rewards, judged.groups)
+    if trainer.advantages is not None:  # RLOO or HRPO, see `rlkit.training.advantages`
+        advantages_N = trainer.advantages(rewards, judged.groups_N)
     elif args.multi_objective_aggregation == "normalize_then_sum":
-        # Each reward is normalized in its group before they are weighted, so that one of large scale does not
-        # drown the others. The sum is normalized over the batch.
-        columns = [group_advantages(column, trainer.group_size, "group") for column in judged.rewards.T]
-        total = (torch.stack(columns, 1) * trainer.reward_weights.to(rewards)).sum(1)
-        total = total.masked_fill(judged.rewards.isnan().all(1), torch.nan)
-        values = group_advantages(total, len(total), "batch")
+        # Each reward is normalized within its group before the weighted sum. Otherwise a reward on a large
+        # scale drowns out the others. The sum is then normalized over the batch.
+        columns = [group_advantages(column, trainer.group_size, "group") for column in judged.rewards_NR.T]
+        total_N = (torch.stack(columns, 1) * trainer.reward_weights.to(rewards)).sum(1)
+        total_N = total_N.masked_fill(judged.rewards_NR.isnan().all(1), torch.nan)
+        advantages_N = group_advantages(total_N, len(total_N), "batch")
     else:
-        values = group_advantages(rewards, trainer.group_size, args.scale_rewards)
+        advantages_N = group_advantages(rewards, trainer.group_size, args.scale_rewards)
     if trainer.difficulty_weighting:
-        metric = judged.rewards[:, trainer.runner.names.index(trainer.environment.metric)]
-        values = values * difficulty_weight(values, solve_rate(metric, judged.groups))
-    return values
+        metric_N = judged.rewards_NR[:, trainer.runner.names.index(trainer.environment.metric)]
+        advantages_N = advantages_N * difficulty_weight(advantages_N, solve_rate(metric_N, judged.groups_N))
+    return advantages_N
 
 
 def group_advantages(rewards: torch.Tensor, group_size: int, scale: str) -> torch.Tensor:
-    """GRPO (arXiv 2402.03300): the reward minus the mean of its group, over the standard deviation.
+    """Return GRPO's advantages (arXiv 2402.03300): (reward - mean of the group) / standard deviation.
 
     Args:
-        rewards: (N,), the members of a group next to each other; NaN is left out and has advantage 0.
-        group_size: rollouts of a group.
-        scale: whose standard deviation (n - 1) divides: "group", "batch", or "none" (Dr. GRPO).
+        rewards: Rewards (N,), a group's next to each other. NaN is ignored and gets the advantage 0.
+        group_size: Number of rollouts of a group.
+        scale: Whose standard deviation (n - 1) to divide by: "group", "batch", or "none" (Dr. GRPO).
     """
     grouped = rewards.view(-1, group_size)
     centered = grouped - grouped.nanmean(1, keepdim=True)
     if scale != "none":
-        # 1e-4 as in TRL: where all rewards of a group are equal the advantages are 0, not 0 / 0.
-        centered = centered / (nan_std(grouped if scale == "group" else rewards.view(1, -1)) + 1e-4)
+        deviation = nan_std(grouped if scale == "group" else rewards.view(1, -1))
+        # 1e-4, as in TRL: if all rewards of a group are equal, its advantages are 0 and not 0 / 0.
+        centered = centered / (deviation + 1e-4)
     return centered.flatten().nan_to_num(0.0)
 
 
 def nan_std(x: torch.Tensor) -> torch.Tensor:
-    """Sample standard deviation (n - 1) of each row of (G, n) without NaN, (G, 1); NaN below two values."""
+    """Return the standard deviation (n - 1) of each row of (G, n), ignoring NaN: (G, 1), NaN if n < 2."""
     count = (~x.isnan()).sum(1, keepdim=True)
     squares = (x - x.nanmean(1, keepdim=True)).square().nansum(1, keepdim=True)
     return (squares / (count - 1)).masked_fill(count < 2, torch.nan).sqrt()
 
 
-# --- 6. Metrics, under TRL's names wherever TRL has one ----------------------------------------------------
+# --- 6. Metrics, under TRL's names where TRL has them ------------------------------------------------------
 
 
 def rollout_metrics(trainer: GRPOTrainer, rollouts: Sequence[Rollout]) -> Metrics:
-    """Lengths of the rollouts of all processes, in tokens that the model sampled."""
+    """Return statistics of the lengths of all N rollouts, in tokens that the model sampled."""
     gather, device = trainer.accelerator.gather, trainer.accelerator.device
-    # TRL's "terminated" looks at the last token alone, and counts padding as EOS.
+    # TRL calls a rollout terminated if its last token is EOS or padding, which is often the same token.
     eos_and_pad = {*trainer.eos_token_ids, trainer.pad_token_id}
     table = [[sum(r.mask), r.truncated, r.ids[-1] in eos_and_pad] for r in rollouts]
     lengths, truncated, terminated = gather(torch.tensor(table, dtype=torch.float32, device=device)).T
     metrics = {"completions/clipped_ratio": truncated.mean().item()}
-    finished = lengths[terminated > 0] if terminated.any() else torch.zeros(1)
-    for name, values in (("length", lengths), ("terminated_length", finished)):
+    terminated_lengths = lengths[terminated > 0] if terminated.any() else torch.zeros(1)
+    for name, values in (("length", lengths), ("terminated_length", terminated_lengths)):
         metrics[f"completions/mean_{name}"] = values.mean().item()
         metrics[f"completions/min_{name}"] = values.min().item()
         metrics[f"completions/max_{name}"] = values.max().item()
@@ -447,33 +446,33 @@ def rollout_metrics(trainer: GRPOTrainer, rollouts: Sequence[Rollout]) -> Metric
 
 
 def reward_metrics(trainer: GRPOTrainer, judged: JudgedRollouts) -> Metrics:
-    """Means and standard deviations of the rewards over the rollouts that they apply to."""
+    """Return the mean and standard deviation of each reward over the rollouts that it applies to."""
     metrics = dict(judged.error_rates)
-    for name, column in zip(trainer.runner.names, judged.rewards.T, strict=True):
-        metrics[f"rewards/{name}/mean"] = column.nanmean().item()
-        metrics[f"rewards/{name}/std"] = nan_std(column[None]).item()
-    metrics["reward"] = judged.totals.nanmean().item()
-    metrics["reward_std"] = nan_std(judged.totals[None]).item()
-    # The share of groups whose valid rewards differ by less than 1e-6: nothing is learned from them. Not by
-    # a standard deviation of 0: in float32, that of eight rewards 0.2 is 1.6e-8.
-    alike = spread(judged.totals, judged.groups) < ALIKE
-    metrics["frac_reward_zero_std"] = alike.float().mean().item()
+    for name, column_N in zip(trainer.runner.names, judged.rewards_NR.T, strict=True):
+        metrics[f"rewards/{name}/mean"] = column_N.nanmean().item()
+        metrics[f"rewards/{name}/std"] = nan_std(column_N[None]).item()
+    metrics["reward"] = judged.totals_N.nanmean().item()
+    metrics["reward_std"] = nan_std(judged.totals_N[None]).item()
+    # The fraction of groups that teach nothing because their rewards are equal. A standard deviation of 0
+    # would be the wrong test: in float32 that of eight rewards of 0.2 is 1.6e-8.
+    is_equal = reward_range(judged.totals_N, judged.groups_N) < EQUAL_REWARDS
+    metrics["frac_reward_zero_std"] = is_equal.float().mean().item()
     return metrics
 
 
-def sampler_metrics(trainer: GRPOTrainer, batch: Batch, gap: torch.Tensor) -> Metrics:
-    """How far the sampler's probabilities are from the trainer's, over the tokens that are learned from."""
+def sampler_metrics(trainer: GRPOTrainer, batch: Batch, gap_BT: torch.Tensor) -> Metrics:
+    """Return how far vLLM's log-probabilities are from the trainer's; `gap_BT` is NaN outside of the loss."""
     gather, mode = trainer.accelerator.gather, trainer.args.vllm_importance_sampling_mode
-    ratio, mask = batch["importance_sampling_ratio"], sampled_tokens(batch) > 0
-    # A rollout is cut where the importance correction has set a ratio to a limit, or to 0.
+    ratio, mask_BT = batch["importance_sampling_ratio"], loss_mask(batch) > 0
+    # The rollouts that the correction has truncated or masked in at least one token.
     low, high = importance_limits(trainer.args)
-    cut = (ratio >= high) | (ratio <= low)
+    is_cut = (ratio >= high) | (ratio <= low)
     if mode.endswith("_mask"):
-        cut |= ratio == 0
-    cut = (cut & mask).any(1)  # (B,)
-    ratios = ratio.flatten() if mode.startswith("sequence") else ratio[mask]
-    gaps = gap[~gap.isnan()]
-    # A process whose rollouts are all masked still takes part in the collectives.
+        is_cut |= ratio == 0
+    is_cut_B = (is_cut & mask_BT).any(1)
+    ratios = ratio.flatten() if mode.startswith("sequence") else ratio[mask_BT]
+    gaps = gap_BT[~gap_BT.isnan()]
+    # A process whose rollouts are all masked must still take part in the collectives.
     ratios, gaps = (x if len(x) else x.new_zeros(1) for x in (ratios, gaps))
     return {
         "sampling/sampling_logp_difference/mean": gather(gaps.mean()).mean().item(),
@@ -481,17 +480,18 @@ def sampler_metrics(trainer: GRPOTrainer, batch: Batch, gap: torch.Tensor) -> Me
         "sampling/importance_sampling_ratio/min": gather(ratios.min()).min().item(),
         "sampling/importance_sampling_ratio/mean": gather(ratios.mean()).mean().item(),
         "sampling/importance_sampling_ratio/max": gather(ratios.max()).max().item(),
-        "sampling/cut": gather(cut.float()).mean().item(),
+        "sampling/cut": gather(is_cut_B.float()).mean().item(),
     }
 
 
 def advance_environment(trainer: GRPOTrainer, judged: JudgedRollouts) -> Metrics:
-    """Tell an environment that adapts to the training how the sampling went; return what it logs."""
+    """Report progress to an environment that adapts to training, such as a curriculum; return its metrics."""
     environment, args = trainer.environment, trainer.args
-    if type(environment).advance is Environment.advance:
+    if type(environment).advance is Environment.advance:  # it does not adapt
         return {}
-    batches_per_generation = args.steps_per_generation * args.num_iterations
-    step = (trainer.micro_batches + batches_per_generation) // args.gradient_accumulation_steps
-    score = judged.rewards[:, trainer.runner.names.index(environment.metric)].nanmean().item()
+    micro_batches_per_generation = args.steps_per_generation * args.num_iterations
+    # The optimizer step that the next sampling step is for.
+    step = (trainer.num_micro_batches + micro_batches_per_generation) // args.gradient_accumulation_steps
+    score = judged.rewards_NR[:, trainer.runner.names.index(environment.metric)].nanmean().item()
     logged = environment.advance(step, trainer.state.max_steps, None if math.isnan(score) else score)
     return {f"environment/{name}": float(value) for name, value in logged.items()}

@@ -1,6 +1,7 @@
-"""Where the seconds of a step go: `time/…` in the metrics, of this rank.
+"""Time the parts of an optimizer step, logged as `time/…`.
 
-On a GPU work is queued and the clock shows where it was waited for; sampling and logging wait in every step.
+The seconds are those of the main process. GPU work is asynchronous, so a part is charged for the work that it
+waits for, which an earlier part may have queued. Sampling and logging synchronize in every step.
 """
 
 from __future__ import annotations
@@ -16,45 +17,51 @@ from transformers import TrainerCallback
 if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
-# In the order of a step. "scores" are the log-probabilities of the old policy and the reference.
+# In the order of a step. "scores" is the sampling step without generation and rewards: mainly the
+# log-probabilities of the old policy and of the reference model.
 PARTS = ("sync", "generation", "rewards", "scores", "forward_backward", "optimizer")
 
 
 class StepClock(TrainerCallback):
-    """Adds up the seconds of an optimizer step's parts; it is one of the trainer's callbacks.
+    """Trainer callback that measures the seconds of each part of an optimizer step.
+
+    Call it to time a part: ``with clock("generation"): …``. Parts can be nested; the seconds of an inner part
+    are not counted in the outer one.
 
     Args:
-        metrics: the trainer's lists of values since the last log, by name.
+        metrics: Values since the last log by name; the trainer logs their means.
     """
 
     def __init__(self, metrics: dict[str, list[float]]):
         self.metrics = metrics
         self.seconds: dict[str, float] = defaultdict(float)
-        self._inner = 0.0  # seconds that parts within the running one have taken
-        self._started = 0.0
+        self._inner_seconds = 0.0  # seconds of the parts nested in the current one
+        self._optimizer_start = 0.0
 
     @contextmanager
     def __call__(self, part: str) -> Iterator[None]:
-        """Count what is done inside as a part of the step, without what an inner part counts."""
-        started, outer, self._inner = time.perf_counter(), self._inner, 0.0
+        """Time the block as a part of the step, without the parts nested in it."""
+        start, outer_inner_seconds = time.perf_counter(), self._inner_seconds
+        self._inner_seconds = 0.0
         try:
             yield
         finally:
-            taken = time.perf_counter() - started
-            self.seconds[part] += taken - self._inner
-            self._inner = outer + taken
+            elapsed = time.perf_counter() - start
+            self.seconds[part] += elapsed - self._inner_seconds
+            # For the enclosing part, this one is an inner part as a whole.
+            self._inner_seconds = outer_inner_seconds + elapsed
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        """Start timing the optimizer, the last part."""
-        self._started = time.perf_counter()
+        """Start timing the optimizer, the last part of a step."""
+        self._optimizer_start = time.perf_counter()
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        """Stop timing it, and give the trainer the step's seconds to log."""
-        self.seconds["optimizer"] += time.perf_counter() - self._started
+        """Stop timing the optimizer, and add the seconds of the step to the trainer's metrics."""
+        self.seconds["optimizer"] += time.perf_counter() - self._optimizer_start
         for part in PARTS:
             if part in self.seconds:
                 self.metrics[f"time/{part}"].append(self.seconds[part])

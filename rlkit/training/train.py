@@ -1,4 +1,4 @@
-"""Improve a model on an environment's tasks with a policy optimizer (`rlkit train`)."""
+"""Train a model on an environment's tasks with GRPO or one of its variants (`rlkit train`)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 def train(run: TrainConfig) -> None:
-    """Train: rewards, model, trainer, evaluation before and after, model and report at the end."""
+    """Train a policy, evaluate before and after, and save the model and a report."""
     args, trainer_args = run.args, run.trainer_args
     environment = make_environment(args)
     session = Session(run, "train", environment, trainer_args.max_completion_length)
@@ -44,10 +44,13 @@ def train(run: TrainConfig) -> None:
         tasks = session.tasks()
         check_columns(rewards, tasks.column_names)
         if len(tasks) < (prompts := trainer_args.generation_batch_size // trainer_args.num_generations):
-            raise UserError(f"{len(tasks)} tasks, but a generation needs {prompts}: raise num_tasks")
+            raise UserError(
+                f"there are {len(tasks)} tasks, but each sampling step needs {prompts}; increase num_tasks "
+                "or decrease the batch size"
+            )
         if args.group_by:
-            check_keys(tasks, args.group_by)
-        if run.model_args.model_revision != "main":  # TRL loads the reference model by itself
+            check_group_column(tasks, args.group_by)
+        if run.model_args.model_revision != "main":  # TRL loads the reference model itself, from "main"
             trainer_args.model_init_kwargs = {
                 **(trainer_args.model_init_kwargs or {}),
                 "revision": run.model_args.model_revision,
@@ -55,8 +58,9 @@ def train(run: TrainConfig) -> None:
         model, tokenizer = load_model(run.model_args, trust_remote_code=trainer_args.trust_remote_code)
         require_chat_template(tokenizer, tasks[:1]["prompt"])
         options = trainer_options(run, environment)
-        if options["limits"].turns > 1 and "vllm_importance_sampling_mode" not in run.given:
-            # TRL's default multiplies the ratios of all tokens: a long rollout is masked away.
+        if options["limits"].max_turns > 1 and "vllm_importance_sampling_mode" not in run.explicit:
+            # TRL's default, sequence_mask, multiplies the ratios of all tokens. In a long rollout the product
+            # soon exceeds the limit, and the rollout is masked out.
             trainer_args.vllm_importance_sampling_mode = "token_truncate"
         with RewardRunner(
             rewards, args.reward_time_limit, args.reward_workers, metric=environment.metric
@@ -71,7 +75,7 @@ def train(run: TrainConfig) -> None:
                 environment=environment,
                 runner=runner,
                 budget=ErrorBudget(args.reward_error_budget, args.reward_error_patience),
-                run=session.directory,
+                run_dir=session.directory,
                 **options,
             )
             watch = {
@@ -93,24 +97,24 @@ def train(run: TrainConfig) -> None:
 def answer(
     trainer: GRPOTrainer, batch_size: int, tasks: Sequence[dict[str, Any]], samples: int
 ) -> list[list[Rollout]]:
-    """Answer held-out tasks greedily with what samples in training."""
+    """Return `samples` greedy rollouts of each held-out task, sampled by the engine of training."""
     with trainer.engine(batch_size) as engine:
         return trainer.sampler(engine, tasks, samples)
 
 
-def check_keys(tasks: Dataset, column: str) -> None:
-    """Raise UserError where a column cannot group rollouts: it is missing, or holds no plain labels."""
+def check_group_column(tasks: Dataset, column: str) -> None:
+    """Raise UserError if tasks cannot be grouped by a column: it is missing, or has no labels."""
     if column not in tasks.column_names:
-        raise UserError(f"group_by: no column {column!r}{nearest(column, tasks.column_names)}")
+        raise UserError(f"group_by: tasks have no column {column!r}{nearest(column, tasks.column_names)}")
     for value in tasks[column]:
         if not isinstance(value, str | int):
             raise UserError(
-                f"group_by: the column {column!r} must hold texts or whole numbers, not {value!r:.60}"
+                f"group_by: column {column!r} must contain strings or integers, not {value!r:.60}"
             )
 
 
 def trainer_options(run: TrainConfig, environment: Environment) -> dict[str, Any]:
-    """What `GRPOTrainer` takes besides TRL's arguments, by the run's keys."""
+    """Return the arguments of `GRPOTrainer`, besides TRL's, that the config of a run determines."""
     args, trainer_args = run.args, run.trainer_args
     advantages: Advantages | None = None
     if args.algorithm == "hrpo":
@@ -119,10 +123,10 @@ def trainer_options(run: TrainConfig, environment: Environment) -> dict[str, Any
         advantages = leave_one_out
     limits = RolloutLimits(
         trainer_args.max_completion_length,
-        turns=args.max_turns or environment.max_turns,
-        turn_tokens=args.max_turn_tokens,
-        reply_tokens=args.max_reply_tokens,
-        reply_seconds=args.reply_time_limit,
+        max_turns=args.max_turns or environment.max_turns,
+        max_turn_tokens=args.max_turn_tokens,
+        max_reply_tokens=args.max_reply_tokens,
+        reply_timeout=args.reply_time_limit,
     )
     return {
         "limits": limits,

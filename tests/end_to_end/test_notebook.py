@@ -1,4 +1,4 @@
-"""`rlkit.train` and `rlkit.evaluate` in a Jupyter kernel, where an event loop runs already."""
+"""`rlkit.train` and `rlkit.evaluate` in a Jupyter kernel, which already runs an event loop."""
 
 import nbclient
 import nbformat
@@ -17,7 +17,7 @@ CELLS = (
 
 
 @pytest.mark.slow
-def test_a_notebook_trains_and_evaluates(tmp_path, tiny_folder):
+def test_notebook_trains_and_evaluates(tmp_path, tiny_folder):
     keys = QUICK_GRPO | {"model_name_or_path": tiny_folder}
     (tmp_path / "quick.yaml").write_text(yaml.safe_dump(keys))
     cells = [cell.replace("ENVIRONMENT", repr(QUICK["environment"])) for cell in CELLS]
@@ -26,10 +26,10 @@ def test_a_notebook_trains_and_evaluates(tmp_path, tiny_folder):
         notebook, timeout=600, allow_errors=True, resources={"metadata": {"path": str(tmp_path)}}
     )
     client.execute()
-    *good, bad = notebook.cells
-    outputs = ["".join(output.get("text", "") for output in cell.outputs) for cell in good]
-    assert not [output for cell in good for output in cell.outputs if output.output_type == "error"]
+    *valid, invalid = notebook.cells  # the last cell has a misspelled key
+    outputs = ["".join(output.get("text", "") for output in cell.outputs) for cell in valid]
+    assert not [output for cell in valid for output in cell.outputs if output.output_type == "error"]
     assert "runs/quick ['before', 'after'] 2" in outputs[2]
-    assert good[3].outputs[-1]["data"]["text/plain"] == "'even'"
-    (error,) = [output for output in bad.outputs if output.output_type == "error"]
+    assert valid[3].outputs[-1]["data"]["text/plain"] == "'even'"
+    (error,) = [output for output in invalid.outputs if output.output_type == "error"]
     assert error.ename == "UserError" and "did you mean 'learning_rate'" in error.evalue

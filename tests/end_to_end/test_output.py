@@ -1,4 +1,4 @@
-"""Commands print what rlkit has to say, and warnings to act on; bars and notices of libraries are hidden."""
+"""Commands print rlkit's own lines, and hide the progress bars and notices of libraries."""
 
 import os
 import re
@@ -10,7 +10,7 @@ import yaml
 
 from tests.quick import QUICK, ROOT
 
-OURS = (
+RLKIT_LINES = (
     r"rlkit: .+",
     r"evaluating (before|after) .*100% \d:\d\d:\d\d",
     r"step \d+/\d+  .+  ETA \d+:\d\d",
@@ -31,8 +31,8 @@ GRPO = {"num_generations": 2}
 
 
 @pytest.fixture
-def lines(tmp_path, tiny_folder):
-    """Run a training command in a process of its own and return its lines on stdout and stderr."""
+def run_lines(tmp_path, tiny_folder):
+    """Return a function that runs a training command in a process and returns its stdout and stderr lines."""
 
     def run(command, variables, **keys):
         path = tmp_path / f"{command}.yaml"
@@ -55,25 +55,25 @@ def lines(tmp_path, tiny_folder):
     return run
 
 
-def foreign(lines):
-    """The lines that are not rlkit's."""
-    return [line for line in lines if not any(re.fullmatch(pattern, line) for pattern in OURS)]
+def library_lines(lines):
+    """Return the lines that rlkit did not print."""
+    return [line for line in lines if not any(re.fullmatch(pattern, line) for pattern in RLKIT_LINES)]
 
 
-def test_sft_prints_only_lines_of_rlkit(lines, tmp_path):
-    assert foreign(lines("sft", {})) == []
+def test_sft_prints_only_lines_of_rlkit(run_lines, tmp_path):
+    assert library_lines(run_lines("sft", {})) == []
     assert (tmp_path / "sft" / "checkpoint-1").is_dir()
     assert not (tmp_path / "sft" / "README.md").exists()
 
 
-def test_train_prints_only_lines_of_rlkit_and_its_warning(lines, tmp_path):
-    printed = lines("train", {}, **GRPO)
-    assert foreign(printed) == []
-    assert [line for line in printed if line.startswith("rlkit: with num_generations 2")]
+def test_train_prints_only_lines_of_rlkit_and_its_warning(run_lines, tmp_path):
+    lines = run_lines("train", {}, **GRPO)
+    assert library_lines(lines) == []
+    assert [line for line in lines if line.startswith("rlkit: with num_generations 2")]
     assert not (tmp_path / "train" / "README.md").exists()
 
 
-def test_debug_shows_bars_and_notices_of_libraries(lines):
-    text = "\n".join(foreign(lines("sft", {"RLKIT_LOG_LEVEL": "debug"})))
-    for shown in ("Loading weights", "Writing model shards", "Tokenizing train dataset", "PAD/BOS/EOS"):
-        assert shown in text
+def test_debug_level_shows_output_of_libraries(run_lines):
+    text = "\n".join(library_lines(run_lines("sft", {"RLKIT_LOG_LEVEL": "debug"})))
+    for message in ("Loading weights", "Writing model shards", "Tokenizing train dataset", "PAD/BOS/EOS"):
+        assert message in text

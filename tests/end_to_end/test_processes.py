@@ -1,4 +1,4 @@
-"""Two processes train as one with twice the batch: same tasks, same answers, same rewards, same weights."""
+"""Two processes train like one process with twice the batch: same tasks, rollouts, rewards and weights."""
 
 import json
 import subprocess
@@ -19,15 +19,15 @@ KEYS = QUICK | {
     "max_steps": 6,
     "max_completion_length": 6,
     "num_generations": 4,
-    "optim": "sgd",  # Adam makes much of the rounding of a small gradient
+    "optim": "sgd",  # Adam would amplify rounding errors in small gradients
     "learning_rate": 0.05,
     "lr_scheduler_type": "constant",
     "ddp_backend": "gloo",
 }
-# What a sum of float32 gradients in another order may change, relative to how far the weights moved.
+# Effect of summing float32 gradients in another order, relative to the distance that the weights moved.
 TOLERANCE = 1e-3
 ALGORITHMS = {
-    "grpo": {"environment": f"{TOY}:Rising"},  # which remembers how the training went
+    "grpo": {"environment": f"{TOY}:Rising"},  # whose state depends on the training so far
     "hapo": {"algorithm": "hapo", "beta": 0.0},
     "hrpo": {"algorithm": "hrpo", "group_by": "hops", "num_generations": 1},
     "dynamic sampling": {"dynamic_sampling": True},
@@ -36,16 +36,19 @@ ALGORITHMS = {
 
 @pytest.fixture
 def launch(tmp_path, tiny_folder):
-    """Train in `processes` processes with 16 rollouts a step in all; return the run directory."""
+    """Return a function that trains in several processes, with 16 rollouts per step in total.
 
-    def launch(name, processes, *words, **keys):
+    It returns the run directory.
+    """
+
+    def launch(name, processes, *argv, **keys):
         path = tmp_path / f"{name}.yaml"
         defaults = KEYS | {"per_device_train_batch_size": 16 // processes, "model_name_or_path": tiny_folder}
         path.write_text(yaml.safe_dump(defaults | {"output_dir": str(tmp_path / name)} | keys))
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-        command = [sys.executable, *launcher, "-m", "rlkit", "train", "--config", str(path), *words]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
-        assert done.returncode == 0, done.stderr[-3000:]
+        command = [sys.executable, *launcher, "-m", "rlkit", "train", "--config", str(path), *argv]
+        process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+        assert process.returncode == 0, process.stderr[-3000:]
         return tmp_path / name
 
     return launch
@@ -72,38 +75,37 @@ def distance(a, b):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ALGORITHMS)
-def test_the_same_trajectory(launch, tiny_folder, name):
+def test_two_processes_train_like_one(launch, tiny_folder, name):
     keys = ALGORITHMS[name]
-    one, two = launch("one", 1, **keys), launch("two", 2, **keys)
-    if name != "dynamic sampling":  # which replacements are drawn depends on what each process lacks
-        pd.testing.assert_frame_equal(rollouts(one), rollouts(two), rtol=1e-4, atol=1e-5)
-        assert rewards(one) == pytest.approx(rewards(two), abs=1e-6)
-        start, a, b = weights(tiny_folder), weights(one / "model"), weights(two / "model")
+    single, double = launch("single", 1, **keys), launch("double", 2, **keys)
+    if name != "dynamic sampling":  # each process draws its own replacements
+        pd.testing.assert_frame_equal(rollouts(single), rollouts(double), rtol=1e-4, atol=1e-5)
+        assert rewards(single) == pytest.approx(rewards(double), abs=1e-6)
+        start, a, b = weights(tiny_folder), weights(single / "model"), weights(double / "model")
         assert distance(a, start) > 1e-4
         assert distance(a, b) < TOLERANCE * distance(a, start)
-    states = [torch.load(two / "checkpoint-6" / f"rlkit_state_{r}.pt", weights_only=True) for r in (0, 1)]
+    states = [torch.load(double / "checkpoint-6" / f"rlkit_state_{r}.pt", weights_only=True) for r in (0, 1)]
+    expected_state = torch.load(single / "checkpoint-6" / "rlkit_state_0.pt", weights_only=True)
     if name == "grpo":
-        alone = torch.load(one / "checkpoint-6" / "rlkit_state_0.pt", weights_only=True)
-        levels = [state["environment"]["level"] for state in (alone, *states)]
+        levels = [state["environment"]["level"] for state in (expected_state, *states)]
         assert levels[0] > 1 and levels == pytest.approx([levels[0]] * 3)
     if name == "hapo":
-        alone = torch.load(one / "checkpoint-6" / "rlkit_state_0.pt", weights_only=True)["reward hapo"]
-        pairs = [
-            dict(zip(s["tasks"], s["lengths"], strict=True))
-            for s in (alone, *(s["reward hapo"] for s in states))
-        ]
-        assert pairs[0] and pairs[0] == pairs[1] == pairs[2]
+        histories = []
+        for state in (expected_state, *states):
+            history = state["reward hapo"]
+            histories.append(dict(zip(history["tasks"], history["lengths"], strict=True)))
+        assert histories[0] and histories[0] == histories[1] == histories[2]
     if name == "dynamic sampling":
-        frame = pd.read_parquet(two / "rollouts")
+        frame = pd.read_parquet(double / "rollouts")
         assert (frame[frame["kept"]].groupby("step").size() == 16).all()
         assert states[0]["dynamic_sampling"] == states[1]["dynamic_sampling"]
 
 
 @pytest.mark.slow
-def test_two_processes_go_on_where_they_were_stopped(launch, tmp_path):
-    whole = launch("whole", 2)
-    launch("again", 2, "--max_steps", "3")
-    again = launch("again", 2, "--resume")
-    pd.testing.assert_frame_equal(rollouts(again), rollouts(whole))
-    a, b = weights(again / "model"), weights(whole / "model")
+def test_two_processes_resume_like_an_uninterrupted_run(launch, tmp_path):
+    uninterrupted = launch("uninterrupted", 2)
+    launch("resumed", 2, "--max_steps", "3")
+    resumed = launch("resumed", 2, "--resume")
+    pd.testing.assert_frame_equal(rollouts(resumed), rollouts(uninterrupted))
+    a, b = weights(resumed / "model"), weights(uninterrupted / "model")
     assert max((a[key] - b[key]).abs().max() for key in a) < 1e-6

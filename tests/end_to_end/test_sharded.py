@@ -1,4 +1,4 @@
-"""GRPO, HAPO and SFT in two processes under ZeRO-2, ZeRO-3 and FSDP2 end where one process does."""
+"""GRPO, HAPO and SFT in two processes with ZeRO-2, ZeRO-3 and FSDP2 learn the weights of one process."""
 
 import importlib.util
 import json
@@ -20,7 +20,7 @@ KEYS = QUICK | {
     "save_steps": 2,
     "max_steps": 4,
     "max_completion_length": 6,
-    "adam_epsilon": 0.1,  # a usual one makes much of the rounding of a small gradient
+    "adam_epsilon": 0.1,  # the default would amplify rounding errors in small gradients
     "learning_rate": 0.05,
     "lr_scheduler_type": "constant",
     "evaluation_tasks": 6,
@@ -29,18 +29,18 @@ KEYS = QUICK | {
 RUNS = {
     "grpo": ("train", {"num_generations": 4}),
     "hapo": ("train", {"num_generations": 4, "algorithm": "hapo", "beta": 0.0}),
-    "sft": ("sft", {"environment": f"{TOY}:Letters", "num_tasks": 32}),  # whole batches
+    "sft": ("sft", {"environment": f"{TOY}:Letters", "num_tasks": 32}),  # a multiple of the batch size
 }
-# What a sum of float32 gradients in another order may change, relative to how far the weights moved.
+# Effect of summing float32 gradients in another order, relative to the distance that the weights moved.
 TOLERANCE = 1e-3
-SHARDS = {  # files of a checkpoint that only this way of sharding writes
+SHARDS = {  # checkpoint files that only this accelerate config writes
     "cpu2": "optimizer.pt",
     "zero2": "global_step2/zero_pp_rank_1_mp_rank_00_optim_states.pt",
     "zero3": "global_step2/zero_pp_rank_1_mp_rank_00_model_states.pt",
     "fsdp2": "pytorch_model_fsdp.bin",
 }
-# vLLM's greedy tokens and those of transformers, of the model in a folder.
-IN_VLLM = """
+# Compares the greedy tokens of vLLM and transformers for the model in a folder.
+VLLM_SCRIPT = """
 import sys, torch
 from transformers import AutoModelForCausalLM
 from vllm import LLM, SamplingParams
@@ -58,37 +58,40 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def launch(tmp_path_factory, vllm_folder):
-    """Run RUNS[name] in one process, or in two as an accelerate config says; return the run directory."""
+    """Return a function that trains RUNS[name] in one process, or in two with an accelerate config.
+
+    It returns the run directory.
+    """
     folder = tmp_path_factory.mktemp("sharded")
 
-    def launch(name, accelerate=None, *words, out=None, **keys):
-        kind, own = RUNS[name]
+    def launch(name, accelerate=None, *argv, out=None, **keys):
+        subcommand, run_keys = RUNS[name]
         run = folder / (out or f"{name}-{accelerate}")
         path = folder / f"{run.name}.yaml"
         batch = {"per_device_train_batch_size": 2 if accelerate else 8, "model_name_or_path": vllm_folder}
         batch |= {"gradient_accumulation_steps": 2 if accelerate else 1}
-        path.write_text(yaml.safe_dump(KEYS | batch | own | {"output_dir": str(run)} | keys))
+        path.write_text(yaml.safe_dump(KEYS | batch | run_keys | {"output_dir": str(run)} | keys))
         if accelerate:
-            words = ("--accelerate", accelerate, "--num_processes", "2", *words)
-        command = [sys.executable, "-m", "rlkit", kind, str(path), *words]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
-        assert done.returncode == 0, done.stderr[-3000:]
+            argv = ("--accelerate", accelerate, "--num_processes", "2", *argv)
+        command = [sys.executable, "-m", "rlkit", subcommand, str(path), *argv]
+        process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+        assert process.returncode == 0, process.stderr[-3000:]
         return run
 
     return launch
 
 
 @pytest.fixture(scope="module")
-def alone(launch):
-    """The runs in one process, each made once."""
-    made = {}
+def launch_single(launch):
+    """Return a function that trains RUNS[name] in one process, once per name."""
+    runs = {}
 
-    def alone(name):
-        if name not in made:
-            made[name] = launch(name)
-        return made[name]
+    def launch_single(name):
+        if name not in runs:
+            runs[name] = launch(name)
+        return runs[name]
 
-    return alone
+    return launch_single
 
 
 def rollouts(run):
@@ -106,15 +109,16 @@ def distance(a, b):
     return sum((a[key].float() - b[key].float()).norm() ** 2 for key in a) ** 0.5
 
 
-def assert_same(run, other, start):
-    """Two runs learned the same, from weights that they left."""
+def assert_same(run, expected, start):
+    """Assert that two runs logged and learned the same, and that their weights differ from `start`."""
     if (run / "rollouts").is_dir() and list((run / "rollouts").iterdir()):
-        pd.testing.assert_frame_equal(rollouts(run), rollouts(other), rtol=1e-4, atol=1e-5)
-        assert logged(run, "reward") == pytest.approx(logged(other, "reward"), abs=1e-6)
-    assert logged(run, "loss") == pytest.approx(logged(other, "loss"), abs=1e-4)
-    scores = [json.loads((path / "evaluation" / "after.json").read_text())["scores"] for path in (run, other)]
+        pd.testing.assert_frame_equal(rollouts(run), rollouts(expected), rtol=1e-4, atol=1e-5)
+        assert logged(run, "reward") == pytest.approx(logged(expected, "reward"), abs=1e-6)
+    assert logged(run, "loss") == pytest.approx(logged(expected, "loss"), abs=1e-4)
+    folders = (run, expected)
+    scores = [json.loads((path / "evaluation" / "after.json").read_text())["scores"] for path in folders]
     assert scores[0] == scores[1]
-    weights = [load_file(Path(folder) / "model.safetensors") for folder in (run / "model", other / "model")]
+    weights = [load_file(path / "model" / "model.safetensors") for path in folders]
     start = load_file(Path(start) / "model.safetensors")
     assert weights[0].keys() == weights[1].keys() == start.keys()
     assert distance(weights[1], start) > 1e-4
@@ -122,17 +126,19 @@ def assert_same(run, other, start):
 
 
 def assert_vllm_loads(folder):
-    """vLLM takes the model as it was saved, and says what transformers says."""
+    """Assert that vLLM loads the saved model and samples the greedy tokens of transformers."""
     if importlib.util.find_spec("vllm") is None:
         return
     environment = os.environ | {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_CPU_KVCACHE_SPACE": "1"}
-    command = [sys.executable, "-c", IN_VLLM, str(folder)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert "same: True" in done.stdout, done.stdout[-500:] + done.stderr[-2000:]
+    command = [sys.executable, "-c", VLLM_SCRIPT, str(folder)]
+    process = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert "same: True" in process.stdout, process.stdout[-500:] + process.stderr[-2000:]
 
 
 @pytest.mark.parametrize("shards", ["zero3", "fsdp2"])
-def test_an_adapter_is_merged(launch, vllm_folder, shards):
+def test_sharded_run_merges_the_adapter(launch, vllm_folder, shards):
     keys = {
         "use_peft": True,
         "lora_target_modules": ["q_proj", "v_proj"],
@@ -140,22 +146,23 @@ def test_an_adapter_is_merged(launch, vllm_folder, shards):
         "lora_dropout": 0.0,
         "max_steps": 2,
     }
-    runs = [launch("sft", way, out=f"lora-{shards}-{i}", **keys) for i, way in enumerate((None, shards))]
-    assert_same(*runs, vllm_folder)
+    single = launch("sft", out=f"lora-{shards}-single", **keys)
+    sharded = launch("sft", shards, out=f"lora-{shards}-sharded", **keys)
+    assert_same(single, sharded, vllm_folder)
 
 
 # GRPO and HAPO without shards are in test_processes.py.
 @pytest.mark.parametrize("name, shards", [(n, s) for s in SHARDS for n in RUNS if s != "cpu2" or n == "sft"])
-def test_two_processes_learn_what_one_does(launch, alone, vllm_folder, name, shards):
+def test_sharded_run_learns_the_weights_of_one_process(launch, launch_single, vllm_folder, name, shards):
     run = launch(name, shards)
     assert (run / "checkpoint-2" / SHARDS[shards]).exists()
-    assert_same(run, alone(name), vllm_folder)
+    assert_same(run, launch_single(name), vllm_folder)
     if (name, shards) == ("grpo", "zero3"):
         assert_vllm_loads(run / "model")
-    if name == "hapo":  # it goes on from its last checkpoint but one
-        again = run.with_name(f"again-{shards}")
-        shutil.copytree(run, again)
-        shutil.rmtree(again / "checkpoint-4")
-        shutil.rmtree(again / "model")
-        launch(name, shards, "--resume", out=again.name)
-        assert_same(again, run, vllm_folder)
+    if name == "hapo":  # resume from the checkpoint before the last
+        resumed = run.with_name(f"resumed-{shards}")
+        shutil.copytree(run, resumed)
+        shutil.rmtree(resumed / "checkpoint-4")
+        shutil.rmtree(resumed / "model")
+        launch(name, shards, "--resume", out=resumed.name)
+        assert_same(resumed, run, vllm_folder)

@@ -1,4 +1,4 @@
-"""Whole runs of a tiny random model on the CPU: what stands in the run directory, and how runs go on."""
+"""Complete runs of a tiny random model on the CPU: the files of the run directory, and resuming."""
 
 import json
 import os
@@ -33,16 +33,16 @@ CAUSAL = {
     "max_completion_length": 6,
 }
 TRAIN = CPU | CAUSAL | {"num_generations": 4, "per_device_train_batch_size": 8, "learning_rate": 1e-3}
-TRAIN["rewards"] = [f"{TOY}:variety"]  # a random model earns nothing from the environment's own
+TRAIN["rewards"] = [f"{TOY}:variety"]  # the environment's own reward is always 0 for a random model
 SFT = CPU | CAUSAL | {"per_device_train_batch_size": 4, "max_steps": 2}
 
 
 @pytest.fixture
 def rlkit(monkeypatch, capsys, tmp_path):
-    """Run the command line in this process and return what it printed."""
+    """Return a function that runs a command in this process and returns its stdout."""
 
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["rlkit", *map(str, words)])
+    def run(*argv):
+        monkeypatch.setattr(sys, "argv", ["rlkit", *map(str, argv)])
         code = cli.main()
         output = capsys.readouterr()
         assert code == 0, output.err
@@ -52,7 +52,7 @@ def rlkit(monkeypatch, capsys, tmp_path):
 
 
 @pytest.fixture
-def recipe(tmp_path, tiny_folder):
+def write_config(tmp_path, tiny_folder):
     def write(name, **keys):
         path = tmp_path / f"{name}.yaml"
         keys = {"model_name_or_path": tiny_folder, "output_dir": str(tmp_path / name)} | keys
@@ -83,20 +83,20 @@ def assert_complete(run, steps):
     assert "<html" in (run / "report.html").read_text()[:200].lower()
 
 
-def test_sft_then_train_then_go_on(rlkit, recipe, tmp_path):
-    said = rlkit("sft", "--config", recipe("warm", **SFT))
+def test_sft_then_train_then_resume(rlkit, write_config, tmp_path):
+    output = rlkit("sft", "--config", write_config("warm", **SFT))
     warm = tmp_path / "warm"
     assert_complete(warm, 2)
     assert {line["stage"] for line in metrics(warm)} == {"sft"}
-    assert "correct on 4 held-out test tasks" in said and "report.html" in said
+    assert "correct on 4 held-out test tasks" in output and "report.html" in output
 
-    path = recipe("run", **TRAIN, model_name_or_path=str(warm / "model"))
+    path = write_config("run", **TRAIN, model_name_or_path=str(warm / "model"))
     rlkit("train", "--config", path)
     run = tmp_path / "run"
     assert_complete(run, 2)
     assert sorted(p.name for p in (run / "rollouts").iterdir()) == [f"step-00000{i}.parquet" for i in (1, 2)]
     frame = pd.read_parquet(run / "rollouts")
-    promised = [
+    columns = [
         "step",
         "task_id",
         "prompt",
@@ -108,40 +108,40 @@ def test_sft_then_train_then_go_on(rlkit, recipe, tmp_path):
         "invalid",
         "rewards/correct",
     ]
-    assert set(promised) <= set(frame) and len(frame) == 16
+    assert set(columns) <= set(frame) and len(frame) == 16
     first = next(line for line in metrics(run) if line["step"] == 1 and "reward" in line)
     assert {"rewards/correct/mean", "rewards/correct/std", "rewards/correct/error_rate"} <= set(first)
 
-    # A finished run goes on when it is given more steps, and is evaluated again at its new end.
+    # A finished run continues if max_steps is raised, and is evaluated again at its new end.
     (run / "evaluation" / "after.json").write_text("stale")
     rlkit("train", "--config", path, "--resume", "--max_steps", 3)
     assert_complete(run, 3)
     assert [line["step"] for line in metrics(run) if "reward" in line] == [1, 2, 3]
-    # Nothing to do: the same end.
+    # Resuming a finished run changes nothing.
     rlkit("train", "--config", run / "config.yaml", "--resume")
     assert_complete(run, 3)
 
 
-def test_a_killed_run_ends_where_it_would_have(rlkit, recipe, tmp_path, tiny_folder):
+def test_interrupted_run_resumes_like_an_uninterrupted_run(rlkit, write_config, tmp_path, tiny_folder):
     from safetensors.torch import load_file
 
     keys = TRAIN | {"max_steps": 4, "save_steps": 2, "evaluation_tasks": 0}
-    rlkit("train", "--config", recipe("whole", **keys))
-    rlkit("train", "--config", recipe("killed", **keys))
-    killed = tmp_path / "killed"
-    # As after a kill in step 4: no last checkpoint, no model, but rollouts and metrics beyond the last one.
-    shutil.rmtree(killed / "checkpoint-4")
-    shutil.rmtree(killed / "model")
-    rlkit("train", "--config", killed / "config.yaml", "--resume")
-    assert (killed / "checkpoint-4").is_dir()
-    folders = (tiny_folder, tmp_path / "whole" / "model", tmp_path / "killed" / "model")
-    start, whole, again = (load_file(f"{folder}/model.safetensors") for folder in folders)
-    for name, tensor in whole.items():
+    rlkit("train", "--config", write_config("uninterrupted", **keys))
+    rlkit("train", "--config", write_config("resumed", **keys))
+    run = tmp_path / "resumed"
+    # As if killed in step 4: checkpoint and model are missing, rollouts and metrics of the step exist.
+    shutil.rmtree(run / "checkpoint-4")
+    shutil.rmtree(run / "model")
+    rlkit("train", "--config", run / "config.yaml", "--resume")
+    assert (run / "checkpoint-4").is_dir()
+    folders = (tiny_folder, tmp_path / "uninterrupted" / "model", run / "model")
+    start, expected, actual = (load_file(f"{folder}/model.safetensors") for folder in folders)
+    for name, tensor in expected.items():
         assert (tensor - start[name]).abs().max() > 1e-4, name
-        assert (tensor - again[name]).abs().max() < 1e-5, name
+        assert (tensor - actual[name]).abs().max() < 1e-5, name
 
 
-def test_lora_is_merged_into_a_plain_model(rlkit, recipe, tmp_path, tiny_folder):
+def test_lora_run_saves_a_merged_model(rlkit, write_config, tmp_path, tiny_folder):
     from safetensors.torch import load_file
 
     keys = {
@@ -151,7 +151,7 @@ def test_lora_is_merged_into_a_plain_model(rlkit, recipe, tmp_path, tiny_folder)
         "evaluation_tasks": 2,
         "beta": 0.1,
     }
-    rlkit("train", "--config", recipe("lora", **(TRAIN | keys | {"evaluation_steps": 1})))
+    rlkit("train", "--config", write_config("lora", **(TRAIN | keys | {"evaluation_steps": 1})))
     run = tmp_path / "lora"
     before, after = (load_file(f"{folder}/model.safetensors") for folder in (tiny_folder, run / "model"))
     assert before.keys() == after.keys()
@@ -159,47 +159,47 @@ def test_lora_is_merged_into_a_plain_model(rlkit, recipe, tmp_path, tiny_folder)
     assert sorted(p.stem for p in (run / "evaluation").iterdir()) == ["after", "before", "step-1"]
 
 
-def test_tensorboard_writes_its_events(rlkit, recipe, tmp_path, monkeypatch):
+def test_run_writes_tensorboard_events(rlkit, write_config, tmp_path, monkeypatch):
     pytest.importorskip("tensorboard")
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "events"))
     keys = {"report_to": "tensorboard", "evaluation_tasks": 0, "max_steps": 1, "save_strategy": "no"}
-    rlkit("train", "--config", recipe("board", **(TRAIN | keys)))
+    rlkit("train", "--config", write_config("board", **(TRAIN | keys)))
     assert list((tmp_path / "events").rglob("events.out.tfevents*"))
 
 
 @pytest.mark.slow
-def test_wandb_writes_an_offline_run(recipe, tmp_path):
+def test_run_writes_an_offline_wandb_run(write_config, tmp_path):
     pytest.importorskip("wandb")
     keys = {"report_to": "wandb", "evaluation_tasks": 0, "max_steps": 1, "save_strategy": "no"}
     environment = os.environ | {"WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path), "WANDB_SILENT": "true"}
-    words = ["-m", "rlkit", "train", "--config", str(recipe("board", **(TRAIN | keys)))]
-    subprocess.run([sys.executable, *words], env=environment, check=True, capture_output=True, timeout=300)
+    command = [sys.executable, "-m", "rlkit", "train"]
+    command += ["--config", str(write_config("board", **(TRAIN | keys)))]
+    subprocess.run(command, env=environment, check=True, capture_output=True, timeout=300)
     assert list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
 
 
 def test_eval_and_compare(rlkit, tmp_path, tiny_folder):
-    words = ["eval", tiny_folder, "--environment", f"{TOY}:Letters", "-n", 5, "--max_completion_length", 4]
-    result = json.loads(
-        rlkit(*words, "--samples", 2, "--temperature", 1, "--json", "--out", tmp_path / "a.json")
-    )
+    argv = ["eval", tiny_folder, "--environment", f"{TOY}:Letters", "-n", 5, "--max_completion_length", 4]
+    options = ["--samples", 2, "--temperature", 1, "--json", "--out", tmp_path / "a.json"]
+    result = json.loads(rlkit(*argv, *options))
     assert set(result["pass_at"]) == {"1", "2"} and result["accuracy"]["n"] == 5
-    said = rlkit(*words, "--out", tmp_path / "b.json")
-    assert "correct" in said and "vowel = True" in said
-    saved = json.loads((tmp_path / "a.json").read_text())
-    assert len(saved["completions"]) == 10
-    compared = json.loads(rlkit("eval", "--compare", tmp_path / "b.json", tmp_path / "a.json", "--json"))
-    assert compared["n"] == 5 and 0 <= compared["p"] <= 1
+    output = rlkit(*argv, "--out", tmp_path / "b.json")
+    assert "correct" in output and "vowel = True" in output
+    evaluation = json.loads((tmp_path / "a.json").read_text())
+    assert len(evaluation["completions"]) == 10
+    comparison = json.loads(rlkit("eval", "--compare", tmp_path / "b.json", tmp_path / "a.json", "--json"))
+    assert comparison["n"] == 5 and 0 <= comparison["p"] <= 1
     assert "on 5 tasks" in rlkit("eval", "--compare", tmp_path / "b.json", tmp_path / "a.json")
 
 
 @pytest.mark.slow
-def test_two_processes(recipe, tmp_path):
-    """Groups of four on two processes that get two rollouts of each: TRL splits them."""
+def test_two_processes_split_a_group(write_config, tmp_path):
+    """Each process gets two of the four rollouts of a group."""
     keys = TRAIN | {"per_device_train_batch_size": 2, "save_strategy": "no", "ddp_backend": "gloo"}
-    path = recipe("two", **keys)
-    words = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-    words += ["-m", "rlkit", "train", "--config", str(path)]
-    subprocess.run([sys.executable, *words], check=True, timeout=120, cwd=ROOT)
+    path = write_config("two", **keys)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    command += ["-m", "rlkit", "train", "--config", str(path)]
+    subprocess.run(command, check=True, timeout=120, cwd=ROOT)
     run = tmp_path / "two"
     frame = pd.read_parquet(run / "rollouts")
     assert frame.groupby("step").size().tolist() == [4, 4]
@@ -209,42 +209,46 @@ def test_two_processes(recipe, tmp_path):
 
 
 @pytest.mark.slow
-def test_scripts_of_searches_are_learned_and_then_searches_are_rewarded(rlkit, recipe, tmp_path, monkeypatch):
+def test_search_with_protocol_tags_trains_with_sft_and_grpo(rlkit, write_config, tmp_path, monkeypatch):
     monkeypatch.setenv("RLKIT_CACHE", str(tmp_path / "cache"))
     world = {"world_size": 100, "hops": [1], "topk": 1, "prompt_style": "short"}
     keys = {"environment": "search-v2", "environment_args": world, "max_completion_length": 900}
-    rlkit("sft", "--config", recipe("sft", **(SFT | keys), demonstrations="solution", save_strategy="no"))
+    rlkit(
+        "sft", "--config", write_config("sft", **(SFT | keys), demonstrations="solution", save_strategy="no")
+    )
     assert (tmp_path / "sft" / "model" / "model.safetensors").exists()
     keys |= {"max_turn_tokens": 12, "rewards": ["f1", f"{TOY}:variety"], "save_steps": 2}
-    rlkit("train", "--config", recipe("grpo", **(TRAIN | keys)))
+    rlkit("train", "--config", write_config("grpo", **(TRAIN | keys)))
     frame = pd.read_parquet(tmp_path / "grpo" / "rollouts")
     assert len(frame) == 16 and frame["invalid"].isna().all()
-    assert set(frame["rewards/f1"]) == {0.0}  # a random model finds nothing
+    assert set(frame["rewards/f1"]) == {0.0}  # a random model answers no question
     assert (frame["length"] <= 5 * 12).all() and (frame["truncated"]).all()
 
 
 @pytest.mark.slow
-def test_calls_of_a_function_are_learned_and_rewarded(rlkit, recipe, tmp_path, tiny_folder, monkeypatch):
+def test_search_with_tool_calls_trains_with_sft_and_grpo(
+    rlkit, write_config, tmp_path, tiny_folder, monkeypatch
+):
     monkeypatch.setenv("RLKIT_CACHE", str(tmp_path / "cache"))
     tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
-    shown = "{% if tools %}<|im_start|>system\nTools: {{ tools | tojson }}<|im_end|>\n{% endif %}"
-    tokenizer.chat_template = shown + tokenizer.chat_template
+    system = "{% if tools %}<|im_start|>system\nTools: {{ tools | tojson }}<|im_end|>\n{% endif %}"
+    tokenizer.chat_template = system + tokenizer.chat_template
     shutil.copytree(tiny_folder, tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     world = {"world_size": 100, "hops": [1], "topk": 1, "prompt_style": "short", "protocol": "tools"}
     keys = {"environment": "search-v2", "environment_args": world, "max_completion_length": 900}
     keys |= {"model_name_or_path": str(tmp_path / "model")}
     demonstrations = {"demonstrations": "solution", "save_strategy": "no", "max_length": 2000}
-    rlkit("sft", "--config", recipe("sft", **(SFT | keys | demonstrations)))
+    rlkit("sft", "--config", write_config("sft", **(SFT | keys | demonstrations)))
     prompts = []
 
-    def remember(*arguments, **template):
+    def recording_tokenize(*arguments, **template):
         prompts.extend(tokenize(*arguments, **template))
         return prompts[-len(arguments[1]) :]
 
-    monkeypatch.setattr("rlkit.training.step.tokenize", remember)
+    monkeypatch.setattr("rlkit.training.step.tokenize", recording_tokenize)
     keys |= {"max_turn_tokens": 12, "rewards": ["f1", f"{TOY}:variety"], "save_steps": 2}
-    rlkit("train", "--config", recipe("grpo", **(TRAIN | keys)))
+    rlkit("train", "--config", write_config("grpo", **(TRAIN | keys)))
     assert len(prompts) == 16
     assert all('"name": "search"' in tokenizer.decode(ids) for ids in prompts)
     frame = pd.read_parquet(tmp_path / "grpo" / "rollouts")

@@ -1,4 +1,4 @@
-"""Training with vLLM in the trainer's process, the real one, over several turns."""
+"""Multi-turn training with real vLLM, in the trainer's process and on servers."""
 
 import contextlib
 import importlib.util
@@ -48,28 +48,27 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def train(tmp_path_factory, vllm_folder):
-    """Return a function that trains in a process of its own: the run's folder and what it said."""
+    """Return a function that trains in another process and returns the run directory and stderr."""
     folder = tmp_path_factory.mktemp("vllm")
 
-    def run(name, *words, code=0, **keys):
+    def run(name, *argv, code=0, **keys):
         path = folder / f"{name}.yaml"
-        own = {"model_name_or_path": vllm_folder, "output_dir": str(folder / name)}
-        own |= keys
-        path.write_text(yaml.safe_dump(KEYS | own))
-        command = [sys.executable, "-m", "rlkit", "train", "--config", str(path), *words]
+        keys = KEYS | {"model_name_or_path": vllm_folder, "output_dir": str(folder / name)} | keys
+        path.write_text(yaml.safe_dump(keys))
+        command = [sys.executable, "-m", "rlkit", "train", "--config", str(path), *argv]
         environment = os.environ | {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_CPU_KVCACHE_SPACE": "1"}
-        done = subprocess.run(
+        process = subprocess.run(
             command, env=environment, capture_output=True, text=True, timeout=400, check=False
         )
-        assert done.returncode == code, done.stderr[-3000:]
-        return Path(own["output_dir"]), done.stderr
+        assert process.returncode == code, process.stderr[-3000:]
+        return Path(keys["output_dir"]), process.stderr
 
     return run
 
 
 @pytest.fixture(scope="module")
 def resumed(train):
-    """Two steps, and two more after a second start."""
+    """Train for two steps, then resume for two more."""
     train("run", max_steps=2)
     return train("run", "--resume", max_steps=4)
 
@@ -80,7 +79,7 @@ def logged(folder, key):
 
 
 def test_each_step_samples_with_the_weights_of_that_step(resumed):
-    """Also the first one after a resume. In float32 the sampler agrees with the trainer to rounding."""
+    """Also after a resume. In float32, log-probabilities of vLLM and the trainer agree up to rounding."""
     folder, _ = resumed
     assert len(logged(folder, GAP)) == 4
     assert max(logged(folder, GAP)) < 1e-4
@@ -88,49 +87,49 @@ def test_each_step_samples_with_the_weights_of_that_step(resumed):
     assert logged(folder, "sampling/cut") == [0.0] * 4
 
 
-def test_rollouts_of_several_turns_are_kept(resumed):
+def test_multi_turn_rollouts_are_saved(resumed):
     folder, _ = resumed
     frame = pd.concat([pd.read_parquet(file) for file in sorted((folder / "rollouts").glob("*.parquet"))])
-    talked = frame[frame["turns"].map(len) > 1]
-    assert len(frame) == 32 and len(talked) > 0
-    for row in talked.to_dict("records"):
+    multi_turn = frame[frame["turns"].map(len) > 1]
+    assert len(frame) == 32 and len(multi_turn) > 0
+    for row in multi_turn.to_dict("records"):
         roles = [turn["role"] for turn in row["turns"]]
         assert roles[:2] == ["assistant", "user"]
-        assert row["turns"][1]["content"].endswith("]</>")  # its "e" would have ended a turn
-        # An end token may stand behind a stop string at the limit.
+        assert row["turns"][1]["content"].endswith("]</>")  # escaped: its "e" is a stop string
+        # The limit is 40 tokens, and an EOS token may be appended after a stop string.
         assert row["length"] + row["environment_tokens"] <= 41
     assert frame["log_prob_gap"].max() < 1e-3
 
 
-def test_lengths_are_those_of_the_model_alone(resumed):
+def test_mean_length_counts_only_the_models_tokens(resumed):
     folder, _ = resumed
     frame = pd.concat([pd.read_parquet(file) for file in sorted((folder / "rollouts").glob("*.parquet"))])
     means = frame.groupby("step")["length"].mean()
     assert logged(folder, "completions/mean_length") == pytest.approx(means.tolist())
 
 
-def test_a_sampler_at_another_temperature_is_noticed(train):
-    """The trainer does not know of it: its own key is `temperature`."""
+def test_guard_reports_sampling_at_another_temperature(train):
+    """`generation_kwargs` changes the temperature of the sampler, but not that of the trainer."""
     keys = {"generation_kwargs": {"temperature": 0.5}, "max_steps": 7, "evaluation_tasks": 0}
-    folder, said = train("cool", **keys)
+    folder, stderr = train("cool", **keys)
     assert min(logged(folder, GAP)) > 0.1
-    assert "guard sampler" in said
+    assert "guard sampler" in stderr
 
 
 @pytest.fixture
 def serve(vllm_folder):
-    """Return a function that starts a server on a port; all are killed in the end."""
-    started = []
+    """Return a function that starts a server on a port; all servers are killed after the test."""
+    servers = []
 
     def start(port):
         command = [sys.executable, "-m", "rlkit", "serve", vllm_folder, "--port", str(port)]
         environment = os.environ | {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_CPU_KVCACHE_SPACE": "1"}
         command += ["--max_model_len", "128", "--enforce-eager", "--dtype", "float32"]
-        started.append(subprocess.Popen(command, env=environment, start_new_session=True))
-        return started[-1]
+        servers.append(subprocess.Popen(command, env=environment, start_new_session=True))
+        return servers[-1]
 
     yield start
-    for server in started:
+    for server in servers:
         kill(server)
 
 
@@ -146,17 +145,17 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def test_a_server_killed_in_mid_training_comes_back_with_the_weights_of_the_step(train, serve, tmp_path):
-    """The environment of this run kills the server while step 3 is being sampled, and starts another."""
+def test_run_continues_after_a_server_restarts(train, serve, tmp_path):
+    """A thread kills the server while step 3 is sampled, and starts another on the same port."""
     port = free_port()
     server = serve(port)
-    killed = []
+    kill_times = []
 
     def kill_at_step_3():
         folder = tmp_path / "run" / "rollouts"
         wait_until((folder / "step-000002.parquet").exists)
         kill(server)
-        killed.append(time.time())
+        kill_times.append(time.time())
         serve(port)
 
     threading.Thread(target=kill_at_step_3, daemon=True).start()
@@ -167,13 +166,13 @@ def test_a_server_killed_in_mid_training_comes_back_with_the_weights_of_the_step
         "max_steps": 5,
         "evaluation_tasks": 0,
     }
-    folder, said = train("killed", **keys)
-    assert killed and f"127.0.0.1:{port}" in said  # it was said that the server was gone
+    folder, stderr = train("killed", **keys)
+    assert kill_times and f"127.0.0.1:{port}" in stderr  # a warning that the server is unavailable
     assert len(logged(folder, GAP)) == 5
     assert max(logged(folder, GAP)) < 1e-4
 
 
-def wait_for(port, server):
+def wait_until_healthy(port, server):
     def healthy():
         with contextlib.suppress(httpx.TransportError):
             return httpx.get(f"http://127.0.0.1:{port}/health", trust_env=False).is_success
@@ -181,10 +180,10 @@ def wait_for(port, server):
     wait_until(healthy, process=server)
 
 
-def test_a_server_that_stays_away_ends_the_run_with_a_checkpoint(train, serve, tmp_path):
+def test_run_ends_with_a_checkpoint_if_the_server_stays_down(train, serve, tmp_path):
     port = free_port()
     server = serve(port)
-    wait_for(port, server)
+    wait_until_healthy(port, server)
 
     def kill_after_a_checkpoint():
         wait_until((tmp_path / "run" / "checkpoint-2" / "rlkit.json").exists)
@@ -200,7 +199,7 @@ def test_a_server_that_stays_away_ends_the_run_with_a_checkpoint(train, serve, t
         "save_steps": 2,
         "evaluation_tasks": 0,
     }
-    _, said = train("lost", code=1, **keys)
-    assert f"http://127.0.0.1:{port}" in said and "--resume" in said
-    assert "Traceback" not in said
+    _, stderr = train("lost", code=1, **keys)
+    assert f"http://127.0.0.1:{port}" in stderr and "--resume" in stderr
+    assert "Traceback" not in stderr
     assert last_checkpoint(tmp_path / "run") is not None

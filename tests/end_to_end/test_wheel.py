@@ -1,4 +1,4 @@
-"""The wheel: one top-level package with its configs, beside other packages named `envs` and `rewards`."""
+"""The wheel: one top-level package with its configs. It works next to packages named `envs` and `rewards`."""
 
 import shutil
 import subprocess
@@ -30,15 +30,16 @@ TINY_RUN = {
 
 
 def run(*command, cwd):
-    words = [str(word) for word in command]
-    done = subprocess.run(words, cwd=cwd, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"{' '.join(words)}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
-    return done.stdout
+    argv = [str(argument) for argument in command]
+    process = subprocess.run(argv, cwd=cwd, capture_output=True, text=True, check=False)
+    output = f"{process.stdout[-2000:]}\n{process.stderr[-4000:]}"
+    assert process.returncode == 0, f"{' '.join(argv)}\n{output}"
+    return process.stdout
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """The wheel of the files that git knows of, or does not ignore."""
+    """Build the wheel from the files that git tracks or does not ignore."""
     names = run("git", "ls-files", "--cached", "--others", "--exclude-standard", cwd=ROOT).splitlines()
     source = tmp_path_factory.mktemp("source")
     for name in names:
@@ -54,7 +55,7 @@ def wheel(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def installed(wheel, tmp_path_factory):
-    """A virtual environment with the wheel and PyPI's `envs`; it sees the present one's dependencies."""
+    """Create a virtual environment with the wheel, PyPI's `envs`, and this environment's dependencies."""
     folder = tmp_path_factory.mktemp("installed")
     run(sys.executable, "-m", "venv", folder, cwd=folder)
     (packages,) = folder.glob("lib/python*/site-packages")
@@ -62,7 +63,7 @@ def installed(wheel, tmp_path_factory):
         target = packages / file
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(file.locate(), target)
-    # Behind this environment's own packages, and without the editable install of the checkout.
+    # Puts the dependencies after the new environment's packages, and leaves out the editable install.
     (packages / "dependencies.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
     options = ("--no-deps", "--no-index", "--force-reinstall", "--quiet")
     run(folder / "bin/python", "-m", "pip", "install", *options, wheel, cwd=folder)
@@ -71,44 +72,44 @@ def installed(wheel, tmp_path_factory):
 
 @pytest.fixture
 def workdir(tmp_path):
-    """A working directory of somebody who has packages of these names."""
+    """A working directory with the user's own packages `envs` and `rewards`."""
     for name in ("envs", "rewards"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "__init__.py").write_text("WHOSE = 'mine'\n")
+        (tmp_path / name / "__init__.py").write_text("OWNER = 'user'\n")
     return tmp_path
 
 
-def test_wheel_holds_one_package_of_real_files(wheel):
+def test_wheel_contains_one_package_without_symlinks(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.partition("/")[0].partition("-")[0] for name in names} == {"rlkit", "rlkit_llm"}
     tracked = run("git", "ls-files", "--cached", "--others", "--exclude-standard", cwd=ROOT).splitlines()
     for folder, suffix in (("rlkit", ".py"), ("envs", ".py"), ("rewards", ".py"), ("configs", ".yaml")):
         files = [name for name in tracked if name.startswith(f"{folder}/") and name.endswith(suffix)]
-        below = "" if folder == "rlkit" else "rlkit/"
-        assert files and {below + name for name in files if (ROOT / name).is_file()} <= set(names)
+        prefix = "" if folder == "rlkit" else "rlkit/"
+        assert files and {prefix + name for name in files if (ROOT / name).is_file()} <= set(names)
     assert {"rlkit/report/page.html", "rlkit/report/page.js", "rlkit/report/page.css"} <= set(names)
 
 
-def test_installed_package_is_the_wheels_and_envs_the_users(installed, workdir):
-    code = "import rlkit, envs, rewards; print(rlkit.__file__); print(envs.WHOSE, rewards.WHOSE)"
-    file, whose = run(installed / "bin/python", "-c", code, cwd=workdir).splitlines()
-    assert Path(file).is_relative_to(installed) and whose == "mine mine"
+def test_import_finds_the_installed_rlkit_and_the_users_envs(installed, workdir):
+    code = "import rlkit, envs, rewards; print(rlkit.__file__); print(envs.OWNER, rewards.OWNER)"
+    file, owners = run(installed / "bin/python", "-c", code, cwd=workdir).splitlines()
+    assert Path(file).is_relative_to(installed) and owners == "user user"
 
 
-def test_commands_work_beside_packages_of_the_same_names(installed, workdir):
+def test_commands_work_next_to_packages_of_the_same_names(installed, workdir):
     rlkit, python = installed / "bin/rlkit", installed / "bin/python"
     for command in ([rlkit], [python, "-m", "rlkit"]):
         assert "FAIL" not in run(*command, "check", "causal-v1", "-n", 8, cwd=workdir)
     assert "causal-v1" in run(rlkit, "envs", cwd=workdir)
-    words = [word for key, value in TINY_RUN.items() for word in (f"--{key}", value)]
-    run(rlkit, "train", "configs/causal/smollm2.yaml", "--accelerate", "cpu2", *words, cwd=workdir)
+    argv = [argument for key, value in TINY_RUN.items() for argument in (f"--{key}", value)]
+    run(rlkit, "train", "configs/causal/smollm2.yaml", "--accelerate", "cpu2", *argv, cwd=workdir)
     assert (workdir / "run" / "model" / "model.safetensors").is_file()
     run(rlkit, "report", "run", "--out", "page.html", cwd=workdir)
     run(rlkit, "sweep", "configs/sweeps/causal_smollm2.yaml", "--collect", cwd=workdir)
     assert (workdir / "page.html").is_file()
 
 
-def test_configs_of_the_wheel_parse_in_any_directory(installed, workdir):
+def test_installed_configs_parse_in_any_directory(installed, workdir):
     code = """
 from rlkit.arguments.parse import PARSERS
 from rlkit.registry import PACKAGE, load_yaml
@@ -125,7 +126,7 @@ for path in sorted((PACKAGE / "configs").glob("*/*.yaml")):
     assert "configs/causal/smollm2.yaml" in run(installed / "bin/python", "-c", code, cwd=workdir)
 
 
-def test_uninstalling_leaves_envs_intact(installed, tmp_path):
+def test_uninstalling_leaves_the_package_envs_intact(installed, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(installed, folder, symlinks=True)
     (packages,) = folder.glob("lib/python*/site-packages")

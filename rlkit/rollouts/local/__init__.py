@@ -1,1 +1,1 @@
-"""The engine that every machine has: transformers in the trainer's process."""
+"""The default engine, which needs no extra installation: transformers in the trainer's process."""

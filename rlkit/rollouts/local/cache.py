@@ -1,4 +1,4 @@
-"""A cache for sampling that is written in place: transformers' own is copied for every new token."""
+"""A key-value cache with preallocated memory. transformers' own reallocates and copies it for every token."""
 
 from __future__ import annotations
 
@@ -7,59 +7,68 @@ from transformers import DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer
 
 
-class RoomyLayer(DynamicLayer):
-    """Keys and values of one layer (B, K, S, D) with room for more tokens behind them.
+class PreallocatedCacheLayer(DynamicLayer):
+    """Keys and values of one layer, (B, K, S, D), in buffers that have room for the tokens to come.
 
     Args:
-        layer: the layer of the prompts' cache, (U, K, P, D).
-        rows: (B,) the prompt of each row.
-        room: tokens to come.
+        layer: Layer of the cache of U distinct prompts, (U, K, P, D).
+        rows: (B,) index of each row's prompt.
+        room: Number of tokens to reserve memory for.
     """
 
     def __init__(self, layer: DynamicLayer, rows: torch.Tensor, room: int):
         super().__init__()
         assert layer.keys is not None and layer.values is not None  # the prompts have been computed
-        # Under autocast attention would bring both to this type again and again.
+        # Store the autocast type. Otherwise attention would convert the whole cache at every token.
         device = layer.values.device.type
         self.dtype = layer.values.dtype
         if torch.is_autocast_enabled(device):
             self.dtype = torch.get_autocast_dtype(device)
         self.device = layer.values.device
-        self._keys, self._values = (self._reserve(x, rows, room) for x in (layer.keys, layer.values))
+        self._key_buffer, self._value_buffer = (
+            self._allocate(prompts, rows, room) for prompts in (layer.keys, layer.values)
+        )
         self.is_initialized = True
-        self._show(layer.keys.size(2))
+        self._set_length(layer.keys.size(2))
 
-    def _reserve(self, prompts: torch.Tensor, rows: torch.Tensor, room: int) -> torch.Tensor:
+    def _allocate(self, prompts: torch.Tensor, rows: torch.Tensor, room: int) -> torch.Tensor:
         _, heads, length, dim = prompts.shape
-        table = prompts.new_empty(len(rows), heads, length + room, dim, dtype=self.dtype)
-        table[:, :, :length] = prompts[rows]
-        return table
+        buffer = prompts.new_empty(len(rows), heads, length + room, dim, dtype=self.dtype)
+        buffer[:, :, :length] = prompts[rows]
+        return buffer
 
-    def _show(self, length: int) -> None:
-        self.keys, self.values = self._keys[:, :, :length], self._values[:, :, :length]
+    def _set_length(self, length: int) -> None:
+        # `keys` and `values` are transformers' attributes: views of the tokens so far, without a copy.
+        self.keys, self.values = self._key_buffer[:, :, :length], self._value_buffer[:, :, :length]
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append (B, K, T, D); return all there is."""
+        """Append keys and values (B, K, T, D) in place; return those of all tokens so far (B, K, S, D)."""
         start = self.get_seq_length()
         end = start + key_states.size(2)
-        self._keys[:, :, start:end] = key_states
-        self._values[:, :, start:end] = value_states
-        self._show(end)
-        return self._keys[:, :, :end], self._values[:, :, :end]
+        self._key_buffer[:, :, start:end] = key_states
+        self._value_buffer[:, :, start:end] = value_states
+        self._set_length(end)
+        return self._key_buffer[:, :, :end], self._value_buffer[:, :, :end]
 
 
-def is_plain(cache: Cache) -> bool:
-    """Whether every layer of the cache keeps plain keys and values, so that its rows can be repeated.
+def has_only_dynamic_layers(cache: Cache) -> bool:
+    """Return whether every layer stores plain keys and values, so that its rows can be repeated.
 
-    Sliding-window, linear-attention and quantised layers keep something else.
+    Sliding-window, linear-attention and quantized layers store other state.
     """
     return all(type(layer) is DynamicLayer for layer in cache.layers)
 
 
-def with_room(cache: DynamicCache, rows: torch.Tensor, room: int) -> DynamicCache:
-    """Turn a plain cache of U prompts into one of B rows with room for `room` tokens each."""
+def preallocate(cache: DynamicCache, rows: torch.Tensor, room: int) -> DynamicCache:
+    """Expand a cache of U prompts to B rows in place, each with memory for `room` more tokens.
+
+    Args:
+        cache: Cache of the prompts; `has_only_dynamic_layers` must be true of it.
+        rows: (B,) index of each row's prompt.
+        room: Number of tokens to reserve memory for.
+    """
     for i, layer in enumerate(cache.layers):
-        cache.layers[i] = RoomyLayer(layer, rows, room)  # type: ignore[arg-type]
+        cache.layers[i] = PreallocatedCacheLayer(layer, rows, room)  # type: ignore[arg-type]
     return cache

@@ -1,9 +1,9 @@
-"""The engine that every machine has: transformers' `generate`, in the trainer's process."""
+"""An engine on transformers' `generate`, in the trainer's process. It needs no extra installation."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from transformers import GenerationConfig, StopStringCriteria
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 
 class TransformersEngine:
-    """Samples all submitted turns at once, or `batch_size` at a time.
+    """Samples all submitted turns in one batch, or in batches of `batch_size`.
 
     Args:
-        model: a causal language model, not wrapped.
-        tokenizer: for padding and to find stop strings.
-        batch_size: turns at a time, like lengths together; None: all.
+        model: Causal language model, without a DDP or FSDP wrapper.
+        tokenizer: Tokenizer of the model, for padding and for stop strings.
+        batch_size: Maximum number of turns per batch; turns of similar length share a batch. None: no limit.
     """
 
-    context: int | None = None  # rotary positions go on; quality is the user's matter
+    context: int | None = None  # rotary embeddings set no hard limit, so the user decides
 
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, batch_size: int | None = None
@@ -33,21 +33,25 @@ class TransformersEngine:
         self.model = model
         self.tokenizer = tokenizer
         self.batch_size = batch_size
-        self._waiting: list[Request] = []
+        self._pending: list[Request] = []
         self._sampling: Sampling | None = None
-        self._stop: tuple[tuple[str, ...], StopStringCriteria] | None = None
+        self._cached_stop: tuple[tuple[str, ...], StopStringCriteria] | None = None
 
     def submit(self, requests: Sequence[Request], sampling: Sampling) -> None:
-        """Take requests."""
-        self._waiting += requests
+        """Queue requests. The settings apply to all requests of the next `collect`."""
+        self._pending += requests
         self._sampling = sampling
 
     def collect(self, *, wait: bool) -> list[tuple[int, Sample]]:
-        """Sample everything that was submitted; it is never left for later, whatever `wait` says."""
-        requests, self._waiting = sorted(self._waiting, key=lambda r: (len(r.ids), r.row)), []
+        """Sample all submitted turns, whether or not `wait` is set."""
+        # Batches of similar length need less padding. The index makes the order deterministic.
+        requests = sorted(self._pending, key=lambda request: (len(request.ids), request.local_index))
+        self._pending = []
         size = self.batch_size or max(len(requests), 1)
-        batches = [requests[i : i + size] for i in range(0, len(requests), size)]
-        return [finished for batch in batches for finished in self._sample(batch)]
+        finished: list[tuple[int, Sample]] = []
+        for start in range(0, len(requests), size):
+            finished += self._sample(requests[start : start + size])
+        return finished
 
     def _sample(self, requests: Sequence[Request]) -> list[tuple[int, Sample]]:
         sampling = self._sampling
@@ -58,53 +62,67 @@ class TransformersEngine:
             [request.ids for request in requests],
             generation_config(sampling, max(limits), self.tokenizer.pad_token_id),
             self.model.device,
-            None if sampling.key is None else numbers(sampling.key, requests),
+            None if sampling.key is None else random_numbers(sampling.key, requests),
             limits=limits,
-            stop=self._criteria(sampling.stop),
+            stop=self._stop_criteria(sampling.stop),
         )
         return [
-            (request.row, Sample(ids, None, self._finish(ids, request.limit, sampling)))
+            (request.local_index, Sample(ids, None, self._finish_reason(ids, request.limit, sampling)))
             for request, ids in zip(requests, outputs, strict=True)
         ]
 
-    def _criteria(self, stop: tuple[str, ...]) -> StopStringCriteria | None:
-        if stop and (self._stop is None or self._stop[0] != stop):  # it looks at the whole vocabulary
-            self._stop = stop, StopStringCriteria(self.tokenizer, list(stop))
-        return self._stop[1] if stop and self._stop else None
+    def _stop_criteria(self, stop: tuple[str, ...]) -> StopStringCriteria | None:
+        if not stop:
+            return None
+        # Cached, since building the criteria goes through the whole vocabulary.
+        if self._cached_stop is None or self._cached_stop[0] != stop:
+            self._cached_stop = stop, StopStringCriteria(self.tokenizer, list(stop))
+        return self._cached_stop[1]
 
-    def _finish(self, ids: list[int], limit: int, sampling: Sampling) -> Literal["end", "stop", "length"]:
-        if ids[-1] in sampling.ends:
-            return "end"
-        # What is shorter than its limit was ended by a stop string; at the limit the text must tell.
-        stopped = len(ids) < limit or any(s in self.tokenizer.decode(ids) for s in sampling.stop)
-        return "stop" if stopped else "length"
+    def _finish_reason(
+        self, ids: list[int], limit: int, sampling: Sampling
+    ) -> Literal["eos", "stop", "length"]:
+        if ids[-1] in sampling.eos_token_ids:
+            return "eos"
+        # Only a stop string ends a turn before its limit. At the limit, search the text for one.
+        if len(ids) < limit:
+            return "stop"
+        text = self.tokenizer.decode(ids)
+        return "stop" if any(string in text for string in sampling.stop) else "length"
 
 
 def generation_config(sampling: Sampling, limit: int, pad_token_id: int) -> GenerationConfig:
-    """The same in transformers' words. What is not said comes from the model, Qwen2.5's penalty for one."""
-    greedy = sampling.temperature == 0
-    chosen = {} if greedy else {
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "top_k": sampling.top_k,
-        "min_p": sampling.min_p,
-    }  # fmt: skip
-    return GenerationConfig(
-        **{
-            "max_new_tokens": limit,
-            "do_sample": not greedy,
-            "repetition_penalty": sampling.repetition_penalty,
-            "eos_token_id": list(sampling.ends),
-            "pad_token_id": pad_token_id,
-            **chosen,
-            **sampling.further,
+    """Convert sampling settings to a transformers config with `limit` as `max_new_tokens`.
+
+    `generate` takes unset settings from the model's own generation config; Qwen2.5's, for example, has a
+    repetition penalty. So every setting of `Sampling` is set here.
+    """
+    is_greedy = sampling.temperature == 0
+    settings: dict[str, Any] = {
+        "max_new_tokens": limit,
+        "do_sample": not is_greedy,
+        "repetition_penalty": sampling.repetition_penalty,
+        "eos_token_id": list(sampling.eos_token_ids),
+        "pad_token_id": pad_token_id,
+    }
+    if not is_greedy:
+        settings |= {
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+            "min_p": sampling.min_p,
         }
-    )
+    return GenerationConfig(**(settings | dict(sampling.extra)))
 
 
-def numbers(key: Sequence[int], requests: Sequence[Request]) -> torch.Tensor:
-    """Random numbers (B, T) of requests: a rollout's go on where its last turn ended."""
+def random_numbers(key: Sequence[int], requests: Sequence[Request]) -> torch.Tensor:
+    """Return the random numbers (B, T) of the requests.
+
+    A rollout has one sequence of random numbers, and each turn continues where the previous one ended.
+    """
     width = max(request.limit for request in requests)
     total = max(request.start for request in requests) + width
-    table = draw(key, [request.place for request in requests], total)
-    return torch.stack([row[r.start : r.start + width] for r, row in zip(requests, table, strict=True)])
+    table = draw(key, [request.global_index for request in requests], total)
+    return torch.stack(
+        [row[request.start : request.start + width] for request, row in zip(requests, table, strict=True)]
+    )

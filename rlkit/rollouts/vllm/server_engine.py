@@ -1,8 +1,9 @@
-"""The engine for vLLM as a server: one or several, on this machine or others, that may die and come back.
+"""An engine on one or more vLLM servers, on this machine or others, that may fail and restart at any time.
 
-A loop in a thread of its own makes the requests; each turn is one, so none waits for another. What a server
-was sampling when it failed goes to the others. A sample counts only if its server had the pushed weights when
-the sample was done (`rlkit.rollouts.vllm.endpoint`); servers come and go in `rlkit.rollouts.vllm.pool`.
+An event loop in a separate thread makes the requests. Each turn is a request of its own, so no turn waits for
+another. The requests of a server that fails are retried on the other servers. A sample is accepted only if
+its server still held the pushed weights when the sample was finished (`rlkit.rollouts.vllm.endpoint`).
+`rlkit.rollouts.vllm.pool` tracks which servers are up.
 """
 
 from __future__ import annotations
@@ -29,29 +30,29 @@ from rlkit.rollouts.vllm.nccl import NCCLSender
 from rlkit.rollouts.vllm.pool import Pool
 from rlkit.rollouts.vllm.weights import Weights, WeightsFolder
 
-LOCAL = ("localhost", "127.0.0.1", "::1")
-MOMENT = 0.01  # seconds
+LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
+POLL_INTERVAL = 0.01  # seconds
 
 T = TypeVar("T")
 
 
 class ServerEngine:
-    """Samples turns with vLLM servers; `rlkit serve` starts one.
+    """Samples turns on vLLM servers, which `rlkit serve` starts.
 
     Args:
-        urls: their addresses, e.g. http://127.0.0.1:8000. They belong to this run alone.
-        weights_dir: folder for pushed weights; servers on other machines must see it under the same path.
-            None: memory or the temporary folder, for servers on this machine.
-        patience: seconds to wait while no server is up; at the start, until all are.
-        timeout: seconds that one turn may take.
-        concurrency: turns that a server is given at a time; vLLM itself queues what it has no room for.
+        urls: Addresses of the servers, e.g. http://127.0.0.1:8000. No other run may use the same servers.
+        weights_dir: Directory for pushed weights, which servers on other machines must see under the same
+            path. None uses shared memory or the temporary directory, for servers on this machine.
+        retry_timeout: Seconds to wait while all servers are down, and at the start until all of them are up.
+        timeout: Maximum number of seconds for one turn.
+        concurrency: Maximum number of concurrent requests to one server. vLLM queues those that do not fit.
 
     Attributes:
-        pushed_bytes: size of the last push.
-        push_seconds: what it took.
+        pushed_bytes: Size of the last push in bytes.
+        push_seconds: Duration of the last push.
 
     Raises:
-        UserError: a wrong address, or a server that is not up within `patience`.
+        UserError: An address is invalid, or a server is not up within `retry_timeout` seconds.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class ServerEngine:
         urls: Sequence[str],
         *,
         weights_dir: str | Path | None = None,
-        patience: float = 600.0,
+        retry_timeout: float = 600.0,
         timeout: float = 1800.0,
         concurrency: int = 256,
     ):
@@ -67,13 +68,13 @@ class ServerEngine:
         self.pushed_bytes, self.push_seconds = 0, 0.0
         self._weights_dir = weights_dir
         self._folder: WeightsFolder | None = None
-        self._outstanding = 0
+        self._num_outstanding = 0
         self._finished: queue.SimpleQueue[tuple[int, Sample] | Exception] = queue.SimpleQueue()
         self._client = _client()
         servers = [Server(self._client, url, timeout) for url in self.urls]
-        self._pool = Pool(servers, NCCLSender(), patience, concurrency)
+        self._pool = Pool(servers, NCCLSender(), retry_timeout, concurrency)
         self._loop = asyncio.new_event_loop()
-        # Daemon: Ctrl-C does not wait for what is being sampled.
+        # A daemon thread, so that Ctrl-C does not wait for running requests.
         self._thread = threading.Thread(target=self._loop.run_forever, name="vllm-servers", daemon=True)
         self._thread.start()
         atexit.register(self.close)
@@ -85,19 +86,19 @@ class ServerEngine:
 
     @property
     def context(self) -> int | None:
-        """Most tokens of a rollout with its prompt."""
+        """Maximum number of tokens of a rollout, the prompt included: the smallest of all servers."""
         return min(server.context for server in self._pool.servers)
 
     @property
     def version(self) -> str:
-        """What the servers call the weights they have: the pushed version and a part of its own."""
+        """Label of the servers' weights: the pushed version with a unique suffix."""
         return UNCHANGED if self.weights is None else self.weights.label
 
     @property
     def weights(self) -> Weights | None:
-        """Those that the servers must have; None: those they started with.
+        """Weights that the servers must hold. None: their initial weights.
 
-        Where several processes sample, one pushes and the others set this to what it has here.
+        If several processes sample, one pushes, and the others set this property to its value there.
         """
         return self._pool.weights
 
@@ -107,69 +108,73 @@ class ServerEngine:
         self._pool.weights = weights
 
     def submit(self, requests: Sequence[Request], sampling: Sampling) -> None:
-        """Send requests."""
-        if not self._outstanding:
+        """Send requests to the servers. Before the first of a batch, check which servers have restarted."""
+        if not self._num_outstanding:
             self._run(self._pool.check())
-        self._outstanding += len(requests)
-        self._run(self._take(requests, sampling))
+        self._num_outstanding += len(requests)
+        self._run(self._spawn_requests(requests, sampling))
 
     def collect(self, *, wait: bool) -> list[tuple[int, Sample]]:
-        """Return the finished; without `wait` after a moment at most.
+        """Return the finished turns; without `wait`, block for `POLL_INTERVAL` seconds at most.
 
         Raises:
-            GuardError: no server was up for `patience` seconds, or a request failed everywhere.
-            UserError: a server refused a request.
+            GuardError: All servers were down for `retry_timeout` seconds, or a request failed repeatedly.
+            UserError: A server rejected a request.
         """
+        # Without `wait` the caller polls in a loop, so a short timeout avoids busy waiting.
+        timeout: float | None = None if wait else POLL_INTERVAL
         finished: list[tuple[int, Sample]] = []
-        while self._outstanding:
+        while self._num_outstanding:
             try:
-                # A caller with other work comes back at once: a moment spares it the spinning.
-                item = self._finished.get(timeout=0 if finished else None if wait else MOMENT)
+                item = self._finished.get(timeout=timeout)
             except queue.Empty:
                 break
             if isinstance(item, Exception):
-                self._run(self._drop())
+                self._run(self._drop_requests())
                 raise item
-            self._outstanding -= 1
+            self._num_outstanding -= 1
             finished.append(item)
+            timeout = 0
         return finished
 
     def push(self, named_tensors: Iterable[tuple[str, torch.Tensor]], version: str) -> None:
-        """Give all servers weights. Nothing may be being sampled.
+        """Load weights on all servers. No request may be outstanding.
 
         Args:
-            named_tensors: under the checkpoint's names; of tied ones one is enough.
-            version: what they are called, e.g. the step.
+            named_tensors: Tensors with their names in the checkpoint; one of each set of tied weights.
+            version: Name of the weights, e.g. the step.
 
         Raises:
-            UserError: there is no room for them, or servers elsewhere do not share a folder.
-            GuardError: no server could load them within `patience` seconds.
+            UserError: There is no room for the weights, or servers on other machines share no directory.
+            GuardError: No server could load the weights within `retry_timeout` seconds.
         """
         self._assert_idle()
         started = time.monotonic()
         if self._pool.nccl.reaches(self.urls):
-            label = f"{version}-{time.time_ns():x}"
-            self._spread(*self._pool.nccl.prepare(named_tensors, label), started)
+            label = f"{version}-{time.time_ns():x}"  # unique: a server may hold another run's weights
+            weights, size = self._pool.nccl.prepare(named_tensors, label)
         else:
-            self._spread(*self._store().write(named_tensors, version), started)
+            weights, size = self._open_folder().write(named_tensors, version)
+        self._load(weights, size, started)
 
     def push_adapter(self, folder: str | Path, version: str) -> None:
-        """Give all servers a LoRA adapter, over the weights they started with. Nothing may be being sampled.
+        """Load a LoRA adapter on all servers, on top of their initial weights. No request may be outstanding.
 
         Args:
-            folder: written by peft's `save_pretrained`; it is copied.
-            version: what it is called.
+            folder: Directory written by peft's `save_pretrained`; it is copied.
+            version: Name of the adapter, e.g. the step.
 
         Raises:
-            UserError: as `push`, or a server takes no adapters, or none of this rank.
-            GuardError: as `push`.
+            UserError: As in `push`, or a server does not accept adapters, or not of this rank.
+            GuardError: As in `push`.
         """
         self._assert_idle()
         started = time.monotonic()
-        self._spread(*self._store().copy_adapter(folder, version), started)
+        weights, size = self._open_folder().copy_adapter(folder, version)
+        self._load(weights, size, started)
 
     def close(self) -> None:
-        """Let go of the servers and delete pushed weights."""
+        """Disconnect from the servers and delete pushed weights. The servers keep running."""
         atexit.unregister(self.close)
         if self._thread.is_alive():
             self._run(self._stop())
@@ -179,46 +184,52 @@ class ServerEngine:
         if self._folder is not None:
             self._folder.close()
 
-    def _run(self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+    def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
     def _assert_idle(self) -> None:
-        assert not self._outstanding, f"{self._outstanding} turns are being sampled: push between batches"
+        assert not self._num_outstanding, (
+            f"{self._num_outstanding} requests are outstanding: push between batches"
+        )
 
-    def _store(self) -> WeightsFolder:
+    def _open_folder(self) -> WeightsFolder:
         if self._folder is None:
             parents = [Path("/dev/shm"), Path(tempfile.gettempdir())]
             if self._weights_dir is not None:
                 parents = [Path(self._weights_dir).absolute()]
                 parents[0].mkdir(parents=True, exist_ok=True)
-            elif far := [url for url in self.urls if urlsplit(url).hostname not in LOCAL]:
-                raise UserError(f"{', '.join(far)}: servers on other machines need a folder that they share")
+            elif remote := [url for url in self.urls if urlsplit(url).hostname not in LOCAL_HOSTS]:
+                raise UserError(
+                    "servers on other machines need a shared directory for weights: set weights_dir for "
+                    + ", ".join(remote)
+                )
             self._folder = WeightsFolder(parents)
         return self._folder
 
-    def _spread(self, weights: Weights, size: int, started: float) -> None:
+    def _load(self, weights: Weights, size: int, started: float) -> None:
         old, self.weights = self.weights, weights
         self._run(self._pool.load())
+        # Only now can the old folder go: until then a restarting server may be reading it.
         if old is not None and self._folder is not None:
             self._folder.remove(old)
         self.pushed_bytes, self.push_seconds = size, time.monotonic() - started
 
-    # The rest runs in the loop's thread.
+    # The methods below run in the event loop's thread.
 
-    async def _take(self, requests: Sequence[Request], sampling: Sampling) -> None:
+    async def _spawn_requests(self, requests: Sequence[Request], sampling: Sampling) -> None:
         for request in requests:
-            self._pool.spawn(self._carry(request, sampling), name="request")
+            self._pool.spawn(self._sample(request, sampling), name="request")
 
-    async def _carry(self, request: Request, sampling: Sampling) -> None:
+    async def _sample(self, request: Request, sampling: Sampling) -> None:
         try:
-            self._finished.put((request.row, await self._pool.sample(request, sampling)))
+            self._finished.put((request.local_index, await self._pool.sample(request, sampling)))
         except Exception as error:
             self._finished.put(error)
 
-    async def _drop(self) -> None:
-        """Forget all requests: the batch has failed."""
+    async def _drop_requests(self) -> None:
+        """Cancel all outstanding requests, since the batch has failed."""
         await self._pool.cancel("request")
-        self._outstanding, self._finished = 0, queue.SimpleQueue()
+        self._num_outstanding, self._finished = 0, queue.SimpleQueue()
 
     async def _stop(self) -> None:
         await self._pool.cancel()
@@ -228,30 +239,37 @@ class ServerEngine:
 
 
 def check_urls(urls: Sequence[str]) -> list[str]:
-    """Return addresses without a slash at their end; raises UserError for what is none."""
+    """Validate server addresses; return them without a trailing slash.
+
+    Raises:
+        UserError: An address is invalid or has a path, or two are equal, or there are none.
+    """
     if not urls:
-        raise UserError("no vLLM server is named, e.g. http://127.0.0.1:8000")
-    plain = [url.rstrip("/") for url in urls]
-    for url in plain:
+        raise UserError("no vLLM server given: expected a URL, e.g. http://127.0.0.1:8000")
+    stripped = [url.rstrip("/") for url in urls]
+    for url in stripped:
         parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or not _has_port(parts):
-            raise UserError(f"{url!r} is no address of a server, e.g. http://127.0.0.1:8000")
+        if parts.scheme not in ("http", "https") or not parts.hostname or not _is_valid_port(parts):
+            raise UserError(f"invalid server address {url!r}: expected a URL, e.g. http://127.0.0.1:8000")
         if parts.path or parts.query:
-            raise UserError(f"{url!r}: give the address alone, {parts.scheme}://{parts.netloc}")
-    if len(set(plain)) < len(plain):
-        raise UserError(f"a server is named twice: {', '.join(plain)}")
-    return plain
+            raise UserError(
+                f"server address {url!r} must not contain a path: use {parts.scheme}://{parts.netloc}"
+            )
+    if len(set(stripped)) < len(stripped):
+        raise UserError(f"duplicate vLLM server in {', '.join(stripped)}")
+    return stripped
 
 
-def _has_port(parts: SplitResult) -> bool:
-    try:
+def _is_valid_port(parts: SplitResult) -> bool:
+    try:  # `port` raises ValueError for a port that is not a number or out of range
         return parts.port is None or parts.port > 0
     except ValueError:
         return False
 
 
 def _client() -> httpx.AsyncClient:
-    # TCP asks in silence whether the other machine is still there, where the platform can be told when.
+    # A request can be silent for minutes while it queues. Keepalive probes detect a machine that is gone. Not
+    # every platform has these options.
     probes = {"TCP_KEEPIDLE": 20, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 4}
     options = [
         (socket.IPPROTO_TCP, getattr(socket, name), value)
@@ -261,6 +279,6 @@ def _client() -> httpx.AsyncClient:
     transport = httpx.AsyncHTTPTransport(
         limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
         socket_options=[(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1), *options],
-        trust_env=False,  # a proxy for the outer world is none for these
+        trust_env=False,  # ignore HTTP_PROXY: the servers are on the local network
     )
     return httpx.AsyncClient(transport=transport, trust_env=False)

@@ -1,7 +1,7 @@
-"""Weights on their way to vLLM servers: a folder of safetensors that is written whole or not at all.
+"""Weights for vLLM servers: folders of safetensors that are written atomically.
 
-A folder is in memory (/dev/shm) where the servers are on this machine and there is room, else on a disk that
-they share. The last one is kept: a server that starts anew loads it from there.
+A folder is in shared memory (/dev/shm) if the servers are on this machine and there is room, otherwise on a
+disk that they share. The latest folder is kept, so that a server that restarts can load it.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ SHARD_BYTES = 2 << 30
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights that servers are to have.
+    """Weights that have been pushed to servers.
 
     Attributes:
-        label: what a server that has loaded them calls them; no two pushes have the same.
-        folder: safetensors, or a LoRA adapter as peft saves it; None: sent from GPU to GPU.
-        adapter: they are a LoRA adapter over the weights that the server started with.
+        label: Name that a server reports after loading them. It is unique to the push.
+        folder: Folder of safetensors, or of a LoRA adapter as peft saves it. None: sent from GPU to GPU.
+        adapter: Whether they are a LoRA adapter, on top of the server's initial weights.
     """
 
     label: str
@@ -38,29 +38,31 @@ class Weights:
 
 
 class WeightsFolder:
-    """Where one process puts weights. Folders that dead processes left behind are removed.
+    """The folder in which one process writes weights. It removes the folders of processes that crashed.
 
     Args:
-        parents: folders to make it in, the next where one has no room.
+        parents: Directories to create it in. If one is full, the next is used.
     """
 
     def __init__(self, parents: Sequence[Path]):
         self.parents = [parent for parent in parents if parent.is_dir()]
         if not self.parents:
-            raise UserError(f"there is no folder {', '.join(map(str, parents))} to put weights in")
-        self._made: dict[Path, tuple[Path, FileLock]] = {}
+            raise UserError(
+                f"no directory for weights: {', '.join(map(str, parents))} does not exist; set weights_dir"
+            )
+        self._roots: dict[Path, tuple[Path, FileLock]] = {}
 
     def write(self, named_tensors: Iterable[tuple[str, torch.Tensor]], version: str) -> tuple[Weights, int]:
-        """Write tensors under the names of the checkpoint; return the weights and their size in bytes.
+        """Write tensors with their names in the checkpoint; return the weights and their size in bytes.
 
         Raises:
-            UserError: no folder has room.
+            UserError: No directory has enough room.
         """
-        total, partial = 0, self._fresh(0)
+        total, partial = 0, self._create_partial(0)
         try:
             for number, shard in enumerate(_shards(named_tensors)):
                 size = sum(tensor.nbytes for tensor in shard.values())
-                partial = self._with_room(partial, size)
+                partial = self._ensure_room(partial, size)
                 save_file(shard, partial / f"model-{number:05}.safetensors")
                 total += size
             return self._finish(partial, version, adapter=False), total
@@ -69,63 +71,68 @@ class WeightsFolder:
             raise
 
     def copy_adapter(self, folder: str | Path, version: str) -> tuple[Weights, int]:
-        """Copy an adapter that peft has saved; return it and its size in bytes."""
+        """Copy an adapter that peft has saved; return the weights and their size in bytes."""
         size = sum(file.stat().st_size for file in Path(folder).iterdir() if file.is_file())
-        partial = self._with_room(self._fresh(0), size)
+        partial = self._ensure_room(self._create_partial(0), size)
         shutil.copytree(folder, partial, dirs_exist_ok=True)
         return self._finish(partial, version, adapter=True), size
 
     def remove(self, weights: Weights) -> None:
-        """Delete weights that no server needs any more."""
+        """Delete weights that no server needs anymore."""
         if weights.folder is not None:
             shutil.rmtree(weights.folder, ignore_errors=True)
 
     def close(self) -> None:
-        """Delete everything."""
-        for folder, lock in self._made.values():
+        """Delete all weights of this process."""
+        for folder, lock in self._roots.values():
             shutil.rmtree(folder, ignore_errors=True)
             lock.release()
-        self._made.clear()
+        self._roots.clear()
 
     def _finish(self, partial: Path, version: str, *, adapter: bool) -> Weights:
-        # The random part of the folder's name: a server may still have the weights of another run.
+        # The folder's random suffix makes the label unique: a server may still hold another run's weights.
         label = f"{version}-{partial.name.rpartition('-')[2]}"
-        folder = partial.rename(partial.parent / label)
+        folder = partial.rename(partial.parent / label)  # atomic: servers never see a partial folder
         return Weights(label, folder, adapter)
 
-    def _fresh(self, place: int) -> Path:
-        return Path(tempfile.mkdtemp(dir=self._root(self.parents[place]), prefix="partial-"))
+    def _create_partial(self, index: int) -> Path:
+        return Path(tempfile.mkdtemp(dir=self._root(self.parents[index]), prefix="partial-"))
 
-    def _with_room(self, partial: Path, size: int) -> Path:
-        """Return the folder, moved to the next place if `size` bytes more do not fit where it is."""
-        place = self.parents.index(partial.parent.parent)
-        while _room(self.parents[place]) < size:
-            place += 1
-            if place == len(self.parents):
+    def _ensure_room(self, partial: Path, size: int) -> Path:
+        """Return the folder, moved to the next parent if `size` more bytes do not fit where it is."""
+        index = self.parents.index(partial.parent.parent)
+        while _free_bytes(self.parents[index]) < size:
+            index += 1
+            if index == len(self.parents):
                 tried = ", ".join(map(str, self.parents))
-                raise UserError(f"there is no room for weights in {tried}: name a folder with room for them")
-            moved = self._fresh(place)
+                raise UserError(
+                    f"not enough room for weights in {tried}: set weights_dir to a directory with more room"
+                )
+            moved = self._create_partial(index)
             shutil.copytree(partial, moved, dirs_exist_ok=True)
             shutil.rmtree(partial)
             partial = moved
         return partial
 
     def _root(self, parent: Path) -> Path:
-        if parent not in self._made:
+        if parent not in self._roots:
             _remove_abandoned(parent)
             root = Path(tempfile.mkdtemp(dir=parent, prefix=PREFIX))
-            root.chmod(0o755)  # servers may run as somebody else
+            root.chmod(0o755)  # servers may run as another user
+            # Held until `close`. The operating system releases it if the process crashes.
             lock = FileLock(root / "lock")
             lock.acquire()
-            self._made[parent] = root, lock
-        return self._made[parent][0]
+            self._roots[parent] = root, lock
+        return self._roots[parent][0]
 
 
 def _shards(named_tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterable[dict[str, torch.Tensor]]:
+    """Yield CPU copies of the tensors in shards of about `SHARD_BYTES`, so that few are in memory at once."""
     shard: dict[str, torch.Tensor] = {}
     size = 0
     for name, tensor in named_tensors:
-        # A copy: gathered parameters are gone in the next step, tied ones may not share memory in a file.
+        # Copy: gathered parameters are freed when the iterator advances, and safetensors rejects tied weights
+        # that share memory.
         shard[name] = tensor.detach().to("cpu", copy=True).contiguous()
         size += tensor.nbytes
         if size >= SHARD_BYTES:
@@ -135,9 +142,10 @@ def _shards(named_tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterable[dict[
         yield shard
 
 
-def _room(folder: Path) -> int:
-    """Bytes that may be written; of a folder in memory, half of what the machine has available."""
+def _free_bytes(folder: Path) -> int:
+    """Return the number of bytes that may be written; in shared memory, at most half of available memory."""
     free = shutil.disk_usage(folder).free
+    # /dev/shm reports its own limit, but what it holds takes memory from all processes.
     meminfo = Path("/proc/meminfo")
     if folder != Path("/dev/shm") or not meminfo.is_file():
         return free
@@ -146,10 +154,11 @@ def _room(folder: Path) -> int:
 
 
 def _remove_abandoned(parent: Path) -> None:
+    """Remove the folders of processes that crashed: a running process holds the lock of its folder."""
     for folder in parent.glob(PREFIX + "*"):
         try:
             if (folder / "lock").is_file():
                 with FileLock(folder / "lock", timeout=0):
                     shutil.rmtree(folder)
-        except (Timeout, OSError):  # somebody's who lives, or not ours
+        except (Timeout, OSError):  # the lock of a running process, or another user's folder
             continue

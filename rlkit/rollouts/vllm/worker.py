@@ -1,4 +1,4 @@
-"""What `rlkit serve` adds to vLLM's workers: new weights that arrive everywhere, also on a CPU."""
+"""The extension of vLLM's workers in `rlkit serve`: it loads new weights on every platform, CPUs included."""
 
 from __future__ import annotations
 
@@ -13,21 +13,25 @@ EXTENSION = f"{__name__}.WorkerExtension"
 
 
 class WorkerExtension:
-    """Methods for `/collective_rpc`; vLLM mixes them into its worker."""
+    """Methods that `/collective_rpc` can call; vLLM adds this class as a base of its worker class."""
 
     def rlkit_load(self: Any, folder: str) -> None:
-        """Load safetensors over the weights; raises FileNotFoundError where the folder is not seen."""
-        if not Path(folder).is_dir():  # vLLM would look for it on the hub
-            raise FileNotFoundError(f"there is no folder {folder} on {socket.gethostname()}")
+        """Replace the weights with the safetensors in a folder.
+
+        Raises:
+            FileNotFoundError: The folder does not exist on this machine.
+        """
+        if not Path(folder).is_dir():  # vLLM would take the path for a model name on the hub
+            raise FileNotFoundError(f"folder {folder} does not exist on {socket.gethostname()}")
         self.reload_weights(weights_path=folder, is_checkpoint_format=True)
         repack_tied(self.model_runner.get_model())
 
 
 def repack_tied(model: torch.nn.Module) -> None:
-    """Finish loading weights into a vLLM model whose output layer shares those of its embedding.
+    """Repack the output layer of a vLLM model whose output layer and embedding share their weights.
 
-    On a CPU vLLM keeps a repacked copy of them for the output layer. A reload gives the embedding its new
-    weights and leaves that copy as it was (seen with vLLM 0.31), so that logits come from both old and new.
+    On a CPU, vLLM keeps a repacked copy of the shared weights for the output layer. A reload updates the
+    embedding but not that copy (seen with vLLM 0.31), so the logits would mix new and old weights.
     """
     for layer in model.modules():
         if type(layer).__name__ == "ParallelLMHead" and hasattr(layer, "cpu_linear"):

@@ -1,6 +1,6 @@
-"""Supervised losses of ranking, the baselines and warm starts of a policy.
+"""Supervised ranking losses: baselines and warm starts of the policy gradient of `plackett_luce`.
 
-Shapes: B queries, n documents each. A mask is True at documents, False at padding.
+Shapes: B queries, n documents each. A mask is True for documents and False for padding.
 """
 
 from __future__ import annotations
@@ -11,38 +11,40 @@ from torch.nn import functional
 
 
 def infonce(scores: Tensor, positive: Tensor, mask: Tensor) -> Tensor:
-    """Cross-entropy of each query's positive document among all that are not masked away, (B,).
+    """Return the cross-entropy of each query's positive document among the documents of the mask, (B,).
 
     Args:
-        scores: (B, n), already divided by the temperature; the n may be those of the whole batch.
-        positive: (B,), the index of the positive.
-        mask: (B, n), which documents are compared; a positive always is.
+        scores: Scores (B, n), divided by the temperature. For in-batch negatives, the n
+            documents are those of the whole batch.
+        positive: Index of each query's positive document, (B,).
+        mask: Documents to compare with, (B, n). The positive is added to them.
     """
-    kept = mask.clone()
-    kept.scatter_(1, positive[:, None], True)
-    return functional.cross_entropy(scores.masked_fill(~kept, -torch.inf), positive, reduction="none")
+    candidates = mask.clone()
+    candidates.scatter_(1, positive[:, None], True)
+    return functional.cross_entropy(scores.masked_fill(~candidates, -torch.inf), positive, reduction="none")
 
 
 def false_negatives(teacher: Tensor, ids: Tensor, all_ids: Tensor, share: float = 0.6) -> Tensor:
-    """Which documents of a batch are no negatives of each query, (B, M), for `infonce`.
+    """Return which documents of the batch must not be negatives of each query, (B, M); see `infonce`.
 
-    Those with a teacher score above `share` of the query's highest one, by id, wherever in the batch they
-    stand (Tamber et al., arXiv 2502.19712); so its positive and copies of it are among them.
+    These are the documents with a teacher score above `share` of the query's highest one (Tamber et al.,
+    arXiv 2502.19712), the positive included. They are matched by id, since another query's list may contain
+    them.
 
     Args:
-        teacher: (B, n), scores of a query's own list, 0 or more.
-        ids: (B, n), the numbers of those documents, -1 at padding.
-        all_ids: (M,), the numbers of the documents of the batch.
-        share: of the highest score.
+        teacher: Teacher's scores of each query's own documents, (B, n), at least 0.
+        ids: Ids of those documents, (B, n), -1 for padding.
+        all_ids: Ids of all documents of the batch, (M,).
+        share: Fraction of the highest score.
     """
     high = (teacher > share * teacher.max(-1, keepdim=True).values) & (ids >= 0)
     return ((ids[:, :, None] == all_ids) & high[:, :, None]).any(1)
 
 
 def ranknet(scores: Tensor, grades: Tensor, mask: Tensor) -> Tensor:
-    """Mean of log(1 + exp(s_j - s_i)) over the pairs with grade_i above grade_j, (B,); 0 without such pairs.
+    """Return the mean of log(1 + exp(s_j - s_i)) over pairs with grade_i > grade_j, (B,); 0 without pairs.
 
-    log 2 where all scores are equal. E2Rank (arXiv 2510.22733) has it on 10 cos, by ranks.
+    It is log 2 if all scores are equal. E2Rank (arXiv 2510.22733) uses it with s = 10 cos and graded ranks.
     """
     pairs = (grades[:, :, None] > grades[:, None]) & mask[:, :, None] & mask[:, None]
     losses = functional.softplus(scores[:, None] - scores[:, :, None])
@@ -50,39 +52,42 @@ def ranknet(scores: Tensor, grades: Tensor, mask: Tensor) -> Tensor:
 
 
 def listwise_distillation(scores: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
-    """KL divergence from the softmax of a teacher's scores to that of ours, (B,) (arXiv 2502.19712).
+    """Return KL(softmax(teacher) || softmax(scores)), (B,) (arXiv 2502.19712).
 
     Args:
-        scores, teacher: (B, n), each divided by its temperature (0.05 and 0.3 there).
-        mask: (B, n).
+        scores: Scores (B, n), divided by their temperature (0.05 in the paper).
+        teacher: Teacher's scores (B, n), divided by their temperature (0.3 in the paper).
+        mask: Mask of documents, (B, n).
     """
     target = teacher.masked_fill(~mask, -torch.inf).softmax(-1)
-    ours = scores.masked_fill(~mask, -torch.inf).log_softmax(-1)
-    terms = target * (target.clamp(min=1e-30).log() - ours)
+    log_probs = scores.masked_fill(~mask, -torch.inf).log_softmax(-1)
+    # At padding this is 0 * inf = NaN, which `where` replaces. The clamp avoids log 0 for tiny probabilities.
+    terms = target * (target.clamp(min=1e-30).log() - log_probs)
     return torch.where(mask, terms, 0.0).sum(-1)
 
 
 def gaussian_wasserstein(scores: Tensor, labels: Tensor) -> Tensor:
-    """Squared 2-Wasserstein distance of two Gaussians fitted to the batch's rows, a scalar::
+    """Return the squared 2-Wasserstein distance of two Gaussians fitted to the rows of the batch, a scalar::
 
         |mu_P - mu_Q|^2 + tr S_P + tr S_Q - 2 tr (S_P S_Q)^(1/2),   P = softmax(scores), Q = softmax(labels)
 
-    As SyCL's code computes it (arXiv 2503.23239, `WS2Loss`), with the trace of the root from the b x b
-    product of the deviations.
+    This is `WS2Loss` of SyCL's code (arXiv 2503.23239). The trace of the root is computed from the (b, b)
+    product of the deviations instead of the (m, m) covariances.
 
     Args:
-        scores: (b, m), divided by the temperature, of all documents of the batch.
-        labels: (b, m), grades; 0 for other queries' documents.
+        scores: Scores (b, m) of all documents of the batch, divided by the temperature.
+        labels: Grades (b, m), 0 for the documents of other queries.
 
     Raises:
-        ValueError: a single query has no covariance.
+        ValueError: The batch has a single query, which has no covariance.
     """
     if len(scores) < 2:
-        raise ValueError("this loss needs at least two queries in a batch")
+        raise ValueError("gaussian_wasserstein needs at least two queries per batch")
     p, q = scores.double().softmax(-1), labels.double().softmax(-1)
     mean_p, mean_q = p.mean(0), q.mean(0)
     root = (len(scores) - 1) ** 0.5
     c_p, c_q = ((p - mean_p) / root).T, ((q - mean_q) / root).T
     cross = c_p.T @ c_q
+    # The square root has no finite gradient at 0, hence 1e-15.
     roots = torch.linalg.eigvalsh(cross @ cross.T).clamp(min=0).add(1e-15).sqrt().sum()
     return (mean_p - mean_q).square().sum() + c_p.square().sum() + c_q.square().sum() - 2 * roots

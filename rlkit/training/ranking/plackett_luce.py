@@ -1,11 +1,11 @@
 """Plackett-Luce rankings as a policy, and estimators of its gradient (Neural PG-RANK, arXiv 2310.04407).
 
-A ranking is drawn document by document, each time by a softmax over those that are left::
+A ranking is drawn document by document, each from the softmax over the scores of the remaining documents::
 
     pi(r) = prod over k of exp s(r_k) / sum over j >= k of exp s(r_j)
 
-What is maximised is the expected utility of the first K, e.g. nDCG. Shapes: B queries, n documents each, N
-rankings drawn for each query, K positions. A mask is True at documents, False at padding.
+Training maximizes the expected utility of the first K documents, such as nDCG. Shapes: B queries, n documents
+per query, N rankings drawn per query, K positions. A mask is True for documents and False for padding.
 """
 
 from __future__ import annotations
@@ -15,137 +15,149 @@ from torch import Tensor
 
 from rlkit.arguments.presets import ESTIMATORS, UTILITIES
 
-_FLOOR = -1e9  # a score of what is not there: -inf has no gradient
+_PADDING_SCORE = -1e9  # not -inf, whose gradient would be NaN
 
 
 class PlackettLuce:
-    """The distribution of rankings that scores stand for.
+    """Distribution over rankings that is defined by scores.
 
     Args:
-        scores: (B, n).
-        mask: (B, n), or None where all are documents.
+        scores: Scores of the documents, (B, n).
+        mask: Mask of the documents, (B, n), or None if there is no padding.
 
     Raises:
-        ValueError: a query without documents.
+        ValueError: A query has no documents.
     """
 
     def __init__(self, scores: Tensor, mask: Tensor | None = None):
         self.mask = torch.ones_like(scores, dtype=torch.bool) if mask is None else mask
         if not self.mask.any(-1).all():
             raise ValueError("a query has no documents to rank")
-        # A constant changes nothing; without it 1e9 is far enough below.
-        highest = scores.detach().masked_fill(~self.mask, _FLOOR).max(-1, keepdim=True).values
+        # Subtracting the maximum does not change the distribution, and puts all scores far above -1e9.
+        highest = scores.detach().masked_fill(~self.mask, _PADDING_SCORE).max(-1, keepdim=True).values
         self.scores = (scores - highest).to(torch.promote_types(scores.dtype, torch.float32))
-        self.scores = self.scores.masked_fill(~self.mask, _FLOOR)
+        self.scores = self.scores.masked_fill(~self.mask, _PADDING_SCORE)
 
     def sample(self, N: int, K: int, generator: torch.Generator | None = None) -> Tensor:
-        """Draw the first K of N rankings, (B, N, K): indices of documents, -1 where there are fewer.
+        """Draw N rankings of each query and return their first K documents, (B, N, K).
 
-        They are the largest of the scores plus Gumbel noise, which has the law of drawing one by one.
+        The values are indices of documents, and -1 after the last document of a query with fewer than K.
+        Taking the top K of scores plus Gumbel noise is equivalent to drawing one document after the other.
         """
         B, n = self.scores.shape
         noise = torch.empty(B, N, n, device=self.scores.device)
         noise.exponential_(generator=generator).log_().neg_()
-        found = (self.scores.detach()[:, None] + noise).topk(min(K, n), dim=-1).indices
-        there = torch.arange(found.shape[-1], device=found.device) < self.mask.sum(-1)[:, None, None]
-        return found.masked_fill(~there, -1)
+        rankings = (self.scores.detach()[:, None] + noise).topk(min(K, n), dim=-1).indices
+        exists = torch.arange(rankings.shape[-1], device=rankings.device) < self.mask.sum(-1)[:, None, None]
+        return rankings.masked_fill(~exists, -1)
 
     def log_prob(self, rankings: Tensor) -> Tensor:
-        """Logarithms of the probabilities of each choice, (B, N, K); 0 where there is none."""
-        there = rankings >= 0
-        rows = self.scores[:, None].expand(-1, rankings.shape[1], -1)
-        chosen = rows.gather(-1, rankings.clamp(min=0)).masked_fill(~there, _FLOOR)
-        denominators = _denominators(rows, chosen, rankings)
-        return torch.where(there, chosen - denominators, 0.0)
+        """Return the log-probability of the choice at each position, (B, N, K); 0 at padding."""
+        exists = rankings >= 0
+        scores = self.scores[:, None].expand(-1, rankings.shape[1], -1)  # (B, N, n)
+        chosen = scores.gather(-1, rankings.clamp(min=0)).masked_fill(~exists, _PADDING_SCORE)
+        denominators = _log_denominators(scores, chosen, rankings)
+        return torch.where(exists, chosen - denominators, 0.0)
 
 
-def _denominators(rows: Tensor, chosen: Tensor, rankings: Tensor) -> Tensor:
-    """Log-sum-exp of the scores of those that were left before each choice, (B, N, K).
+def _log_denominators(scores: Tensor, chosen: Tensor, rankings: Tensor) -> Tensor:
+    """Return the log-sum-exp of the scores of the documents that remain before each choice, (B, N, K).
 
-    Summed from the end: a subtraction from the sum of all would lose its digits.
+    It is accumulated from the last position to the first. Subtracting the chosen documents from the sum over
+    all documents would cancel most digits.
     """
-    placed = torch.where(rankings >= 0, rankings, rankings[..., :1])  # the first is always there
-    rest = rows.scatter(-1, placed, _FLOOR).logsumexp(-1, keepdim=True)
-    return torch.cat([rest, chosen.flip(-1)], dim=-1).logcumsumexp(-1)[..., 1:].flip(-1)
+    # Padding must not be scattered to; repeating the first document, which always exists, does no harm.
+    ranked = torch.where(rankings >= 0, rankings, rankings[..., :1])
+    unranked = scores.scatter(-1, ranked, _PADDING_SCORE).logsumexp(-1, keepdim=True)
+    return torch.cat([unranked, chosen.flip(-1)], dim=-1).logcumsumexp(-1)[..., 1:].flip(-1)
 
 
 def utility_by_position(name: str, rankings: Tensor, grades: Tensor, ideal: Tensor | None = None) -> Tensor:
-    """What each position adds to the utility of a ranking, (B, N, K); their sum is the utility, in [0, 1].
+    """Return what each position contributes to the utility of a ranking, (B, N, K).
+
+    The sum over positions is the utility, in [0, 1].
 
     Args:
-        name: "ndcg" (linear gain), or "rr", the reciprocal rank of the first that is relevant.
-        rankings: (B, N, K).
-        grades: (B, n), 0 or more; above 0 is relevant.
-        ideal: (B,), the DCG at K of the best ranking, where relevant documents are not among the n; None:
-            that of the n documents.
+        name: "ndcg" (with linear gain) or "rr" (reciprocal rank of the first relevant document).
+        rankings: Rankings (B, N, K) from `PlackettLuce.sample`.
+        grades: Grades of the documents, (B, n), at least 0. A grade above 0 is relevant.
+        ideal: DCG at K of the best possible ranking, (B,), or None for the best ranking of the n documents.
+            Pass it if relevant documents may be missing from the n.
 
     Raises:
-        ValueError: another name.
+        ValueError: Unknown name.
     """
     if name not in UTILITIES:
-        raise ValueError(f"there is no utility {name!r}: take one of {', '.join(UTILITIES)}")
+        raise ValueError(f"unknown utility {name!r}; expected one of {', '.join(UTILITIES)}")
     K = rankings.shape[-1]
-    found = grades[:, None].expand(-1, rankings.shape[1], -1).gather(-1, rankings.clamp(min=0))
-    found = found.masked_fill(rankings < 0, 0)
+    gains = grades[:, None].expand(-1, rankings.shape[1], -1).gather(-1, rankings.clamp(min=0))
+    gains = gains.masked_fill(rankings < 0, 0)
     if name == "rr":
-        relevant = found > 0
+        relevant = gains > 0
         first = relevant & (relevant.cumsum(-1) == 1)
-        return first / torch.arange(1, K + 1, device=found.device)
-    discounts = dcg_discounts(K, found.device)
+        return first / torch.arange(1, K + 1, device=gains.device)
+    discounts = dcg_discounts(K, gains.device)
     if ideal is None:
         ideal = dcg(grades.sort(-1, descending=True).values[:, :K])
-    return found * discounts / ideal.clamp(min=1e-12)[:, None, None]
+    # The minimum makes the nDCG of a query without relevant documents 0.
+    return gains * discounts / ideal.clamp(min=1e-12)[:, None, None]
 
 
 def dcg_discounts(K: int, device: torch.device | None = None) -> Tensor:
-    """1 / log2(1 + rank), (K,)."""
+    """Return the discounts of DCG, 1 / log2(1 + rank), for ranks 1 to K, (K,)."""
     return 1 / torch.log2(torch.arange(2, K + 2, device=device))
 
 
 def dcg(gains: Tensor) -> Tensor:
-    """Discounted sum of the gains of ranked documents, (..., K) -> (...)."""
+    """Return the discounted cumulative gain, (...,), of gains in the order of the ranking, (..., K)."""
     return (gains * dcg_discounts(gains.shape[-1], gains.device)).sum(-1)
 
 
 def policy_gradient_loss(log_probs: Tensor, utility: Tensor, estimator: str = "placement_loo") -> Tensor:
-    """A loss for each query, (B,), whose gradient is minus an unbiased estimate of the expected utility's.
+    """Return a loss per query, (B,), whose gradient is an unbiased estimate of minus the utility's.
 
-    "placement" weighs a choice by what comes from its position on, since earlier positions cannot depend on
-    it; "loo" subtracts the mean of the other rankings of the query. The mean of the whole group (GRPO) in its
-    place makes the gradient smaller by (N - 1) / N; dividing by the deviation would bias it.
+    "placement" weights a choice by the utility of its position and the later ones, since the earlier ones do
+    not depend on it. "loo" subtracts the mean of the other rankings of the query as a baseline. The mean of
+    all rankings of the group, as in GRPO, would scale the gradient by (N - 1) / N, and dividing by the
+    standard deviation would bias it.
 
     Args:
-        log_probs: (B, N, K), of `PlackettLuce.log_prob`.
-        utility: (B, N, K), of `utility_by_position`.
+        log_probs: Log-probabilities (B, N, K) from `PlackettLuce.log_prob`.
+        utility: Utility by position (B, N, K) from `utility_by_position`.
         estimator: "reinforce", "loo", "placement" or "placement_loo".
 
     Raises:
-        ValueError: another estimator, or a single ranking where others are needed.
+        ValueError: Unknown estimator, or "loo" with a single ranking per query.
     """
     if estimator not in ESTIMATORS[:4]:
-        raise ValueError(f"there is no estimator {estimator!r}: take one of {', '.join(ESTIMATORS)}")
+        raise ValueError(f"unknown estimator {estimator!r}; expected one of {', '.join(ESTIMATORS[:4])}")
     N = utility.shape[1]
     total = utility.sum(-1, keepdim=True)
-    gained = total - utility.cumsum(-1) + utility if estimator.startswith("placement") else total
+    returns = total
+    if estimator.startswith("placement"):
+        returns = total - utility.cumsum(-1) + utility  # the sum from each position on
     if estimator.endswith("loo"):
         if N < 2:
-            raise ValueError(f"{estimator} needs at least two rankings of a query")
-        gained = (gained - gained.mean(1, keepdim=True)) * (N / (N - 1))
-    return -(log_probs * gained.detach()).sum(-1).mean(-1)
+            raise ValueError(f"{estimator} needs at least two rankings per query; increase rankings")
+        returns = (returns - returns.mean(1, keepdim=True)) * (N / (N - 1))
+    return -(log_probs * returns.detach()).sum(-1).mean(-1)
 
 
 def pl_rank_loss(policy: PlackettLuce, rankings: Tensor, gains: Tensor, weights: Tensor) -> Tensor:
-    """The same by PL-Rank-3 (Oosterhuis, SIGIR 2022), for a utility that is a sum over positions, (B,)::
+    """Return a loss per query, (B,), whose gradient is PL-Rank-3's estimate (Oosterhuis, SIGIR 2022).
+
+    The utility must be a sum over positions of gain times weight::
 
         d/ds_d E[sum_k w_k gain(r_k)] = E[ PR_d + sum_{k <= rank of d} pi(d | r_<k) (w_k gain_d - DR_k) ]
 
-    with DR_k what comes from rank k on, PR_d what comes after d, and all ranks where d is not placed.
+    DR_k is the utility of rank k and the later ranks, PR_d that of the ranks after document d. If d is not
+    ranked, PR_d is 0 and the sum is over all ranks.
 
     Args:
-        policy: the distribution.
-        rankings: (B, N, K), drawn from it.
-        gains: (B, n), what a document adds to the utility, without the weight of its position.
-        weights: (K,).
+        policy: Distribution of the rankings.
+        rankings: Rankings (B, N, K) drawn from the policy.
+        gains: Gain of each document, (B, n).
+        weights: Weight of each position, (K,).
     """
     with torch.no_grad():
         gradient = _pl_rank_gradient(policy, rankings, gains, weights)
@@ -153,25 +165,28 @@ def pl_rank_loss(policy: PlackettLuce, rankings: Tensor, gains: Tensor, weights:
 
 
 def _pl_rank_gradient(policy: PlackettLuce, rankings: Tensor, gains: Tensor, weights: Tensor) -> Tensor:
+    """Return the estimate of d expected utility / d score, (B, n), in O(n + K) per ranking."""
     B, N, K = rankings.shape
-    rows = policy.scores[:, None].expand(-1, N, -1)
-    there = rankings >= 0
+    scores = policy.scores[:, None].expand(-1, N, -1)  # (B, N, n)
+    exists = rankings >= 0
     index = rankings.clamp(min=0)
-    chosen = rows.gather(-1, index).masked_fill(~there, _FLOOR)
-    inverse = torch.where(there, (-_denominators(rows, chosen, rankings)).exp(), 0.0)
-    rewards = torch.where(there, gains[:, None].expand(-1, N, -1).gather(-1, index) * weights, 0.0)
-    onward = rewards.flip(-1).cumsum(-1).flip(-1)  # DR_k
-    weighted, rewarded = (weights * inverse).cumsum(-1), (onward * inverse).cumsum(-1)
-    last = torch.full(rows.shape, K - 1, device=rankings.device)
+    chosen = scores.gather(-1, index).masked_fill(~exists, _PADDING_SCORE)
+    # pi(d | r_<k) = exp(s_d) * inverse_k, so the sums over k are cumulative sums that all documents share.
+    inverse = torch.where(exists, (-_log_denominators(scores, chosen, rankings)).exp(), 0.0)
+    rewards = torch.where(exists, gains[:, None].expand(-1, N, -1).gather(-1, index) * weights, 0.0)
+    DR = rewards.flip(-1).cumsum(-1).flip(-1)
+    weight_sums, DR_sums = (weights * inverse).cumsum(-1), (DR * inverse).cumsum(-1)  # (B, N, K)
+    # For each document (B, N, n): its position, or the last one if it is not ranked, and PR_d.
+    position = torch.full(scores.shape, K - 1, device=rankings.device)
     positions = torch.arange(K, device=rankings.device).expand(B, N, K)
-    last = _put(last, index, positions, there)
-    after = _put(torch.zeros_like(rows), index, onward - rewards, there)
-    shares = gains[:, None] * weighted.gather(-1, last) - rewarded.gather(-1, last)
-    return (after + rows.exp() * shares).mean(1)
+    position = _scatter_existing(position, index, positions, exists)
+    PR = _scatter_existing(torch.zeros_like(scores), index, DR - rewards, exists)
+    sums = gains[:, None] * weight_sums.gather(-1, position) - DR_sums.gather(-1, position)
+    return (PR + scores.exp() * sums).mean(1)
 
 
-def _put(into: Tensor, index: Tensor, values: Tensor, there: Tensor) -> Tensor:
-    """Write values at the indices that are there, (B, N, n)."""
-    wider = torch.cat([into, into[..., :1]], dim=-1)  # one more column takes the rest
-    index = index.masked_fill(~there, into.shape[-1])
-    return wider.scatter(-1, index, values.to(into.dtype))[..., :-1]
+def _scatter_existing(target: Tensor, index: Tensor, values: Tensor, exists: Tensor) -> Tensor:
+    """Return a copy of `target` (B, N, n) with the values of existing entries written at their indices."""
+    wider = torch.cat([target, target[..., :1]], dim=-1)  # the extra column takes the values of padding
+    index = index.masked_fill(~exists, target.shape[-1])
+    return wider.scatter(-1, index, values.to(target.dtype))[..., :-1]

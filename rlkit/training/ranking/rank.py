@@ -1,7 +1,7 @@
 """Train an encoder to rank the documents of a query (`rlkit rank`; Neural PG-RANK, arXiv 2310.04407).
 
-The encoder's scores are a policy over rankings; nDCG is the reward. Its answers to held-out tasks are judged
-as a language model's are.
+The encoder's scores define a policy over rankings, and nDCG is the reward. In evaluations the ranking is
+written out and judged like a language model's answer, so that both can be compared.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from rlkit.training.session import Session, make_environment
 
 
 def rank(run: RankConfig) -> None:
-    """Train, with evaluation before and after, model and report at the end."""
+    """Train an encoder, evaluate before and after, and save the model and a report."""
     args, trainer_args = run.args, run.trainer_args
     environment = make_environment(args)
     session = Session(run, "rank", environment)
     with closing(session):
         session.prepare()
         if args.objective == "wasserstein" and trainer_args.per_device_train_batch_size < 2:
-            raise UserError("objective wasserstein needs per_device_train_batch_size of at least 2")
+            raise UserError("objective wasserstein needs a per_device_train_batch_size of at least 2")
         rows = training_rows(environment, session.tasks())
         rewards, _ = load_rewards(None, environment, None)
-        # All processes, and a resumed run, begin with the same adapter.
+        # The adapter is initialized at random, and must be the same on all processes and in a resumed run.
         transformers.set_seed(trainer_args.seed)
         scorer = load_scorer(run)
         trainer_args.remove_unused_columns = False
@@ -51,42 +51,47 @@ def rank(run: RankConfig) -> None:
             def answer(tasks: Sequence[dict[str, Any]], samples: int) -> list[list[Rollout]]:
                 scorer = trainer.accelerator.unwrap_model(trainer.model)
                 with torch.no_grad():
-                    return [
-                        [judge(scorer, documents)] * samples
-                        for documents in candidates_of(environment, tasks)
-                    ]
+                    rankings = [rank_candidates(scorer, c) for c in candidates_of(environment, tasks)]
+                return [[ranking] * samples for ranking in rankings]  # greedy: all samples are the same
 
             watch = {"loss": "loss", "utility": "utility"}
             session.fit(trainer, trainer.stateful(), runner, watch=watch, answer=answer)
 
 
 def training_rows(environment: Environment, tasks: Sequence[Any]) -> list[dict[str, Any]]:
-    """Return the candidates of the tasks that can be learned from: some of them are better than others.
+    """Return the candidates of tasks whose passages have different grades; the others have no gradient.
 
     Raises:
-        UserError: the tasks are not about ranking, or none can be learned from.
+        UserError: The tasks are not about ranking, or no task has different grades.
     """
-    rows = [asdict(one) for one in candidates_of(environment, tasks) if len(set(one.grades)) > 1]
+    rows = [
+        asdict(candidates)
+        for candidates in candidates_of(environment, tasks)
+        if len(set(candidates.grades)) > 1
+    ]
     if not rows:
-        raise UserError(f"{environment.id} has no training query with documents of different grades")
+        raise UserError(
+            f"{environment.id} has no training query with documents of different grades; increase num_tasks "
+            "or the number of candidates"
+        )
     return rows
 
 
 def candidates_of(environment: Environment, tasks: Sequence[Any]) -> list[Candidates]:
-    """Return the candidates of each task; raises UserError where a task is not about ranking."""
-    candidates = []
+    """Return the candidate documents of each task; raise UserError if a task is not about ranking."""
+    candidates_by_task = []
     for task in tasks:
-        documents = environment.candidate_documents(task)
-        if documents is None:
+        candidates = environment.candidate_documents(task)
+        if candidates is None:
             raise UserError(
-                f"{environment.id} gives an encoder nothing to rank: its candidate_documents returns None"
+                f"{environment.id} is not a ranking environment: its candidate_documents() returns None"
             )
-        candidates.append(documents)
-    return candidates
+        candidates_by_task.append(candidates)
+    return candidates_by_task
 
 
 def load_scorer(run: RankConfig) -> EncoderScorer:
-    """Return the scorer that the keys name; raises UserError where its encoder cannot be loaded."""
+    """Return the scorer that the config of a run sets; raise UserError if its encoder cannot be loaded."""
     args = run.args
     if not run.model_args.model_name_or_path:
         raise UserError(
@@ -100,10 +105,11 @@ def load_scorer(run: RankConfig) -> EncoderScorer:
     return EncoderScorer(encoder, args.temperature)
 
 
-def judge(scorer: EncoderScorer, candidates: Candidates) -> Rollout:
-    """Return the permutation of the candidates by their scores, as a rollout of one turn."""
+def rank_candidates(scorer: EncoderScorer, candidates: Candidates) -> Rollout:
+    """Return the ranking of the candidates by their scores, as a rollout of one turn."""
     passages = [candidates.passages]
     if not candidates.passages:
         return Rollout.single(permutation([]), [], False)
-    scores = scorer(scorer.ask([candidates.query], passages), passages)[0].tolist()
+    queries = scorer.query_texts([candidates.query], passages)
+    scores = scorer(queries, passages)[0].tolist()
     return Rollout.single(permutation(scores), [], False)

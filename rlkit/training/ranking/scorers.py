@@ -1,6 +1,6 @@
-"""Scorers of documents for a query: an encoder of sentence-transformers, trained whole or with an adapter.
+"""Score documents for a query with an encoder of sentence-transformers, fully trained or with an adapter.
 
-What is saved is a model of sentence-transformers in both cases, so `dense:FOLDER` retrieves with it.
+All scorers are saved as a sentence-transformers model, which `dense:FOLDER` retrieves with.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 class EncoderScorer(nn.Module):
-    """score(q, d) = cos(e(q), e(d)) / temperature, all of the encoder's weights trained.
+    """Scorer with score(q, d) = cos(e(q), e(d)) / temperature, which trains all weights of the encoder e.
 
     Args:
-        encoder: a model of sentence-transformers; its own prompts for queries and documents are used.
-        temperature: small ones make sharp rankings.
+        encoder: Encoder; its own prompts for queries and documents are used.
+        temperature: Temperature of the scores. Small ones make the distribution of rankings sharp.
     """
 
     def __init__(self, encoder: SentenceTransformer, temperature: float):
@@ -30,76 +30,88 @@ class EncoderScorer(nn.Module):
         self.encoder, self.temperature = encoder, temperature
 
     def forward(self, queries: Sequence[str], passages: Sequence[Sequence[str]]) -> Tensor:
-        """Scores of the passages of each query, (B, n); there is 0 where a query has fewer than n."""
-        texts = list(dict.fromkeys(text for one in passages for text in one))
-        found = self.similarities(queries, texts)
-        place = {text: i for i, text in enumerate(texts)}
+        """Return the scores of each query's passages, (B, n); 0 at padding if a query has fewer than n."""
+        # Queries of a batch share passages: each is embedded once.
+        documents = list(dict.fromkeys(passage for of_query in passages for passage in of_query))
+        column = {document: i for i, document in enumerate(documents)}
+        scores = self.similarities(queries, documents)
         index = torch.full((len(queries), max(map(len, passages))), -1)
-        for row, one in enumerate(passages):
-            index[row, : len(one)] = torch.tensor([place[text] for text in one])
-        index = index.to(found.device)
-        return found.gather(1, index.clamp(min=0)).masked_fill(index < 0, 0.0)
+        for row, of_query in enumerate(passages):
+            index[row, : len(of_query)] = torch.tensor([column[passage] for passage in of_query])
+        index = index.to(scores.device)
+        return scores.gather(1, index.clamp(min=0)).masked_fill(index < 0, 0.0)
 
-    def ask(self, queries: Sequence[str], passages: Sequence[Sequence[str]]) -> list[str]:
-        """The texts that are embedded for queries with these candidates."""
+    def query_texts(self, queries: Sequence[str], passages: Sequence[Sequence[str]]) -> list[str]:
+        """Return the string to embed for each query, given its candidate passages."""
         return list(queries)
 
-    def similarities(self, queries: Sequence[str], texts: Sequence[str]) -> Tensor:
-        """Scores of every text for every query, (queries, texts)."""
-        return self.embed(queries, "query") @ self.embed(texts, "document").T / self.temperature
+    def similarities(self, queries: Sequence[str], documents: Sequence[str]) -> Tensor:
+        """Return the score of every document for every query, (queries, documents)."""
+        return self.embed(queries, "query") @ self.embed(documents, "document").T / self.temperature
 
     def embed(self, texts: Sequence[str], task: str) -> Tensor:
-        """Unit vectors of queries or documents, with a gradient, (texts, dimensions)."""
+        """Return unit vectors, (texts, dimensions), with a gradient.
+
+        Args:
+            texts: Queries or documents.
+            task: Kind of `texts`, "query" or "document", which chooses the encoder's prompt.
+        """
         features = self.encoder.preprocess(list(texts), prompt=prompt_of(self.encoder, task))
         device = next(self.encoder.parameters()).device
         features = {key: v.to(device) if isinstance(v, Tensor) else v for key, v in features.items()}
         return functional.normalize(self.encoder(features, task=task)["sentence_embedding"].float(), dim=-1)
 
-    def plain(self) -> SentenceTransformer:
-        """The model of sentence-transformers that scores the same, up to the temperature."""
+    def to_sentence_transformer(self) -> SentenceTransformer:
+        """Return a sentence-transformers model with the same scores, up to the temperature."""
         return self.encoder
 
     def save_pretrained(self, folder: str | Path, **_: object) -> None:
-        """Save it as a model of sentence-transformers."""
-        self.plain().save_pretrained(str(folder))
+        """Save the scorer as a sentence-transformers model."""
+        self.to_sentence_transformer().save_pretrained(str(folder))
 
 
 class ListwiseScorer(EncoderScorer):
-    """The same with a query whose text holds its first candidates (E2Rank, arXiv 2510.22733).
+    """`EncoderScorer` that embeds a query together with its first candidates (E2Rank, arXiv 2510.22733).
 
-    One vector of query and candidates together is compared with those of all documents, which are the plain
-    encoder's: reranking is relevance feedback by the encoder itself.
+    The documents are embedded alone, as usual. Reranking is thus pseudo-relevance feedback by the encoder.
 
     Args:
-        encoder, temperature: see `EncoderScorer`; of a model whose context holds the candidates.
-        members: candidates in the query's text.
-        words: of a candidate.
+        encoder: Encoder whose context is long enough for the candidates.
+        temperature: Temperature of the scores.
+        num_candidates: Number of candidates in the string that is embedded for a query.
+        max_words: Maximum number of words of a candidate; longer ones are cut.
     """
 
-    def __init__(self, encoder: SentenceTransformer, temperature: float, members: int, words: int = 60):
+    def __init__(
+        self, encoder: SentenceTransformer, temperature: float, num_candidates: int, max_words: int = 60
+    ):
         super().__init__(encoder, temperature)
-        self.members, self.words = members, words
+        self.num_candidates, self.max_words = num_candidates, max_words
 
-    def ask(self, queries: Sequence[str], passages: Sequence[Sequence[str]]) -> list[str]:
-        """Queries with their candidates, the query last: encoders that pool the last token end with it."""
-        return [self._asked(query, found) for query, found in zip(queries, passages, strict=True)]
+    def query_texts(self, queries: Sequence[str], passages: Sequence[Sequence[str]]) -> list[str]:
+        """Return each query after its candidates, since some encoders pool the last token."""
+        return [self._prompt(query, candidates) for query, candidates in zip(queries, passages, strict=True)]
 
-    def _asked(self, query: str, passages: Sequence[str]) -> str:
-        cut = (" ".join(text.split()[: self.words]) for text in passages[: self.members])
-        lines = "\n".join(f"[{i}] {text}" for i, text in enumerate(cut, 1))
-        return f"Passages that may be relevant:\n{lines}\nWhich of them answer this? {query}"
+    def _prompt(self, query: str, passages: Sequence[str]) -> str:
+        lines = []
+        for number, passage in enumerate(passages[: self.num_candidates], 1):
+            beginning = " ".join(passage.split()[: self.max_words])
+            lines.append(f"[{number}] {beginning}")
+        listing = "\n".join(lines)
+        return f"Passages that may be relevant:\n{listing}\nWhich of them answer this? {query}"
 
 
 class AdapterScorer(EncoderScorer):
-    """The same with a frozen encoder and a low-rank residual on the query, e'(q) = e(q) + B A e(q).
+    """`EncoderScorer` with a frozen encoder and a trained low-rank residual, e'(q) = e(q) + B A e(q).
 
-    B is 0 at first, so that training begins at the encoder (the safe variant of Adder, arXiv 2310.05380).
-    Embeddings are computed once and kept: training costs next to nothing, and an index stays valid.
+    B is 0 at first, so that training starts from the encoder's own ranking (the safe variant of Adder, arXiv
+    2310.05380). Embeddings are computed once and cached, so training is cheap. Only queries are changed, so
+    an index of the documents stays valid.
 
     Args:
-        encoder: a model of sentence-transformers.
-        temperature: see `EncoderScorer`.
-        rank: of the residual.
+        encoder: Encoder, which is frozen.
+        temperature: Temperature of the scores.
+        rank: Rank of the residual.
     """
 
     def __init__(self, encoder: SentenceTransformer, temperature: float, rank: int):
@@ -109,38 +121,38 @@ class AdapterScorer(EncoderScorer):
         self.down = nn.Linear(size, rank, bias=False, device=device)
         self.up = nn.Linear(rank, size, bias=False, device=device)
         nn.init.zeros_(self.up.weight)
-        self._kept: dict[tuple[str, str], Tensor] = {}
+        self._embeddings: dict[tuple[str, str], Tensor] = {}  # by task and text, on the CPU
 
     def train(self, mode: bool = True) -> AdapterScorer:
-        """The encoder has no dropout in training either: what it gives is kept."""
+        """Set the mode of the adapter. The encoder stays in eval mode, because its output is cached."""
         super().train(mode)
         self.encoder.eval()
         return self
 
     def embed(self, texts: Sequence[str], task: str) -> Tensor:
-        """Unit vectors; those of queries have the residual and its gradient."""
-        self.keep(texts, task)
-        vectors = torch.stack([self._kept[task, text] for text in texts]).to(self.up.weight.device)
+        """Return unit vectors, (texts, dimensions). Those of queries include the trained residual."""
+        self._cache_embeddings(texts, task)
+        vectors = torch.stack([self._embeddings[task, text] for text in texts]).to(self.up.weight.device)
         if task == "query":
             vectors = functional.normalize(vectors + self.up(self.down(vectors)), dim=-1)
         return vectors
 
-    def keep(self, texts: Sequence[str], task: str) -> None:
-        """Compute the encoder's vectors of texts that are not known yet."""
-        new = [text for text in dict.fromkeys(texts) if (task, text) not in self._kept]
-        if new:
+    def _cache_embeddings(self, texts: Sequence[str], task: str) -> None:
+        missing = [text for text in dict.fromkeys(texts) if (task, text) not in self._embeddings]
+        if missing:
             vectors = self.encoder.encode(
-                new,
+                missing,
                 prompt=prompt_of(self.encoder, task),
                 task=task,
                 normalize_embeddings=True,
                 convert_to_tensor=True,
                 show_progress_bar=False,
             )
-            self._kept |= {(task, text): v for text, v in zip(new, vectors.float().cpu(), strict=True)}
+            for text, vector in zip(missing, vectors.float().cpu(), strict=True):
+                self._embeddings[task, text] = vector
 
-    def plain(self) -> SentenceTransformer:
-        """The encoder with one more layer for queries."""
+    def to_sentence_transformer(self) -> SentenceTransformer:
+        """Return the encoder with a residual layer for queries, B A as one matrix."""
         from sentence_transformers import SentenceTransformer
         from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Router
 
@@ -153,13 +165,13 @@ class AdapterScorer(EncoderScorer):
             init_weight=weight,
             use_residual=True,
         )
-        ends = Router({"query": [Normalize(), layer, Normalize()], "document": [Normalize()]}, "document")
-        made = SentenceTransformer(modules=[*self.encoder, ends], device=str(self.up.weight.device))
-        made.prompts = dict(self.encoder.prompts)
-        return made
+        head = Router({"query": [Normalize(), layer, Normalize()], "document": [Normalize()]}, "document")
+        model = SentenceTransformer(modules=[*self.encoder, head], device=str(self.up.weight.device))
+        model.prompts = dict(self.encoder.prompts)
+        return model
 
 
 def prompt_of(encoder: SentenceTransformer, task: str) -> str | None:
-    """What an encoder has before its queries or documents, by its own settings; None: nothing."""
+    """Return the prompt that an encoder's config puts before queries or documents, if there is one."""
     names = ("query",) if task == "query" else ("document", "passage", "corpus")
     return next((encoder.prompts[name] for name in names if encoder.prompts.get(name)), None)

@@ -1,4 +1,4 @@
-"""Every way of attending gives what attention written out gives."""
+"""Every kernel of grouped attention agrees with the formula."""
 
 import pytest
 import torch
@@ -9,7 +9,8 @@ import rlkit.models.attention
 from rlkit.models.attention import grouped_attention
 
 
-def written_out(query, key, value, mask, scale):
+def reference_attention(query, key, value, mask, scale):
+    """softmax(scale * Q K^T + mask) V, with keys and values repeated for each query head."""
     groups = query.size(1) // key.size(1)
     key, value = (x.repeat_interleave(groups, 1) for x in (key, value))
     scores = query @ key.transpose(2, 3) * scale
@@ -25,7 +26,7 @@ def written_out(query, key, value, mask, scale):
     seed=st.integers(0, 99),
     keys=st.sampled_from([0, 1024]),
 )
-def test_equals_the_formula(rows, heads, queries, before, seed, keys):  # noqa: PLR0917
+def test_grouped_attention_equals_the_formula(rows, heads, queries, before, seed, keys):  # noqa: PLR0917
     torch.manual_seed(seed)
     total = before + queries
     query = torch.randn(rows, heads[0], queries, 8, requires_grad=True)
@@ -33,23 +34,23 @@ def test_equals_the_formula(rows, heads, queries, before, seed, keys):  # noqa: 
     mask = torch.ones(queries, total, dtype=torch.bool).tril(before).expand(rows, 1, -1, -1).clone()
     mask[:, :, :, :before] &= torch.rand(rows, 1, 1, before) > 0.3
     weights = torch.randn(rows, heads[0], queries, 8)
-    expected = written_out(query, key, value, mask, 8**-0.5)
+    expected = reference_attention(query, key, value, mask, 8**-0.5)
     gradients = torch.autograd.grad((expected * weights).sum(), (query, key, value))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rlkit.models.attention, "MATMUL_KEYS", keys)
-        bf16 = [x.detach().bfloat16().requires_grad_() for x in (query, key, value)]
-        found = grouped_attention(*bf16, mask)
-        assert found.dtype == torch.bfloat16
-        torch.testing.assert_close(found.float(), expected, rtol=0.05, atol=0.05)
-        half = torch.autograd.grad((found * weights).sum(), bf16)
-        for a, b in zip(half, gradients, strict=True):
-            assert (a.float() - b).norm() < 0.03 * b.norm() + 0.03
-    exact = grouped_attention(query, key, value, mask)
-    torch.testing.assert_close(exact, expected, rtol=1e-4, atol=1e-5)
+        patch.setattr(rlkit.models.attention, "MATMUL_KEYS", keys)  # 0 turns the matrix products off
+        bf16_inputs = [x.detach().bfloat16().requires_grad_() for x in (query, key, value)]
+        actual = grouped_attention(*bf16_inputs, mask)
+        assert actual.dtype == torch.bfloat16
+        torch.testing.assert_close(actual.float(), expected, rtol=0.05, atol=0.05)
+        bf16_gradients = torch.autograd.grad((actual * weights).sum(), bf16_inputs)
+        for bf16_gradient, gradient in zip(bf16_gradients, gradients, strict=True):
+            assert (bf16_gradient.float() - gradient).norm() < 0.03 * gradient.norm() + 0.03
+    actual = grouped_attention(query, key, value, mask)
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_without_a_mask_it_is_causal():
+def test_grouped_attention_without_a_mask_is_causal():
     query, key, value = (torch.randn(2, 2, 5, 8).bfloat16() for _ in range(3))
     mask = torch.ones(1, 1, 5, 5, dtype=torch.bool).tril()
     torch.testing.assert_close(
@@ -57,14 +58,14 @@ def test_without_a_mask_it_is_causal():
     )
 
 
-def test_autocast_decides_the_arithmetic():
+def test_grouped_attention_computes_in_the_dtype_of_autocast():
     query, key, value = (torch.randn(1, 2, 5, 8) for _ in range(3))
     with torch.autocast("cpu", torch.bfloat16):
         assert grouped_attention(query, key, value, None).dtype == torch.bfloat16
     assert grouped_attention(query, key, value, None).dtype == torch.float32
 
 
-def test_an_encoder_is_not_made_causal():
+def test_cpu_attention_of_an_encoder_is_not_causal():
     import types
 
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -74,5 +75,5 @@ def test_an_encoder_is_not_made_causal():
     tensors = [torch.randn(1, 2, 5, 8) for _ in range(3)]
     module = types.SimpleNamespace(is_causal=False, num_key_value_groups=1)
     for kwargs in ({}, {"is_causal": None}):
-        found, _ = cpu_attention(module, *tensors, None, **kwargs)
-        torch.testing.assert_close(found, sdpa_attention_forward(module, *tensors, None)[0])
+        actual, _ = cpu_attention(module, *tensors, None, **kwargs)
+        torch.testing.assert_close(actual, sdpa_attention_forward(module, *tensors, None)[0])

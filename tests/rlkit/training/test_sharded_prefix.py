@@ -1,4 +1,4 @@
-"""One forward is one forward: the shared prefix under DDP and FSDP2, in two real processes."""
+"""The shared prefix works under DDP and FSDP2: a test in two processes."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ SCRIPT = Path(__file__).parent / "sharded_prefix.py"
 
 
 @pytest.mark.slow
-def test_gradients_of_two_processes_are_those_of_one():
+def test_gradients_of_two_processes_equal_those_of_one():
     command = [
         sys.executable,
         "-m",
@@ -20,8 +20,8 @@ def test_gradients_of_two_processes_are_those_of_one():
         "2",
         str(SCRIPT),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    errors = dict(line.split(": ") for line in done.stdout.splitlines() if ": " in line)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    errors = dict(line.split(": ") for line in result.stdout.splitlines() if ": " in line)
     assert set(errors) == {"ddp", "fsdp2", "fsdp2 with checkpointing"}
     assert all(float(value) < 1e-5 for value in errors.values()), errors

@@ -1,4 +1,4 @@
-"""Computing each prompt once changes neither log-probabilities, nor entropy, nor gradients."""
+"""Computing each prompt once changes neither log-probabilities nor entropies nor gradients."""
 
 import functools
 
@@ -12,13 +12,13 @@ from trl.trainer.utils import add_fused_lm_head
 from rlkit.training.shared_prefix import add_shared_prefix, completion_log_probs, supports_shared_prefix
 
 KINDS = ("llama", "qwen2", "qwen3")
-# float32: a sum of some hundred terms in another order.
-LOG_PROBS, GRADIENTS = 1e-4, 1e-5
+# The order of float32 sums of a few hundred terms differs.
+LOG_PROB_TOLERANCE, GRADIENT_TOLERANCE = 1e-4, 1e-5
 
 
 @pytest.fixture(scope="module")
 def fused(tiny_model):
-    """Models with TRL's fused head, as its trainer makes them."""
+    """Return a function that builds a model with TRL's fused head, as TRL's trainer does."""
 
     @functools.cache
     def make(kind, lora=False, **options):
@@ -35,7 +35,7 @@ def fused(tiny_model):
 
 
 def batch_of(generator, group, prompt_lengths, completion_lengths):
-    """Groups of equal prompts padded on the left, completions padded on the right."""
+    """Return ids, mask and completion length of groups with equal prompts, padded left and right."""
     width, length = max(prompt_lengths), max(completion_lengths)
     ids = torch.full((len(completion_lengths), width + length), 2)
     mask = torch.zeros_like(ids)
@@ -50,16 +50,12 @@ def batch_of(generator, group, prompt_lengths, completion_lengths):
     return ids, mask, length
 
 
-def in_full(model, ids, mask, length):
-    """What TRL does: prompt and completion through the model, for each row."""
+def score_without_sharing(model, ids, mask, length):
+    """Run prompt and completion of each row through the model, as TRL does."""
     labels = ids.masked_fill(mask == 0, -100)
     labels[:, :-length] = -100
     output = model(input_ids=ids, attention_mask=mask, labels=labels, fused_lm_head=True)
     return output.log_probs[:, -length:], output.entropy[:, -length:]
-
-
-def shared(model, ids, mask, length):
-    return completion_log_probs(model, ids, mask, length)
 
 
 def gradient(model, log_probs, weights):
@@ -68,17 +64,17 @@ def gradient(model, log_probs, weights):
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
-def assert_equal(model, ids, mask, length):
+def assert_equals_unshared(model, ids, mask, length):
     weights = torch.randn(ids.size(0), length, generator=torch.Generator().manual_seed(1))
-    expected, expected_entropy = in_full(model, ids, mask, length)
+    expected, expected_entropy = score_without_sharing(model, ids, mask, length)
     expected_gradient = gradient(model, expected, weights)
-    found, found_entropy = shared(model, ids, mask, length)
-    found_gradient = gradient(model, found, weights)
-    assert found.shape == expected.shape
-    assert (found - expected).abs().max() < LOG_PROBS
-    assert (found_entropy - expected_entropy).abs().max() < LOG_PROBS
+    actual, actual_entropy = completion_log_probs(model, ids, mask, length)
+    actual_gradient = gradient(model, actual, weights)
+    assert actual.shape == expected.shape
+    assert (actual - expected).abs().max() < LOG_PROB_TOLERANCE
+    assert (actual_entropy - expected_entropy).abs().max() < LOG_PROB_TOLERANCE
     assert expected_gradient.norm() > 0
-    assert (found_gradient - expected_gradient).norm() < GRADIENTS * expected_gradient.norm()
+    assert (actual_gradient - expected_gradient).norm() < GRADIENT_TOLERANCE * expected_gradient.norm()
 
 
 @st.composite
@@ -93,64 +89,64 @@ def batches(draw):
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=25, deadline=None)
 @given(batch=batches())
-def test_equals_the_forward_in_full(fused, kind, batch):
-    """A completion of length 0 is an invalid rollout: all of its tokens are masked."""
-    assert_equal(fused(kind), *batch)
+def test_shared_prefix_equals_separate_forward_passes(fused, kind, batch):
+    """A completion of length 0 is an invalid rollout, of which all tokens are masked."""
+    assert_equals_unshared(fused(kind), *batch)
 
 
 @pytest.mark.parametrize("prompts", [[5, 5], [3, 6], [1, 1], [12, 12]])
-def test_equals_the_forward_in_full_where_completions_are_long(fused, monkeypatch, prompts):
-    """Longer than the prompt, they attend without a mask where all prompts have one length."""
+def test_shared_prefix_equals_separate_forward_passes_of_long_completions(fused, monkeypatch, prompts):
+    """Completions longer than their prompt attend causally without a mask if no prompt is padded."""
     monkeypatch.setattr("rlkit.training.shared_prefix.MATMUL_KEYS", 0)
     batch = batch_of(torch.Generator().manual_seed(4), 3, prompts, [9, 2, 8, 0, 9, 4])
-    assert_equal(fused("qwen2"), *batch)
+    assert_equals_unshared(fused("qwen2"), *batch)
 
 
 @settings(max_examples=15, deadline=None)
 @given(batch=batches())
-def test_equals_the_forward_in_full_with_lora(fused, batch):
+def test_shared_prefix_equals_separate_forward_passes_with_lora(fused, batch):
     model = fused("llama", lora=True)
-    assert_equal(model, *batch)
+    assert_equals_unshared(model, *batch)
     assert all("lora" in name for name, p in model.named_parameters() if p.grad is not None)
 
 
-def test_no_token_is_computed_twice_and_no_padding_at_all(fused):
+def test_shared_prefix_computes_each_token_once_and_no_padding(fused):
     model = fused("llama")
     ids, mask, length = batch_of(torch.Generator(), 4, [10, 6], [3] * 7 + [1])
-    seen = []
+    shapes = []
     handle = model.model.layers[0].register_forward_pre_hook(
-        lambda _, args: seen.append(tuple(args[0].shape[:2]))
+        lambda _, args: shapes.append(tuple(args[0].shape[:2]))
     )
     try:
-        shared(model, ids, mask, length)
+        completion_log_probs(model, ids, mask, length)
     finally:
         handle.remove()
-    assert seen == [(1, 9 + 5 + 7 * 3 + 1)]
+    assert shapes == [(1, 9 + 5 + 7 * 3 + 1)]
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
-def test_gradient_checkpointing(tiny_model, reentrant):
+def test_shared_prefix_works_with_gradient_checkpointing(tiny_model, reentrant):
     model = tiny_model("llama")
     add_fused_lm_head(model, outputs=("entropy",))
     add_shared_prefix()
     batch = batch_of(torch.Generator(), 4, [10, 6], [3] * 7 + [1])
     weights = torch.randn(8, 3)
-    expected = gradient(model, in_full(model, *batch)[0], weights)
+    expected = gradient(model, score_without_sharing(model, *batch)[0], weights)
     model.gradient_checkpointing_enable({"use_reentrant": reentrant})
     model.enable_input_require_grads()
     model.train()
-    found = gradient(model, shared(model, *batch)[0], weights)
-    assert (found - expected).norm() < GRADIENTS * expected.norm()
+    actual = gradient(model, completion_log_probs(model, *batch)[0], weights)
+    assert (actual - expected).norm() < GRADIENT_TOLERANCE * expected.norm()
 
 
-def test_a_group_whose_rows_stand_apart_still_shares_its_prompt(fused):
-    """What a micro-batch has of groups that were split."""
+def test_shared_prefix_works_for_rows_of_a_group_that_are_not_adjacent(fused):
+    """A micro-batch may contain parts of several groups in any order."""
     ids, mask, length = batch_of(torch.Generator().manual_seed(3), 3, [7, 5], [4, 2, 3, 1, 4, 4])
     order = [4, 0, 3, 2]
-    assert_equal(fused("qwen3"), ids[order], mask[order], length)
+    assert_equals_unshared(fused("qwen3"), ids[order], mask[order], length)
 
 
-def test_without_a_layout_attention_is_what_it_was(tiny_model):
+def test_add_shared_prefix_does_not_change_attention_without_a_layout(tiny_model):
     from transformers import AttentionInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -171,17 +167,17 @@ def test_without_a_layout_attention_is_what_it_was(tiny_model):
         ("llama", {"attn_implementation": "eager"}, "eager"),
     ],
 )
-def test_what_is_declined(tiny_model, kind, options, reason):
+def test_supports_shared_prefix_returns_the_reason_if_not(tiny_model, kind, options, reason):
     assert reason in supports_shared_prefix(tiny_model(kind, **options))
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "mistral"])
-def test_what_is_supported(tiny_model, kind):
+def test_supports_shared_prefix_returns_none_for_full_attention(tiny_model, kind):
     options = {"sliding_window": None} if kind == "mistral" else {}
     assert supports_shared_prefix(tiny_model(kind, **options)) is None
 
 
-def test_soft_capped_attention_is_an_error_and_no_wrong_number(tiny_model):
+def test_unsupported_attention_argument_raises(tiny_model):
     model = tiny_model("llama")
     add_fused_lm_head(model, outputs=("entropy",))
     add_shared_prefix()
@@ -189,4 +185,4 @@ def test_soft_capped_attention_is_an_error_and_no_wrong_number(tiny_model):
     forward = layer.forward
     layer.forward = lambda *args, **kwargs: forward(*args, softcap=30.0, **kwargs)
     with pytest.raises(NotImplementedError, match="softcap"):
-        shared(model, *batch_of(torch.Generator(), 2, [8], [3, 4]))
+        completion_log_probs(model, *batch_of(torch.Generator(), 2, [8], [3, 4]))

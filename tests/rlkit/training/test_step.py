@@ -1,4 +1,4 @@
-"""The step against recorded ones, and each of its parts against a formula of its own."""
+"""The GRPO step agrees with recorded steps, and each of its functions with a formula."""
 
 import json
 import math
@@ -15,37 +15,38 @@ from rlkit.training.step import (
     collate,
     group_advantages,
     importance_ratio,
+    loss_mask,
     mask_untrainable,
     nan_std,
-    sampled_tokens,
     weighted_totals,
 )
-from tests.rlkit.training.recorded_steps import RECORDED, SETTINGS, play
+from tests.rlkit.training.recorded_steps import RECORDED, SETTINGS, train_two_steps
 
-# Tensors that are compared only where completion_mask is 1. TRL scored truncated rollouts as if masked and
-# invalid ones as if not; neither is learned from.
-OF_TOKENS = ("tool_mask", "old_per_token_logps", "ref_per_token_logps")
+# Tensors that are compared only where completion_mask is 1. TRL computed log-probabilities for invalid
+# rollouts but not for truncated ones; neither are in the loss.
+TOKEN_TENSORS = ("tool_mask", "old_per_token_logps", "ref_per_token_logps")
 
 
 @pytest.fixture(scope="module")
 def recorded():
+    """Return the recorded tensors by name, and the logged metrics by setting."""
     with safe_open(RECORDED, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 it is no dict
         return tensors, json.loads(file.metadata()["logs"])
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_two_steps_are_the_recorded_ones(setting, recorded, tmp_path, tiny_tokenizer):
-    """Batches and weights agree within 1e-6 relative, metrics within 1e-5 for their sums of float32."""
+def test_two_steps_equal_the_recorded_ones(setting, recorded, tmp_path, tiny_tokenizer):
+    """Allow 1e-6 (relative) for batches and weights, and 1e-5 for metrics, which are sums of float32."""
     tensors, logs = recorded
     expected = {name.partition("/")[2]: t for name, t in tensors.items() if name.startswith(f"{setting}/")}
-    played, lines = play(setting, tmp_path, tiny_tokenizer)
-    assert played.keys() == expected.keys()
+    trained, lines = train_two_steps(setting, tmp_path, tiny_tokenizer)
+    assert trained.keys() == expected.keys()
     for name, tensor in expected.items():
-        actual = torch.as_tensor(played[name])
+        actual = torch.as_tensor(trained[name])
         assert actual.shape == tensor.shape and actual.dtype == tensor.dtype, name
         batch, _, kind = name.partition("/")
-        mask = expected[f"{batch}/completion_mask"] if kind in OF_TOKENS else 1
+        mask = expected[f"{batch}/completion_mask"] if kind in TOKEN_TENSORS else 1
         difference = ((actual - tensor) * mask).double().norm()
         assert difference <= 1e-6 * (tensor * mask).double().norm(), name
     assert len(lines) == len(logs[setting])
@@ -53,8 +54,8 @@ def test_two_steps_are_the_recorded_ones(setting, recorded, tmp_path, tiny_token
         assert line == pytest.approx(expected_line, rel=1e-5, abs=1e-6)
 
 
-def test_recorded_steps_learn_something(recorded):
-    """A recording in which no weight moves would hold the step to nothing."""
+def test_recorded_steps_have_gradients(recorded):
+    """A recording in which no weight changes would test nothing."""
     tensors, logs = recorded
     assert set(logs) == set(SETTINGS)
     for setting, lines in logs.items():
@@ -68,13 +69,13 @@ REWARDS = st.lists(st.one_of(st.just(math.nan), st.floats(-10, 10, width=32)), m
 
 
 @given(groups=st.lists(REWARDS, min_size=1, max_size=4), scale=st.sampled_from(["group", "batch", "none"]))
-def test_group_advantages_leave_invalid_rollouts_out(groups, scale):
-    """The formula on the valid rewards of each group alone, in Python's own arithmetic."""
+def test_group_advantages_ignore_invalid_rollouts(groups, scale):
+    """Compare with the formula for the valid rewards, computed in plain Python."""
     advantages = group_advantages(torch.tensor(groups).flatten(), 4, scale)
-    everything = [r for group in groups for r in group if not math.isnan(r)]
+    all_valid = [r for group in groups for r in group if not math.isnan(r)]
     for group, values in zip(groups, advantages.view(-1, 4).tolist(), strict=True):
         valid = [r for r in group if not math.isnan(r)]
-        pool = valid if scale == "group" else everything
+        pool = valid if scale == "group" else all_valid  # the standard deviation is that of the pool
         for reward, advantage in zip(group, values, strict=True):
             if math.isnan(reward) or (scale != "none" and len(pool) < 2):
                 assert advantage == 0.0
@@ -87,7 +88,7 @@ def test_group_advantages_leave_invalid_rollouts_out(groups, scale):
 
 
 def test_group_advantages_of_the_worked_example():
-    """r = 1, 0, 0, 0: deviation 0.5, as in TRL's documentation."""
+    """The rewards 1, 0, 0, 0 have a standard deviation of 0.5; see TRL's documentation."""
     rewards = torch.tensor([1.0, 0.0, 0.0, 0.0])
     torch.testing.assert_close(group_advantages(rewards, 4, "none"), torch.tensor([0.75, *[-0.25] * 3]))
     expected = torch.tensor([0.75, *[-0.25] * 3]) / (0.5 + 1e-4)
@@ -134,14 +135,14 @@ def test_mask_untrainable_masks_whole_rollouts(rollouts, truncated):
     parts = [Rollout([5], ids, [i % 2 for i in range(len(ids))], truncated=cut) for ids, _, cut in rollouts]
     batch = collate(parts, pad_token_id=2)
     invalid = torch.tensor([broken for _, broken, _ in rollouts])
-    mask_untrainable(batch, parts, invalid, truncated=truncated)
-    learned = sampled_tokens(batch).sum(1).tolist()
+    mask_untrainable(batch, parts, invalid, mask_truncated=truncated)
+    learned = loss_mask(batch).sum(1).tolist()
     for (ids, broken, cut), count in zip(rollouts, learned, strict=True):
         assert count == (0 if broken or (truncated and cut) else len(ids) // 2)
 
 
 def test_weighted_totals_of_no_weighted_reward_are_nan():
-    """A metric of weight 0 does not make a rollout count, and a reward that does not apply is no 0."""
+    """A metric of weight 0 alone gives no total, and a reward that does not apply does not count as 0."""
     rewards = torch.tensor([[1.0, 0.5], [math.nan, 1.0], [2.0, math.nan], [math.nan, math.nan]])
     totals = weighted_totals(rewards, torch.tensor([2.0, 0.0]))
     assert totals.tolist() == pytest.approx([2.0, math.nan, 4.0, math.nan], nan_ok=True)
@@ -149,8 +150,8 @@ def test_weighted_totals_of_no_weighted_reward_are_nan():
     assert totals.tolist() == pytest.approx([2.5, 1.0, 4.0, math.nan], nan_ok=True)
 
 
-# exp of the log ratios: 2, 1/2, (NaN: 1), (masked: 1) in the first row, 4 and 1 in the second; the third is
-# invalid and masked as a whole.
+# exp(log ratio) is 2, 1/2, 1 (NaN) and 1 (masked) in the first row, 4 and 1 in the second. The third rollout
+# is invalid: all of its tokens are masked.
 RATIOS = {
     "token_truncate": [[2.0, 0.5, 1.0, 1.0], [3.0, 1.0, 1.0, 1.0], [1.0] * 4],
     "token_mask": [[2.0, 0.5, 1.0, 1.0], [0.0, 1.0, 1.0, 1.0], [1.0] * 4],

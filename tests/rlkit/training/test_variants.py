@@ -1,15 +1,13 @@
-"""Each algorithm's advantages and loss against its formula written out in numpy, on fixed numbers."""
+"""The advantages and the loss of each algorithm agree with its formula in numpy, on fixed numbers."""
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 from rlkit.arguments.parse import parse_train
 from rlkit.arguments.presets import PRESETS
 from rlkit.registry import load_object
-from rlkit.scoring import ErrorBudget, RewardRunner
-from rlkit.training.grpo import GRPOTrainer
+from rlkit.scoring import RewardRunner
 from rlkit.training.step import sample
 from rlkit.training.train import trainer_options
 from tests.quick import TOY
@@ -21,8 +19,8 @@ REWARDS = np.array([1.0, 0.0, 0.0, 0.0, 0.5, 2.0, 1.0, 1.5])
 HOPS = [1, 1, 1, 2, 2, 3, 3, 4]
 
 
-class Given:
-    """A reward with memory, so that it runs in this process: one number after the other."""
+class FixedRewards:
+    """A reward that returns a list of numbers in turn. It has state, so that it runs in this process."""
 
     def __init__(self, values):
         self.values = list(values)
@@ -40,7 +38,7 @@ class Given:
 
 
 class Hops(Letters):
-    """Letters with a number of hops: 1, 1, 1, 2, 2, 3, 3, 4, …"""
+    """Letters with a column `hops`: 1, 1, 1, 2, 2, 3, 3, 4, …"""
 
     def tasks(self, split, n=None, seed=0):
         tasks = super().tasks(split, n, seed)
@@ -48,8 +46,10 @@ class Hops(Letters):
 
 
 @pytest.fixture
-def make(tmp_path, open_run, tiny_folder, tiny_tokenizer):
-    def make(algorithm, *words, rewards=REWARDS):
+def make(make_trainer, tmp_path):
+    """Return a function that builds the trainer of an algorithm's preset, ready for one call of the step."""
+
+    def make(algorithm, *argv, rewards=REWARDS):
         keys = {
             "algorithm": algorithm,
             "output_dir": tmp_path,
@@ -64,20 +64,15 @@ def make(tmp_path, open_run, tiny_folder, tiny_tokenizer):
             "shuffle_dataset": "false",
         }
         keys |= {"group_by": "hops"} if algorithm == "hrpo" else {"num_generations": G}
-        run = parse_train([*(str(w) for k, v in keys.items() for w in (f"--{k}", v)), *words])
+        run = parse_train([*(str(word) for k, v in keys.items() for word in (f"--{k}", v)), *argv])
         environment = Hops()
-        judge = {"given": Given(rewards), environment.metric: environment.rewards[environment.metric]}
         run.trainer_args.reward_weights = [1.0, 0.0]
-        trainer = GRPOTrainer(
-            AutoModelForCausalLM.from_pretrained(tiny_folder),
-            args=run.trainer_args,
-            train_dataset=environment.tasks("train", 26),
-            processing_class=tiny_tokenizer,
-            environment=environment,
-            runner=RewardRunner(judge, metric=environment.metric),
-            budget=ErrorBudget(),
-            run=open_run(tmp_path),
-            **trainer_options(run, environment),
+        metric = environment.metric
+        runner = RewardRunner(
+            {"given": FixedRewards(rewards), metric: environment.rewards[metric]}, metric=metric
+        )
+        trainer = make_trainer(
+            runner, environment, args=run.trainer_args, **trainer_options(run, environment)
         )
         trainer.model.train()
         trainer.current_gradient_accumulation_steps = 1
@@ -86,53 +81,57 @@ def make(tmp_path, open_run, tiny_folder, tiny_tokenizer):
     return make
 
 
-def sampled(trainer):
+def sample_batch(trainer):
+    """Return the batch of one sampling step, without training on it."""
     return sample(trainer, next(iter(trainer.get_train_dataloader()))).batch
 
 
-def std(x, **kwargs):
+def sample_std(x, **kwargs):
     return x.std(ddof=1, **kwargs)
 
 
 GROUPS = REWARDS.reshape(-1, G)
-CENTRED = GROUPS - GROUPS.mean(1, keepdims=True)
-NORMALISED = CENTRED / (std(GROUPS, axis=1, keepdims=True) + 1e-4)
+CENTERED = GROUPS - GROUPS.mean(1, keepdims=True)
+NORMALIZED = CENTERED / (sample_std(GROUPS, axis=1, keepdims=True) + 1e-4)
 ADVANTAGES = {
-    "grpo": NORMALISED,
-    "dapo": NORMALISED,
-    "gspo": NORMALISED,
-    "cispo": NORMALISED,
-    "hapo": NORMALISED,
-    "dr_grpo": CENTRED,
+    "grpo": NORMALIZED,
+    "dapo": NORMALIZED,
+    "gspo": NORMALIZED,
+    "cispo": NORMALIZED,
+    "hapo": NORMALIZED,
+    "dr_grpo": CENTERED,
     "rloo": GROUPS - (GROUPS.sum(1, keepdims=True) - GROUPS) / (G - 1),
-    "reinforce_pp": CENTRED / (std(REWARDS) + 1e-4),
+    "reinforce_pp": CENTERED / (sample_std(REWARDS) + 1e-4),
 }
 
 
-def by_hop():
+def hrpo_advantages():
+    """Return the rewards normalized over the rollouts with the same number of hops; 0 for a lone one."""
     advantages = np.zeros(B)
     for hop in set(HOPS):
         rows = [i for i in range(B) if HOPS[i] == hop]
         if len(rows) > 1:
-            advantages[rows] = (REWARDS[rows] - REWARDS[rows].mean()) / (std(REWARDS[rows]) + 1e-6)
+            group = REWARDS[rows]
+            advantages[rows] = (group - group.mean()) / (sample_std(group) + 1e-6)
     return advantages
 
 
-ADVANTAGES["hrpo"] = by_hop()
+ADVANTAGES["hrpo"] = hrpo_advantages()
 
 
 @pytest.mark.parametrize("algorithm", PRESETS)
-def test_advantages(make, algorithm):
-    words = ["--beta", "0"] if algorithm in ("rloo", "hapo") else []
-    output = sampled(make(algorithm, *words))
+def test_advantages_equal_the_formula(make, algorithm):
+    # Without a KL term the advantages are those of the rewards alone.
+    argv = ["--beta", "0"] if algorithm in ("rloo", "hapo") else []
+    output = sample_batch(make(algorithm, *argv))
     np.testing.assert_allclose(output["advantages"], ADVANTAGES[algorithm].flatten(), rtol=1e-4, atol=1e-6)
 
 
-def test_the_worked_advantages():
-    """r = 1, 0, 0, 0: the values that papers and TRL's documentation give."""
-    np.testing.assert_allclose(CENTRED[0], [0.75, -0.25, -0.25, -0.25])
+def test_formulas_give_the_published_advantages_of_an_example():
+    """Papers and TRL's documentation give these values for the rewards 1, 0, 0, 0."""
+    np.testing.assert_allclose(CENTERED[0], [0.75, -0.25, -0.25, -0.25])
     np.testing.assert_allclose(ADVANTAGES["rloo"][0], [1, -1 / 3, -1 / 3, -1 / 3])
-    np.testing.assert_allclose(NORMALISED[0], [1.5, -0.5, -0.5, -0.5], atol=1e-3)
+    np.testing.assert_allclose(NORMALIZED[0], [1.5, -0.5, -0.5, -0.5], atol=1e-3)
 
 
 def clipped(ratio, advantages, low, high):
@@ -143,8 +142,8 @@ def token_mean(x, mask):
     return (x * mask).sum() / mask.sum()
 
 
-def reference(algorithm, arrays):
-    """The loss of a batch, from arrays (B, T) and advantages (B, 1)."""
+def reference_loss(algorithm, arrays):
+    """Return the loss of a batch, from arrays (B, T) and advantages (B, 1)."""
     log_probs, old, mask, advantages, reference_log_probs = arrays
     ratio = np.exp(log_probs - old)
     if algorithm == "grpo":
@@ -168,7 +167,7 @@ def reference(algorithm, arrays):
 
 
 @pytest.mark.parametrize("algorithm", PRESETS)
-def test_loss(make, algorithm):
+def test_loss_equals_the_formula(make, algorithm):
     trainer = make(algorithm)
     generator = torch.Generator().manual_seed(0)
     mask = (torch.arange(T) < torch.tensor(LENGTHS)[:, None]).long()
@@ -177,7 +176,7 @@ def test_loss(make, algorithm):
     ids, attention = torch.cat([prompts, completions], 1), torch.cat([torch.ones_like(prompts), mask], 1)
     with torch.no_grad():
         log_probs = trainer._get_per_token_logps_and_entropies(trainer.model, ids, attention, T)[0]
-    # Ratios on both sides of every clipping bound, with advantages of both signs.
+    # Random, so that there are ratios on both sides of every clipping bound, with advantages of both signs.
     old = log_probs + torch.randn(B, T, generator=generator)
     advantages = torch.linspace(-2, 2, B)
     ref = log_probs + 0.5 * torch.randn(B, T, generator=generator)
@@ -195,7 +194,7 @@ def test_loss(make, algorithm):
         },
     )
     arrays = [x.double().numpy() for x in (log_probs, old, mask, advantages[:, None], ref)]
-    np.testing.assert_allclose(loss.item(), reference(algorithm, arrays), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(loss.item(), reference_loss(algorithm, arrays), rtol=1e-4, atol=1e-6)
 
 
 def test_rloo_subtracts_the_kl_divergence_from_the_reward(make):
@@ -206,7 +205,7 @@ def test_rloo_subtracts_the_kl_divergence_from_the_reward(make):
         None,
         None,
     )
-    output = sampled(trainer)
+    output = sample_batch(trainer)
     mask = output["completion_mask"].numpy()
     rewards = (REWARDS + 0.3 * (ref[:, : mask.shape[1]].numpy() * mask).sum(1)).reshape(-1, G)
     expected = rewards - (rewards.sum(1, keepdims=True) - rewards) / (G - 1)
@@ -214,20 +213,24 @@ def test_rloo_subtracts_the_kl_divergence_from_the_reward(make):
     assert trainer.beta == 0.0, "the loss would penalize it a second time"
 
 
-def test_difficulty_weighting(make):
-    """One correct of four: it weighs much when it is good, and little when it is bad."""
+def test_difficulty_weighting_gives_rare_outcomes_a_larger_weight(make):
+    """In the first group one of four rollouts is correct: its weight is large, those of the others small."""
     trainer = make("grpo", "--difficulty_weighting", "true")
-    trainer.runner = RewardRunner({"given": Given(REWARDS), "correct": Given([1, 0, 0, 0, 1, 1, 1, 1])})
-    weight = lambda x: 0.4 + 1.1 / (1 + np.exp(10 * (x - 0.75)))  # noqa: E731
-    advantages = NORMALISED.flatten()
+    is_correct = [1, 0, 0, 0, 1, 1, 1, 1]
+    trainer.runner = RewardRunner({"given": FixedRewards(REWARDS), "correct": FixedRewards(is_correct)})
+
+    def weight(x):
+        return 0.4 + 1.1 / (1 + np.exp(10 * (x - 0.75)))
+
+    advantages = NORMALIZED.flatten()
     rate = np.repeat([0.25, 1.0], G)
     expected = advantages * np.where(advantages > 0, weight(rate), weight(1 - rate))
-    np.testing.assert_allclose(sampled(trainer)["advantages"], expected, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(sample_batch(trainer)["advantages"], expected, rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose([weight(0), weight(0.75), weight(1)], [1.499, 0.95, 0.483], atol=1e-3)
 
 
 @pytest.mark.parametrize("algorithm", [a for a in PRESETS if a != "grpo"])
-def test_a_few_real_steps(make, algorithm):
+def test_training_changes_the_weights_and_they_stay_finite(make, algorithm):
     trainer = make(algorithm, "--max_steps", "3", "--logging_steps", "1")
     before = [p.detach().clone() for p in trainer.model.parameters()]
     trainer.train()

@@ -1,11 +1,11 @@
-"""Sampling with shared prompts gives what `model.generate` gives for each prompt alone."""
+"""Sampling with a shared prefill equals `model.generate` on each prompt alone."""
 
 import pytest
 import torch
 from transformers import GenerationConfig
 
 from rlkit.rollouts.local import generate as module
-from rlkit.rollouts.local.generate import cut_after_end, generate, group_prompts, left_pad, position_ids
+from rlkit.rollouts.local.generate import cut_after_eos, generate, group_prompts, left_pad, position_ids
 
 SLIDING = {"sliding_window": 4}
 MODELS = [
@@ -22,7 +22,7 @@ def greedy(tokens=8):
     return GenerationConfig(max_new_tokens=tokens, do_sample=False, eos_token_id=[2, 3], pad_token_id=2)
 
 
-def alone(model, prompt, config):
+def generate_alone(model, prompt, config):
     output = model.generate(
         torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), generation_config=config
     )
@@ -30,47 +30,52 @@ def alone(model, prompt, config):
 
 
 @pytest.mark.parametrize(("kind", "options"), MODELS, ids=[kind for kind, _ in MODELS])
-def test_grouped_prompts_equal_prompts_alone(tiny_model, kind, options):
+def test_generate_equals_each_prompt_alone(tiny_model, kind, options):
     model = tiny_model(kind, **options)
     prompts = [prompt for prompt in PROMPTS for _ in range(3)]
     completions = generate(model, prompts, greedy(), "cpu")
-    expected = [alone(model, prompt, greedy()) for prompt in PROMPTS]
+    expected = [generate_alone(model, prompt, greedy()) for prompt in PROMPTS]
     assert completions == [completion for completion in expected for _ in range(3)]
-    assert len({tuple(c) for c in expected}) == len(PROMPTS)  # the model does read its prompt
+    assert len({tuple(c) for c in expected}) == len(PROMPTS)  # the model does read its prompts
 
 
 @pytest.mark.parametrize(("kind", "options"), MODELS, ids=[kind for kind, _ in MODELS])
-def test_only_plain_caches_are_repeated(tiny_model, kind, options, monkeypatch):
-    seen = []
-    monkeypatch.setattr(
-        module, "is_plain", lambda cache, real=module.is_plain: seen.append(real(cache)) or seen[-1]
-    )
+def test_generate_repeats_only_dynamic_caches(tiny_model, kind, options, monkeypatch):
+    results = []
+
+    def has_only_dynamic_layers(cache, original=module.has_only_dynamic_layers):
+        results.append(original(cache))
+        return results[-1]
+
+    monkeypatch.setattr(module, "has_only_dynamic_layers", has_only_dynamic_layers)
     generate(tiny_model(kind, **options), [[5, 6, 7]] * 2, greedy(2), "cpu")
-    assert seen == [not options]
+    assert results == [not options]
 
 
-def test_prompts_of_one_token(tiny_model):
+def test_generate_accepts_prompts_of_one_token(tiny_model):
     model = tiny_model()
     assert generate(model, [[7], [7], [9]], greedy(), "cpu") == [
-        alone(model, prompt, greedy()) for prompt in ([7], [7], [9])
+        generate_alone(model, prompt, greedy()) for prompt in ([7], [7], [9])
     ]
 
 
-def test_prompts_that_all_differ(tiny_model):
+def test_generate_accepts_distinct_prompts(tiny_model):
     model = tiny_model()
-    assert generate(model, PROMPTS, greedy(), "cpu") == [alone(model, prompt, greedy()) for prompt in PROMPTS]
+    assert generate(model, PROMPTS, greedy(), "cpu") == [
+        generate_alone(model, prompt, greedy()) for prompt in PROMPTS
+    ]
 
 
-def test_completions_stop_at_any_end_token(tiny_model):
+def test_generate_stops_at_any_eos_token(tiny_model):
     model = tiny_model(seed=3)
-    free = alone(model, PROMPTS[0], greedy(12))
+    free = generate_alone(model, PROMPTS[0], greedy(12))
     config = greedy(12)
     config.eos_token_id = [2, free[4]]
     first = free.index(free[4])
     assert generate(model, [PROMPTS[0]] * 2 + [PROMPTS[1]], config, "cpu")[:2] == [free[: first + 1]] * 2
 
 
-def test_samples_of_a_group_differ(tiny_model):
+def test_generate_draws_different_samples_of_one_prompt(tiny_model):
     torch.manual_seed(0)
     config = GenerationConfig(max_new_tokens=6, do_sample=True, top_k=0, eos_token_id=2, pad_token_id=2)
     assert len({tuple(c) for c in generate(tiny_model(), [PROMPTS[0]] * 8, config, "cpu")}) > 4
@@ -80,15 +85,15 @@ def test_samples_of_a_group_differ(tiny_model):
     ("tokens", "expected"),
     [([5, 6, 2, 2], [5, 6, 2]), ([5, 3, 6, 2], [5, 3]), ([5, 6], [5, 6]), ([2], [2]), ([], [])],
 )
-def test_cut_after_end(tokens, expected):
-    assert cut_after_end(tokens, [2, 3]) == expected
+def test_cut_after_eos(tokens, expected):
+    assert cut_after_eos(tokens, [2, 3]) == expected
 
 
 def test_group_prompts():
     assert group_prompts([[1, 2], [3], [1, 2], [3], [4]]) == ([(1, 2), (3,), (4,)], [0, 1, 0, 1, 2])
 
 
-def test_left_padding_does_not_shift_positions():
+def test_position_ids_skip_left_padding():
     ids, mask = left_pad([[5, 6, 7], [8]], pad_id=0)
     assert ids.tolist() == [[5, 6, 7], [0, 0, 8]]
     assert mask.tolist() == [[1, 1, 1], [0, 0, 1]]

@@ -1,4 +1,4 @@
-"""Sampling by given random numbers: the right distribution, and the same rollout wherever it is sampled."""
+"""Sampling with given random numbers: the distribution is right, and rollouts do not depend on the batch."""
 
 import numpy as np
 import pytest
@@ -6,38 +6,36 @@ import torch
 from transformers import GenerationConfig
 
 from rlkit.rollouts.local.generate import generate
-from rlkit.rollouts.local.sampling import Inverse, draw, knows, processors
+from rlkit.rollouts.local.sampling import InverseCDFSampler, draw, is_supported, processors
 
 
 def config(**options):
-    return GenerationConfig(
-        **(
-            {"do_sample": True, "max_new_tokens": 6, "eos_token_id": [2], "pad_token_id": 2, "top_k": 0}
-            | options
-        )
-    )
+    defaults = {"do_sample": True, "max_new_tokens": 6, "eos_token_id": [2], "pad_token_id": 2, "top_k": 0}
+    return GenerationConfig(**(defaults | options))
 
 
-def test_the_numbers_depend_on_key_and_row_alone():
-    whole = draw((3, 1), range(6), 4)
-    assert torch.equal(draw((3, 1), [4, 5], 4), whole[4:])
-    assert not torch.equal(draw((3, 2), range(6), 4), whole)
-    assert whole.unique().numel() == 24 and (whole < 1).all() and (whole >= 0).all()
+def test_draw_depends_only_on_key_and_row():
+    numbers = draw((3, 1), range(6), 4)
+    assert torch.equal(draw((3, 1), [4, 5], 4), numbers[4:])
+    assert not torch.equal(draw((3, 2), range(6), 4), numbers)
+    assert numbers.unique().numel() == 24 and (numbers < 1).all() and (numbers >= 0).all()
 
 
-def test_tokens_are_drawn_by_their_probability():
+def test_inverse_cdf_sampler_draws_tokens_by_their_probability():
     scores = torch.tensor([0.5, 0.25, 0.125, 0.125, 0.0]).log()
     uniforms = torch.linspace(0, 1 - 2**-53, 4001, dtype=torch.float64)[:, None]
-    chosen = Inverse(uniforms)(None, scores.expand(4001, -1)).argmax(1)
+    chosen = InverseCDFSampler(uniforms)(None, scores.expand(4001, -1)).argmax(1)
     share = np.bincount(chosen, minlength=5) / 4001
     np.testing.assert_allclose(share, [0.5, 0.25, 0.125, 0.125, 0], atol=1e-3)
 
 
 @pytest.mark.parametrize("impossible", [0, 4])
-def test_a_token_without_probability_is_never_drawn(impossible):
+def test_inverse_cdf_sampler_never_draws_a_token_of_probability_0(impossible):
     scores = torch.zeros(2, 5)
     scores[:, impossible] = -torch.inf
-    chosen = Inverse(torch.tensor([[0.0], [1 - 2**-53]], dtype=torch.float64))(None, scores).argmax(1)
+    chosen = InverseCDFSampler(torch.tensor([[0.0], [1 - 2**-53]], dtype=torch.float64))(None, scores).argmax(
+        1
+    )
     assert impossible not in chosen.tolist()
 
 
@@ -45,8 +43,8 @@ def test_a_token_without_probability_is_never_drawn(impossible):
     "options",
     [{"temperature": 0.7}, {"top_k": 5}, {"top_p": 0.8}, {"min_p": 0.1}, {"repetition_penalty": 2.0}],
 )
-def test_the_same_choices_as_transformers(tiny_model, options):
-    """Over many samples of one token, the same frequencies as transformers' own sampling."""
+def test_sampling_has_the_frequencies_of_transformers(tiny_model, options):
+    """Sample a single token many times with the random numbers, and with transformers' own sampling."""
     model, n = tiny_model("llama"), 4000
     settings = config(max_new_tokens=1, eos_token_id=[127], **options)
     torch.manual_seed(0)
@@ -60,24 +58,24 @@ def test_the_same_choices_as_transformers(tiny_model, options):
     assert abs(ours - theirs).sum() / n / 2 < 2 * np.sqrt(tokens / (np.pi * n))
 
 
-def test_a_rollout_does_not_depend_on_the_others(tiny_model):
+def test_samples_do_not_depend_on_the_batch(tiny_model):
     model = tiny_model("llama")
     prompts = [[5, 6, 7]] * 4 + [[8, 9]] * 4
     uniforms = draw((1,), range(8), 6)
-    whole = generate(model, prompts, config(), "cpu", uniforms)
+    full = generate(model, prompts, config(), "cpu", uniforms)
     halves = [generate(model, prompts[i : i + 4], config(), "cpu", uniforms[i : i + 4]) for i in (0, 4)]
-    assert whole == halves[0] + halves[1]
-    assert len({tuple(tokens) for tokens in whole}) > 4
+    assert full == halves[0] + halves[1]
+    assert len({tuple(tokens) for tokens in full}) > 4
 
 
-def test_settings_that_are_not_known_here_are_left_to_transformers(tiny_model):
-    assert knows(config()) and not knows(config(typical_p=0.5)) and not knows(config(do_sample=False))
+def test_generate_leaves_unsupported_settings_to_transformers(tiny_model):
+    assert is_supported(config())
+    assert not is_supported(config(typical_p=0.5)) and not is_supported(config(do_sample=False))
     settings = config(epsilon_cutoff=0.2, max_new_tokens=1)
     assert len(generate(tiny_model("llama"), [[5, 6]] * 3, settings, "cpu", draw((0,), range(3), 1))) == 3
 
 
-def test_processors_in_transformers_order():
-    names = [
-        type(p).__name__ for p in processors(config(temperature=2.0, top_k=3, top_p=0.5), draw((0,), [0], 1))
-    ]
-    assert names == ["TemperatureLogitsWarper", "TopKLogitsWarper", "TopPLogitsWarper", "Inverse"]
+def test_processors_are_in_the_order_of_transformers():
+    settings = config(temperature=2.0, top_k=3, top_p=0.5)
+    names = [type(processor).__name__ for processor in processors(settings, draw((0,), [0], 1))]
+    assert names == ["TemperatureLogitsWarper", "TopKLogitsWarper", "TopPLogitsWarper", "InverseCDFSampler"]

@@ -1,4 +1,4 @@
-"""vLLM in the trainer's process, the real one: its tokens, its log-probabilities, its weights."""
+"""Real vLLM in the trainer's process: tokens, log-probabilities and weight transfer match transformers."""
 
 import importlib.util
 import json
@@ -17,45 +17,48 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def found(vllm_folder):
+def results(vllm_folder):
     environment = os.environ | {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_CPU_KVCACHE_SPACE": "1"}
     command = [sys.executable, str(SCRIPT), vllm_folder]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.partition("found: ")[2])
+    process = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert process.returncode == 0, process.stderr[-3000:]
+    return json.loads(process.stdout.partition("results: ")[2])
 
 
-def test_its_greedy_tokens_are_those_of_transformers(found):
-    assert found["same greedy"] and found["same ends"]
+def test_vllm_samples_the_greedy_tokens_of_transformers(results):
+    assert results["same greedy"] and results["same finish reasons"]
 
 
-def test_stop_strings_and_limits_are_those_of_transformers(found):
-    assert found["same stops"] and found["stopped"] == [True] * 3
-    assert found["limits"] == [1, 2, 3]
+def test_vllm_applies_stop_strings_and_limits_like_transformers(results):
+    assert results["same stops"] and results["stopped"] == [True] * 3
+    assert results["limits"] == [1, 2, 3]
 
 
-def test_a_finished_turn_does_not_wait_for_the_others(found):
-    assert (found["first finished"], found["then"], found["nothing left"]) == ([1], [0], [])
+def test_vllm_returns_a_finished_turn_before_the_others(results):
+    assert (results["first finished"], results["second finished"]) == ([1], [0])
+    assert results["finished last"] == []
 
 
-def test_new_weights_arrive(found):
-    assert found["gap"] < 1e-4 and found["gap after sync"] < 1e-4
-    assert found["gap without sync"] > 0.05
-    assert found["bytes"] == found["parameters"]
+def test_sync_weights_sends_all_weights(results):
+    assert results["gap"] < 1e-4 and results["gap after sync"] < 1e-4
+    assert results["gap without sync"] > 0.05
+    assert results["bytes"] == results["parameters"]
 
 
-def test_a_lora_model_arrives_with_its_adapter(found):
-    assert found["gap with the adapter"] < 1e-4
-    assert found["gap without the adapter"] > 0.05
-    assert not found["merged here"]
+def test_sync_weights_merges_the_adapter(results):
+    assert results["gap with the adapter"] < 1e-4
+    assert results["gap without the adapter"] > 0.05
+    assert not results["trainer is merged"]
 
 
-def test_another_temperature_or_nucleus_shows(found):
-    assert found["gap at its own"] < 1e-4
-    assert found["gap at another temperature"] > 0.05
-    assert found["gap with top_p"] > 0.05
+def test_log_probs_differ_at_another_temperature_or_top_p(results):
+    assert results["gap at the same temperature"] < 1e-4
+    assert results["gap at another temperature"] > 0.05
+    assert results["gap with top_p"] > 0.05
 
 
-def test_a_stale_prefix_cache_shows(found):
-    assert found["gap with a fresh prefix"] < 1e-4
-    assert found["gap with a stale prefix"] > 0.01
+def test_log_probs_differ_with_a_stale_prefix_cache(results):
+    assert results["gap with a fresh prefix"] < 1e-4
+    assert results["gap with a stale prefix"] > 0.01

@@ -1,4 +1,4 @@
-"""Servers that fail, against stand-ins for vLLM: see `rlkit.rollouts.vllm.endpoint`."""
+"""The server engine and its pool against fake vLLM servers that fail, restart and hang."""
 
 import http.server
 import json
@@ -14,12 +14,12 @@ from rlkit.rollouts.vllm import pool, weights
 from rlkit.rollouts.vllm.server_engine import ServerEngine, check_urls
 from tests.waiting import wait_until
 
-SAMPLING = Sampling(ends=(2,), stop=("x",), key=(1,))
+SAMPLING = Sampling(eos_token_ids=(2,), stop=("x",), key=(1,))
 TENSORS = {"a.weight": torch.ones(2, 3), "b.weight": torch.zeros(4, dtype=torch.bfloat16)}
 
 
-class StandIn(http.server.ThreadingHTTPServer):
-    """Answers as vLLM does; the log-probability of its one token tells which weights it was sampled with."""
+class FakeServer(http.server.ThreadingHTTPServer):
+    """A fake vLLM server that samples one EOS token. Its log-probability encodes the label of the weights."""
 
     daemon_threads = True
     request_queue_size = 128
@@ -28,14 +28,14 @@ class StandIn(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.label, self.failures, self.loads, self.bodies = "default", 0, [], []
-        self.gate = threading.Event()  # turns wait here until it is set
+        self.gate = threading.Event()  # clear it to block completions
         self.gate.set()
-        self.up, self.most, self.running = True, 0, 0
-        self.guard = threading.Lock()
+        self.up, self.max_running, self.running = True, 0, 0
+        self.counter_lock = threading.Lock()
         threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
     def handle_error(self, request, client_address):
-        pass  # a client that went away
+        pass  # the client has disconnected
 
     def restart(self):
         self.label = "default"
@@ -64,15 +64,15 @@ class StandIn(http.server.ThreadingHTTPServer):
         return 200, {}
 
     def v1_completions(self, body):
-        with self.guard:
+        with self.counter_lock:
             self.bodies.append(body)
             self.failures -= 1
             fails = self.failures >= 0
             self.running += 1
-            self.most = max(self.most, self.running)
+            self.max_running = max(self.max_running, self.running)
         version = self.label
         self.gate.wait(30)
-        with self.guard:
+        with self.counter_lock:
             self.running -= 1
         if len(body["prompt"]) + body["max_tokens"] > 64:
             return 400, {"error": {"message": "This model's maximum context length is 64 tokens."}}
@@ -95,32 +95,33 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
 
-    do_GET = do_POST = handle_one  # noqa: N815
+    do_GET = do_POST = handle_one
 
     def log_message(self, *args):
         pass
 
 
 @pytest.fixture(autouse=True)
-def no_delay(monkeypatch):
-    monkeypatch.setattr(pool, "FIRST_DELAY", 0.02)
-    monkeypatch.setattr(pool, "LONGEST_DELAY", 0.05)
+def short_delays(monkeypatch):
+    monkeypatch.setattr(pool, "MIN_DELAY", 0.02)
+    monkeypatch.setattr(pool, "MAX_DELAY", 0.05)
 
 
 @pytest.fixture
 def servers():
-    made = [StandIn(), StandIn()]
-    yield made
-    for server in made:
+    servers = [FakeServer(), FakeServer()]
+    yield servers
+    for server in servers:
         server.shutdown()
         server.server_close()
 
 
 @pytest.fixture
 def engine(servers, tmp_path):
-    made = ServerEngine([s.url for s in servers], weights_dir=tmp_path, patience=3.0, concurrency=4)
-    yield made
-    made.close()
+    urls = [server.url for server in servers]
+    engine = ServerEngine(urls, weights_dir=tmp_path, retry_timeout=3.0, concurrency=4)
+    yield engine
+    engine.close()
 
 
 def sample(engine, count=20, prompt=(5, 6)):
@@ -131,11 +132,11 @@ def sample(engine, count=20, prompt=(5, 6)):
     return [samples[i] for i in range(count)]
 
 
-def under_current(engine, samples):
+def have_current_weights(engine, samples):
     return all(s.log_probs == [-float(len(engine.version))] for s in samples)
 
 
-def test_turns_are_spread_and_capped(engine, servers):
+def test_pool_distributes_requests_up_to_the_concurrency(engine, servers):
     for server in servers:
         server.gate.clear()
     assert engine.context == 64
@@ -143,16 +144,16 @@ def test_turns_are_spread_and_capped(engine, servers):
     wait_until(lambda: [len(server.bodies) for server in servers] == [4, 4])
     for server in servers:
         server.gate.set()
-    taken = {}
-    while len(taken) < 20:
-        taken.update(engine.collect(wait=True))
-    assert all(s.ids == [2] and s.finish == "end" for s in taken.values())
+    samples = {}
+    while len(samples) < 20:
+        samples.update(engine.collect(wait=True))
+    assert all(s.ids == [2] and s.finish_reason == "eos" for s in samples.values())
     assert sum(len(server.bodies) for server in servers) == 20
-    assert max(server.most for server in servers) <= 4
+    assert max(server.max_running for server in servers) <= 4
     assert engine.collect(wait=True) == []
 
 
-def test_what_a_request_says(engine, servers):
+def test_request_body_has_the_sampling_settings(engine, servers):
     sample(engine, 1)
     [body] = servers[0].bodies + servers[1].bodies
     assert (body["prompt"], body["max_tokens"], body["stop"]) == ([5, 6], 8, ["x"])
@@ -160,7 +161,7 @@ def test_what_a_request_says(engine, servers):
     assert body["include_stop_str_in_output"] and body["return_token_ids"]
 
 
-def test_a_finished_turn_does_not_wait_for_the_others(engine, servers):
+def test_collect_returns_a_finished_turn_before_the_others(engine, servers):
     servers[0].gate.clear()
     engine.submit([Request(i, i, [5], 8, 0) for i in range(2)], SAMPLING)
     assert len(engine.collect(wait=True)) == 1
@@ -169,67 +170,69 @@ def test_a_finished_turn_does_not_wait_for_the_others(engine, servers):
     assert len(engine.collect(wait=True)) == 1
 
 
-def test_failures_go_to_the_other_server(engine, servers):
+def test_pool_retries_failed_requests_on_the_other_server(engine, servers):
     servers[0].failures = 3
     assert len(sample(engine)) == 20
 
 
-def test_a_server_that_started_anew_gets_the_weights_before_it_is_used(engine, servers):
+def test_pool_reloads_weights_on_a_restarted_server_before_using_it(engine, servers):
     engine.push(TENSORS.items(), "step-1")
     servers[0].restart()
-    assert under_current(engine, sample(engine))
+    assert have_current_weights(engine, sample(engine))
     assert [len(server.loads) for server in servers] == [2, 1]
 
 
-def test_samples_under_other_weights_are_taken_again(engine, servers):
+def test_pool_retries_requests_sampled_with_other_weights(engine, servers):
     engine.push(TENSORS.items(), "step-1")
     servers[0].gate.clear()
     engine.submit([Request(i, i, [5], 8, 0) for i in range(4)], SAMPLING)
     wait_until(lambda: servers[0].running == 2)
-    servers[0].restart()  # between two turns, say: no connection breaks
+    servers[0].restart()  # its connections stay open, as if it had restarted between two turns
     servers[0].gate.set()
-    taken = {}
-    while len(taken) < 4:
-        taken.update(engine.collect(wait=True))
-    assert under_current(engine, taken.values())
+    samples = {}
+    while len(samples) < 4:
+        samples.update(engine.collect(wait=True))
+    assert have_current_weights(engine, samples.values())
     assert len(servers[0].bodies) + len(servers[1].bodies) > 4
 
 
-def test_weights_that_cannot_be_loaded(engine, monkeypatch):
-    said = {"error": {"message": "Worker failed with error 'no space'"}}
-    monkeypatch.setattr(StandIn, "collective_rpc", lambda self, body: (500, said))
-    with pytest.raises(GuardError, match=r"http.* cannot load what was pushed: .*no space"):
+def test_push_raises_if_a_healthy_server_cannot_load_the_weights(engine, monkeypatch):
+    response = {"error": {"message": "Worker failed with error 'no space'"}}
+    monkeypatch.setattr(FakeServer, "collective_rpc", lambda self, body: (500, response))
+    with pytest.raises(GuardError, match=r"http.* cannot load the pushed weights: .*no space"):
         engine.push(TENSORS.items(), "step-1")
 
 
-def test_several_processes_sample_and_one_pushes(engine, servers):
-    other = ServerEngine([s.url for s in servers], patience=3.0)
+def test_engines_of_several_processes_share_pushed_weights(engine, servers):
+    second_engine = ServerEngine([s.url for s in servers], retry_timeout=3.0)
     engine.push(TENSORS.items(), "step-1")
-    other.weights = engine.weights
-    assert under_current(engine, sample(other))
+    second_engine.weights = engine.weights
+    assert have_current_weights(engine, sample(second_engine))
     for server in servers:
         server.restart()
-    sampled = []
-    threads = [threading.Thread(target=lambda e=e: sampled.append(sample(e))) for e in (engine, other)]
+    batches = []
+    threads = [
+        threading.Thread(target=lambda e=e: batches.append(sample(e))) for e in (engine, second_engine)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(20)
-    assert all(under_current(engine, samples) for samples in sampled)
-    assert [len(server.loads) for server in servers] == [2, 2]  # either of them, not both
-    other.close()
+    assert all(have_current_weights(engine, samples) for samples in batches)
+    assert [len(server.loads) for server in servers] == [2, 2]  # one of the engines reloaded, not both
+    second_engine.close()
 
 
-def test_it_waits_for_servers_to_come_back(engine, servers):
+def test_pool_waits_while_all_servers_are_down(engine, servers):
     engine.push(TENSORS.items(), "step-1")
     for server in servers:
         server.up = False
         threading.Timer(0.5, setattr, (server, "up", True)).start()
-    assert under_current(engine, sample(engine))
+    assert have_current_weights(engine, sample(engine))
 
 
-def test_no_server_for_longer_than_patience(engine, servers):
-    engine._pool.patience = 0.3
+def test_pool_raises_after_the_retry_timeout(engine, servers):
+    engine._pool.retry_timeout = 0.3
     for server in servers:
         server.up = False
     with pytest.raises(
@@ -237,64 +240,64 @@ def test_no_server_for_longer_than_patience(engine, servers):
     ) as error:
         sample(engine)
     assert "\n" not in str(error.value)
-    for server in servers:  # the caller may go on when they are back
+    for server in servers:  # the engine is usable again once they are up
         server.up = True
     assert len(sample(engine)) == 20
 
 
-def test_a_request_that_fails_everywhere_is_not_tried_for_ever(engine, servers):
+def test_pool_gives_up_on_a_request_after_max_attempts(engine, servers):
     for server in servers:
         server.failures = 10**6
-    with pytest.raises(GuardError, match=r"failed 5 times, at last at http.* 500 boom"):
+    with pytest.raises(GuardError, match=r"failed 5 times, most recently on http.* 500 boom"):
         sample(engine, 1)
 
 
-def test_a_refused_request_is_not_tried_again(engine, servers):
-    with pytest.raises(UserError, match=r"refused /v1/completions: 400 .*maximum context length is 64"):
+def test_pool_does_not_retry_a_rejected_request(engine, servers):
+    with pytest.raises(UserError, match=r"rejected /v1/completions: 400 .*maximum context length is 64"):
         sample(engine, 1, prompt=[5] * 60)
     assert len(servers[0].bodies) + len(servers[1].bodies) == 1
     assert len(sample(engine)) == 20
 
 
-def test_a_server_that_was_never_up(servers):
+def test_engine_raises_if_a_server_is_down_at_the_start(servers):
     servers[1].up = False
-    with pytest.raises(UserError, match=rf"no vLLM server answers: {servers[1].url} since .*rlkit serve"):
-        ServerEngine([s.url for s in servers], patience=0.2)
+    with pytest.raises(UserError, match=rf"vLLM servers are down: {servers[1].url} since .*rlkit serve"):
+        ServerEngine([s.url for s in servers], retry_timeout=0.2)
 
 
-def test_weights_of_another_run_are_not_sampled_with(servers):
+def test_pool_rejects_a_server_with_another_runs_weights(servers):
     servers[0].label = "step-7-abc"
-    engine = ServerEngine([servers[0].url], patience=1.0)
-    with pytest.raises(GuardError, match="other weights than it should have"):
+    engine = ServerEngine([servers[0].url], retry_timeout=1.0)
+    with pytest.raises(GuardError, match="does not hold the current weights"):
         sample(engine, 1)
     engine.close()
 
 
-def test_a_server_without_the_development_endpoints(servers, monkeypatch):
-    monkeypatch.setattr(StandIn, "weight_info", lambda self, body: (404, {"detail": "Not Found"}))
-    engine = ServerEngine([servers[0].url], patience=1.0)
-    with pytest.raises(UserError, match="start it with `rlkit serve`"):
+def test_engine_requires_the_development_endpoints(servers, monkeypatch):
+    monkeypatch.setattr(FakeServer, "weight_info", lambda self, body: (404, {"detail": "Not Found"}))
+    engine = ServerEngine([servers[0].url], retry_timeout=1.0)
+    with pytest.raises(UserError, match="start the server with `rlkit serve`"):
         sample(engine, 1)
     engine.close()
 
 
-def test_weights_are_written_whole_and_deleted(engine, servers, tmp_path, monkeypatch):
+def test_push_writes_weights_atomically_and_deletes_the_old_ones(engine, servers, tmp_path, monkeypatch):
     monkeypatch.setattr(weights, "SHARD_BYTES", 1)
     engine.push(iter(TENSORS.items()), "step-1")
     first = engine.weights
     assert {s.label for s in servers} == {engine.version} == {first.label}
     files = sorted(first.folder.glob("*.safetensors"))
-    read = {name: tensor for file in files for name, tensor in load_file(file).items()}
+    tensors = {name: tensor for file in files for name, tensor in load_file(file).items()}
     assert len(files) == 2
-    assert all(torch.equal(read[name], tensor) for name, tensor in TENSORS.items())
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in TENSORS.items())
     assert (engine.pushed_bytes, servers[0].loads) == (32, [str(first.folder)])
 
-    def half():
+    def fail_halfway():
         yield "a.weight", torch.ones(2)
         raise RuntimeError("out of memory")
 
     with pytest.raises(RuntimeError, match="out of memory"):
-        engine.push(half(), "step-2")
+        engine.push(fail_halfway(), "step-2")
     assert engine.weights == first
     engine.push(TENSORS.items(), "step-2")
     assert not first.folder.exists()
@@ -303,37 +306,37 @@ def test_weights_are_written_whole_and_deleted(engine, servers, tmp_path, monkey
     assert not list(tmp_path.iterdir())
 
 
-def test_an_abandoned_folder_is_removed(tmp_path):
+def test_weights_folder_removes_folders_of_crashed_processes(tmp_path):
     (tmp_path / "rlkit-weights-dead").mkdir()
     (tmp_path / "rlkit-weights-dead" / "lock").touch()
-    living = weights.WeightsFolder([tmp_path])
-    kept, _ = living.write(TENSORS.items(), "a")
-    other = weights.WeightsFolder([tmp_path])
-    other.write(TENSORS.items(), "b")
-    assert kept.folder.is_dir()
+    first = weights.WeightsFolder([tmp_path])
+    first_weights, _ = first.write(TENSORS.items(), "a")
+    second = weights.WeightsFolder([tmp_path])
+    second.write(TENSORS.items(), "b")
+    assert first_weights.folder.is_dir()
     assert len(list(tmp_path.iterdir())) == 2
-    living.close()
-    other.close()
+    first.close()
+    second.close()
 
 
-def test_a_folder_without_room(tmp_path, monkeypatch):
+def test_weights_folder_moves_to_a_directory_with_room(tmp_path, monkeypatch):
     small, large = tmp_path / "small", tmp_path / "large"
     small.mkdir()
     large.mkdir()
     monkeypatch.setattr(weights, "SHARD_BYTES", 1)
-    room = iter([10**9, 0])
-    monkeypatch.setattr(weights, "_room", lambda folder: next(room) if folder == small else 10**9)
+    free_bytes = iter([10**9, 0])
+    monkeypatch.setattr(weights, "_free_bytes", lambda folder: next(free_bytes) if folder == small else 10**9)
     folder = weights.WeightsFolder([small, large])
-    written, size = folder.write(TENSORS.items(), "a")
-    assert written.folder.parent.parent == large
-    assert (len(list(written.folder.glob("*.safetensors"))), size) == (2, 32)
-    monkeypatch.setattr(weights, "_room", lambda folder: 0)
-    with pytest.raises(UserError, match="no room"):
+    pushed, size = folder.write(TENSORS.items(), "a")
+    assert pushed.folder.parent.parent == large
+    assert (len(list(pushed.folder.glob("*.safetensors"))), size) == (2, 32)
+    monkeypatch.setattr(weights, "_free_bytes", lambda folder: 0)
+    with pytest.raises(UserError, match="not enough room"):
         folder.write(TENSORS.items(), "b")
     folder.close()
 
 
-def test_nothing_may_be_sampled_during_a_push(engine, servers):
+def test_push_requires_that_no_request_is_outstanding(engine, servers):
     servers[0].gate.clear()
     servers[1].gate.clear()
     engine.submit([Request(0, 0, [5], 8, 0)], SAMPLING)
@@ -344,27 +347,27 @@ def test_nothing_may_be_sampled_during_a_push(engine, servers):
 
 
 @pytest.mark.parametrize(
-    ("urls", "said"),
+    ("urls", "message"),
     [
         ([], "no vLLM server"),
-        (["localhost:8000"], "no address"),
-        (["ftp://a"], "no address"),
-        (["http://"], "no address"),
-        (["http://a:1/v1"], "address alone, http://a:1"),
-        (["http://a:1", "http://a:1/"], "twice"),
-        (["http://a:port"], "no address"),
+        (["localhost:8000"], "invalid server address"),
+        (["ftp://a"], "invalid server address"),
+        (["http://"], "invalid server address"),
+        (["http://a:1/v1"], "must not contain a path: use http://a:1"),
+        (["http://a:1", "http://a:1/"], "duplicate"),
+        (["http://a:port"], "invalid server address"),
     ],
 )
-def test_addresses(urls, said):
-    with pytest.raises(UserError, match=said):
+def test_check_urls_rejects_bad_addresses(urls, message):
+    with pytest.raises(UserError, match=message):
         check_urls(urls)
 
 
-def test_an_address_may_end_in_a_slash():
+def test_check_urls_removes_trailing_slashes():
     assert check_urls(["http://a:1/", "https://b"]) == ["http://a:1", "https://b"]
 
 
-def test_servers_elsewhere_need_a_shared_folder(engine):
+def test_push_to_other_machines_requires_weights_dir(engine):
     engine._weights_dir, engine.urls = None, ["http://gpu-7:8000"]
-    with pytest.raises(UserError, match=r"http://gpu-7:8000: .*share"):
+    with pytest.raises(UserError, match="set weights_dir for http://gpu-7:8000"):
         engine.push(TENSORS.items(), "step-1")

@@ -1,4 +1,4 @@
-"""Real vLLM servers: what they sample is what transformers says, with the weights that were pushed."""
+"""The server engine on real vLLM servers: samples match transformers with the pushed weights."""
 
 import copy
 import importlib.util
@@ -17,22 +17,22 @@ import torch
 
 from rlkit.errors import UserError
 from rlkit.rollouts import Request, Sampling
-from rlkit.rollouts.text_generation import open_writer
+from rlkit.rollouts.text_generation import load_text_model
 from rlkit.rollouts.vllm.server_engine import ServerEngine
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
 ]
-GREEDY = Sampling(ends=(2,), temperature=0.0)
-WARM = Sampling(ends=(2,), temperature=0.7, top_p=0.9, top_k=20, key=(5,))
+GREEDY = Sampling(eos_token_ids=(2,), temperature=0.0)
+WARM = Sampling(eos_token_ids=(2,), temperature=0.7, top_p=0.9, top_k=20, key=(5,))
 PROMPTS = [[5, 6, 7, 8, 9, 10], [20, 21], [40], [5, 6, 7, 8, 9, 11]]
 SIZES = {"head_dim": 32, "hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1}
-START = 300  # seconds
+START_TIMEOUT = 300  # seconds
 
 
 class ServerProcess:
-    """`rlkit serve` on a port of its own."""
+    """A process of `rlkit serve` on a free port."""
 
     def __init__(self, model, log):
         with socket.socket() as probe:
@@ -55,7 +55,7 @@ class ServerProcess:
             )
 
     def wait(self):
-        for _ in range(2 * START):
+        for _ in range(2 * START_TIMEOUT):
             assert self.process.poll() is None, self.log.read_text()[-3000:]
             try:
                 if httpx.get(f"{self.url}/health", trust_env=False).is_success:
@@ -69,7 +69,7 @@ class ServerProcess:
         self.process.wait()
 
     def stop(self):
-        """End it as a person does; return the processes that are left."""
+        """Stop the server with SIGTERM; return the names of processes that are alive 20 seconds later."""
         processes = [self.process.pid, *(p.pid for p in psutil.Process(self.process.pid).children(True))]
         self.process.terminate()
         self.process.wait(60)
@@ -88,21 +88,21 @@ def servers(model, tiny_tokenizer, tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     model.save_pretrained(folder)
     tiny_tokenizer.save_pretrained(folder)
-    started = [ServerProcess(str(folder), folder / f"server-{i}.log") for i in range(2)]
+    servers = [ServerProcess(str(folder), folder / f"server-{i}.log") for i in range(2)]
     try:
-        for server in started:
+        for server in servers:
             server.wait()
-        yield started
+        yield servers
     finally:
-        left = [server.stop() for server in started]
-    assert left == [[], []]
+        alive = [server.stop() for server in servers]
+    assert alive == [[], []]
 
 
 @pytest.fixture
 def engine(servers):
-    made = ServerEngine([servers[0].url], patience=START)
-    yield made
-    made.close()
+    engine = ServerEngine([servers[0].url], retry_timeout=START_TIMEOUT)
+    yield engine
+    engine.close()
 
 
 def sample(engine, sampling, limit=12, prompts=PROMPTS):
@@ -126,145 +126,145 @@ def log_probs(model, prompt, ids):
     return logits.log_softmax(-1)[torch.arange(len(ids)), ids].tolist()
 
 
-def error(model, samples, prompts=PROMPTS):
-    """The largest difference of a log-probability from the model's."""
-    pairs = zip(prompts, samples, strict=True)
-    return max(
-        abs(sampled - own)
-        for prompt, sample in pairs
-        for sampled, own in zip(sample.log_probs, log_probs(model, prompt, sample.ids), strict=True)
-    )
+def max_error(model, samples, prompts=PROMPTS):
+    """Return the largest difference between a sample's log-probabilities and the model's."""
+    errors = []
+    for prompt, turn in zip(prompts, samples, strict=True):
+        expected = log_probs(model, prompt, turn.ids)
+        errors += [abs(a - b) for a, b in zip(turn.log_probs, expected, strict=True)]
+    return max(errors)
 
 
-def changed(model, seed):
-    """A copy of a model with other weights everywhere."""
-    other = copy.deepcopy(model)
+def perturbed(model, seed):
+    """Return a copy of a model with noise added to all weights."""
+    copied = copy.deepcopy(model)
     torch.manual_seed(seed)
     with torch.no_grad():
-        for parameter in other.parameters():
+        for parameter in copied.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    return other
+    return copied
 
 
-# First: no weights have been pushed yet.
-def test_greedy_turns_are_those_of_transformers(engine, model):
+# This test runs first, because no weights may have been pushed yet.
+def test_server_samples_the_greedy_tokens_of_transformers(engine, model):
     samples = sample(engine, GREEDY)
     assert [s.ids for s in samples] == [greedy(model, ids) for ids in PROMPTS]
-    assert error(model, samples) < 1e-4
+    assert max_error(model, samples) < 1e-4
     assert engine.version == "default"
     assert engine.context == 512
 
 
-def test_texts_are_those_of_transformers(servers, model, tiny_tokenizer):
-    """Before other weights are pushed."""
+# This test, too, must run before other weights are pushed.
+def test_server_text_model_generates_the_text_of_transformers(servers, model, tiny_tokenizer):
     prompts = [[{"role": "user", "content": text}] for text in ("Say a.", "b")]
-    writer = open_writer(servers[0].model, f"{servers[0].url}/v1", tokens=12, temperature=0.0)
-    asked = [{"model": servers[0].model, "messages": prompt} for prompt in prompts]
-    replies = [httpx.post(f"{servers[0].url}/tokenize", json=one, trust_env=False) for one in asked]
-    expected = [
-        tiny_tokenizer.decode(greedy(model, reply.json()["tokens"]), skip_special_tokens=True).strip()
-        for reply in replies
-    ]
-    assert [one.text for one in writer.write(prompts, [0, 1])] == expected
+    text_model = load_text_model(servers[0].model, f"{servers[0].url}/v1", max_tokens=12, temperature=0.0)
+    expected = []
+    for prompt in prompts:
+        body = {"model": servers[0].model, "messages": prompt}
+        ids = httpx.post(f"{servers[0].url}/tokenize", json=body, trust_env=False).json()["tokens"]
+        expected.append(tiny_tokenizer.decode(greedy(model, ids), skip_special_tokens=True).strip())
+    assert [generation.text for generation in text_model.generate(prompts, [0, 1])] == expected
 
 
-def test_what_ends_a_turn_is_kept(engine, model, tiny_tokenizer):
+def test_server_keeps_the_eos_token_and_the_stop_string(engine, model, tiny_tokenizer):
     engine.push(model.named_parameters(), "first")
     free = greedy(model, PROMPTS[0])
-    end = free[3]
-    first = free.index(end) + 1
-    for limit in (12, first):  # also where the limit is reached with it
-        [taken] = sample(engine, Sampling(ends=(2, end), temperature=0.0), limit, PROMPTS[:1])
-        assert (taken.ids, taken.finish) == (free[:first], "end")
+    eos = free[3]
+    length = free.index(eos) + 1
+    for limit in (12, length):  # the EOS token may be the last one within the limit
+        [turn] = sample(engine, Sampling(eos_token_ids=(2, eos), temperature=0.0), limit, PROMPTS[:1])
+        assert (turn.ids, turn.finish_reason) == (free[:length], "eos")
     stop = tiny_tokenizer.decode(free[2:4])
     for limit in (12, 4):
-        [taken] = sample(engine, Sampling(ends=(2,), stop=(stop,), temperature=0.0), limit, PROMPTS[:1])
-        assert (taken.ids, taken.finish) == (free[:4], "stop")
-    [taken] = sample(engine, GREEDY, 1, PROMPTS[:1])
-    assert (taken.ids, taken.finish) == (free[:1], "length")
+        [turn] = sample(
+            engine, Sampling(eos_token_ids=(2,), stop=(stop,), temperature=0.0), limit, PROMPTS[:1]
+        )
+        assert (turn.ids, turn.finish_reason) == (free[:4], "stop")
+    [turn] = sample(engine, GREEDY, 1, PROMPTS[:1])
+    assert (turn.ids, turn.finish_reason) == (free[:1], "length")
 
 
-def test_log_probabilities_are_those_of_the_distribution_sampled_from(engine, model):
+def test_server_returns_log_probs_of_the_truncated_distribution(engine, model):
     engine.push(model.named_parameters(), "first")
-    for prompt, taken in zip(PROMPTS, sample(engine, WARM, 1), strict=True):
+    for prompt, turn in zip(PROMPTS, sample(engine, WARM, 1), strict=True):
         with torch.no_grad():
             logits = model(torch.tensor([prompt])).logits[0, -1] / 0.7
         best = logits.topk(20)
         p = best.values.softmax(-1)
-        kept = p.cumsum(-1) - p < 0.9
-        place = best.indices.tolist().index(taken.ids[0])
-        assert kept[place]
-        assert taken.log_probs == pytest.approx([(p[place] / p[kept].sum()).log().item()], abs=1e-4)
+        nucleus = p.cumsum(-1) - p < 0.9
+        rank = best.indices.tolist().index(turn.ids[0])
+        assert nucleus[rank]
+        assert turn.log_probs == pytest.approx([(p[rank] / p[nucleus].sum()).log().item()], abs=1e-4)
 
 
-def test_pushed_weights_are_sampled_with(engine, model):
-    for step in (1, 2):  # the second time, prefixes of the first are cached
-        other = changed(model, step)
-        engine.push(other.named_parameters(), f"step-{step}")
+def test_server_samples_with_pushed_weights(engine, model):
+    for step in (1, 2):  # in the second step, prefixes of the first step are cached
+        pushed = perturbed(model, step)
+        engine.push(pushed.named_parameters(), f"step-{step}")
         samples = sample(engine, GREEDY)
-        assert [s.ids for s in samples] == [greedy(other, ids) for ids in PROMPTS]
-        assert error(other, samples) < 1e-4
-        assert error(model, samples) > 0.1
-        served = httpx.get(f"{engine.urls[0]}/weight_info", trust_env=False).json()["weight_version"]
-        assert served == engine.version
-        assert served.startswith(f"step-{step}-")
+        assert [s.ids for s in samples] == [greedy(pushed, ids) for ids in PROMPTS]
+        assert max_error(pushed, samples) < 1e-4
+        assert max_error(model, samples) > 0.1
+        label = httpx.get(f"{engine.urls[0]}/weight_info", trust_env=False).json()["weight_version"]
+        assert label == engine.version
+        assert label.startswith(f"step-{step}-")
     assert engine.pushed_bytes == sum(p.nbytes for p in model.parameters())
     assert 0 < engine.push_seconds < 60
 
 
-def test_two_servers_share_the_work(servers, model):
-    engine = ServerEngine([server.url for server in servers], patience=START)
-    other = changed(model, 3)
-    engine.push(other.named_parameters(), "shared")
+def test_engine_distributes_requests_over_two_servers(servers, model):
+    engine = ServerEngine([server.url for server in servers], retry_timeout=START_TIMEOUT)
+    pushed = perturbed(model, 3)
+    engine.push(pushed.named_parameters(), "shared")
     counts = dict.fromkeys(engine.urls, 0)
     for server in engine._pool.servers:
 
-        async def counted(*args, real=server.sample, url=server.url):
+        async def counting_sample(*args, original=server.sample, url=server.url):
             counts[url] += 1
-            return await real(*args)
+            return await original(*args)
 
-        server.sample = counted
+        server.sample = counting_sample
     prompts = PROMPTS * 10
-    samples = sample(engine, Sampling(ends=(2,), key=(1,)), prompts=prompts)
-    assert error(other, samples, prompts) < 1e-4
+    samples = sample(engine, Sampling(eos_token_ids=(2,), key=(1,)), prompts=prompts)
+    assert max_error(pushed, samples, prompts) < 1e-4
     assert min(counts.values()) >= 10
     assert sum(counts.values()) == len(prompts)
     engine.close()
 
 
-def test_what_a_server_refuses_is_said(engine, model):
+def test_engine_raises_if_a_server_rejects_a_request(engine, model):
     engine.push(model.named_parameters(), "first")
     with pytest.raises(UserError, match=r"400 .*maximum context length is 512"):
         sample(engine, GREEDY, 12, [[5] * 510])
     assert len(sample(engine, GREEDY)) == len(PROMPTS)
 
 
-def test_a_server_that_is_killed_and_comes_back_has_the_pushed_weights(servers, engine, model):
-    other = changed(model, 4)
-    engine.push(other.named_parameters(), "pushed")
+def test_restarted_server_gets_the_pushed_weights(servers, engine, model):
+    pushed = perturbed(model, 4)
+    engine.push(pushed.named_parameters(), "pushed")
     prompts = [[5 + i % 90, 7, 9] for i in range(64)]
-    never = Sampling(ends=(127,), key=(3,))
-    engine.submit([Request(i, i, ids, 400, 0) for i, ids in enumerate(prompts)], never)
-    taken = dict(engine.collect(wait=True))
-    assert len(taken) < len(prompts)
+    without_eos = Sampling(eos_token_ids=(127,), key=(3,))
+    engine.submit([Request(i, i, ids, 400, 0) for i, ids in enumerate(prompts)], without_eos)
+    finished = dict(engine.collect(wait=True))
+    assert len(finished) < len(prompts)
     servers[0].kill()
     threading.Timer(3.0, servers[0].start).start()
-    while len(taken) < len(prompts):
-        taken.update(engine.collect(wait=True))
-    samples = [taken[i] for i in range(len(prompts))]
-    # 10,000 tokens, each up to 400 after the first: float32 rounds off to 1.4e-4 at the worst of them.
-    assert error(other, samples, prompts) < 1e-3
-    assert error(model, samples, prompts) > 0.1
+    while len(finished) < len(prompts):
+        finished.update(engine.collect(wait=True))
+    samples = [finished[i] for i in range(len(prompts))]
+    # Over 10,000 tokens, up to 400 in a row, the largest rounding error of float32 is 1.4e-4.
+    assert max_error(pushed, samples, prompts) < 1e-3
+    assert max_error(model, samples, prompts) > 0.1
 
 
-# Last: this server has its first weights, and an adapter needs them.
-def test_an_adapter_is_sampled_with(servers, model, tmp_path):
+# This test runs last: it restarts the server, because an adapter requires the initial weights.
+def test_server_samples_with_a_pushed_adapter(servers, model, tmp_path):
     from peft import LoraConfig, get_peft_model
 
     servers[0].stop()
     servers[0].start()
     servers[0].wait()
-    engine = ServerEngine([servers[0].url], patience=START)
+    engine = ServerEngine([servers[0].url], retry_timeout=START_TIMEOUT)
     base = sample(engine, GREEDY)
     for step in (1, 2):
         torch.manual_seed(step)
@@ -277,8 +277,8 @@ def test_an_adapter_is_sampled_with(servers, model, tmp_path):
         adapted.save_pretrained(tmp_path / "adapter")
         engine.push_adapter(tmp_path / "adapter", f"step-{step}")
         samples = sample(engine, GREEDY)
-        assert error(adapted.eval(), samples) < 1e-4
+        assert max_error(adapted.eval(), samples) < 1e-4
         assert [s.ids for s in samples] != [s.ids for s in base]
-    listed = httpx.get(f"{engine.urls[0]}/v1/models", trust_env=False).json()["data"]
-    assert [card["id"] for card in listed[1:]] == [engine.version]
+    models = httpx.get(f"{engine.urls[0]}/v1/models", trust_env=False).json()["data"]
+    assert [card["id"] for card in models[1:]] == [engine.version]
     engine.close()

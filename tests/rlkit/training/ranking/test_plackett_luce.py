@@ -1,4 +1,4 @@
-"""The policy against enumeration, and each estimator against the exact gradient of the specification."""
+"""The policy agrees with enumeration, and each estimator with the exact gradient and a known variance."""
 
 import itertools
 
@@ -23,24 +23,24 @@ EXACT = torch.tensor([-0.072374, 0.145915, -0.065551, 0.045070, -0.053061], dtyp
 PREFIXES = torch.tensor(list(itertools.permutations(range(5), K)))[None]
 
 
-def expected(scores):
-    """The expected nDCG@3 by enumeration of the 60 beginnings."""
+def expected_utility(scores):
+    """Return the expected nDCG@3, by enumeration of all 60 rankings of 3 of the 5 documents."""
     policy = PlackettLuce(scores)
     probabilities = policy.log_prob(PREFIXES).sum(-1).exp()
     assert probabilities.sum().item() == pytest.approx(1)
     return (probabilities * utility_by_position("ndcg", PREFIXES, GRADES).sum(-1)).sum()
 
 
-def test_the_oracle():
+def test_exact_gradient_is_that_of_the_enumeration():
     scores = SCORES.clone().requires_grad_()
-    value = expected(scores)
+    value = expected_utility(scores)
     assert value.item() == pytest.approx(0.4119530427, abs=1e-9)
     value.backward()
     torch.testing.assert_close(scores.grad[0], EXACT, atol=1e-6, rtol=0)
 
 
 def gradients(estimator, repeats, N=8):
-    """Estimates of the gradient, (repeats, 5): each repeat is a query of the batch."""
+    """Return independent estimates of the gradient, (repeats, 5), as the queries of one batch."""
     scores = SCORES.repeat(repeats, 1).requires_grad_()
     policy = PlackettLuce(scores)
     generator = torch.Generator().manual_seed(1)
@@ -57,6 +57,7 @@ def gradients(estimator, repeats, N=8):
 
 
 REPEATS = 6000
+# Sum over the scores of the variances of the estimates, with 8 rankings per query.
 VARIANCES = {
     "reinforce": 0.0670,
     "loo": 0.0203,
@@ -67,22 +68,22 @@ VARIANCES = {
 
 
 @pytest.mark.parametrize("estimator", VARIANCES)
-def test_an_estimator_is_unbiased_and_has_the_variance_of_the_table(estimator):
-    found = gradients(estimator, REPEATS)
-    errors = found.std(0) / REPEATS**0.5
-    assert ((found.mean(0) - EXACT).abs() < 4 * errors).all()
-    assert found.var(0).sum().item() == pytest.approx(VARIANCES[estimator], rel=0.06)
+def test_estimator_is_unbiased_and_has_the_known_variance(estimator):
+    estimates = gradients(estimator, REPEATS)
+    standard_errors = estimates.std(0) / REPEATS**0.5
+    assert ((estimates.mean(0) - EXACT).abs() < 4 * standard_errors).all()
+    assert estimates.var(0).sum().item() == pytest.approx(VARIANCES[estimator], rel=0.06)
 
 
-def test_the_order_of_the_variances():
-    found = {name: gradients(name, REPEATS).var(0).sum().item() for name in VARIANCES}
-    found["group mean"] = found["loo"] * (7 / 8) ** 2
+def test_estimators_are_ordered_by_variance():
+    variances = {name: gradients(name, REPEATS).var(0).sum().item() for name in VARIANCES}
+    variances["group mean"] = variances["loo"] * (7 / 8) ** 2
     order = ["placement_loo", "group mean", "loo", "pl_rank", "placement", "reinforce"]
-    assert sorted(found, key=found.__getitem__) == order
+    assert sorted(variances, key=variances.__getitem__) == order
 
 
-def test_the_group_mean_is_seven_eighths():
-    """GRPO's baseline without its deviation: 7/8 of leave-one-out, ranking by ranking."""
+def test_group_mean_baseline_scales_the_loo_gradient_by_seven_eighths():
+    """GRPO's baseline, without the division by the standard deviation, gives (N - 1) / N of it; N = 8."""
     policy = PlackettLuce(SCORES)
     rankings = policy.sample(8, K)
     utility = utility_by_position("ndcg", rankings, GRADES)
@@ -92,13 +93,13 @@ def test_the_group_mean_is_seven_eighths():
     torch.testing.assert_close(group, policy_gradient_loss(log_probs, utility, "loo") * 7 / 8)
 
 
-def one_by_one(scores, ranking):
-    """Probabilities of choices, by the definition."""
-    left, found = list(range(len(scores))), []
+def sequential_log_probs(scores, ranking):
+    """Return the log-probability of each choice of a ranking, computed from the definition."""
+    remaining, log_probs = list(range(len(scores))), []
     for document in ranking:
-        found.append((scores[document].exp() / scores[left].exp().sum()).log())
-        left.remove(document)
-    return torch.stack(found)
+        log_probs.append((scores[document].exp() / scores[remaining].exp().sum()).log())
+        remaining.remove(document)
+    return torch.stack(log_probs)
 
 
 scores_of = st.lists(st.floats(-30, 30), min_size=1, max_size=7)
@@ -106,37 +107,39 @@ scores_of = st.lists(st.floats(-30, 30), min_size=1, max_size=7)
 
 @settings(deadline=None)
 @given(scores_of, st.integers(1, 8), st.integers(0, 3), st.floats(-1e4, 1e4))
-def test_log_probabilities(values, k, padding, constant):
-    """As by the definition, whatever is added to all scores, and however much padding there is."""
+def test_log_prob_equals_the_definition(values, k, padding, constant):
+    """Neither a constant added to all scores nor padding changes the result."""
     scores = torch.tensor(values, dtype=torch.float64)
-    wide = torch.cat([scores + constant, torch.full((padding,), 99.0)])[None].requires_grad_()
-    mask = torch.arange(len(wide[0]))[None] < len(values)
-    policy = PlackettLuce(wide, mask)
+    padded = torch.cat([scores + constant, torch.full((padding,), 99.0)])[None].requires_grad_()
+    mask = torch.arange(len(padded[0]))[None] < len(values)
+    policy = PlackettLuce(padded, mask)
     rankings = policy.sample(3, k)
     log_probs = policy.log_prob(rankings)
     assert rankings.shape == log_probs.shape == (1, 3, min(k, len(values) + padding))
-    for row, found in zip(rankings[0], log_probs[0], strict=True):
-        real = row[row >= 0]
-        assert len(real) == min(k, len(values)) and len(set(real.tolist())) == len(real)
-        assert (real < len(values)).all() and (found[row < 0] == 0).all()
-        torch.testing.assert_close(found[row >= 0], one_by_one(scores, real), atol=1e-6, rtol=1e-6)
+    for ranking, actual in zip(rankings[0], log_probs[0], strict=True):
+        documents = ranking[ranking >= 0]
+        assert len(documents) == min(k, len(values)) and len(set(documents.tolist())) == len(documents)
+        assert (documents < len(values)).all() and (actual[ranking < 0] == 0).all()
+        expected = sequential_log_probs(scores, documents)
+        torch.testing.assert_close(actual[ranking >= 0], expected, atol=1e-6, rtol=1e-6)
     log_probs.sum().backward()
-    assert wide.grad.isfinite().all() and (wide.grad[~mask] == 0).all()
+    assert padded.grad.isfinite().all() and (padded.grad[~mask] == 0).all()
 
 
-def test_the_first_of_many_have_the_law_of_the_definition():
-    """Drawn K at a time: frequencies of the 60 beginnings within 5 standard errors."""
+def test_sample_draws_rankings_with_their_probability():
+    """The frequencies of the 60 possible rankings are within 5 standard errors of their probabilities."""
     policy = PlackettLuce(SCORES)
     draws = 200_000
     rankings = policy.sample(draws, K, torch.Generator().manual_seed(0))[0]
     exact = policy.log_prob(PREFIXES).sum(-1).exp()[0]
     codes = (rankings * torch.tensor([25, 5, 1])).sum(-1)
-    found = torch.stack([(codes == code).double().mean() for code in PREFIXES[0] @ torch.tensor([25, 5, 1])])
-    assert ((found - exact).abs() < 5 * (exact * (1 - exact) / draws).sqrt()).all()
+    all_codes = PREFIXES[0] @ torch.tensor([25, 5, 1])
+    frequencies = torch.stack([(codes == code).double().mean() for code in all_codes])
+    assert ((frequencies - exact).abs() < 5 * (exact * (1 - exact) / draws).sqrt()).all()
 
 
-def test_pl_rank_is_exact_where_all_beginnings_are_weighed_by_their_probability():
-    """With each of the 60 as often as it should be drawn it is the gradient itself; and with padding."""
+def test_pl_rank_averaged_over_all_rankings_is_the_exact_gradient():
+    """The estimates for all 60 rankings are weighted by their probability. One document is padding."""
     policy = PlackettLuce(SCORES)
     probabilities = policy.log_prob(PREFIXES).sum(-1).exp()[0]
     ideal = dcg(torch.tensor([2.0, 1.0, 0.0], dtype=torch.float64))
@@ -152,8 +155,8 @@ def test_pl_rank_is_exact_where_all_beginnings_are_weighed_by_their_probability(
 
 
 @pytest.mark.parametrize("estimator", ["placement_loo", "pl_rank"])
-def test_fewer_documents_than_positions(estimator):
-    """Two documents, five positions: the gradient of the exact sum over both rankings."""
+def test_estimator_is_unbiased_with_fewer_documents_than_positions(estimator):
+    """With two documents and five positions, there are only two rankings to sum over exactly."""
     scores = torch.tensor([[0.4, -0.1, 0.0]], dtype=torch.float64, requires_grad=True)
     mask = torch.tensor([[True, True, False]])
     grades = torch.tensor([[0.0, 1.0, 1.0]], dtype=torch.float64) * mask
@@ -165,26 +168,27 @@ def test_fewer_documents_than_positions(estimator):
         utility = utility_by_position("ndcg", rankings, grades)
         losses = policy_gradient_loss(policy.log_prob(rankings), utility)
     losses.sum().backward()
-    p = torch.sigmoid(torch.tensor(-0.5)).item()  # that the relevant one is first
+    p = torch.sigmoid(torch.tensor(-0.5)).item()  # probability that the relevant document is first
     exact = p * (1 - p) * (1 - 1 / torch.log2(torch.tensor(3.0)).item())
     torch.testing.assert_close(
         -scores.grad[0], torch.tensor([-exact, exact, 0.0]).double(), atol=2e-3, rtol=0
     )
 
 
-def test_utilities():
+def test_utility_by_position_on_worked_examples():
     rankings = torch.tensor([[[4, 3, 1], [1, 3, 0], [0, 2, -1]]])
-    found = utility_by_position("rr", rankings, GRADES)
-    assert found.tolist() == [[[0, 0.5, 0], [1, 0, 0], [0, 0, 0]]]
-    found = utility_by_position("ndcg", rankings, GRADES).sum(-1)[0]
-    assert found[1] == pytest.approx(1) and found[2] == 0
-    half = utility_by_position("ndcg", rankings, GRADES, ideal=2 * dcg(torch.tensor([[2.0, 1.0]])))
+    reciprocal_rank = utility_by_position("rr", rankings, GRADES)
+    assert reciprocal_rank.tolist() == [[[0, 0.5, 0], [1, 0, 0], [0, 0, 0]]]
+    ndcg = utility_by_position("ndcg", rankings, GRADES).sum(-1)[0]
+    assert ndcg[1] == pytest.approx(1) and ndcg[2] == 0
+    ideal = 2 * dcg(torch.tensor([[2.0, 1.0]]))
+    half = utility_by_position("ndcg", rankings, GRADES, ideal=ideal)
     assert half.sum(-1)[0, 1] == pytest.approx(0.5)
-    nothing = utility_by_position("ndcg", rankings, torch.zeros(1, 5))
-    assert (nothing == 0).all()
+    irrelevant = utility_by_position("ndcg", rankings, torch.zeros(1, 5))
+    assert (irrelevant == 0).all()
 
 
-def test_what_is_refused():
+def test_invalid_arguments_raise_value_error():
     policy = PlackettLuce(SCORES)
     rankings = policy.sample(1, K)
     with pytest.raises(ValueError, match="two rankings"):

@@ -1,4 +1,4 @@
-"""`rlkit rank` end to end on a real encoder: it learns and goes on; two processes are one."""
+"""`rlkit rank` end to end on a real encoder: learning, resuming, two processes, objectives and bad keys."""
 
 import json
 import signal
@@ -47,23 +47,25 @@ def write(tmp_path, name, **keys):
 
 @pytest.fixture
 def run(tmp_path, monkeypatch, capsys):
-    def run(name, *words, **keys):
+    """Return a function that runs `rlkit rank` in this process: exit code, stderr and run directory."""
+
+    def run(name, *argv, **keys):
         path = write(tmp_path, name, **keys)
-        monkeypatch.setattr(sys, "argv", ["rlkit", "rank", "--config", str(path), *words])
+        monkeypatch.setattr(sys, "argv", ["rlkit", "rank", "--config", str(path), *argv])
         return cli.main(), capsys.readouterr().err, tmp_path / name
 
     return run
 
 
 def weights(folder):
-    """Of the residual: the layer behind the encoder."""
+    """Return the weights of the residual, the layer after the encoder."""
     files = [path for path in folder.rglob("*.safetensors") if "Dense" in str(path)]
     (file,) = files
     return load_file(file)["linear.weight"]
 
 
 @pytest.mark.slow
-def test_its_rankings_get_better_and_it_writes_what_every_run_writes(run):
+def test_rank_improves_rankings_and_writes_metrics_evaluations_and_report(run):
     code, _, folder = run("run", max_steps=60)
     assert code == 0
     before, after = (Evaluation.load(folder / "evaluation" / f"{n}.json") for n in ("before", "after"))
@@ -79,8 +81,8 @@ def test_its_rankings_get_better_and_it_writes_what_every_run_writes(run):
 
 
 @pytest.mark.slow
-def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(run, tmp_path):
-    _, _, whole = run("whole")
+def test_resumed_run_gives_the_weights_of_an_uninterrupted_one(run, tmp_path):
+    _, _, uninterrupted = run("uninterrupted")
     path = write(tmp_path, "killed")
     process = subprocess.Popen([sys.executable, "-m", "rlkit", "rank", "--config", str(path)], cwd=ROOT)
     while not (tmp_path / "killed" / "checkpoint-8").exists():
@@ -89,20 +91,20 @@ def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(run, tmp_path):
     process.wait()
     code, _, resumed = run("killed", "--resume", "true")
     assert code == 0
-    assert (weights(resumed / "model") - weights(whole / "model")).abs().max() < 1e-6
+    assert (weights(resumed / "model") - weights(uninterrupted / "model")).abs().max() < 1e-6
 
 
 @pytest.mark.slow
-def test_two_processes_are_one_with_twice_the_batch(run, tmp_path):
-    """ranknet draws nothing; InfoNCE and rankings would differ by their random numbers.
+def test_two_processes_equal_one_with_twice_the_batch_size(run, tmp_path):
+    """The objective is ranknet, because the others draw different random numbers in two processes.
 
-    Three steps end before the epoch does, whose last batch two processes would fill up.
+    Training ends after three steps, before the last batch of the epoch, which two processes would pad.
     """
     keys = {"objective": "ranknet", "optim": "sgd", "learning_rate": 0.1, "max_steps": 3, "save_steps": 3}
-    _, _, one = run("one", per_device_train_batch_size=16, **keys)
+    _, _, single = run("single", per_device_train_batch_size=16, **keys)
     path = write(tmp_path, "two", ddp_backend="gloo", **keys)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
+    result = subprocess.run(
         [*launcher, "-m", "rlkit", "rank", "--config", str(path)],
         cwd=ROOT,
         capture_output=True,
@@ -110,16 +112,18 @@ def test_two_processes_are_one_with_twice_the_batch(run, tmp_path):
         timeout=300,
         check=False,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    a, b = weights(one / "model"), weights(tmp_path / "two" / "model")
-    assert a.abs().max() > 0 and (a - b).norm() < 1e-3 * a.norm()
-    pair = [Evaluation.load(folder / "evaluation" / "after.json") for folder in (one, tmp_path / "two")]
-    assert pair[0].scores.keys() == pair[1].scores.keys()
+    assert result.returncode == 0, result.stderr[-3000:]
+    expected, actual = weights(single / "model"), weights(tmp_path / "two" / "model")
+    assert expected.abs().max() > 0 and (actual - expected).norm() < 1e-3 * expected.norm()
+    evaluations = [
+        Evaluation.load(folder / "evaluation" / "after.json") for folder in (single, tmp_path / "two")
+    ]
+    assert evaluations[0].scores.keys() == evaluations[1].scores.keys()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("objective", ["infonce", "ranknet", "distillation", "wasserstein"])
-def test_supervised_objectives(run, objective):
+def test_supervised_objective_decreases_its_loss(run, objective):
     keys = {"num_tasks": 8, "max_steps": 6, "evaluation_tasks": 0, "learning_rate": 1e-3}
     code, error, folder = run(objective, objective=objective, **keys)  # the same batch at each step
     assert code == 0, error
@@ -130,7 +134,7 @@ def test_supervised_objectives(run, objective):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("objective", ["plackett_luce", "infonce"])
-def test_listwise_queries(run, objective):
+def test_listwise_run_trains_and_evaluates(run, objective):
     keys = {"num_tasks": 8, "max_steps": 4, "evaluation_tasks": 4, "learning_rate": 1e-5, "adapter_rank": 0}
     code, error, folder = run(
         objective, objective=objective, listwise=4, per_device_train_batch_size=4, **keys
@@ -143,17 +147,17 @@ def test_listwise_queries(run, objective):
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"listwise": 3}, "listwise trains the whole encoder"),
-        ({"objective": "infonse"}, "no objective 'infonse' (did you mean 'infonce'?)"),
-        ({"estimator": "lo"}, "no estimator 'lo'"),
+        ({"listwise": 3}, "listwise trains all weights of the encoder"),
+        ({"objective": "infonse"}, "unknown objective 'infonse' (did you mean 'infonce'?)"),
+        ({"estimator": "lo"}, "unknown estimator 'lo'"),
         ({"rankings": 1}, "rankings must be at least 2"),
         ({"temperature": 0}, "temperature must be above 0"),
-        ({"utility": "rr", "estimator": "pl_rank"}, "pl_rank needs utility ndcg"),
-        ({"environment": "causal-v1", "environment_args": None}, "gives an encoder nothing to rank"),
+        ({"utility": "rr", "estimator": "pl_rank"}, "pl_rank requires utility ndcg"),
+        ({"environment": "causal-v1", "environment_args": None}, "is not a ranking environment"),
         ({"model_name_or_path": "bundled:minilm"}, "no encoder 'bundled:minilm'"),
         ({"model_name_or_path": None}, "no model given"),
     ],
 )
-def test_bad_keys_are_one_line(run, keys, message):
+def test_bad_keys_are_errors_of_one_line(run, keys, message):
     code, error, _ = run("bad", **keys)
     assert code == 2 and message in error and len(error.strip().splitlines()) == 1

@@ -1,4 +1,4 @@
-"""Scorers on a real encoder: identity at first, what is trained, and that what is saved scores the same."""
+"""Scorers on a real encoder: initial scores, trained weights, and the scores of the saved model."""
 
 import pytest
 import torch
@@ -18,7 +18,8 @@ def encoder():
     return load_encoder(NAME)
 
 
-def plain_scores(model, temperature):
+def cosine_scores(model, temperature):
+    """Return the encoder's own scores of each query's passages, divided by the temperature."""
     queries = torch.tensor(model.encode_query(QUERIES, normalize_embeddings=True))
     return [
         queries[i] @ torch.tensor(model.encode_document(texts, normalize_embeddings=True)).T / temperature
@@ -27,15 +28,15 @@ def plain_scores(model, temperature):
 
 
 @pytest.mark.parametrize("make", [EncoderScorer, lambda *a: AdapterScorer(*a, 4)])
-def test_at_first_a_score_is_the_encoders_cosine(encoder, make):
+def test_untrained_scorer_returns_the_cosine_of_the_encoder(encoder, make):
     scorer = make(encoder, 0.5).eval()
-    found = scorer(QUERIES, PASSAGES)
-    assert found.shape == (2, 3) and found[1, 2] == 0
-    for row, expected in zip(found, plain_scores(encoder, 0.5), strict=True):
+    scores = scorer(QUERIES, PASSAGES)
+    assert scores.shape == (2, 3) and scores[1, 2] == 0
+    for row, expected in zip(scores, cosine_scores(encoder, 0.5), strict=True):
         torch.testing.assert_close(row[: len(expected)].detach(), expected, atol=1e-5, rtol=1e-4)
 
 
-def test_an_adapter_trains_its_residual_alone(encoder):
+def test_adapter_scorer_trains_only_its_residual(encoder):
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
     scorer = AdapterScorer(encoder, 0.05, 4).train()
     optimizer = torch.optim.SGD([p for p in scorer.parameters() if p.requires_grad], 1.0)
@@ -49,15 +50,16 @@ def test_an_adapter_trains_its_residual_alone(encoder):
     assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
 
 
-def test_all_of_an_encoder_is_trained(encoder):
+def test_encoder_scorer_trains_all_weights(encoder):
     scorer = EncoderScorer(encoder, 0.05).train()
     scorer(QUERIES, PASSAGES).sum().backward()
-    without = {name for name, p in scorer.named_parameters() if p.grad is None or not p.grad.any()}
-    assert all("pooler" in name or "position" in name for name in without), without
+    untrained = {name for name, p in scorer.named_parameters() if p.grad is None or not p.grad.any()}
+    # The scores do not use the pooler, and short inputs do not use all positions.
+    assert all("pooler" in name or "position" in name for name in untrained), untrained
 
 
 @pytest.mark.parametrize("kind", ["adapter", "encoder"])
-def test_what_is_saved_scores_the_same(encoder, tmp_path, kind):
+def test_saved_model_gives_the_same_scores(encoder, tmp_path, kind):
     from sentence_transformers import SentenceTransformer
 
     scorer = AdapterScorer(encoder, 0.5, 4) if kind == "adapter" else EncoderScorer(encoder, 0.5)
@@ -66,29 +68,27 @@ def test_what_is_saved_scores_the_same(encoder, tmp_path, kind):
             if value.requires_grad and "embeddings" not in name:
                 value.add_(torch.randn(value.shape, generator=torch.Generator().manual_seed(0)) * 0.02)
     scorer.eval().save_pretrained(tmp_path / "model")
-    found = scorer(QUERIES, PASSAGES).detach()
+    scores = scorer(QUERIES, PASSAGES).detach()
     loaded = SentenceTransformer(str(tmp_path / "model"))
-    for row, expected in zip(found, plain_scores(loaded, 0.5), strict=True):
+    for row, expected in zip(scores, cosine_scores(loaded, 0.5), strict=True):
         torch.testing.assert_close(row[: len(expected)], expected, atol=1e-4, rtol=1e-3)
-    again = load_encoder(str(tmp_path / "model"))
-    torch.testing.assert_close(
-        EncoderScorer(again, 0.5).eval()(QUERIES, PASSAGES).detach(), found, atol=1e-4, rtol=1e-3
-    )
+    reloaded = EncoderScorer(load_encoder(str(tmp_path / "model")), 0.5).eval()
+    torch.testing.assert_close(reloaded(QUERIES, PASSAGES).detach(), scores, atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["bundled:minilm", "/no/such/folder"])
-def test_what_cannot_be_loaded_is_one_line(name):
+def test_load_encoder_raises_an_error_of_one_line(name):
     with pytest.raises(UserError, match=r"no encoder|cannot be loaded") as error:
         load_encoder(name)
     assert "\n" not in str(error.value)
 
 
-def test_a_listwise_query_holds_its_first_candidates(encoder):
-    scorer = ListwiseScorer(encoder, 0.05, members=2, words=1).eval()
-    first, second = scorer.ask(QUERIES, PASSAGES)
+def test_listwise_scorer_embeds_a_query_with_its_first_candidates(encoder):
+    scorer = ListwiseScorer(encoder, 0.05, num_candidates=2, max_words=1).eval()
+    first, second = scorer.query_texts(QUERIES, PASSAGES)
     assert "[1] red\n[2] a\n" in first and "castle" not in first and first.endswith(QUERIES[0])
     assert "[2] iron" in second
-    assert EncoderScorer(encoder, 0.05).ask(QUERIES, PASSAGES) == QUERIES
+    assert EncoderScorer(encoder, 0.05).query_texts(QUERIES, PASSAGES) == QUERIES
     with torch.no_grad():
-        texts, documents = scorer.embed([first], "query"), scorer.embed(PASSAGES[0], "document")
-        torch.testing.assert_close(scorer([first], PASSAGES[:1])[0], (texts @ documents.T / 0.05)[0])
+        queries, documents = scorer.embed([first], "query"), scorer.embed(PASSAGES[0], "document")
+        torch.testing.assert_close(scorer([first], PASSAGES[:1])[0], (queries @ documents.T / 0.05)[0])
