@@ -19,7 +19,7 @@ from rlkit.models.memory import (
     kv_cache_bytes,
     saved_activation_bytes,
 )
-from rlkit.training.plan import largest_micro_batch, read_device_layout
+from rlkit.training.plan import describe_step, largest_micro_batch, read_device_layout
 from tests.quick import ROOT, TOY
 
 KEYS = {
