@@ -39,7 +39,7 @@ _TEXT_STATES = ("think", "search", "answer")  # inside a pair of tags, where tex
 def recall(turns: Turns, supporting: Sequence[str]) -> float | None:
     """Return the fraction of the supporting passages that a search retrieved; None if the task has none.
 
-    This reward pays for searching everything: combine it with `search_price`, or limit the searches.
+    More searches never lower this reward: combine it with `search_price`, or limit the searches.
     """
     supporting_ids = set(supporting)
     if not supporting_ids:
@@ -66,7 +66,7 @@ def search_price(turns: Turns, limit: int = 4, price: float = 0.1) -> float:
 def tag_format(turns: Turns) -> float:
     """Return 1 if the rollout has the form think, (search, results, think)*, answer; else 0.
 
-    Each step of the model is one pair of tags, with only white space between the steps and nothing after the
+    Each of these parts is one pair of tags, with only white space between the parts and nothing after the
     answer. Results must be a message of the environment: an `<information>` block written by the model makes
     the rollout ill-formed, and so does an action that the environment rejects. This is `is_valid_sequence` of
     Search-R1's `qa_em_format.py`. That code locates the rollout by ChatML markers; reading `turns` works with
@@ -148,7 +148,7 @@ def useful_hits(turns: Turns, answers: Sequence[str]) -> float | None:
     """Return the fraction of searches labeled "useful" whose documents contain an accepted answer. A metric.
 
     A simulated engine labels a search "useful" if its prompt requests helpful documents. That prompt includes
-    the answer, but the simulator need not obey (ZeroSearch). None if no search has this label.
+    the answer, but the simulator may ignore it (ZeroSearch). None if no search has this label.
     """
     return _hit_rate(turns, answers, "useful")
 
@@ -156,15 +156,16 @@ def useful_hits(turns: Turns, answers: Sequence[str]) -> float | None:
 def noisy_hits(turns: Turns, answers: Sequence[str]) -> float | None:
     """Return the fraction of searches labeled "noisy" whose documents contain an accepted answer. A metric.
 
-    See `useful_hits`; for a simulator that obeys, the value is near 0.
+    See `useful_hits`; for a simulator that follows its prompt, the value is near 0.
     """
     return _hit_rate(turns, answers, "noisy")
 
 
 def refusal(completion: str, answerable: bool | None = None) -> float | None:
-    """Return 1 if the answer is a refusal (`qa.REFUSALS`) if and only if the task is unanswerable, else 0.
+    """Return 1 if the model refuses an unanswerable task or answers an answerable one, else 0.
 
-    Only the decision counts: a wrong answer to an answerable task also gets 1. So use this as a metric or as
+    An answer in `qa.REFUSALS` is a refusal. Only the decision counts: a wrong answer to an answerable task
+    also gets 1. So use this as a metric or as
     a reward with a small weight. A completion without an answer gets 0. The result is None if the dataset has
     no column `answerable`.
     """

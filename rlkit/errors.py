@@ -15,11 +15,11 @@ class UserError(Exception):
 
 
 class RewardError(Exception):
-    """Rewards failed on too many rollouts to continue training (`rlkit.scoring`)."""
+    """Too many rollouts are invalid to continue training, or the reward workers do not start."""
 
 
 class GuardError(Exception):
-    """A guard stopped a run that cannot learn or is going wrong (`rlkit.runs.guards`)."""
+    """A run cannot continue: a guard stopped it (`rlkit.runs.guards`), or its vLLM servers failed."""
 
 
 class Preempted(Exception):  # noqa: N818
@@ -72,3 +72,12 @@ def check_arguments(target: Callable[..., Any], kwargs: Mapping[str, Any]) -> No
     for key in kwargs:
         if key not in parameters:
             raise UserError(f"{target.__name__} has no argument {key!r}{nearest(key, parameters)}")
+
+
+def check_integer(name: str, value: int, minimum: int, maximum: int | None = None) -> int:
+    """Return `value` if it is an integer from `minimum` to `maximum`; otherwise raise `UserError`."""
+    is_integer = isinstance(value, int) and not isinstance(value, bool)  # bool is a subclass of int
+    if not is_integer or value < minimum or (maximum is not None and value > maximum):
+        allowed = f"of at least {minimum}" if maximum is None else f"from {minimum} to {maximum}"
+        raise UserError(f"{name} must be an integer {allowed}, not {value!r}")
+    return value

@@ -9,7 +9,7 @@ It returns a number, or None if it does not apply to the rollout. Any failure (a
 is not a number, a timeout, a worker that crashed) marks the rollout *invalid*, with a reason. Invalid is not
 a score of 0: the trainer excludes the rollout from the loss.
 
-Three other kinds of reward are recognized by their signature:
+Three other kinds of reward are recognized by their signature or methods:
 
 - `def f(group)` scores all rollouts of one task together. It receives the rows of the group and returns one
   value per row. Any other column it names is taken from the first row, since the rows share their task.
@@ -32,8 +32,8 @@ A row is a mapping with the columns of the dataset and these:
 - `turns`: all messages after the prompt.
 - `environment_tokens`: number of tokens after the prompt that the environment wrote.
 - `completion_ids`: token ids of the completion. Only training and evaluation set it and the next three.
-- `truncated`: whether the completion was cut off at the token limit.
-- `max_length`: that limit, in tokens.
+- `truncated`: whether a limit (tokens, turns or the model's context) ended the rollout.
+- `max_length`: the run's `max_completion_length`, in tokens.
 - `stopped`: whether a stop string ended the completion, which then has no EOS token in `completion_ids`.
 - `length`: number of tokens of the completion without its EOS token; set if `completion_ids` is.
 - `correct`: value of the environment's metric on this rollout, usually 0 or 1. Rewards that read it, and
@@ -253,7 +253,8 @@ def trl_completion(row: Row) -> str | list[dict[str, Any]]:
 
 def completion_length(row: Row) -> int:
     """Return the number of tokens of a completion without its EOS token."""
-    # A truncated completion ends before its EOS token, and a stop string ends a turn instead of one.
+    # A completion cut off by a token limit has no EOS token, and neither has one that a stop string ended.
+    # A rollout that ran out of turns is truncated, too, although it may end with EOS; then EOS is counted.
     has_eos = not (row.get("truncated", False) or row.get("stopped", False))
     return max(len(row["completion_ids"]) - has_eos, 0)
 

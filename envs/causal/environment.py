@@ -29,7 +29,7 @@ from rlkit.envs.causal.model import LEVELS, hundredths
 from rlkit.envs.causal.problem import from_json
 from rlkit.envs.causal.prompts import ANSWER_WRITERS, PROMPT_WRITERS, official_answer, short_name
 from rlkit.envs.causal.solutions import table_row, write_steps
-from rlkit.errors import UserError, check_choice
+from rlkit.errors import UserError, check_choice, check_integer
 from rlkit.rewards import distribution as rewards
 
 if TYPE_CHECKING:
@@ -96,13 +96,13 @@ class CausalEnvironment(Environment):
             check_choice("which", which, ("first", "last"))
         if parser == "official" and prompt_style != "official":
             raise UserError(
-                "parser 'official' parses answers in the official layout alone: use prompt_style 'official'"
+                "parser 'official' parses only answers in the official layout: set prompt_style to 'official'"
             )
         if questions_per_graph is not None:
-            _check_integer("questions_per_graph", questions_per_graph, 1)
+            check_integer("questions_per_graph", questions_per_graph, 1)
         _check_graph(num_nodes, cardinality, roots, max_in_degree)
         if not 0.01 <= concentration <= 1e6:
-            raise UserError(f"concentration is {concentration}: it must be between 0.01 and 1e6")
+            raise UserError(f"concentration must be between 0.01 and 1e6, not {concentration}")
         if not 0 <= tolerance < 1:
             raise UserError(
                 f"tolerance is {tolerance}: it must be at least 0 and below 1, such as 0.01 (it is a total"
@@ -136,8 +136,8 @@ class CausalEnvironment(Environment):
 
         check_choice("split", split, SPLITS)
         n = SIZES[split] if n is None else n
-        _check_integer("n", n, 1)
-        _check_integer("seed", seed, 0, 2**32 - 1)  # a larger one would be two words of numpy's seed sequence
+        check_integer("n", n, 1)
+        check_integer("seed", seed, 0, 2**32 - 1)  # a larger one would be two words of numpy's seed sequence
         questions_per_graph = self.questions_per_graph or QUESTIONS_PER_GRAPH[split]
         rows = list(generate(self.config, split, seed, n, questions_per_graph))
         return datasets.Dataset.from_list(rows)
@@ -206,7 +206,7 @@ def _level_probabilities(level: str | Sequence[str] | Mapping[str, float]) -> di
         check_choice("level", name, LEVELS)
         if not (isinstance(weight, int | float) and 0 <= weight < float("inf")):
             raise UserError(
-                f"the weight of level {name!r} is {weight!r}: it must be a finite number of at least 0"
+                f"the weight of level {name!r} must be a finite number of at least 0, not {weight!r}"
             )
     total = sum(weights.values())
     if total <= 0:
@@ -216,26 +216,19 @@ def _level_probabilities(level: str | Sequence[str] | Mapping[str, float]) -> di
 
 
 def _check_graph(num_nodes: int, cardinality: int, roots: int | None, max_in_degree: int) -> None:
-    _check_integer("num_nodes", num_nodes, 2, MAX_NODES)
-    _check_integer("cardinality", cardinality, 2, 64)
-    _check_integer("max_in_degree", max_in_degree, 1)
+    check_integer("num_nodes", num_nodes, 2, MAX_NODES)
+    check_integer("cardinality", cardinality, 2, 64)
+    check_integer("max_in_degree", max_in_degree, 1)
     if max_in_degree >= num_nodes:
         raise UserError(
             f"max_in_degree is {max_in_degree}, but in a graph of {num_nodes} nodes a node has at most"
             f" {num_nodes - 1} parents: lower max_in_degree or raise num_nodes"
         )
     if roots is not None:
-        _check_integer("roots", roots, 1, num_nodes - 1)
+        check_integer("roots", roots, 1, num_nodes - 1)
     # A table has one axis per parent and one for the node.
     if cardinality ** (max_in_degree + 1) > MAX_TABLE_CELLS:
         raise UserError(
             f"the table of a node with {max_in_degree} parents and cardinality {cardinality} has more than"
             f" {MAX_TABLE_CELLS} cells: lower max_in_degree or cardinality"
         )
-
-
-def _check_integer(name: str, value: int, minimum: int, maximum: int | None = None) -> None:
-    is_integer = isinstance(value, int) and not isinstance(value, bool)  # bool is a subclass of int
-    if not is_integer or value < minimum or (maximum is not None and value > maximum):
-        allowed = f"of at least {minimum}" if maximum is None else f"from {minimum} to {maximum}"
-        raise UserError(f"{name} is {value!r}: it must be an integer {allowed}")

@@ -79,7 +79,7 @@ def _read_domains(lines: Sequence[str]) -> dict[str, list[str]]:
         values = [value.strip() for value in match[2].split(",")]
         if match[1] in domains or len(set(values)) != len(values) or not 2 <= len(values) <= MAX_VALUES:
             raise UserError(
-                f"the values of {match[1]} are listed twice, repeat, or are not 2 to {MAX_VALUES} values"
+                f"the values of {match[1]} must be listed once, with 2 to {MAX_VALUES} distinct values"
             )
         domains[match[1]] = values
     if not 1 <= len(domains) <= MAX_VARIABLES:

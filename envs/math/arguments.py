@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rlkit.errors import UserError, check_choice
+from rlkit.errors import UserError, check_choice, check_integer
 
 
 def check_choices(name: str, values: str | Sequence[str], choices: Sequence[str]) -> list[str]:
@@ -15,21 +15,14 @@ def check_choices(name: str, values: str | Sequence[str], choices: Sequence[str]
     return [check_choice(name, value, choices) for value in values]
 
 
-def check_integer(name: str, value: int, minimum: int, maximum: int) -> int:
-    """Return the value after checking that it is an integer from `minimum` to `maximum`."""
-    if not isinstance(value, int) or isinstance(value, bool) or not minimum <= value <= maximum:
-        raise UserError(f"{name} is {value!r}: it must be an integer from {minimum} to {maximum}")
-    return value
-
-
 def check_range(name: str, value: int | Sequence[int], minimum: int, maximum: int) -> tuple[int, int]:
     """Return a (low, high) pair of integers; a single integer is used for both."""
     pair = [value, value] if isinstance(value, int) else value
     if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
-        raise UserError(f"{name} is {value!r}: it must be two integers, the minimum and the maximum")
+        raise UserError(f"{name} must be two integers, the minimum and the maximum, not {value!r}")
     low, high = (check_integer(name, number, minimum, maximum) for number in pair)
     if low > high:
-        raise UserError(f"{name} is {value!r}: the minimum must come first")
+        raise UserError(f"{name} must have its minimum first, not {value!r}")
     return low, high
 
 
@@ -38,7 +31,7 @@ def check_fractions(fractions: Sequence[float]) -> tuple[float, float, float]:
     is_triple = not isinstance(fractions, str) and isinstance(fractions, Sequence) and len(fractions) == 3
     if not is_triple or not all(isinstance(f, int | float) and 0 <= f < float("inf") for f in fractions):
         raise UserError(
-            f"fractions is {fractions!r}: it must be three non-negative numbers, for train, dev and test"
+            f"fractions must be three non-negative numbers, for train, dev and test, not {fractions!r}"
         )
     if sum(fractions) <= 0:
         raise UserError("fractions are all 0: at least one split needs a positive fraction")

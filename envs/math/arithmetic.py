@@ -90,7 +90,9 @@ def make_problem(config: ArithmeticConfig, split: str, seed: int, i: int) -> tup
             kind = rng.choice(config.kinds)
             text = _story(calculation, rng) if kind == "story" else f"What is {calculation}?"
             return calculation, kind, text
-    raise UserError(f"the split {split!r} has no such calculation: raise max_number or terms")
+    raise UserError(
+        f"no calculation with these arguments belongs to the split {split!r}: raise max_number or terms"
+    )
 
 
 def _draw(config: ArithmeticConfig, rng: random.Random) -> Calculation:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlkit.environment import Environment, Reply, Turn
 from rlkit.envs.ranking.scoring import Scorer, open_scorer
-from rlkit.errors import UserError
+from rlkit.errors import UserError, check_integer
 from rlkit.retrieval.documents import Document, EngineError, Query, SearchEngine, full_text
 from rlkit.retrieval.queries import (
     JudgedQuery,
@@ -80,10 +80,8 @@ class IntentEnvironment(Environment):
         folds: int | None = None,
         fold: int = 0,
     ):
-        if not 1 <= shown <= 20 or document_words < 1:
-            raise UserError(
-                f"shown must be from 1 to 20 and document_words at least 1, not {shown} and {document_words}"
-            )
+        check_integer("shown", shown, 1, 20)
+        check_integer("document_words", document_words, 1)
         if scorer != "bm25" and not re.fullmatch("dense:.+", scorer):
             raise UserError(f"there is no scorer {scorer!r}; use bm25 or dense:MODEL")
         self.collection = open_collection(collection, folds, fold)

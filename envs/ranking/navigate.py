@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from rlkit.environment import Environment, Reply, Turn
 from rlkit.envs.ranking.beam import Beam, Slate
 from rlkit.envs.ranking.tree import Tree, open_tree
-from rlkit.errors import UserError
+from rlkit.errors import UserError, check_integer
 from rlkit.retrieval.queries import judged_queries, open_collection, task_id
 from rlkit.rewards import navigation
 
@@ -83,15 +83,13 @@ class NavigateEnvironment(Environment):
         folds: int | None = None,
         fold: int = 0,
     ):
-        if not (2 <= branching <= 100 and 1 <= width <= 20 and turns >= 1 and document_words >= 1):
-            raise UserError(
-                "branching must be from 2 to 100, width from 1 to 20, turns and document_words at least 1, "
-                f"not {branching}, {width}, {turns} and {document_words}"
-            )
-        if not 0 < alpha <= 1 or not 0 <= anchors <= 100:
-            raise UserError(
-                f"alpha must be above 0 and at most 1 and anchors from 0 to 100, not {alpha} and {anchors}"
-            )
+        check_integer("branching", branching, 2, 100)
+        check_integer("width", width, 1, 20)
+        check_integer("turns", turns, 1)
+        check_integer("document_words", document_words, 1)
+        check_integer("anchors", anchors, 0, 100)
+        if not 0 < alpha <= 1:
+            raise UserError(f"alpha must be above 0 and at most 1, not {alpha}")
         self.collection = open_collection(collection, folds, fold)
         self.embedder, self.branching, self.summaries = embedder, branching, summaries
         self.document_words, self.width, self.turns = document_words, width, turns

@@ -16,7 +16,7 @@ from itertools import islice, zip_longest
 from typing import TYPE_CHECKING, Any
 
 from rlkit.environment import Environment, HeldOutMeans, Reply, Turn
-from rlkit.errors import UserError, check_choice
+from rlkit.errors import UserError, check_choice, check_integer
 from rlkit.retrieval.documents import EngineError, Query, Result, SearchEngine
 from rlkit.retrieval.measures import Evaluator
 from rlkit.retrieval.queries import JudgedQuery, judged_queries, open_collection, task_id
@@ -87,10 +87,8 @@ class QueryEnvironment(Environment):
     ):
         check_choice("combine", combine, COMBINE_METHODS)
         check_choice("prompt_style", prompt_style, PROMPT_STYLES)
-        if not (1 <= depth <= 1000 and 1 <= max_queries <= 20):
-            raise UserError(
-                f"depth must be from 1 to 1000 and max_queries from 1 to 20, not {depth} and {max_queries}"
-            )
+        check_integer("depth", depth, 1, 1000)
+        check_integer("max_queries", max_queries, 1, 20)
         try:
             Evaluator({}, [measure])
         except ValueError as error:

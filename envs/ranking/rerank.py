@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from rlkit.environment import Candidates, Environment
-from rlkit.errors import UserError
+from rlkit.errors import UserError, check_integer
 from rlkit.retrieval.documents import Document, EngineError, Query, SearchEngine
 from rlkit.retrieval.queries import (
     JudgedQuery,
@@ -67,11 +67,8 @@ class RerankEnvironment(Environment):
         fold: int = 0,
         add_relevant: bool = True,
     ):
-        if not 2 <= candidates <= 1000 or document_words < 1:
-            raise UserError(
-                f"candidates must be from 2 to 1000 and document_words at least 1, not {candidates} and "
-                f"{document_words}"
-            )
+        check_integer("candidates", candidates, 2, 1000)
+        check_integer("document_words", document_words, 1)
         self.collection = open_collection(collection, folds, fold)
         self.retriever, self.candidates, self.document_words = retriever, candidates, document_words
         self.add_relevant = add_relevant

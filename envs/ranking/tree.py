@@ -124,7 +124,7 @@ def embed(texts: Sequence[str], embedder: str) -> np.ndarray:
     if kind == "dense" and model:
         return encode(load_encoder(model).encode_document, texts, None)
     if embedder != "words":
-        raise UserError(f"there is no embedder {embedder!r}; use words or dense:MODEL")
+        raise UserError(f"there is no embedder {embedder!r}; use 'words' or 'dense:MODEL'")
     from sklearn.decomposition import TruncatedSVD
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.preprocessing import normalize

@@ -19,7 +19,7 @@ def check_search(environment: SearchEnvironment) -> None:
     if not hops or not set(hops) <= {1, 2, 3, 4}:
         raise UserError(f"hops is {hops!r}: choose from 1, 2, 3 and 4")
     if not 0 <= unanswerable < 1:
-        raise UserError(f"unanswerable is {unanswerable}: it must be a fraction of at least 0 and below 1")
+        raise UserError(f"unanswerable must be a fraction of at least 0 and below 1, not {unanswerable}")
     bounds = {
         "world_size": (100, 10**7),
         "topk": (1, 100),
@@ -29,7 +29,7 @@ def check_search(environment: SearchEnvironment) -> None:
     for name, (minimum, maximum) in bounds.items():
         number = getattr(environment, name)
         if not isinstance(number, int) or not minimum <= number <= maximum:
-            raise UserError(f"{name} is {number!r}: it must be an integer from {minimum} to {maximum}")
+            raise UserError(f"{name} must be an integer from {minimum} to {maximum}, not {number!r}")
     if environment.data is None and max(hops) > environment.max_searches:
         raise UserError(
             f"a question with {max(hops)} hops needs {max(hops)} searches, but max_searches is"
@@ -50,8 +50,8 @@ def _check_engines(environment: SearchEnvironment) -> None:
         )
     if held_out is None or (held_out == "simulated" and environment.data is None):
         raise UserError(
-            "evaluation with a simulated engine says little about the policy: set held_out_engine to a real"
-            " engine"
+            "evaluation with a simulated engine says little about the policy: set held_out_engine to an "
+            "index folder, a server URL or, without data, 'bm25'"
         )
     if environment.is_simulated and environment.unanswerable:
         raise UserError(

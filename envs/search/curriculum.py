@@ -49,9 +49,9 @@ class Curriculum:
         if schedule not in SCHEDULES:
             raise UserError(f"noise: unknown schedule {schedule!r}{nearest(schedule, SCHEDULES)}")
         if not (0 <= start <= 1 and 0 <= end <= 1):
-            raise UserError(f"noise: start and end must be probabilities in [0, 1], got {start} and {end}")
+            raise UserError(f"noise: start and end must be probabilities in [0, 1], not {start} and {end}")
         if base <= 0:
-            raise UserError(f"noise: base must be positive, got {base}")
+            raise UserError(f"noise: base must be positive, not {base}")
         if schedule == "performance" and (start > end or rise <= 0 or window < 1):
             raise UserError(
                 "noise: the performance schedule requires start <= end, rise > 0 and window >= 1, got"

@@ -13,7 +13,8 @@ can know the answers, because they follow only from the passages of the world. S
 (Search-R1) and 2505.04588 (ZeroSearch).
 
 In training, a language model may simulate the search engine (`engine: simulated`) and write documents that
-are useful or noise. Evaluations use a real engine, because only that shows what the policy has learned.
+are useful or noise. By default, evaluations use a real
+engine, because only that shows what the policy has learned.
 """
 
 from __future__ import annotations
@@ -119,7 +120,7 @@ class SearchEnvironment(Environment):
         self.world = World(world_seed, world_size)
         if noise and not self.is_simulated:
             raise UserError(
-                f"noise requires a simulated engine, but {self.engine_name} is a real one: remove noise"
+                f"noise requires engine 'simulated', not {self.engine_name!r}: change one of them"
             )
         curriculum = noise if isinstance(noise, Mapping) else {"schedule": "constant", "start": noise}
         check_arguments(Curriculum, curriculum)
@@ -232,7 +233,7 @@ class SearchEnvironment(Environment):
         """Advance the noise schedule, and return the noise of the sampling step that has just ended."""
         if not self.is_simulated:
             return {}
-        noise = self.curriculum.value  # of the sampling step that has just ended
+        noise = self.curriculum.value
         self.curriculum.advance(step, steps, score)
         return {"noise": noise}
 
@@ -296,7 +297,7 @@ class SearchEnvironment(Environment):
 
     def _query(self, turn: Turn, text: str) -> Query:
         task = turn.task
-        # Equal queries of a group get equal documents, so that its rollouts differ by their queries alone.
+        # Equal queries of a group get equal documents, so that its rollouts differ only in their queries.
         key = (task["task_id"], _num_assistant_turns(turn))
         return Query(text, task["question"], tuple(task["answers"]), key)
 
@@ -316,7 +317,7 @@ class SearchEnvironment(Environment):
                 return Reply(invalid=f"the search failed: {result.error}")
         document_ids = [document.id for result in results for document in result.documents]
         record: dict[str, Any] = {"query": "\n".join(action.queries), "documents": document_ids}
-        if results[0].label:  # all queries of a turn share one draw
+        if results[0].label:  # all queries of a turn share one draw, and so one label
             record["label"] = results[0].label
         if self.uses_tool_calls:
             text = tool_calls.write_tool_results(results, self.document_words)

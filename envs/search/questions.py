@@ -162,7 +162,7 @@ def _hash_fraction(question: str) -> float:
 def _parse_row(row: Mapping[str, Any], location: str, source: str) -> DatasetQuestion:
     question = _first_value(row, QUESTIONS)
     if not isinstance(question, str) or not question.strip():
-        raise UserError(f"{location}: no question in {', '.join(QUESTIONS)}")
+        raise UserError(f"{location}: the row needs a question in one of the columns {', '.join(QUESTIONS)}")
     question = _clean(question)
     answers: list[str] = []
     if row.get("answerable") is not False:
@@ -184,7 +184,7 @@ def _parse_answers(cell: Any, location: str) -> list[str]:
     cells = cell if isinstance(cell, list) else [cell]
     answers = [answer for answer in cells if answer is not None]
     if not answers:
-        raise UserError(f"{location}: no answer in {', '.join(ANSWERS)}")
+        raise UserError(f"{location}: the row needs an answer in one of the columns {', '.join(ANSWERS)}")
     for answer in answers:
         # A float has several spellings: 1912.0 would be normalized to 19120.
         if not isinstance(answer, str | int) or isinstance(answer, bool):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rlkit.environment import SPLITS, Environment
 from rlkit.envs.search.simulator_prompts import write_prompt
 from rlkit.envs.simulator.examples import Example, read_examples, world_example
-from rlkit.errors import UserError, check_choice
+from rlkit.errors import check_choice, check_integer
 from rlkit.retrieval.collections.world import World
 from rlkit.retrieval.documents import Query
 from rlkit.rewards import simulation
@@ -48,8 +48,8 @@ class SimulatorEnvironment(Environment):
     breakdown = ("label",)
 
     def __init__(self, *, data: str | None = None, words: int = 30, topk: int = 3, world_size: int = 2000):
-        if not 1 <= topk <= 20 or words < 1:
-            raise UserError(f"topk must be from 1 to 20 and words at least 1, not {topk} and {words}")
+        check_integer("topk", topk, 1, 20)
+        check_integer("words", words, 1)
         self.data, self.words, self.topk = data, words, topk
         self.world = World(0, world_size)
 

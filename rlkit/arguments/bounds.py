@@ -251,7 +251,8 @@ def check_evaluation(options: Mapping[str, Any]) -> None:
     check_number("temperature", options["temperature"], NOT_NEGATIVE)  # 0 is greedy decoding
     if options["samples"] > 1 and options["temperature"] == 0:
         raise UserError(
-            f"samples {options['samples']} at temperature 0 would be identical; set temperature, e.g. to 1"
+            f"with temperature 0, all {options['samples']} samples of a task would be identical; set "
+            "temperature, e.g. to 1"
         )
 
 

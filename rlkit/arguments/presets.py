@@ -97,7 +97,7 @@ def check_preset(algorithm: str, keys: Mapping[str, Any]) -> None:
         if keys[key] != value:
             raise UserError(
                 f"algorithm {algorithm} requires {key}: {value}, not {keys[key]}; "
-                "algorithm grpo allows any combination"
+                "algorithm grpo does not fix this key"
             )
     if algorithm == "hrpo" and keys["group_by"] is None:
         raise UserError(

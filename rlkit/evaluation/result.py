@@ -113,7 +113,10 @@ def compare(before: Evaluation, after: Evaluation, reward: str | None = None) ->
     first, second = (scores_of(evaluation, reward) for evaluation in (before, after))
     common = [task for task, scores in first.items() if scores and second.get(task)]
     if not common:
-        raise UserError(f"{before.name} and {after.name} cannot be compared: they have no task in common")
+        raise UserError(
+            f"{before.name} and {after.name} cannot be compared: they have no task in common with a valid "
+            "score"
+        )
     a = np.array([np.mean(first[task]) for task in common])
     b = np.array([np.mean(second[task]) for task in common])
     # The metric is in [0, 1]; other rewards are unbounded.

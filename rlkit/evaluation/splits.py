@@ -168,7 +168,7 @@ def read_fold(fold: str, environment: Environment) -> dict[str, set[str]]:
     """
     path, _, name = fold.rpartition(":")
     if not path:
-        raise UserError(f"fold must be FILE:NAME, where scripts/split_tasks.py wrote FILE, got {fold!r}")
+        raise UserError(f"fold must be FILE:NAME, not {fold!r}; create FILE with scripts/split_tasks.py")
     task_ids = None
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))

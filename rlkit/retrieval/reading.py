@@ -45,7 +45,7 @@ def read_file(path: Path, columns: Sequence[str] | None = None) -> list[dict[str
     except (ValueError, OSError, csv.Error) as error:  # pyarrow's errors derive from ValueError and OSError
         raise UserError(f"{path} cannot be read: {error}") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise UserError(f"{path} is not a list of objects")
+        raise UserError(f"{path} must contain a list of JSON objects")
     if not rows:
         raise UserError(f"{path} has no rows")
     return rows
@@ -97,7 +97,9 @@ def hub_splits(dataset: str, config: str | None) -> list[str]:
 
 def _load_error(dataset: str, error: Exception) -> UserError:
     suffixes = ", ".join(SUFFIXES)
-    return UserError(f"cannot load the dataset {dataset!r} (or a file in {suffixes}): {first_line(error)}")
+    return UserError(
+        f"{dataset!r} is neither a file ({suffixes}) nor a dataset that can be loaded: {first_line(error)}"
+    )
 
 
 def _available(columns: Sequence[str] | None, names: Sequence[str]) -> list[str]:

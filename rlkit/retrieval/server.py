@@ -197,7 +197,7 @@ def parse_request(body: bytes, topk: int, limits: RequestLimits) -> RetrieveRequ
         raise RequestError(400, "topk must be an integer or null")
     num_documents = num_documents or topk
     if not 1 <= num_documents <= limits.max_topk:
-        raise RequestError(400, f"topk must be from 1 to {limits.max_topk}, got {num_documents}")
+        raise RequestError(400, f"topk must be from 1 to {limits.max_topk}, not {num_documents}")
     return RetrieveRequest(queries, num_documents, return_scores)
 
 

@@ -109,15 +109,17 @@ def machines(
     if num_nodes == 1:
         return {}
     if "SLURM_STEP_NODELIST" not in environment:
-        raise UserError(f"this job has {num_nodes} machines: start the command with srun --ntasks-per-node 1")
+        raise UserError(
+            f"this Slurm job has {num_nodes} nodes: start the command with srun --ntasks-per-node 1"
+        )
     num_nodes = int(environment["SLURM_STEP_NUM_NODES"])
     if num_nodes == 1:
         return {}
     num_tasks = int(environment["SLURM_STEP_NUM_TASKS"])
     if num_tasks != num_nodes:
         raise UserError(
-            f"srun started {num_tasks} tasks on {num_nodes} machines, but there must be one per machine, "
-            "since accelerate starts the processes on each: use --ntasks-per-node 1"
+            f"srun started {num_tasks} tasks on {num_nodes} nodes, but accelerate needs one task per node "
+            "and starts the other processes itself: use --ntasks-per-node 1"
         )
     main_host = (hostnames or _hostnames)(environment["SLURM_STEP_NODELIST"])[0]
     port = FIRST_PORT + int(environment["SLURM_JOB_ID"]) % NUM_PORTS

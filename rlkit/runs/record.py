@@ -41,7 +41,7 @@ class RolloutRecord(TypedDict, total=False):
     invalid: str | None  # why the rollout could not be scored, or None
     length: int  # number of tokens the model wrote, without EOS; rewards read it as `length`
     environment_tokens: int  # number of tokens the environment wrote
-    truncated: bool  # whether a token limit cut the rollout off
+    truncated: bool  # whether a limit (tokens, turns, context) ended the rollout
     step: int  # training only: optimizer step that the rollout is for
     advantage: float  # training only
     kept: bool  # training with dynamic sampling: whether the rollout is in the batch

@@ -29,7 +29,9 @@ def bind(name: str, reward: Reward, arguments: Mapping[str, Any]) -> Reward:
     if not arguments:
         return reward
     if hasattr(reward, "state_dict"):
-        raise UserError(f"reward {name!r} is already constructed and takes no arguments: use its class")
+        raise UserError(
+            f"reward {name!r} is an instance, so reward_args cannot configure it; refer to its class instead"
+        )
     _check(name, inspect.signature(reward), arguments, ROLLOUT_ARGUMENTS)
     return functools.partial(reward, **arguments)
 

@@ -49,8 +49,8 @@ class ErrorBudget:
             self._failure = f"\nFirst failure:\n{traceback.rstrip()}\n{_format_row(row or {})}"
         if self._num_batches >= self.patience:
             raise RewardError(
-                f"rewards failed on {error_rate:.0%} of a batch, and on more than {self.limit:.0%} of "
-                f"{self._num_batches} consecutive batches."
+                f"{error_rate:.0%} of the rollouts of a batch are invalid, and more than {self.limit:.0%} in "
+                f"each of {self._num_batches} consecutive batches."
                 f"{self._failure or ' No failure occurred on this rank.'}"
             )
 

@@ -105,7 +105,8 @@ def _check_arguments(
     for name, keywords in arguments.items():
         if name not in names:
             raise UserError(
-                f"there are arguments for {name!r}, which is not a reward of this run{nearest(name, names)}"
+                f"reward_args has arguments for {name!r}, which is not a reward of this run"
+                f"{nearest(name, names)}"
             )
         if keywords is not None and not isinstance(keywords, Mapping):
             raise UserError(f"the arguments of reward {name!r} must be a mapping, not {keywords!r}")

@@ -146,17 +146,17 @@ def _check_numbers(sweep: Sweep, path: Path) -> None:
     if sweep.search != "grid" and sweep.trials < 1:
         raise UserError(f"{path}: search {sweep.search} needs trials, the number of points")
     if not sweep.seeds or len(set(sweep.seeds)) != len(sweep.seeds):
-        raise UserError(f"{path}: seeds must be a non-empty list of distinct integers, got {sweep.seeds}")
+        raise UserError(f"{path}: seeds must be a non-empty list of distinct integers, not {sweep.seeds}")
     if sweep.pruning and sweep.search != "optuna":
-        raise UserError(f"{path}: pruning requires `search: optuna`, got {sweep.search}")
+        raise UserError(f"{path}: pruning requires `search: optuna`, not {sweep.search}")
     if sweep.parallel < 1:
-        raise UserError(f"{path}: parallel must be at least 1, got {sweep.parallel}")
+        raise UserError(f"{path}: parallel must be at least 1, not {sweep.parallel}")
 
 
 def _check_key(key: str, domain: object, path: Path) -> None:
     if key.split(".", maxsplit=1)[0] in RESERVED_KEYS:
-        hint = "; use seeds" if key == "seed" else ""
-        raise UserError(f"{path}: {key} is set by the sweep itself{hint}")
+        remedy = "use seeds" if key == "seed" else "remove it from keys"
+        raise UserError(f"{path}: the sweep sets {key} itself; {remedy}")
     if isinstance(domain, list):
         if not domain:
             raise UserError(f"{path}: {key} has an empty list, so the sweep has no points")
@@ -164,7 +164,7 @@ def _check_key(key: str, domain: object, path: Path) -> None:
             raise UserError(f"{path}: {key}: null and [] cannot be passed on a command line")
         return
     if not isinstance(domain, dict):
-        raise UserError(f"{path}: {key} must be a list, or a range with low and high, got {domain!r}")
+        raise UserError(f"{path}: {key} must be a list, or a range with low and high, not {domain!r}")
     for name in domain:
         if name not in RANGE_KEYS:
             raise UserError(f"{path}: {key}: unknown {name!r}{nearest(str(name), RANGE_KEYS)}")
@@ -173,7 +173,7 @@ def _check_key(key: str, domain: object, path: Path) -> None:
     if not all(isinstance(end, int | float) and not isinstance(end, bool) for end in (low, high)):
         # YAML 1.1 reads 1e-5 as a string: its floats need a dot.
         raise UserError(
-            f"{path}: {key}: low and high must be numbers (write 1.0e-5, not 1e-5), got {low!r} and {high!r}"
+            f"{path}: {key}: low and high must be numbers, not {low!r} and {high!r} (write 1.0e-5, not 1e-5)"
         )
     if low >= high:
         raise UserError(f"{path}: {key}: low ({low}) must be less than high ({high})")

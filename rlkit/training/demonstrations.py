@@ -127,7 +127,7 @@ def scripted_demonstrations(
     engine = ScriptedEngine(tokenizer, [turns for _, turns in scripted], sampler.loop.replies.eos_token_id)
     rollouts = [rollout for (rollout,) in sampler(engine, [task for task, _ in scripted], 1)]
     if failures := [rollout.invalid for rollout in rollouts if rollout.invalid is not None]:
-        raise UserError(f"{environment.id}: {len(failures)} demonstrations failed, the first: {failures[0]}")
+        raise UserError(f"{environment.id}: {len(failures)} demonstrations failed; the first: {failures[0]}")
     rows = []
     for rollout, (_, turns) in zip(rollouts, scripted, strict=True):
         num_turns = sum(turn["role"] == "assistant" for turn in rollout.turns)

@@ -1,7 +1,7 @@
-"""GRPO on TRL's trainer: the seams between TRL and `rlkit.training.step`, and nothing else.
+"""GRPO on TRL's trainer: the connections between TRL and `rlkit.training.step`, and nothing else.
 
 TRL provides the loss, the optimizer, the reference model and the checkpoints, and it starts vLLM. rlkit
-replaces its sampling step (`_generate_and_score_completions`). Only this file uses private names of TRL's
+replaces TRL's sampling step (`_generate_and_score_completions`). Only this file uses private names of TRL's
 GRPOTrainer. If TRL moves one, a test in `tests/rlkit/training/test_grpo.py` fails and says which.
 """
 
@@ -48,8 +48,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# advantages(rewards, groups): total rewards (N,) of all processes, NaN for invalid rollouts, and the group of
-# each rollout, to advantages (N,).
+# Function that maps the total rewards (N,) of all processes (NaN for invalid rollouts) and the group of each
+# rollout to advantages (N,).
 Advantages = Callable[[torch.Tensor, Sequence[Hashable]], torch.Tensor]
 
 # Keys of generation_kwargs that would override the limits of the rollout loop.
@@ -60,7 +60,7 @@ class GRPOTrainer(trl.GRPOTrainer):
     """TRL's GRPOTrainer with rlkit's step: multi-turn environments, rewards that may fail, any baseline.
 
     Used alone, it writes TRL's checkpoints. `rlkit.training.session.Session` adds a
-    `rlkit.training.resume.CheckpointCallback`, which saves and restores what `stateful()` returns, too.
+    `rlkit.training.resume.CheckpointCallback`, which also saves and restores what `stateful()` returns.
 
     Args:
         environment: Environment that replies to the turns of a rollout and names the metric.
@@ -140,13 +140,13 @@ class GRPOTrainer(trl.GRPOTrainer):
             template=self.chat_template_kwargs,
         )
         self.loop = self.sampler.loop
-        self.shared_prefix = shared_prefix and self._can_share_prefix()
+        self.shared_prefix = shared_prefix and self._enable_shared_prefix()
         self.dynamic_sampling = DynamicSampling(self, dynamic_sampling) if dynamic_sampling else None
         self.clock = StepClock(self._metrics["train"])
         self.add_callback(self.clock)
         self._check_settings()
 
-    def _can_share_prefix(self) -> bool:
+    def _enable_shared_prefix(self) -> bool:
         model = self.accelerator.unwrap_model(self.model)
         base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
         reason = supports_shared_prefix(base)

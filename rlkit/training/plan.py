@@ -162,7 +162,7 @@ def score_reference_answers(
     with RewardRunner(rewards, limit, workers, metric=environment.metric) as runner:
         scores = runner(rows, 2)
     if errors := [reason for reason in scores.invalid if reason is not None]:
-        raise UserError(f"rewards fail on the environment's own answers: {errors[0]}")
+        raise UserError(f"rewards fail on the environment's reference answers: {errors[0]}")
     means = torch.tensor(scores.values, dtype=torch.float64).nanmean(0).tolist()
     by_name = ", ".join(f"{name} {mean:.3g}" for name, mean in zip(runner.names, means, strict=True))
     return f"{by_name} (means on {len(rows) // 2} of the environment's own answers)"

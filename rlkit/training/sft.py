@@ -43,8 +43,8 @@ def sft(run: SFTRunConfig) -> None:
         if is_scripted:
             if trainer_args.chat_template_path or trainer_args.eos_token:
                 raise UserError(
-                    "chat_template_path and eos_token cannot be set with scripted demonstrations, which are "
-                    "tokenized before they apply; set both in the model's folder"
+                    "scripted demonstrations are tokenized before chat_template_path and eos_token take "
+                    "effect; set both in the model's folder instead"
                 )
             rows = scripted_demonstrations(
                 environment,

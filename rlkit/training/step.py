@@ -1,12 +1,12 @@
 """The GRPO step: from tasks to the batch that the loss reads. It reads from top to bottom.
 
-TRL's data loader hands each process `B` tasks in which every task is repeated `num_generations` times; the
-rollouts of one task are a group. The stages of a step, one section of this file each:
+TRL's data loader hands each process `B` rows. Over all processes, every task occurs `num_generations` times
+in a row; the rollouts of one task are a group. Each stage of a step has a section of this file:
 
 1. Roll out: sample an answer to each task, with the environment's replies in between.
 2. Judge: compute the rewards.
 3. Collate: pad the rollouts to tensors, and mask those that must not be trained on.
-4. Score: compute the log-probabilities that need no gradient.
+4. Log-probabilities: compute those that need no gradient.
 5. Compare: turn the rewards of each group into advantages.
 
 TRL calls `training_batch` and then computes the loss. `rlkit.training.grpo` connects this file with TRL's
@@ -51,8 +51,8 @@ class JudgedRollouts:
     """Rewards of the rollouts of one sampling step.
 
     Attributes:
-        rewards_NR: Rewards, (N, R). NaN if a reward does not apply or the rollout is invalid.
-        totals_N: Weighted sums of the rewards, (N,). NaN if no reward with a weight applies.
+        rewards_NR: Rewards, (N, R). NaN if the reward does not apply or the total is NaN.
+        totals_N: Weighted sums of the rewards, (N,). NaN if invalid, or if no reward with a weight applies.
         groups_N: Group of each rollout.
         invalid_B: Whether each rollout of this process is invalid, (B,).
         records: Rows to save, one per rollout of this process, including dynamic sampling's extra rollouts.
@@ -267,7 +267,7 @@ def collate(
         device: Device of the tensors.
         environment_mask: Whether to add `tool_mask`, which is 0 for tokens that the environment wrote.
         log_probs: Whether to add `sampling_per_token_logps`, the sampler's log-probabilities.
-        multiple_of: Number of which the widths `P` and `T` are to be multiples.
+        multiple_of: Number to a multiple of which the widths `P` and `T` are padded, or None.
     """
 
     def pad(rows: Sequence[torch.Tensor], value: float, side: str) -> torch.Tensor:
@@ -318,7 +318,7 @@ def loss_mask(batch: Batch) -> torch.Tensor:
     return batch["completion_mask"] * batch.get("tool_mask", 1)
 
 
-# --- 4. Score: log-probabilities without gradient ----------------------------------------------------------
+# --- 4. Log-probabilities without gradient -----------------------------------------------------------------
 
 
 def frozen_log_probs(trainer: GRPOTrainer, batch: Batch) -> Batch:
@@ -380,7 +380,7 @@ def importance_limits(args: GRPOConfig) -> tuple[float, float]:
 
 
 def compute_advantages(trainer: GRPOTrainer, judged: JudgedRollouts, rewards: torch.Tensor) -> torch.Tensor:
-    """Return the advantage of each rollout over its group, (N,); 0 for invalid rollouts.
+    """Return the advantage of each rollout relative to its group, (N,); 0 for invalid rollouts.
 
     `rewards` are the totals, (N,), minus the KL penalty if that is part of the reward.
     """
@@ -406,9 +406,9 @@ def group_advantages(rewards: torch.Tensor, group_size: int, scale: str) -> torc
     """Return GRPO's advantages (arXiv 2402.03300): (reward - mean of the group) / standard deviation.
 
     Args:
-        rewards: Rewards (N,), a group's next to each other. NaN is ignored and gets the advantage 0.
+        rewards: Rewards (N,); those of a group are adjacent. NaN is ignored and gets the advantage 0.
         group_size: Number of rollouts of a group.
-        scale: Whose standard deviation (n - 1) to divide by: "group", "batch", or "none" (Dr. GRPO).
+        scale: Scope of the standard deviation (n - 1) to divide by: "group", "batch" or "none" (Dr. GRPO).
     """
     grouped = rewards.view(-1, group_size)
     centered = grouped - grouped.nanmean(1, keepdim=True)
@@ -453,8 +453,8 @@ def reward_metrics(trainer: GRPOTrainer, judged: JudgedRollouts) -> Metrics:
         metrics[f"rewards/{name}/std"] = nan_std(column_N[None]).item()
     metrics["reward"] = judged.totals_N.nanmean().item()
     metrics["reward_std"] = nan_std(judged.totals_N[None]).item()
-    # The fraction of groups that teach nothing because their rewards are equal. A standard deviation of 0
-    # would be the wrong test: in float32 that of eight rewards of 0.2 is 1.6e-8.
+    # The fraction of groups without a learning signal, because their rewards are equal. Testing for a
+    # standard deviation of 0 would miss some: in float32, that of eight rewards of 0.2 is 1.6e-8.
     is_equal = reward_range(judged.totals_N, judged.groups_N) < EQUAL_REWARDS
     metrics["frac_reward_zero_std"] = is_equal.float().mean().item()
     return metrics

@@ -125,7 +125,7 @@ class Buildings:
 
     def __post_init__(self) -> None:
         if self.size < 200:
-            raise UserError(f"a generated collection must have at least 200 documents, got {self.size}")
+            raise UserError(f"a generated collection must have at least 200 documents, not {self.size}")
 
     @cached_property
     def facets(self) -> np.ndarray:

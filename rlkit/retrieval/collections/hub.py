@@ -59,7 +59,7 @@ def load_bright(name: str) -> Collection:
         if query in queries:
             raise UserError(f"{location}: the id {query!r} is a duplicate; make the ids unique")
         if overlap := set(gold) & set(ids):
-            raise UserError(f"{location}: {min(overlap)!r} is both gold and excluded")
+            raise UserError(f"{location}: {min(overlap)!r} is listed both as relevant and as excluded")
         queries[query], qrels[query] = text, dict.fromkeys(gold, 1)
         excluded[query] = frozenset(ids) - {"N/A"}  # BRIGHT writes an empty list as ["N/A"]
         for document in gold:

@@ -36,7 +36,7 @@ def load_irds(name: str) -> Collection:
     splits = {"test": dataset} if dataset.has_qrels() else _judged_splits(ir_datasets, name)
     if not splits or not dataset.has_docs():
         raise UserError(
-            f"{name!r} of ir-datasets has no documents with judged queries; name one of its subsets"
+            f"{name!r} of ir-datasets has no documents or no judged queries; name one of its subsets"
         )
     queries: dict[str, str] = {}
     qrels: dict[str, Qrels] = {}

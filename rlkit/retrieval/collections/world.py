@@ -103,7 +103,7 @@ class World:
 
     def __post_init__(self) -> None:
         if self.size < 100:
-            raise UserError(f"a world must have at least 100 passages, got {self.size}")
+            raise UserError(f"a world must have at least 100 passages, not {self.size}")
 
     @cached_property
     def _bits(self) -> int:

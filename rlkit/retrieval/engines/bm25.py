@@ -65,7 +65,10 @@ def build(folder: Path, progress: Progress, k1: float = 0.9, b: float = 0.4) -> 
     for document_terms in terms(texts):
         term_ids.append([vocabulary.setdefault(term, len(vocabulary)) for term in document_terms])
     if not vocabulary:
-        raise UserError("no document has a word of two or more letters that BM25 could index")
+        raise UserError(
+            "no document contains a term that BM25 can index: a word of at least two characters that is not "
+            "a stop word"
+        )
     index = bm25s.BM25(k1=k1, b=b, method="lucene")
     # By default, bm25s adds an empty term to the vocabulary.
     index.index((term_ids, vocabulary), create_empty_token=False, show_progress=False)

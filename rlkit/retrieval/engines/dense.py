@@ -50,7 +50,7 @@ def build(
         UserError: No model is given, or it cannot be loaded.
     """
     if not model:
-        raise UserError("a dense index needs an encoder: give model, for example intfloat/e5-base-v2")
+        raise UserError("a dense index needs an encoder: set model, for example intfloat/e5-base-v2")
     # The index may be opened from another working directory.
     model = str(Path(model).resolve()) if Path(model).exists() else model
     settings = {"model": model, "query_prefix": query_prefix, "passage_prefix": passage_prefix}

@@ -73,7 +73,7 @@ class Remote:
         }
         for name, value in numbers.items():
             if value <= 0:
-                raise UserError(f"{name} of the search server must be positive, got {value}")
+                raise UserError(f"{name} of the search server must be positive, not {value}")
         self.url = url if parts.path.strip("/") else f"{url.rstrip('/')}/retrieve"
         self.retry_timeout, self.cooldown, self.batch = retry_timeout, cooldown, batch
         self.cache = None if cache is None else DiskCache(Path(cache).expanduser())

@@ -32,7 +32,7 @@ class Pool:
 
     Args:
         servers: Servers of this run, which no other run may use.
-        nccl: Sender of weights that are not in a folder.
+        nccl: Sender of weights over NCCL, used if they are not in a folder.
         retry_timeout: Seconds to wait while all servers are down, before giving up.
         concurrency: Maximum number of concurrent requests to one server.
 
@@ -61,7 +61,7 @@ class Pool:
         while down := [server for server in self.servers if not server.up]:
             self._raise_failure()
             if time.monotonic() - started > self.retry_timeout:
-                raise UserError(f"{describe(down)}; start a server with `rlkit serve`")
+                raise UserError(f"{describe(down)}; start them with `rlkit serve`")
             await asyncio.sleep(0.05)
 
     def spawn(self, coroutine: Coroutine[Any, Any, Any], name: str | None = None) -> None:
@@ -123,10 +123,10 @@ class Pool:
                     server = min(free, key=lambda server: server.busy)
                     server.busy += 1
                     return server
-                remaining = None  # a busy server makes room in its own time
+                remaining = None  # no timeout: a busy server will finish a request
                 if not up:
-                    # Count from the later of the request and the last failure, so that an idle time during
-                    # which servers were down does not use up the timeout.
+                    # Count from the later of this call and the time when the last server went down. Otherwise
+                    # a downtime without requests would use up the timeout.
                     waited = time.monotonic() - max(started, self._down_since)
                     remaining = self.retry_timeout - waited
                     if remaining <= 0:
@@ -209,7 +209,7 @@ class Pool:
 
 
 def _loading_lock(weights: Weights, url: str) -> AbstractAsyncContextManager[object]:
-    """Return a lock on loading weights, since several processes of a run may notice that a server needs them.
+    """Return a lock on loading weights, since several processes of a run may load them at once.
 
     Weights sent over NCCL need no lock: only the process that pushed them has the tensors.
     """

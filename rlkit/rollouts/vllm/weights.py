@@ -48,7 +48,7 @@ class WeightsFolder:
         self.parents = [parent for parent in parents if parent.is_dir()]
         if not self.parents:
             raise UserError(
-                f"no directory for weights: {', '.join(map(str, parents))} does not exist; set weights_dir"
+                f"no directory for weights: none of {', '.join(map(str, parents))} exists; set weights_dir"
             )
         self._roots: dict[Path, tuple[Path, FileLock]] = {}
 
@@ -106,7 +106,7 @@ class WeightsFolder:
             if index == len(self.parents):
                 tried = ", ".join(map(str, self.parents))
                 raise UserError(
-                    f"not enough room for weights in {tried}: set weights_dir to a directory with more room"
+                    f"not enough disk space for weights in {tried}: set weights_dir to a larger directory"
                 )
             moved = self._create_partial(index)
             shutil.copytree(partial, moved, dirs_exist_ok=True)

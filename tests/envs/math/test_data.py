@@ -173,8 +173,8 @@ def test_integer_comparison_rejects_other_answers(jsonl):
     ("name", "content", "message"),
     [
         ("data.jsonl", '{"problem": "1"}\nnot json', "cannot be read: line 2"),
-        ("data.jsonl", "[1]\n", "not a list of objects"),
-        ("data.json", '{"a": 1}', "not a list of objects"),
+        ("data.jsonl", "[1]\n", "must contain a list of JSON objects"),
+        ("data.json", '{"a": 1}', "must contain a list of JSON objects"),
         ("data.jsonl", "", "has no rows"),
         ("data.parquet", "no parquet", "cannot be read"),
     ],
@@ -203,5 +203,5 @@ def test_hub_dataset_is_loaded_once_with_its_config_and_revision(monkeypatch):
     environment = MathEnvironment(dataset="a/b", dataset_config="main", dataset_split="test", revision="v1")
     assert len(environment.tasks("train")) > 300 and len(environment.tasks("dev")) > 20
     assert calls == [(("a/b", "main"), {"split": "test", "revision": "v1"})]
-    with pytest.raises(UserError, match=r"cannot load the dataset 'gone/gone' .*: no route$"):
+    with pytest.raises(UserError, match=r"'gone/gone' is neither a file .*: no route$"):
         MathEnvironment(dataset="gone/gone").tasks("train")

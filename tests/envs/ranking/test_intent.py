@@ -102,7 +102,7 @@ def test_tasks_report_a_failed_search(environment, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"shown": 0}, "shown must be from 1 to 20"),
+        ({"shown": 0}, "shown must be an integer from 1 to 20"),
         ({"scorer": "dense:"}, "no scorer 'dense:'"),
         ({"scorer": "bm26"}, "no scorer 'bm26'"),
         ({"collection": "nowhere"}, "no collection 'nowhere'"),

@@ -130,7 +130,7 @@ def test_anchors_are_reproducible(make):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"branching": 1}, "branching must be from 2"),
+        ({"branching": 1}, "branching must be an integer from 2"),
         ({"width": 0}, "width from 1"),
         ({"alpha": 0}, "alpha must be above 0"),
         ({"anchors": -1}, "anchors from 0"),

@@ -156,7 +156,7 @@ def test_merged_rankings_have_each_document_once(rankings):
         ({"combine": "fused"}, "unknown combine 'fused'"),
         ({"prompt_style": "rewriting"}, "unknown prompt_style 'rewriting'"),
         ({"measure": "ndgc@10"}, "there is no measure 'ndgc@10'"),
-        ({"depth": 0}, "depth must be from 1"),
+        ({"depth": 0}, "depth must be an integer from 1"),
         ({"max_queries": 21}, "max_queries from 1 to 20"),
     ],
 )

@@ -260,7 +260,7 @@ def test_hub_name_with_config(flashrag):
     questions = read_questions(f"{flashrag}:popqa", "test")
     assert questions[0].source == f"{flashrag}:popqa" and len(questions) == 60
     assert [q.id for q in questions] == [q.id for q in read_questions("popqa", "test")]
-    with pytest.raises(UserError, match="cannot load the dataset"):
+    with pytest.raises(UserError, match="nor a dataset that can be loaded"):
         read_questions(f"{flashrag}:pop", "test")
 
 

@@ -87,7 +87,7 @@ def test_leaderboard_agreement_matches_systems_by_name(command, tmp_path):
     ("arguments", "message"),
     [
         (("--collection", NAME), "--collection requires --retriever"),
-        (("model", "--collection", NAME, "--retriever", "bm25"), "excludes a model"),
+        (("model", "--collection", NAME, "--retriever", "bm25"), "neither a model nor"),
         (("--retriever", "bm25"), "require --collection"),
         (
             ("--collection", NAME, "--retriever", "bm25", "--environment_args.fodl", "1"),

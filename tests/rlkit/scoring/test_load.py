@@ -239,7 +239,7 @@ def test_load_rewards_instantiates_a_class_with_its_arguments(tmp_path):
     )
     rewards, _ = load_rewards([f"{file}:Scaled"], Sums(), arguments={f"{file}:Scaled": {"scale": 3}})
     assert call_reward(rewards["Scaled"], {"completion": "ab"}) == 6
-    with pytest.raises(UserError, match="already constructed"):
+    with pytest.raises(UserError, match="is an instance, so reward_args"):
         load_rewards([f"{file}:instance"], Sums(), arguments={f"{file}:instance": {"scale": 3}})
 
 

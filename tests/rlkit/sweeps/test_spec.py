@@ -68,7 +68,7 @@ def test_to_argv_round_trips_through_the_parser(write):
         ({"keys": {"learning_rate": {"low": 0, "high": 2, "log": True}}}, "low > 0"),
         ({"keys": {"learning_rate": {"low": 1, "high": 2}}}, "a grid needs a list"),
         ({"keys": {"seed": [0, 1]}}, "use seeds"),
-        ({"keys": {"output_dir": ["a"]}}, "set by the sweep itself"),
+        ({"keys": {"output_dir": ["a"]}}, "the sweep sets output_dir itself; remove it"),
         ({"keys": {"a": list(range(101)), "b": list(range(100))}}, "10,100 points"),
         ({"serach": "grid"}, "did you mean 'search'"),
         ({"search": "rnadom"}, "did you mean 'random'"),

@@ -159,7 +159,7 @@ def test_plan_prints_tasks_rewards_step_and_memory_and_writes_nothing(parse, tmp
 def test_failing_rewards_and_misplaced_options_are_user_errors(parse, tmp_path):
     parse(rewards=["share", "broken"])
     with pytest.raises(
-        UserError, match=r"rewards fail on the environment's own answers: .*the judge is down"
+        UserError, match=r"rewards fail on the environment's reference answers: .*the judge is down"
     ):
         train.main([str(tmp_path / "run.yaml"), "--dry_run"])
     with pytest.raises(UserError, match="--memory requires --dry_run"):

@@ -120,7 +120,7 @@ def test_scripted_turn_ends_with_the_eos_token_of_the_chat_template(demonstrate)
 def test_error_in_the_environment_is_a_user_error(demonstrate):
     environment = load_environment(f"{TOY}:Scripted")
     environment.respond = lambda turns: 1 / 0
-    with pytest.raises(UserError, match=r"3 demonstrations failed, the first: .*ZeroDivisionError"):
+    with pytest.raises(UserError, match=r"3 demonstrations failed; the first: .*ZeroDivisionError"):
         demonstrate(environment, environment.tasks("train", 3))
 
 

@@ -57,7 +57,7 @@ def test_load_bright_reads_gold_and_excluded_ids(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([bright_row("0", ["d0"], ["d0"])], "'d0' is both gold and excluded"),
+        ([bright_row("0", ["d0"], ["d0"])], "'d0' is listed both as relevant and as excluded"),
         ([bright_row("0", ["d9"])], "row 0: the judged document 'd9' is not in bright:pony"),
         ([bright_row("0", ["d0"]), bright_row("0", ["d1"])], "row 1: the id '0' is a duplicate"),
         ([{"id": "0", "query": "x", "gold_ids": ["d0"]}], "row 0 has no excluded_ids"),
@@ -121,7 +121,7 @@ def test_load_crumb_reads_binary_judgments_of_passages(tmp_path):
     [
         ("bright:bio", "BRIGHT has no subset 'bio'"),
         ("crumb:legal", "CRUMB has no subset 'legal'"),
-        ("bright:biology:/nowhere", "cannot load the dataset '/nowhere'"),
+        ("bright:biology:/nowhere", "'/nowhere' is neither a file"),
     ],
 )
 def test_load_collection_rejects_unknown_subset_or_folder(name, message):

@@ -163,7 +163,7 @@ def test_build_with_changed_settings_or_documents_starts_over(tmp_path, monkeypa
 
 
 def test_invalid_arguments_raise_user_error(tmp_path, engine):
-    with pytest.raises(UserError, match="needs an encoder: give model"):
+    with pytest.raises(UserError, match="needs an encoder: set model"):
         build_index(DOCUMENTS, tmp_path / "index", "dense")
     with pytest.raises(UserError, match="the encoder '/nowhere/model' cannot be loaded"):
         build_index(DOCUMENTS, tmp_path / "index", "dense", model="/nowhere/model")

@@ -331,7 +331,7 @@ def test_weights_folder_moves_to_a_directory_with_room(tmp_path, monkeypatch):
     assert pushed.folder.parent.parent == large
     assert (len(list(pushed.folder.glob("*.safetensors"))), size) == (2, 32)
     monkeypatch.setattr(weights, "_free_bytes", lambda folder: 0)
-    with pytest.raises(UserError, match="not enough room"):
+    with pytest.raises(UserError, match="not enough disk space"):
         folder.write(TENSORS.items(), "b")
     folder.close()
 
