@@ -165,9 +165,8 @@ def refusal(completion: str, answerable: bool | None = None) -> float | None:
     """Return 1 if the model refuses an unanswerable task or answers an answerable one, else 0.
 
     An answer in `qa.REFUSALS` is a refusal. Only the decision counts: a wrong answer to an answerable task
-    also gets 1. So use this as a metric or as
-    a reward with a small weight. A completion without an answer gets 0. The result is None if the dataset has
-    no column `answerable`.
+    also gets 1. So use this as a metric or as a reward with a small weight. A completion without an answer
+    gets 0. The result is None if the dataset has no column `answerable`.
     """
     if answerable is None:
         return None

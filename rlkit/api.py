@@ -21,9 +21,9 @@ class TrainResult:
     """The results of a training run.
 
     Attributes:
-        directory: run directory; the trained model is in `directory / "model"`.
-        metrics: data frame with one row per logged step and one column per metric, as in `metrics.jsonl`.
-        evaluations: held-out evaluations by name, in training order, such as "before" and "after"; empty
+        directory: Run directory; the trained model is in `directory / "model"`.
+        metrics: Data frame with one row per logged step and one column per metric, as in `metrics.jsonl`.
+        evaluations: Held-out evaluations by name, in training order, such as "before" and "after"; empty
             if `evaluation_tasks` is 0.
     """
 
@@ -50,16 +50,16 @@ def train(config: str | Path | None = None, **keys: Any) -> TrainResult:
         print(result.before.accuracy.mean, result.after.accuracy.mean)
 
     Args:
-        config: path of a YAML file. A path `configs/...` that does not exist in the working directory is
+        config: Path of a YAML file. A path `configs/...` that does not exist in the working directory is
             looked up in the configs that ship with rlkit.
-        keys: config keys of rlkit, TRL, transformers or PEFT. They override the file; a key that holds a
+        keys: Config keys of rlkit, TRL, transformers or PEFT. They override the file; a key that holds a
             mapping takes a dict.
 
     Raises:
-        UserError: the input is invalid. Keys and paths are checked before anything is loaded or deleted.
-        RewardError: rewards failed on too many rollouts. The checkpoints are kept.
-        GuardError: a guard stopped the run. The checkpoints are kept.
-        Preempted: the process received a stop signal. The checkpoints are kept.
+        UserError: The input is invalid. Keys and paths are checked before anything is loaded or deleted.
+        RewardError: Rewards failed on too many rollouts. The checkpoints are kept.
+        GuardError: A guard stopped the run. The checkpoints are kept.
+        Preempted: The process received a stop signal. The checkpoints are kept.
     """
     arguments = [] if config is None else ["--config", str(config)]
     with logging_as_command():

@@ -42,8 +42,8 @@ class Turn:
     """One assistant turn that the environment replies to.
 
     Attributes:
-        task: dataset row of the task.
-        messages: messages of the rollout so far, the prompt included. The last one is the assistant's.
+        task: Dataset row of the task.
+        messages: Messages of the rollout so far, the prompt included. The last one is the assistant's.
     """
 
     task: Mapping[str, Any]
@@ -55,13 +55,13 @@ class Reply:
     """The environment's reply to an assistant turn.
 
     Attributes:
-        text: content of the message to append, or None for no message.
+        text: Content of the message to append, or None for no message.
         done: True to end the rollout.
-        invalid: reason why the environment itself failed, such as a search server that is down, or None.
+        invalid: Reason why the environment itself failed, such as a search server that is down, or None.
             The rollout is then excluded from the loss; it is never scored 0.
-        record: data about the reply that rewards can read and that is saved with the rollout. It is merged
+        record: Data about the reply that rewards can read and that is saved with the rollout. It is merged
             into the reply's message in `turns`, or into the assistant's if the rollout ends without a reply.
-        role: role of the appended message; "tool" for the result of a function call.
+        role: Role of the appended message; "tool" for the result of a function call.
     """
 
     text: str | None = None
@@ -76,10 +76,10 @@ class Candidates:
     """The documents to rank for one query: a training example of `rlkit rank`.
 
     Attributes:
-        query: query text.
-        passages: text of each candidate document.
-        grades: relevance grade of each passage; 0 is not relevant.
-        ideal: grades of all relevant documents, highest first, including those that are not candidates. The
+        query: Query text.
+        passages: Text of each candidate document.
+        grades: Relevance grade of each passage; 0 is not relevant.
+        ideal: Grades of all relevant documents, highest first, including those that are not candidates. The
             ideal DCG of nDCG is computed from it.
     """
 
@@ -94,10 +94,10 @@ class HeldOutMeans:
     """Means of the held-out evaluations of one run, which `Environment.report_panels` can plot.
 
     Attributes:
-        run: name of the run.
-        color: color of the run in every plot of the report, as "#rrggbb".
-        metric: mean of the environment's metric over tasks, by evaluation name in training order.
-        rewards: mean of each reward over rollouts, by evaluation name in training order.
+        run: Name of the run.
+        color: Color of the run in every plot of the report, as "#rrggbb".
+        metric: Mean of the environment's metric over tasks, by evaluation name in training order.
+        rewards: Mean of each reward over rollouts, by evaluation name in training order.
     """
 
     run: str
@@ -126,14 +126,14 @@ class Environment(ABC):
 
         Args:
             split: "train", "dev" or "test".
-            n: number of tasks; None for the environment's default.
-            seed: random seed.
+            n: Number of tasks; None for the environment's default.
+            seed: Random seed.
 
         Returns:
             A dataset with the columns `prompt`, `task_id` and those that the rewards read.
 
         Raises:
-            UserError: the environment has no such split.
+            UserError: The environment has no such split.
         """
 
     @abstractmethod
@@ -171,11 +171,11 @@ class Environment(ABC):
         """Return whether the exact solver agrees with a published answer (`rlkit check --items`).
 
         Args:
-            item: one parsed line of the JSONL file.
+            item: One parsed line of the JSONL file.
 
         Raises:
-            InvalidItemError: the line is not a valid item; the message says what is missing.
-            UserError: the solver rejects the item.
+            InvalidItemError: The line is not a valid item; the message says what is missing.
+            UserError: The solver rejects the item.
         """
         raise TypeError(f"{self.id} has no exact solver")
 
@@ -186,7 +186,7 @@ class Environment(ABC):
         It is a class method because a report builds no environment and loads no tasks.
 
         Args:
-            runs: held-out means of each run in the report.
+            runs: Held-out means of each run in the report.
 
         Returns:
             One mapping per plot with the keys `title`, `note`, `traces` and `layout`. Traces and layout are
@@ -201,9 +201,9 @@ class Environment(ABC):
         state.
 
         Args:
-            step: optimizer step that the next sampling step is for.
-            steps: total number of optimizer steps of the run.
-            score: mean of the metric over the rollouts just sampled, or None if none could be scored.
+            step: Optimizer step that the next sampling step is for.
+            steps: Total number of optimizer steps of the run.
+            score: Mean of the metric over the rollouts just sampled, or None if none could be scored.
 
         Returns:
             Metrics to log for the sampling step that just ended.

@@ -66,7 +66,7 @@ def load_object(reference: str) -> Any:
         reference: `package.module:Name` or `path/to/file.py:Name`.
 
     Raises:
-        UserError: the reference is malformed, the module or file does not exist, or it has no such name.
+        UserError: The reference is malformed, the module or file does not exist, or it has no such name.
     """
     source, colon, name = reference.rpartition(":")
     if not colon or not source or not name:
@@ -162,7 +162,7 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
     """Read a YAML file that contains a mapping.
 
     Raises:
-        UserError: the file cannot be read, is not valid YAML, repeats a key, or contains no mapping.
+        UserError: The file cannot be read, is not valid YAML, repeats a key, or contains no mapping.
     """
     import yaml  # not at the top: loading an environment does not need it
 
@@ -217,11 +217,11 @@ def load_environment(name: str, **kwargs: Any) -> Environment:
     """Build an environment.
 
     Args:
-        name: id of the environment, `package.module:Class` or `path/file.py:Class`.
-        kwargs: arguments of its constructor.
+        name: Id of the environment, `package.module:Class` or `path/file.py:Class`.
+        kwargs: Arguments of its constructor.
 
     Raises:
-        UserError: there is no such environment, it lacks a required method or attribute, or its constructor
+        UserError: There is no such environment, it lacks a required method or attribute, or its constructor
             does not accept one of the arguments.
     """
     cls = environment_class(name)
@@ -238,10 +238,10 @@ def environment_class(name: str) -> type[Environment]:
     """Return the class of an environment.
 
     Args:
-        name: as for `load_environment`.
+        name: Name, as in `load_environment`.
 
     Raises:
-        UserError: there is no such environment, or the object is not an environment class.
+        UserError: There is no such environment, or the object is not an environment class.
     """
     if ":" not in name and name not in ENVIRONMENTS:
         raise UserError(f"there is no environment {name!r}{nearest(name, ENVIRONMENTS)}")

@@ -66,12 +66,12 @@ class RewardCall:
     """A reward with its inspected signature. Calling it scores the rows of one group, or a single row.
 
     Attributes:
-        reward: the reward function or object.
-        per_group: whether one call scores all rows of a group.
-        trl: whether it is a TRL reward function.
-        reads_correct: whether it reads the column `correct`.
-        required: columns without a default value.
-        columns: all columns that it can read, or None if it accepts any.
+        reward: The reward function or object.
+        per_group: Whether one call scores all rows of a group.
+        trl: Whether it is a TRL reward function.
+        reads_correct: Whether it reads the column `correct`.
+        required: Columns without a default value.
+        columns: All columns that it can read, or None if it accepts any.
     """
 
     def __init__(self, reward: Reward):
@@ -105,9 +105,9 @@ class RewardCall:
             One value per row; None where the reward does not apply.
 
         Raises:
-            ValueError: the reward returned NaN, infinity, or the wrong number of values.
-            TypeError: the reward returned a value that is not a number.
-            Exception: any exception of the reward itself.
+            ValueError: The reward returned NaN, infinity, or the wrong number of values.
+            TypeError: The reward returned a value that is not a number.
+            Exception: Any exception of the reward itself.
         """
         arguments = self._trl_arguments(rows) if self.trl else self._arguments(rows)
         result = self.reward(**arguments)
@@ -154,8 +154,8 @@ def is_trl(names: Sequence[str], takes_any: bool) -> bool:
     `completion_ids` and `**kwargs` but no `completion`.
 
     Args:
-        names: names of the parameters that can be passed by keyword.
-        takes_any: whether the function takes `**kwargs`.
+        names: Names of the parameters that can be passed by keyword.
+        takes_any: Whether the function takes `**kwargs`.
     """
     ids_only = "completion_ids" in names and "completion" not in names
     return "completions" in names or (ids_only and takes_any)
@@ -165,8 +165,8 @@ def call_reward(reward: Reward, row: Row) -> float | None:
     """Score one row with a reward of any kind. A reward of groups receives a group of one.
 
     Raises:
-        ValueError, TypeError: the value is not a finite number. A bool counts as a number.
-        Exception: any exception of the reward itself.
+        ValueError, TypeError: The value is not a finite number. A bool counts as a number.
+        Exception: Any exception of the reward itself.
     """
     return RewardCall(reward)([row])[0]
 
@@ -222,8 +222,8 @@ def as_number(value: Any) -> float | None:
     """Return the value of a reward as a float, or None. NumPy and torch scalars count as numbers.
 
     Raises:
-        TypeError: the value is not a number.
-        ValueError: the value is NaN or infinite.
+        TypeError: The value is not a number.
+        ValueError: The value is NaN or infinite.
     """
     if getattr(value, "ndim", None) == 0:  # duck typing, since torch must not be imported here
         value = value.item()

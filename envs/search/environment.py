@@ -13,8 +13,8 @@ can know the answers, because they follow only from the passages of the world. S
 (Search-R1) and 2505.04588 (ZeroSearch).
 
 In training, a language model may simulate the search engine (`engine: simulated`) and write documents that
-are useful or noise. By default, evaluations use a real
-engine, because only that shows what the policy has learned.
+are useful or noise. By default, evaluations use a real engine, because only that shows what the policy has
+learned.
 """
 
 from __future__ import annotations

@@ -173,8 +173,8 @@ def check_values(command: str, keys: Mapping[str, object], types: Mapping[str, s
 
     Args:
         command: "train", "sft" or "rank".
-        keys: values from YAML or the command line; a number may be a string.
-        types: type annotation of each key (`rlkit.arguments.schema.all_keys`).
+        keys: Values from YAML or the command line; a number may be a string.
+        types: Type annotation of each key (`rlkit.arguments.schema.all_keys`).
     """
     for key, value in keys.items():
         check_value(key, value, types[key])
@@ -202,9 +202,9 @@ def check_value(key: str, value: object, annotation: str) -> None:  # noqa: PLR0
     """Raise UserError if a value is invalid for its key.
 
     Args:
-        key: name of the key.
-        value: value from YAML or the command line; a number may be a string.
-        annotation: type annotation of the key as a string, e.g. `int | None`.
+        key: Name of the key.
+        value: Value from YAML or the command line; a number may be a string.
+        annotation: Type annotation of the key as a string, e.g. `int | None`.
     """
     kinds = [kind.strip() for kind in annotation.split("|")]
     if value is None:
@@ -238,7 +238,7 @@ def check_evaluation(options: Mapping[str, Any]) -> None:
     """Raise UserError for the first option of an evaluation with an invalid value.
 
     Args:
-        options: options of `rlkit.evaluation.model.evaluate_model` by name.
+        options: Options of `rlkit.evaluation.model.evaluate_model` by name.
     """
     for key in ("seed", "max_completion_length", "evaluation_batch_size"):
         check_number(key, options[key], RANGES[key], is_integer=True)

@@ -51,9 +51,9 @@ class ConfigKeys:
     """The keys that a config file, the command line or a caller set.
 
     Attributes:
-        values: values from YAML and Python, and strings from the command line; for a key with a list type, a
+        values: Values from YAML and Python, and strings from the command line; for a key with a list type, a
             list of strings.
-        from_command_line: keys whose values are still strings and must be converted by the parser.
+        from_command_line: Keys whose values are still strings and must be converted by the parser.
     """
 
     values: dict[str, Any]
@@ -70,11 +70,11 @@ def read_keys(
 
     Args:
         command: "train", "sft" or "rank".
-        arguments: command line after the command.
-        overrides: keys with Python values.
+        arguments: Command line after the command.
+        overrides: Keys with Python values.
 
     Raises:
-        UserError: a key does not exist or has an invalid value.
+        UserError: A key does not exist or has an invalid value.
     """
     overrides = overrides or {}
     file, argv = _split_config(arguments)
@@ -116,7 +116,7 @@ def check_keys(
         The values by key.
 
     Raises:
-        UserError: a key is missing or unknown, a value is invalid, or a file does not exist.
+        UserError: A key is missing or unknown, a value is invalid, or a file does not exist.
     """
     keys = read_keys(command, arguments, overrides).values
     environment = keys.get("environment")
@@ -173,7 +173,7 @@ def to_plain(key: str, value: object) -> Any:
     """Convert a value to types that YAML and JSON can represent.
 
     Raises:
-        UserError: the value has another type, such as a model.
+        UserError: The value has another type, such as a model.
     """
     if isinstance(value, Enum):
         return to_plain(key, value.value)
@@ -253,9 +253,9 @@ def _unknown_key(command: str, key: str, shown: str, prefix: str = "") -> UserEr
 
     Args:
         command: "train", "sft" or "rank".
-        key: name of the key, without dashes.
-        shown: the key as the user wrote it; with dashes if it is from the command line.
-        prefix: start of the message, such as the name of the config file.
+        key: Name of the key, without dashes.
+        shown: The key as the user wrote it; with dashes if it is from the command line.
+        prefix: Start of the message, such as the name of the config file.
     """
     available = all_keys(command)
     message = f"{prefix}unknown key {shown!r}"
@@ -288,12 +288,12 @@ def set_part(keys: dict[str, Any], name: str, value: object) -> None:
     """Set `key` or, if the name has dots, an entry `key.part` of a mapping.
 
     Args:
-        keys: keys to change in place. A mapping in it is copied, because it may belong to the caller.
-        name: name of the key, or names joined with dots.
-        value: value to set.
+        keys: Keys to change in place. A mapping in it is copied, because it may belong to the caller.
+        name: Name of the key, or names joined with dots.
+        value: Value to set.
 
     Raises:
-        UserError: a name before a dot does not hold a mapping.
+        UserError: A name before a dot does not hold a mapping.
     """
     first, *path = name.split(".")
     if not path:

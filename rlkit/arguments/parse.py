@@ -41,9 +41,9 @@ class RunConfig(Generic[Args, TrainerArgs]):
 
     Attributes:
         args: rlkit's own keys.
-        trainer_args: keys of TRL's and transformers' trainer config.
-        model_args: keys of TRL's ModelConfig.
-        explicit: the keys that the file, the command line or the caller set, with their values.
+        trainer_args: Keys of TRL's and transformers' trainer config.
+        model_args: Keys of TRL's ModelConfig.
+        explicit: The keys that the file, the command line or the caller set, with their values.
     """
 
     args: Args
@@ -120,11 +120,11 @@ def parse_train(arguments: Sequence[str], overrides: Overrides | None = None) ->
     """Parse the keys of `rlkit train` on top of the preset of its algorithm.
 
     Args:
-        arguments: command line after the command.
-        overrides: keys with Python values; they override the command line.
+        arguments: Command line after the command.
+        overrides: Keys with Python values; they override the command line.
 
     Raises:
-        UserError: a key is unknown, a value is invalid, or keys contradict each other.
+        UserError: A key is unknown, a value is invalid, or keys contradict each other.
     """
     run = _parse("train", arguments, overrides)
     check_preset(run.args.algorithm, run.keys())

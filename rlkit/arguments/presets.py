@@ -19,9 +19,9 @@ class Preset:
     """The config of one algorithm.
 
     Attributes:
-        needs: keys that define the algorithm, with their required values.
-        sets: keys with default values.
-        rewards: names of rewards that belong to the algorithm; they are added if the config omits them.
+        needs: Keys that define the algorithm, with their required values.
+        sets: Keys with default values.
+        rewards: Names of rewards that belong to the algorithm; they are added if the config omits them.
     """
 
     needs: Mapping[str, Any]
@@ -90,8 +90,8 @@ def check_preset(algorithm: str, keys: Mapping[str, Any]) -> None:
     """Raise UserError if the keys of a run contradict its algorithm or each other.
 
     Args:
-        algorithm: name of the algorithm, a key of `PRESETS`.
-        keys: all keys of the run with their values.
+        algorithm: Name of the algorithm, a key of `PRESETS`.
+        keys: All keys of the run with their values.
     """
     for key, value in PRESETS[algorithm].needs.items():
         if keys[key] != value:

@@ -52,15 +52,15 @@ def class_fields(package: str, file: str, name: str) -> dict[str, str]:
     """Return the annotated attributes of a class without importing its package.
 
     Args:
-        package: name of the installed package.
-        file: path of the source file within the package.
-        name: name of the class.
+        package: Name of the installed package.
+        file: Path of the source file within the package.
+        name: Name of the class.
 
     Returns:
         The type annotation of each attribute, as a string.
 
     Raises:
-        UserError: the package is not installed, or the file does not define the class.
+        UserError: The package is not installed, or the file does not define the class.
     """
     return {
         statement.target.id: ast.unparse(statement.annotation)

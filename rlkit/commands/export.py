@@ -39,10 +39,10 @@ def export(source: Path, out: Path, *, adapter: bool = False) -> None:
     """Save a model as safetensors together with its tokenizer.
 
     Args:
-        source: model folder, checkpoint or run directory. Of a run, the trained model is saved if there is
+        source: Model folder, checkpoint or run directory. Of a run, the trained model is saved if there is
             one, else the newest complete checkpoint.
-        out: output folder, which must not exist.
-        adapter: whether to save the LoRA adapter as it was trained instead of merging it.
+        out: Output folder, which must not exist.
+        adapter: Whether to save the LoRA adapter as it was trained instead of merging it.
 
     Raises:
         UserError: `source` has no model or adapter, or `out` exists.

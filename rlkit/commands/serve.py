@@ -47,7 +47,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Return the options of the command and those to pass on to vLLM.
 
     Raises:
-        UserError: an option is invalid, or is one of this command spelled with dashes instead of underscores.
+        UserError: An option is invalid, or is one of this command spelled with dashes instead of underscores.
     """
     parser = build_parser()
     options, vllm_options = parser.parse_known_args(argv)
@@ -84,10 +84,10 @@ def vllm_command(
     """Return the command line of vLLM's server.
 
     Args:
-        options: options of `rlkit serve`.
+        options: Options of `rlkit serve`.
         model: Hub id or local path of the model.
-        vllm_options: options to pass on to vLLM; they come last and so override ours.
-        cuda: whether the server runs on GPUs, which receive weights over NCCL.
+        vllm_options: Options to pass on to vLLM; they come last and so override ours.
+        cuda: Whether the server runs on GPUs, which receive weights over NCCL.
     """
     values = {
         "--host": options.host,

@@ -68,7 +68,7 @@ def check_host(host: str, key: str | None) -> None:
     """Raise UserError if other machines can reach the server and there is no API key.
 
     Args:
-        host: address that the server listens on.
+        host: Address that the server listens on.
         key: API key that requests must contain, or None.
     """
     try:

@@ -76,7 +76,7 @@ def check_points(sweep: Sweep) -> str:
     This parses the keys as a run would and builds the environments and rewards.
 
     Raises:
-        UserError: a point cannot run, or the points cannot be compared.
+        UserError: A point cannot run, or the points cannot be compared.
     """
     from rlkit.arguments.parse import PARSERS
     from rlkit.scoring import load_rewards

@@ -33,8 +33,8 @@ def dry_run(options: Mapping[str, str], argv: Sequence[str]) -> int:
     """Print the plan of a run and return the exit code: 0 if it fits into device memory, else 1.
 
     Args:
-        options: options of the launcher (`rlkit.runs.launch.split`).
-        argv: command line without them.
+        options: Options of the launcher (`rlkit.runs.launch.split`).
+        argv: Command line without them.
     """
     memory = options.get("--memory")
     if memory is not None:

@@ -41,7 +41,7 @@ class ProgressCallback(TrainerCallback):
     """Show a progress bar with the main metrics and the ETA, or plain lines if there is no terminal.
 
     Args:
-        columns: metrics to show. Maps the label of each to its name in the logs.
+        columns: Metrics to show. Maps the label of each to its name in the logs.
     """
 
     def __init__(self, columns: dict[str, str]):
@@ -136,9 +136,9 @@ class EvaluateCallback(TrainerCallback):
     A preempted run postpones an evaluation that is due until it is resumed.
 
     Args:
-        evaluate: function that runs an evaluation, given its name.
-        steps: number of optimizer steps between evaluations.
-        evaluated: function that returns whether the evaluation of a name exists already. Only the main
+        evaluate: Function that runs an evaluation, given its name.
+        steps: Number of optimizer steps between evaluations.
+        evaluated: Function that returns whether the evaluation of a name exists already. Only the main
             process's result counts, since the files may not be visible to other ranks.
     """
 

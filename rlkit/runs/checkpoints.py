@@ -25,9 +25,9 @@ def seal(folder: Path, step: int, identity: Mapping[str, Any]) -> None:
     """Mark a checkpoint as complete: flush its files to disk, then write the manifest.
 
     Args:
-        folder: folder of the checkpoint.
-        step: optimizer step of the checkpoint.
-        identity: config that a run must share to resume from it.
+        folder: Folder of the checkpoint.
+        step: Optimizer step of the checkpoint.
+        identity: Config that a run must share to resume from it.
     """
     # A checkpoint that is being overwritten must not look complete because of its old manifest.
     (folder / MANIFEST).unlink(missing_ok=True)
@@ -46,7 +46,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """Return the manifest of a complete checkpoint.
 
     Raises:
-        ValueError: the checkpoint is incomplete; the message says what is missing.
+        ValueError: The checkpoint is incomplete; the message says what is missing.
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
@@ -69,7 +69,7 @@ def last_checkpoint(run: Path) -> Path | None:
     Incomplete ones are skipped with a warning.
 
     Raises:
-        UserError: all checkpoints are incomplete.
+        UserError: All checkpoints are incomplete.
     """
     folders = checkpoints(run)
     for folder in sorted(folders, key=step_of, reverse=True):
@@ -97,8 +97,8 @@ def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return one line `key: old -> new` for each difference between two identities.
 
     Args:
-        saved: identity in a checkpoint's manifest.
-        now: identity of the current run.
+        saved: Identity in a checkpoint's manifest.
+        now: Identity of the current run.
     """
     return [
         f"{key}: {_format_value(saved.get(key))} -> {_format_value(now.get(key))}"

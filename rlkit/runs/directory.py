@@ -40,7 +40,7 @@ class RunDirectory:
     It is a context manager: on exit, pending rollouts are written no matter how training ended.
 
     Args:
-        path: path of the folder; nothing is created yet.
+        path: Path of the folder; nothing is created yet.
         stage: "sft", "train" or "rank"; written to every line of the metrics.
     """
 
@@ -76,11 +76,11 @@ class RunDirectory:
         """Check that a run may use the folder. Nothing is created or deleted.
 
         Args:
-            resume: whether to resume the run in the folder.
-            overwrite: whether to delete the run in the folder.
+            resume: Whether to resume the run in the folder.
+            overwrite: Whether to delete the run in the folder.
 
         Raises:
-            UserError: the folder contains files and neither argument is set, it is to be deleted but is not a
+            UserError: The folder contains files and neither argument is set, it is to be deleted but is not a
                 run directory, or it cannot be created.
         """
         if resume and overwrite:
@@ -109,7 +109,7 @@ class RunDirectory:
         deleted: loading may still fail. Arguments are those of `check`.
 
         Raises:
-            UserError: for the reasons of `check`, or because another process is writing to the folder.
+            UserError: `check` rejects the folder, or another process is writing to it.
         """
         self.check(resume=resume, overwrite=overwrite)
         if self.path.is_dir():
@@ -216,11 +216,11 @@ class RunDirectory:
         afterwards. If a step generates several times, later rows are appended to those of the same step.
 
         Args:
-            step: optimizer step that the rollouts are for.
-            rows: one record per rollout (`rlkit.runs.record`).
+            step: Optimizer step that the rollouts are for.
+            rows: One record per rollout (`rlkit.runs.record`).
 
         Raises:
-            UserError: an earlier write failed. These rows are still queued.
+            UserError: An earlier write failed. These rows are still queued.
         """
         try:
             while self._pending and (self._pending[0].done() or len(self._pending) >= MAX_PENDING_WRITES):
@@ -254,7 +254,7 @@ def write_errors(folder: Path) -> Iterator[None]:
     """Convert a failed write, as on a full disk, to a one-line UserError.
 
     Args:
-        folder: run directory, which the message names because its checkpoints are kept.
+        folder: Run directory, which the message names because its checkpoints are kept.
     """
     try:
         yield

@@ -132,8 +132,8 @@ class Episode:
     """A counter of consecutive steps with a problem, which reports each episode once.
 
     Attributes:
-        steps: number of consecutive steps with the problem, at most the patience.
-        spoken: whether the episode was reported.
+        steps: Number of consecutive steps with the problem, at most the patience.
+        spoken: Whether the episode was reported.
     """
 
     steps: int = 0
@@ -179,10 +179,10 @@ class HeldOut:
     """One evaluation on held-out tasks.
 
     Attributes:
-        step: number of optimizer steps before it.
-        accuracy: mean of the metric over the tasks.
-        n_tasks: number of tasks with a score.
-        reward: mean training reward since the previous evaluation, or None if none was logged.
+        step: Number of optimizer steps before it.
+        accuracy: Mean of the metric over the tasks.
+        n_tasks: Number of tasks with a score.
+        reward: Mean training reward since the previous evaluation, or None if none was logged.
     """
 
     step: int
@@ -231,14 +231,14 @@ class Guards(TrainerCallback):
     Args:
         actions: "warn", "stop" or "off" by name of the guard. The default is "warn", except that a gradient
             that is not finite stops the run. With "gradient: warn", a step with such a gradient is skipped.
-        record: function that saves a message, such as `RunDirectory.log`. It is called on the main process
+        record: Function that saves a message, such as `RunDirectory.log`. It is called on the main process
             with the step and `{"guards/<name>": message}`.
 
     Attributes:
-        messages: all messages so far, in order.
+        messages: All messages so far, in order.
 
     Raises:
-        UserError: there is no such guard or action.
+        UserError: There is no such guard or action.
     """
 
     def __init__(
@@ -317,14 +317,14 @@ class Guards(TrainerCallback):
         The main process's `accuracy` and `n_tasks` are used on all ranks.
 
         Args:
-            step: number of optimizer steps so far.
-            accuracy: mean of the metric over the tasks; NaN if no task has a score.
-            n_tasks: number of tasks with a score.
-            metric: name of the environment's metric, for the message.
-            last: whether training has ended, so that there is nothing to stop.
+            step: Number of optimizer steps so far.
+            accuracy: Mean of the metric over the tasks; NaN if no task has a score.
+            n_tasks: Number of tasks with a score.
+            metric: Name of the environment's metric, for the message.
+            last: Whether training has ended, so that there is nothing to stop.
 
         Raises:
-            GuardError: the metric fell while the reward rose, and the action of `held_out` is "stop".
+            GuardError: The metric fell while the reward rose, and the action of `held_out` is "stop".
         """
         accuracy, n_tasks = gather_object([(float(accuracy), n_tasks)])[0]
         if not n_tasks or math.isnan(accuracy):

@@ -36,11 +36,11 @@ def split(argv: Sequence[str], *, dry_run: bool = False) -> tuple[dict[str, str]
     """Split a command line into the launcher's options, by name, and the remaining arguments.
 
     Args:
-        argv: command line after the command.
-        dry_run: whether the command supports `--dry_run` and `--memory`.
+        argv: Command line after the command.
+        dry_run: Whether the command supports `--dry_run` and `--memory`.
 
     Raises:
-        UserError: an option lacks a value, requires another option, or is not supported by the command.
+        UserError: An option lacks a value, requires another option, or is not supported by the command.
     """
     options: dict[str, str] = {}
     command_argv: list[str] = []
@@ -74,10 +74,10 @@ def config_file(name: str) -> Path:
     """Return the path of an accelerate config.
 
     Args:
-        name: file name in configs/accelerate without its extension, or the path of a YAML or JSON file.
+        name: File name in configs/accelerate without its extension, or the path of a YAML or JSON file.
 
     Raises:
-        UserError: there is no such config; the message lists the available names.
+        UserError: There is no such config; the message lists the available names.
     """
     if name.endswith((".yaml", ".yml", ".json")):
         path = find_config(name)
@@ -97,12 +97,12 @@ def machines(
     """Return accelerate's options for the machines of an `srun` step; an empty dict on a single machine.
 
     Args:
-        environment: environment variables of the process.
-        hostnames: function that expands Slurm's node list, such as "gpu[3-4]", to host names. The default
+        environment: Environment variables of the process.
+        hostnames: Function that expands Slurm's node list, such as "gpu[3-4]", to host names. The default
             is `scontrol show hostnames`.
 
     Raises:
-        UserError: the number of tasks differs from the number of machines, or a job on several machines was
+        UserError: The number of tasks differs from the number of machines, or a job on several machines was
             started without srun.
     """
     num_nodes = int(environment.get("SLURM_NNODES", "1"))
@@ -140,10 +140,10 @@ def command_line(command: str, options: Mapping[str, str], argv: Sequence[str], 
     """Return the command line of accelerate's launcher.
 
     Args:
-        command: command to run, e.g. "train".
-        options: options of the launcher, as `split` returns them.
-        argv: arguments of the command.
-        num_gpus: number of GPUs of this machine. If it is 0, the config determines the number of processes.
+        command: Command to run, e.g. "train".
+        options: Options of the launcher, as `split` returns them.
+        argv: Arguments of the command.
+        num_gpus: Number of GPUs of this machine. If it is 0, the config determines the number of processes.
     """
     path = config_file(options["--accelerate"])
     # A single process needs no launcher; accelerate's would not forward signals to it.
@@ -187,11 +187,11 @@ def check_start(command: str, argv: Sequence[str], overrides: Mapping[str, Any] 
 
     Args:
         command: "train", "sft" or "rank".
-        argv: command line without the launcher's options.
-        overrides: keys with Python values; they override the command line.
+        argv: Command line without the launcher's options.
+        overrides: Keys with Python values; they override the command line.
 
     Raises:
-        UserError: a key is missing or invalid, or the run directory cannot be used.
+        UserError: A key is missing or invalid, or the run directory cannot be used.
     """
     keys = check_keys(command, argv, overrides)
     # The main process may have created the run directory before the others get here.

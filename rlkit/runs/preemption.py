@@ -32,8 +32,8 @@ class PreemptionCallback(TrainerCallback):
     """Write a checkpoint at the end of the step in which a signal is received, and stop training.
 
     Attributes:
-        received: name of the signal received, or None.
-        is_training: whether signals wait for the end of the step instead of raising `Preempted` at once.
+        received: Name of the signal received, or None.
+        is_training: Whether signals wait for the end of the step instead of raising `Preempted` at once.
     """
 
     def __init__(self) -> None:

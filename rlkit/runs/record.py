@@ -59,11 +59,11 @@ def rollout_record(
     """Build the record of one rollout.
 
     Args:
-        environment: environment of the task; provides the answer, the metric's name and breakdown columns.
-        row: columns of the task and the rollout, as rewards read them.
-        rewards: reward values by name; NaN where a reward does not apply.
-        invalid: reason why the rollout could not be scored, or None.
-        reward: weighted sum of the rewards; NaN if there is none.
+        environment: Environment of the task; provides the answer, the metric's name and breakdown columns.
+        row: Columns of the task and the rollout, as rewards read them.
+        rewards: Reward values by name; NaN where a reward does not apply.
+        invalid: Reason why the rollout could not be scored, or None.
+        reward: Weighted sum of the rewards; NaN if there is none.
     """
     # An invalid rollout has no values, even from rewards that ran before another one failed.
     if invalid is not None:
@@ -117,13 +117,13 @@ class RolloutFiles:
     """Reader of the rollouts of a run, which may still be training.
 
     Args:
-        run: run directory.
+        run: Run directory.
 
     Attributes:
-        files: path of the Parquet file by step.
+        files: Path of the Parquet file by step.
 
     Raises:
-        UserError: the folder is not a run directory, or it has no rollouts yet.
+        UserError: The folder is not a run directory, or it has no rollouts yet.
     """
 
     def __init__(self, run: Path):
@@ -161,11 +161,11 @@ class RolloutFiles:
         """Return the records of a step, with None instead of NaN.
 
         Args:
-            step: a step in `files`.
-            columns: columns to read, or None for all. Names that do not exist are ignored.
+            step: A step in `files`.
+            columns: Columns to read, or None for all. Names that do not exist are ignored.
 
         Raises:
-            UserError: the file cannot be read.
+            UserError: The file cannot be read.
         """
         rows = self._table(step, columns).to_pylist()
         return [{name: _without_nan(value) for name, value in row.items()} for row in rows]

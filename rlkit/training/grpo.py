@@ -131,7 +131,7 @@ class GRPOTrainer(trl.GRPOTrainer):
         if kl_in_reward:
             self.beta = 0.0  # TRL's loss must not add a KL term as well; the step reads `args.beta`
 
-        # The sampler answers held-out tasks greedily. Training uses its loop with its own sampling settings.
+        # The sampler answers held-out tasks greedily. Training uses its loop with `step.sampling_settings`.
         self.sampler = open_sampler(
             environment,
             self.tokenizer,
@@ -331,7 +331,7 @@ class GRPOTrainer(trl.GRPOTrainer):
         batch_size: int | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """Compute each prompt once, in TRL's loss and in `token_log_probs` alike."""
+        """Run the forward pass of each prompt once, in TRL's loss and in `token_log_probs` alike."""
         # The other arguments are for images and MoE losses, which the shared prefix does not support.
         is_text = not any(
             value is not None and value is not False
@@ -358,7 +358,7 @@ class GRPOTrainer(trl.GRPOTrainer):
         return training_batch(self, inputs)
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
-        """Sample at the start of each generation, and return the next micro-batch of it.
+        """Return the next micro-batch; sample when the buffered rollouts are used up.
 
         TRL shuffles single rollouts before it splits them into micro-batches. Here whole groups are shuffled,
         so that the rollouts of a prompt stay together and its forward pass can be shared.
@@ -387,7 +387,7 @@ class GRPOTrainer(trl.GRPOTrainer):
         return EpochSeededSampler(sampler, lambda: int(self.state.epoch or 0))
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write TRL's model card only for the Hub: the card omits a base model from a local folder."""
+        """Write TRL's model card only for the Hub: it cannot name a base model that is a local folder."""
         if self.args.push_to_hub:
             super().create_model_card(*args, **kwargs)
 
@@ -412,15 +412,15 @@ class GRPOTrainer(trl.GRPOTrainer):
 class TrainerPosition:
     """State of a trainer between two optimizer steps.
 
-    A generation may last for several steps. Its micro-batches are part of the state: a resumed run that
-    sampled it again would train on different rollouts.
+    The rollouts of one sampling step may serve several optimizer steps. Their micro-batches are part of the
+    state: a resumed run that sampled again would train on different rollouts.
     """
 
     def __init__(self, trainer: GRPOTrainer):
         self.trainer = trainer
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the counters, and the micro-batches of the generation if it is not used up."""
+        """Return the counters, and the buffered micro-batches that are not used up."""
         trainer = self.trainer
         per_generation = trainer.args.steps_per_generation * trainer.num_iterations
         return {
@@ -445,7 +445,7 @@ class TrainerPosition:
             ]
 
     def _layout(self) -> list[int]:
-        """Return what determines how a generation is split over processes, steps and micro-batches."""
+        """Return what determines how rollouts are split over processes, steps and micro-batches."""
         args = self.trainer.args
         return [
             self.trainer.accelerator.num_processes,

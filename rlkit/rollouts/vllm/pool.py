@@ -1,4 +1,4 @@
-"""The pool of a run's vLLM servers: which are up, which have room, and how failures are handled.
+"""The pool of a run's vLLM servers: it tracks which are up and have free capacity, and handles failures.
 
 A server that fails gets no more requests. The pool polls it with exponential backoff until it is healthy. A
 server that has restarted has its initial weights, so it gets the current ones before it is used.
