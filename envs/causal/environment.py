@@ -201,6 +201,8 @@ def _level_probabilities(level: str | Sequence[str] | Mapping[str, float]) -> di
     """Return the probability of each level."""
     if isinstance(level, str):
         level = [level]
+    if not isinstance(level, Sequence | Mapping):
+        raise UserError(f"level must be a name, a list of names or a mapping to weights, not {level!r}")
     weights = dict(level) if isinstance(level, Mapping) else dict.fromkeys(level, 1.0)
     for name, weight in weights.items():
         check_choice("level", name, LEVELS)

@@ -43,7 +43,7 @@ def resolve(name: str | None) -> str:
         return str(bundled_path(name))
     if name.startswith((".", "/", "~", "runs/")) and not Path(name).expanduser().is_dir():
         # Without this check, transformers would look for the path on the Hub.
-        raise UserError(f"there is no model folder {name!r}")
+        raise UserError(f"there is no model folder {name!r}: train it first, or set model_name_or_path")
     folder = Path(name).expanduser()
     if folder.is_dir() and not any((folder / file).is_file() for file in MODEL_FILES):
         raise UserError(f"cannot load {name!r}: the folder has no {' or '.join(MODEL_FILES)}")

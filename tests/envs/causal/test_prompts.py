@@ -143,9 +143,21 @@ def test_read_prompt_accepts_named_values_rounded_rows_and_any_order():
     ("old", "new", "reason"),
     [
         ("v0 can take values in [0, 1]\n", "", "values of v0 are not listed"),
-        ("v0 can take values in [0, 1]\n", "v0 can take values in [0, 0]\n", "repeat"),
-        ("v0 can take values in [0, 1]\n", "v0 can take values in [0]\n", "not 2 to"),
-        ("v0 can take values in [0, 1]\n", "v0 can take values in [0, 1]\n" * 2, "listed twice"),
+        (
+            "v0 can take values in [0, 1]\n",
+            "v0 can take values in [0, 0]\n",
+            "v0 must be listed once, with 2 to 64 distinct values",
+        ),
+        (
+            "v0 can take values in [0, 1]\n",
+            "v0 can take values in [0]\n",
+            "v0 must be listed once, with 2 to 64 distinct values",
+        ),
+        (
+            "v0 can take values in [0, 1]\n",
+            "v0 can take values in [0, 1]\n" * 2,
+            "v0 must be listed once, with 2 to 64 distinct values",
+        ),
         ("P(v0) = [0.29, 0.71]", "", "no row P\\(v0\\)"),
         ("P(v0) = [0.29, 0.71]", "P(v0) = [0.29, 0.8]", "sum to 1"),
         ("P(v0) = [0.29, 0.71]", "P(v0) = [0, 0]", "sum to 1"),

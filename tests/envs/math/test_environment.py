@@ -86,13 +86,13 @@ def test_budget_is_fixed_per_task_and_appended_to_the_prompt(kind, sentence):
         ({"kind": []}, "kind is empty"),
         ({"operations": ["/"]}, "unknown operations '/'"),
         ({"terms": 1}, "from 2 to 20"),
-        ({"terms": [4, 2]}, "the minimum must come first"),
+        ({"terms": [4, 2]}, "terms must have its minimum first"),
         ({"terms": [2, 3, 4]}, "two integers"),
-        ({"max_number": 0}, "max_number is 0"),
+        ({"max_number": 0}, "max_number must be an integer from 1 to 1000000, not 0"),
         ({"kind": "story", "operations": ["*"]}, "does not support products"),
         ({"solution_style": "long"}, "unknown solution_style 'long'"),
         ({"prompt_style": "official"}, "prompt_style"),
-        ({"budget": [0, 5]}, "budget is 0"),
+        ({"budget": [0, 5]}, "budget must be an integer from 1 to 1000000, not 0"),
         ({"budget": [5]}, "two integers"),
         ({"budget": [1, 2], "budget_kind": "least"}, "budget_kind"),
         ({"comparison": "text"}, "unknown comparison 'text'"),
@@ -112,7 +112,7 @@ def test_tasks_rejects_invalid_split_and_n():
     environment = MathEnvironment()
     with pytest.raises(UserError, match="did you mean 'train'"):
         environment.tasks("trian")
-    with pytest.raises(UserError, match="n is 0"):
+    with pytest.raises(UserError, match="n must be an integer from 1 to 1000000000, not 0"):
         environment.tasks("train", 0)
     assert len(environment.tasks("dev")) == 1000
 

@@ -131,9 +131,9 @@ def test_anchors_are_reproducible(make):
     ("arguments", "message"),
     [
         ({"branching": 1}, "branching must be an integer from 2"),
-        ({"width": 0}, "width from 1"),
+        ({"width": 0}, "width must be an integer from 1"),
         ({"alpha": 0}, "alpha must be above 0"),
-        ({"anchors": -1}, "anchors from 0"),
+        ({"anchors": -1}, "anchors must be an integer from 0"),
     ],
 )
 def test_invalid_arguments_are_errors(make, arguments, message):

@@ -157,7 +157,7 @@ def test_merged_rankings_have_each_document_once(rankings):
         ({"prompt_style": "rewriting"}, "unknown prompt_style 'rewriting'"),
         ({"measure": "ndgc@10"}, "there is no measure 'ndgc@10'"),
         ({"depth": 0}, "depth must be an integer from 1"),
-        ({"max_queries": 21}, "max_queries from 1 to 20"),
+        ({"max_queries": 21}, "max_queries must be an integer from 1 to 20"),
     ],
 )
 def test_invalid_arguments_are_errors(arguments, message):

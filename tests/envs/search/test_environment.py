@@ -257,9 +257,9 @@ def test_failed_generation_invalidates_the_rollout(simulated, monkeypatch):
         ({"engine": "simulated", "engine_args": {"model": "m"}, "unanswerable": 0.1}, "unanswerable"),
         (
             {"engine": "simulated", "engine_args": {"model": "m"}, "held_out_engine": "simulated"},
-            "real engine",
+            "set held_out_engine to an index folder",
         ),
-        ({"noise": 0.3}, "real one"),
+        ({"noise": 0.3}, "noise requires engine 'simulated', not 'bm25'"),
         ({"noise": {"schedul": "linear"}, "engine": "simulated", "engine_args": {"model": "m"}}, "schedule"),
         ({"data": "a.jsonl"}, "passages"),
         ({"data": "a.jsonl", "engine": "simulated", "engine_args": {"model": "m"}}, "held_out_engine"),

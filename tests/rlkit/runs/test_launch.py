@@ -126,7 +126,7 @@ def test_machines_reads_the_srun_step():
 def test_machines_requires_srun_with_one_task_per_machine():
     with pytest.raises(UserError, match="start the command with srun"):
         machines({"SLURM_NNODES": "2"})
-    with pytest.raises(UserError, match=r"16 tasks on 2 machines.*--ntasks-per-node 1"):
+    with pytest.raises(UserError, match=r"16 tasks on 2 nodes.*--ntasks-per-node 1"):
         machines(STEP | {"SLURM_STEP_NUM_TASKS": "16"})
 
 

@@ -311,7 +311,7 @@ def test_error_budget_resets_and_runs_out():
     budget.update(0.5, "Traceback: first", {"completion": "x" * 1000})
     budget.update(0.2)
     budget.update(0.3, "Traceback: second", {"completion": "x" * 1000})
-    with pytest.raises(RewardError, match="30% of a batch") as error:
+    with pytest.raises(RewardError, match="30% of the rollouts of a batch") as error:
         budget.update(0.3, "Traceback: third")
     assert "second" in str(error.value) and "third" not in str(error.value) and len(str(error.value)) < 600
 

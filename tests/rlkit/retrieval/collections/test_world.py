@@ -148,7 +148,7 @@ def test_question_ignores_order_of_hops():
 
 
 def test_world_rejects_fewer_than_100_passages():
-    with pytest.raises(UserError, match="at least 100 passages, got 3"):
+    with pytest.raises(UserError, match="at least 100 passages, not 3"):
         World(0, 3)
 
 

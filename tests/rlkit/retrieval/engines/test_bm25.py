@@ -146,7 +146,7 @@ def test_invalid_arguments_raise_user_error(tmp_path):
     for arguments in ({"k1": -1.0}, {"b": 1.5}, {"k1": math.nan}, {"k1": math.inf}):
         with pytest.raises(UserError, match="k1 must be 0 or more, b from 0 to 1"):
             build_bm25(tmp_path, ["red apple"], **arguments)
-    with pytest.raises(UserError, match="no document has a word"):
+    with pytest.raises(UserError, match="no document contains a term"):
         build_bm25(tmp_path, ["", "the"])
 
 

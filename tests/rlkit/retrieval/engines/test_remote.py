@@ -209,7 +209,7 @@ def test_remote_rejects_invalid_url(url):
 
 @pytest.mark.parametrize("name", ["timeout", "retry_timeout", "cooldown", "concurrency", "batch"])
 def test_remote_rejects_argument_that_is_not_positive(name):
-    with pytest.raises(UserError, match=f"^{name} of the search server must be positive, got 0$"):
+    with pytest.raises(UserError, match=f"^{name} of the search server must be positive, not 0$"):
         Remote("http://127.0.0.1:9", **{name: 0})
 
 
