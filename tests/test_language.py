@@ -100,6 +100,33 @@ def test_prose_has_no_phrase_of_the_glossary():
     assert not problems, "\n".join(problems)
 
 
+@pytest.mark.parametrize(
+    "phrase",  # with underscores: the phrases must not occur in this file
+    [
+        "resumes_if_it_goes_on_from_a_checkpoint",
+        "a_request_that_is_asked_again",
+        "growing_pauses_between_retries",
+        "files_are_written_whole",
+        "a_run_that_was_told_to_leave",
+        "an_object_that_remembers_its_history",
+        "the_end_token_of_a_turn",
+        "what_stands_in_the_prompt",
+        "the_server_is_well",
+        "the_tasks_are_dealt_out",
+        "in_so_many_steps",
+        "the_answer_of_one_who_knows",
+        "made-up_problems",
+        "any_data_set_of_the_hub",
+        "the_colour_of_a_curve",
+        "a_normalised_score",
+        "50_%_of_tasks",
+    ],
+)
+def test_glossary_finds_banned_phrases(phrase):
+    text = phrase.replace("_", " ")
+    assert any(pattern.search(text) for pattern, _ in read_glossary())
+
+
 @pytest.mark.parametrize(("pattern", "replacement"), read_glossary())
 def test_glossary_does_not_ban_its_own_replacements(pattern, replacement):
     assert not pattern.search(replacement)

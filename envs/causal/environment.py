@@ -105,8 +105,8 @@ class CausalEnvironment(Environment):
             raise UserError(f"concentration must be between 0.01 and 1e6, not {concentration}")
         if not 0 <= tolerance < 1:
             raise UserError(
-                f"tolerance is {tolerance}: it must be at least 0 and below 1, such as 0.01 (it is a total"
-                " variation distance)"
+                "tolerance, a total variation distance, must be at least 0 and below 1, such as 0.01, not "
+                f"{tolerance}"
             )
         self.config = TaskConfig(
             graph=GraphConfig(num_nodes, roots, max_in_degree),
@@ -137,7 +137,7 @@ class CausalEnvironment(Environment):
         check_choice("split", split, SPLITS)
         n = SIZES[split] if n is None else n
         check_integer("n", n, 1)
-        check_integer("seed", seed, 0, 2**32 - 1)  # a larger one would be two words of numpy's seed sequence
+        check_integer("seed", seed, 0, 2**32 - 1)  # numpy splits larger seeds into two words
         questions_per_graph = self.questions_per_graph or QUESTIONS_PER_GRAPH[split]
         rows = list(generate(self.config, split, seed, n, questions_per_graph))
         return datasets.Dataset.from_list(rows)

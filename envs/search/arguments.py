@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rlkit.envs.search import protocol as tags
-from rlkit.errors import UserError, check_choice
+from rlkit.errors import UserError, check_choice, check_integer
 
 if TYPE_CHECKING:
     from rlkit.envs.search.environment import SearchEnvironment
@@ -17,19 +17,13 @@ def check_search(environment: SearchEnvironment) -> None:
     """Raise `UserError` if an argument of a `SearchEnvironment` is invalid or contradicts another one."""
     hops, unanswerable, style = environment.hops, environment.unanswerable, environment.prompt_style
     if not hops or not set(hops) <= {1, 2, 3, 4}:
-        raise UserError(f"hops is {hops!r}: choose from 1, 2, 3 and 4")
+        raise UserError(f"hops must be numbers from 1 to 4, not {hops!r}")
     if not 0 <= unanswerable < 1:
         raise UserError(f"unanswerable must be a fraction of at least 0 and below 1, not {unanswerable}")
-    bounds = {
-        "world_size": (100, 10**7),
-        "topk": (1, 100),
-        "max_searches": (1, 100),
-        "document_words": (1, 10**5),
-    }
-    for name, (minimum, maximum) in bounds.items():
-        number = getattr(environment, name)
-        if not isinstance(number, int) or not minimum <= number <= maximum:
-            raise UserError(f"{name} must be an integer from {minimum} to {maximum}, not {number!r}")
+    check_integer("world_size", environment.world_size, 100, 10**7)
+    check_integer("topk", environment.topk, 1, 100)
+    check_integer("max_searches", environment.max_searches, 1, 100)
+    check_integer("document_words", environment.document_words, 1, 10**5)
     if environment.data is None and max(hops) > environment.max_searches:
         raise UserError(
             f"a question with {max(hops)} hops needs {max(hops)} searches, but max_searches is"

@@ -60,7 +60,9 @@ def _check(options: argparse.Namespace) -> None:
         raise UserError("--reward requires --compare or --leaderboard; an evaluation reports all rewards")
     if options.collection:
         if not options.retriever or options.model or options.environment:
-            raise UserError("--collection requires --retriever, and neither a model nor --environment")
+            raise UserError(
+                "--collection requires --retriever and cannot be combined with a model or --environment"
+            )
     elif options.retriever or options.measures or options.run_file or options.depth != DEPTH:
         raise UserError("--retriever, --measures, --depth and --run_file require --collection")
     elif not options.model or not options.environment:

@@ -55,10 +55,7 @@ def evaluate(
         seed: Seed of the tasks.
         fold: Task ids of a fold by split (`rlkit.evaluation.splits.read_fold`); None for all tasks.
         samples: Number of rollouts per task.
-        name: Name of the evaluation, which is recorded.
-        model: Name of the model, which is recorded.
-        environment_args: Arguments of the environment, which are recorded.
-        temperature: Sampling temperature, which is recorded.
+        name, model, environment_args, temperature: Facts about the evaluation, recorded in the result.
         batch_size: Number of tasks per call of `generate`.
         max_length: Maximum number of completion tokens, as a column that rewards can read.
 

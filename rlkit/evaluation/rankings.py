@@ -125,9 +125,7 @@ def leaderboard_agreement(
     first_means, second_means = _mean_scores(first, reward), _mean_scores(second, reward)
     common = [model for model in first_means if model in second_means]
     if len(common) < 2:
-        raise UserError(
-            f"Kendall's tau needs at least 2 systems that both leaderboards have, not {len(common)}"
-        )
+        raise UserError(f"Kendall's tau needs at least 2 systems in both leaderboards, not {len(common)}")
     a, b = ([means[model] for model in common] for means in (first_means, second_means))
     tau, p = kendall_tau(a, b)
     systems = sorted(zip(common, a, b, strict=True), key=lambda row: -row[1])
