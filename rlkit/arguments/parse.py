@@ -227,7 +227,11 @@ def _list_item(value: object) -> str:
 
 def resolved_text(run: RunConfig) -> str:
     """Return the resolved config as YAML, headed by a comment with the package versions of the run."""
-    packages = ("rlkit-llm", "trl", "transformers", "torch")
-    versions = [f"{package} {importlib.metadata.version(package)}" for package in packages]
+    versions = []
+    for package in ("rlkit-llm", "trl", "transformers", "torch"):
+        try:
+            versions.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:  # rlkit runs from a checkout that is not installed
+            versions.append(f"{package} (not installed)")
     header = f"# python {sys.version.split()[0]}, {', '.join(versions)}\n"
     return header + yaml.safe_dump(run.resolved(), sort_keys=False)

@@ -10,7 +10,6 @@ from urllib.parse import quote
 import jinja2
 import yaml
 from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
 from rlkit.errors import UserError
 from rlkit.files import atomic_write
@@ -33,7 +32,7 @@ def build_report(run_dirs: Sequence[Path], out: Path | None = None) -> Path:
             first run directory.
 
     Raises:
-        UserError: If there is no run, or a path is not a run directory.
+        UserError: If there is no run, a path is not a run directory, or plotly is not installed.
     """
     if not run_dirs:
         raise UserError("a report needs at least one run directory")
@@ -70,7 +69,7 @@ def build_report(run_dirs: Sequence[Path], out: Path | None = None) -> Path:
         data={"rows": table["rows"], "figures": [panel for *_, panels in sections for panel in panels]},
         css=trusted("page.css"),
         js=trusted("page.js"),
-        plotly=Markup(get_plotlyjs()),
+        plotly=plotly_js(),
     )
     atomic_write(out, page)
     return out
@@ -86,6 +85,15 @@ def template(name: str) -> jinja2.Template:
     )
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False}
     return environment.get_template(name)
+
+
+def plotly_js() -> Markup:
+    """Return the source of plotly.js; raise UserError if the package plotly is not installed."""
+    try:
+        from plotly.offline import get_plotlyjs
+    except ImportError:
+        raise UserError("reports need plotly: pip install plotly") from None
+    return Markup(get_plotlyjs())
 
 
 def link(folder: Path, page: Path) -> str:

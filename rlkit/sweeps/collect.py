@@ -12,11 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
 from rlkit.files import atomic_write
-from rlkit.report.build import template, trusted
+from rlkit.report.build import plotly_js, template, trusted
 from rlkit.report.figures import Panel, color_of, learning_panels, panel
 from rlkit.report.run import read_run
 from rlkit.sweeps.point import Point, objective_name
@@ -99,7 +97,7 @@ def collect(sweep: Sweep, points: Sequence[Point], table: Sequence[dict[str, Any
         data={"figures": panels},
         css=trusted("page.css"),
         js=trusted("page.js"),
-        plotly=Markup(get_plotlyjs()),
+        plotly=plotly_js(),
     )
     atomic_write(sweep.folder / PAGE, html)
     return sweep.folder / TABLE, sweep.folder / PAGE

@@ -370,7 +370,10 @@ class Session:
             except UserError as error:  # no task is valid in both: still write the report
                 lines.append(f"{line} (no paired test: {error})")
         lines.append(f"model:  {self.directory.path / 'model'}")
-        lines.append(f"report: {build_report([self.directory.path])}")
+        try:
+            lines.append(f"report: {build_report([self.directory.path])}")
+        except UserError as error:  # plotly is not installed: the run itself is complete
+            lines.append(f"report: not written ({error}, then rlkit report {self.directory.path})")
         return "\n".join(lines)
 
 

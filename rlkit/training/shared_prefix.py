@@ -35,15 +35,16 @@ class Layout(NamedTuple):
         completions: Indices in a flattened (B, T) table of the tokens that predict the completions: the
             prompt's last token, then the completion without its last token.
         prompt_of: Index of each completion's prompt, (B,).
-        mask: Mask (B, 1, T, P+T) of the prompt and completion tokens that each completion token attends to.
-        causal: Whether to compute attention of prompt and completion together, causally, without a mask.
+        shape: Sizes (U, P, B, T) of the two tables.
+        mask: Mask (B, 1, T, P+T) of the prompt and completion tokens that each completion token attends to,
+            or None to compute attention of prompt and completion together, causally, without a mask.
     """
 
     prompts: torch.Tensor
     completions: torch.Tensor
     prompt_of: torch.Tensor
-    mask: torch.Tensor
-    causal: bool
+    shape: tuple[int, int, int, int]
+    mask: torch.Tensor | None
 
 
 def supports_shared_prefix(model: PreTrainedModel) -> str | None:
@@ -147,21 +148,22 @@ def make_layout(mask: torch.Tensor, scored: torch.Tensor, prompt_of: torch.Tenso
         scored: Mask (B, T) of the completions' tokens, padded on the right.
         prompt_of: Index of each completion's prompt, (B,).
     """
-    device, (_, T) = mask.device, scored.shape
+    device, (U, _), (B, T) = mask.device, mask.shape, scored.shape
     lengths = mask.sum(1)
     P = int(lengths.max()) if lengths.numel() else 0
     # The (U, P) table is padded on the right: a prompt token then attends to no padding, because attention is
     # causal, and needs no mask.
     prompt_tokens = torch.arange(P, device=device) < lengths[:, None]
-    to_prompt = prompt_tokens[prompt_of, None, :].expand(-1, T, -1)
-    to_completion = torch.ones(T, T, dtype=torch.bool, device=device).tril().expand(len(scored), -1, -1)
-    attends_to = torch.cat([to_prompt, to_completion], dim=2).unsqueeze(1)
+    layout = Layout(_indices(prompt_tokens), _indices(scored), prompt_of, (U, P, B, T), None)
     # Causal attention without a mask costs half of attention with one, but computes the prompt's rows again
     # for each completion. That pays if the prompt is shorter than the completion, and is correct if no prompt
     # is padded. For short rows a CPU has a faster kernel (`rlkit.models.attention`).
     has_short_rows = device.type == "cpu" and P + T <= MATMUL_KEYS
-    causal = T > P > 0 and bool(prompt_tokens.all()) and not has_short_rows
-    return Layout(_indices(prompt_tokens), _indices(scored), prompt_of, attends_to, causal)
+    if T > P and bool(prompt_tokens.all()) and not has_short_rows:
+        return layout
+    to_prompt = prompt_tokens[prompt_of, None, :].expand(-1, T, -1)
+    to_completion = torch.ones(T, T, dtype=torch.bool, device=device).tril().expand(B, -1, -1)
+    return layout._replace(mask=torch.cat([to_prompt, to_completion], dim=2).unsqueeze(1))
 
 
 def _indices(table: torch.Tensor) -> torch.Tensor:
@@ -183,13 +185,12 @@ def attend(
     Returns:
         Tensor (1, N, H, D), the order of dimensions that transformers expects.
     """
-    B, _, T, S = layout.mask.shape
-    first, P = len(layout.prompts), S - T
+    U, P, B, T = layout.shape
+    first = len(layout.prompts)
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (N, H, D)
     k_c, v_c = (_pad(x[first:], layout.completions, B, T) for x in (k, v))
     parts = []
     if P:
-        U = int(layout.prompt_of.max()) + 1
         q_p, k_p, v_p = (_pad(x[:first], layout.prompts, U, P) for x in (q, k, v))
         out = grouped_attention(q_p, k_p, v_p, None, **options)  # type: ignore[arg-type]
         parts.append(_unpad(out, layout.prompts))
@@ -197,9 +198,9 @@ def attend(
         k_c = torch.cat([k_p.index_select(0, layout.prompt_of), k_c], dim=2)
         v_c = torch.cat([v_p.index_select(0, layout.prompt_of), v_c], dim=2)
     q_c = _pad(q[first:], layout.completions, B, T)
-    if layout.causal:
+    if layout.mask is None and P:
         q_c = torch.cat([q_p.index_select(0, layout.prompt_of), q_c], dim=2)
-    out = grouped_attention(q_c, k_c, v_c, None if layout.causal else layout.mask, **options)  # type: ignore[arg-type]
+    out = grouped_attention(q_c, k_c, v_c, layout.mask, **options)  # type: ignore[arg-type]
     return torch.cat([*parts, _unpad(out[:, :, -T:], layout.completions)])[None]
 
 

@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# Collect the wheels that benchmarks/gpu.py needs on a GPU machine without a network:
+#
+#     benchmarks/gpu_wheels.sh wheels
+#
+# The machine must have Python 3.12 (x86-64), PyTorch 2.11 or newer, transformers 5.17, accelerate, peft, numpy,
+# scipy, pandas, pyarrow and pytest. On it, in a copy of this repository that contains the folder:
+#
+#     python3 -m pip install --no-index --no-deps --target site wheels/*.whl
+#     PYTHONPATH=site python3 benchmarks/gpu.py --part smoke
+set -euo pipefail
+if (($# != 1)); then
+  echo "usage: benchmarks/gpu_wheels.sh FOLDER" >&2
+  exit 2
+fi
+folder=$(realpath -m "$1")
+cd "$(dirname "$0")/.."
+
+packages=(
+  trl datasets dill multiprocess xxhash  # trl and what datasets depends on
+  cloudpickle                            # reward workers
+  sentence-transformers scikit-learn joblib threadpoolctl narwhals  # the part `rank`
+)
+python=python3
+if [[ -x .venv/bin/python ]]; then
+  python=.venv/bin/python
+fi
+# pip takes a wheel only if its platform is named exactly, although a newer glibc runs older wheels, too.
+platforms=()
+for version in manylinux_2_28 manylinux_2_27 manylinux_2_17 manylinux2014 manylinux1; do
+  platforms+=(--platform "${version}_x86_64")
+done
+"$python" -m pip download --quiet --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
+  "${platforms[@]}" --constraint constraints.txt --dest "$folder" "${packages[@]}"
+
+# A machine for benchmarks takes a limited upload: the wheels and the tracked files of this repository.
+limit_mib=64
+bytes=$({ git ls-files -z; printf '%s\0' "$folder"/*.whl; } | xargs -0 stat --format %s | awk '{ s += $1 } END { print s }')
+mib=$(((bytes + 1048575) / 1048576))
+echo "$folder: $(ls "$folder"/*.whl | wc -l) wheels; with the repository, $mib MiB of at most $limit_mib MiB"
+((mib <= limit_mib))
