@@ -77,7 +77,7 @@ def measure(argv: list[str]) -> int:
     return int(process.stdout.split("measured")[1])
 
 
-def predict(argv: list[str]) -> float:
+def predict(argv: list[str], *, on_cpu: bool = True) -> float:
     """Return the predicted peak memory of a training run, in bytes."""
     run = parse_train(argv)
     tasks = make_environment(run.args).tasks("train", 32, run.trainer_args.seed)
@@ -85,7 +85,7 @@ def predict(argv: list[str]) -> float:
     lengths = [len(ids) for ids in tokenize(AutoTokenizer.from_pretrained(name), tasks["prompt"])]
     config = AutoConfig.from_pretrained(name)
     shape = largest_micro_batch(run, lengths)
-    return estimate_memory(run, config, shape, Sharding(), on_cpu=True).peak_bytes
+    return estimate_memory(run, config, shape, Sharding(), on_cpu=on_cpu).peak_bytes
 
 
 def main() -> None:
@@ -100,7 +100,7 @@ def main() -> None:
             measured, predicted = measure(argv), predict(argv)
             result[name] = {
                 "measured_mib": measured >> 20,
-                "foretold_mib": int(predicted) >> 20,
+                "predicted_mib": int(predicted) >> 20,
                 "ratio": round(predicted / measured, 3),
             }
             print(name, result[name], flush=True)

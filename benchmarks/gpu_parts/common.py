@@ -1,0 +1,192 @@
+"""What the parts of `benchmarks/gpu.py` share: models with random weights, a tokenizer, and measurements."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+GIB = 2**30
+EOS = "<|endoftext|>"
+
+# What a part returns: the function that measures each of its cases, by the name of the case.
+Cases = dict[str, Callable[[], dict[str, Any]]]
+
+# Sizes of published models; the weights are random.
+SHAPES: dict[str, dict[str, Any]] = {
+    "qwen3-0.6b": {
+        "model_type": "qwen3", "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28,
+        "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151_936,
+        "tie_word_embeddings": True,
+    },
+    "qwen3-4b": {
+        "model_type": "qwen3", "hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151_936,
+        "tie_word_embeddings": True,
+    },
+    "llama-3.2-1b": {
+        "model_type": "llama", "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64, "vocab_size": 128_256,
+        "tie_word_embeddings": True,
+    },
+    "gemma-2b": {
+        "model_type": "gemma", "hidden_size": 2048, "intermediate_size": 16_384, "num_hidden_layers": 18,
+        "num_attention_heads": 8, "num_key_value_heads": 1, "head_dim": 256, "vocab_size": 256_000,
+        "tie_word_embeddings": True,
+    },
+}  # fmt: skip
+# Sizes that replace those of SHAPES on a CPU. The number of key heads keeps its ratio to the query heads.
+TINY = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "head_dim": 16, "vocab_size": 512}
+
+
+class OutOfTimeError(Exception):
+    """A case would not finish within the time of its part."""
+
+
+@dataclass
+class Machine:
+    """The machine to measure on, and how often and how long.
+
+    Attributes:
+        device: Device of the models.
+        repeats: Number of measurements of each side, after a warm-up.
+        deadline: Time at which the part must have ended, as `time.monotonic()` counts.
+    """
+
+    device: torch.device
+    repeats: int
+    deadline: float
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether the parts run with tiny sizes on a CPU."""
+        return self.device.type == "cpu"
+
+    def size(self, real: Any, tiny: Any) -> Any:
+        """Return the size to measure with: a tiny one on a CPU."""
+        return tiny if self.on_cpu else real
+
+    def require_seconds(self, seconds: float) -> None:
+        """Raise OutOfTimeError if less time than `seconds` is left."""
+        left = self.deadline - time.monotonic()
+        if seconds > left:
+            raise OutOfTimeError(f"needs about {seconds:.0f} s, but the part has {left:.0f} s left")
+
+    def synchronize(self) -> None:
+        """Wait until the device has finished its work."""
+        if not self.on_cpu:
+            torch.cuda.synchronize()
+
+    def free(self) -> None:
+        """Return unused memory to the device."""
+        gc.collect()
+        if not self.on_cpu:
+            torch.cuda.empty_cache()
+
+    def seconds(self, function: Callable[[], object]) -> float:
+        """Return the seconds that a call takes on the device."""
+        self.synchronize()
+        start = time.perf_counter()
+        function()
+        self.synchronize()
+        return time.perf_counter() - start
+
+    def alternate(
+        self, sides: Mapping[str, Callable[[], object]], repeats: int | None = None, *, warm_up: bool = True
+    ) -> dict[str, dict[str, float]]:
+        """Call the sides in turn; return seconds and, on a GPU, the peak memory of tensors of each.
+
+        Alternation spreads a change of the machine's speed over all sides. Of the memory, `peak_gib` is the
+        total, and `added_gib` what a call takes beyond what was taken before it.
+
+        Args:
+            sides: Functions to measure, by name.
+            repeats: Number of measurements of each, or None for the machine's.
+            warm_up: Whether to call each side once before it is measured.
+        """
+        seconds: dict[str, list[float]] = {name: [] for name in sides}
+        memory: dict[str, dict[str, float]] = {name: {} for name in sides}
+        for function in sides.values() if warm_up else ():
+            function()
+        for _ in range(repeats or self.repeats):
+            for name, function in sides.items():
+                if not self.on_cpu:  # torch does not count the memory of tensors on a CPU
+                    torch.cuda.reset_peak_memory_stats()
+                    before = torch.cuda.memory_allocated()
+                seconds[name].append(self.seconds(function))
+                if not self.on_cpu:
+                    peak = torch.cuda.max_memory_allocated()
+                    memory[name] = {
+                        "peak_gib": round(peak / GIB, 2),
+                        "added_gib": round((peak - before) / GIB, 2),
+                    }
+        return {name: summary(values) | memory[name] for name, values in seconds.items()}
+
+    def model(self, name: str, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
+        """Return a model of a shape of `SHAPES` with random weights, tiny on a CPU."""
+        torch.manual_seed(0)
+        with self.device:
+            return AutoModelForCausalLM.from_config(
+                self.config(name, **options), dtype=dtype, attn_implementation="sdpa"
+            )
+
+    def config(self, name: str, **options: Any) -> Any:
+        """Return the config of a shape of `SHAPES`, with tiny sizes on a CPU."""
+        shape = SHAPES[name] | {"max_position_embeddings": 40_960, "eos_token_id": 0, "pad_token_id": 0}
+        if self.on_cpu:
+            # Few heads, and as many query heads per key head as the real model, up to four.
+            heads = shape["num_attention_heads"] // shape["num_key_value_heads"]
+            shape |= TINY | {"num_attention_heads": 4, "num_key_value_heads": max(4 // heads, 1)}
+        return AutoConfig.for_model(**(shape | options))
+
+
+def summary(seconds: Sequence[float]) -> dict[str, float]:
+    """Return the median, the minimum and the maximum."""
+    return {
+        "median_s": round(statistics.median(seconds), 5),
+        "min_s": round(min(seconds), 5),
+        "max_s": round(max(seconds), 5),
+    }
+
+
+def make_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
+    """Return a byte-level tokenizer with a chat template.
+
+    A string of n ASCII characters has n tokens. All other ids decode to a number, so that what a model with
+    random weights samples is a string.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    vocabulary = {EOS: 0} | {byte: i for i, byte in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()), 1)}
+    vocabulary |= {f"Ġ{i}": i for i in range(len(vocabulary), vocab_size)}  # Ġ is the byte-level space
+    inner = Tokenizer(models.BPE(vocabulary, merges=[]))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    inner.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner, eos_token=EOS, pad_token=EOS, padding_side="left"
+    )
+    tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    return tokenizer
+
+
+def ratio(seconds: Mapping[str, Mapping[str, float]], slow: str, fast: str) -> float:
+    """Return how many times as long `slow` takes as `fast`, by their medians."""
+    return round(seconds[slow]["median_s"] / seconds[fast]["median_s"], 3)
+
+
+def gradient_error(model: torch.nn.Module, reference: torch.nn.Module) -> float:
+    """Return |g - r| / |r| of the gradients g and r of two models of the same shape."""
+    difference = norm = 0.0
+    for parameter, expected in zip(model.parameters(), reference.parameters(), strict=True):
+        if expected.grad is None:
+            assert parameter.grad is None
+            continue
+        difference += (parameter.grad.float() - expected.grad.float()).square().sum().item()
+        norm += expected.grad.float().square().sum().item()
+    return (difference / norm) ** 0.5

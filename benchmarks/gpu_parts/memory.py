@@ -1,0 +1,76 @@
+"""The memory that `rlkit train --dry_run` predicts, and the peak of the same run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import memory_plan
+
+from gpu_parts.common import GIB, Cases, Machine
+from gpu_parts.runs import run, save_model, train_argv
+
+LORA = {"use_peft": True, "lora_r": 16, "lora_target_modules": "all-linear", "dtype": "bfloat16"}
+FULL = {"dtype": "float32"}
+# Model, prompt tokens, completion tokens, rollouts, and keys of the config.
+RUNS: dict[str, tuple[str, tuple[int, int, int], dict[str, Any]]] = {
+    "0.6B full": ("qwen3-0.6b", (512, 256, 8), FULL),
+    "0.6B full, long completions": ("qwen3-0.6b", (256, 1024, 8), FULL),
+    "0.6B full, checkpointing": ("qwen3-0.6b", (512, 256, 32), FULL | {"gradient_checkpointing": True}),
+    "0.6B full, reference model": ("qwen3-0.6b", (512, 256, 8), FULL | {"beta": 0.04}),
+    "4B LoRA": ("qwen3-4b", (512, 256, 8), LORA),
+    "4B LoRA, checkpointing": ("qwen3-4b", (512, 256, 16), LORA | {"gradient_checkpointing": True}),
+}
+TINY = (16, 8, 4)
+# Prints the peak of the tensors, and the peak of what the process takes from the GPU: the allocator's memory,
+# which it does not return, and the rest, such as the CUDA context.
+TRAIN = """
+import json, sys, torch
+from rlkit.commands.train import main
+main(sys.argv[1:])
+free, total = torch.cuda.mem_get_info()
+other = total - free - torch.cuda.memory_reserved()
+allocated, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+print("measured", json.dumps({"tensors": allocated, "peak": reserved + other, "other": other}))
+"""
+
+
+def cases(machine: Machine) -> Cases:
+    """Return a case per run; the models are saved once, in a folder that is deleted with the process."""
+    folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+
+    @cache
+    def saved(model: str) -> Path:
+        path = Path(folder.name) / model
+        save_model(machine, model, path)
+        return path
+
+    return {name: partial(measure, machine, saved, Path(folder.name), name) for name in RUNS}
+
+
+def measure(machine: Machine, saved: Any, folder: Path, name: str) -> dict[str, Any]:
+    """Compare the predicted with the measured peak of two steps."""
+    model, shape, keys = RUNS[name]
+    shape = machine.size(shape, TINY)
+    output = folder / "run"
+    argv = train_argv(machine, saved(model), output, shape=shape, max_steps=2, **keys)
+    machine.free()  # this process has built the model
+    result: dict[str, Any] = {"model": model, "shape": shape, "keys": keys}
+    if machine.on_cpu:
+        peak = memory_plan.measure(argv)
+    else:
+        measured = json.loads(run(argv, code=TRAIN).split("measured")[1])
+        peak = measured["peak"]
+        result["tensors_gib"] = round(measured["tensors"] / GIB, 2)
+        result["outside_of_the_allocator_gib"] = round(measured["other"] / GIB, 2)
+    predicted = memory_plan.predict(argv, on_cpu=machine.on_cpu)
+    shutil.rmtree(output)
+    return result | {
+        "measured_gib": round(peak / GIB, 2),
+        "predicted_gib": round(predicted / GIB, 2),
+        "predicted_to_measured": round(predicted / peak, 3),
+    }

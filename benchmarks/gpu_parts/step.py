@@ -1,0 +1,121 @@
+"""The GRPO step of rlkit and of TRL's trainer, alternately, in one process."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gpu_parts.common import Cases, Machine, gradient_error, ratio
+from gpu_parts.trainers import MODELS, SteppedTrainer, random_batch
+
+# Prompt tokens, completion tokens, rollouts per prompt: the real sizes, and tiny ones.
+SHAPES = {
+    "1k/256/8": ((1024, 256, 8), (24, 8, 4)),
+    "4k/256/8": ((4096, 256, 8), (40, 8, 4)),
+    "256/4k/8": ((256, 4096, 8), (8, 24, 4)),
+}
+WARM_UP_TOKENS = 32  # sampled by each side to estimate the time of a whole step
+MAX_REPEATED_SECONDS = 60  # steps of both sides that together take longer are measured once
+# Both trainers compute the gradient of the same loss with bfloat16 autocast, in another order of sums.
+GRADIENT_TOLERANCE = 0.1
+
+
+def cases(machine: Machine) -> Cases:
+    """Return the cases, those that take the least time first."""
+    measures = {"forward and backward": forward_backward, "whole step": whole_step}
+    return {
+        f"{model}, {shape}, {name}": partial(measure, machine, model, machine.size(*SHAPES[shape]))
+        for name, measure in measures.items()
+        for shape in SHAPES
+        for model in MODELS
+    }
+
+
+@contextmanager
+def both_sides(
+    machine: Machine, model: str, shape: tuple[int, int, int]
+) -> Iterator[dict[str, SteppedTrainer]]:
+    """Yield the trainers of TRL and rlkit, with the same weights."""
+    with tempfile.TemporaryDirectory() as folder:
+        sides = {
+            side: SteppedTrainer(
+                machine, side, model, shape, Path(folder) / side, gradient_checkpointing=False
+            )
+            for side in ("trl", "rlkit")
+        }
+        yield sides
+        for side in sides.values():
+            side.close()
+
+
+def forward_backward(machine: Machine, model: str, shape: tuple[int, int, int]) -> dict[str, Any]:
+    """Compare the loss and its gradient, on the same batch of random tokens."""
+    prompt, completion, group = shape
+    with both_sides(machine, model, shape) as sides:
+        batch = random_batch(machine, [prompt], [completion] * group, group)
+        for side in sides.values():
+            side.forward_backward(batch)
+        error = gradient_error(sides["rlkit"].model, sides["trl"].model)
+        if not error < GRADIENT_TOLERANCE:
+            raise AssertionError(f"the gradients differ by {error:.2g} of their norm")
+        measured = machine.alternate(
+            {name: partial(side.forward_backward, batch) for name, side in sides.items()}
+        )
+    return {
+        "shape": shape,
+        "gradient_error": round(error, 4),
+        **with_rates(measured, shape),
+        "ratio": ratio(measured, "trl", "rlkit"),
+    }
+
+
+def whole_step(machine: Machine, model: str, shape: tuple[int, int, int]) -> dict[str, Any]:
+    """Compare complete steps: sampling with transformers, rewards, loss, gradient and update."""
+    prompt, completion, group = shape
+    with both_sides(machine, model, shape) as sides:
+        batch = random_batch(machine, [prompt], [completion] * group, group)
+        expected = 0.0
+        for side in sides.values():
+            side.forward_backward(batch)
+            generate(side, batch)
+            per_token = machine.seconds(partial(generate, side, batch)) / WARM_UP_TOKENS
+            expected += per_token * completion + machine.seconds(partial(side.forward_backward, batch))
+        repeats = 1 if expected > MAX_REPEATED_SECONDS else min(machine.repeats, 2)
+        machine.require_seconds(expected * repeats)
+        measured = machine.alternate(
+            {name: side.step for name, side in sides.items()}, repeats, warm_up=False
+        )
+    return {
+        "shape": shape,
+        "repeats": repeats,
+        **with_rates(measured, shape),
+        "ratio": ratio(measured, "trl", "rlkit"),
+    }
+
+
+def generate(side: SteppedTrainer, batch: Mapping[str, torch.Tensor]) -> None:
+    """Sample a few tokens after each prompt of a batch, in the way of both trainers."""
+    with torch.no_grad(), side.trainer.accelerator.autocast():
+        side.trainer.accelerator.unwrap_model(side.model).generate(
+            input_ids=batch["prompt_ids"],
+            attention_mask=batch["prompt_mask"],
+            min_new_tokens=WARM_UP_TOKENS,
+            max_new_tokens=WARM_UP_TOKENS,
+        )
+
+
+def with_rates(
+    measured: Mapping[str, dict[str, float]], shape: tuple[int, int, int]
+) -> dict[str, dict[str, float]]:
+    """Return the measurements with tokens per second; each rollout counts its prompt, too."""
+    prompt, completion, group = shape
+    tokens = (prompt + completion) * group
+    return {
+        name: side | {"tokens_per_s": round(tokens / side["median_s"])} for name, side in measured.items()
+    }
