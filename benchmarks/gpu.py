@@ -124,7 +124,7 @@ def main() -> int:
     parser.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS), help="parts (default: all)")
     parser.add_argument("--cpu", action="store_true", help="run on the CPU, with tiny sizes")
     parser.add_argument("--missing", action="store_true", help="keep the cases that the result contains")
-    parser.add_argument("--repeats", type=int, default=5, help="measurements per side (default: 5)")
+    parser.add_argument("--repeats", type=int, default=3, help="measurements per side (default: 3)")
     parser.add_argument("--minutes", type=float, default=8, help="maximum minutes per part (default: 8)")
     parser.add_argument("--out", type=Path, default=RESULT, help="result file")
     options = parser.parse_args()

@@ -132,9 +132,11 @@ class Machine:
         """Return a model of a shape of `SHAPES` with random weights, tiny on a CPU."""
         torch.manual_seed(0)
         with self.device:
-            return AutoModelForCausalLM.from_config(
-                self.config(name, **options), dtype=dtype, attn_implementation="sdpa"
+            model = AutoModelForCausalLM.from_config(
+                self.config(name, **options), dtype=torch.float32, attn_implementation="sdpa"
             )
+        # Rounded afterwards: drawn in bfloat16, the weights could be entirely different ones.
+        return model.to(dtype)
 
     def config(self, name: str, **options: Any) -> Any:
         """Return the config of a shape of `SHAPES`, with tiny sizes on a CPU."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import memory_plan
+import torch
 
 from gpu_parts.common import GIB, Cases, Machine
 from gpu_parts.runs import run, save_model, train_argv
@@ -26,16 +27,18 @@ RUNS: dict[str, tuple[str, tuple[int, int, int], dict[str, Any]]] = {
     "4B LoRA, checkpointing": ("qwen3-4b", (512, 256, 16), LORA | {"gradient_checkpointing": True}),
 }
 TINY = (16, 8, 4)
-# Prints the peak of the tensors, and the peak of what the process takes from the GPU: the allocator's memory,
-# which it does not return, and the rest, such as the CUDA context.
+# Prints what PyTorch's allocator held (it returns nothing to the GPU), and what all processes have taken.
 TRAIN = """
 import json, sys, torch
 from rlkit.commands.train import main
 main(sys.argv[1:])
 free, total = torch.cuda.mem_get_info()
-other = total - free - torch.cuda.memory_reserved()
-allocated, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
-print("measured", json.dumps({"tensors": allocated, "peak": reserved + other, "other": other}))
+print("measured", json.dumps({
+    "tensors_peak": torch.cuda.max_memory_allocated(),
+    "reserved_peak": torch.cuda.max_memory_reserved(),
+    "reserved": torch.cuda.memory_reserved(),
+    "taken": total - free,
+}))
 """
 
 
@@ -63,10 +66,12 @@ def measure(machine: Machine, saved: Any, folder: Path, name: str) -> dict[str, 
     if machine.on_cpu:
         peak = memory_plan.measure(argv)
     else:
+        free, total = torch.cuda.mem_get_info()  # this process has a CUDA context, too
         measured = json.loads(run(argv, code=TRAIN).split("measured")[1])
-        peak = measured["peak"]
-        result["tensors_gib"] = round(measured["tensors"] / GIB, 2)
-        result["outside_of_the_allocator_gib"] = round(measured["other"] / GIB, 2)
+        outside = measured["taken"] - (total - free) - measured["reserved"]  # CUDA context and workspaces
+        peak = measured["reserved_peak"] + outside
+        result["tensors_peak_gib"] = round(measured["tensors_peak"] / GIB, 2)
+        result["outside_of_the_allocator_gib"] = round(outside / GIB, 2)
     predicted = memory_plan.predict(argv, on_cpu=machine.on_cpu)
     shutil.rmtree(output)
     return result | {

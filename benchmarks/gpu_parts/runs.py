@@ -16,7 +16,7 @@ ENVIRONMENT = f"{Path(__file__).resolve().parents[1] / 'fixed_prompts.py'}:Rando
 
 
 def save_model(machine: Machine, name: str, folder: Path, **options: Any) -> None:
-    """Save a model of `gpu_parts.common.SHAPES` in bfloat16, with its tokenizer; options change its config."""
+    """Save a model of `common.SHAPES` in bfloat16, with its tokenizer; options change its config."""
     model = machine.model(name, torch.bfloat16, **options)
     model.save_pretrained(folder)
     make_tokenizer(model.config.vocab_size).save_pretrained(folder)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
 import tempfile
@@ -129,14 +128,15 @@ def resume(machine: Machine) -> dict[str, Any]:
         )
         # A checkpoint is renamed to this name when it is complete.
         checkpoint = Path(folder) / "killed" / "checkpoint-2"
-        while not checkpoint.exists():
-            if process.poll() is not None:
-                raise RuntimeError(
-                    f"the run ended before its second checkpoint: {process.stderr.read()[-1500:]}"
-                )
-            time.sleep(0.05)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+        try:
+            while not checkpoint.exists():
+                if process.poll() is not None:
+                    errors = process.stderr.read()
+                    raise RuntimeError(f"the run ended before its second checkpoint: {errors[-1500:]}")
+                time.sleep(0.05)
+        finally:
+            process.kill()
+            process.communicate()
         run([*argv, "--resume", "true"])
         steps = logged_steps(Path(folder) / "killed")
     assert list(steps) == list(range(1, NUM_STEPS + 1)), f"logged the steps {list(steps)}"

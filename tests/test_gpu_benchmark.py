@@ -1,0 +1,165 @@
+"""`benchmarks/gpu.py` runs all of its parts on a CPU, and what it compares computes the same."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.quick import ROOT
+
+BENCHMARKS = ROOT / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+
+import gpu  # noqa: E402
+from gpu_parts import attention, common, long, trainers  # noqa: E402
+
+from rlkit.training import shared_prefix  # noqa: E402
+
+CPU = common.Machine(torch.device("cpu"), repeats=1, deadline=float("inf"))
+# Cases that a part measures; on a CPU, they have the same names.
+NUM_CASES = {"smoke": 5, "step": 12, "attention": 8, "long": 4, "generate": 2, "memory": 6, "rank": 2}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", gpu.PARTS)
+def test_part_measures_all_cases_on_a_cpu(part, tmp_path):
+    out = tmp_path / "gpu.json"
+    command = [sys.executable, BENCHMARKS / "gpu.py", "--cpu", "--part", part, "--repeats", "1"]
+    process = subprocess.run(
+        [*command, "--out", out], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert process.returncode == 0, process.stderr[-3000:]
+    result = json.loads(out.read_text())
+    assert list(result) == [part]
+    cases = result[part]["cases"]
+    assert len(cases) == NUM_CASES[part]
+    # Some cases record the error of one side, so that the others are still measured.
+    assert '"error":' not in json.dumps(cases)
+    assert result[part]["machine"]["versions"]["torch"] == torch.__version__
+
+
+def run_cases(monkeypatch, out, cases, *options):
+    """Run the script in this process with a part that has the given cases; return exit code and result."""
+    part = type(sys)("gpu_parts.fake")
+    part.cases = lambda machine: cases
+    monkeypatch.setitem(sys.modules, "gpu_parts.fake", part)
+    monkeypatch.setitem(gpu.PARTS, "fake", "a part of this test")
+    for name in ("PYTHONPATH", "CUDA_VISIBLE_DEVICES", "HF_HUB_OFFLINE", "TOKENIZERS_PARALLELISM"):
+        monkeypatch.setenv(name, "")  # restores what the script sets
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--cpu", "--part", "fake", "--out", str(out), *options])
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    return gpu.main(), json.loads(out.read_text())["fake"]["cases"]
+
+
+def failing_case():
+    raise ValueError("no such kernel")
+
+
+def test_failing_case_is_recorded_and_does_not_stop_the_others(monkeypatch, tmp_path):
+    cases = {"bad": failing_case, "good": lambda: {"median_s": 1.0}}
+    exit_code, result = run_cases(monkeypatch, tmp_path / "gpu.json", cases)
+    assert exit_code == 1
+    assert result == {"bad": {"error": "ValueError: no such kernel"}, "good": {"median_s": 1.0}}
+
+
+def test_other_parts_of_the_result_are_kept(monkeypatch, tmp_path):
+    out = tmp_path / "gpu.json"
+    out.write_text(json.dumps({"smoke": {"cases": {}}}))
+    run_cases(monkeypatch, out, {"good": dict})
+    assert list(json.loads(out.read_text())) == ["smoke", "fake"]
+
+
+def test_missing_measures_only_new_and_failed_cases(monkeypatch, tmp_path):
+    out = tmp_path / "gpu.json"
+    run_cases(monkeypatch, out, {"good": lambda: {"run": 1}, "bad": failing_case})
+    cases = {"good": lambda: {"run": 2}, "bad": lambda: {"run": 2}, "new": lambda: {"run": 2}}
+    exit_code, result = run_cases(monkeypatch, out, cases, "--missing")
+    assert exit_code == 0
+    assert result == {"good": {"run": 1}, "bad": {"run": 2}, "new": {"run": 2}}
+
+
+def test_case_that_outlasts_its_part_is_interrupted(monkeypatch, tmp_path):
+    def endless():
+        while True:
+            pass
+
+    exit_code, result = run_cases(
+        monkeypatch, tmp_path / "gpu.json", {"endless": endless, "next": dict}, "--minutes", "0.02"
+    )
+    assert exit_code == 1
+    assert all(outcome["error"].startswith("out of time") for outcome in result.values())
+
+
+def test_result_of_a_cpu_does_not_replace_that_of_a_gpu(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--cpu"])
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv("PYTHONPATH", "")
+    with pytest.raises(SystemExit):
+        gpu.main()
+    assert "--out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [("qwen3-0.6b", 596), ("qwen3-4b", 4022), ("llama-3.2-1b", 1236), ("gemma-2b", 2506)],
+)
+def test_models_have_the_published_number_of_parameters(name, millions):
+    machine = common.Machine(torch.device("meta"), repeats=1, deadline=float("inf"))
+    assert round(machine.model(name).num_parameters() / 1e6) == millions
+
+
+def test_long_rows_have_16k_tokens():
+    from gpu_parts import long
+
+    assert [sum(prompts) + sum(completions) for (prompts, completions), _ in long.ROWS.values()] == [
+        16_384
+    ] * 2
+
+
+def test_tokenizer_has_one_token_per_ascii_character_and_decodes_every_id():
+    tokenizer = common.make_tokenizer(512)
+    text = "Count to 7, please.\n"
+    assert len(tokenizer(text)["input_ids"]) == len(text)
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+    assert len({tokenizer.decode([i]) for i in range(257, 512)}) == 512 - 257
+
+
+@st.composite
+def batches(draw):
+    """Return a batch of one to three prompts with equal numbers of completions."""
+    group = draw(st.integers(1, 3))
+    prompts = draw(st.lists(st.integers(2, 9), min_size=1, max_size=3))
+    lengths = st.integers(1, 12)
+    completions = draw(st.lists(lengths, min_size=group * len(prompts), max_size=group * len(prompts)))
+    return trainers.random_batch(CPU, prompts, completions, group)
+
+
+@settings(max_examples=25, deadline=None)
+@given(batch=batches())
+def test_implementations_of_attention_agree(batch):
+    layout = attention.layout_of(batch)
+    num_tokens = len(layout.prompts) + len(layout.completions)
+    generator = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(1, heads, num_tokens, 8, generator=generator) for heads in (4, 2, 2)]
+    expected = shared_prefix.attend(*inputs, layout, scale=0.3)
+    for name, implementation in attention.IMPLEMENTATIONS.items():
+        torch.testing.assert_close(implementation(*inputs, layout, scale=0.3), expected, msg=name)
+
+
+def test_every_wheel_is_pinned():
+    script = (BENCHMARKS / "gpu_wheels.sh").read_text()
+    listed = re.search(r"packages=\(\n(.*?)\n\)", script, re.S).group(1)
+    packages = re.sub("#.*", "", listed).split()
+    pinned = {line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines()}
+    assert "trl" in packages
+    assert [package for package in packages if package.lower() not in pinned] == []
+
+
+def test_wheel_script_without_a_folder_prints_its_usage():
+    process = subprocess.run([BENCHMARKS / "gpu_wheels.sh"], capture_output=True, text=True, check=False)
+    assert (process.returncode, process.stderr) == (2, "usage: benchmarks/gpu_wheels.sh FOLDER\n")
