@@ -114,7 +114,6 @@ def test_models_have_the_published_number_of_parameters(name, millions):
 
 
 def test_long_rows_have_16k_tokens():
-    from gpu_parts import long
 
     assert [sum(prompts) + sum(completions) for (prompts, completions), _ in long.ROWS.values()] == [
         16_384
