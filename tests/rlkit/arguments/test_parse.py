@@ -1,5 +1,6 @@
 """Parsing one set of keys from YAML and the command line; every error is one line."""
 
+import importlib.metadata
 import json
 
 import pytest
@@ -249,6 +250,22 @@ def test_resolved_text_is_valid_yaml_for_parsed_objects(write):
 def test_make_environment_requires_the_key_environment(write):
     with pytest.raises(UserError, match="'environment'"):
         make_environment(parse_train(["--config", write()]).args)
+
+
+def test_resolved_text_names_versions_of_a_checkout_that_is_not_installed(write, monkeypatch):
+    version = importlib.metadata.version
+
+    def only_installed(package):
+        if package == "rlkit-llm":
+            raise importlib.metadata.PackageNotFoundError(package)
+        return version(package)
+
+    monkeypatch.setattr(importlib.metadata, "version", only_installed)
+    text = resolved_text(parse_train([write()]))
+    assert text.splitlines()[0].endswith(
+        f"rlkit-llm (not installed), trl {version('trl')}, transformers {version('transformers')}, "
+        f"torch {version('torch')}"
+    )
 
 
 def test_resolved_text_parses_to_the_same_run(write, tmp_path):

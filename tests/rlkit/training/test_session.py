@@ -1,10 +1,11 @@
 """The parts of a session that need no training run."""
 
+import sys
 from types import SimpleNamespace
 
 import pytest
 
-from rlkit.training.session import evaluating
+from rlkit.training.session import Session, evaluating
 
 
 def test_evaluating_turns_dropout_off_and_restores_the_mode(tiny_model):
@@ -16,3 +17,15 @@ def test_evaluating_turns_dropout_off_and_restores_the_mode(tiny_model):
     with pytest.raises(RuntimeError), evaluating(trainer):
         raise RuntimeError
     assert model.training
+
+
+def test_summary_without_plotly_says_how_to_write_the_report_later(monkeypatch, open_run, tmp_path):
+    """A long run must not fail at its end because a package for plots is missing."""
+    run_dir = open_run(tmp_path / "run")
+    (run_dir.path / "config.yaml").write_text("environment: causal-v1\n")
+    monkeypatch.setitem(sys.modules, "plotly.offline", None)
+    summary = Session.summary(SimpleNamespace(directory=run_dir))
+    assert summary.splitlines() == [
+        f"model:  {run_dir.path / 'model'}",
+        f"report: not written (reports need plotly: pip install plotly, then rlkit report {run_dir.path})",
+    ]

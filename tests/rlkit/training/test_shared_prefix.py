@@ -9,9 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trl.trainer.utils import add_fused_lm_head
 
-from rlkit.training.shared_prefix import add_shared_prefix, completion_log_probs, supports_shared_prefix
+from rlkit.training.shared_prefix import (
+    add_shared_prefix,
+    completion_log_probs,
+    make_layout,
+    supports_shared_prefix,
+)
 
-KINDS = ("llama", "qwen2", "qwen3")
+KINDS = ("llama", "qwen2", "qwen3", "gemma")
 # The order of float32 sums of a few hundred terms differs.
 LOG_PROB_TOLERANCE, GRADIENT_TOLERANCE = 1e-4, 1e-5
 
@@ -100,6 +105,19 @@ def test_shared_prefix_equals_separate_forward_passes_of_long_completions(fused,
     monkeypatch.setattr("rlkit.training.shared_prefix.MATMUL_KEYS", 0)
     batch = batch_of(torch.Generator().manual_seed(4), 3, prompts, [9, 2, 8, 0, 9, 4])
     assert_equals_unshared(fused("qwen2"), *batch)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "completion", "has_mask"),
+    [([1, 1], 2, False), ([4, 4], 4, False), ([5, 5], 3, True), ([2, 4], 9, True)],
+)
+def test_layout_has_no_mask_if_attention_is_causal(monkeypatch, prompts, completion, has_mask):
+    """The mask of a long completion takes hundreds of megabytes."""
+    monkeypatch.setattr("rlkit.training.shared_prefix.MATMUL_KEYS", 0)
+    # The last token of each prompt is part of its completions.
+    prompt_tokens = torch.arange(max(prompts) - 1) >= max(prompts) - torch.tensor(prompts)[:, None]
+    layout = make_layout(prompt_tokens, torch.ones(2, completion, dtype=torch.bool), torch.arange(2))
+    assert (layout.mask is not None) == has_mask
 
 
 @settings(max_examples=15, deadline=None)
