@@ -1,8 +1,8 @@
 """Measure rlkit on one GPU.
 
-    python benchmarks/gpu.py --part smoke            # each part takes at most eight minutes
-    python benchmarks/gpu.py --part step --missing   # only what the result does not contain yet
-    python benchmarks/gpu.py --cpu                   # all parts with tiny sizes, to try the script
+    python benchmarks/gpu.py --part smoke              # each part takes at most eight minutes
+    python benchmarks/gpu.py --part step --missing     # only what the result does not contain yet
+    python benchmarks/gpu.py --cpu --out /tmp/cpu.json # all parts with tiny sizes, to try the script
 
 Nothing is downloaded: the models have random weights in the sizes of published ones, and the tokenizer is
 built here. benchmarks/gpu_wheels.sh collects the packages that a bare machine lacks. Every case is written to
@@ -42,7 +42,22 @@ PARTS = {
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "triton", "sentence-transformers")
 
 
-def describe_machine(on_cpu: bool) -> dict[str, Any]:
+def current_commit() -> str | None:
+    """Return the commit of the repository, marked if files differ from it, or None without a history."""
+    git = ["git", "-C", str(ROOT)]
+    with suppress(OSError, subprocess.CalledProcessError):  # no git, or no repository
+        # A copy without the history may be in a folder of another repository.
+        if Path(_output([*git, "rev-parse", "--show-toplevel"])) == ROOT:
+            changed = _output([*git, "status", "--porcelain", "--untracked-files=no"])
+            return _output([*git, "rev-parse", "HEAD"]) + (" with changes" if changed else "")
+    return None
+
+
+def _output(command: list[str]) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def describe_machine(on_cpu: bool, commit: str | None) -> dict[str, Any]:
     """Return the card, the versions and the commit of a measurement."""
     import torch
 
@@ -52,10 +67,6 @@ def describe_machine(on_cpu: bool) -> dict[str, Any]:
             versions[package] = version(package)
         except PackageNotFoundError:
             versions[package] = None
-    commit = None
-    with suppress(OSError, subprocess.CalledProcessError):  # no git, or a copy without the history
-        output = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, check=True, capture_output=True)
-        commit = output.stdout.decode().strip()
     card = f"{torch.get_num_threads()} CPU threads"
     if not on_cpu:
         properties = torch.cuda.get_device_properties(0)
@@ -71,48 +82,111 @@ def describe_machine(on_cpu: bool) -> dict[str, Any]:
     }
 
 
-def run_part(name: str, options: argparse.Namespace) -> bool:
-    """Measure the cases of a part, write each to the result, and return whether none failed."""
+def run_part(name: str, options: argparse.Namespace, results: dict[str, Any]) -> bool:
+    """Measure the cases of a part, write each to the result, and return whether none failed.
+
+    Args:
+        name: Name of the part.
+        options: Options of the command line.
+        results: Content of the result file, which is changed.
+    """
     import torch
-    from gpu_parts.common import Machine, OutOfTimeError
+    from gpu_parts.common import Machine, OutOfTime
 
-    from rlkit.files import atomic_write
-
-    device = torch.device("cpu" if options.cpu else "cuda")
     deadline = time.monotonic() + 60 * options.minutes
-    machine = Machine(device, options.repeats, deadline)
-    results = json.loads(options.out.read_text()) if options.out.exists() else {}
-    earlier = results.get(name, {}).get("cases", {}) if options.missing else {}
-    part = {"machine": describe_machine(options.cpu), "repeats": options.repeats, "cases": dict(earlier)}
-    signal.signal(signal.SIGALRM, _stop)
+    machine = Machine(torch.device("cpu" if options.cpu else "cuda"), options.repeats, deadline)
+    part = {
+        "machine": describe_machine(options.cpu, options.commit),
+        "repeats": options.repeats,
+        "cases": kept_cases(results.get(name), options) if options.missing else {},
+    }
+    try:
+        cases = importlib.import_module(f"gpu_parts.{name}").cases(machine)
+    except ImportError as error:
+        print(f"{name}: not measured: {error}; benchmarks/gpu_wheels.sh collects packages", file=sys.stderr)
+        return False
+    results[name] = part
     succeeded = True
-    for case, measure in importlib.import_module(f"gpu_parts.{name}").cases(machine).items():
-        if case in earlier and "error" not in earlier[case]:
+    for case, measure in cases.items():
+        if case in part["cases"]:
+            print(f"{name}: {case}: kept", flush=True)
             continue
+        print(f"{name}: {case} ...", file=sys.stderr, flush=True)
         try:
             machine.require_seconds(1)
             # Interrupts a case that outlasts the part, also while it waits for a process.
             signal.alarm(max(int(deadline - time.monotonic()), 1))
             outcome = measure()
-        except OutOfTimeError as error:
+        except OutOfTime as error:
             outcome = {"error": f"out of time: {error}"}
         except Exception as error:  # the other cases are still worth the time on the GPU
             traceback.print_exc()
             outcome = {"error": f"{type(error).__name__}: {error}"[:500]}
         finally:
             signal.alarm(0)
-        succeeded = succeeded and "error" not in outcome
+        succeeded = succeeded and not has_error(outcome)
         part["cases"][case] = outcome
-        atomic_write(options.out, json.dumps(results | {name: part}, indent=1) + "\n")
+        save(options.out, results)
         print(f"{name}: {case}: {json.dumps(outcome)}", flush=True)
         machine.free()
     return succeeded
 
 
-def _stop(*_: object) -> None:
-    from gpu_parts.common import OutOfTimeError
+def kept_cases(part: dict[str, Any] | None, options: argparse.Namespace) -> dict[str, Any]:
+    """Return the cases of an earlier run of a part that need not be measured again.
 
-    raise OutOfTimeError("the part has used up its time")
+    Raises:
+        SystemExit: They were measured differently, so that the part would mix results.
+    """
+    if part is None:
+        return {}
+    machine = describe_machine(options.cpu, options.commit)
+    now = {**machine, "repeats": options.repeats}
+    before = {**part["machine"], "repeats": part["repeats"]}
+    changed = [key for key in now if key != "date" and now[key] != before.get(key)]
+    if changed:
+        differences = "; ".join(f"{key} {before.get(key)!r}, now {now[key]!r}" for key in changed)
+        raise SystemExit(f"gpu.py: error: --missing: {options.out} was measured with {differences}")
+    return {case: outcome for case, outcome in part["cases"].items() if not has_error(outcome)}
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Return the content of a result file, {} if there is none; raise SystemExit if it is not one."""
+    if not path.exists():
+        return {}
+    try:
+        results = json.loads(path.read_text())
+        if isinstance(results, dict):
+            return results
+        reason = "it is not a JSON object"
+    except (OSError, ValueError) as error:
+        reason = str(error)
+    raise SystemExit(f"gpu.py: error: cannot read the result file {path}: {reason}; give another with --out")
+
+
+def save(path: Path, results: dict[str, Any]) -> None:
+    """Write the result file atomically; raise SystemExit if it cannot be written."""
+    from rlkit.files import atomic_write
+
+    try:
+        atomic_write(path, json.dumps(results, indent=1) + "\n")
+    except OSError as error:
+        raise SystemExit(f"gpu.py: error: cannot write {path}: {error}") from error
+
+
+def has_error(outcome: Any) -> bool:
+    """Return whether a case failed, or one of the sides that it compares."""
+    return isinstance(outcome, dict) and ("error" in outcome or any(map(has_error, outcome.values())))
+
+
+def _out_of_time(*_: object) -> None:
+    from gpu_parts.common import OutOfTime
+
+    raise OutOfTime("the part has used up its time")
+
+
+def _terminate(*_: object) -> None:
+    raise SystemExit(128 + signal.SIGTERM)  # as an exception, it also ends the runs that a part has started
 
 
 def main() -> int:
@@ -123,24 +197,36 @@ def main() -> int:
     )
     parser.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS), help="parts (default: all)")
     parser.add_argument("--cpu", action="store_true", help="run on the CPU, with tiny sizes")
-    parser.add_argument("--missing", action="store_true", help="keep the cases that the result contains")
+    parser.add_argument(
+        "--missing", action="store_true", help="measure only the cases that the result lacks or that failed"
+    )
     parser.add_argument("--repeats", type=int, default=3, help="measurements per side (default: 3)")
     parser.add_argument("--minutes", type=float, default=8, help="maximum minutes per part (default: 8)")
     parser.add_argument("--out", type=Path, default=RESULT, help="result file")
+    parser.add_argument("--commit", help="commit to record if this copy of the repository has no history")
     options = parser.parse_args()
+    if options.repeats < 1:
+        parser.error(f"--repeats must be at least 1, not {options.repeats}")
+    if options.minutes <= 0:
+        parser.error(f"--minutes must be positive, not {options.minutes:g}")
+    options.commit = options.commit or current_commit()
     # A bare machine has a copy of the repository but no installed rlkit, in the runs that parts start, too.
     sys.path.insert(0, str(ROOT))
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     if options.cpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-        if options.out == RESULT:
+        if options.out.resolve() == RESULT:
             parser.error("--cpu measures nothing worth keeping: give another file with --out")
     import torch
 
     if not options.cpu and not torch.cuda.is_available():
         parser.error("there is no GPU; --cpu tries the parts with tiny sizes")
-    succeeded = [run_part(name, options) for name in options.part]
+    signal.signal(signal.SIGALRM, _out_of_time)
+    signal.signal(signal.SIGTERM, _terminate)
+    results = load(options.out)
+    save(options.out, results)  # now, not after minutes on the GPU, the file turns out not to be writable
+    succeeded = [run_part(name, options, results) for name in options.part]
     return 0 if all(succeeded) else 1
 
 

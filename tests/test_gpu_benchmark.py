@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import subprocess
 import sys
 
@@ -43,7 +44,7 @@ def test_part_measures_all_cases_on_a_cpu(part, tmp_path):
     assert result[part]["machine"]["versions"]["torch"] == torch.__version__
 
 
-def run_cases(monkeypatch, out, cases, *options):
+def run_cases(monkeypatch, out, cases, *options, commit="abc"):
     """Run the script in this process with a part that has the given cases; return exit code and result."""
     part = type(sys)("gpu_parts.fake")
     part.cases = lambda machine: cases
@@ -51,8 +52,10 @@ def run_cases(monkeypatch, out, cases, *options):
     monkeypatch.setitem(gpu.PARTS, "fake", "a part of this test")
     for name in ("PYTHONPATH", "CUDA_VISIBLE_DEVICES", "HF_HUB_OFFLINE", "TOKENIZERS_PARALLELISM"):
         monkeypatch.setenv(name, "")  # restores what the script sets
-    monkeypatch.setattr(sys, "argv", ["gpu.py", "--cpu", "--part", "fake", "--out", str(out), *options])
+    argv = ["gpu.py", "--cpu", "--part", "fake", "--out", str(out), "--commit", commit, *options]
+    monkeypatch.setattr(sys, "argv", argv)
     monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
     return gpu.main(), json.loads(out.read_text())["fake"]["cases"]
 
 
@@ -83,25 +86,88 @@ def test_missing_measures_only_new_and_failed_cases(monkeypatch, tmp_path):
     assert result == {"good": {"run": 1}, "bad": {"run": 2}, "new": {"run": 2}}
 
 
-def test_case_that_outlasts_its_part_is_interrupted(monkeypatch, tmp_path):
-    def endless():
-        while True:
-            pass
-
-    exit_code, result = run_cases(
-        monkeypatch, tmp_path / "gpu.json", {"endless": endless, "next": dict}, "--minutes", "0.02"
-    )
+def test_missing_measures_cases_again_in_which_one_side_failed(monkeypatch, tmp_path):
+    out = tmp_path / "gpu.json"
+    exit_code, _ = run_cases(monkeypatch, out, {"case": lambda: {"sdpa": {}, "flex": {"error": "no"}}})
     assert exit_code == 1
-    assert all(outcome["error"].startswith("out of time") for outcome in result.values())
+    exit_code, result = run_cases(monkeypatch, out, {"case": lambda: {"flex": {}}}, "--missing")
+    assert (exit_code, result) == (0, {"case": {"flex": {}}})
 
 
-def test_result_of_a_cpu_does_not_replace_that_of_a_gpu(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["gpu.py", "--cpu"])
+@pytest.mark.parametrize(
+    ("options", "commit", "changed"), [(["--repeats", "9"], "abc", "repeats"), ([], "def", "commit")]
+)
+def test_missing_does_not_mix_measurements_of_other_code_or_settings(
+    monkeypatch, tmp_path, options, commit, changed
+):
+    out = tmp_path / "gpu.json"
+    run_cases(monkeypatch, out, {"good": dict})
+    before = out.read_text()
+    with pytest.raises(SystemExit, match=f"was measured with {changed}"):
+        run_cases(monkeypatch, out, {"good": dict}, "--missing", *options, commit=commit)
+    assert out.read_text() == before
+
+
+def test_case_that_outlasts_its_part_is_interrupted(tmp_path):
+    """Also if it catches all exceptions. The script sets signal handlers, so it gets a process of its own."""
+    code = """
+import sys
+import gpu
+part = type(sys)("gpu_parts.fake")
+def endless():
+    while True:
+        try:
+            while True:
+                pass
+        except Exception:
+            pass
+part.cases = lambda machine: {"endless": endless, "next": dict}
+sys.modules["gpu_parts.fake"] = part
+gpu.PARTS["fake"] = ""
+raise SystemExit(gpu.main())
+"""
+    out = tmp_path / "gpu.json"
+    options = ["--cpu", "--part", "fake", "--out", str(out), "--minutes", "0.02"]
+    process = subprocess.run([sys.executable, "-c", code, *options], cwd=BENCHMARKS, check=False)
+    assert process.returncode == 1
+    outcomes = json.loads(out.read_text())["fake"]["cases"]
+    assert list(outcomes) == ["endless", "next"]
+    assert all(outcome["error"].startswith("out of time") for outcome in outcomes.values())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--cpu"], "give another file with --out"),
+        (["--cpu", "--out", "results/../results/gpu.json"], "give another file with --out"),
+        (["--out", "OUT"], "there is no GPU; --cpu tries the parts"),
+        (["--cpu", "--out", "OUT", "--repeats", "0"], "--repeats must be at least 1, not 0"),
+        (["--cpu", "--out", "OUT", "--minutes", "0"], "--minutes must be positive, not 0"),
+        (["--cpu", "--out", "/proc/nowhere/gpu.json"], "cannot write /proc/nowhere/gpu.json"),
+        (["--cpu", "--out", "BROKEN"], "cannot read the result file"),
+    ],
+)
+def test_wrong_options_are_one_line_errors(monkeypatch, tmp_path, capsys, options, message):
+    (tmp_path / "broken.json").write_text("[]")
+    names = {"OUT": str(tmp_path / "gpu.json"), "BROKEN": str(tmp_path / "broken.json")}
+    monkeypatch.chdir(BENCHMARKS)
+    monkeypatch.setattr(sys, "argv", ["gpu.py", *(names.get(option, option) for option in options)])
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setenv("PYTHONPATH", "")
-    with pytest.raises(SystemExit):
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    for name in ("PYTHONPATH", "CUDA_VISIBLE_DEVICES", "HF_HUB_OFFLINE", "TOKENIZERS_PARALLELISM"):
+        monkeypatch.setenv(name, "")
+    with pytest.raises(SystemExit) as error:
         gpu.main()
-    assert "--out" in capsys.readouterr().err
+    assert message in capsys.readouterr().err + str(error.value)
+    assert not (tmp_path / "gpu.json").exists()
+
+
+def test_part_without_its_packages_names_the_script_that_collects_them(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(gpu.PARTS, "not_there", "a part whose import fails")
+    out = tmp_path / "gpu.json"
+    exit_code, result = run_cases(monkeypatch, out, {"good": dict}, "--part", "not_there", "fake")
+    assert (exit_code, result) == (1, {"good": {}})
+    assert "benchmarks/gpu_wheels.sh" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -130,18 +196,18 @@ def test_tokenizer_has_one_token_per_ascii_character_and_decodes_every_id():
 
 @st.composite
 def batches(draw):
-    """Return a batch of one to three prompts with equal numbers of completions."""
+    """Return a batch of one to three prompts, and the number of completions per prompt."""
     group = draw(st.integers(1, 3))
     prompts = draw(st.lists(st.integers(2, 9), min_size=1, max_size=3))
     lengths = st.integers(1, 12)
     completions = draw(st.lists(lengths, min_size=group * len(prompts), max_size=group * len(prompts)))
-    return trainers.random_batch(CPU, prompts, completions, group)
+    return trainers.random_batch(CPU, prompts, completions, group), group
 
 
 @settings(max_examples=25, deadline=None)
-@given(batch=batches())
-def test_implementations_of_attention_agree(batch):
-    layout = attention.layout_of(batch)
+@given(batch_and_group=batches())
+def test_implementations_of_attention_agree(batch_and_group):
+    layout = attention.layout_of(*batch_and_group)
     num_tokens = len(layout.prompts) + len(layout.completions)
     generator = torch.Generator().manual_seed(0)
     inputs = [torch.randn(1, heads, num_tokens, 8, generator=generator) for heads in (4, 2, 2)]

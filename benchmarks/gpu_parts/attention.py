@@ -1,11 +1,12 @@
-"""Three ways to compute attention with a shared prefix: dense-mask SDPA, FlexAttention and varlen attention.
+"""Ways to compute attention with a shared prefix.
 
-SDPA is what rlkit does (`rlkit.training.shared_prefix.attend`): prompts and completions are padded to tables,
-and a mask says which prompt tokens a completion attends to. The other two leave the tokens in the long row:
-
-- FlexAttention gets the rule as a function of two positions and skips blocks that it excludes entirely.
-- Varlen attention gets each prompt, and each completion with a copy of its prompt's keys and values, as a
-  sequence of its own. It is flash attention, without padding and without a mask.
+- SDPA is what rlkit does (`rlkit.training.shared_prefix.attend`): prompts and completions are padded to
+  tables, and a mask says which prompt tokens a completion attends to. PyTorch may choose cuDNN's kernel,
+  which builds a plan for each new shape, so SDPA is measured without it, too.
+- FlexAttention leaves the tokens in the long row. It gets the rule as a function of two positions and skips
+  blocks that the rule excludes entirely.
+- Varlen attention is flash attention without padding and without a mask. It gets each prompt as a sequence,
+  and each completion as a sequence whose keys begin with a copy of its prompt's keys.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 from trl.trainer.utils import add_fused_lm_head
 
-from gpu_parts.common import Cases, Machine
+from gpu_parts.common import Cases, Machine, without_cudnn
 from gpu_parts.trainers import random_batch
 from rlkit.models.patches import replaced
 from rlkit.training import shared_prefix
@@ -57,7 +58,7 @@ def attention_alone(
     """Measure forward and backward of one layer's attention; check both against float32."""
     config = machine.config(MODEL)
     batch = random_batch(machine, prompts, completions, group)
-    layout = layout_of(batch)
+    layout = layout_of(batch, group)
     num_tokens = len(layout.prompts) + len(layout.completions)
     generator = torch.Generator().manual_seed(0)
     heads = (config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads)
@@ -102,6 +103,8 @@ def whole_model(
 ) -> dict[str, Any]:
     """Measure forward and backward of the log-probabilities of a model in bfloat16, mask included."""
     model = machine.model(MODEL, torch.bfloat16).train()
+    # TRL's default, without which the longest shape hardly fits on a card.
+    model.gradient_checkpointing_enable({"use_reentrant": False})
     add_fused_lm_head(model, outputs=("entropy",))
     shared_prefix.add_shared_prefix()
     batch = random_batch(machine, prompts, completions, group)
@@ -124,6 +127,7 @@ def whole_model(
             first_s = machine.seconds(run)
         except Exception as failure:
             result[name] = {"error": f"{type(failure).__name__}: {failure}"[:300]}
+            machine.free()
             continue
         sides[name] = run
         result[name] = {"first_call_s": round(first_s, 3)}
@@ -131,21 +135,24 @@ def whole_model(
 
 
 def with_fastest(result: dict[str, Any], measured: dict[str, dict[str, float]]) -> dict[str, Any]:
-    """Return the result with the measurements, the fastest implementation, and the ratios of SDPA to all."""
+    """Add the measurements to the result, each with its speedup over SDPA, and name the fastest."""
     for name, values in measured.items():
         result[name] |= values
     seconds = {name: values["median_s"] for name, values in measured.items()}
-    result["fastest"] = min(seconds, key=lambda name: seconds[name])
     if "sdpa" in seconds:
-        result["sdpa_to"] = {name: round(seconds["sdpa"] / value, 3) for name, value in seconds.items()}
+        for name, value in seconds.items():
+            result[name]["speedup_over_sdpa"] = round(seconds["sdpa"] / value, 3)
+    if seconds:
+        result["fastest"] = min(seconds, key=lambda name: seconds[name])
     return result
 
 
-def layout_of(batch: dict[str, Any]) -> Layout:
+def layout_of(batch: dict[str, Any], group: int) -> Layout:
     """Return the layout of the long row of a batch, as `completion_log_probs` makes it."""
-    prompts = torch.stack([batch["prompt_ids"], batch["prompt_mask"]])
-    (_, mask), prompt_of = torch.unique(prompts, dim=1, return_inverse=True)
-    return shared_prefix.make_layout(mask[:, :-1].bool(), batch["completion_mask"].bool(), prompt_of)
+    prompt_of = torch.arange(len(batch["prompt_mask"]), device=batch["prompt_mask"].device) // group
+    # The last token of a prompt is part of its completions.
+    mask = batch["prompt_mask"][::group, :-1].bool()
+    return shared_prefix.make_layout(mask, batch["completion_mask"].bool(), prompt_of)
 
 
 def segments(layout: Layout) -> tuple[torch.Tensor, torch.Tensor]:
@@ -156,6 +163,15 @@ def segments(layout: Layout) -> tuple[torch.Tensor, torch.Tensor]:
     U, P, _, T = layout.shape
     prompts, completions = layout.prompts // max(P, 1), layout.completions // T
     return torch.cat([prompts, U + completions]), torch.cat([prompts, layout.prompt_of[completions]])
+
+
+def sdpa_without_cudnn(*args: Any, **options: Any) -> torch.Tensor:
+    """Compute `shared_prefix.attend` without cuDNN's kernel."""
+    with without_cudnn():
+        return _attend(*args, **options)
+
+
+_attend = shared_prefix.attend  # `whole_model` replaces the attribute
 
 
 # --- FlexAttention -----------------------------------------------------------------------------------------
@@ -195,7 +211,15 @@ def varlen(
     """Compute `shared_prefix.attend` with one call of variable-length flash attention."""
     keys, query_ends, key_ends, longest = _once_per_layout(_sequences, layout)
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (N, H, D)
-    out = _varlen_attention(q, k[keys], v[keys], query_ends, key_ends, longest, options.get("scale"))
+    out = _varlen_attention(
+        q,
+        k.index_select(0, keys),
+        v.index_select(0, keys),
+        query_ends,
+        key_ends,
+        longest,
+        options.get("scale"),
+    )
     return out[None]
 
 
@@ -262,4 +286,9 @@ def _once_per_layout(make: Callable[[Layout], Any], layout: Layout) -> Any:
     return _cached[make.__name__][1]
 
 
-IMPLEMENTATIONS: dict[str, Attention] = {"sdpa": shared_prefix.attend, "flex": flex, "varlen": varlen}
+IMPLEMENTATIONS: dict[str, Attention] = {
+    "sdpa": shared_prefix.attend,
+    "sdpa_without_cudnn": sdpa_without_cudnn,
+    "flex": flex,
+    "varlen": varlen,
+}

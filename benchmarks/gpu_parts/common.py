@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,8 +46,11 @@ SHAPES: dict[str, dict[str, Any]] = {
 TINY = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "head_dim": 16, "vocab_size": 512}
 
 
-class OutOfTimeError(Exception):
-    """A case would not finish within the time of its part."""
+class OutOfTime(BaseException):
+    """A case does not finish within the time of its part.
+
+    Not an Exception, because libraries and cases catch those, and the signal handler may raise this anywhere.
+    """
 
 
 @dataclass
@@ -73,10 +77,10 @@ class Machine:
         return tiny if self.on_cpu else real
 
     def require_seconds(self, seconds: float) -> None:
-        """Raise OutOfTimeError if less time than `seconds` is left."""
-        left = self.deadline - time.monotonic()
+        """Raise OutOfTime if less time than `seconds` is left."""
+        left = max(self.deadline - time.monotonic(), 0.0)
         if seconds > left:
-            raise OutOfTimeError(f"needs about {seconds:.0f} s, but the part has {left:.0f} s left")
+            raise OutOfTime(f"needs about {seconds:.0f} s, but the part has {left:.0f} s left")
 
     def synchronize(self) -> None:
         """Wait until the device has finished its work."""
@@ -136,7 +140,9 @@ class Machine:
                 self.config(name, **options), dtype=torch.float32, attn_implementation="sdpa"
             )
         # Rounded afterwards: drawn in bfloat16, the weights could be entirely different ones.
-        return model.to(dtype)
+        model = model.to(dtype)
+        self.free()
+        return model
 
     def config(self, name: str, **options: Any) -> Any:
         """Return the config of a shape of `SHAPES`, with tiny sizes on a CPU."""
@@ -146,6 +152,17 @@ class Machine:
             heads = shape["num_attention_heads"] // shape["num_key_value_heads"]
             shape |= TINY | {"num_attention_heads": 4, "num_key_value_heads": max(4 // heads, 1)}
         return AutoConfig.for_model(**(shape | options))
+
+
+@contextmanager
+def without_cudnn() -> Iterator[None]:
+    """Turn off cuDNN's attention kernel inside the block; PyTorch prefers it on Hopper GPUs."""
+    was_enabled = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(was_enabled)
 
 
 def summary(seconds: Sequence[float]) -> dict[str, float]:

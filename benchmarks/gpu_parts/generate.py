@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from fixed_prompts import random_letters
 
-from gpu_parts.common import Cases, Machine, make_tokenizer, ratio
+from gpu_parts.common import Cases, Machine, make_tokenizer, ratio, without_cudnn
 from rlkit.rollouts import Request, Sampling
 from rlkit.rollouts.local.engine import TransformersEngine
 
@@ -53,9 +53,23 @@ def measure(machine: Machine, num_prompts: int) -> dict[str, Any]:
             )
         assert output.shape == (NUM_ROLLOUTS, prompt + completion)
 
+    def with_engine_without_cudnn() -> None:
+        with without_cudnn():
+            with_engine()
+
+    # The first call counts, too: cuDNN's attention builds a plan for each new number of keys, and a training
+    # step has to build them again if its prompts have other lengths than the last step's.
+    sides = {
+        "transformers": with_transformers,
+        "rlkit": with_engine,
+        "rlkit_without_cudnn": with_engine_without_cudnn,
+    }
+    first = {name: round(machine.seconds(side), 3) for name, side in sides.items()}
     # A call takes 10 to 20 seconds on a GPU.
-    repeats = min(machine.repeats, 3)
-    measured = machine.alternate({"transformers": with_transformers, "rlkit": with_engine}, repeats)
+    repeats = min(machine.repeats, 2)
+    measured = machine.alternate(sides, repeats, warm_up=False)
+    for name, side in measured.items():
+        side["first_call_s"] = first[name]
     for side in measured.values():
         side["tokens_per_s"] = round(NUM_ROLLOUTS * completion / side["median_s"])
     return {

@@ -45,8 +45,10 @@ def measure(machine: Machine, model: str, prompts: list[int], completions: list[
             machine, "rlkit", model, shape, Path(folder) / "run", gradient_checkpointing=True
         )
         batch = random_batch(machine, prompts, completions, group=1)
-        measured = machine.alternate({"rlkit": partial(side.step, batch)})["rlkit"]
-        side.close()
+        try:
+            measured = machine.alternate({"rlkit": partial(side.step, batch)})["rlkit"]
+        finally:
+            side.close()
     reserved = {} if machine.on_cpu else {"reserved_gib": round(torch.cuda.max_memory_reserved() / GIB, 2)}
     return {
         "prompts": prompts,

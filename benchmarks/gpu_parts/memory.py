@@ -60,6 +60,7 @@ def measure(machine: Machine, saved: Any, folder: Path, name: str) -> dict[str, 
     model, shape, keys = RUNS[name]
     shape = machine.size(shape, TINY)
     output = folder / "run"
+    shutil.rmtree(output, ignore_errors=True)  # the last run
     argv = train_argv(machine, saved(model), output, shape=shape, max_steps=2, **keys)
     machine.free()  # this process has built the model
     result: dict[str, Any] = {"model": model, "shape": shape, "keys": keys}
@@ -73,7 +74,6 @@ def measure(machine: Machine, saved: Any, folder: Path, name: str) -> dict[str, 
         result["tensors_peak_gib"] = round(measured["tensors_peak"] / GIB, 2)
         result["outside_of_the_allocator_gib"] = round(outside / GIB, 2)
     predicted = memory_plan.predict(argv, on_cpu=machine.on_cpu)
-    shutil.rmtree(output)
     return result | {
         "measured_gib": round(peak / GIB, 2),
         "predicted_gib": round(predicted / GIB, 2),

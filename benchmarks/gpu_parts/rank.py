@@ -38,8 +38,8 @@ def cases(machine: Machine) -> Cases:
 def measure(machine: Machine, name: str) -> dict[str, Any]:
     """Compare loss, gradient and update on queries with one relevant document each.
 
-    Both losses embed the same strings. MultipleNegativesRankingLoss gets the relevant document as the
-    positive and the others as negatives, and compares a query with the documents of all queries;
+    Both losses tokenize and embed the same strings. MultipleNegativesRankingLoss gets the relevant document
+    as the positive and the others as negatives, and compares a query with the documents of all queries;
     Plackett-Luce draws rankings of the query's own documents.
     """
     from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss

@@ -24,21 +24,31 @@ SHAPES = {
     "4k/256/8": ((4096, 256, 8), (40, 8, 4)),
     "256/4k/8": ((256, 4096, 8), (8, 24, 4)),
 }
-WARM_UP_TOKENS = 32  # sampled by each side to estimate the time of a whole step
+TIMED_TOKENS = 32  # sampled by each side to estimate the time of a whole step
 MAX_REPEATED_SECONDS = 60  # steps of both sides that together take longer are measured once
 # Both trainers compute the gradient of the same loss with bfloat16 autocast, in another order of sums.
 GRADIENT_TOLERANCE = 0.1
 
 
+# Steps of both trainers with 4k sampled tokens and an adapter would take longer than a part may.
+WHOLE_STEP_SHAPES = {("4B LoRA", "256/4k/8"): ("256/1k/8", ((256, 1024, 8), (8, 24, 4)))}
+
+
 def cases(machine: Machine) -> Cases:
     """Return the cases, those that take the least time first."""
-    measures = {"forward and backward": forward_backward, "whole step": whole_step}
-    return {
-        f"{model}, {shape}, {name}": partial(measure, machine, model, machine.size(*SHAPES[shape]))
-        for name, measure in measures.items()
-        for shape in SHAPES
-        for model in MODELS
-    }
+    measures: Cases = {}
+    for shape, sizes in SHAPES.items():
+        for model in MODELS:
+            measures[f"{model}, {shape}, forward and backward"] = partial(
+                forward_backward, machine, model, machine.size(*sizes)
+            )
+    for shape, sizes in SHAPES.items():
+        for model in reversed(MODELS):
+            name, sampled = WHOLE_STEP_SHAPES.get((model, shape), (shape, sizes))
+            measures[f"{model}, {name}, whole step"] = partial(
+                whole_step, machine, model, machine.size(*sampled)
+            )
+    return measures
 
 
 @contextmanager
@@ -53,9 +63,11 @@ def both_sides(
             )
             for side in ("trl", "rlkit")
         }
-        yield sides
-        for side in sides.values():
-            side.close()
+        try:
+            yield sides
+        finally:
+            for side in sides.values():
+                side.close()
 
 
 def forward_backward(machine: Machine, model: str, shape: tuple[int, int, int]) -> dict[str, Any]:
@@ -66,10 +78,12 @@ def forward_backward(machine: Machine, model: str, shape: tuple[int, int, int]) 
         for side in sides.values():
             side.forward_backward(batch)
         error = gradient_error(sides["rlkit"].model, sides["trl"].model)
+        for side in sides.values():
+            side.clear()
         if not error < GRADIENT_TOLERANCE:
             raise AssertionError(f"the gradients differ by {error:.2g} of their norm")
         measured = machine.alternate(
-            {name: partial(side.forward_backward, batch) for name, side in sides.items()}
+            {name: partial(forward_backward_and_clear, side, batch) for name, side in sides.items()}
         )
     return {
         "shape": shape,
@@ -86,10 +100,10 @@ def whole_step(machine: Machine, model: str, shape: tuple[int, int, int]) -> dic
         batch = random_batch(machine, [prompt], [completion] * group, group)
         expected = 0.0
         for side in sides.values():
-            side.forward_backward(batch)
-            generate(side, batch)
-            per_token = machine.seconds(partial(generate, side, batch)) / WARM_UP_TOKENS
-            expected += per_token * completion + machine.seconds(partial(side.forward_backward, batch))
+            side.step(batch)
+            generate(side, batch, 1)
+            per_token = machine.seconds(partial(generate, side, batch, TIMED_TOKENS)) / TIMED_TOKENS
+            expected += per_token * completion + machine.seconds(partial(side.step, batch))
         repeats = 1 if expected > MAX_REPEATED_SECONDS else min(machine.repeats, 2)
         machine.require_seconds(expected * repeats)
         measured = machine.alternate(
@@ -103,14 +117,20 @@ def whole_step(machine: Machine, model: str, shape: tuple[int, int, int]) -> dic
     }
 
 
-def generate(side: SteppedTrainer, batch: Mapping[str, torch.Tensor]) -> None:
-    """Sample a few tokens after each prompt of a batch, in the way of both trainers."""
+def forward_backward_and_clear(side: SteppedTrainer, batch: Any) -> None:
+    """Compute the loss and its gradient, and clear it, so that each call begins with the same memory."""
+    side.forward_backward(batch)
+    side.clear()
+
+
+def generate(side: SteppedTrainer, batch: Mapping[str, torch.Tensor], num_tokens: int) -> None:
+    """Sample a few tokens after each prompt of a batch, about as fast as both trainers do."""
     with torch.no_grad(), side.trainer.accelerator.autocast():
         side.trainer.accelerator.unwrap_model(side.model).generate(
             input_ids=batch["prompt_ids"],
             attention_mask=batch["prompt_mask"],
-            min_new_tokens=WARM_UP_TOKENS,
-            max_new_tokens=WARM_UP_TOKENS,
+            min_new_tokens=num_tokens,
+            max_new_tokens=num_tokens,
         )
 
 

@@ -70,6 +70,7 @@ class SteppedTrainer:
         self.model.train()
         trainer.current_gradient_accumulation_steps = 1
         self.loader = iter(trainer.get_train_dataloader())
+        machine.free()
 
     def sample(self) -> Any:
         """Sample and judge the rollouts of the next prompt, and return the batch of the loss."""
@@ -78,15 +79,19 @@ class SteppedTrainer:
         return batch
 
     def forward_backward(self, batch: Any) -> None:
-        """Compute the loss and its gradient."""
-        self.optimizer.zero_grad()
+        """Compute the loss and its gradient, which `clear` or `step` must clear."""
         loss = self.trainer.compute_loss(self.model, batch)
         self.trainer.accelerator.backward(loss)
+
+    def clear(self) -> None:
+        """Clear the gradient."""
+        self.optimizer.zero_grad()
 
     def step(self, batch: Any = None) -> None:
         """Run a whole step, or with a batch all of it but the sampling."""
         self.forward_backward(self.sample() if batch is None else batch)
         self.optimizer.step()
+        self.clear()
 
     def close(self) -> None:
         """Finish background work."""

@@ -126,10 +126,27 @@ def save_model(model: Saveable, tokenizer: Saveable | None, folder: Path) -> Non
     """
     if isinstance(model, PeftModel):
         # Merged in a copy: training may continue with the separate adapter.
-        model = copy.deepcopy(model).merge_and_unload()
+        model = copy.deepcopy(model, _weights_on_cpu(model)).merge_and_unload()
     model.save_pretrained(str(folder))
     if tokenizer is not None:
         tokenizer.save_pretrained(str(folder))
+
+
+def _weights_on_cpu(model: PeftModel) -> dict[int, object]:
+    """Return a memo for `copy.deepcopy` that makes it copy the weights to the CPU.
+
+    A second copy on the GPU, next to the optimizer's state, may not fit: the run would fail after its last
+    step. Quantized weights are copied on their device, because merging them may need its kernels.
+    """
+    memo: dict[int, object] = {}
+    if getattr(model.get_base_model(), "is_quantized", False):
+        return memo
+    for parameter in model.parameters():
+        copied = parameter.detach().to("cpu", copy=True)
+        memo[id(parameter)] = torch.nn.Parameter(copied, parameter.requires_grad)
+    for buffer in model.buffers():
+        memo[id(buffer)] = buffer.detach().to("cpu", copy=True)
+    return memo
 
 
 def save_gathered(trainer: Trainer, folder: Path) -> None:

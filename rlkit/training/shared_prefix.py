@@ -112,9 +112,13 @@ def completion_log_probs(
         does not compute them.
     """
     start = input_ids.size(1) - completion_length
-    # Rows with equal prompts, padding included, share one, as the completions of a group do.
+    # Adjacent rows with equal prompts, padding included, share one, as the completions of a group do. Not
+    # torch.unique: on a GPU, one thread would compare all tokens of two rows, one after the other.
     prompts = torch.stack([input_ids[:, :start], attention_mask[:, :start]])
-    (ids, mask), prompt_of = torch.unique(prompts, dim=1, return_inverse=True)
+    is_new = torch.ones_like(input_ids[:, 0], dtype=torch.bool)
+    is_new[1:] = (prompts[:, 1:] != prompts[:, :-1]).any(2).any(0)
+    prompt_of = is_new.cumsum(0) - 1
+    ids, mask = prompts[:, is_new]
     # The last prompt token predicts the first completion token. It moves from the prompt to the front of each
     # completion, so that all log-probabilities are read from the completions' part of the row.
     ids, mask = ids[:, :-1], mask[:, :-1].bool()
@@ -124,15 +128,16 @@ def completion_log_probs(
     positions = [position_ids(mask)[mask], position_ids(attention_mask)[:, start - 1 : -1][scored]]
     # The head skips tokens with the label -100. For a small model it is the largest matrix product.
     labels = torch.cat([torch.full_like(ids[mask], -100), input_ids[:, start:][scored]])
+    layout = make_layout(mask, scored, prompt_of)
     output = model(
         input_ids=row[None],
         attention_mask=row.new_ones(1, 1, 1, 1),  # transformers builds no (N, N) mask if it gets a 4D one
         position_ids=torch.cat(positions)[None],
         shift_labels=labels[None],
-        layout=make_layout(mask, scored, prompt_of),
+        layout=layout,
         fused_lm_head=True,
     )
-    first = len(row) - int(scored.sum())
+    first = len(layout.prompts)
     zeros = torch.zeros_like(scored, dtype=output.log_probs.dtype)
     log_probs = zeros.masked_scatter(scored, output.log_probs[0, first:])
     if output.entropy is None:
@@ -187,6 +192,10 @@ def attend(
     """
     U, P, B, T = layout.shape
     first = len(layout.prompts)
+    device_type = query.device.type
+    if torch.is_autocast_enabled(device_type):
+        # Attention would cast them, too, but only after they have been copied. Norms leave them in float32.
+        query, key, value = (x.to(torch.get_autocast_dtype(device_type)) for x in (query, key, value))
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (N, H, D)
     k_c, v_c = (_pad(x[first:], layout.completions, B, T) for x in (k, v))
     parts = []

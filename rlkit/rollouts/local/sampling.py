@@ -56,9 +56,12 @@ class InverseCDFSampler(LogitsProcessor):
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Set the score of the selected token to infinity in scores (B, V)."""
-        cumulative = scores.float().softmax(-1).cumsum(-1)
+        # A CPU sums one token after the other, in double precision. A GPU sums in parallel, and the rounding of
+        # float32 sums in another order would leave an interval to tokens of probability 0.
+        dtype = torch.float64 if scores.is_cuda else torch.float32
+        cumulative = scores.float().softmax(-1).cumsum(-1, dtype=dtype)
         total = cumulative[:, -1:]
-        target = (self.uniforms[:, self.step : self.step + 1] * total).float()
+        target = (self.uniforms[:, self.step : self.step + 1] * total).to(dtype)
         # A target that rounds up to the total would select the last token, even one with probability 0.
         target = torch.minimum(target, torch.nextafter(total, torch.zeros_like(total)))
         # `right=True` skips tokens of probability 0, whose interval is empty.

@@ -47,7 +47,10 @@ class EncoderScorer(nn.Module):
 
     def similarities(self, queries: Sequence[str], documents: Sequence[str]) -> Tensor:
         """Return the score of every document for every query, (queries, documents)."""
-        return self.embed(queries, "query") @ self.embed(documents, "document").T / self.temperature
+        query_vectors, document_vectors = self.embed(queries, "query"), self.embed(documents, "document")
+        # Autocast would round the product to half precision, in which close documents have the same score.
+        with torch.autocast(query_vectors.device.type, enabled=False):
+            return query_vectors @ document_vectors.T / self.temperature
 
     def embed(self, texts: Sequence[str], task: str) -> Tensor:
         """Return unit vectors, (texts, dimensions), with a gradient.

@@ -29,6 +29,16 @@ def test_inverse_cdf_sampler_draws_tokens_by_their_probability():
     np.testing.assert_allclose(share, [0.5, 0.25, 0.125, 0.125, 0], atol=1e-3)
 
 
+def test_inverse_cdf_sampler_draws_from_a_long_tail():
+    """150,000 tokens share a probability of 0.001; each is below the resolution of float32 sums near 1."""
+    tail = 150_000
+    scores = torch.cat([torch.tensor([0.999]), torch.full((tail,), 0.001 / tail)]).log()
+    uniforms = torch.tensor([[0.99], [0.9995]], dtype=torch.float64)
+    chosen = InverseCDFSampler(uniforms)(None, scores.expand(2, -1)).argmax(1).tolist()
+    assert chosen[0] == 0
+    assert chosen[1] == pytest.approx(tail / 2, rel=0.01)
+
+
 @pytest.mark.parametrize("impossible", [0, 4])
 def test_inverse_cdf_sampler_never_draws_a_token_of_probability_0(impossible):
     scores = torch.zeros(2, 5)

@@ -36,6 +36,17 @@ def test_untrained_scorer_returns_the_cosine_of_the_encoder(encoder, make):
         torch.testing.assert_close(row[: len(expected)].detach(), expected, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("make", [EncoderScorer, lambda *a: AdapterScorer(*a, 4)])
+def test_scores_are_float32_under_autocast(encoder, make):
+    """In bfloat16, scores between 16 and 32 are multiples of 1/8, so that close documents would tie."""
+    scorer = make(encoder, 0.02).eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        scores = scorer.similarities(QUERIES, PASSAGES[0])
+    assert scores.dtype == torch.float32
+    assert not torch.equal(scores, scores.bfloat16().float())
+    torch.testing.assert_close(scores, scorer.similarities(QUERIES, PASSAGES[0]), atol=0.5, rtol=0.02)
+
+
 def test_adapter_scorer_trains_only_its_residual(encoder):
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
     scorer = AdapterScorer(encoder, 0.05, 4).train()
