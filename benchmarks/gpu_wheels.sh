@@ -3,11 +3,7 @@
 #
 #     benchmarks/gpu_wheels.sh wheels
 #
-# The machine must have Python 3.12 (x86-64), PyTorch 2.11 or newer, transformers 5.17, accelerate, peft, numpy,
-# scipy, pandas, pyarrow and pytest. On it, in a copy of this repository that contains the folder:
-#
-#     python3 -m pip install --no-index --no-deps --target site wheels/*.whl
-#     PYTHONPATH=site python3 benchmarks/gpu.py --part smoke
+# docs/gpu.md says what that machine must have, and what to do there.
 set -euo pipefail
 if (($# != 1)); then
   echo "usage: benchmarks/gpu_wheels.sh FOLDER" >&2
@@ -15,6 +11,10 @@ if (($# != 1)); then
 fi
 folder=$(realpath -m "$1")
 cd "$(dirname "$0")/.."
+if ! git rev-parse --quiet --verify HEAD >/dev/null; then
+  echo "gpu_wheels.sh must be in a git checkout: it adds up the size of the tracked files" >&2
+  exit 1
+fi
 
 packages=(
   trl datasets dill multiprocess xxhash  # trl and what datasets depends on

@@ -22,7 +22,7 @@ class RecordCopies(TorchDispatchMode):
 
 
 def test_save_model_merges_the_adapter_in_a_copy_on_the_cpu(tiny_model, tmp_path):
-    """Weights are moved with `to`, which copies from a GPU to the CPU; `deepcopy` would clone them on the GPU."""
+    """`to` copies weights from a GPU to the CPU; `deepcopy` alone would clone them on the GPU."""
     base = tiny_model("llama", tie_word_embeddings=True)
     config = peft.LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
     model = peft.get_peft_model(base, config).eval()
