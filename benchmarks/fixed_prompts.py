@@ -1,7 +1,6 @@
 """Environments of given or random prompts, with a reward that differs between rollouts.
 
-It is a module of its own because each process that computes rewards imports it, and importing TRL there would
-take seconds.
+A separate module, because every reward worker imports it and importing TRL takes seconds.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
     import datasets
 
 
-def digits(completion: str) -> float:
+def code_sum(completion: str) -> float:
     """Return a reward that differs between rollouts, so that there is a gradient."""
     return float(sum(map(ord, completion)) % 7)
 
@@ -25,9 +24,9 @@ class FixedPrompts(Environment):
     """Environment with the given prompts."""
 
     id = "fixed-v1"
-    metric = "digits"
-    rewards = {"digits": digits}  # noqa: RUF012
-    reward_weights = {"digits": 1.0}  # noqa: RUF012
+    metric = "code_sum"
+    rewards = {"code_sum": code_sum}  # noqa: RUF012
+    reward_weights = {"code_sum": 1.0}  # noqa: RUF012
 
     def __init__(self, prompts: Sequence[str]):
         self.prompts = prompts

@@ -2,20 +2,22 @@
 
     python benchmarks/gpu.py --part smoke              # each part takes at most eight minutes
     python benchmarks/gpu.py --part step --missing     # only what the result does not contain yet
-    python benchmarks/gpu.py --cpu --out /tmp/cpu.json # all parts with tiny sizes, to try the script
+    python benchmarks/gpu.py --cpu --out cpu.json      # all parts with tiny sizes, to try the script
 
 Nothing is downloaded: the models have random weights in the sizes of published ones, and the tokenizer is
-built here. benchmarks/gpu_wheels.sh collects the packages that a bare machine lacks. Every case is written to
-benchmarks/results/gpu.json as soon as it is measured. A case that fails is written, too, with its error; the
-exit code is then 1.
+built here. benchmarks/gpu_wheels.sh collects packages for a machine without a network. Every case is written
+to benchmarks/results/gpu.json as soon as it is measured. A case that fails is written, too, with its error;
+the exit code is then 1.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import hashlib
 import importlib
 import json
+import math
 import os
 import platform
 import signal
@@ -43,18 +45,26 @@ PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "triton", "sen
 
 
 def current_commit() -> str | None:
-    """Return the commit of the repository, marked if files differ from it, or None without a history."""
-    git = ["git", "-C", str(ROOT)]
+    """Return the commit of the repository, or None for a copy without the history."""
+    git = ["git", "-C", str(ROOT), "rev-parse"]
     with suppress(OSError, subprocess.CalledProcessError):  # no git, or no repository
         # A copy without the history may be in a folder of another repository.
-        if Path(_output([*git, "rev-parse", "--show-toplevel"])) == ROOT:
-            changed = _output([*git, "status", "--porcelain", "--untracked-files=no"])
-            return _output([*git, "rev-parse", "HEAD"]) + (" with changes" if changed else "")
+        if Path(_output([*git, "--show-toplevel"])) == ROOT:
+            return _output([*git, "HEAD"])
     return None
 
 
 def _output(command: list[str]) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def source_digest() -> str:
+    """Return a digest of the Python files: it changes with the code, also in a copy without the history."""
+    digest = hashlib.sha256()
+    for folder in ("rlkit", "envs", "rewards", "benchmarks"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            digest.update(f"{path.relative_to(ROOT)}\n".encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def describe_machine(on_cpu: bool, commit: str | None) -> dict[str, Any]:
@@ -78,6 +88,7 @@ def describe_machine(on_cpu: bool, commit: str | None) -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "versions": versions,
         "commit": commit,
+        "source": source_digest(),
         "date": datetime.date.today().isoformat(),
     }
 
@@ -91,18 +102,18 @@ def run_part(name: str, options: argparse.Namespace, results: dict[str, Any]) ->
         results: Content of the result file, which is changed.
     """
     import torch
-    from gpu_parts.common import Machine, OutOfTime
+    from gpu_parts.common import Bench, OutOfTime
 
     deadline = time.monotonic() + 60 * options.minutes
-    machine = Machine(torch.device("cpu" if options.cpu else "cuda"), options.repeats, deadline)
+    bench = Bench(torch.device("cpu" if options.cpu else "cuda"), options.repeats, deadline)
     part = {
         "machine": describe_machine(options.cpu, options.commit),
         "repeats": options.repeats,
-        "cases": kept_cases(results.get(name), options) if options.missing else {},
+        "cases": kept_cases(name, options, results),
     }
     try:
-        cases = importlib.import_module(f"gpu_parts.{name}").cases(machine)
-    except ImportError as error:
+        cases = importlib.import_module(f"gpu_parts.{name}").cases(bench)
+    except ModuleNotFoundError as error:
         print(f"{name}: not measured: {error}; benchmarks/gpu_wheels.sh collects packages", file=sys.stderr)
         return False
     results[name] = part
@@ -113,7 +124,7 @@ def run_part(name: str, options: argparse.Namespace, results: dict[str, Any]) ->
             continue
         print(f"{name}: {case} ...", file=sys.stderr, flush=True)
         try:
-            machine.require_seconds(1)
+            bench.require_seconds(1)
             # Interrupts a case that outlasts the part, also while it waits for a process.
             signal.alarm(max(int(deadline - time.monotonic()), 1))
             outcome = measure()
@@ -128,25 +139,25 @@ def run_part(name: str, options: argparse.Namespace, results: dict[str, Any]) ->
         part["cases"][case] = outcome
         save(options.out, results)
         print(f"{name}: {case}: {json.dumps(outcome)}", flush=True)
-        machine.free()
+        bench.free()
     return succeeded
 
 
-def kept_cases(part: dict[str, Any] | None, options: argparse.Namespace) -> dict[str, Any]:
+def kept_cases(name: str, options: argparse.Namespace, results: dict[str, Any]) -> dict[str, Any]:
     """Return the cases of an earlier run of a part that need not be measured again.
 
     Raises:
         SystemExit: They were measured differently, so that the part would mix results.
     """
-    if part is None:
+    if not options.missing or name not in results:
         return {}
-    machine = describe_machine(options.cpu, options.commit)
-    now = {**machine, "repeats": options.repeats}
-    before = {**part["machine"], "repeats": part["repeats"]}
-    changed = [key for key in now if key != "date" and now[key] != before.get(key)]
+    part = results[name]
+    now = describe_machine(options.cpu, options.commit) | {"repeats": options.repeats}
+    before = part["machine"] | {"repeats": part["repeats"]}
+    changed = [key for key in now if key not in ("date", "commit") and now[key] != before.get(key)]
     if changed:
         differences = "; ".join(f"{key} {before.get(key)!r}, now {now[key]!r}" for key in changed)
-        raise SystemExit(f"gpu.py: error: --missing: {options.out} was measured with {differences}")
+        raise SystemExit(f"gpu.py: error: --missing: {name} was measured with {differences}")
     return {case: outcome for case, outcome in part["cases"].items() if not has_error(outcome)}
 
 
@@ -207,17 +218,19 @@ def main() -> int:
     options = parser.parse_args()
     if options.repeats < 1:
         parser.error(f"--repeats must be at least 1, not {options.repeats}")
-    if options.minutes <= 0:
-        parser.error(f"--minutes must be positive, not {options.minutes:g}")
+    if not 0 < options.minutes < math.inf:
+        parser.error(f"--minutes must be positive and finite, not {options.minutes:g}")
     options.commit = options.commit or current_commit()
-    # A bare machine has a copy of the repository but no installed rlkit, in the runs that parts start, too.
+    # Make rlkit importable without installing it, also in the processes that parts start.
     sys.path.insert(0, str(ROOT))
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     if options.cpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         if options.out.resolve() == RESULT:
-            parser.error("--cpu measures nothing worth keeping: give another file with --out")
+            parser.error(
+                "--cpu runs tiny sizes, whose numbers do not belong there: set --out to another file"
+            )
     import torch
 
     if not options.cpu and not torch.cuda.is_available():
@@ -226,6 +239,8 @@ def main() -> int:
     signal.signal(signal.SIGTERM, _terminate)
     results = load(options.out)
     save(options.out, results)  # now, not after minutes on the GPU, the file turns out not to be writable
+    for name in options.part:
+        kept_cases(name, options, results)  # raises an error before the first part takes its minutes
     succeeded = [run_part(name, options, results) for name in options.part]
     return 0 if all(succeeded) else 1
 

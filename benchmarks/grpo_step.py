@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 import trl
-from fixed_prompts import FixedPrompts, digits
+from fixed_prompts import FixedPrompts, code_sum
 from torch.distributed._tools.mem_tracker import MemTracker
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -96,13 +96,13 @@ def make_trainer(  # noqa: PLR0917
     common |= {"peft_config": peft_config}
     if side == "trl":
         return trl.GRPOTrainer(
-            model, reward_funcs=lambda completions, **_: list(map(digits, completions)), **common
+            model, reward_funcs=lambda completions, **_: list(map(code_sum, completions)), **common
         )
     (Path(folder) / "rollouts").mkdir()
     return GRPOTrainer(
         model,
         environment=environment,
-        runner=RewardRunner(environment.rewards, metric="digits"),
+        runner=RewardRunner(environment.rewards, metric="code_sum"),
         budget=ErrorBudget(),
         run_dir=RunDirectory(Path(folder), "train"),
         **common,

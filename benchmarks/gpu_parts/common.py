@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ EOS = "<|endoftext|>"
 Cases = dict[str, Callable[[], dict[str, Any]]]
 
 # Sizes of published models; the weights are random.
-SHAPES: dict[str, dict[str, Any]] = {
+MODEL_CONFIGS: dict[str, dict[str, Any]] = {
     "qwen3-0.6b": {
         "model_type": "qwen3", "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28,
         "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151_936,
@@ -42,8 +43,14 @@ SHAPES: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": True,
     },
 }  # fmt: skip
-# Sizes that replace those of SHAPES on a CPU. The number of key heads keeps its ratio to the query heads.
-TINY = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "head_dim": 16, "vocab_size": 512}
+# Sizes that replace those of MODEL_CONFIGS on a CPU; the share of key heads stays.
+TINY_MODEL = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "head_dim": 16,
+    "vocab_size": 512,
+}
 
 
 class OutOfTime(BaseException):
@@ -54,12 +61,12 @@ class OutOfTime(BaseException):
 
 
 @dataclass
-class Machine:
-    """The machine to measure on, and how often and how long.
+class Bench:
+    """Device to measure on, number of measurements, and time limit of a part.
 
     Attributes:
-        device: Device of the models.
-        repeats: Number of measurements of each side, after a warm-up.
+        device: Device of the models. On a CPU, all sizes are tiny.
+        repeats: Number of measurements of each side; a case may take fewer, and says so.
         deadline: Time at which the part must have ended, as `time.monotonic()` counts.
     """
 
@@ -78,9 +85,9 @@ class Machine:
 
     def require_seconds(self, seconds: float) -> None:
         """Raise OutOfTime if less time than `seconds` is left."""
-        left = max(self.deadline - time.monotonic(), 0.0)
-        if seconds > left:
-            raise OutOfTime(f"needs about {seconds:.0f} s, but the part has {left:.0f} s left")
+        remaining = max(self.deadline - time.monotonic(), 0.0)
+        if seconds > remaining:
+            raise OutOfTime(f"needs about {seconds:.0f} s, but the part has {remaining:.0f} s left")
 
     def synchronize(self) -> None:
         """Wait until the device has finished its work."""
@@ -102,20 +109,31 @@ class Machine:
         return time.perf_counter() - start
 
     def alternate(
-        self, sides: Mapping[str, Callable[[], object]], repeats: int | None = None, *, warm_up: bool = True
+        self,
+        sides: Mapping[str, Callable[[], object]],
+        repeats: int | None = None,
+        *,
+        calls: int = 1,
+        warm_up: bool = True,
     ) -> dict[str, dict[str, float]]:
-        """Call the sides in turn; return seconds and, on a GPU, the peak memory of tensors of each.
+        """Call the sides in turn; return the seconds of a call of each and, on a GPU, its peak tensor memory.
 
-        Alternation spreads a change of the machine's speed over all sides. Of the memory, `peak_gib` is the
-        total, and `added_gib` what a call takes beyond what was taken before it.
+        Alternation spreads a change of the machine's speed over all sides. `peak_gib` is the peak, and
+        `added_gib` the peak minus what was allocated before, both of the last measurement.
 
         Args:
             sides: Functions to measure, by name.
-            repeats: Number of measurements of each, or None for the machine's.
+            repeats: Number of measurements of each, or None for the bench's.
+            calls: Number of calls per measurement.
             warm_up: Whether to call each side once before it is measured.
         """
         seconds: dict[str, list[float]] = {name: [] for name in sides}
         memory: dict[str, dict[str, float]] = {name: {} for name in sides}
+
+        def measurement(function: Callable[[], object]) -> None:
+            for _ in range(calls):
+                function()
+
         for function in sides.values() if warm_up else ():
             function()
         for _ in range(repeats or self.repeats):
@@ -123,7 +141,7 @@ class Machine:
                 if not self.on_cpu:  # torch does not count the memory of tensors on a CPU
                     torch.cuda.reset_peak_memory_stats()
                     before = torch.cuda.memory_allocated()
-                seconds[name].append(self.seconds(function))
+                seconds[name].append(self.seconds(partial(measurement, function)) / calls)
                 if not self.on_cpu:
                     peak = torch.cuda.max_memory_allocated()
                     memory[name] = {
@@ -133,7 +151,7 @@ class Machine:
         return {name: summary(values) | memory[name] for name, values in seconds.items()}
 
     def model(self, name: str, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
-        """Return a model of a shape of `SHAPES` with random weights, tiny on a CPU."""
+        """Return a model of an entry of `MODEL_CONFIGS` with random weights, tiny on a CPU."""
         torch.manual_seed(0)
         with self.device:
             model = AutoModelForCausalLM.from_config(
@@ -145,13 +163,17 @@ class Machine:
         return model
 
     def config(self, name: str, **options: Any) -> Any:
-        """Return the config of a shape of `SHAPES`, with tiny sizes on a CPU."""
-        shape = SHAPES[name] | {"max_position_embeddings": 40_960, "eos_token_id": 0, "pad_token_id": 0}
+        """Return the config of an entry of `MODEL_CONFIGS`, with tiny sizes on a CPU."""
+        sizes = MODEL_CONFIGS[name] | {
+            "max_position_embeddings": 40_960,
+            "eos_token_id": 0,
+            "pad_token_id": 0,
+        }
         if self.on_cpu:
             # Few heads, and as many query heads per key head as the real model, up to four.
-            heads = shape["num_attention_heads"] // shape["num_key_value_heads"]
-            shape |= TINY | {"num_attention_heads": 4, "num_key_value_heads": max(4 // heads, 1)}
-        return AutoConfig.for_model(**(shape | options))
+            heads = sizes["num_attention_heads"] // sizes["num_key_value_heads"]
+            sizes |= TINY_MODEL | {"num_attention_heads": 4, "num_key_value_heads": max(4 // heads, 1)}
+        return AutoConfig.for_model(**(sizes | options))
 
 
 @contextmanager
@@ -194,9 +216,9 @@ def make_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def ratio(seconds: Mapping[str, Mapping[str, float]], slow: str, fast: str) -> float:
-    """Return how many times as long `slow` takes as `fast`, by their medians."""
-    return round(seconds[slow]["median_s"] / seconds[fast]["median_s"], 3)
+def speedup(measured: Mapping[str, Mapping[str, float]], baseline: str, candidate: str) -> float:
+    """Return the baseline's median seconds divided by the candidate's."""
+    return round(measured[baseline]["median_s"] / measured[candidate]["median_s"], 3)
 
 
 def gradient_error(model: torch.nn.Module, reference: torch.nn.Module) -> float:

@@ -1,7 +1,9 @@
 """Rows of 16,384 tokens with gradient checkpointing: loss, gradient and update, without sampling.
 
-prime-rl publishes this measurement for one H100, with FlashAttention 3, torch.compile and a single sequence
-per row (`benchmarks/results/BENCHMARKS.md` of its repository, January 2026).
+prime-rl publishes a similar measurement for one H100 (`benchmarks/results/BENCHMARKS.md` of its repository,
+early 2026): one sequence of 16,384 tokens per row, FlashAttention 3, torch.compile, full recomputation, an
+update after every two rows, and for LoRA up to four adapters. Only the case `1 rollout` has its shape. Its
+page does not say whether its peak memory is that of tensors or what the allocator reserved.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from typing import Any
 
 import torch
 
-from gpu_parts.common import GIB, Cases, Machine
+from gpu_parts.common import GIB, Bench, Cases
 from gpu_parts.trainers import MODELS, SteppedTrainer, random_batch
 
 PRIME_RL = {
@@ -27,29 +29,27 @@ ROWS = {
 }
 
 
-def cases(machine: Machine) -> Cases:
+def cases(bench: Bench) -> Cases:
     """Return a case per model and kind of row."""
     return {
-        f"{model}, {row}": partial(measure, machine, model, *machine.size(*ROWS[row]))
+        f"{model}, {row}": partial(measure, bench, model, *bench.size(*ROWS[row]))
         for model in MODELS
         for row in ROWS
     }
 
 
-def measure(machine: Machine, model: str, prompts: list[int], completions: list[int]) -> dict[str, Any]:
+def measure(bench: Bench, model: str, prompts: list[int], completions: list[int]) -> dict[str, Any]:
     """Measure steps on one row in which each rollout has a prompt of its own."""
     tokens = sum(prompts) + sum(completions)
     shape = (max(prompts), max(completions), max(len(prompts), 2))
     with tempfile.TemporaryDirectory() as folder:
-        side = SteppedTrainer(
-            machine, "rlkit", model, shape, Path(folder) / "run", gradient_checkpointing=True
-        )
-        batch = random_batch(machine, prompts, completions, group=1)
+        side = SteppedTrainer(bench, "rlkit", model, shape, Path(folder) / "run", gradient_checkpointing=True)
+        batch = random_batch(bench, prompts, completions, group=1)
         try:
-            measured = machine.alternate({"rlkit": partial(side.step, batch)})["rlkit"]
+            measured = bench.alternate({"rlkit": partial(side.step, batch)})["rlkit"]
         finally:
             side.close()
-    reserved = {} if machine.on_cpu else {"reserved_gib": round(torch.cuda.max_memory_reserved() / GIB, 2)}
+    reserved = {} if bench.on_cpu else {"reserved_gib": round(torch.cuda.max_memory_reserved() / GIB, 2)}
     return {
         "prompts": prompts,
         "completions": completions,

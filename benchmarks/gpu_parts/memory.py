@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import memory_plan
 import torch
 
-from gpu_parts.common import GIB, Cases, Machine
+from gpu_parts.common import GIB, Bench, Cases
 from gpu_parts.runs import run, save_model, train_argv
 
 LORA = {"use_peft": True, "lora_r": 16, "lora_target_modules": "all-linear", "dtype": "bfloat16"}
@@ -26,7 +27,7 @@ RUNS: dict[str, tuple[str, tuple[int, int, int], dict[str, Any]]] = {
     "4B LoRA": ("qwen3-4b", (512, 256, 8), LORA),
     "4B LoRA, checkpointing": ("qwen3-4b", (512, 256, 16), LORA | {"gradient_checkpointing": True}),
 }
-TINY = (16, 8, 4)
+TINY_SHAPE = (16, 8, 4)
 # Prints what PyTorch's allocator held (it returns nothing to the GPU), and what all processes have taken.
 TRAIN = """
 import json, sys, torch
@@ -42,38 +43,38 @@ print("measured", json.dumps({
 """
 
 
-def cases(machine: Machine) -> Cases:
+def cases(bench: Bench) -> Cases:
     """Return a case per run; the models are saved once, in a folder that is deleted with the process."""
     folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
 
     @cache
     def saved(model: str) -> Path:
         path = Path(folder.name) / model
-        save_model(machine, model, path)
+        save_model(bench, model, path)
         return path
 
-    return {name: partial(measure, machine, saved, Path(folder.name), name) for name in RUNS}
+    return {name: partial(measure, bench, saved, Path(folder.name), name) for name in RUNS}
 
 
-def measure(machine: Machine, saved: Any, folder: Path, name: str) -> dict[str, Any]:
+def measure(bench: Bench, saved: Callable[[str], Path], folder: Path, name: str) -> dict[str, Any]:
     """Compare the predicted with the measured peak of two steps."""
     model, shape, keys = RUNS[name]
-    shape = machine.size(shape, TINY)
+    shape = bench.size(shape, TINY_SHAPE)
     output = folder / "run"
     shutil.rmtree(output, ignore_errors=True)  # the last run
-    argv = train_argv(machine, saved(model), output, shape=shape, max_steps=2, **keys)
-    machine.free()  # this process has built the model
+    argv = train_argv(bench, saved(model), output, shape=shape, max_steps=2, **keys)
+    bench.free()  # this process has built the model
     result: dict[str, Any] = {"model": model, "shape": shape, "keys": keys}
-    if machine.on_cpu:
+    if bench.on_cpu:
         peak = memory_plan.measure(argv)
     else:
         free, total = torch.cuda.mem_get_info()  # this process has a CUDA context, too
-        measured = json.loads(run(argv, code=TRAIN).split("measured")[1])
+        measured = json.loads(run(argv, code=TRAIN).rpartition("measured")[2])
         outside = measured["taken"] - (total - free) - measured["reserved"]  # CUDA context and workspaces
         peak = measured["reserved_peak"] + outside
         result["tensors_peak_gib"] = round(measured["tensors_peak"] / GIB, 2)
-        result["outside_of_the_allocator_gib"] = round(outside / GIB, 2)
-    predicted = memory_plan.predict(argv, on_cpu=machine.on_cpu)
+        result["non_allocator_gib"] = round(outside / GIB, 2)
+    predicted = memory_plan.predict(argv, on_cpu=bench.on_cpu)
     return result | {
         "measured_gib": round(peak / GIB, 2),
         "predicted_gib": round(predicted / GIB, 2),

@@ -10,29 +10,29 @@ from typing import Any
 
 import torch
 
-from gpu_parts.common import Machine, make_tokenizer
+from gpu_parts.common import Bench, make_tokenizer
 
 ENVIRONMENT = f"{Path(__file__).resolve().parents[1] / 'fixed_prompts.py'}:RandomLetters"
 
 
-def save_model(machine: Machine, name: str, folder: Path, **options: Any) -> None:
-    """Save a model of `common.SHAPES` in bfloat16, with its tokenizer; options change its config."""
-    model = machine.model(name, torch.bfloat16, **options)
+def save_model(bench: Bench, name: str, folder: Path, **options: Any) -> None:
+    """Save a model of `common.MODEL_CONFIGS` in bfloat16, with its tokenizer; options change its config."""
+    model = bench.model(name, torch.bfloat16, **options)
     model.save_pretrained(folder)
     make_tokenizer(model.config.vocab_size).save_pretrained(folder)
 
 
 def train_argv(
-    machine: Machine, model: Path, output: Path, *, shape: tuple[int, int, int], **keys: Any
+    bench: Bench, model: Path, output: Path, *, shape: tuple[int, int, int], **keys: Any
 ) -> list[str]:
     """Return the arguments of `rlkit train` for a run without evaluations.
 
     Args:
-        machine: Machine to run on.
+        bench: Bench to run on.
         model: Folder of the model.
         output: Run directory.
         shape: Prompt tokens, completion tokens, rollouts per prompt. All completions have this length.
-        keys: Further keys of the config.
+        keys: Additional keys of the config.
     """
     prompt, completion, group = shape
     keys = {
@@ -44,7 +44,7 @@ def train_argv(
         "max_completion_length": completion,
         "num_generations": group,
         "per_device_train_batch_size": group,
-        "use_cpu": machine.on_cpu,
+        "use_cpu": bench.on_cpu,
         "bf16": True,
         "gradient_checkpointing": False,
         "evaluation_tasks": 0,
@@ -60,7 +60,7 @@ def train_argv(
 
 
 def run(argv: list[str], *, code: str | None = None) -> str:
-    """Run `rlkit train` in a process and return its output; raise RuntimeError with its end if it fails.
+    """Run `rlkit train` in a process and return its output; raise RuntimeError if it fails.
 
     Args:
         argv: Arguments of the command.

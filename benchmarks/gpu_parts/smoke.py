@@ -1,4 +1,4 @@
-"""Whether rlkit is right on this machine: the shared prefix, a run of five steps, resuming after a kill."""
+"""Check that rlkit computes the right thing on this device, and that a run trains and resumes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from trl.trainer.utils import add_fused_lm_head
 
-from gpu_parts.common import Cases, Machine, gradient_error
+from gpu_parts.common import Bench, Cases, gradient_error
 from gpu_parts.runs import run, save_model, train_argv
 from gpu_parts.trainers import random_batch
 from rlkit.training.shared_prefix import add_shared_prefix, completion_log_probs
@@ -26,21 +26,21 @@ BATCHES = {
     "causal": (([64], [400, 31, 256, 399], 4), ([6], [20, 3, 14, 19], 4)),
 }
 FLOAT32_TOLERANCE = 1e-3
-# In bfloat16, sharing must not add more to the error against float32 than the order of sums explains.
+# Bound on the bfloat16 error with sharing, as a multiple of the error without it.
 BFLOAT16_FACTOR = 1.5
 NUM_STEPS = 5
 
 
-def cases(machine: Machine) -> Cases:
+def cases(bench: Bench) -> Cases:
     """Return a case per model and dtype, and one per run."""
-    shared: Cases = {f"{name}, shared prefix": partial(shared_prefix, machine, name) for name in MODELS}
+    shared: Cases = {f"{name}, shared prefix": partial(shared_prefix, bench, name) for name in MODELS}
     return shared | {
-        "five steps of rlkit train": partial(five_steps, machine),
-        "resume after a kill": partial(resume, machine),
+        "five steps of rlkit train": partial(five_steps, bench),
+        "resume after a kill": partial(resume, bench),
     }
 
 
-def shared_prefix(machine: Machine, name: str) -> dict[str, Any]:
+def shared_prefix(bench: Bench, name: str) -> dict[str, Any]:
     """Compare log-probabilities and gradients with those of a plain forward pass in float32.
 
     Raises:
@@ -51,12 +51,12 @@ def shared_prefix(machine: Machine, name: str) -> dict[str, Any]:
     models = {}
     for dtype in (torch.float32, torch.bfloat16):
         for side in ("plain", "shared"):
-            model = machine.model(name, dtype).train()
+            model = bench.model(name, dtype).train()
             add_fused_lm_head(model, outputs=("entropy",))
             models[side, dtype] = model
     reference = models["plain", torch.float32]
     for batch_name, sizes in BATCHES.items():
-        batch = random_batch(machine, *machine.size(*sizes))
+        batch = random_batch(bench, *bench.size(*sizes))
         expected = backward(reference, "plain", batch)
         for (side, dtype), model in models.items():
             if model is reference:
@@ -97,10 +97,10 @@ def backward(model: Any, side: str, batch: dict[str, torch.Tensor]) -> torch.Ten
     return log_probs.detach().float()
 
 
-def five_steps(machine: Machine) -> dict[str, Any]:
+def five_steps(bench: Bench) -> dict[str, Any]:
     """Train a model with random weights for five steps, evaluating before and after."""
     with tempfile.TemporaryDirectory() as folder:
-        argv = run_argv(machine, Path(folder), "run", evaluation_tasks=4)
+        argv = run_argv(bench, Path(folder), "run", evaluation_tasks=4)
         start = time.perf_counter()
         run(argv)
         seconds = time.perf_counter() - start
@@ -113,45 +113,42 @@ def five_steps(machine: Machine) -> dict[str, Any]:
     return {"process_s": round(seconds, 1), "gradient_norms": gradient_norms}
 
 
-def resume(machine: Machine) -> dict[str, Any]:
+def resume(bench: Bench) -> dict[str, Any]:
     """Kill a run after its second checkpoint, resume it, and compare its steps with an uninterrupted run."""
     with tempfile.TemporaryDirectory() as folder:
         checkpoints = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 2}
-        run(run_argv(machine, Path(folder), "uninterrupted"))
+        run(run_argv(bench, Path(folder), "uninterrupted"))
         expected = logged_steps(Path(folder) / "uninterrupted")
-        argv = run_argv(machine, Path(folder), "killed", **checkpoints)
-        process = subprocess.Popen(
-            [sys.executable, "-m", "rlkit", "train", *argv],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        argv = run_argv(bench, Path(folder), "killed", **checkpoints)
+        log = Path(folder) / "log"
+        with log.open("w") as file:
+            command = [sys.executable, "-m", "rlkit", "train", *argv]
+            process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
         # A checkpoint is renamed to this name when it is complete.
         checkpoint = Path(folder) / "killed" / "checkpoint-2"
         try:
-            while not checkpoint.exists():
-                if process.poll() is not None:
-                    errors = process.stderr.read()
-                    raise RuntimeError(f"the run ended before its second checkpoint: {errors[-1500:]}")
+            while not checkpoint.exists() and process.poll() is None:
                 time.sleep(0.05)
+            assert process.poll() is None, f"the run ended before it was killed: {log.read_text()[-1500:]}"
         finally:
             process.kill()
-            process.communicate()
+            process.wait()
         run([*argv, "--resume", "true"])
         steps = logged_steps(Path(folder) / "killed")
     assert list(steps) == list(range(1, NUM_STEPS + 1)), f"logged the steps {list(steps)}"
     # Sums in another order can change a sampled token on a GPU; then all later steps differ.
-    equal = [i for i in steps if steps[i]["reward"] == expected[i]["reward"]]
+    equal = [step for step in steps if steps[step]["reward"] == expected[step]["reward"]]
+    assert 1 in equal, "the first steps of both runs have different rewards"
     return {"steps": list(steps), "steps_with_equal_rewards": equal}
 
 
-def run_argv(machine: Machine, folder: Path, name: str, **keys: Any) -> list[str]:
+def run_argv(bench: Bench, folder: Path, name: str, **keys: Any) -> list[str]:
     """Return the arguments of `rlkit train` for a run of five steps; save its model if there is none yet."""
     model = folder / "model"
     if not model.exists():
-        save_model(machine, "qwen3-0.6b", model, num_hidden_layers=machine.size(4, 2))  # small checkpoints
-    shape = machine.size((128, 64, 8), (16, 8, 4))
-    return train_argv(machine, model, folder / name, shape=shape, max_steps=NUM_STEPS, **keys)
+        save_model(bench, "qwen3-0.6b", model, num_hidden_layers=bench.size(4, 2))  # small checkpoints
+    shape = bench.size((128, 64, 8), (16, 8, 4))
+    return train_argv(bench, model, folder / name, shape=shape, max_steps=NUM_STEPS, **keys)
 
 
 def logged_steps(folder: Path) -> dict[int, dict[str, float]]:

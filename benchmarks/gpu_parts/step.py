@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from trl.models.utils import disable_gradient_checkpointing
 
-from gpu_parts.common import Cases, Machine, gradient_error, ratio
+from gpu_parts.common import Bench, Cases, gradient_error, speedup
 from gpu_parts.trainers import MODELS, SteppedTrainer, random_batch
 
 # Prompt tokens, completion tokens, rollouts per prompt: the real sizes, and tiny ones.
@@ -23,44 +24,45 @@ SHAPES = {
     "1k/256/8": ((1024, 256, 8), (24, 8, 4)),
     "4k/256/8": ((4096, 256, 8), (40, 8, 4)),
     "256/4k/8": ((256, 4096, 8), (8, 24, 4)),
+    "256/1k/8": ((256, 1024, 8), (8, 24, 4)),
 }
+FORWARD_BACKWARD_SHAPES = ("1k/256/8", "4k/256/8", "256/4k/8")
+WHOLE_STEPS = (
+    ("0.6B full", "1k/256/8"),
+    ("0.6B full", "4k/256/8"),
+    ("4B LoRA", "1k/256/8"),
+    ("4B LoRA", "4k/256/8"),
+    ("4B LoRA", "256/1k/8"),  # sampling 4k tokens with an adapter takes both trainers too long
+    ("0.6B full", "256/4k/8"),
+)
 TIMED_TOKENS = 32  # sampled by each side to estimate the time of a whole step
-MAX_REPEATED_SECONDS = 60  # steps of both sides that together take longer are measured once
+MAX_REPEATED_SECONDS = 60  # if a step of each side takes longer than this in total, it is measured once
 # Both trainers compute the gradient of the same loss with bfloat16 autocast, in another order of sums.
 GRADIENT_TOLERANCE = 0.1
 
 
-# Steps of both trainers with 4k sampled tokens and an adapter would take longer than a part may.
-WHOLE_STEP_SHAPES = {("4B LoRA", "256/4k/8"): ("256/1k/8", ((256, 1024, 8), (8, 24, 4)))}
-
-
-def cases(machine: Machine) -> Cases:
-    """Return the cases, those that take the least time first."""
-    measures: Cases = {}
-    for shape, sizes in SHAPES.items():
-        for model in MODELS:
-            measures[f"{model}, {shape}, forward and backward"] = partial(
-                forward_backward, machine, model, machine.size(*sizes)
-            )
-    for shape, sizes in SHAPES.items():
-        for model in reversed(MODELS):
-            name, sampled = WHOLE_STEP_SHAPES.get((model, shape), (shape, sizes))
-            measures[f"{model}, {name}, whole step"] = partial(
-                whole_step, machine, model, machine.size(*sampled)
-            )
-    return measures
+def cases(bench: Bench) -> Cases:
+    """Return the cases, whole steps last, and the longest of them last."""
+    forward_backward_cases = {
+        f"{model}, {shape}, forward and backward": partial(
+            forward_backward, bench, model, bench.size(*SHAPES[shape])
+        )
+        for shape in FORWARD_BACKWARD_SHAPES
+        for model in MODELS
+    }
+    whole_step_cases = {
+        f"{model}, {shape}, whole step": partial(whole_step, bench, model, bench.size(*SHAPES[shape]))
+        for model, shape in WHOLE_STEPS
+    }
+    return forward_backward_cases | whole_step_cases
 
 
 @contextmanager
-def both_sides(
-    machine: Machine, model: str, shape: tuple[int, int, int]
-) -> Iterator[dict[str, SteppedTrainer]]:
+def both_sides(bench: Bench, model: str, shape: tuple[int, int, int]) -> Iterator[dict[str, SteppedTrainer]]:
     """Yield the trainers of TRL and rlkit, with the same weights."""
     with tempfile.TemporaryDirectory() as folder:
         sides = {
-            side: SteppedTrainer(
-                machine, side, model, shape, Path(folder) / side, gradient_checkpointing=True
-            )
+            side: SteppedTrainer(bench, side, model, shape, Path(folder) / side, gradient_checkpointing=True)
             for side in ("trl", "rlkit")
         }
         try:
@@ -70,11 +72,11 @@ def both_sides(
                 side.close()
 
 
-def forward_backward(machine: Machine, model: str, shape: tuple[int, int, int]) -> dict[str, Any]:
+def forward_backward(bench: Bench, model: str, shape: tuple[int, int, int]) -> dict[str, Any]:
     """Compare the loss and its gradient, on the same batch of random tokens."""
     prompt, completion, group = shape
-    with both_sides(machine, model, shape) as sides:
-        batch = random_batch(machine, [prompt], [completion] * group, group)
+    with both_sides(bench, model, shape) as sides:
+        batch = random_batch(bench, [prompt], [completion] * group, group)
         for side in sides.values():
             side.forward_backward(batch)
         error = gradient_error(sides["rlkit"].model, sides["trl"].model)
@@ -82,38 +84,36 @@ def forward_backward(machine: Machine, model: str, shape: tuple[int, int, int]) 
             side.clear()
         if not error < GRADIENT_TOLERANCE:
             raise AssertionError(f"the gradients differ by {error:.2g} of their norm")
-        measured = machine.alternate(
+        measured = bench.alternate(
             {name: partial(forward_backward_and_clear, side, batch) for name, side in sides.items()}
         )
     return {
         "shape": shape,
         "gradient_error": round(error, 4),
         **with_rates(measured, shape),
-        "ratio": ratio(measured, "trl", "rlkit"),
+        "speedup": speedup(measured, "trl", "rlkit"),
     }
 
 
-def whole_step(machine: Machine, model: str, shape: tuple[int, int, int]) -> dict[str, Any]:
+def whole_step(bench: Bench, model: str, shape: tuple[int, int, int]) -> dict[str, Any]:
     """Compare complete steps: sampling with transformers, rewards, loss, gradient and update."""
     prompt, completion, group = shape
-    with both_sides(machine, model, shape) as sides:
-        batch = random_batch(machine, [prompt], [completion] * group, group)
+    with both_sides(bench, model, shape) as sides:
+        batch = random_batch(bench, [prompt], [completion] * group, group)
         expected = 0.0
         for side in sides.values():
             side.step(batch)
             generate(side, batch, 1)
-            per_token = machine.seconds(partial(generate, side, batch, TIMED_TOKENS)) / TIMED_TOKENS
-            expected += per_token * completion + machine.seconds(partial(side.step, batch))
-        repeats = 1 if expected > MAX_REPEATED_SECONDS else min(machine.repeats, 2)
-        machine.require_seconds(expected * repeats)
-        measured = machine.alternate(
-            {name: side.step for name, side in sides.items()}, repeats, warm_up=False
-        )
+            per_token = bench.seconds(partial(generate, side, batch, TIMED_TOKENS)) / TIMED_TOKENS
+            expected += per_token * completion + bench.seconds(partial(side.step, batch))
+        repeats = 1 if expected > MAX_REPEATED_SECONDS else min(bench.repeats, 2)
+        bench.require_seconds(expected * repeats)
+        measured = bench.alternate({name: side.step for name, side in sides.items()}, repeats, warm_up=False)
     return {
         "shape": shape,
         "repeats": repeats,
         **with_rates(measured, shape),
-        "ratio": ratio(measured, "trl", "rlkit"),
+        "speedup": speedup(measured, "trl", "rlkit"),
     }
 
 
@@ -124,9 +124,14 @@ def forward_backward_and_clear(side: SteppedTrainer, batch: Any) -> None:
 
 
 def generate(side: SteppedTrainer, batch: Mapping[str, torch.Tensor], num_tokens: int) -> None:
-    """Sample a few tokens after each prompt of a batch, about as fast as both trainers do."""
-    with torch.no_grad(), side.trainer.accelerator.autocast():
-        side.trainer.accelerator.unwrap_model(side.model).generate(
+    """Sample tokens after each prompt of a batch, with the trainer's model and autocast."""
+    trainer = side.trainer
+    with (
+        torch.no_grad(),
+        trainer.accelerator.autocast(),
+        disable_gradient_checkpointing(trainer.model, trainer.args.gradient_checkpointing_kwargs),
+    ):
+        trainer.accelerator.unwrap_model(side.model).generate(
             input_ids=batch["prompt_ids"],
             attention_mask=batch["prompt_mask"],
             min_new_tokens=num_tokens,

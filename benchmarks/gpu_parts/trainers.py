@@ -11,7 +11,7 @@ from fixed_prompts import random_letters
 from grpo_step import close, make_trainer
 from peft import LoraConfig
 
-from gpu_parts.common import Machine, make_tokenizer
+from gpu_parts.common import Bench, make_tokenizer
 from rlkit.rollouts.types import Rollout
 from rlkit.training.step import collate
 
@@ -26,7 +26,7 @@ class SteppedTrainer:
     All weights are trained in float32 with bfloat16 autocast. An adapter's frozen weights are bfloat16.
 
     Args:
-        machine: Machine to run on.
+        bench: Bench to run on.
         side: Name of the trainer, "trl" or "rlkit".
         model_name: Key of `MODELS`.
         shape: Prompt tokens, completion tokens, rollouts per step.
@@ -36,7 +36,7 @@ class SteppedTrainer:
 
     def __init__(
         self,
-        machine: Machine,
+        bench: Bench,
         side: str,
         model_name: str,
         shape: tuple[int, int, int],
@@ -44,7 +44,7 @@ class SteppedTrainer:
         **settings: Any,
     ):
         name, lora = MODELS[model_name]
-        model = machine.model(name, torch.bfloat16 if lora else torch.float32)
+        model = bench.model(name, torch.bfloat16 if lora else torch.float32)
         tokenizer = make_tokenizer(model.config.vocab_size)
         adapter = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
         folder.mkdir()
@@ -58,7 +58,7 @@ class SteppedTrainer:
             shape,
             str(folder),
             adapter if lora else None,
-            use_cpu=machine.on_cpu,
+            use_cpu=bench.on_cpu,
             bf16=True,
             optim="adamw_torch_fused",
             **settings,
@@ -68,9 +68,11 @@ class SteppedTrainer:
         self.model, self.optimizer = trainer.accelerator.prepare(trainer.model, trainer.optimizer)
         trainer.model_wrapped = self.model
         self.model.train()
+        if trainer.args.gradient_checkpointing:  # as `train` does, which is not called here
+            trainer.model.gradient_checkpointing_enable(trainer.args.gradient_checkpointing_kwargs)
         trainer.current_gradient_accumulation_steps = 1
         self.loader = iter(trainer.get_train_dataloader())
-        machine.free()
+        bench.free()
 
     def sample(self) -> Any:
         """Sample and judge the rollouts of the next prompt, and return the batch of the loss."""
@@ -100,12 +102,12 @@ class SteppedTrainer:
 
 
 def random_batch(
-    machine: Machine, prompt_lengths: Sequence[int], completion_lengths: Sequence[int], group: int
+    bench: Bench, prompt_lengths: Sequence[int], completion_lengths: Sequence[int], group: int
 ) -> dict[str, Any]:
     """Return a batch of the loss with random tokens and advantages.
 
     Args:
-        machine: Machine to put the batch on.
+        bench: Bench to put the batch on.
         prompt_lengths: Tokens of each distinct prompt.
         completion_lengths: Tokens of each completion; `group` in a row share a prompt.
         group: Number of completions per prompt.
@@ -122,7 +124,7 @@ def random_batch(
         rollout = Rollout.single("", random_ids(length), False)
         rollout.prompt_ids = prompt
         rollouts.append(rollout)
-    batch = collate(rollouts, pad_token_id=0, device=machine.device, environment_mask=False)
-    batch["advantages"] = torch.randn(len(rollouts), generator=generator).to(machine.device)
+    batch = collate(rollouts, pad_token_id=0, device=bench.device, environment_mask=False)
+    batch["advantages"] = torch.randn(len(rollouts), generator=generator).to(bench.device)
     batch["num_items_in_batch"] = batch["completion_mask"].sum()
     return batch

@@ -373,7 +373,7 @@ class Session:
         try:
             lines.append(f"report: {build_report([self.directory.path])}")
         except UserError as error:  # plotly is not installed: the run itself is complete
-            lines.append(f"report: not written ({error}, then rlkit report {self.directory.path})")
+            lines.append(f"report: not written: {error} (afterwards: rlkit report {self.directory.path})")
         return "\n".join(lines)
 
 

@@ -56,8 +56,8 @@ class InverseCDFSampler(LogitsProcessor):
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Set the score of the selected token to infinity in scores (B, V)."""
-        # A CPU sums one token after the other, in double precision. A GPU sums in parallel: rounded to float32,
-        # sums in another order would leave an interval to tokens of probability 0.
+        # A CPU sums one token after the other, in double precision. A GPU sums in parallel. In float32, sums
+        # in another order would leave an interval to tokens of probability 0.
         dtype = torch.float64 if scores.is_cuda else torch.float32
         cumulative = scores.float().softmax(-1).cumsum(-1, dtype=dtype)
         total = cumulative[:, -1:]

@@ -27,5 +27,6 @@ def test_summary_without_plotly_says_how_to_write_the_report_later(monkeypatch, 
     summary = Session.summary(SimpleNamespace(directory=run_dir))
     assert summary.splitlines() == [
         f"model:  {run_dir.path / 'model'}",
-        f"report: not written (reports need plotly: pip install plotly, then rlkit report {run_dir.path})",
+        "report: not written: reports need plotly: pip install plotly "
+        f"(afterwards: rlkit report {run_dir.path})",
     ]

@@ -1,4 +1,7 @@
-"""`benchmarks/gpu.py` runs all of its parts on a CPU, and what it compares computes the same."""
+"""`benchmarks/gpu.py` runs all of its parts on a CPU, and what it compares computes the same.
+
+FlexAttention is not compiled here, and varlen attention is a loop: the part `attention` checks the kernels.
+"""
 
 import json
 import re
@@ -17,11 +20,11 @@ BENCHMARKS = ROOT / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import gpu  # noqa: E402
-from gpu_parts import attention, common, long, trainers  # noqa: E402
+from gpu_parts import attention, common, long, memory, trainers  # noqa: E402
 
 from rlkit.training import shared_prefix  # noqa: E402
 
-CPU = common.Machine(torch.device("cpu"), repeats=1, deadline=float("inf"))
+CPU = common.Bench(torch.device("cpu"), repeats=1, deadline=float("inf"))
 # Cases that a part measures; on a CPU, they have the same names.
 NUM_CASES = {"smoke": 5, "step": 12, "attention": 8, "long": 4, "generate": 2, "memory": 6, "rank": 2}
 
@@ -41,18 +44,23 @@ def test_part_measures_all_cases_on_a_cpu(part, tmp_path):
     assert len(cases) == NUM_CASES[part]
     # Some cases record the error of one side, so that the others are still measured.
     assert '"error":' not in json.dumps(cases)
+    if part == "attention":
+        for name, case in cases.items():
+            # FlexAttention has no backward pass on a CPU.
+            sides = set(attention.IMPLEMENTATIONS) - ({"flex"} if name.endswith("model") else set())
+            assert sides < case.keys()
     assert result[part]["machine"]["versions"]["torch"] == torch.__version__
 
 
-def run_cases(monkeypatch, out, cases, *options, commit="abc"):
+def run_cases(monkeypatch, out, cases, *options):
     """Run the script in this process with a part that has the given cases; return exit code and result."""
     part = type(sys)("gpu_parts.fake")
-    part.cases = lambda machine: cases
+    part.cases = lambda bench: cases
     monkeypatch.setitem(sys.modules, "gpu_parts.fake", part)
     monkeypatch.setitem(gpu.PARTS, "fake", "a part of this test")
     for name in ("PYTHONPATH", "CUDA_VISIBLE_DEVICES", "HF_HUB_OFFLINE", "TOKENIZERS_PARALLELISM"):
         monkeypatch.setenv(name, "")  # restores what the script sets
-    argv = ["gpu.py", "--cpu", "--part", "fake", "--out", str(out), "--commit", commit, *options]
+    argv = ["gpu.py", "--cpu", "--part", "fake", "--out", str(out), *options]
     monkeypatch.setattr(sys, "argv", argv)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(signal, "signal", lambda *_: None)
@@ -94,18 +102,17 @@ def test_missing_measures_cases_again_in_which_one_side_failed(monkeypatch, tmp_
     assert (exit_code, result) == (0, {"case": {"flex": {}}})
 
 
-@pytest.mark.parametrize(
-    ("options", "commit", "changed"), [(["--repeats", "9"], "abc", "repeats"), ([], "def", "commit")]
-)
-def test_missing_does_not_mix_measurements_of_other_code_or_settings(
-    monkeypatch, tmp_path, options, commit, changed
-):
+@pytest.mark.parametrize("changed", ["repeats", "source", "card"])
+def test_missing_does_not_mix_measurements_of_other_settings_code_or_cards(monkeypatch, tmp_path, changed):
     out = tmp_path / "gpu.json"
     run_cases(monkeypatch, out, {"good": dict})
-    before = out.read_text()
-    with pytest.raises(SystemExit, match=f"was measured with {changed}"):
-        run_cases(monkeypatch, out, {"good": dict}, "--missing", *options, commit=commit)
-    assert out.read_text() == before
+    result = json.loads(out.read_text())
+    place = result["fake"] if changed == "repeats" else result["fake"]["machine"]
+    place[changed] = "other"
+    out.write_text(json.dumps(result))
+    with pytest.raises(SystemExit, match=f"fake was measured with {changed} 'other', now"):
+        run_cases(monkeypatch, out, {"good": dict}, "--missing")
+    assert json.loads(out.read_text()) == result
 
 
 def test_case_that_outlasts_its_part_is_interrupted(tmp_path):
@@ -121,7 +128,7 @@ def endless():
                 pass
         except Exception:
             pass
-part.cases = lambda machine: {"endless": endless, "next": dict}
+part.cases = lambda bench: {"endless": endless, "next": dict}
 sys.modules["gpu_parts.fake"] = part
 gpu.PARTS["fake"] = ""
 raise SystemExit(gpu.main())
@@ -138,20 +145,25 @@ raise SystemExit(gpu.main())
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--cpu"], "give another file with --out"),
-        (["--cpu", "--out", "results/../results/gpu.json"], "give another file with --out"),
+        (["--cpu"], "set --out to another file"),
+        (["--cpu", "--out", "results/../results/gpu.json"], "set --out to another file"),
         (["--out", "OUT"], "there is no GPU; --cpu tries the parts"),
         (["--cpu", "--out", "OUT", "--repeats", "0"], "--repeats must be at least 1, not 0"),
-        (["--cpu", "--out", "OUT", "--minutes", "0"], "--minutes must be positive, not 0"),
+        (["--cpu", "--out", "OUT", "--minutes", "0"], "--minutes must be positive and finite, not 0"),
+        (["--cpu", "--out", "OUT", "--minutes", "nan"], "--minutes must be positive and finite, not nan"),
         (["--cpu", "--out", "/proc/nowhere/gpu.json"], "cannot write /proc/nowhere/gpu.json"),
         (["--cpu", "--out", "BROKEN"], "cannot read the result file"),
+        (["--cpu", "--out", "LIST"], "it is not a JSON object"),
     ],
 )
 def test_wrong_options_are_one_line_errors(monkeypatch, tmp_path, capsys, options, message):
-    (tmp_path / "broken.json").write_text("[]")
-    names = {"OUT": str(tmp_path / "gpu.json"), "BROKEN": str(tmp_path / "broken.json")}
+    (tmp_path / "list.json").write_text("[]")
+    (tmp_path / "broken.json").write_text("{")
+    names = {"OUT": "gpu.json", "BROKEN": "broken.json", "LIST": "list.json"}
     monkeypatch.chdir(BENCHMARKS)
-    monkeypatch.setattr(sys, "argv", ["gpu.py", *(names.get(option, option) for option in options)])
+    monkeypatch.setattr(
+        sys, "argv", ["gpu.py", *(str(tmp_path / names[o]) if o in names else o for o in options)]
+    )
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     for name in ("PYTHONPATH", "CUDA_VISIBLE_DEVICES", "HF_HUB_OFFLINE", "TOKENIZERS_PARALLELISM"):
@@ -175,15 +187,34 @@ def test_part_without_its_packages_names_the_script_that_collects_them(monkeypat
     [("qwen3-0.6b", 596), ("qwen3-4b", 4022), ("llama-3.2-1b", 1236), ("gemma-2b", 2506)],
 )
 def test_models_have_the_published_number_of_parameters(name, millions):
-    machine = common.Machine(torch.device("meta"), repeats=1, deadline=float("inf"))
+    machine = common.Bench(torch.device("meta"), repeats=1, deadline=float("inf"))
     assert round(machine.model(name).num_parameters() / 1e6) == millions
 
 
 def test_long_rows_have_16k_tokens():
+    for (prompts, completions), _ in long.ROWS.values():
+        assert sum(prompts) + sum(completions) == 16_384
 
-    assert [sum(prompts) + sum(completions) for (prompts, completions), _ in long.ROWS.values()] == [
-        16_384
-    ] * 2
+
+@pytest.mark.parametrize("model", trainers.MODELS)
+@pytest.mark.parametrize("side", ["trl", "rlkit"])
+def test_stepped_trainer_recomputes_activations(tmp_path, side, model):
+    """Trainers turn gradient checkpointing on in `train`, which a stepped trainer does not call."""
+    trainer = trainers.SteppedTrainer(
+        CPU, side, model, (8, 4, 4), tmp_path / "run", gradient_checkpointing=True
+    )
+    calls = []
+    layer = next(m for name, m in trainer.model.named_modules() if name.endswith("layers.0"))
+    layer.self_attn.register_forward_pre_hook(lambda *_: calls.append(1))
+    try:
+        trainer.forward_backward(trainers.random_batch(CPU, [8], [4] * 4, 4))
+    finally:
+        trainer.close()
+    assert len(calls) == 2
+
+
+def test_code_that_measures_memory_on_a_gpu_compiles():
+    compile(memory.TRAIN, "TRAIN", "exec")
 
 
 def test_tokenizer_has_one_token_per_ascii_character_and_decodes_every_id():
