@@ -32,7 +32,7 @@ NUM_STEPS = 5
 
 
 def cases(bench: Bench) -> Cases:
-    """Return a case per model and dtype, and one per run."""
+    """Return a case per model, and one per run."""
     shared: Cases = {f"{name}, shared prefix": partial(shared_prefix, bench, name) for name in MODELS}
     return shared | {
         "five steps of rlkit train": partial(five_steps, bench),
