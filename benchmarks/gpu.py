@@ -93,28 +93,24 @@ def describe_machine(on_cpu: bool, commit: str | None) -> dict[str, Any]:
     }
 
 
-def run_part(name: str, options: argparse.Namespace, results: dict[str, Any]) -> bool:
-    """Measure the cases of a part, write each to the result, and return whether none failed.
+def run_part(name: str, part: dict[str, Any], options: argparse.Namespace, results: dict[str, Any]) -> bool:
+    """Measure the cases that a part lacks, write each to the result, and return whether none failed.
 
     Args:
         name: Name of the part.
+        part: Entry of the part in the result, from `new_part`; the cases are added.
         options: Options of the command line.
-        results: Content of the result file, which is changed.
+        results: Content of the result file; the part is added.
     """
     import torch
     from gpu_parts.common import Bench, OutOfTime
 
     deadline = time.monotonic() + 60 * options.minutes
     bench = Bench(torch.device("cpu" if options.cpu else "cuda"), options.repeats, deadline)
-    part = {
-        "machine": describe_machine(options.cpu, options.commit),
-        "repeats": options.repeats,
-        "cases": kept_cases(name, options, results),
-    }
     try:
         cases = importlib.import_module(f"gpu_parts.{name}").cases(bench)
     except ModuleNotFoundError as error:
-        print(f"{name}: not measured: {error}; benchmarks/gpu_wheels.sh collects packages", file=sys.stderr)
+        print(f"{name}: not measured: {error}; see benchmarks/gpu_wheels.sh", file=sys.stderr)
         return False
     results[name] = part
     succeeded = True
@@ -143,22 +139,30 @@ def run_part(name: str, options: argparse.Namespace, results: dict[str, Any]) ->
     return succeeded
 
 
-def kept_cases(name: str, options: argparse.Namespace, results: dict[str, Any]) -> dict[str, Any]:
-    """Return the cases of an earlier run of a part that need not be measured again.
+def new_part(
+    name: str, machine: dict[str, Any], options: argparse.Namespace, results: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the entry of a part in the result, with `--missing` including its earlier cases without errors.
 
     Raises:
-        SystemExit: They were measured differently, so that the part would mix results.
+        SystemExit: The earlier cases were measured differently, so that the part would mix results.
     """
+    part = {"machine": machine, "repeats": options.repeats, "cases": {}}
     if not options.missing or name not in results:
-        return {}
-    part = results[name]
-    now = describe_machine(options.cpu, options.commit) | {"repeats": options.repeats}
-    before = part["machine"] | {"repeats": part["repeats"]}
+        return part
+    now = machine | {"repeats": options.repeats}
+    before = results[name]["machine"] | {"repeats": results[name]["repeats"]}
     changed = [key for key in now if key not in ("date", "commit") and now[key] != before.get(key)]
     if changed:
         differences = "; ".join(f"{key} {before.get(key)!r}, now {now[key]!r}" for key in changed)
-        raise SystemExit(f"gpu.py: error: --missing: {name} was measured with {differences}")
-    return {case: outcome for case, outcome in part["cases"].items() if not has_error(outcome)}
+        raise SystemExit(
+            f"gpu.py: error: --missing: {name} was measured with {differences}; "
+            "drop --missing to measure all of its cases, or set --out to another file"
+        )
+    part["cases"] = {
+        case: outcome for case, outcome in results[name]["cases"].items() if not has_error(outcome)
+    }
+    return part
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -172,7 +176,9 @@ def load(path: Path) -> dict[str, Any]:
         reason = "it is not a JSON object"
     except (OSError, ValueError) as error:
         reason = str(error)
-    raise SystemExit(f"gpu.py: error: cannot read the result file {path}: {reason}; give another with --out")
+    raise SystemExit(
+        f"gpu.py: error: cannot read the result file {path}: {reason}; set --out to another file"
+    )
 
 
 def save(path: Path, results: dict[str, Any]) -> None:
@@ -197,7 +203,8 @@ def _out_of_time(*_: object) -> None:
 
 
 def _terminate(*_: object) -> None:
-    raise SystemExit(128 + signal.SIGTERM)  # as an exception, it also ends the runs that a part has started
+    # An exception, so that the runs that a part has started are killed, too.
+    raise SystemExit(128 + signal.SIGTERM)
 
 
 def main() -> int:
@@ -228,9 +235,7 @@ def main() -> int:
     if options.cpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         if options.out.resolve() == RESULT:
-            parser.error(
-                "--cpu runs tiny sizes, whose numbers do not belong there: set --out to another file"
-            )
+            parser.error("the numbers of --cpu do not belong in results/gpu.json: set --out to another file")
     import torch
 
     if not options.cpu and not torch.cuda.is_available():
@@ -238,10 +243,11 @@ def main() -> int:
     signal.signal(signal.SIGALRM, _out_of_time)
     signal.signal(signal.SIGTERM, _terminate)
     results = load(options.out)
-    save(options.out, results)  # now, not after minutes on the GPU, the file turns out not to be writable
-    for name in options.part:
-        kept_cases(name, options, results)  # raises an error before the first part takes its minutes
-    succeeded = [run_part(name, options, results) for name in options.part]
+    # An unwritable file and results that must not be mixed are errors now, not after minutes on the GPU.
+    save(options.out, results)
+    machine = describe_machine(options.cpu, options.commit)
+    parts = {name: new_part(name, machine, options, results) for name in options.part}
+    succeeded = [run_part(name, part, options, results) for name, part in parts.items()]
     return 0 if all(succeeded) else 1
 
 

@@ -48,21 +48,21 @@ def cases(bench: Bench) -> Cases:
     folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
 
     @cache
-    def saved(model: str) -> Path:
+    def model_folder(model: str) -> Path:
         path = Path(folder.name) / model
         save_model(bench, model, path)
         return path
 
-    return {name: partial(measure, bench, saved, Path(folder.name), name) for name in RUNS}
+    return {name: partial(measure, bench, model_folder, Path(folder.name), name) for name in RUNS}
 
 
-def measure(bench: Bench, saved: Callable[[str], Path], folder: Path, name: str) -> dict[str, Any]:
+def measure(bench: Bench, model_folder: Callable[[str], Path], folder: Path, name: str) -> dict[str, Any]:
     """Compare the predicted with the measured peak of two steps."""
     model, shape, keys = RUNS[name]
     shape = bench.size(shape, TINY_SHAPE)
     output = folder / "run"
     shutil.rmtree(output, ignore_errors=True)  # the last run
-    argv = train_argv(bench, saved(model), output, shape=shape, max_steps=2, **keys)
+    argv = train_argv(bench, model_folder(model), output, shape=shape, max_steps=2, **keys)
     bench.free()  # this process has built the model
     result: dict[str, Any] = {"model": model, "shape": shape, "keys": keys}
     if bench.on_cpu:
@@ -70,10 +70,11 @@ def measure(bench: Bench, saved: Callable[[str], Path], folder: Path, name: str)
     else:
         free, total = torch.cuda.mem_get_info()  # this process has a CUDA context, too
         measured = json.loads(run(argv, code=TRAIN).rpartition("measured")[2])
-        outside = measured["taken"] - (total - free) - measured["reserved"]  # CUDA context and workspaces
-        peak = measured["reserved_peak"] + outside
+        # CUDA context and workspaces of the run
+        non_allocator = measured["taken"] - (total - free) - measured["reserved"]
+        peak = measured["reserved_peak"] + non_allocator
         result["tensors_peak_gib"] = round(measured["tensors_peak"] / GIB, 2)
-        result["non_allocator_gib"] = round(outside / GIB, 2)
+        result["non_allocator_gib"] = round(non_allocator / GIB, 2)
     predicted = memory_plan.predict(argv, on_cpu=bench.on_cpu)
     return result | {
         "measured_gib": round(peak / GIB, 2),

@@ -103,13 +103,15 @@ def make_encoder(bench: Bench, name: str) -> Any:
         return SentenceTransformer(folder, device=str(bench.device)).train()
 
 
-def stepper(bench: Bench, model: torch.nn.Module, loss_of: Callable[[], torch.Tensor]) -> Callable[[], None]:
+def stepper(
+    bench: Bench, model: torch.nn.Module, compute_loss: Callable[[], torch.Tensor]
+) -> Callable[[], None]:
     """Return a function that runs a step with bfloat16 autocast and AdamW."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
 
     def step() -> None:
         with torch.autocast(bench.device.type, torch.bfloat16):
-            loss = loss_of()
+            loss = compute_loss()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -28,7 +28,7 @@ def train_argv(
     """Return the arguments of `rlkit train` for a run without evaluations.
 
     Args:
-        bench: Bench to run on.
+        bench: Device of the run.
         model: Folder of the model.
         output: Run directory.
         shape: Prompt tokens, completion tokens, rollouts per prompt. All completions have this length.

@@ -26,7 +26,7 @@ class SteppedTrainer:
     All weights are trained in float32 with bfloat16 autocast. An adapter's frozen weights are bfloat16.
 
     Args:
-        bench: Bench to run on.
+        bench: Device, and whether the sizes are tiny.
         side: Name of the trainer, "trl" or "rlkit".
         model_name: Key of `MODELS`.
         shape: Prompt tokens, completion tokens, rollouts per step.
@@ -107,7 +107,7 @@ def random_batch(
     """Return a batch of the loss with random tokens and advantages.
 
     Args:
-        bench: Bench to put the batch on.
+        bench: Device of the batch.
         prompt_lengths: Tokens of each distinct prompt.
         completion_lengths: Tokens of each completion; `group` in a row share a prompt.
         group: Number of completions per prompt.

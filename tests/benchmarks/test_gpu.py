@@ -107,8 +107,8 @@ def test_missing_does_not_mix_measurements_of_other_settings_code_or_cards(monke
     out = tmp_path / "gpu.json"
     run_cases(monkeypatch, out, {"good": dict})
     result = json.loads(out.read_text())
-    place = result["fake"] if changed == "repeats" else result["fake"]["machine"]
-    place[changed] = "other"
+    section = result["fake"] if changed == "repeats" else result["fake"]["machine"]
+    section[changed] = "other"
     out.write_text(json.dumps(result))
     with pytest.raises(SystemExit, match=f"fake was measured with {changed} 'other', now"):
         run_cases(monkeypatch, out, {"good": dict}, "--missing")
@@ -166,6 +166,7 @@ def test_wrong_options_are_one_line_errors(monkeypatch, tmp_path, capsys, option
     )
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # the test must pass on a GPU machine, too
     for name in ("PYTHONPATH", "CUDA_VISIBLE_DEVICES", "HF_HUB_OFFLINE", "TOKENIZERS_PARALLELISM"):
         monkeypatch.setenv(name, "")
     with pytest.raises(SystemExit) as error:
@@ -187,8 +188,8 @@ def test_part_without_its_packages_names_the_script_that_collects_them(monkeypat
     [("qwen3-0.6b", 596), ("qwen3-4b", 4022), ("llama-3.2-1b", 1236), ("gemma-2b", 2506)],
 )
 def test_models_have_the_published_number_of_parameters(name, millions):
-    machine = common.Bench(torch.device("meta"), repeats=1, deadline=float("inf"))
-    assert round(machine.model(name).num_parameters() / 1e6) == millions
+    bench = common.Bench(torch.device("meta"), repeats=1, deadline=float("inf"))
+    assert round(bench.model(name).num_parameters() / 1e6) == millions
 
 
 def test_long_rows_have_16k_tokens():
@@ -213,8 +214,12 @@ def test_stepped_trainer_recomputes_activations(tmp_path, side, model):
     assert len(calls) == 2
 
 
-def test_code_that_measures_memory_on_a_gpu_compiles():
+def test_code_that_measures_memory_on_a_gpu_calls_functions_that_exist():
+    """It cannot run here: its numbers are those of a GPU."""
     compile(memory.TRAIN, "TRAIN", "exec")
+    functions = re.findall(r"torch\.cuda\.(\w+)\(", memory.TRAIN)
+    assert [name for name in functions if not callable(getattr(torch.cuda, name, None))] == []
+    assert "mem_get_info" in functions
 
 
 def test_tokenizer_has_one_token_per_ascii_character_and_decodes_every_id():
