@@ -13,11 +13,13 @@ from typing import Any
 
 from rlkit.errors import UserError
 from rlkit.retrieval.reading import read_rows
-from rlkit.rewards.boxed import equivalent, is_readable, last_box, read_integer
+from rlkit.rewards.boxed import equivalent, last_box, read_integer, why_unreadable
 
 PROBLEM_COLUMNS = ("problem", "question", "prompt", "input")
 ANSWER_COLUMNS = ("answer", "final_answer", "expected_answer", "solution")
 BAD_ROWS = ("error", "drop")
+
+NUM_EXAMPLES = 3  # of answers that cannot be compared, in a message
 
 _FINAL_MARKER = "####"  # GSM8K: the final answer follows it
 _CALCULATOR = re.compile(r"<<[^<>]*>>")  # GSM8K: annotations such as <<48/2=24>>
@@ -125,6 +127,25 @@ class Source:
                 conflicting.add(key)
         return [problem for key, problem in first_rows.items() if key not in conflicting]
 
+    def comparable(self, problems: Sequence[Problem], comparison: str) -> list[Problem]:
+        """Return the problems whose answers completions can be compared with.
+
+        Raises:
+            UserError: Some cannot, unless `bad_rows` is "drop". Training on such a problem would give every
+                completion the reward 0.
+        """
+        reasons = {problem.row: why_incomparable(problem.answer, comparison) for problem in problems}
+        rejected = [problem for problem in problems if reasons[problem.row] is not None]
+        if rejected:
+            examples = "; ".join(
+                f"row {problem.row}, {problem.answer[:60]!r} ({reasons[problem.row]})"
+                for problem in rejected[:NUM_EXAMPLES]
+            )
+            self.reject_row(
+                f"{self.dataset}: {len(rejected)} of {len(problems)} answers cannot be compared: {examples}"
+            )
+        return [problem for problem in problems if reasons[problem.row] is None]
+
     def reject_row(self, message: str) -> None:
         """Raise `UserError` about an unusable row, or log a warning if `bad_rows` is "drop"."""
         if self.bad_rows == "error":
@@ -180,9 +201,11 @@ def shuffled(problems: Iterable[Problem], seed: int) -> list[Problem]:
     return sorted(problems, key=lambda p: hashlib.sha256(f"{seed} {p.task_id}".encode()).digest())
 
 
-def is_comparable(answer: str, comparison: str) -> bool:
-    r"""Return whether completions can be compared with an answer: it parses, also inside `\boxed{}`."""
+def why_incomparable(answer: str, comparison: str) -> str | None:
+    r"""Return why completions cannot be compared with an answer, or None if they can."""
     # An answer with unbalanced braces would not survive the box.
     if last_box(f"\\boxed{{{answer}}}") != answer:
-        return False
-    return read_integer(answer) is not None if comparison == "integer" else is_readable(answer)
+        return r"its braces are not balanced, or it contains \boxed"
+    if comparison == "integer":
+        return None if read_integer(answer) is not None else "not an integer"
+    return why_unreadable(answer)

@@ -16,7 +16,7 @@ answer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -32,7 +32,7 @@ from rlkit.envs.math.arithmetic import (
     solve,
     split_of,
 )
-from rlkit.envs.math.data import BAD_ROWS, Problem, Source, content_id, is_comparable, shuffled
+from rlkit.envs.math.data import BAD_ROWS, Problem, Source, content_id, shuffled
 from rlkit.envs.math.prompts import BUDGETS, STYLES, draw_budget, write_prompt
 from rlkit.errors import UserError, check_choice
 from rlkit.rewards import boxed
@@ -167,7 +167,8 @@ class MathEnvironment(Environment):
         if n is not None:
             check_integer("n", n, 1, 10**9)
         if self.source:
-            rows = list(islice(self._dataset_rows(self.source, split, seed), n))
+            problems = islice(shuffled(self._splits[split], seed), n)
+            rows = [self._row(p.text, p.answer, p.solution, p.extra) for p in problems]
             if len(rows) < (n or 1):
                 raise UserError(
                     f"split {split!r} of {self.source.dataset} has {len(rows)} problems, but n is {n or 1}"
@@ -190,21 +191,12 @@ class MathEnvironment(Environment):
         solution = solve(calculation, self.solution_style)
         return self._row(problem, str(calculation.value()), solution, extra)
 
-    def _dataset_rows(self, source: Source, split: str, seed: int) -> Iterator[dict[str, Any]]:
-        # Answers are checked here, lazily, because parsing one takes milliseconds.
-        for problem in shuffled(self._splits[split], seed):
-            if is_comparable(problem.answer, self.comparison):
-                yield self._row(problem.text, problem.answer, problem.solution, problem.extra)
-            else:
-                source.reject_row(
-                    f"{problem.location}: the answer {problem.answer[:60]!r} cannot be compared"
-                )
-
     @cached_property
     def _splits(self) -> dict[str, list[Problem]]:
         # By the text with normalized whitespace, as duplicates are detected: both copies get the same split.
         splits: dict[str, list[Problem]] = {split: [] for split in SPLITS}
-        for problem in self.source.problems() if self.source else []:
+        problems = self.source.comparable(self.source.problems(), self.comparison) if self.source else []
+        for problem in problems:
             splits[split_of(" ".join(problem.text.split()), self.fractions)].append(problem)
         return splits
 

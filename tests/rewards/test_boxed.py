@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlkit.rewards.boxed import box_format, correct, equivalent, is_readable, last_box, read_integer
-from rlkit.rewards.expressions import estimate_digits, parse_latex
+from rlkit.rewards.boxed import box_format, correct, is_readable, last_box, read_integer
 from rlkit.scoring import RewardRunner
 
 
@@ -29,8 +28,10 @@ from rlkit.scoring import RewardRunner
         (r"\boxed{5}}", "5"),
         (r"\boxed{}", ""),
         (r"\boxed{a\\}", r"a\\"),
-        (r"\boxed 5", None),
-        (r"\fbox{5}", None),
+        (r"\boxed 5.", "5"),
+        (r"\boxed {5}", "5"),
+        (r"\fbox{5}", "5"),
+        (r"\boxed", None),
         ("42", None),
         ("", None),
     ],
@@ -146,10 +147,17 @@ def test_correct_reads_only_the_last_box():
     assert correct("42", "42") == 0.0
 
 
-@pytest.mark.parametrize("text", ["7 + 35", "x = 42", "42.0", r"\frac{84}{2}", "42 apples", "", "4 2"])
+@pytest.mark.parametrize("text", ["7 + 35", "x = 42", "42.5", r"\frac{84}{2}", "42 or 43", "", "4 2", "42_8"])
 def test_integer_comparison_requires_an_integer_literal(text):
     assert correct(rf"\boxed{{{text}}}", "42", "integer") == 0.0
     assert correct(r"\boxed{42}", "42", "integer") == correct(r"\boxed{ 42. }", "42", "integer") == 1.0
+
+
+@pytest.mark.parametrize(
+    "text", ["42.00", r"42\%", r"42\text{ dollars}", r"\$42", "42 apples", r"\text{42}", "**42**", "+42"]
+)
+def test_integer_comparison_ignores_units_and_zeros(text):
+    assert correct(rf"\boxed{{{text}}}", "42", "integer") == correct(r"\boxed{42}", text, "integer") == 1.0
 
 
 @settings(max_examples=300, deadline=None)
@@ -208,19 +216,23 @@ HUGE = [
 
 
 @pytest.mark.parametrize("text", HUGE)
-def test_correct_rejects_huge_expressions_fast(text):
-    parse_latex("1")  # imports math-verify before the clock starts
-    start = time.monotonic()
+def test_correct_rejects_huge_expressions(text):
     assert correct(rf"\boxed{{{text}}}", "5") == correct(rf"\boxed{{{text}}}", r"\sqrt{x}") == 0.0
-    assert time.monotonic() - start < 5
+
+
+def cpu_time(n, part):
+    times = []
+    for _ in range(3):
+        start = time.process_time()
+        correct(part * n + r"\boxed{1}" + "}" * n, "7")
+        correct(r"\boxed{" + part * n + "}", r"\text{seven}")
+        times.append(time.process_time() - start)
+    return min(times)
 
 
 @pytest.mark.parametrize("part", [r"\boxed{", "\\", "{", r"\boxed{1} ", "1 ", "1,", "~", "=", "((", "}"])
 def test_correct_takes_linear_time(part):
-    start = time.monotonic()
-    correct(part * 20_000 + r"\boxed{1}" + "}" * 20_000, "7")
-    correct(r"\boxed{" + part * 20_000 + "}", r"\text{seven}")
-    assert time.monotonic() - start < 5
+    assert cpu_time(40_000, part) < max(20 * cpu_time(5_000, part), 0.1)
 
 
 def test_correct_rejects_huge_expressions_in_a_reward_process():
@@ -242,19 +254,17 @@ def test_correct_works_in_another_thread():
     assert rewards == [1.0, 0.0, 0.0]
 
 
-def test_equivalent_is_false_if_sympy_fails(monkeypatch):
-    def fail(*_):
-        raise RecursionError
-
-    monkeypatch.setattr("rlkit.rewards.boxed.same_value", fail)
-    assert equivalent(r"\frac{1}{2}", "0.5") is False
-
-
-def test_estimate_digits_bounds_the_value():
-    assert 31 <= estimate_digits(parse_latex("2^{100}")) < 100
-    assert estimate_digits(parse_latex("1000")) == pytest.approx(3, abs=0.1)
-    assert parse_latex("2^{2020}") is not None
-    assert parse_latex("2^{200000}") is None
+@pytest.mark.parametrize(
+    ("completion", "reward"),
+    [
+        (r"<think> maybe \boxed{42} hmm", 0.0),
+        (r"<think> \boxed{41}? </think> \boxed{42}", 1.0),
+        (r"\boxed{41}? </think> It is \boxed{42}", 1.0),
+        (r"<think> \boxed{42} </think> It is 42.", 0.0),
+    ],
+)
+def test_correct_reads_what_follows_the_thoughts(completion, reward):
+    assert correct(completion, "42") == correct(completion, "42", "integer") == reward
 
 
 @pytest.mark.parametrize(
@@ -265,7 +275,7 @@ def test_is_readable_accepts_answers_that_equal_themselves(answer):
 
 
 @pytest.mark.parametrize(
-    "answer", ["", ".", r"\frac{", HUGE[0], r"\begin{x}", r"\frac{0}{0}", "x+" * 200 + "x"]
+    "answer", ["", ".", r"\frac{", HUGE[0], r"\begin{x}", r"\frac{0}{0}", "x+" * 2000 + "x"]
 )
 def test_is_readable_rejects_answers_that_cannot_be_compared(answer):
     assert not is_readable(answer)

@@ -138,19 +138,31 @@ BAD = [
     ({"problem": "2 + 2?", "answer": ["4"]}, "row 2: column 'answer' has no answer"),
     ({"problem": "2 + 2?"}, "row 2: column 'answer' has no answer"),
     ({"problem": "2 + 2?", "answer": r"\boxed{4"}, "row 2: column 'answer' has no answer"),
-    ({"problem": "2 + 2?", "answer": r"\frac{"}, "row 2: the answer .* cannot be compared"),
-    ({"problem": "2 + 2?", "answer": "9^{9^{9^{9}}}"}, "row 2: the answer .* cannot be compared"),
+    ({"problem": "2 + 2?", "answer": r"\frac{"}, "1 of 2 answers cannot be compared: row 2, .* braces"),
+    ({"problem": "2 + 2?", "answer": "9^{9^{9^{9}}}"}, "1 of 2 answers .* row 2, .* no value"),
 ]
 
 
 @pytest.mark.parametrize(("row", "message"), BAD)
 def test_bad_row_raises_or_is_dropped(jsonl, row, message, caplog):
     arguments = {"dataset": jsonl([GOOD, row]), "fractions": [1, 0, 0]}
-    with pytest.raises(UserError, match=f"data.jsonl, {message}.*set bad_rows to 'drop'"):
+    with pytest.raises(UserError, match=f"data.jsonl[,:] {message}.*set bad_rows to 'drop'"):
         MathEnvironment(**arguments).tasks("train")
     with caplog.at_level(logging.WARNING):
         assert len(MathEnvironment(**arguments, bad_rows="drop").tasks("train")) == 1
     assert "dropped" in caplog.text and "row 2" in caplog.text
+
+
+def test_answers_that_cannot_be_compared_are_counted_with_three_examples(jsonl, caplog):
+    bad = [{"problem": f"{i}?", "answer": rf"\frac{{{i}}}{{0}}"} for i in range(5)]
+    dataset = jsonl([*ROWS, *bad])
+    with pytest.raises(UserError, match=r"5 of 504 answers cannot be compared: row 500, .*row 502") as error:
+        MathEnvironment(dataset=dataset).tasks("train", 1)
+    assert "row 503" not in str(error.value)
+    with caplog.at_level(logging.WARNING):
+        environment = MathEnvironment(dataset=dataset, bad_rows="drop")
+        assert sum(len(environment.tasks(split)) for split in SPLITS) == len(ROWS)
+    assert caplog.text.count("5 of 504 answers cannot be compared") == 1
 
 
 def test_duplicates_are_dropped_and_conflicts_raise(jsonl):
