@@ -4,8 +4,8 @@ The task is Q2ID's (arXiv 2008.10889), which compares the words of a description
 intent by what it separates is our own idea.
 
 The rewards read `turns`: the environment adds to the model's turn `ranking`, the ids of the pool's documents
-by how well they fit the description, and `intent`, the description itself. A turn without them contains no
-description and scores 0.
+by how well they fit the description, `intent`, the description itself, and `terms`, its distinct words as
+BM25 sees them. A turn without them contains no description and scores 0.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from rlkit.rewards.retrieval import measure
 
 Turns = Sequence[Mapping[str, Any]]
 NGRAM_LENGTH = 4  # words: a shared sequence of this length is no coincidence
+FREE_TERMS = 6  # distinctive terms of the relevant snippets that a description can use at no cost
+EXCESS_TERMS = 4  # with this number of additional ones, a description counts as a full copy
 _WORD = re.compile(r"\w+")
 
 
@@ -40,13 +42,27 @@ def separation(turns: Turns, relevant: Sequence[str], pool: Sequence[str]) -> fl
     return max(0.0, (average_precision - worst) / (1 - worst))
 
 
-def copied(turns: Turns, snippets: Sequence[str]) -> float:
-    """Return the fraction of the description's 4-grams that occur in a snippet, in [0, 1]. A metric."""
-    ngrams = list(_ngrams(last_turn(turns).get("intent", "")))
-    if not ngrams:
-        return 0.0
-    snippet_ngrams = {ngram for snippet in snippets for ngram in _ngrams(snippet)}
-    return sum(ngram in snippet_ngrams for ngram in ngrams) / len(ngrams)
+def copied(turns: Turns, snippets: Sequence[str], distinctive_terms: Sequence[str]) -> float:
+    """Return how much of the description is copied from the snippets, in [0, 1]. A metric.
+
+    This is the larger of two values:
+
+    * the fraction of the description's 4-grams that occur in a snippet;
+    * (n - `FREE_TERMS`) / `EXCESS_TERMS`, clipped to [0, 1], with n the number of the description's distinct
+      terms that are distinctive. BM25 ignores the order of words, so a sorted or shuffled copy ranks as well
+      as a literal one. This is a number and not a fraction, because words that occur in no document dilute a
+      fraction and cost nothing.
+
+    Args:
+        turns: Messages after the prompt; the model's last turn has the `intent` and its `terms`.
+        snippets: Snippets in the prompt.
+        distinctive_terms: Terms of the relevant snippets that are neither in the query nor in an irrelevant
+            snippet.
+    """
+    turn = last_turn(turns)
+    num_distinctive = len(set(distinctive_terms).intersection(turn.get("terms", ())))
+    excess = (num_distinctive - FREE_TERMS) / EXCESS_TERMS
+    return max(_copied_ngrams(turn.get("intent", ""), snippets), min(max(excess, 0.0), 1.0))
 
 
 def own_words(
@@ -54,6 +70,8 @@ def own_words(
     relevant: Sequence[str],
     pool: Sequence[str],
     snippets: Sequence[str],
+    distinctive_terms: Sequence[str],
+    *,
     copy_price: float = 1.0,
 ) -> float:
     """Return `separation` minus `copy_price` times `copied`, but at least 0.
@@ -66,7 +84,17 @@ def own_words(
     """
     if copy_price < 0:
         raise ValueError(f"copy_price must not be negative, but it is {copy_price}")
-    return max(0.0, separation(turns, relevant, pool) - copy_price * copied(turns, snippets))
+    price = copy_price * copied(turns, snippets, distinctive_terms)
+    return max(0.0, separation(turns, relevant, pool) - price)
+
+
+def _copied_ngrams(description: str, snippets: Sequence[str]) -> float:
+    """Return the fraction of the description's 4-grams that occur in a snippet."""
+    ngrams = list(_ngrams(description))
+    if not ngrams:
+        return 0.0
+    snippet_ngrams = {ngram for snippet in snippets for ngram in _ngrams(snippet)}
+    return sum(ngram in snippet_ngrams for ngram in ngrams) / len(ngrams)
 
 
 def _ngrams(text: str) -> Iterator[tuple[str, ...]]:

@@ -24,7 +24,7 @@ PACKAGE = Path(__file__).parent
 # The environments that come with rlkit, by id.
 ENVIRONMENTS = {
     "causal-v1": "rlkit.envs.causal:CausalEnvironment",
-    "intent-v2": "rlkit.envs.ranking:IntentEnvironment",
+    "intent-v3": "rlkit.envs.ranking:IntentEnvironment",
     "math-v1": "rlkit.envs.math:MathEnvironment",
     "navigate-v2": "rlkit.envs.ranking:NavigateEnvironment",
     "query-v2": "rlkit.envs.ranking:QueryEnvironment",

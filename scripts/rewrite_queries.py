@@ -31,6 +31,7 @@ from rlkit.envs.ranking.rewriting import (
     clean_keywords,
     ensemble,
     leakage,
+    word_leakage,
 )
 from rlkit.errors import UserError
 from rlkit.evaluation.rankings import as_evaluation
@@ -39,6 +40,7 @@ from rlkit.retrieval.collections.load import load_collection
 from rlkit.retrieval.evaluate import score_rankings, write_trec_run
 from rlkit.retrieval.queries import JudgedQuery, documents_by_id, judged_queries, truncate_words
 from rlkit.retrieval.retrievers import open_retriever, retrieve
+from rlkit.rewards.thinking import after_thinking
 from rlkit.rollouts.text_generation import BACKENDS, TextModel, load_text_model
 
 METHODS = ("ensemble", "fusion", "context")
@@ -55,7 +57,7 @@ def generate(model: TextModel, prompts: Sequence[str], seed: int) -> list[str]:
         for generation in model.generate(messages, [seed + start + i for i in range(len(batch))]):
             if generation.error is not None:
                 raise UserError(f"{model.name} failed to generate text: {generation.error}")
-            replies.append(generation.text)
+            replies.append(after_thinking(generation.text))
     return replies
 
 
@@ -72,11 +74,11 @@ def generate_keywords(model: TextModel, queries: Sequence[JudgedQuery], seed: in
 
 def rewrite_with_context(
     model: TextModel, queries: Sequence[JudgedQuery], collection: Collection, seed: int
-) -> tuple[dict[str, str], float]:
+) -> tuple[dict[str, str], float, float]:
     """Rewrite each query with a document of its highest grade in the prompt.
 
     Returns:
-        The new queries by query id, and the mean leakage.
+        The new queries by query id, the mean leakage of trigrams and that of words.
     """
     best_ids = {query.id: max(query.grades, key=query.grades.__getitem__) for query in queries}
     documents = documents_by_id(collection, best_ids.values())
@@ -90,8 +92,12 @@ def rewrite_with_context(
     rewritten: dict[str, str] = {}
     for query, reply in zip(queries, generate(model, prompts, seed), strict=True):
         rewritten[query.id] = " ".join(reply.split()) or query.text  # an empty reply keeps the query
-    leakages = [leakage(rewritten[query.id], query.text, texts[query.id]) for query in queries]
-    return rewritten, float(np.mean(leakages))
+    leaks = [
+        [measure(rewritten[query.id], query.text, texts[query.id]) for measure in (leakage, word_leakage)]
+        for query in queries
+    ]
+    mean_leakage, mean_word_leakage = np.mean(leaks, axis=0)
+    return rewritten, float(mean_leakage), float(mean_word_leakage)
 
 
 def rank(collection: Collection, retriever: str, queries: dict[str, list[str]], depth: int) -> dict[str, Any]:
@@ -154,11 +160,14 @@ def main() -> int:
     )
     query_texts: dict[str, list[str]] = {}
     if options.method == "context":
-        rewritten, mean_leakage = rewrite_with_context(model, queries, collection, options.seed)
+        rewritten, mean_leakage, mean_word_leakage = rewrite_with_context(
+            model, queries, collection, options.seed
+        )
         save_collection(options.to, Path(options.collection), rewritten)
         print(
             f"leakage {mean_leakage:.3f}: share of the new queries' trigrams that only the document contains"
         )
+        print(f"word leakage {mean_word_leakage:.3f}: share of their new words that the document contains")
         query_texts = {query_id: [text] for query_id, text in rewritten.items()}
     else:
         keywords = generate_keywords(model, queries, options.seed)

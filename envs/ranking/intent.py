@@ -1,9 +1,9 @@
-"""`intent-v2`: describe the intent of a searcher from relevant and irrelevant documents (Q2ID).
+"""`intent-v3`: describe the intent of a searcher from relevant and irrelevant documents (Q2ID).
 
 The model sees a query with a few relevant and irrelevant snippets and writes a description of the intent. To
 score the description, a scorer ranks the documents of the prompt, and up to the same number of documents that
 the model has not seen, by how well they fit it. The reward is the average precision of the relevant documents
-minus a price for copying from the snippets.
+minus a price for copying from the snippets, in their order or in any other.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from rlkit.environment import Environment, Reply, Turn
 from rlkit.envs.ranking.scoring import Scorer, open_scorer
 from rlkit.errors import UserError, check_integer
 from rlkit.retrieval.documents import Document, EngineError, Query, SearchEngine, full_text
+from rlkit.retrieval.engines.bm25 import terms
 from rlkit.retrieval.queries import (
     JudgedQuery,
     documents_by_id,
@@ -27,6 +28,8 @@ from rlkit.retrieval.queries import (
 )
 from rlkit.retrieval.retrievers import open_retriever, search_depth, top_documents
 from rlkit.rewards import intent
+from rlkit.rewards.tags import tag_contents
+from rlkit.rewards.thinking import after_thinking
 
 if TYPE_CHECKING:
     import datasets
@@ -37,7 +40,6 @@ _PROMPT = (
     "they were looking for, so that relevant documents can be told from irrelevant ones. Write the "
     "description between <intent> and </intent>."
 )
-_INTENT = re.compile(r"<intent>(.*?)</intent>", re.DOTALL)
 _WORD = re.compile(r"\w+")
 DEPTH = 100  # number of the query's results that irrelevant documents are taken from
 
@@ -59,7 +61,7 @@ class IntentEnvironment(Environment):
         UserError: An argument is invalid.
     """
 
-    id = "intent-v2"
+    id = "intent-v3"
     metric = "separation"
     max_turns = 2  # not 1: `respond` must see the model's turn to rank by it, and then ends the rollout
     rewards: Mapping[str, Any] = {
@@ -102,7 +104,8 @@ class IntentEnvironment(Environment):
         """Return the first `n` queries of a split for which the retriever finds an irrelevant document.
 
         Columns: `prompt`, `task_id`, `split`, `query_id`, `query`, `snippets` (those in the prompt), `pool`
-        (ids of the documents to rank, irrelevant ones first), `texts` (of the pool), `relevant` (ids).
+        (ids of the documents to rank, irrelevant ones first), `texts` (of the pool), `relevant` (ids),
+        `distinctive_terms` (of the relevant snippets; see `rlkit.rewards.intent.copied`).
 
         Raises:
             UserError: The split is unknown, or the retriever fails.
@@ -169,6 +172,7 @@ class IntentEnvironment(Environment):
             "pool": [document.id for document in (*irrelevant, *relevant)],
             "texts": [full_text(document) for document in (*irrelevant, *relevant)],
             "relevant": [document.id for document in relevant],
+            "distinctive_terms": _distinctive_terms(relevant_snippets, [query.text, *irrelevant_snippets]),
         }
 
     def _snippets(self, documents: Sequence[Document]) -> list[str]:
@@ -190,30 +194,58 @@ class IntentEnvironment(Environment):
         # The sort is stable and irrelevant documents come first in the pool, so ties count against the
         # description: one that separates nothing gets 0.
         order = sorted(range(len(scores)), key=lambda i: -scores[i])
-        return Reply(done=True, record={"intent": description, "ranking": [task["pool"][i] for i in order]})
+        record = {
+            "intent": description,
+            "terms": sorted(_distinct_terms([description])),
+            "ranking": [task["pool"][i] for i in order],
+        }
+        return Reply(done=True, record=record)
 
     def answer(self, task: Mapping[str, Any]) -> str | None:
         """Return None: the reward needs the ranking that `respond` computes."""
         return None
 
     def script(self, task: Mapping[str, Any]) -> Sequence[str] | None:
-        """Return a turn of all words that occur only in relevant documents, if it earns the full reward."""
+        """Return a turn of words that occur only in relevant documents, if it earns the full reward.
+
+        The words are few: the first one is in as many relevant documents as possible, the next one in as many
+        of the others as possible, until every document has one.
+        """
         num_irrelevant = len(task["pool"]) - len(task["relevant"])
-        relevant_words = _distinct_words(task["texts"][num_irrelevant:])
-        irrelevant_words = _distinct_words(task["texts"][:num_irrelevant])
-        turn = f"<intent>{' '.join(sorted(relevant_words - irrelevant_words))}</intent>"
+        irrelevant_terms = _distinct_terms(task["texts"][:num_irrelevant])
+        documents_of: dict[str, set[int]] = {}
+        for i, text in enumerate(task["texts"][num_irrelevant:]):
+            for word in _WORD.findall(text.lower()):
+                word_terms = _distinct_terms([word])
+                if word_terms and not word_terms & irrelevant_terms:
+                    documents_of.setdefault(word, set()).add(i)
+        words: list[str] = []
+        uncovered = set(range(len(task["relevant"])))
+        while uncovered and documents_of:
+            word = max(sorted(documents_of), key=lambda word: len(documents_of[word] & uncovered))
+            covered = documents_of.pop(word) & uncovered
+            if not covered:
+                return None
+            words.append(word)
+            uncovered -= covered
+        turn = f"<intent>{' '.join(words)}</intent>"
         messages = [{"role": "assistant", **self._reply(task, parse_intent(turn)).record}]
-        reward = intent.own_words(messages, task["relevant"], task["pool"], task["snippets"])
-        return [turn] if reward == 1 else None
+        columns = (task[name] for name in ("relevant", "pool", "snippets", "distinctive_terms"))
+        return [turn] if intent.own_words(messages, *columns) == 1 else None
 
 
 def parse_intent(completion: str) -> str | None:
     """Return the last description in a completion, or None if it has none."""
-    descriptions = _INTENT.findall(completion.rpartition("</think>")[2])
+    descriptions = tag_contents(after_thinking(completion), "intent")
     if not descriptions:
         return None
     return " ".join(descriptions[-1].split()) or None
 
 
-def _distinct_words(texts: Sequence[str]) -> set[str]:
-    return {word for text in texts for word in _WORD.findall(text.lower())}
+def _distinctive_terms(texts: Sequence[str], other_texts: Sequence[str]) -> list[str]:
+    """Return the sorted terms of `texts` that do not occur in `other_texts`."""
+    return sorted(_distinct_terms(texts) - _distinct_terms(other_texts))
+
+
+def _distinct_terms(texts: Sequence[str]) -> set[str]:
+    return {term for text_terms in terms(texts) for term in text_terms}

@@ -4,7 +4,7 @@
   An ensemble appends all keywords to the query. Fusion runs the query and each list of keywords as separate
   queries and fuses their rankings.
 - Context-aware rewriting (CAR, arXiv 2308.16753), only for training queries: the model sees a relevant
-  document. `leakage` measures how much it copies from the document.
+  document. `leakage` and `word_leakage` measure how much it copies from the document.
 """
 
 from __future__ import annotations
@@ -55,6 +55,18 @@ def leakage(rewritten: str, query: str, document: str) -> float:
         return 0.0
     leaked = (ngrams & _ngrams(document)) - _ngrams(query)
     return len(leaked) / len(ngrams)
+
+
+def word_leakage(rewritten: str, query: str, document: str) -> float:
+    """Return the fraction of the rewritten query's new words that occur in the document, in [0, 1].
+
+    New words are the distinct ones that are not in the original query. BM25 ignores the order of words, so a
+    rewrite can leak the document without sharing a trigram with it.
+    """
+    new_words = set(_WORD.findall(rewritten.lower())).difference(_WORD.findall(query.lower()))
+    if not new_words:
+        return 0.0
+    return len(new_words.intersection(_WORD.findall(document.lower()))) / len(new_words)
 
 
 def _ngrams(text: str) -> set[tuple[str, ...]]:

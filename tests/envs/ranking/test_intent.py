@@ -1,4 +1,6 @@
-"""intent-v2: tasks, the oracle, useless and copied descriptions, and both scorers."""
+"""intent-v3: tasks, the oracle, useless and copied descriptions, and both scorers."""
+
+import re
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from rlkit.envs.ranking.scoring import bm25_scores, open_scorer
 from rlkit.errors import UserError
 from rlkit.registry import load_environment
 from rlkit.retrieval.documents import EngineError
+from rlkit.retrieval.engines.bm25 import terms
 from rlkit.reward import call_reward
 
 NAME = "generated:300:0"
@@ -19,7 +22,7 @@ NAME = "generated:300:0"
 def environment(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RLKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
-        environment = load_environment("intent-v2", collection=NAME)
+        environment = load_environment("intent-v3", collection=NAME)
         environment.tasks("test", 1)  # builds the index while the cache is a temporary folder
         yield environment
 
@@ -61,10 +64,54 @@ def test_useless_and_copied_descriptions_earn_little(environment):
 
 
 @pytest.mark.parametrize(
+    "disguise",
+    [
+        sorted,
+        lambda words: words[::-1],
+        lambda words: words[::2],
+        lambda words: [f"{word}s" for word in words],  # the scorer stems words
+        lambda words: [chr(ord(word[0]) + 0xFEE0) + word[1:] for word in words],  # full-width first letters
+        lambda words: [part for word in words for part in (word, "zzz", "qqq")],
+        lambda words: words * 3,
+    ],
+)
+def test_disguised_copies_earn_nothing(environment, disguise):
+    """BM25 ignores the order of words, so these copies separate the documents as well as a literal one."""
+    tasks = list(environment.tasks("test", 40))
+    copies = []
+    for task in tasks:
+        num_relevant = min(environment.shown, (len(task["relevant"]) + 1) // 2)
+        words = re.findall(r"[a-z]+", " ".join(task["snippets"][:num_relevant]).lower())
+        copies.append(" ".join(disguise(words)))
+    assert np.mean(scores(environment, tasks, copies, "separation")) > 0.7
+    assert np.mean(scores(environment, tasks, copies)) < 0.02
+
+
+def test_distinctive_terms_are_those_of_relevant_snippets_alone(environment):
+    for task in environment.tasks("test", 8):
+        num_relevant = min(environment.shown, (len(task["relevant"]) + 1) // 2)
+        relevant_terms, *other_terms = (
+            set(text_terms)
+            for text_terms in terms(
+                [" ".join(task["snippets"][:num_relevant]), task["query"], *task["snippets"][num_relevant:]]
+            )
+        )
+        assert set(task["distinctive_terms"]) == relevant_terms.difference(*other_terms)
+
+
+def test_script_uses_few_words(environment):
+    for task in environment.tasks("test", 24):
+        (turn,) = environment.script(task)
+        assert len(turn.split()) <= len(task["relevant"])
+
+
+@pytest.mark.parametrize(
     ("completion", "description"),
     [
         ("<intent> a\n b </intent>", "a b"),
         ("<think><intent>x</intent></think> <intent>a</intent>", "a"),
+        ("<intent>a</intent> <think><intent>x</intent>", "a"),
+        ("<think><intent>x</intent>", None),
         ("<intent>a</intent> no, <intent>b</intent>", "b"),
         ("<intent></intent>", None),
         ("<intent>a", None),
@@ -110,4 +157,4 @@ def test_tasks_report_a_failed_search(environment, monkeypatch):
 )
 def test_invalid_arguments_are_errors(arguments, message):
     with pytest.raises(UserError, match=message):
-        load_environment("intent-v2", **{"collection": NAME} | arguments)
+        load_environment("intent-v3", **{"collection": NAME} | arguments)

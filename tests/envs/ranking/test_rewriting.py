@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from rlkit.envs.ranking.rewriting import KEYWORD_INSTRUCTIONS, clean_keywords, ensemble, leakage
+from rlkit.envs.ranking.rewriting import KEYWORD_INSTRUCTIONS, clean_keywords, ensemble, leakage, word_leakage
 from rlkit.evaluation import Evaluation
 from rlkit.retrieval.collections.load import load_collection
 from tests.quick import ROOT
@@ -41,6 +41,21 @@ def test_ensemble_has_the_query_first_and_each_expansion_once():
 )
 def test_leakage(rewritten, share):
     assert leakage(rewritten, "who built the old bridge", "The old bridge: it was built by monks") == (
+        pytest.approx(share)
+    )
+
+
+@pytest.mark.parametrize(
+    ("rewritten", "share"),
+    [
+        ("the bridge who built", 0.0),  # only words of the query
+        ("monks by built was it", 1.0),  # no trigram of the document
+        ("stone monks", 0.5),
+        ("", 0.0),
+    ],
+)
+def test_word_leakage_ignores_the_order(rewritten, share):
+    assert word_leakage(rewritten, "who built the old bridge", "The old bridge: it was built by monks") == (
         pytest.approx(share)
     )
 
