@@ -14,6 +14,8 @@ import re
 from collections.abc import Sequence
 from itertools import pairwise
 
+from rlkit.rewards.thinking import after_thinking
+
 PARSERS = ("lenient", "official")
 
 _OFFICIAL = re.compile(r"ANSWER\s*\[([0-9.\-]+(?:,\s+[0-9.\-]+)*)\]")
@@ -43,10 +45,10 @@ def parse_distribution(
 
     `parser="official"` uses the regular expression of the RLCausal release: `ANSWER`, optional white space,
     and a list of plain numbers separated by a comma and white space. `which` selects the "first" match (the
-    default, as in the release) or the "last".
+    default, as in the release) or the "last". Like the release, it also reads thoughts.
 
     `parser="lenient"` accepts what models write: entries such as `.1`, `10%`, `1/4` or `\\frac{1}{4}`, and
-    markup around the list. It locates the answer as follows:
+    markup around the list. It ignores thoughts (`rlkit.rewards.thinking`) and locates the answer as follows:
 
     * With markers: `ANSWER`, `\\boxed`, `answer:`, `the answer is [..]`, or a heading `Answer`. The first
       bracket group between a marker and the next marker is an answer; a marker without one is skipped. The
@@ -58,7 +60,7 @@ def parse_distribution(
     """
     if parser == "official":
         return _parse_official(completion, use_first=(which or "first") == "first")
-    return _parse_lenient(completion, use_first=which == "first")
+    return _parse_lenient(after_thinking(completion), use_first=which == "first")
 
 
 def _parse_official(completion: str, use_first: bool) -> list[float] | None:

@@ -10,20 +10,18 @@ from typing import Any
 
 Group = Sequence[Mapping[str, Any]]
 
-EPSILON = 1e-7  # makes z 0, not NaN, if the correct answers are all equally long or there is only one
-
 
 def arora_zanette(group: Group, alpha: float = 0.1) -> list[float]:
     """Return y (1 - alpha sigmoid(z)), z = (L - mean) / (std + 1e-7) over the correct answers. Replaces y.
 
     A truncated completion gets 0 and is excluded from the correct answers. `std` is the population standard
-    deviation. Code Zanette-Labs/efficient-reasoning, `reward_server/math_server.py`; alpha is that of its
-    `run_rloo_1.5B.sh`.
+    deviation, over n. Code Zanette-Labs/efficient-reasoning, `reward_server/math_server.py`; alpha is that of
+    its `run_rloo_1.5B.sh`.
     """
     correct = [is_correct(row) and not row["truncated"] for row in group]
     return [
         0.0 if row["truncated"] else row["correct"] * (1 - alpha * sigmoid(z))
-        for row, z in zip(group, standardized_lengths(group, correct), strict=True)
+        for row, z in zip(group, standardized_lengths(group, correct, 0, 1e-7), strict=True)
     ]
 
 
@@ -46,12 +44,13 @@ def kimi(group: Group) -> list[float]:
 def grpo_lead(group: Group, alpha: float = 0.05) -> list[float]:
     """Return exp(-alpha z) for a correct answer, -1 for a wrong one. Replaces y.
 
-    z = (L - mean) / (std + 1e-7) over the correct answers, with the population standard deviation. This is
-    the reward of GRPO-LEAD, code aeroplanepaper/GRPO-LEAD, `main_ppo.py`, without its exception for tasks
-    with short answers. GRPO-LEAD's weight of the advantage is not included: it belongs to the trainer.
+    z = (L - mean) / (std + 1e-6) over the correct answers, with the sample standard deviation (over n - 1),
+    or 1 for a single correct answer. This is the reward of GRPO-LEAD, code aeroplanepaper/GRPO-LEAD,
+    `main_ppo.py`, without its exception for tasks with short answers. GRPO-LEAD's weight of the advantage is
+    not included: it belongs to the trainer.
     """
     correct = [is_correct(row) for row in group]
-    z = standardized_lengths(group, correct)
+    z = standardized_lengths(group, correct, 1, 1e-6)
     return [math.exp(-alpha * z[i]) if correct[i] else -1.0 for i in range(len(group))]
 
 
@@ -86,17 +85,25 @@ def mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def standardized_lengths(group: Group, mask: Sequence[bool]) -> list[float]:
-    """Return (L - mean) / (std + 1e-7) of every rollout; 0 if the mask is all False.
+def standardized_lengths(group: Group, mask: Sequence[bool], ddof: int, epsilon: float) -> list[float]:
+    """Return (L - mean) / (std + epsilon) of every rollout; 0 if the mask is all False.
 
-    Mean and population standard deviation are over the rollouts whose mask is True.
+    Mean and standard deviation are over the n rollouts whose mask is True.
+
+    Args:
+        group: Rollouts of one task.
+        mask: One value per rollout.
+        ddof: The variance is the sum of squares divided by n - ddof. `std` is 1 if n = ddof.
+        epsilon: Makes z 0, not NaN, if the selected rollouts are all equally long.
     """
     lengths = [row["length"] for row, selected in zip(group, mask, strict=True) if selected]
     if not lengths:
         return [0.0] * len(group)
     center = mean(lengths)
-    deviation = math.sqrt(mean([(length - center) ** 2 for length in lengths]))
-    return [(row["length"] - center) / (deviation + EPSILON) for row in group]
+    deviation = 1.0
+    if len(lengths) > ddof:
+        deviation = math.sqrt(sum((length - center) ** 2 for length in lengths) / (len(lengths) - ddof))
+    return [(row["length"] - center) / (deviation + epsilon) for row in group]
 
 
 def sigmoid(x: float) -> float:

@@ -1,15 +1,20 @@
 """Rewards for short answers to questions, such as `<answer>Paris</answer>`.
 
-Only the last complete pair of answer tags in the completion counts. A completion without it has no answer and
-scores 0. The answer and every accepted answer are normalized and compared in one of three ways:
+Only the last complete pair of answer tags in the completion counts, outside of thoughts
+(`rlkit.rewards.thinking`). A completion without it has no answer and scores 0. The answer and every accepted
+answer are normalized and compared in one of three ways:
 
 * `exact_match`: the two are equal;
 * `f1`: overlap of their words;
-* `cover_match`: the answer contains the accepted one as whole words, with few extra words.
+* `cover_match`: the answer contains the accepted one as whole words, with few extra words, and is neither a
+  list nor a denial.
 
 On a task whose column `answerable` is false, `answers` are the accepted refusals (`REFUSALS`), and all three
-rewards are exact match: "unknown actor" is not a refusal. Normalization removes only English articles and
-keeps accents, as in the published evaluations.
+rewards are exact match: "unknown actor" is not a refusal.
+
+Normalization removes only English articles and keeps accents, as in the published evaluations. In one point
+it deviates from them: typographic punctuation is replaced by its ASCII form first, so that a curly apostrophe
+equals a straight one. Strings without such characters are scored as published.
 """
 
 from __future__ import annotations
@@ -17,32 +22,73 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+
+from rlkit.rewards.thinking import after_thinking
 
 REFUSALS = ("unknown", "not enough information", "insufficient information", "cannot be determined")
 
 # Words that turn an answer into a list or a denial: "Paris or London", "not Paris". They are compared after
-# normalization, which deletes apostrophes.
-HEDGES = frozenset(("or", "and", "nor", "not", "neither", "isnt", "wasnt"))
+# normalization, which deletes apostrophes. Those at the end are for models that switch languages.
+# fmt: off
+HEDGES = frozenset(
+    (
+        "or", "and", "nor", "either", "neither", "both", "plus", "versus", "vs", "between", "among",
+        "alternatively", "alternative", "others", "etc", "no", "not", "none", "never", "nothing", "nobody",
+        "nowhere", "non", "cannot", "without", "except", "excepting", "excluding", "excluded", "but",
+        "besides", "apart", "aside", "than", "instead", "far", "unlike", "unless", "hardly", "barely",
+        "scarcely", "rarely", "seldom", "unlikely", "doubt", "doubtful", "impossible", "false", "untrue",
+        "incorrect", "incorrectly", "wrong", "wrongly", "mistaken", "mistakenly", "opposite", "minus",
+        "negative", "aint", "arent", "cant", "couldnt", "darent", "didnt", "doesnt", "dont", "hadnt",
+        "hasnt", "havent", "isnt", "mightnt", "mustnt", "neednt", "oughtnt", "shant", "shouldnt", "wasnt",
+        "werent", "wont", "wouldnt", "ou", "oder", "oppure", "eller", "et", "und", "ni", "nicht", "kein",
+        "keine", "keinen", "ohne", "niet", "pas", "jamais", "sans", "sauf", "nunca", "ikke", "inte", "или",
+        "и", "не", "нет",
+    )
+)
+# fmt: on
 
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 _DELETE = str.maketrans("", "", string.punctuation)
 _SPACE = str.maketrans(dict.fromkeys(string.punctuation + "\u2018\u2019\u00b4`", " "))
 _RANGE = re.compile(r"(?<=[0-9])-(?=[0-9])")
-# Quotes, hyphens and the minus sign are deleted like their ASCII forms; dashes and ellipses separate words.
-_TYPOGRAPHY = str.maketrans(
-    dict.fromkeys("\u2018\u2019\u201a\u201c\u201d\u201e\u00ab\u00bb\u2039\u203a\u2010\u2011\u2212", "")
-    | dict.fromkeys("\u2012\u2013\u2014\u2015\u2026\u2022", " ")
+# The published normalizations know only ASCII punctuation, and keep the rest as letters.
+_ASCII_FORMS = str.maketrans(
+    dict.fromkeys("\u2018\u2019\u201a\u2039\u203a\u00b4\u02bc\u2032", "'")  # single quotes, primes
+    | dict.fromkeys("\u201c\u201d\u201e\u00ab\u00bb\u2033", '"')
+    | dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2015\u2212", "-")  # hyphens, dashes, minus
+    | {"\u2026": "...", "\u2022": "*"}  # ellipsis, bullet
+)
+# In `span`, dashes, ellipses and bullets separate words.
+_DASHES = "\u2012\u2013\u2014\u2015"
+_WORD_BREAKS = str.maketrans(dict.fromkeys(f"{_DASHES}\u2026\u2022", " "))
+
+# Marks of a list, for `_is_single_claim`: "Paris / London", but not "100 km/h".
+_SEPARATOR = re.compile(
+    r"[;|\u037e\uff1b\uff5c\u2022\u2023\u25aa\u25cf\u25e6\u2260\u00ac\u2264\u2265<>\r\n\v\f\x85\u2028\u2029]"
+    r"|(?<!\S)[/&+*\\~\uff0f\uff06\u2044\u2215\u2228\u2227\u00b7\u30fb](?!\S)|[/&](?!\S)|(?<!\S)[/&]"
+)
+# A comma, a dash between two spaces or a long dash: "Paris, France". Not between digits: "10,000".
+_ASIDE = re.compile(
+    rf"(?<![0-9])[,{_DASHES}]|[,{_DASHES}](?![0-9])|[\uff0c\u3001\u060c]|(?<!\S)-{{1,3}}(?!\S)"
+)
+# "1. Paris 2. London", "a) Paris b) London", "[1] Paris [2] London", "#1 Paris #2 London". Not a last "[1]",
+# which cites a passage.
+_ENUMERATOR = re.compile(
+    r"(?<!\S)(?:[\[(]?([0-9]{1,2}|[a-z]|[ivx]{2,4})[\])]|([0-9]{1,2})[.:\-]|#([0-9]{1,2}))(?=\s)",
+    re.IGNORECASE,
 )
 
 
 def normalize(text: str) -> str:
-    """Lowercase a string and remove ASCII punctuation, articles and extra white space.
+    """Lowercase a string and remove punctuation, articles and extra white space.
 
     Punctuation is deleted, not replaced: "well-known" becomes "wellknown". This is the normalization of SQuAD
-    v1.1, `evaluate-v1.1.py`; Search-R1, ZeroSearch and Dr. Zero use it for every dataset.
+    v1.1, `evaluate-v1.1.py`, after replacing typographic punctuation by its ASCII form. Search-R1, ZeroSearch
+    and Dr. Zero use it for every dataset. It deletes signs and decimal points, too: "-5" becomes "5", "3.5"
+    becomes "35".
     """
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_DELETE)).split())
+    return _published(text, _DELETE)
 
 
 def normalize_triviaqa(text: str) -> str:
@@ -51,7 +97,13 @@ def normalize_triviaqa(text: str) -> str:
     "well-known" becomes "well known", and "U.S.A." becomes "u s", because "a" is an article. This is
     TriviaQA's `triviaqa_evaluation.py`; its gold answers are the published normalized aliases.
     """
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_SPACE)).split())
+    return _published(text, _SPACE)
+
+
+def _published(text: str, punctuation: Mapping[int, str | int | None]) -> str:
+    """Return the published normalization of a string whose typographic punctuation has become ASCII."""
+    text = text.translate(_ASCII_FORMS).lower().translate(punctuation)
+    return " ".join(_ARTICLES.sub(" ", text).split())
 
 
 RULES: dict[str, Callable[[str], str]] = {"squad": normalize, "triviaqa": normalize_triviaqa}
@@ -60,11 +112,10 @@ RULES: dict[str, Callable[[str], str]] = {"squad": normalize, "triviaqa": normal
 def span(text: str) -> str:
     """Return the normalized words of a string, with a space around each.
 
-    `span(gold) in span(text)` is therefore true only for whole words. Typographic characters are treated like
-    ASCII ones: curly quotes are deleted. A dash, or a hyphen between digits, separates words, so that
-    "(1769-1821)" contains 1821.
+    `span(gold) in span(text)` is therefore true only for whole words. A dash, an ellipsis, or a hyphen
+    between digits separates words, so that "(1769-1821)" contains 1821.
     """
-    return f" {normalize(_RANGE.sub(' ', text.translate(_TYPOGRAPHY)))} "
+    return f" {normalize(_RANGE.sub(' ', text.translate(_WORD_BREAKS)))} "
 
 
 def is_exact(prediction: str, gold: str, rules: str = "squad") -> bool:
@@ -104,9 +155,11 @@ def covers(prediction: str, gold: str, mode: str = "token") -> bool:
 def extract_answer(completion: str) -> str | None:
     """Return the stripped content of the last complete `<answer>...</answer>`; None if there is none.
 
-    Of nested tags, the inner pair counts. One pair is enough. Search-R1 requires two because it also reads
-    the prompt, whose example has one.
+    Of nested tags, the inner pair counts. This deviates from Search-R1 in two points. Answers in a thought,
+    also in one that is never closed, do not count (`rlkit.rewards.thinking`). And one pair is enough:
+    Search-R1 requires two because it also reads the prompt, whose example has one.
     """
+    completion = after_thinking(completion)
     last_end = completion.rfind("</answer>")
     start = completion.rfind("<answer>", 0, max(last_end, 0))
     if start < 0:
@@ -134,7 +187,8 @@ def check_answers(answers: Sequence[str], rules: str = "squad") -> None:
 def exact_match(completion: str, answers: Sequence[str], rules: str = "squad") -> float:
     """Return 1 if the extracted answer equals an accepted one after normalization, else 0.
 
-    This is Search-R1's reward.
+    This is Search-R1's reward, for the answer that `extract_answer` finds. For numbers, the comparison of
+    `rlkit.rewards.boxed` is better: see `normalize`.
 
     Raises:
         ValueError: See `check_answers`.
@@ -167,10 +221,13 @@ def cover_match(
 ) -> float:
     """Return 1 if the extracted answer contains an accepted one and few extra words, else 0.
 
-    At most `max_extra` words and one comma (or semicolon, or newline) may be extra, and none of `HEDGES`.
-    Without this bound, an answer that lists every candidate is right, and answers grow in training. The bound
-    applies to the words that are not in the gold answer, so long gold answers are not at a disadvantage. An
-    unanswerable task is scored by exact match.
+    In addition to the accepted answer, it may have at most `max_extra` words, none of which is in `HEDGES`,
+    one comma or dash and one pair of parentheses or brackets: "Paris, France". Semicolons, line breaks,
+    bullets, enumerations and separate slashes, pipes, ampersands and plus signs are marks of a list. Without
+    these bounds, an answer that lists every candidate is right, and answers grow in training. What is part of
+    the gold answer is never extra: "Trinidad and Tobago" is right for itself. A short list without any mark,
+    "Paris London", is not recognized, because it has the form of "New York City". An unanswerable task is
+    scored by exact match.
 
     Raises:
         ValueError: See `check_answers`.
@@ -187,5 +244,17 @@ def cover_match(
 def _is_single_claim(answer: str, gold: str, max_extra: int) -> bool:
     """Return whether an answer that contains the gold answer is neither a list nor a denial."""
     extra = Counter(span(answer).split()) - Counter(span(gold).split())
-    commas = sum(answer.count(mark) - gold.count(mark) for mark in ",;\n")
-    return extra.total() <= max_extra and commas <= 1 and HEDGES.isdisjoint(extra)
+    if extra.total() > max_extra or not HEDGES.isdisjoint(extra):
+        return False
+    if any(label.lower() in extra for groups in _ENUMERATOR.findall(answer) for label in groups):
+        return False
+    num_separators = _extra_marks(_SEPARATOR, answer, gold)
+    num_asides = _extra_marks(_ASIDE, answer, gold)
+    extra_characters = Counter(answer) - Counter(gold)
+    num_brackets = extra_characters["("] + extra_characters["["]
+    return num_separators == 0 and num_asides <= 1 and num_brackets <= 1
+
+
+def _extra_marks(mark: re.Pattern[str], answer: str, gold: str) -> int:
+    """Return the number of marks in the answer that are not in the gold answer."""
+    return (Counter(mark.findall(answer)) - Counter(mark.findall(gold))).total()

@@ -1,9 +1,9 @@
 """Rewards for a permutation that a model writes, such as `[3] > [1] > [2]`.
 
-The last such chain after any `</think>` counts. A single identifier is a chain if the model writes nothing
-else. Identifiers start at 1. A repeated identifier counts at its first position, an unknown one is skipped,
-and missing candidates follow in their original order. A completion without any known identifier contains no
-ranking, and all rewards are 0.
+The last such chain counts, outside of thoughts (`rlkit.rewards.thinking`). A single identifier is a chain if
+the model writes nothing else. Identifiers start at 1. A repeated identifier counts at its first position, an
+unknown one is skipped, and missing candidates follow in their original order. A completion without any known
+identifier contains no ranking, and all rewards are 0.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import re
 from collections.abc import Sequence
 
 from rlkit.rewards.retrieval import ndcg_of_gains
+from rlkit.rewards.thinking import after_thinking
 
 _CHAIN = re.compile(r"\[\s*\d+\s*\](?:\s*>+\s*\[\s*\d+\s*\])+")
 _SINGLE = re.compile(r"\[\s*\d+\s*\]")
@@ -27,7 +28,7 @@ def read_permutation(completion: str, n: int) -> list[int] | None:
 
 
 def _ranked_candidates(completion: str, n: int) -> list[int]:
-    text = completion.rpartition("</think>")[2].strip()
+    text = after_thinking(completion).strip()
     chains = _CHAIN.findall(text)
     if not chains and _SINGLE.fullmatch(text):
         chains = [text]
@@ -54,7 +55,7 @@ def ndcg(completion: str, grades: Sequence[int], ideal: Sequence[int], k: int = 
 
 def whole_list(completion: str, grades: Sequence[int]) -> float:
     """Return 1 if the ranking has every candidate exactly once and nothing else, else 0. A metric."""
-    text = completion.rpartition("</think>")[2]
+    text = after_thinking(completion)
     chains = _CHAIN.findall(text) or _SINGLE.findall(text)
     numbers = [int(number) for number in _NUMBER.findall(chains[-1])] if chains else []
     return float(sorted(numbers) == list(range(1, len(grades) + 1)))

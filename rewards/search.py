@@ -2,7 +2,9 @@
 
 They read `turns`, the messages after the prompt. The model's messages have the role "assistant". The
 environment's messages with search results have `documents`, the ids of the passages, best first, and `query`;
-in its other messages these are missing or None. Passages are read only from the environment's messages: an
+in its other messages these are missing or None. A tool call may have several queries, each of which is a
+search: then `query` has a line for each, `num_documents` their numbers of passages, and in the content their
+passages are separated by `---` lines. Passages are read only from the environment's messages: an
 `<information>` block that the model writes is not evidence. An answer must occur in a passage as whole
 words (`rlkit.rewards.qa`).
 
@@ -18,6 +20,8 @@ from typing import Any
 from rlkit.rewards.qa import REFUSALS, exact_match, extract_answer, is_exact, span
 
 Turns = Sequence[Mapping[str, Any]]
+
+SEPARATOR = "\n---\n"  # between the passages of the queries of a tool call
 
 _TAG = re.compile(r"(</?(?:think|search|information|answer)>)")
 
@@ -48,8 +52,8 @@ def recall(turns: Turns, supporting: Sequence[str]) -> float | None:
 
 
 def searches(turns: Turns) -> float:
-    """Return the number of searches that retrieved documents. A metric."""
-    return float(sum(len(message["documents"]) > 0 for message in _results(turns)))
+    """Return the number of searches that retrieved documents; each query of a tool call is one. A metric."""
+    return float(sum(num > 0 for message in _results(turns) for num in _num_documents(message)))
 
 
 def search_price(turns: Turns, limit: int = 4, price: float = 0.1) -> float:
@@ -178,11 +182,11 @@ def refusal(completion: str, answerable: bool | None = None) -> float | None:
 
 
 def _hit_rate(turns: Turns, answers: Sequence[str], label: str) -> float | None:
-    searches_with_label = [turn for turn in _results(turns) if turn.get("label") == label]
-    if not searches_with_label:
+    labeled = [turn for turn in _results(turns) if turn.get("label") == label]
+    texts = [passages for turn in labeled for _, passages in split_results(turn)]
+    if not texts:
         return None
-    num_hits = sum(_results_contain([turn], answers) for turn in searches_with_label)
-    return num_hits / len(searches_with_label)
+    return sum(_contain([text], answers) for text in texts) / len(texts)
 
 
 def _results(turns: Turns) -> list[Mapping[str, Any]]:
@@ -194,12 +198,35 @@ def _retrieved_ids(turns: Turns) -> list[str]:
     return [document_id for message in _results(turns) for document_id in message["documents"]]
 
 
+def _num_documents(message: Mapping[str, Any]) -> Sequence[int]:
+    """Return the number of passages of each search of a message with results."""
+    counts = message.get("num_documents")
+    return [len(message["documents"])] if counts is None else counts
+
+
+def split_results(message: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return (query, passages) of each search of a message with results; passages are "" if there are none.
+
+    The content does not say where the passages of a query end if one of them has a `---` line itself, or if
+    the message was cut. In these cases, the message is returned as one search.
+    """
+    query, content, counts = message.get("query") or "", message["content"], _num_documents(message)
+    queries, parts = query.split("\n"), content.split(SEPARATOR)
+    if not len(queries) == len(parts) == len(counts):
+        queries, parts, counts = [query], [content], [sum(counts)]
+    return [(query, part if num else "") for query, part, num in zip(queries, parts, counts, strict=True)]
+
+
 def _results_contain(turns: Turns, answers: Sequence[str]) -> bool:
-    """Return whether a retrieved passage contains one of the answers as whole words."""
+    return _contain([passages for turn in _results(turns) for _, passages in split_results(turn)], answers)
+
+
+def _contain(texts: Sequence[str], answers: Sequence[str]) -> bool:
+    """Return whether one of the texts contains one of the answers as whole words."""
     # `span` deletes punctuation, so a tag would fuse with the adjacent word.
-    passages = [span(_TAG.sub(" ", turn["content"])) for turn in _results(turns) if len(turn["documents"])]
+    spans = [span(_TAG.sub(" ", text)) for text in texts]
     answer_spans = [span(answer) for answer in answers]
-    return any(answer in passage for passage in passages for answer in answer_spans)
+    return any(answer in text for text in spans for answer in answer_spans)
 
 
 def _symbols(turns: Turns) -> list[str]:

@@ -10,14 +10,21 @@ import re
 from collections.abc import Sequence
 
 from rlkit.rewards.qa import span
+from rlkit.rewards.thinking import after_thinking
 
-_START = re.compile(r"^\s*Doc(?:ument)?\s*\d+\s*(?=[:(])", re.MULTILINE)
-_TITLED = re.compile(r'\(Title:\s*(?:"(?P<quoted>[^"\n]*)"|(?P<bare>[^)\n]*))\s*\)\s*(?P<text>.*)', re.DOTALL)
+# Possessive quantifiers: with plain ones, many spaces or empty lines take quadratic or cubic time.
+_START = re.compile(r"^[^\S\n]*+Doc(?:ument)?+\s*+\d++\s*+(?=[:(])", re.MULTILINE)
+_TITLED = re.compile(
+    r'\(Title:\s*+(?:"(?P<quoted>[^"\n]*+)"\s*+\)|(?P<bare>[^)\n]*+)\s*+\))\s*+(?P<text>.*)', re.DOTALL
+)
 
 
 def split_documents(text: str) -> list[tuple[str, str]]:
-    """Return (title, body) of each document with a non-empty body; a missing title is ""."""
-    documents = [_split_title(part) for part in _START.split(text)[1:]]
+    """Return (title, body) of each document with a non-empty body; a missing title is "".
+
+    Documents in a thought (`rlkit.rewards.thinking`) do not count.
+    """
+    documents = [_split_title(part) for part in _START.split(after_thinking(text))[1:]]
     return [(title, body) for title, body in documents if body]
 
 
@@ -35,8 +42,8 @@ def holds_answer(text: str, answers: Sequence[str]) -> bool:
 
 
 def form(completion: str, asked: int) -> float:
-    """Return 1 if the completion is exactly `asked` documents with nothing before them, else 0."""
-    starts_with_document = _START.match(completion) is not None
+    """Return 1 if the completion is exactly `asked` documents with only a thought before them, else 0."""
+    starts_with_document = _START.match(after_thinking(completion).lstrip()) is not None
     return float(starts_with_document and len(split_documents(completion)) == asked)
 
 

@@ -23,6 +23,7 @@ from rlkit.envs.search.protocol import results_text
 from rlkit.envs.simulator.examples import Example
 from rlkit.errors import UserError
 from rlkit.rewards.qa import extract_answer
+from rlkit.rewards.search import split_results
 from rlkit.rewards.simulation import holds_answer
 from rlkit.runs.record import RolloutFiles
 
@@ -41,9 +42,13 @@ def examples(rollout: Mapping[str, Any], label: str) -> Iterator[Example]:
         is_search_result = turn["role"] != "assistant" and document_ids is not None and len(document_ids) > 0
         if not is_search_result or turn.get("label"):  # only a simulated engine labels its results
             continue
-        text = results_text(turn["content"])
-        useful = holds_answer(text, [answer]) if label == "documents" else is_correct
-        yield Example(question[1], [answer], turn["query"], text, "useful" if useful else "noisy")
+        for query, passages in split_results(turn):
+            text = results_text(passages)
+            # A tool message that cannot be split has several queries, one per line.
+            if not text or (turn["role"] == "tool" and "\n" in query):
+                continue
+            useful = holds_answer(text, [answer]) if label == "documents" else is_correct
+            yield Example(question[1], [answer], query, text, "useful" if useful else "noisy")
 
 
 def read_rollouts(runs: Sequence[Path]) -> Iterator[dict[str, Any]]:

@@ -20,6 +20,7 @@ from rlkit.envs.ranking.tree import Tree, open_tree
 from rlkit.errors import UserError, check_integer
 from rlkit.retrieval.queries import judged_queries, open_collection, task_id
 from rlkit.rewards import navigation
+from rlkit.rewards.thinking import after_thinking
 
 if TYPE_CHECKING:
     import datasets
@@ -33,8 +34,8 @@ _PROMPT = (
     "Query: {query}\n\n{shown}"
 )
 # "[1] 80", "[1]: 80" or "[1] = 80", but not a decimal number such as 0.5.
-_SCORE = re.compile(r"\[(\d{1,4})\]\s*[:=]?\s*(\d{1,3})(?![\d.])")
-_STOP = re.compile(r"^\s*stop\.?\s*$", re.IGNORECASE | re.MULTILINE)
+# Possessive quantifiers: `\s*[:=]?\s*` is quadratic on white space.
+_SCORE = re.compile(r"\[(\d{1,4})\]\s*+[:=]?+\s*+(\d{1,3})(?![\d.])")
 
 
 class NavigateEnvironment(Environment):
@@ -150,7 +151,7 @@ class NavigateEnvironment(Environment):
                 beam.add_scores(slates, scores)
         ranking = self._ranking(beam)
         nodes = beam.next_nodes(self.width)
-        stopped = _STOP.search(_without_thinking(assistant_turns[-1]))
+        stopped = says_stop(assistant_turns[-1])
         if scores is None or len(assistant_turns) >= self.turns or not nodes or stopped:
             return Reply(done=True, record={"ranking": ranking})
         slates = beam.open_nodes(nodes, self.anchors, task["task_id"])
@@ -234,8 +235,10 @@ def _format_slates(tree: Tree, slates: Sequence[Slate]) -> str:
     return "\n".join(lines[:-1])
 
 
-def _without_thinking(text: str) -> str:
-    return text.rpartition("</think>")[2]
+def says_stop(text: str) -> bool:
+    """Return whether a turn has the word "stop" on a line of its own, with or without a period."""
+    lines = after_thinking(text).split("\n")
+    return any(line.strip().lower() in ("stop", "stop.") for line in lines)
 
 
 def parse_scores(text: str, slate_sizes: Sequence[int]) -> list[list[float]] | None:
@@ -245,7 +248,7 @@ def parse_scores(text: str, slate_sizes: Sequence[int]) -> list[list[float]] | N
     unknown numbers are ignored.
     """
     score_of: dict[int, float] = {}
-    for number, score in _SCORE.findall(_without_thinking(text)):
+    for number, score in _SCORE.findall(after_thinking(text)):
         if int(score) <= 100 and 1 <= int(number) <= sum(slate_sizes):
             score_of.setdefault(int(number), int(score) / 100)
     if not score_of:

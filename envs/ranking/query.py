@@ -22,6 +22,8 @@ from rlkit.retrieval.measures import Evaluator
 from rlkit.retrieval.queries import JudgedQuery, judged_queries, open_collection, task_id
 from rlkit.retrieval.retrievers import open_retriever, search_depth, top_documents
 from rlkit.rewards import querying
+from rlkit.rewards.tags import tag_contents
+from rlkit.rewards.thinking import after_thinking
 
 if TYPE_CHECKING:
     import datasets
@@ -44,7 +46,6 @@ _ADAPTIVE = (
     "additional words would help the engine find the right documents, write /augment followed by those "
     "words.\n\nQuery: {query}"
 )
-_QUERY = re.compile(r"<query>(.*?)</query>", re.DOTALL)
 _AUGMENT = re.compile(r"/augment\b(.*)", re.DOTALL)
 
 
@@ -180,12 +181,12 @@ class QueryEnvironment(Environment):
             completion: Completion of the model.
             query: The task's own query, which `/embed` keeps and `/augment` extends.
         """
-        text = completion.rpartition("</think>")[2]
+        text = after_thinking(completion)
         if self.adaptive:
             if (augment := _AUGMENT.search(text)) and augment[1].strip():
                 return [f"{query} {' '.join(augment[1].split())}"]
             return [query] if text.strip() == "/embed" else None
-        queries = [" ".join(match.split()) for match in _QUERY.findall(text)]
+        queries = [" ".join(match.split()) for match in tag_contents(text, "query")]
         return [text for text in dict.fromkeys(queries) if text][: self.max_queries] or None
 
     def _search(self, texts: Sequence[str]) -> Sequence[Result]:

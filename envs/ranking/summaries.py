@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from rlkit.errors import UserError
+from rlkit.rewards.thinking import after_thinking
 
 MAX_MEMBERS = 12  # children of a node in the prompt
 _PROMPT = (
@@ -39,10 +40,11 @@ def summarize_nodes(
         ]
         generations = text_model.generate(prompts, level)  # the seed is the number of the node
         for node, generation in zip(level, generations, strict=True):
-            if generation.error is not None or not generation.text:
-                reason = generation.error or "the model generated an empty string"
+            summary = " ".join(after_thinking(generation.text).split())
+            if generation.error is not None or not summary:
+                reason = generation.error or "the model wrote nothing, or only a thought"
                 raise UserError(f"cannot summarize a node of the tree with {model}: {reason}")
-            texts[node] = " ".join(generation.text.split())
+            texts[node] = summary
     return {**{node: texts[node] for level in _levels(children) for node in level}, 0: ""}
 
 

@@ -63,7 +63,8 @@ class SearchEnvironment(Environment):
         hops: Numbers of hops (chained facts) of questions about the world, from 1 to 4.
         unanswerable: Fraction of questions about the world that no passage answers.
         topk: Number of documents that a search returns.
-        max_searches: Maximum number of searches; one more ends the rollout without documents.
+        max_searches: Maximum number of assistant turns that search; one more ends the rollout without
+            documents. A tool call may have several queries, see `rlkit.rewards.search.search_price`.
         document_words: Maximum number of words of a document; longer documents are truncated.
         prompt_style: "search_r1" (the published prompt, reworded) or "short".
         protocol: "tags", or "tools" for function calls in the format of the model's chat template.
@@ -316,7 +317,11 @@ class SearchEnvironment(Environment):
             if result.error is not None:
                 return Reply(invalid=f"the search failed: {result.error}")
         document_ids = [document.id for result in results for document in result.documents]
-        record: dict[str, Any] = {"query": "\n".join(action.queries), "documents": document_ids}
+        record: dict[str, Any] = {
+            "query": "\n".join(action.queries),
+            "documents": document_ids,
+            "num_documents": [len(result.documents) for result in results],
+        }
         if results[0].label:  # all queries of a turn share one draw, and so one label
             record["label"] = results[0].label
         if self.uses_tool_calls:

@@ -13,16 +13,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rlkit.retrieval.documents import Document
+from rlkit.rewards.tags import tag_contents
 
 STOP_STRINGS = ("</search>", "</answer>")
 INVALID = (
     "\nMy last action was not valid. To search, I must put a query between search tags; to answer, I must "
     "put the answer between answer tags. Let me try again.\n"
 )
-_ACTION = re.compile(r"<(search|answer)>(.*?)</\1>", re.DOTALL)
 # The "<" of a tag that would have an effect, also with spaces or in capitals. It is escaped in documents.
 _TAG = re.compile(
-    r"<(?=\s*/?\s*(?:think|search|information|answer|tool_call|tool_response)\b)", re.IGNORECASE
+    r"<(?=\s*+/?+\s*+(?:think|search|information|answer|tool_call|tool_response)\b)", re.IGNORECASE
 )
 _PROMPTS = {
     "search_r1": (
@@ -81,12 +81,11 @@ def write_prompt(question: str, style: str, *, may_refuse: bool = False, tools: 
 
 def read_action(turn: str) -> Action:
     """Return the action of the first complete pair of tags; an empty query is invalid."""
-    match = _ACTION.search(turn)
-    if match is None:
-        return Action("invalid")
-    if match[1] == "answer":
+    queries, answers = tag_contents(turn, "search"), tag_contents(turn, "answer")
+    # If the first opening tag of a kind has no closing tag after it, no later one has.
+    if answers and (not queries or turn.find("<answer>") < turn.find("<search>")):
         return Action("answer")
-    query = match[2].strip()
+    query = queries[0].strip() if queries else ""
     return Action("search", (query,)) if query else Action("invalid")
 
 

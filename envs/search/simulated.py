@@ -169,4 +169,5 @@ def parse_documents(text: str, label: str, k: int) -> Result:
 
 
 def _digest(*parts: object) -> str:
-    return hashlib.sha256("\x1f".join(map(str, parts)).encode()).hexdigest()
+    # A server can return lone surrogates, which plain UTF-8 rejects.
+    return hashlib.sha256("\x1f".join(map(str, parts)).encode("utf-8", "surrogatepass")).hexdigest()

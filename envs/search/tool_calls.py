@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 
 from rlkit.envs.search.protocol import Action, read_action, write_documents
 from rlkit.retrieval.documents import Result
+from rlkit.rewards.search import SEPARATOR
 
 MAX_QUERIES = 10  # per turn
 SEARCH_TOOL = {
@@ -78,8 +79,9 @@ def _parse_queries(call: str) -> list[str] | None:
         return None
     if not all(isinstance(query, str) and query.strip() for query in queries):
         return None
-    # JSON can encode lone surrogates, which tokenizers and servers reject. They become "?".
-    return [query.encode("utf-8", "replace").decode().strip() for query in queries]
+    # JSON can encode lone surrogates, which tokenizers and servers reject. They become "?". A query is one
+    # line, because rewards count the lines of `query`.
+    return [" ".join(query.encode("utf-8", "replace").decode().split()) for query in queries]
 
 
 def write_call(query: str) -> str:
@@ -90,4 +92,4 @@ def write_call(query: str) -> str:
 
 def write_tool_results(results: Sequence[Result], max_words: int) -> str:
     """Return the content of the tool message: the documents of each query, separated by `---` lines."""
-    return "\n---\n".join(write_documents(result.documents, max_words) for result in results)
+    return SEPARATOR.join(write_documents(result.documents, max_words) for result in results)

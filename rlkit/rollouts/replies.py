@@ -29,11 +29,23 @@ def escape_stop_strings(text: str, stop: Sequence[str]) -> str:
     for string in stop:
         tag = re.fullmatch(r"</?\s*(\w+)\s*>", string.strip())
         if tag:
-            text = re.sub(rf"<(?=\s*/?\s*{tag[1]}\b)", "&lt;", text, flags=re.IGNORECASE)
+            text = re.sub(rf"<(?=\s*+/?+\s*+{tag[1]}\b)", "&lt;", text, flags=re.IGNORECASE)
         elif string:
-            while string in text:  # removing a character can create a new match, so repeat
-                text = text.replace(string, string[:-1])
+            text = _without_last_characters(text, string)
     return text
+
+
+def _without_last_characters(text: str, string: str) -> str:
+    """Remove the last character of each occurrence of a string, and of those that this creates."""
+    if string not in text:
+        return text
+    characters: list[str] = []
+    ending = list(string)
+    for character in text:
+        characters.append(character)
+        if characters[-len(ending) :] == ending:
+            characters.pop()
+    return "".join(characters)
 
 
 def require_tools(tokenizer: PreTrainedTokenizerBase, template: Mapping[str, Any]) -> None:

@@ -90,6 +90,14 @@ def test_lenient_parser_selects_the_first_or_last_answer():
     assert parse_distribution("[0.5, 0.5] [0.1, 0.9]", which="first") == [0.5, 0.5]
 
 
+def test_only_the_lenient_parser_ignores_thoughts():
+    for text in ("<think>ANSWER [0.5, 0.5]", "<think>ANSWER [0.5, 0.5]</think>"):
+        assert parse_distribution(text) is None
+        assert parse_distribution(text, "official") == [0.5, 0.5]
+    text = "<think>ANSWER [0.5, 0.5]</think>ANSWER [0.1, 0.9]<think>ANSWER [0.3, 0.7]"
+    assert parse_distribution(text) == parse_distribution(text, which="first") == [0.1, 0.9]
+
+
 def test_official_parser_accepts_the_format_of_the_release():
     assert parse_distribution("so ANSWER\n[0.49, 0.51] ok", "official") == [0.49, 0.51]
     assert parse_distribution("ANSWER [-4.0, 5.0]", "official") == [-4.0, 5.0]

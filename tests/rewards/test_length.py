@@ -5,6 +5,7 @@ import pickle
 from functools import partial
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -128,9 +129,21 @@ def test_arora_zanette_of_truncated_completions_is_0():
 
 
 def test_grpo_lead():
-    values = grpo_lead(group_of((100, 1), (300, 1), (900, 0)))
-    assert values == pytest.approx([math.exp(0.05), math.exp(-0.05), -1])
-    assert grpo_lead(group_of((100, 1), (300, 1)), alpha=1.0)[1] == pytest.approx(math.exp(-1))
+    values = grpo_lead(group_of((105, 1), (100, 1), (900, 0)))  # mean 102.5, sample standard deviation 3.54
+    assert values == pytest.approx([0.965, 1.036, -1], abs=5e-4)
+    z = math.sqrt(0.5)
+    assert values == pytest.approx([math.exp(-0.05 * z), math.exp(0.05 * z), -1])
+    assert grpo_lead(group_of((100, 1), (300, 1)), alpha=1.0)[1] == pytest.approx(math.exp(-z))
+
+
+@given(st.lists(st.tuples(st.integers(0, 9999), st.sampled_from([0, 1])), min_size=1, max_size=9))
+def test_grpo_lead_equals_the_released_formula(rollouts):
+    """`main_ppo.py` calls torch.std, which divides by n - 1, and sets it to 1 for a single right answer."""
+    lengths = torch.tensor([length for length, correct in rollouts if correct], dtype=torch.float64)
+    deviation = torch.std(lengths) if len(lengths) > 1 else torch.tensor(1.0)
+    for (length, correct), value in zip(rollouts, grpo_lead(group_of(*rollouts)), strict=True):
+        z = (length - lengths.mean()) / (deviation + 1e-6)
+        assert value == (pytest.approx(math.exp(-0.05 * z)) if correct else -1)
 
 
 def test_grpo_lead_edge_cases():
@@ -141,7 +154,7 @@ def test_grpo_lead_edge_cases():
 
 
 def test_grpo_lead_scores_truncated_completions_by_length():
-    assert grpo_lead(group_of((100, 1), (300, 1, True))) == pytest.approx([math.exp(0.05), math.exp(-0.05)])
+    assert grpo_lead(group_of((100, 1), (300, 1, True))) == grpo_lead(group_of((100, 1), (300, 1)))
 
 
 def test_dast():

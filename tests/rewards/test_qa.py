@@ -7,6 +7,7 @@ from transformers.data.metrics.squad_metrics import compute_exact, compute_f1, n
 
 from rlkit.reward import call_reward
 from rlkit.rewards.qa import (
+    HEDGES,
     REFUSALS,
     check_answers,
     cover_match,
@@ -54,7 +55,6 @@ TABLE = [
     ("Beijing, China", "Beijing", 0, 2 / 3, 1, 1),
     ("It was on 5 May 1821", "May 5, 1821", 0, 2 / 3, 0, 0),
     ("paris paris paris", "Paris", 0, 0.5, 1, 1),
-    ("“Paris”", "Paris", 0, 0, 1, 1),
     ("café", "cafe", 0, 0, 0, 0),
     ("cart", "art", 0, 0, 1, 0),
     ("in the United States of America", "USA", 0, 0, 0, 0),
@@ -81,7 +81,6 @@ TRIVIAQA = [
     ("The_Beatles", "beatles", 1, 1),
     ("rock ‘n’ roll", "rock n roll", 1, 1),
     ("O`Brien´s", "o brien s", 1, 1),
-    ("“Paris”", "Paris", 0, 0),
     ("Jean-Paul Sartre", "sartre", 0, 0.5),
     ("An", "A", 1, 0),
 ]
@@ -93,6 +92,33 @@ def test_metrics_of_triviaqa_examples(prediction, gold, exact, overlap):
     assert token_f1(prediction, gold, "triviaqa") == pytest.approx(overlap, abs=1e-6)
 
 
+@pytest.mark.parametrize("rules", ["squad", "triviaqa"])
+@pytest.mark.parametrize(
+    ("prediction", "gold"),
+    [
+        ("O’Neill", "O'Neill"),
+        ("O'Neill", "O´Neill"),
+        ("“Paris”", "Paris"),
+        ("Paris…", "Paris"),
+        ("«Paris»", '"Paris"'),
+        ("1939–1945", "1939-1945"),
+        ("Jean‑Paul", "Jean-Paul"),
+        ("5′ 10″", "5' 10\""),
+    ],
+)
+def test_typographic_punctuation_equals_its_ascii_form(prediction, gold, rules):
+    """The published scripts score these 0."""
+    assert exact_match(answer(prediction), [gold], rules) == 1
+    assert exact_match(answer(gold), [prediction], rules) == 1
+    assert f1(answer(prediction), [gold], rules=rules) == 1
+
+
+@pytest.mark.parametrize(("prediction", "gold"), [("-5", "5"), ("3.5", "35"), ("1/2", "12"), ("C++", "C")])
+def test_exact_match_deletes_signs_and_points_as_published(prediction, gold):
+    assert normalize_answer(prediction) == normalize_answer(gold)
+    assert exact_match(answer(prediction), [gold]) == 1
+
+
 def test_rewards_accept_rules():
     row = {"completion": answer("well-known actor"), "answers": ["well known"]}
     assert (call_reward(exact_match, row), call_reward(f1, row)) == (0, 0)
@@ -100,11 +126,27 @@ def test_rewards_accept_rules():
     assert exact_match(answer("well-known"), ["well known"], rules="triviaqa") == 1
 
 
+# Typographic punctuation, by its ASCII form.
+TYPOGRAPHY = {"'": "‘’‚‹›´ʼ′", '"': "“”„«»″", "-": "‐‑‒–—―−", "...": "…", "*": "•"}
+
+
+def ascii_form(text):
+    for form, characters in TYPOGRAPHY.items():
+        for character in characters:
+            text = text.replace(character, form)
+    return text
+
+
 @given(TEXT | SENTENCES, TEXT | SENTENCES)
 @example("The The", "a")
 @example("İstanbul", "istanbul")
-def test_metrics_agree_with_the_squad_code(prediction, gold):
-    assert normalize(prediction) == normalize_answer(prediction)
+@example("“Paris”…", "Paris")
+def test_metrics_agree_with_the_squad_code_except_for_typography(prediction, gold):
+    if prediction == ascii_form(prediction):
+        assert normalize(prediction) == normalize_answer(prediction)
+    assert normalize(prediction) == normalize(ascii_form(prediction))
+    assert normalize_triviaqa(prediction) == normalize_triviaqa(ascii_form(prediction))
+    prediction, gold = ascii_form(prediction), ascii_form(gold)
     assert is_exact(prediction, gold) == compute_exact(gold, prediction)
     if normalize(prediction) and normalize(
         gold
@@ -177,12 +219,33 @@ def test_unknown_mode_and_rules_are_errors():
         ("Paris</answer>", None),
         ("</answer>Paris<answer>", None),
         ("<Answer>Paris</Answer>", None),
+        ("<think>maybe <answer>Paris</answer>", None),
+        ("<think>maybe <answer>Paris</answer></think>", None),
+        ("<answer>Paris</answer><think>or <answer>London</answer>", "Paris"),
+        ("the prompt opened the tag: <answer>London</answer></think><answer>Paris</answer>", "Paris"),
+        ("<think>a</think><search>b</search>\n<think>c</think><answer>Paris</answer>", "Paris"),
+        ("<think>a</think><search>b</search>\n<think>c <answer>Paris</answer>", None),
         ("Paris", None),
         ("", None),
     ],
 )
 def test_extract_answer_reads_the_last_complete_pair_of_tags(completion, extracted):
     assert extract_answer(completion) == extracted
+
+
+# Pieces of completions, for the property that thoughts do not count.
+PIECES = st.lists(
+    st.sampled_from(["<answer>Rome</answer>", "<answer>", "</answer>", "<search>q</search>", "\n", "Rome"])
+).map("".join)
+
+
+@given(PIECES, PIECES, PIECES)
+def test_answers_in_thoughts_do_not_count(thought, other_thought, unfinished):
+    before = f"<think>{thought}</think>\n<search>q</search>\n<think>{other_thought}</think>"
+    assert extract_answer(f"{before}<answer>Paris</answer>") == "Paris"
+    assert extract_answer(f"{before}<answer>Paris</answer><think>{unfinished}") == "Paris"
+    assert extract_answer(f"{before}<think>{unfinished}") is None
+    assert extract_answer(f"{thought}</think><answer>Paris</answer>") == "Paris"
 
 
 @given(st.text("<>/answer x\n", max_size=60), st.text("ab c\n", max_size=10))
@@ -223,28 +286,127 @@ def test_f1_is_that_of_the_best_alias():
 
 
 @pytest.mark.parametrize(
-    ("text", "covered"),
+    "text",
     [
-        ("It is in Paris", 1),
-        ("Paris, France", 1),
-        ("I think it is in Paris", 0),
-        ("Paris or London", 0),
-        ("Paris and London", 0),
-        ("neither Paris", 0),
-        ("not Paris", 0),
-        ("It isn't Paris", 0),
-        ("Rome, London, Madrid, Vienna, Paris", 0),
-        ("Parisian", 0),
+        *(
+            "Paris",
+            "It is Paris.",
+            "It is in Paris",
+            "the capital Paris",
+            "the city of Paris",
+            "Paris!",
+            "Paris…",
+        ),
+        *(
+            "Paris, France",
+            "Paris (France)",
+            "Paris – France",
+            "Paris - France",
+            "Paris, Texas (USA)",
+            "Paris [1]",
+        ),
+        *("**Paris**", "“Paris”", "« Paris »", "`Paris`", "Answer: Paris"),
+        "Paris London Rome Berlin",  # documented: nothing tells it from "New York City"
     ],
 )
-def test_cover_match_limits_extra_words(text, covered):
-    assert cover_match(answer(text), ["Paris"]) == covered
+def test_cover_match_accepts_a_single_claim(text):
+    assert cover_match(answer(text), ["Paris"]) == 1
 
 
-@pytest.mark.parametrize("candidates", ["Paris, London, Rome", "London; Paris; Rome", "Rome\nParis\nLondon"])
-def test_cover_match_rejects_lists_of_candidates(candidates):
-    assert cover_match(answer(candidates), ["Paris"]) == 0
-    assert cover_match(answer(candidates), [candidates]) == 1
+# fmt: off
+LISTS_AND_DENIALS = [
+    # denials
+    "no Paris", "not Paris", "never Paris", "without Paris", "except Paris", "anything but Paris",
+    "neither Paris", "rather than Paris", "instead of Paris", "other than Paris", "far from Paris",
+    "hardly Paris", "Paris is false", "incorrect: Paris", "Paris is wrong", "cannot be Paris",
+    "It isn't Paris", "It wasn’t Paris", "can't be Paris", "don´t say Paris", "≠ Paris", "nicht Paris",
+    # lists
+    "Paris or London", "Paris and London", "either Paris", "Paris vs London", "Paris vs. London",
+    "Paris ou Londres", "Paris oder London", "Paris и London", "Paris / London", "Paris/ London",
+    "Paris | London", "Paris|London Paris", "Paris & London", "Paris + London", "Paris ／ London",
+    "Paris · London", "Paris; London", "Paris\nLondon", "Paris\r\nLondon", "Paris\u2028London",
+    "• Paris • London", "* Paris * London", "- Paris - London", "- Paris\n- London",
+    "1. Paris 2. London", "1) Paris 2) London", "(1) Paris (2) London", "[1] Paris [2] London",
+    "a) Paris b) London", "ii) Paris iii) London", "#1 Paris #2 London", "1: Paris 2: London",
+    "Paris 2. London", "Paris, London, Rome", "London; Paris; Rome", "Rome\nParis\nLondon",
+    "Paris — London — Rome", "Paris (London) (Rome)", "Paris、London、Rome",
+    "Rome, London, Madrid, Vienna, Paris",
+    # other answers
+    "I think it is in Paris", "Parisian", "> Paris",
+]
+# fmt: on
+
+
+@pytest.mark.parametrize("text", LISTS_AND_DENIALS)
+def test_cover_match_rejects_lists_and_denials(text):
+    assert cover_match(answer(text), ["Paris"]) == 0
+    assert cover_match(answer(text), [text]) == 1
+
+
+GOLD_ANSWERS = [
+    *("AC/DC", "A / B", "Trinidad and Tobago", "Not Fade Away", "Smith & Wesson", "Don't Stop Me Now", "no"),
+    *("Crosby, Stills, Nash & Young", "1. FC Köln", "No. 5", "3.5", "x; y", "Yahoo! (company)", "1,234"),
+    *("b)", "1769–1821", "Gone with the Wind", "Nothing but the Truth", "- 5 -"),
+    "The Good, the Bad and the Ugly",
+]
+# The words of the golds are in no hedge, and the marks are any.
+GOLDS = st.sampled_from(GOLD_ANSWERS) | st.text(
+    st.sampled_from("xyzXYZ0123 .,;:/|&+-–—'’\"“”()[]<>*•#"), min_size=1, max_size=20
+).map(str.strip).filter(lambda text: normalize(text) and span(text).strip())
+
+
+@given(GOLDS)
+def test_cover_match_accepts_the_gold_answer_in_a_sentence(gold):
+    for text in (gold, f"It is {gold}", f"the answer {gold}", f"Answer: {gold}"):
+        assert cover_match(answer(text), [gold]) == 1
+
+
+@given(st.sampled_from(GOLD_ANSWERS), st.sampled_from(["It is {}.", "{}, France", "{} (1975)", "“{}”"]))
+def test_cover_match_accepts_known_answers_in_context(gold, context):
+    assert cover_match(answer(context.format(gold)), [gold]) == 1
+
+
+CONTRACTIONS = ("isn't", "wasn’t", "can't", "don't", "won't", "wouldn´t", "ain't", "haven't")
+
+
+@given(GOLDS, st.sampled_from(sorted(HEDGES)) | st.sampled_from(CONTRACTIONS), st.data())
+def test_cover_match_rejects_the_gold_answer_with_a_hedge(gold, hedge, data):
+    hedge = data.draw(st.sampled_from([hedge, hedge.upper(), hedge.capitalize()]))
+    for text in (f"{hedge} {gold}", f"{gold} {hedge}", f"{gold} {hedge} London", f"It is {hedge} {gold}"):
+        assert cover_match(answer(text), [gold]) == 0
+
+
+@given(
+    st.lists(st.sampled_from(["Paris", "London", "Rome", "Vienna"]), min_size=2, max_size=4, unique=True),
+    st.sampled_from(["; ", "\n", " / ", " | ", "|", " & ", " + ", " or ", " and ", " vs ", " • ", "\n- "]),
+)
+def test_cover_match_rejects_candidates_joined_by_a_separator(candidates, separator):
+    for gold in candidates:
+        assert cover_match(answer(separator.join(candidates)), [gold]) == 0
+
+
+@given(st.lists(st.sampled_from(["Paris", "London", "Rome", "Vienna"]), min_size=2, max_size=4, unique=True))
+def test_cover_match_rejects_enumerated_candidates(candidates):
+    for form in ("{}. {}", "{}) {}", "({}) {}", "[{}] {}", "#{} {}", "{}: {}"):
+        items = [form.format(number, name) for number, name in enumerate(candidates, 1)]
+        assert cover_match(answer(" ".join(items)), candidates[:1], max_extra=9) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "gold"),
+    [
+        ("100 km/h", "100"),
+        ("10,000, about", "10000"),
+        ("Napoleon (1769–1821), emperor", "1821"),
+        ("7. Correct", "7"),
+        ("A. Einstein", "Einstein"),
+        ("J. R. R. Tolkien", "Tolkien"),
+        ("c. 1850", "1850"),
+        ("New York City", "New York"),
+    ],
+)
+def test_cover_match_accepts_marks_that_separate_no_candidates(text, gold):
+    assert cover_match(answer(text), [gold]) == 1
 
 
 def test_cover_match_does_not_count_words_of_the_gold_answer():

@@ -8,7 +8,19 @@ from hypothesis import strategies as st
 
 from rlkit.reward import call_reward
 from rlkit.rewards.qa import REFUSALS
-from rlkit.rewards.search import backed, recall, refusal, search_price, search_r1, searches, tag_format
+from rlkit.rewards.search import (
+    SEPARATOR,
+    backed,
+    noisy_hits,
+    recall,
+    refusal,
+    search_price,
+    search_r1,
+    searches,
+    split_results,
+    tag_format,
+    useful_hits,
+)
 from rlkit.scoring import RewardRunner
 
 THINK = "<think>Hm.</think>"
@@ -23,6 +35,18 @@ def model(text):
 def results(text=TEXT, documents=("d1", "d2"), query="the capital"):
     content = f"\n\n<information>{text}</information>\n\n"
     return {"role": "user", "content": content, "documents": list(documents), "query": query}
+
+
+def tool_results(texts, label=None):
+    """Return the message of a tool call with one query per string; an empty string is an empty result."""
+    return {
+        "role": "tool",
+        "content": SEPARATOR.join(texts),
+        "documents": [f"d{i}" for i, text in enumerate(texts) if text],
+        "num_documents": [int(text != "") for text in texts],
+        "query": "\n".join(f"query {i}" for i in range(len(texts))),
+        "label": label,
+    }
 
 
 def other_message(text):
@@ -63,6 +87,48 @@ def test_searches_counts_searches_with_results():
     turns.append({"role": "user", "content": "The environment's other messages may lack the keys."})
     assert searches(turns) == 1
     assert searches([]) == 0
+
+
+def test_each_query_of_a_tool_call_is_a_search():
+    call = [model("<tool_call>"), tool_results([TEXT] * 10)]
+    assert searches(call * 4) == 40
+    assert search_price(call * 4, limit=4, price=0.1) == pytest.approx(-3.6)
+    assert searches([tool_results([TEXT, "", TEXT])]) == 2  # empty results are free, as in one search
+    assert searches([tool_results(["", ""])]) == 0
+    assert searches([tool_results([TEXT]), results()]) == 2
+
+
+@given(
+    st.lists(st.lists(st.sampled_from([TEXT, ""]), min_size=1, max_size=10), max_size=6), st.integers(0, 9)
+)
+def test_splitting_a_tool_call_changes_neither_searches_nor_price(calls, limit):
+    together = [tool_results(texts) for texts in calls]
+    apart = [results(text, ["d"] if text else []) for texts in calls for text in texts]
+    assert searches(together) == searches(apart) == sum(text != "" for texts in calls for text in texts)
+    assert search_price(together, limit) == search_price(apart, limit)
+
+
+def test_hits_are_fractions_of_the_queries():
+    turns = [tool_results(["Paris", "Rome", "Oslo", "Bonn"], "useful"), tool_results(["Paris"], "noisy")]
+    assert useful_hits(turns, ["Paris"]) == 0.25 and noisy_hits(turns, ["Paris"]) == 1
+    turns.append(tool_results(["Paris"], "useful"))
+    assert useful_hits(turns, ["Paris"]) == 0.4
+    assert useful_hits([results()], ["Paris"]) is None
+
+
+def test_split_results_assigns_passages_to_queries():
+    assert split_results(tool_results(["a", "", "b"])) == [
+        ("query 0", "a"),
+        ("query 1", ""),
+        ("query 2", "b"),
+    ]
+    assert split_results(results("a\n---\nb")) == [
+        ("the capital", "\n\n<information>a\n---\nb</information>\n\n")
+    ]
+    ambiguous = tool_results(["a\n---\nb", "c"])
+    assert split_results(ambiguous) == [("query 0\nquery 1", "a\n---\nb\n---\nc")]
+    without_query = {"role": "user", "content": "Paris", "documents": ["1"]}
+    assert split_results(without_query) == [("", "Paris")]
 
 
 @pytest.mark.parametrize(("n", "price"), [(0, 0), (1, 0), (2, 0), (3, -0.25), (5, -0.75)])
@@ -192,6 +258,11 @@ def test_backed_looks_for_the_models_answer_not_an_alias():
     assert backed(**columns(turns, answers=["USA", "United States"])) == 0
 
 
+def test_rewards_ignore_the_answer_of_a_thought_that_is_never_closed():
+    row = columns([results("Paris"), model("<think>maybe <answer>Paris</answer>")])
+    assert backed(**row) == search_r1(**row) == refusal(row["completion"], answerable=True) == 0
+
+
 def test_backed_without_an_answer_is_0_and_of_a_refusal_is_none():
     assert backed(**columns([results("Paris"), model("Paris")])) == 0
     assert backed(**columns(rollout("unknown"), answers=["unknown"], answerable=False)) is None
@@ -224,11 +295,14 @@ def test_rewards_accept_turns_read_from_parquet(tmp_path):
     """In Parquet every message has all keys, and missing ones are null."""
     rows = [columns(case[0]) for case in CASES.values()]
     rows += [columns([{"role": "user", "content": "Hm."}, model(ASK), results(documents=[]), model("?")])]
+    rows += [
+        columns([model("?"), tool_results([TEXT, "", TEXT]), results(), model("<answer>Paris</answer>")])
+    ]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
     read = pq.read_table(tmp_path / "rows.parquet").to_pylist()
     assert read[0]["turns"][0]["documents"] is None
     for before, after in zip(rows, read, strict=True):
-        for reward in (searches, search_price, tag_format, search_r1, backed):
+        for reward in (searches, search_price, tag_format, search_r1, backed, useful_hits):
             assert call_reward(reward, before) == call_reward(reward, after)
         assert recall(before["turns"], ["d1"]) == recall(after["turns"], ["d1"])
 

@@ -43,6 +43,13 @@ def test_form_requires_the_number_of_documents_and_nothing_before_them():
     assert form(TWO_DOCUMENTS, 2) == 1 and form(TWO_DOCUMENTS, 1) == 0
 
 
+def test_documents_in_a_thought_do_not_count():
+    thought = "<think>\nDoc 1: the Rhine\n</think>\n"
+    assert split_documents(thought + TWO_DOCUMENTS) == split_documents(TWO_DOCUMENTS)
+    assert form(thought + TWO_DOCUMENTS, 2) == obeys(thought + TWO_DOCUMENTS, ["Seine"], 2, True) == 1
+    assert form(f"<think>\n{TWO_DOCUMENTS}", 2) == 0
+
+
 def test_holds_answer_matches_whole_words():
     assert holds_answer("It is on the Seine.", ["Rhine", "Seine"])
     assert not holds_answer("the Seinemaritime", ["Seine"])

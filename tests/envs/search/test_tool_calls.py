@@ -13,6 +13,7 @@ from rlkit.envs.search.tool_calls import MAX_QUERIES, SEARCH_TOOL, read_call, wr
 from rlkit.errors import UserError
 from rlkit.registry import load_environment
 from rlkit.reward import call_reward
+from rlkit.rewards.search import search_price, split_results
 from rlkit.rollouts import Sampling
 from rlkit.rollouts.loop import Loop, RolloutLimits
 from rlkit.rollouts.scripted import ScriptedEngine
@@ -56,6 +57,7 @@ CALL = {"name": "search", "arguments": {"query_list": ["a", " b "]}}
         (hermes(name="search", arguments={"query_list": []}), Action("invalid")),
         (hermes(name="search", arguments={"query_list": ["a"] * (MAX_QUERIES + 1)}), Action("invalid")),
         (f"{hermes(**CALL)}<tool_call>oops</tool_call>", Action("invalid")),
+        (hermes(name="search", arguments={"query_list": ["a\nb"]}), Action("search", ("a b",))),  # one line
         ("{" * 5000, Action("invalid")),
         (hermes(name="search", arguments={"query_list": ["a \ud800"]}), Action("search", ("a ?",))),
     ],
@@ -66,7 +68,8 @@ def test_read_call(turn, action):
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip))
 def test_read_call_inverts_write_call(query):
-    assert read_call(write_call(query)) == Action("search", (query.strip(),)) or "tool_call>" in query
+    expected = Action("search", (" ".join(query.split()),))
+    assert read_call(write_call(query)) == expected or "tool_call>" in query
 
 
 @given(st.text())
@@ -136,6 +139,17 @@ def test_respond_returns_the_results_of_a_turn_in_the_order_of_its_queries(envir
     assert reply["content"].count("\n---\n") == 1
     first, second = reply["content"].split("\n---\n")
     assert "Doc 1(" in first and "Doc 1(" in second
+    assert split_results(reply) == list(zip(task["queries"], [first, second], strict=True))
+
+
+def test_each_query_of_a_call_counts_as_a_search(environment, tokenizer):
+    task = next(task for task in environment.tasks("dev", 50) if task["hops"] == 2)
+    both = hermes(name="search", arguments={"query_list": [*task["queries"], "zzz qqq"]})
+    (rollout,) = roll_out(environment, tokenizer, [task], [[both, both, environment.answer(task)]])
+    assert [turn["num_documents"] for turn in rollout.turns if turn["role"] == "tool"] == [[2, 2, 0]] * 2
+    row = task | rollout.columns()
+    assert call_reward(environment.rewards["searches"], row) == 4
+    assert search_price(rollout.turns, limit=1, price=0.1) == pytest.approx(-0.3)
 
 
 def test_invalid_call_gets_a_reply_and_uses_up_a_turn(environment, tokenizer):

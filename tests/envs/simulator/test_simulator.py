@@ -144,6 +144,30 @@ def test_script_builds_examples_from_rollouts(tmp_path, label):
     assert environment.score(task, environment.answer(task))["obeys"] == 1
 
 
+def test_script_builds_an_example_of_each_query_of_a_tool_call(tmp_path):
+    search = load_environment("search-v2", protocol="tools", world_size=500, topk=2, hops=[2])
+    tasks = [task for task in search.tasks("train", 10) if search.script(task)]
+    calls = ["\n".join(search.script(task)[:-1]) for task in tasks]
+    rows = play(search, tasks, [[call, search.answer(task)] for call, task in zip(calls, tasks, strict=True)])
+    rollouts = [
+        {
+            "prompt": row["prompt"][0]["content"],
+            "answer": search.answer(row),
+            "turns": row["turns"],
+            "invalid": None,
+            "rewards/f1": 1.0,
+        }
+        for row in rows
+    ]
+    (tmp_path / "run" / "rollouts").mkdir(parents=True)
+    pd.DataFrame(rollouts).to_parquet(tmp_path / "run" / "rollouts" / "step-000001.parquet")
+    result = run_script(tmp_path / "run", "--out", tmp_path / "data.jsonl")
+    assert result.returncode == 0, result.stderr
+    examples = read_examples(tmp_path / "data.jsonl")
+    assert [example.query for example in examples] == [query for task in tasks for query in task["queries"]]
+    assert all(example.documents.count("Doc 1(") == 1 for example in examples)
+
+
 def test_script_rejects_a_folder_that_is_not_a_run(tmp_path):
     result = run_script(tmp_path, "--out", tmp_path / "data.jsonl")
     assert result.returncode == 2 and "is not a run directory" in result.stderr
