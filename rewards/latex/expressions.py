@@ -14,8 +14,6 @@ from rlkit.rewards.latex.tokens import FUNCTIONS, Token
 class ExpressionParser(OperandParser):
     """A recursive-descent parser of expressions."""
 
-    # Arithmetic
-
     def parse_sum(self) -> Node:
         """Parse terms with signs between them."""
         node = self.parse_signed_product()
@@ -58,15 +56,8 @@ class ExpressionParser(OperandParser):
 
     def parse_mixed_number(self, start: Token | None, integer: Node) -> Node | None:
         """Parse the fraction of a mixed number, `2\\frac{1}{2}` or `2 1/2`, if there is one."""
-        if (
-            start is None
-            or start.kind != "number"
-            or not isinstance(integer, Number)
-            or integer.digits is not None
-        ):
-            return None
-        previous = self.tokens[self.position - 1]
-        if previous is not start:
+        is_literal = start is not None and start is self.tokens[self.position - 1]
+        if not is_literal or not isinstance(integer, Number) or integer.digits is not None:
             return None
         if self.at("frac"):
             position = self.position
@@ -79,17 +70,12 @@ class ExpressionParser(OperandParser):
                     return Call("+", (integer, fraction))
             self.position = position
             return None
-        numbers = [self.peek(offset) for offset in range(3)]
-        if not all(numbers):
+        tokens = self.tokens[self.position : self.position + 3]
+        if [token.kind for token in tokens] != ["number", "symbol", "number"]:
             return None
-        top_token, slash, bottom_token = (token for token in numbers if token)
-        if (top_token.kind, slash.text, bottom_token.kind) != (
-            "number",
-            "/",
-            "number",
-        ) or not top_token.spaced:
+        if tokens[1].text != "/" or not tokens[0].spaced:
             return None
-        top, bottom = read_number(top_token.text), read_number(bottom_token.text)
+        top, bottom = read_number(tokens[0].text), read_number(tokens[2].text)
         if top.digits is not None or bottom.digits is not None or not 0 < top.value < bottom.value:
             raise UnreadableError("not a mixed number")
         self.position += 3
@@ -162,7 +148,7 @@ class ExpressionParser(OperandParser):
             elif token.text == "!":
                 self.position += 1
                 node = Call("!!" if self.accept("!") else "!", (node,))
-            elif token.text in ("%",):
+            elif token.text == "%":
                 self.position += 1
                 node = Call("%", (node,))
             elif token.text == "'":
@@ -185,16 +171,12 @@ class ExpressionParser(OperandParser):
         """Parse the exponent after `^`, which may be a prime or a degree sign."""
         if self.accept("prime"):
             return self.add_prime(base)
-        if self.at("circ"):
-            self.position += 1
+        if self.accept("circ"):
             return Call("degree", (base,))
-        if self.at("{"):
-            inner = [self.peek(1), self.peek(2)]
-            if inner[0] and inner[1] and inner[1].text == "}" and inner[0].text in ("circ", "prime", "*"):
-                self.position += 3
-                if inner[0].text == "circ":
-                    return Call("degree", (base,))
-                return self.add_prime(base)
+        sign = "".join(token.text for token in self.tokens[self.position : self.position + 3])
+        if sign in ("{circ}", "{prime}", "{*}"):
+            self.position += 3
+            return Call("degree", (base,)) if sign == "{circ}" else self.add_prime(base)
         return Call("^", (base, self.parse_script()))
 
     def parse_script(self) -> Node:
@@ -210,20 +192,13 @@ class ExpressionParser(OperandParser):
     def parse_subscript(self, node: Node, start: int) -> Node:
         """Parse a subscript: part of a name, or the base of a number."""
         script = self.read_script()
-        if isinstance(node, Name) and not node.is_constant:
-            return Name(f"{node.name}_{script}")
         if isinstance(node, Name):
             return Name(f"{node.name}_{script}")
         if isinstance(node, Number) and node.base is None:
             script = re.sub(r"base|[()]", "", script)
             base = BASES.get(script) or (int(script) if re.fullmatch("[0-9]{1,2}", script) else 0)
-            numeral = "".join(
-                token.text for token in self.tokens[start : self.position] if token.kind == "number"
-            )
-            written = re.match(
-                r"[0-9]+", numeral[: len(numeral) - len(script)] if script.isdigit() else numeral
-            )
-            if not 2 <= base <= 36 or written is None:
+            numeral = next(token.text for token in self.tokens[start:] if token.kind == "number")
+            if not 2 <= base <= 36 or not numeral.isdigit():
                 raise UnreadableError("an unknown base")
-            return number_in_base(written[0], base)
+            return number_in_base(numeral, base)
         raise UnreadableError("a subscript after an expression")

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import re
 
-from rlkit.rewards.latex.operands import NOT_NAMES
+from rlkit.rewards.latex.operands import ACCENTS, NOT_NAMES
 from rlkit.rewards.latex.tokens import FUNCTIONS, Token
 from rlkit.rewards.latex.units import read_unit
 
-_MEASURED_NAME = re.compile(r"[A-Z]{1,4}'?")
+_POINTS = re.compile(r"[A-Z]{1,4}'?")
+_DERIVATIVE = re.compile(
+    r"frac\{?(d|partial)\^?\{?\d?\}?[A-Za-z]?(\([a-z]\))?\}?\{?(d|partial)[a-z]\^?\{?\d?\}?\}?"
+)
+_COORDINATES = re.compile(r"[(\[](?:[a-z](?:_\{?[0-9]\}?)?[,;]?)+[)\]]")
+_SCRIPT = r"(?:\{[^{}]*\}|[^{}()\[\]])"
+# Subscripts, primes and the inverse of a function, then its arguments.
+_SUFFIX = re.compile(
+    rf"(?:_{_SCRIPT}(?!\d)|\^(?:\{{-1\}}(?=[(\[])|\{{?(?:prime|\*)+\}}?)|'|prime)*"
+    r"(?:[(\[][^()]*(?:\([^()]*\)[^()]*)*[)\]])?\|?"
+)
+_GEOMETRIC = ("angle", "triangle", "overline", "|", "Delta")
 
 
 def read_name(tokens: list[Token]) -> str | None:
@@ -16,62 +27,23 @@ def read_name(tokens: list[Token]) -> str | None:
     text = "".join(token.text for token in tokens)
     if not tokens or len(text) > 60:
         return None
-    if _MEASURED_NAME.fullmatch(text):
+    if _POINTS.fullmatch(text) or _DERIVATIVE.fullmatch(text) or _COORDINATES.fullmatch(text):
         return text
     if len(tokens) > 2 and tokens[0].text == "{" and tokens[2].text == "}":  # from `\\vec{v}`
         tokens = [tokens[1], *tokens[3:]]
     i = 0
-    while i < len(tokens) and tokens[i].text in (
-        "angle",
-        "triangle",
-        "overline",
-        "|",
-        "Delta",
-        "operatorname",
-    ):
+    while i < len(tokens) and tokens[i].text in _GEOMETRIC:
         i += 1
-    first = tokens[i] if i < len(tokens) else None
-    if first is None:
+    if i == len(tokens):
         return None
-    if first.text == "frac":
-        return (
-            text
-            if re.fullmatch(
-                r"frac\{?(d|partial)\^?\{?\d?\}?[A-Za-z]?(\([a-z]\))?\}?\{?(d|partial)[a-z]\^?\{?\d?\}?\}?",
-                text,
-            )
-            else None
-        )
-    if first.text in ("(", "["):  # a point: `(x, y) = (1, 2)`
-        return text if re.fullmatch(r"[(\[](?:[a-z](?:_\{?\w+\}?)?[,;]?)+[)\]]", text) else None
+    first, suffix = tokens[i], "".join(token.text for token in tokens[i + 1 :])
     if first.kind == "word":
         return text if read_unit(first.text) is not None else None
     if first.kind == "command" and first.text in FUNCTIONS:
         return text
-    is_decorated = first.kind == "command" and first.text in (
-        "hat",
-        "bar",
-        "dot",
-        "ddot",
-        "tilde",
-        "widehat",
-        "overline",
-    )
-    if not (
-        first.kind == "letter" or (first.kind == "command" and first.text not in NOT_NAMES) or is_decorated
-    ):
+    if first.text in ACCENTS:
+        suffix = re.sub(rf"^{_SCRIPT}", "", suffix)
+    elif first.kind != "letter" and (first.kind != "command" or first.text in NOT_NAMES):
         return None
-    suffix = "".join(token.text for token in tokens[i + 1 :])
-    if i and re.fullmatch(r"[A-Z]{0,3}\|?", suffix):
-        return text
-    script = r"(?:\{[^{}]*\}|[^{}()\[\]])"
-    decoration = rf"{script}?" if is_decorated else ""
-    scripts = rf"(?:_{script}(?!\d)|\^(?:\{{-1\}}(?=[(\[])|\{{?(?:prime|\*)+\}}?)|'|prime)*"
-    pattern = rf"{decoration}{scripts}(?:[(\[][^()]*(?:\([^()]*\)[^()]*)*[)\]])?\|?"
-    if (
-        any(token.text in "+-*/" for token in tokens if token.kind == "symbol")
-        and "(" not in suffix
-        and "^" not in suffix
-    ):
-        return None
-    return text if re.fullmatch(pattern, suffix) else None
+    is_geometric = i > 0 and re.fullmatch(r"[A-Z]{0,3}\|?", suffix) is not None
+    return text if is_geometric or _SUFFIX.fullmatch(suffix) else None

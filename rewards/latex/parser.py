@@ -35,6 +35,12 @@ MAX_CHARACTERS = 2000
 MAX_TOKENS = 1000
 MAX_HEIGHT = 150  # of the tree of nodes, on which all functions are recursive
 
+_CURRENCIES = {"\\$": "money", "pounds": "pound", "euro": "euro"}
+# Signs in the phrase behind a value, and how `read_unit` spells them.
+_UNIT_SIGNS = {
+    ".": "", "/": "/", "*": "*", "-": "-", "^": "^", "{": "", "}": "", "(": "(", ")": ")",
+    "\\$": "$", "circ": "°", "Omega": "Ω", "pounds": "£", "euro": "€",
+}  # fmt: skip
 _TIME = re.compile(r"([0-9]{1,2})(?::([0-9]{2}))?\s{0,4}([ap])\.?\s?m\.?", re.IGNORECASE)
 
 
@@ -105,6 +111,7 @@ class _AnswerParser(ExpressionParser):
     # Lists and relations
 
     def parse_all(self) -> Node:
+        """Parse all tokens."""
         node = self.parse_list()
         if self.at("over", "choose"):
             operator = "/" if self.take().text == "over" else "binom"
@@ -136,6 +143,7 @@ class _AnswerParser(ExpressionParser):
         return items[0] if len(items) == 1 else Sequence("", tuple(items), separator)
 
     def parse_relation(self) -> Node:
+        """Parse sides with relation signs between them; one side alone is no relation."""
         sides = [self.parse_side()]
         operators = []
         while (token := self.peek()) is not None:
@@ -155,7 +163,7 @@ class _AnswerParser(ExpressionParser):
         return Relation(tuple(sides), tuple(operators)) if operators else sides[0].node
 
     def parse_side(self) -> Side:
-        """x"""
+        """Parse one side of a relation, which may be the name of a quantity in words."""
         start = self.position
         token = self.peek()
         if token is not None and token.kind == "word":
@@ -169,6 +177,7 @@ class _AnswerParser(ExpressionParser):
         return Side(node, read_name(self.tokens[start : self.position]))
 
     def parse_union(self) -> Node:
+        """Parse sets with set operators between them."""
         node = self.parse_value()
         while self.at("cup", "cap", "setminus"):
             operator = self.take().text
@@ -177,14 +186,8 @@ class _AnswerParser(ExpressionParser):
 
     def parse_value(self) -> Node:
         """Parse a sum, and the unit behind it."""
-        token = self.peek()
-        if (
-            token is not None
-            and token.text in ("\\$", "pounds", "euro")
-            and token.kind in ("symbol", "command")
-        ):
-            self.position += 1
-            currency = {"\\$": "money", "pounds": "pound", "euro": "euro"}[token.text]
+        if self.at(*_CURRENCIES):
+            currency = _CURRENCIES[self.take().text]
             amount = self.parse_sum()
             following = self.peek()
             if following is not None and following.kind == "word":
@@ -196,13 +199,14 @@ class _AnswerParser(ExpressionParser):
             return Quantity(amount.value, replace(amount.unit, dimensions=((currency, 1),)))
         value = self.parse_sum()
         token = self.peek()
-        if token is not None and (token.kind == "word" or self.at("\\$", "pounds", "euro", "mod")):
+        if token is not None and (token.kind == "word" or self.at(*_CURRENCIES, "mod")):
             return self.parse_unit(value)
         if self.at(":"):
             return self.parse_ratio(value)
         return value
 
     def parse_ratio(self, first: Node) -> Node:
+        """Parse the other parts of a ratio."""
         if self.in_builder:
             return first
         parts = [first]
@@ -211,46 +215,23 @@ class _AnswerParser(ExpressionParser):
         return Call(":", tuple(parts))
 
     def parse_unit(self, value: Node) -> Node:
-        """Parse the words behind a value up to the end of the item."""
-        phrase = ""
-        if self.at("mod"):
-            self.position += 1
+        """Parse the words behind a value, up to the end of the item."""
+        if self.accept("mod"):
             return Call("mod", (value, self.parse_primary()))
+        phrase = ""
         while (token := self.peek()) is not None:
-            is_unit_sign = token.text in (
-                ".",
-                "/",
-                "*",
-                "-",
-                "^",
-                "{",
-                "}",
-                "(",
-                ")",
-                "\\$",
-                "circ",
-                "Omega",
-                "pounds",
-                "euro",
-            )
-            is_exponent = token.kind in ("number", "letter") and phrase.rstrip(" {").endswith("^")
-            is_minus = token.text == "-" and token.kind == "symbol"
-            if token.kind == "word" or (token.kind == "letter" and token.is_roman):
+            if token.kind == "word":
                 phrase += f" {token.text} "
-            elif is_exponent or (token.kind == "number" and phrase.rstrip(" {").endswith(("^-", "^{-"))):
-                phrase = phrase.rstrip() + token.text
-            elif is_unit_sign or is_minus:
-                sign = {"\\$": "$", "circ": "°", "Omega": "Ω", "pounds": "£", "euro": "€", "{": "", "}": ""}
-                phrase = phrase.rstrip() + sign.get(token.text, token.text)
+            elif token.kind == "number" and phrase.endswith(("^", "^-")):
+                phrase += token.text
+            elif token.kind in ("symbol", "command") and token.text in _UNIT_SIGNS:
+                phrase = phrase.rstrip() + _UNIT_SIGNS[token.text]
             else:
                 break
             self.position += 1
-        unit = read_unit(re.sub(r"[{}]", "", phrase.replace("^°", "°")))
+        unit = read_unit(phrase.replace("^°", "°"))
         if unit is None:
             raise UnreadableError("not a unit")
         if unit.multiplier != 1:
             value = Call("*", (value, Number(Fraction(unit.multiplier))))
-        if isinstance(value, Call) and value.operator == "degree" and phrase.strip() in ("C", "F"):
-            scale = {"C": "celsius", "F": "fahrenheit"}[phrase.strip()]
-            return Quantity(value.arguments[0], Unit(((scale, 1),)))
         return Quantity(value, unit)
