@@ -45,39 +45,31 @@ DEGREES, RADIANS = Unit((("angle", 1),)), (("radian", 1),)
 
 
 def same_quantities(gold: Node, answer: Node) -> bool:
-    """Compare values with units. A unit may be left out, but not be wrong."""
+    """Compare values with units. A unit is optional, but must not be a wrong one."""
     gold_value, gold_unit = _split_unit(gold)
     answer_value, answer_unit = _split_unit(answer)
+    gold_kind, answer_kind = gold_unit.dimensions, answer_unit.dimensions
     words = gold_unit.words, answer_unit.words
     if all(words) and not (words[0] <= words[1] or words[1] <= words[0]):
         return False
-    has_units = bool(gold_unit.dimensions), bool(answer_unit.dimensions)
-    kinds = gold_unit.dimensions, answer_unit.dimensions
-    if kinds == (DEGREES.dimensions, RADIANS):
-        return _same_plain(Call("degree", (gold_value,)), answer_value)
-    if kinds == (RADIANS, DEGREES.dimensions):
-        return _same_plain(gold_value, Call("degree", (answer_value,)))
-    if any(has_units) and not all(has_units) and any(_is_percentage(v) for v in (gold_value, answer_value)):
+    if (gold_kind and answer_unit.words) or (gold_unit.words and answer_kind):
         return False
-    if all(has_units):
-        if gold_unit.dimensions != answer_unit.dimensions:
-            return False
+    if gold_kind == answer_kind:
         if gold_unit.scale != answer_unit.scale:
-            scale = Number(gold_unit.scale / answer_unit.scale)
-            gold_value = Call("*", (gold_value, scale))
+            gold_value = Call("*", (gold_value, Number(gold_unit.scale / answer_unit.scale)))
         return _same_plain(gold_value, answer_value)
-    if (gold_unit.dimensions and answer_unit.words) or (gold_unit.words and answer_unit.dimensions):
+    in_radians = [
+        Call("degree", (value,)) if kind == DEGREES.dimensions else value
+        for value, kind in ((gold_value, gold_kind), (answer_value, answer_kind))
+    ]
+    if {gold_kind, answer_kind} == {DEGREES.dimensions, RADIANS}:
+        return _same_plain(*in_radians)
+    if (gold_kind and answer_kind) or _is_percentage(gold_value) or _is_percentage(answer_value):
         return False
     if _same_plain(gold_value, answer_value):
         return True
-    # Degrees against radians without a unit.
-    if has_units == (True, False) and gold_unit.dimensions == DEGREES.dimensions:
-        return _same_plain(Call("degree", (gold_value,)), answer_value)
-    return (
-        has_units == (False, True)
-        and answer_unit.dimensions == DEGREES.dimensions
-        and _same_plain(gold_value, Call("degree", (answer_value,)))
-    )
+    # A number without a unit may be the angle in radians.
+    return DEGREES.dimensions in (gold_kind, answer_kind) and _same_plain(*in_radians)
 
 
 def _is_percentage(node: Node) -> bool:
@@ -86,8 +78,7 @@ def _is_percentage(node: Node) -> bool:
 
 def _split_unit(node: Node) -> tuple[Node, Unit]:
     if isinstance(node, Quantity):
-        value, unit = node.value, node.unit
-        return value, unit
+        return node.value, node.unit
     if isinstance(node, Call) and node.operator == "degree":
         return node.arguments[0], DEGREES
     if isinstance(node, Call) and node.operator == "unary -":
