@@ -101,7 +101,11 @@ def correct(completion: str, answer: str, comparison: str = "math") -> float:
 
 
 def box_format(completion: str, most_after: int = 20) -> float:
-    r"""Return 1 if there is exactly one `\boxed{}`, followed by at most `most_after` characters, else 0."""
+    r"""Return 1 if there is exactly one `\boxed{}`, followed by at most `most_after` characters, else 0.
+
+    Only what follows the model's thoughts counts, as in `correct`.
+    """
+    completion = after_thinking(completion)
     boxes = find_boxes(completion)
     if len(boxes) != 1 or completion.count("\\boxed") != 1 or not completion[slice(*boxes[0])].strip():
         return 0.0
@@ -126,7 +130,7 @@ def read_integer(text: str) -> int | None:
         return None
     node = node.value if isinstance(node, Quantity) else node
     sign = 1
-    if isinstance(node, Call) and node.operator == "%":
+    if isinstance(node, Call) and node.operator in ("%", "degree"):
         node = node.arguments[0]
     if isinstance(node, Call) and node.operator == "unary -":
         sign, node = -1, node.arguments[0]

@@ -23,7 +23,7 @@ from rlkit.rewards.latex.tokens import FUNCTIONS, RELATIONS, Token
 from rlkit.rewards.latex.units import words_of
 from rlkit.rewards.latex.words import normalize_words
 
-MAX_DEPTH = 60  # of nested groups; the parser is recursive
+MAX_DEPTH = 40  # of nested groups; the parser is recursive
 
 _SETS = {"R": "R", "Z": "Z", "Q": "Q", "N": "N", "C": "C"}
 _CLOSING = {

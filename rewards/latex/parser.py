@@ -26,7 +26,6 @@ from rlkit.rewards.latex.nodes import (
     Words,
     height,
 )
-from rlkit.rewards.latex.operands import MAX_DEPTH
 from rlkit.rewards.latex.tokens import RELATIONS, Token, clean, tokenize
 from rlkit.rewards.latex.units import Unit, read_unit
 from rlkit.rewards.latex.words import normalize_words, read_words, without_text_commands
@@ -122,9 +121,6 @@ class _AnswerParser(ExpressionParser):
 
     def parse_list(self) -> Node:
         """Parse items between commas, semicolons, `and` and `or`; a single item is no list."""
-        self.depth += 1
-        if self.depth > MAX_DEPTH:
-            raise UnreadableError("nested too deeply")
         items = [self.parse_relation()]
         separator = ","
         while True:
@@ -139,7 +135,6 @@ class _AnswerParser(ExpressionParser):
                 separator = following.text
                 self.position += 1
             items.append(self.parse_relation())
-        self.depth -= 1
         return items[0] if len(items) == 1 else Sequence("", tuple(items), separator)
 
     def parse_relation(self) -> Node:

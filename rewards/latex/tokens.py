@@ -107,6 +107,10 @@ _NOTATIONS = (
         ),
         lambda match: rf"\text{{ {_SCALES[match[1] or match[2]]}}}",
     ),
+    (
+        re.compile(r"(?<=[0-9}])\s{0,4}(?:\\text\{\s{0,4})?(?:percent|per cent|pct)(?![A-Za-z])\s{0,4}\}?"),
+        r"\%",
+    ),
     (re.compile(r"(?:degrees?|°)\s(celsius|fahrenheit)", re.IGNORECASE), lambda match: match[1].lower()),
     (
         re.compile(
@@ -187,7 +191,7 @@ def clean(text: str) -> str:
 
 def unwrap(text: str) -> str:
     """Remove what encloses the entire text: spaces, punctuation, math mode, braces, fonts, and `Answer:`."""
-    while True:
+    for _ in range(2 * MAX_NESTING):
         before = text
         text = text.strip(' \t\n\r`~"').lstrip(",;").removeprefix("\\displaystyle")
         while text.endswith((".", ",", ";", "$")) and not text.endswith("\\$"):
@@ -210,7 +214,8 @@ def unwrap(text: str) -> str:
         if heading := _HEADING.match(text):
             text = text[heading.end() :]
         if text == before:
-            return text
+            break
+    return text
 
 
 def without_comma_groups(text: str) -> str:
@@ -351,6 +356,9 @@ def is_product(letters: str) -> bool:
 def _split_letters(letters: str, text: str, start: int, before: list[Token]) -> list[Token]:
     """Return a run of letters as a function, a word or a unit, or as one variable per letter."""
     lower = letters.lower()
+    follows_number = bool(before) and before[-1].kind == "number"
+    if follows_number and (letters in ("min", "sec", "deg") or (len(letters) > 3 and is_unit(letters))):
+        return [Token("word", letters)]
     if letters in FUNCTIONS or letters in ("pi", "infinity", "inf", "infty", "theta", "alpha", "beta"):
         return [Token("command", _SYNONYMS.get(letters, letters))]
     if lower in ("and", "or"):
@@ -361,9 +369,6 @@ def _split_letters(letters: str, text: str, start: int, before: list[Token]) -> 
         return [Token("letter", letters)]
     end = start + len(letters)
     if not letters.isascii():
-        return [Token("word", letters)]
-    follows_number = bool(before) and before[-1].kind == "number"
-    if follows_number and len(letters) > 3 and is_unit(letters):
         return [Token("word", letters)]
     stands_alone = (start == 0 or text[start - 1] in " \t\n(,;:=-/}'") and (
         end == len(text) or text[end] in " \t\n).,;:=!?-/'\\"
