@@ -1,4 +1,4 @@
-r"""How long it takes to compare a math answer with its reference, beside math-verify.
+r"""Time to compare a math answer with its reference, for rlkit and math-verify.
 
 The answers are expressions from a small grammar (numbers, roots, powers, trigonometric functions, lists,
 intervals, equations), each compared with itself in another notation or with another one, and expressions that
@@ -74,6 +74,7 @@ def random_pairs(n: int, seed: int) -> list[tuple[str, str]]:
 
 def compare_with_rlkit(reference: str, answer: str) -> bool:
     compare.readings.cache_clear()
+    boxed._spelling.cache_clear()
     return boxed.correct(rf"\boxed{{{answer}}}", reference) == 1.0
 
 

@@ -18,8 +18,9 @@ from functools import lru_cache
 
 from rlkit.rewards.latex.compare import is_same_text, readings, reference_readings, same
 from rlkit.rewards.latex.nodes import Call, Number, Quantity, UnreadableError
-from rlkit.rewards.latex.parser import MAX_CHARACTERS, parse, without_text_commands
+from rlkit.rewards.latex.parser import MAX_CHARACTERS, parse
 from rlkit.rewards.latex.tokens import clean, tokenize, unwrap, without_comma_groups
+from rlkit.rewards.latex.words import without_text_commands
 from rlkit.rewards.thinking import after_thinking
 
 COMPARISONS = ("math", "integer")
@@ -29,8 +30,8 @@ _TOKEN = re.compile(
     r"\\{1,4}(?:boxed|fbox)\s{0,4}\{|\\{1,4}boxed\s{1,4}([+-]?[0-9A-Za-z][0-9A-Za-z.,/]{0,40})|\\.|[{}]",
     re.DOTALL,
 )
-# `int` raises on more than 4,300 digits, so the repeats are bounded.
-_INTEGER = re.compile(r"[+-]?(?:[0-9]{1,1000}|[0-9]{1,3}(?:(?:,|\{,\})[0-9]{3}){1,300})")
+# `int` raises on more than 4,300 digits.
+_INTEGER = re.compile(r"[+-]?[0-9]{1,1000}")
 # A letter of a multiple-choice question, and the text of the option behind it.
 _CHOICE = re.compile(
     r"(?:(?:option|choice)\s*)?(?:\(([A-Z])\)(?![\w^+*/(-])|([A-Z])(?:[).:](?=\s|$)|$))[).:]?\s*(.*)",
@@ -42,7 +43,7 @@ _OPTION_OF_OPTIONS = re.compile(
 )
 _OTHER_CHOICE = re.compile(
     r"\([A-Z]\)|(?<![A-Za-z])[A-Z][).:]|\b(?:or|and|not|is|be|its|choose|mean)\s+\(?[A-Z](?![A-Za-z])|^not$"
-    r"|(?:^|[\s,;/&(])[A-Z]\)?\s*$|\b(?:wait|nope|oops|actually|rather)\b|^(?:or|no)\b|^(?:wrong|incorrect)$",
+    r"|(?:^|[\s,;/&(])[A-Z]\)?\s*$|\b(?i:wait|nope|oops|actually)\b|\brather\b|^(?:or|no)\b|^(?i:wrong|incorrect)$",
 )
 
 
@@ -130,10 +131,9 @@ def read_integer(text: str) -> int | None:
         return None
     node = node.value if isinstance(node, Quantity) else node
     sign = 1
-    if isinstance(node, Call) and node.operator in ("%", "degree"):
+    while isinstance(node, Call) and node.operator in ("%", "degree", "unary -"):
+        sign = -sign if node.operator == "unary -" else sign
         node = node.arguments[0]
-    if isinstance(node, Call) and node.operator == "unary -":
-        sign, node = -1, node.arguments[0]
     if isinstance(node, Number) and node.base is None and node.value.denominator == 1:
         return sign * node.value.numerator
     return None
@@ -170,7 +170,7 @@ def equivalent(text: str, answer: str) -> bool:
 
 
 def is_same_spelling(text: str, answer: str) -> bool:
-    """Return whether two texts differ only in fonts and spaces."""
+    """Return whether two strings differ only in fonts and spaces."""
     spelling = _spelling(text)
     return bool(spelling) and spelling == _spelling(answer)
 
@@ -198,7 +198,7 @@ def _is_same_choice(text: str, letter: str, option: str) -> bool:
     choice = _read_choice(text)
     if choice is None:
         return bool(option) and is_same_text(text, reference_readings(option))
-    is_other = _OTHER_CHOICE.search(choice[1]) or re.search(r"\b(?:Wait|Actually|Nope|Oops)\b", choice[1])
+    is_other = _OTHER_CHOICE.search(choice[1])
     if choice[0] != letter or (is_other and not _OPTION_OF_OPTIONS.fullmatch(choice[1])):
         return False
     if not option or not choice[1]:

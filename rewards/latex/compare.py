@@ -34,8 +34,8 @@ from rlkit.rewards.latex.tokens import clean, without_comma_groups
 from rlkit.rewards.latex.units import read_unit
 
 OTHERWISE = Words("otherwise")
-MAX_DISTINCT = 24  # items of a set, every two of which are compared
-MAX_ITEMS = 40  # of an unordered list
+MAX_DISTINCT = 24  # maximum number of items of a set that are compared pairwise
+MAX_ITEMS = 40  # maximum number of items of an unordered list
 
 _NUMBER_WITH_COMMAS = re.compile(r"[0-9],[0-9]{3}")
 _FLIPPED = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}
@@ -92,7 +92,7 @@ def same(gold: Node, answer: Node) -> bool:
     """Return whether an answer is equivalent to the reference answer; False if either has no value."""
     try:
         gold, answer = prepare(gold), prepare(answer)
-        if _is_single(gold) != _is_single(answer):  # `\\{5\\}` is 5
+        if _is_single(gold) != _is_single(answer):  # `\{5\}` is 5
             gold, answer = _without_braces(gold), _without_braces(answer)
         return _same(gold, answer)
     except (UnreadableError, RecursionError):
@@ -138,7 +138,9 @@ def _same_templates(gold: Node, answer: Node) -> bool:
 
 
 def _same_relations(gold: Node, answer: Node) -> bool:
-    if isinstance(gold, Relation) and "~" in gold.operators:  # the exact value and the rounded one are right
+    if (
+        isinstance(gold, Relation) and "~" in gold.operators and set(gold.operators) <= {"=", "~"}
+    ):  # the exact value and the rounded one are right
         values, name = _equal_parts(gold)
         exact = (
             Relation((Side(Words(name), name), Side(value)), ("=",)) if name else value for value in values
@@ -217,7 +219,7 @@ def _value_only(node: Node) -> Node:
 
 
 def _same_equations(gold: Node, answer: Node) -> bool:
-    """Return whether two relations say the same: the differences of their sides are proportional."""
+    """Return whether two relations are equivalent: the differences of their sides are proportional."""
     if not (isinstance(gold, Relation) and isinstance(answer, Relation)):
         return False
     gold_pairs, answer_pairs = _pairs(gold), _pairs(answer)
@@ -278,7 +280,8 @@ def _same_sets(gold: Node, answer: Node) -> bool:
     if isinstance(gold, Builder) and isinstance(answer, Builder):
         return _same(gold.element, answer.element) and _same(gold.condition, answer.condition)
     if isinstance(gold, Call) and isinstance(answer, Call) and gold.operator == answer.operator:
-        return _match(gold.arguments, answer.arguments)
+        match_arguments = _all_same if gold.operator == "setminus" else _match
+        return match_arguments(gold.arguments, answer.arguments)
     return False
 
 
@@ -305,7 +308,11 @@ def _vector(node: Node) -> Items[Node] | None:
     """Return the entries of a tuple or of a matrix with one row or column."""
     if isinstance(node, Sequence):
         return node.items if node.brackets == "()" else None
-    if not isinstance(node, Matrix) or node.kind != "matrix" or len(node.rows) > 1 < len(node.rows[0]):
+    if (
+        not isinstance(node, Matrix)
+        or node.kind != "matrix"
+        or (len(node.rows) > 1 and len(node.rows[0]) > 1)
+    ):
         return None
     return [cell for row in node.rows for cell in row]
 
@@ -319,10 +326,9 @@ def _same_items(gold: Sequence, answer: Sequence) -> bool:
         if len(set(answer_names)) > 1:
             if "or" in (gold.separator, answer.separator) and gold.separator != answer.separator:
                 return False
-            order = [answer_names.index(name) for name in gold_names if name in answer_names]
-            return sorted(gold_names) == sorted(answer_names) and _all_same(
-                gold_items, [answer_items[i] for i in order]
-            )
+            gold_pairs = list(zip(gold_names, gold_items, strict=True))
+            answer_pairs = list(zip(answer_names, answer_items, strict=True))
+            return match_in_any_order(gold_pairs, answer_pairs, _same_assignment)
         return not answer_names and answer.brackets in ("", "()") and _all_same(gold_items, answer_items)
     if len(set(answer_names)) > 1:
         by_name = [
@@ -341,6 +347,10 @@ def _same_items(gold: Sequence, answer: Sequence) -> bool:
     if brackets in (("", "()"), ("()", "")):
         return _all_same(gold_items, answer_items)
     return brackets[0] == brackets[1] and _all_same(gold_items, answer_items)
+
+
+def _same_assignment(gold: tuple[str, Node], answer: tuple[str, Node]) -> bool:
+    return gold[0] == answer[0] and _same_or_false(gold[1], answer[1])
 
 
 def _named_items(sequence: Sequence) -> tuple[list[str], list[Node]]:
@@ -399,8 +409,8 @@ def _same_matrices(gold: Node, answer: Node) -> bool:
 
 
 def _same_cases(gold: list[tuple[Node, ...]], answer: list[tuple[Node, ...]]) -> bool:
-    """Compare the rows of a definition in any order; `otherwise` is any condition that is left."""
-    if len(gold) > MAX_ITEMS:
+    """Compare the rows of a piecewise definition in any order; `otherwise`, once, matches any condition."""
+    if len(gold) > MAX_ITEMS or sum(row[-1] == OTHERWISE for row in answer) > 1:
         return False
     otherwise_last = sorted(gold, key=lambda row: row[-1] == OTHERWISE)
     return match_in_any_order(otherwise_last, answer, _same_case)

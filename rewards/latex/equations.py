@@ -1,4 +1,4 @@
-"""Equations and inequalities that say the same: their sides differ by multiples of each other."""
+"""Equivalence of equations and inequalities: the differences of their sides are multiples of each other."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rlkit.rewards.latex.nodes import Call, Name, Node, transform, variables, wa
 from rlkit.rewards.latex.scalars import EXACTLY, NUM_POINTS, ONE, ZERO, same_value
 from rlkit.rewards.latex.values import TooLarge, difference, evaluate, is_real, point_for
 
-MAX_DIVISIONS = 8  # of an equation that is multiplied by its denominators, which doubles its size each time
+MAX_DIVISIONS = 8  # that are cleared; each one doubles the size of the equation
 
 
 def are_proportional(gold: Node, answer: Node, positive: bool) -> bool:

@@ -45,7 +45,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Sequence:
-    """Items between brackets: "()", "[]", "(]", "[)", "{}", "<>", or "" for a list without brackets.
+    """Items between brackets: "()", "[]", "(]", "[)", "{}", or "" for a list without brackets.
 
     `separator` is "or", "and" or ",".
     """

@@ -80,11 +80,8 @@ def _replace_notation(node: Node) -> Node:
     if isinstance(node, Words):
         text = _WORD_SYNONYMS.get(node.text, node.text)
         return _WORD_SETS.get(text, Words(text))
-    if isinstance(node, Relation):
-        # `x \in S`: the set is the answer. `\approx` in a list of equations is an equality.
-        if node.operators == ("in",):
-            return node.sides[1].node if _is_variable(node.sides[0].node) else node
-        return node
+    if isinstance(node, Relation) and node.operators == ("in",) and _is_variable(node.sides[0].node):
+        return node.sides[1].node  # `x \in S`: the set is the answer
     if isinstance(node, Call) and any(isinstance(argument, Matrix) for argument in node.arguments):
         return _combine_matrices(node)
     return node

@@ -18,23 +18,15 @@ from rlkit.rewards.latex.nodes import (
     UnreadableError,
     Words,
 )
-from rlkit.rewards.latex.numerals import MAX_DIGITS, read_number
+from rlkit.rewards.latex.numerals import MAX_LITERAL_DIGITS, read_number
 from rlkit.rewards.latex.tokens import FUNCTIONS, RELATIONS, Token
 from rlkit.rewards.latex.units import words_of
 from rlkit.rewards.latex.words import normalize_words
 
 MAX_DEPTH = 40  # of nested groups; the parser is recursive
 
-_SETS = {"R": "R", "Z": "Z", "Q": "Q", "N": "N", "C": "C"}
-_CLOSING = {
-    "(": ")",
-    "[": "]",
-    "\\{": "\\}",
-    "{": "}",
-    "langle": "rangle",
-    "lfloor": "rfloor",
-    "lceil": "rceil",
-}
+_SETS = ("R", "Z", "Q", "N", "C")
+_CLOSING = {"langle": "rangle", "lfloor": "rfloor", "lceil": "rceil"}
 _INVERSE = {name: f"arc{name}" for name in ("sin", "cos", "tan", "cot", "sec", "csc")}
 _MATRICES = {
     "matrix": "matrix", "pmatrix": "matrix", "bmatrix": "matrix", "Bmatrix": "matrix",
@@ -167,7 +159,7 @@ class OperandParser:
             self.position -= 1
             if token.text == "{":
                 return self.parse_group()
-            if token.text in ("(", "[", "]", "\\{"):
+            if token.text in ("(", "[", "\\{"):
                 return self.parse_brackets()
             if token.text in ("|", "\\|"):
                 return self.parse_bars()
@@ -196,7 +188,7 @@ class OperandParser:
             if group[0].text != "{" or not repeating.isdigit() or group[2].text != "}":
                 raise UnreadableError("not a repeating decimal")
             places = len(token.text.partition(".")[2])
-            period = Fraction(int(repeating[:MAX_DIGITS]), 10**places * (10 ** len(repeating) - 1))
+            period = Fraction(int(repeating[:MAX_LITERAL_DIGITS]), 10**places * (10 ** len(repeating) - 1))
             return Number(read_number(token.text).value + period)
         return read_number(token.text)
 
@@ -204,10 +196,10 @@ class OperandParser:
         """Parse a group, tuple, interval or set in brackets."""
         opening = self.take().text
         is_set = opening == "\\{"
-        bars, self.open_bars = self.open_bars, 0
-        in_builder, self.in_builder = self.in_builder, is_set
         if is_set and self.accept("\\}"):
             return NamedSet("empty")
+        bars, self.open_bars = self.open_bars, 0
+        in_builder, self.in_builder = self.in_builder, is_set
         node = self.parse_list()
         if is_set and self.accept("|", "mid", ":"):
             self.in_builder = False
@@ -222,10 +214,6 @@ class OperandParser:
             items = node.items if isinstance(node, Sequence) and not node.brackets else (node,)
             return Sequence("{}", items)
         is_pair = isinstance(node, Sequence) and not node.brackets and len(node.items) == 2
-        if opening == "]" or closing == "[":  # intervals as in `[0, 1[`
-            if not is_pair or opening not in "[]" or closing not in "[]":
-                raise UnreadableError("unpaired brackets")
-            opening, closing = {"[": "[", "]": "("}[opening], {"]": "]", "[": ")"}[closing]
         if closing not in (")", "]") or (opening + closing in ("(]", "[)") and not is_pair):
             raise UnreadableError("unpaired brackets")
         if isinstance(node, Sequence) and not node.brackets:
@@ -270,7 +258,7 @@ class OperandParser:
             letter = self.read_script()
             if letter not in _SETS:
                 raise UnreadableError("an unknown set")
-            return NamedSet(_SETS[letter])
+            return NamedSet(letter)
         if name == "emptyset":
             return NamedSet("empty")
         if name in ("pi", "infty"):
@@ -366,7 +354,8 @@ class OperandParser:
                 row.append(self.parse_cell(is_case=kind == "cases"))
         self.position += 1
         self.read_script()
-        rows += [tuple(row)] if row else []
+        if row:
+            rows.append(tuple(row))
         if not rows or not all(rows) or (kind != "cases" and len({len(row) for row in rows}) > 1):
             raise UnreadableError("not a matrix")
         return Matrix(kind, tuple(rows))

@@ -32,7 +32,7 @@ from rlkit.rewards.latex.words import normalize_words, read_words, without_text_
 
 MAX_CHARACTERS = 2000
 MAX_TOKENS = 1000
-MAX_HEIGHT = 150  # of the tree of nodes, on which all functions are recursive
+MAX_HEIGHT = 150  # of the tree of nodes, which all functions traverse recursively
 
 _CURRENCIES = {"\\$": "money", "pounds": "pound", "euro": "euro"}
 # Signs in the phrase behind a value, and how `read_unit` spells them.
@@ -72,7 +72,7 @@ def parse(text: str) -> Node:
 
 
 def _without_prefix(tokens: list[Token]) -> list[Token]:
-    """Remove a leading `=` or `\\approx`."""
+    """Remove leading signs: `=`, `\\approx`, `\\therefore` and `\\implies`."""
     while tokens and tokens[0].text in ("=", "approx", "therefore", "implies"):
         tokens = tokens[1:]
     return tokens

@@ -41,7 +41,7 @@ MIN_POINTS = 2  # of these, at which both must have a value
 ZERO, ONE = Number(Fraction(0)), Number(Fraction(1))
 EXACTLY = 10**9  # as `min_digits`: no decimal may be rounded
 SLACK = Fraction(1, 10**30)  # for rounding errors, where a decimal is off by exactly half a unit
-DEGREES, RADIANS = Unit((("angle", 1),)), (("radian", 1),)
+DEGREES, RADIANS = Unit((("angle", 1),)), Unit((("radian", 1),))
 
 
 def same_quantities(gold: Node, answer: Node) -> bool:
@@ -62,7 +62,7 @@ def same_quantities(gold: Node, answer: Node) -> bool:
         Call("degree", (value,)) if kind == DEGREES.dimensions else value
         for value, kind in ((gold_value, gold_kind), (answer_value, answer_kind))
     ]
-    if {gold_kind, answer_kind} == {DEGREES.dimensions, RADIANS}:
+    if {gold_kind, answer_kind} == {DEGREES.dimensions, RADIANS.dimensions}:
         return _same_plain(*in_radians)
     if (gold_kind and answer_kind) or _is_percentage(gold_value) or _is_percentage(answer_value):
         return False
@@ -127,12 +127,12 @@ def _same_ratios(gold: Node, answer: Node) -> bool:
     ]
     if not parts or not answer_parts:
         ratio, value = (parts, answer) if parts else (answer_parts, gold)
-        if len(ratio) != 2 or _is_time(ratio):
+        if len(ratio) != 2 or _is_exact(ratio) or _is_clock_time(ratio):
             return False
         return same_value(Call("/", ratio), value)
     if len(parts) != len(answer_parts):
         return False
-    if _is_time(parts) or _is_time(answer_parts):
+    if _is_exact(parts) or _is_exact(answer_parts) or _is_clock_time(parts):
         return all(_same_part(a, b) for a, b in zip(parts, answer_parts, strict=True))
     return all(
         same_value(Call("*", (a, d)), Call("*", (c, b)))
@@ -144,11 +144,15 @@ def _same_part(gold: Node, answer: Node) -> bool:
     return gold == answer or (not isinstance(gold, Words) and same_value(gold, answer))
 
 
-def _is_time(parts: Items[Node]) -> bool:
-    if isinstance(parts[-1], Words):
-        return True
+def _is_exact(parts: Items[Node]) -> bool:
+    """Return whether a ratio has a zero, or is a time with a.m. or p.m.: it has no multiples."""
+    return isinstance(parts[-1], Words) or any(isinstance(part, Number) and part.value == 0 for part in parts)
+
+
+def _is_clock_time(parts: Items[Node]) -> bool:
+    """Return whether a ratio may be a time such as `12:30`."""
     numbers = [part.value for part in parts if isinstance(part, Number) and part.digits is None]
-    return 0 in numbers or (len(parts) == len(numbers) == 2 and numbers[0] <= 24 and 10 <= numbers[1] < 60)
+    return len(parts) == len(numbers) == 2 and numbers[0] <= 24 and 10 <= numbers[1] < 60
 
 
 def same_value(gold: Node, answer: Node, min_digits: int = MIN_DIGITS) -> bool:
@@ -160,6 +164,8 @@ def same_value(gold: Node, answer: Node, min_digits: int = MIN_DIGITS) -> bool:
     if based := _compare_bases(gold, answer):
         return based == "same"
     names = variables(gold)
+    if _has_base(answer) and not _has_base(gold):
+        return False  # it may be the question
     if variables(answer) - names:
         return False
     num_equal = num_equal_complex = 0
@@ -203,6 +209,10 @@ def _compare_bases(gold: Node, answer: Node) -> str:
     else:
         is_same = gold.base == answer.base and gold.numeral == answer.numeral
     return "same" if is_same else "different"
+
+
+def _has_base(node: Node) -> bool:
+    return any(isinstance(below, Number) and below.base not in (None, 10) for below in walk(node))
 
 
 def _is_close(a: Value, b: Value, magnitude: float, digits: float) -> bool:

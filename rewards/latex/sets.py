@@ -73,6 +73,9 @@ def as_pieces(node: Node) -> Pieces | None:
             return as_pieces(condition)
         case Call("cup", (first, second)):
             return _join(as_pieces(first), as_pieces(second))
+        case Call("cap", (first, second)):
+            a, b = as_pieces(first), as_pieces(second)
+            return None if a is None or b is None else _intersect(a, b)
         case Call("setminus", (first, second)):
             return _remove(as_pieces(first), as_pieces(second))
     return None
@@ -83,14 +86,11 @@ def _inequality(relation: Relation) -> Pieces | None:
     sides, operators = [side.node for side in relation.sides], list(relation.operators)
     if not all(operator in _FLIPPED for operator in operators) or len(sides) > 3:
         return None
-    index = 1 if len(sides) == 3 else next((i for i in (0, 1) if _is_free(sides[i], sides[1 - i])), -1)
-    if index < 0 or not isinstance(sides[index], Name):
-        return None
-    variable = sides[index]
-    assert isinstance(variable, Name)
-    if variable.is_constant or any(
-        variable.name in variables(side) for i, side in enumerate(sides) if i != index
-    ):
+    for index in (1,) if len(sides) == 3 else (0, 1):
+        name = _free_name(sides[index], sides[:index] + sides[index + 1 :])
+        if name is not None:
+            break
+    else:
         return None
     if len(sides) == 3:
         if operators[0] in (">", ">="):
@@ -98,19 +98,22 @@ def _inequality(relation: Relation) -> Pieces | None:
         if not all(operator in ("<", "<=") for operator in operators):
             return None
         piece = Piece(sides[0], sides[2], operators[0] == "<=", operators[1] == "<=")
-        return Pieces((piece,), variable.name)
+        return Pieces((piece,), name)
     bound, operator = sides[1 - index], operators[0]
     if index == 1:
         operator = _FLIPPED[operator]
     below = Piece(MINUS_INFINITY, bound, False, operator == "<=")
     above = Piece(bound, INFINITY, operator == ">=", False)
     if operator == "!=":
-        return Pieces((below, above), variable.name)
-    return Pieces((below if operator in ("<", "<=") else above,), variable.name)
+        return Pieces((below, above), name)
+    return Pieces((below if operator in ("<", "<=") else above,), name)
 
 
-def _is_free(variable: Node, bound: Node) -> bool:
-    return isinstance(variable, Name) and not variable.is_constant and variable.name not in variables(bound)
+def _free_name(side: Node, bounds: list[Node]) -> str | None:
+    """Return the name of a variable that does not occur in its bounds, or None."""
+    if not isinstance(side, Name) or side.is_constant or any(side.name in variables(b) for b in bounds):
+        return None
+    return side.name
 
 
 def _combine(items: tuple[Node, ...], separator: str) -> Pieces | None:

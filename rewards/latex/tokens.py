@@ -36,15 +36,16 @@ _SYNONYMS = {
     "varnothing": "emptyset", "oslash": "emptyset", "infinity": "infty", "inf": "infty", "oo": "infty",
     "imath": "i", "dots": "ldots", "cdots": "ldots", "dotsc": "ldots", "dotsb": "ldots", "vdots": "ldots",
     "degree": "circ", "simeq": "approx", "thickapprox": "approx", "doteq": "approx", "varphi": "phi",
-    "varepsilon": "epsilon", "vartheta": "theta", "bmod": "mod", "pmod": "mod", "setminus": "setminus",
+    "varepsilon": "epsilon", "vartheta": "theta", "bmod": "mod", "pmod": "mod",
     "backslash": "setminus", "smallsetminus": "setminus", "arcctg": "arccot", "ctg": "cot", "tg": "tan",
     "acos": "arccos", "asin": "arcsin", "atan": "arctan", "cosec": "csc", "lor": "or", "land": "and",
     "vee": "or", "wedge": "and", "rightarrow": "to", "longrightarrow": "to", "Rightarrow": "implies",
 }  # fmt: skip
-# Commands whose argument is text, roman or in another font, and those that only decorate it.
+# Commands whose argument is text, commands that only change the appearance, and those that are dropped with
+# their argument.
 _TEXT = words_of("text textbf textrm textit textsf texttt textnormal textup mbox hbox")
 _ROMAN = words_of("mathrm rm operatorname mathop")
-_FONTS = words_of(
+_IGNORED = words_of(
     "mathbf mathit mathsf mathtt mathnormal mathcal mathscr mathfrak boldsymbol bm pmb bf it em emph vec"
     " overrightarrow underline ensuremath displaystyle textstyle scriptstyle scriptscriptstyle limits"
     " nolimits"
@@ -52,10 +53,10 @@ _FONTS = words_of(
     " qquad enspace"
     " thinspace medspace thickspace nonumber notag hfill strut mathstrut mathord mathrel mathbin mleft mright"
 )
-_WITH_ARGUMENT = words_of("color textcolor hspace vspace phantom hphantom vphantom label tag")
+_IGNORED_WITH_ARGUMENT = words_of("color textcolor hspace vspace phantom hphantom vphantom label tag")
 
 _UNICODE = {
-    "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "⁻": "-", "×": "\\times ", "·": "\\cdot ",
+    "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "×": "\\times ", "·": "\\cdot ",
     "⋅": "\\cdot ",
     "∗": "*", "∙": "\\cdot ", "÷": "/", "∕": "/", "⁄": "/", "≤": "\\leq ", "≥": "\\geq ", "⩽": "\\leq ",
     "⩾": "\\geq ", "≦": "\\leq ", "≧": "\\geq ", "≠": "\\neq ", "≈": "\\approx ", "≡": "\\equiv ",
@@ -111,7 +112,11 @@ _NOTATIONS = (
         re.compile(r"(?<=[0-9}])\s{0,4}(?:\\text\{\s{0,4})?(?:percent|per cent|pct)(?![A-Za-z])\s{0,4}\}?"),
         r"\%",
     ),
-    (re.compile(r"(?:degrees?|°)\s(celsius|fahrenheit)", re.IGNORECASE), lambda match: match[1].lower()),
+    (
+        re.compile(r"(?:\bdegrees?|\^\{?\\circ\}?)\s{1,4}(celsius|fahrenheit)", re.IGNORECASE),
+        lambda match: match[1].lower(),
+    ),
+    (re.compile(r"(?<=[0-9])\"(?!\w)"), "''"),  # seconds of an angle
     (
         re.compile(
             r"\\\{\s{0,4}\\begin\{array\}\s{0,4}\{[^{}]{0,20}\}(.{1,1000})\\end\{array\}\s{0,4}(?:\\right\s{0,4}\.?)?$",
@@ -119,7 +124,7 @@ _NOTATIONS = (
         ),
         r"\\begin{cases}\1\\end{cases}",
     ),
-    # A family of values for every integer: `n \\in \\mathbb{Z}`.
+    # A family of values for every integer: `n \in \mathbb{Z}`.
     (
         re.compile(
             r"(?:,|\\q?quad|\\text\{\s?(?:for|where)\s?\}|\\ |\s|\(){1,8}"
@@ -172,7 +177,7 @@ class Token:
 
 
 def clean(text: str) -> str:
-    """Return the text with Unicode signs replaced by LaTeX and thousands without separators (but commas)."""
+    """Return the string with LaTeX for Unicode signs, and without thousands separators except commas."""
     if not text.isascii():
         text = _SCRIPTS.sub(_replace_scripts, text)
         text = "".join(_replace_character(character) for character in text)
@@ -193,7 +198,7 @@ def unwrap(text: str) -> str:
     """Remove what encloses the entire text: spaces, punctuation, math mode, braces, fonts, and `Answer:`."""
     for _ in range(2 * MAX_NESTING):
         before = text
-        text = text.strip(' \t\n\r`~"').lstrip(",;").removeprefix("\\displaystyle")
+        text = text.strip(" \t\n\r`~").lstrip(",;").removeprefix("\\displaystyle")
         while text.endswith((".", ",", ";", "$")) and not text.endswith("\\$"):
             text = text[:-2] if text.endswith(("\\,", "\\;")) else text[:-1]
         if text.endswith("\\") and not text.endswith("\\\\"):
@@ -294,9 +299,9 @@ def _unescape(escaped: str) -> str:
 
 def _read_command(text: str, position: int, name: str, depth: int) -> tuple[list[Token], int]:
     """Return the tokens of a command and the position after it and after an argument that it formats."""
-    if name in _FONTS:
+    if name in _IGNORED:
         return [], position
-    if name in _WITH_ARGUMENT:
+    if name in _IGNORED_WITH_ARGUMENT:
         return [], read_group(text, position)[1]
     if name in _TEXT or name in _ROMAN:
         content, end = read_group(text, position)

@@ -13,7 +13,7 @@ def words_of(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-MAX_WORDS = 6  # of a phrase after a value, as in `3 red marbles`
+MAX_WORDS = 6  # maximum number of words after a value, as in `3 red marbles`
 
 # One line per base unit: name, factor, spellings. Units of the same base convert into each other.
 _TABLE = """
@@ -75,7 +75,7 @@ for _line in _TABLE.split("\n"):
 for _spelling in ("kgs", "hrs", "mins", "secs", "yrs", "yds", "gals", "amps", "days"):
     _UNITS[_spelling] = _UNITS[_spelling[:-1]]
 
-# Abbreviations that are units in plain text, too: `5 cm`. `mg` and `ml` are also products.
+# Abbreviations that are units in plain text, too: `5 cm`. `mg` and `ml` may also be products.
 ABBREVIATIONS = words_of(
     "mm cm km ft yd mi kg kgs lb lbs oz sec min mins secs hr hrs yr yrs gal mph kmh Hz Pa mol deg rad USD"
     " sq cu in cc"
@@ -85,7 +85,7 @@ _MULTIPLIERS = {
 }  # fmt: skip
 _COMPOUND = {"mph": "mi/h", "kmh": "km/h", "kph": "km/h", "kmph": "km/h"}
 _POWERS = {"square": 2, "sq": 2, "squared": 2, "cubic": 3, "cu": 3, "cubed": 3}
-# Words that take a value back, change it, or add another one. They are never the name of what is counted.
+# Words that retract or change a value, or add another one. They are never the name of what is counted.
 _NOT_UNITS = words_of(
     "is are was were be been not no nor or and but if when while unless except than then else otherwise wrong"
     " incorrect invalid false true correct right maybe perhaps possibly probably either neither never"
@@ -113,6 +113,7 @@ _NOT_UNITS = words_of(
     " negated inverse reciprocal opposite complement exponent"
     " logarithm multiple more too many few low high minimum maximum permille per squared bound upper lower"
 )
+_COMMENT = re.compile(r"\w\w[^e]ed$|(?:[fxnhrd]|ie)th$")
 _PART = re.compile(r"[^\W\d_]+|[°$¢€£Ω]|[/^()]|-?[0-9]+|[*·.,:;!?' \-~]+")
 
 
@@ -176,8 +177,8 @@ def read_unit(phrase: str) -> Unit | None:
             words.append(_singular(part.lower()))
         else:
             return None
-    # A bracket or a participle at the end is a comment: `7 (extraneous)`, `7 doubled`.
-    is_comment = bool(words) and ("(" in phrase or re.search(r"(?:ed|ths?)$", words[-1]) is not None)
+    # A bracket, or a participle or an ordinal at the end, is a comment: `7 (extraneous)`, `7 doubled`.
+    is_comment = bool(words) and ("(" in phrase or _COMMENT.search(words[-1]) is not None)
     if len(words) > MAX_WORDS or power != 1 or is_comment:
         return None
     # "units" says nothing about which, so it fits any unit.

@@ -20,7 +20,7 @@ from rlkit.rewards.latex.nodes import Call, Name, Node, Number, UnreadableError
 Value: TypeAlias = "Fraction | mpmath.mpf | mpmath.mpc"
 
 BASE_DIGITS = 60  # with which a value of moderate size is computed
-MAX_DIGITS = 1500  # of a computation; a value that needs more counts as unreadable
+MAX_PRECISION = 1500  # of a computation; a value that needs more counts as unreadable
 MAX_BITS = 40_000  # of the numerator or denominator of a fraction
 LONG_FRACTION = 1_500  # bits
 MAX_WORK = 1_500  # operations, weighted by their digits
@@ -123,7 +123,7 @@ class Evaluator:
         else:
             bits = int(self.context.mag(value))
         self.magnitude = max(self.magnitude, abs(bits) * math.log10(2))
-        if self.magnitude > MAX_DIGITS / 2:
+        if self.magnitude > MAX_PRECISION / 2:
             raise TooLarge("too large")
 
     def number(self, value: Value) -> Any:
@@ -145,9 +145,7 @@ class Evaluator:
             case "^" if second is not None:
                 return self.power(first, second)
             case "root" if second is not None:
-                if not isinstance(first, Fraction) or first.denominator != 1 or first == 0:
-                    return self.power(second, 1 / first)
-                return self.power(second, Fraction(1, first.numerator))
+                return self.power(second, 1 / first)
             case "%":
                 return self.arithmetic("/", first, Fraction(100))
             case "degree":
@@ -178,7 +176,7 @@ class Evaluator:
                 return first % second
         if operator in _NUMERIC and len(arguments) == 1:
             return self.numeric(operator, first)
-        if operator in ("arg", "det", "deg", "Re", "Im"):
+        if operator in ("arg", "det", "deg"):
             return self.unknown_function(operator, first)
         raise UnreadableError(f"cannot evaluate {operator}")
 
@@ -227,7 +225,7 @@ class Evaluator:
 
     def check_exponent(self, logarithm: Any) -> None:
         """Raise if e to this power is too large or too small to be computed."""
-        if abs(self.context.re(logarithm)) > MAX_DIGITS * 1.15:
+        if abs(self.context.re(logarithm)) > MAX_PRECISION * 1.15:
             raise TooLarge("too large")
         self.check_phase(self.context.im(logarithm))
 
@@ -239,13 +237,13 @@ class Evaluator:
     def exact_power(self, base: Fraction, exponent: Fraction) -> Fraction | None:
         """Return a power as a fraction; None if it is irrational."""
         if exponent.denominator == 1:
-            bits = max(base.numerator.bit_length(), base.denominator.bit_length())
-            if abs(base) not in (0, 1) and bits * abs(exponent.numerator) > MAX_BITS * 1.05:
-                raise TooLarge("too large")
             if abs(base) in (0, 1):
                 if base == 0 and exponent <= 0:
                     raise Undefined("0 to a power that is not positive")
                 return base if base >= 0 or exponent.numerator % 2 else -base
+            bits = max(base.numerator.bit_length(), base.denominator.bit_length())
+            if bits * abs(exponent.numerator) > MAX_BITS * 1.05:
+                raise TooLarge("too large")
             return base**exponent.numerator
         if base < 0 or exponent.denominator > 64 or abs(exponent.numerator) > 1000:
             return None
@@ -258,7 +256,9 @@ class Evaluator:
     def factorial(self, operator: str, n: Value) -> Value:
         """Return n! or n!!, for fractions by the gamma function."""
         if isinstance(n, Fraction) and n.denominator == 1:
-            if not 0 <= n <= MAX_FACTORIAL:
+            if n < 0:
+                raise Undefined("the factorial of a negative integer")
+            if n > MAX_FACTORIAL:
                 raise TooLarge("too large a factorial")
             if operator == "!":
                 return Fraction(math.factorial(n.numerator))
@@ -303,8 +303,9 @@ class Evaluator:
         if x == 0 or base in (0, 1):
             raise Undefined("logarithm of 0")
         if isinstance(x, Fraction) and isinstance(base, Fraction) and x > 0 and base > 1:
-            k = round(math.log(x.numerator) - math.log(x.denominator)) if x != 1 else 0
-            k = round(k / math.log(base)) if x != 1 else 0
+            log_base = math.log(base.numerator) - math.log(base.denominator)
+            log_x = math.log(x.numerator) - math.log(x.denominator)
+            k = round(log_x / log_base) if log_base else 0
             for power in (k - 1, k, k + 1):
                 if abs(power) < 1000 and self.exact_power(base, Fraction(power)) == x:
                     return Fraction(power)
@@ -340,16 +341,13 @@ def integer_root(number: int, index: int) -> int | None:
         return number
     if index == 2:
         root = math.isqrt(number)
+    elif number.bit_length() > 1024:
+        return None
     else:
-        if number.bit_length() > 1024:
-            return None
-        root = round(number ** (1 / index)) if number.bit_length() < 900 else 0
-        if number.bit_length() > 50:
-            low, high = 1, 1 << (number.bit_length() // index + 1)
-            while low < high:
-                middle = (low + high + 1) // 2
-                low, high = (middle, high) if middle**index <= number else (low, middle - 1)
-            root = low
+        root, high = 1, 1 << (number.bit_length() // index + 1)
+        while root < high:
+            middle = (root + high + 1) // 2
+            root, high = (middle, high) if middle**index <= number else (root, middle - 1)
     return root if root**index == number else None
 
 
@@ -408,7 +406,7 @@ def evaluate_both(a: Node, b: Node, point: Mapping[str, Fraction]) -> Pair:
                 values.append(None)
             complex_parts.append(evaluator.has_complex_parts)
         required = BASE_DIGITS + 2 * math.ceil(evaluator.magnitude)
-        if digits >= required or digits > MAX_DIGITS:
+        if digits >= required or digits > MAX_PRECISION:
             return Pair(values[0], values[1], complex_parts[0], complex_parts[1], evaluator.magnitude, digits)
         digits = required
 

@@ -177,9 +177,15 @@ def test_rewards_of_any_string_are_0_or_1(text):
     assert last_box(text + r"\boxed{12}") == "12"
 
 
+def test_read_integer_of_a_negative_percentage():
+    assert read_integer(r"-5\%") == -5
+
+
 @pytest.mark.parametrize(
     ("completion", "value"),
     [
+        (r"<think>\boxed{1}</think> so \boxed{12}", 1.0),
+        (r"<think>\boxed{12}", 0.0),
         (r"7 + 5 = 12, so \boxed{12}.", 1.0),
         (r"\boxed{12}" + " " * 50, 1.0),
         (r"\boxed{12} " + "x" * 20, 1.0),
