@@ -134,9 +134,6 @@ def _same_templates(gold: Node, answer: Node) -> bool:
     return all(_same(g, a) for g, a in zip(gold.parts, answer.parts, strict=True))
 
 
-# Relations
-
-
 def _same_relations(gold: Node, answer: Node) -> bool:
     if (
         isinstance(gold, Relation) and "~" in gold.operators and set(gold.operators) <= {"=", "~"}

@@ -9,7 +9,7 @@ from rlkit.rewards.latex.nodes import Call, Name, Node, transform, variables, wa
 from rlkit.rewards.latex.scalars import EXACTLY, NUM_POINTS, ONE, ZERO, same_value
 from rlkit.rewards.latex.values import TooLarge, difference, evaluate, is_real, point_for
 
-MAX_DIVISIONS = 8  # that are cleared; each one doubles the size of the equation
+MAX_DIVISIONS = 8  # maximum number of divisions to clear; each one doubles the equation
 
 
 def are_proportional(gold: Node, answer: Node, positive: bool) -> bool:

@@ -29,7 +29,7 @@ def read_name(tokens: list[Token]) -> str | None:
         return None
     if _POINTS.fullmatch(text) or _DERIVATIVE.fullmatch(text) or _COORDINATES.fullmatch(text):
         return text
-    if len(tokens) > 2 and tokens[0].text == "{" and tokens[2].text == "}":  # from `\\vec{v}`
+    if len(tokens) > 2 and tokens[0].text == "{" and tokens[2].text == "}":  # from `\vec{v}`
         tokens = [tokens[1], *tokens[3:]]
     i = 0
     while i < len(tokens) and tokens[i].text in _GEOMETRIC:

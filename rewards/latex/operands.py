@@ -23,7 +23,7 @@ from rlkit.rewards.latex.tokens import FUNCTIONS, RELATIONS, Token
 from rlkit.rewards.latex.units import words_of
 from rlkit.rewards.latex.words import normalize_words
 
-MAX_DEPTH = 40  # of nested groups; the parser is recursive
+MAX_DEPTH = 40  # maximum number of nested groups; the parser is recursive
 
 _SETS = ("R", "Z", "Q", "N", "C")
 _CLOSING = {"langle": "rangle", "lfloor": "rfloor", "lceil": "rceil"}
@@ -77,8 +77,6 @@ class OperandParser:
         """Return whether the next token begins a factor that is multiplied without a sign."""
         raise NotImplementedError
 
-    # Tokens
-
     def peek(self, offset: int = 0) -> Token | None:
         """Return a token ahead, or None at the end."""
         index = self.position + offset
@@ -124,8 +122,6 @@ class OperandParser:
         while depth:
             token = self.take()
             depth += (token.text == "{") - (token.text == "}")
-
-    # Operands
 
     def parse_group(self) -> Node:
         """Parse `{...}`, which only groups."""
@@ -365,7 +361,7 @@ class OperandParser:
         words = ""
         while (token := self.peek()) is not None and token.kind == "word":
             words += f" {self.take().text}"
-        if is_case:  # `x, & \\text{if } x > 0`
+        if is_case:  # `x, & \text{if } x > 0`
             words = re.sub(r"^\s*(?:if|for|when)\b", "", words)
         at_end = self.at("&", "\\\\", "end")
         if words.strip() and at_end:

@@ -32,7 +32,7 @@ from rlkit.rewards.latex.words import normalize_words, read_words, without_text_
 
 MAX_CHARACTERS = 2000
 MAX_TOKENS = 1000
-MAX_HEIGHT = 150  # of the tree of nodes, which all functions traverse recursively
+MAX_HEIGHT = 150  # maximum height of the tree, which all functions traverse recursively
 
 _CURRENCIES = {"\\$": "money", "pounds": "pound", "euro": "euro"}
 # Signs in the phrase behind a value, and how `read_unit` spells them.
@@ -106,8 +106,6 @@ def _parse_template(tokens: list[Token]) -> Template:
 
 class _AnswerParser(ExpressionParser):
     """Adds what surrounds expressions in an answer."""
-
-    # Lists and relations
 
     def parse_all(self) -> Node:
         """Parse all tokens."""

@@ -36,8 +36,8 @@ from rlkit.rewards.latex.values import (
 )
 
 MIN_DIGITS = 6  # significant digits from which a decimal may be a rounded value
-NUM_POINTS = 8  # at which two formulas are compared
-MIN_POINTS = 2  # of these, at which both must have a value
+NUM_POINTS = 8  # number of points at which two formulas are compared
+MIN_POINTS = 2  # number of these points at which both must have a value
 ZERO, ONE = Number(Fraction(0)), Number(Fraction(1))
 EXACTLY = 10**9  # as `min_digits`: no decimal may be rounded
 SLACK = Fraction(1, 10**30)  # for rounding errors, where a decimal is off by exactly half a unit

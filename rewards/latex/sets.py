@@ -22,7 +22,7 @@ from rlkit.rewards.latex.nodes import (
 from rlkit.rewards.latex.values import Evaluator, Value, difference, is_real
 
 T = TypeVar("T")
-MAX_PIECES = 16  # of a set, as every two are compared
+MAX_PIECES = 16  # maximum number of intervals of a set, which are compared pairwise
 INFINITY = Name("infinity", is_constant=True)
 MINUS_INFINITY = Call("unary -", (INFINITY,))
 _FLIPPED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "!=": "!="}
@@ -69,7 +69,7 @@ def as_pieces(node: Node) -> Pieces | None:
         case Builder(Name(name), condition):
             pieces = as_pieces(condition)
             return pieces if pieces is not None and pieces.variable in (None, name) else None
-        case Builder(NamedSet("R"), condition):  # `x \\in \\mathbb{R}`, rewritten
+        case Builder(NamedSet("R"), condition):  # `x \in \mathbb{R}`, rewritten
             return as_pieces(condition)
         case Call("cup", (first, second)):
             return _join(as_pieces(first), as_pieces(second))

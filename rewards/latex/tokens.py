@@ -15,7 +15,7 @@ from itertools import pairwise
 from rlkit.rewards.latex.nodes import UnreadableError
 from rlkit.rewards.latex.units import ABBREVIATIONS, is_unit, words_of
 
-MAX_NESTING = 12  # of commands with text, such as `\text{\textbf{a}}`
+MAX_NESTING = 12  # maximum nesting of commands with text, such as `\text{\textbf{a}}`
 
 FUNCTIONS = words_of(
     "sin cos tan cot sec csc arcsin arccos arctan arccot arcsec arccsc sinh cosh tanh coth sech csch"
@@ -202,7 +202,7 @@ def unwrap(text: str) -> str:
         while text.endswith((".", ",", ";", "$")) and not text.endswith("\\$"):
             text = text[:-2] if text.endswith(("\\,", "\\;")) else text[:-1]
         if text.endswith("\\") and not text.endswith("\\\\"):
-            text = text[:-1]  # of a space, `\\ `
+            text = text[:-1]  # of a space, `\ `
         text = text.lstrip("$")
         for spacing in ("\\ ", "\\,", "\\;", "\\:", "\\!", "\\quad", "\\qquad"):
             text = text.removeprefix(spacing).removesuffix(spacing)

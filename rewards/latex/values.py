@@ -19,11 +19,11 @@ from rlkit.rewards.latex.nodes import Call, Name, Node, Number, UnreadableError
 
 Value: TypeAlias = "Fraction | mpmath.mpf | mpmath.mpc"
 
-BASE_DIGITS = 60  # with which a value of moderate size is computed
-MAX_PRECISION = 1500  # of a computation; a value that needs more counts as unreadable
-MAX_BITS = 40_000  # of the numerator or denominator of a fraction
-LONG_FRACTION = 1_500  # bits
-MAX_WORK = 1_500  # operations, weighted by their digits
+BASE_DIGITS = 60  # digits with which a value of moderate size is computed
+MAX_PRECISION = 1500  # maximum digits of a computation; a value that needs more is unreadable
+MAX_BITS = 40_000  # maximum size of a numerator or denominator
+LONG_FRACTION = 1_500  # bits from which a fraction at a random point becomes a float
+MAX_WORK = 1_500  # maximum number of operations, weighted by their digits
 MAX_FACTORIAL = 3_000
 
 _local = threading.local()  # a context has a precision, so threads cannot share it
