@@ -48,6 +48,7 @@ REWARDS = {
     "l1_max": "rlkit.rewards.length:l1_max",
     "laser": "rlkit.rewards.length:laser",
     "o1_pruner": "rlkit.rewards.length:o1_pruner",
+    "reward_model": "rlkit.scoring.reward_model:RewardModel",
     "soft_overlong": "rlkit.rewards.length:soft_overlong",
     "think_prune": "rlkit.rewards.length:think_prune",
 }

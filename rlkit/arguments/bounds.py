@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlkit.arguments.generation import check_generation_kwargs
 from rlkit.arguments.keys import ALGORITHMS, DEMONSTRATIONS, MAPPINGS, OBJECTIVES
 from rlkit.arguments.presets import ESTIMATORS, UTILITIES
 from rlkit.arguments.schema import enum_values
@@ -69,6 +70,7 @@ RANGES: dict[str, Range] = {
     **_ranges(COUNT, "max_turns", "max_turn_tokens", "max_reply_tokens"),
     **_ranges(COUNT, "dynamic_sampling_attempts", "group_minimum", "cutoff", "rankings"),
     **_ranges(NOT_NEGATIVE, "evaluation_tasks", "evaluation_steps", "adapter_rank", "listwise"),
+    "reward_retries": NOT_NEGATIVE,
     **_ranges(POSITIVE, "reward_time_limit", "reply_time_limit"),
     **_ranges(SHARE, "reward_error_budget"),
     # Batches.
@@ -185,6 +187,25 @@ def check_values(command: str, keys: Mapping[str, object], types: Mapping[str, s
             for item in value if isinstance(value, list) else [value]:
                 if item is not None:
                     check_choice(key, str(item), choices)
+    if command == "train" and keys.get("generation_kwargs"):
+        _check_generation(keys)
+
+
+def _check_generation(keys: Mapping[str, object]) -> None:
+    """Raise UserError if `generation_kwargs` does not fit the other keys, whose values are valid."""
+    value = keys["generation_kwargs"]
+    settings = json.loads(value) if isinstance(value, str) else value
+    assert isinstance(settings, Mapping)
+
+    limits = [keys.get("max_completion_length"), keys.get("max_turn_tokens")]
+    max_turns = keys.get("max_turns")
+    check_generation_kwargs(
+        settings,
+        use_vllm=str(keys.get("use_vllm")).lower() in TRUE,
+        continuous_batching=str(keys.get("use_transformers_continuous_batching")).lower() in TRUE,
+        max_tokens=min((int(str(limit)) for limit in limits if limit is not None), default=None),
+        max_turns=None if max_turns is None else int(str(max_turns)),
+    )
 
 
 def _choices(command: str, key: str, value: object) -> tuple[str, ...] | None:

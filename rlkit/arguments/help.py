@@ -20,8 +20,8 @@ GROUPS = {
         "max_completion_length",
     ),
     "rewards": (
-        "rewards", "reward_args", "reward_time_limit", "reward_workers", "reward_error_budget",
-        "reward_error_patience",
+        "rewards", "reward_args", "reward_time_limit", "reward_workers", "reward_concurrency",
+        "reward_retries", "reward_error_budget", "reward_error_patience",
     ),
     "algorithm": (
         "algorithm", "dynamic_sampling", "dynamic_sampling_attempts", "group_by", "group_minimum",

@@ -14,7 +14,7 @@ from rlkit.errors import UserError
 
 ALGORITHMS = tuple(PRESETS)
 # Keys that hold a mapping. TRL's parser cannot parse one, so they are typed `str` and contain JSON.
-MAPPINGS = ("environment_args", "reward_args", "guards")
+MAPPINGS = ("environment_args", "reward_args", "reward_concurrency", "guards")
 DEMONSTRATIONS = ("answer", "solution")
 OBJECTIVES = ("plackett_luce", "infonce", "ranknet", "distillation", "wasserstein")
 
@@ -41,6 +41,8 @@ class TaskArguments:
     evaluation_batch_size: int = key(64, "Batch size of evaluation, per process.")
     reward_time_limit: float = key(10.0, "Timeout of a reward in seconds; the rollout is then invalid.")
     reward_workers: int = key(1, "Number of reward processes per rank.")
+    reward_concurrency: str | None = key(None, "Maximum concurrent calls by reward: {judge: 16}.")
+    reward_retries: int = key(3, "Retries of a reward whose service is unavailable.")
 
     def mapping(self, key: str) -> dict[str, Any]:
         """Return the value of a key that holds a mapping, such as `environment_args`, as a dict."""

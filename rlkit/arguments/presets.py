@@ -189,4 +189,10 @@ def warnings_for(keys: Mapping[str, Any]) -> list[str]:
             f"{' and '.join(narrow)}: these keys change the sampling distribution, but the trainer computes "
             "log-probabilities without them; remove them for training"
         )
+    # All other settings that change the distribution are rejected (`check_generation_kwargs`).
+    for name in keys.get("generation_kwargs") or ():
+        warnings.append(
+            f"generation_kwargs.{name} suppresses EOS tokens at the start of a turn, but the trainer "
+            "computes log-probabilities without it; remove it for training"
+        )
     return warnings

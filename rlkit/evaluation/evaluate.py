@@ -16,6 +16,7 @@ from rlkit.errors import UserError
 from rlkit.evaluation.result import Evaluation
 from rlkit.evaluation.splits import load_tasks
 from rlkit.evaluation.statistics import Interval, accuracy_interval, avg_at_k, pass_at_k
+from rlkit.reward import FINISHED, TrainerState
 from rlkit.rollouts import Rollout
 from rlkit.runs.record import RolloutRecord, rollout_record
 from rlkit.scoring import RewardRunner
@@ -41,6 +42,7 @@ def evaluate(
     temperature: float,
     batch_size: int = 256,
     max_length: int | None = None,
+    trainer_state: TrainerState = FINISHED,
 ) -> Evaluation:
     """Sample and score `samples` rollouts for each of `n` tasks of a split.
 
@@ -58,6 +60,7 @@ def evaluate(
         name, model, environment_args, temperature: Facts about the evaluation, recorded in the result.
         batch_size: Number of tasks per call of `generate`.
         max_length: Maximum number of completion tokens, as a column that rewards can read.
+        trainer_state: Progress of training, for rewards that change with it.
 
     Raises:
         UserError: If there are no tasks, or the runner does not run the environment's metric.
@@ -77,10 +80,13 @@ def evaluate(
         rows = list(_rollout_rows(generate, tasks[start : start + batch_size], samples))
         if max_length is not None:
             rows = [row | {"max_length": max_length} for row in rows]
-        scores = runner(rows, samples)
-        for row, values, invalid in zip(rows, scores.values.tolist(), scores.invalid, strict=True):
+        scores = runner(rows, samples, trainer_state)
+        for i, (row, values) in enumerate(zip(rows, scores.values.tolist(), strict=True)):
             rewards = dict(zip(reward_names, values, strict=True))
-            records.append(rollout_record(environment, row, rewards, invalid=invalid))
+            logged = scores.logged(i)
+            records.append(
+                rollout_record(environment, row, rewards, invalid=scores.invalid[i], logged=logged)
+            )
     frame = _to_frame(records, environment.breakdown, reward_names)
     task_scores = _scores_by_task(frame)
     return Evaluation(

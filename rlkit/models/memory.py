@@ -83,12 +83,14 @@ class MemoryEstimate:
     reference: float
     optimizer_step: float  # temporary tensors of `optimizer.step()`
     overhead: float  # what is not in tensors
+    reward_models: float = 0.0  # weights of reward models on the same device
 
     @property
     def peak_bytes(self) -> float:
         """Maximum over the phases of a step: sampling, the end of a forward pass, the optimizer's step."""
         busiest = max(self.generation, self.activations, self.gradients + self.optimizer_step)
-        return self.weights + self.optimizer + self.reference + busiest + self.overhead
+        frozen = self.reference + self.reward_models
+        return self.weights + self.optimizer + frozen + busiest + self.overhead
 
 
 def estimate_memory(
@@ -98,6 +100,7 @@ def estimate_memory(
     sharding: Sharding,
     *,
     on_cpu: bool,
+    reward_model_bytes: float = 0.0,
 ) -> MemoryEstimate:
     """Estimate the memory of a run on one device.
 
@@ -108,6 +111,7 @@ def estimate_memory(
         sharding: Number of devices that share the model.
         on_cpu: Whether the run is on a CPU, where attention saves its probabilities for short rows (see
             `rlkit.models.attention`).
+        reward_model_bytes: Bytes of the weights of reward models on the device.
     """
     trainer_args, model_args = run.trainer_args, run.model_args
     num_parameters, num_trained = count_parameters(config, model_args)
@@ -148,6 +152,7 @@ def estimate_memory(
         reference=weights if has_reference else 0,
         optimizer_step=num_trained * FLOAT32_BYTES / sharding.optimizer,
         overhead=OVERHEAD_BYTES[on_cpu],
+        reward_models=reward_model_bytes,
     )
 
 

@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypedDict
 
 import pandas as pd
@@ -28,7 +29,8 @@ NUMBERS = ("score", "reward", "advantage", "log_prob_gap")  # columns of a recor
 class RolloutRecord(TypedDict, total=False):
     """A saved rollout.
 
-    In addition to these fields it has `rewards/NAME` for each reward and the breakdown columns of its task.
+    In addition to these fields it has `rewards/NAME` for each reward, the breakdown columns of its task, and
+    `extra/NAME` for what rewards have logged with `log_extra`.
     """
 
     task_id: str
@@ -55,6 +57,7 @@ def rollout_record(
     *,
     invalid: str | None,
     reward: float = math.nan,
+    logged: Mapping[str, str | None] = MappingProxyType({}),
 ) -> RolloutRecord:
     """Build the record of one rollout.
 
@@ -64,6 +67,7 @@ def rollout_record(
         rewards: Reward values by name; NaN where a reward does not apply.
         invalid: Reason why the rollout could not be scored, or None.
         reward: Weighted sum of the rewards; NaN if there is none.
+        logged: What rewards have logged about the rollout with `log_extra`, by column.
     """
     # An invalid rollout has no values, even from rewards that ran before another one failed.
     if invalid is not None:
@@ -83,6 +87,7 @@ def rollout_record(
     }
     record |= {column: row[column] for column in environment.breakdown}
     record |= {f"rewards/{name}": nan_to_none(value) for name, value in rewards.items()}
+    record |= {f"extra/{column}": value for column, value in logged.items()}
     return record  # type: ignore[return-value]
 
 

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from rlkit.errors import UserError, first_line, nearest
-from rlkit.reward import TRL_ARGUMENTS, Reward
+from rlkit.reward import COMPUTED_COLUMNS, TRL_ARGUMENTS, Reward
 
 # Columns that come from the rollout, so that a config must not set them. `max_length` is not among them: a
 # config may pass a reward a lower limit than the run's.
 ROLLOUT_ARGUMENTS = {
-    *("prompt", "completion", "task_id", "truncated", "length", "correct", "group"),
+    *("prompt", "completion", "task_id", "group"),
+    *(column for column in COMPUTED_COLUMNS if column != "max_length"),
     *TRL_ARGUMENTS,
 }
 

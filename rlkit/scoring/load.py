@@ -8,13 +8,11 @@ from typing import Any
 from rlkit.environment import Environment
 from rlkit.errors import UserError, nearest
 from rlkit.registry import REWARDS, load_object
-from rlkit.reward import Reward, RewardCall
+from rlkit.reward import COMPUTED_COLUMNS, Reward, RewardCall
 from rlkit.scoring.arguments import bind
 
-# Columns that the runner or a trainer computes, so that a dataset must not contain them.
-RESERVED_COLUMNS = ("length", "correct", "max_length", "turns", "stopped", "environment_tokens")
-# Columns of every rollout, in addition to those of the dataset.
-ROLLOUT_COLUMNS = ("prompt", "completion", "completion_ids", "task_id", "truncated", *RESERVED_COLUMNS)
+# Columns of every rollout, in addition to those of the dataset, which must not contain the computed ones.
+ROLLOUT_COLUMNS = ("prompt", "completion", "completion_ids", "task_id", *COMPUTED_COLUMNS)
 
 
 def load_rewards(
@@ -72,7 +70,7 @@ def check_columns(rewards: Mapping[str, Reward], columns: Iterable[str]) -> None
         UserError: A column is missing, or the dataset has a column with a reserved name.
     """
     columns = list(columns)
-    for column in RESERVED_COLUMNS:
+    for column in COMPUTED_COLUMNS:
         if column in columns:
             raise UserError(
                 f"the dataset has a column {column!r}, which is a reserved name: rename the column"

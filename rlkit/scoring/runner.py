@@ -1,47 +1,51 @@
 """Scoring batches of rollouts with rewards that may fail, hang or crash."""
 
 import math
-import pickle
 import sys
-import time
-from collections import deque
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from multiprocessing.connection import Connection, wait
-from typing import Any
 
 import cloudpickle
 
-from rlkit.errors import UserError, nearest
-from rlkit.reward import Reward, RewardCall, Row
-from rlkit.scoring.batch import ScoreBatch, Scores, WorkUnit
-from rlkit.scoring.worker import Failure, Worker, WorkerReply, attempt, describe_failure
+from rlkit.errors import UserError, check_integer, nearest
+from rlkit.reward import FINISHED, Reward, RewardCall, Row, TrainerState
+from rlkit.scoring.batch import ScoreBatch, Scores
+from rlkit.scoring.dispatch import Dispatcher, WorkUnit
+from rlkit.scoring.limits import START_TIMEOUT, TimeLimits
+from rlkit.scoring.worker import Call, attempt
+
+MAX_CONCURRENT = 64  # concurrent calls of an async reward, unless the config sets another number
 
 
 class RewardRunner:
-    """Scores batches of rollouts, with a time limit per row that is enforced by killing the worker.
+    """Scores batches of rollouts, with a time limit per call that is enforced by killing the worker.
 
-    Stateless rewards run in worker processes. A worker that exceeds the limit or crashes is replaced, and
-    only the row it was scoring becomes invalid (for a group reward, the group). Use the runner as a context
+    Rewards run in worker processes (`rlkit.scoring.dispatch`), except those that must run in the trainer's
+    process. A worker that exceeds the limit or crashes is replaced, and only the rows of the call to blame
+    become invalid: one row, a group, or the batch of a TRL reward function. Use the runner as a context
     manager, so that no worker process outlives it.
 
-    Rewards run in three stages: rewards of one row, rewards that read `correct`, rewards of a group. A row
-    that becomes invalid is not scored further and is removed from its group. So is a row to which the metric
-    does not apply, if there is a metric.
+    Rewards that read `correct` and rewards of groups run after the metric; rewards of groups and batches run
+    after those of a row. A row that becomes invalid is not scored further and is removed from its group and
+    its batch. So is a row to which the metric does not apply, if there is a metric.
 
     Args:
         rewards: Rewards by name, in the order of the columns of `Scores.values`.
-        time_limit: Seconds for the rewards of one row in one stage. A group has this times its size.
-        num_workers: Number of worker processes.
+        time_limit: Seconds for one call of a reward on one row. A group or a batch has this times its size.
+        num_workers: Number of worker processes for rewards that are not async.
         metric: Name of the reward whose value becomes the column `correct`, or None.
+        max_concurrent: Maximum number of concurrent calls, by reward. By default, `MAX_CONCURRENT` for an
+            async reward, and the number of workers for others.
+        num_retries: Number of retries of a call that fails because a service is unavailable, with exponential
+            backoff and within the time limit.
+        start_timeout: Seconds for the first call of a reward in a worker, in which it may import something.
 
     Attributes:
         names: Names of the rewards, in the order of the columns of `Scores.values`.
         stateful: Stateful rewards by name, for checkpoints.
 
     Raises:
-        UserError: The time limit or the number of workers is not positive, a reward cannot be pickled, or the
-            metric is missing or reads `correct` itself.
+        UserError: A limit or the number of workers is not positive, `max_concurrent` names no reward, a
+            reward cannot be pickled, or the metric is missing or reads `correct` itself.
         RewardError: A worker could not load the rewards.
     """
 
@@ -52,31 +56,44 @@ class RewardRunner:
         num_workers: int = 1,
         *,
         metric: str | None = None,
+        max_concurrent: Mapping[str, int] | None = None,
+        num_retries: int = 3,
+        start_timeout: float = START_TIMEOUT,
     ):
-        if not 0 < time_limit < math.inf:
-            raise UserError(f"the time limit of rewards must be positive and finite, not {time_limit} s")
         if num_workers < 1:
             raise UserError(f"rewards need at least 1 worker, not {num_workers}")
         self.rewards = dict(rewards)
         self.names = list(rewards)
-        self.time_limit = time_limit
         self.metric = metric
         self._calls = {name: RewardCall(reward) for name, reward in rewards.items()}
         self._check_metric()
         self.stateful = {name: reward for name, reward in rewards.items() if is_stateful(reward)}
         self._check_observers()
-        remote = {name: reward for name, reward in rewards.items() if name not in self.stateful}
-        payload = _pickle_rewards(remote)
-        self._workers = [Worker(payload) for _ in range(num_workers)] if remote else []
-        try:
-            for worker in self._workers:
-                worker.start()
-        except BaseException:
-            self.close()
-            raise
+        self._in_process = {name for name, reward in rewards.items() if runs_in_process(reward)}
+        self._num_retries = num_retries
+        limits = {name: call.time_limit or time_limit for name, call in self._calls.items()}
+        for limit in limits.values():
+            if not 0 < limit < math.inf:
+                raise UserError(f"the time limit of rewards must be positive and finite, not {limit} s")
+        self._limits = TimeLimits(limits, start_timeout)
+        self._dispatcher = Dispatcher(
+            self._calls,
+            self._payloads(),
+            num_workers=num_workers,
+            limits=self._limits,
+            max_concurrent=self._max_concurrent(max_concurrent or {}, num_workers),
+            num_retries=num_retries,
+        )
 
-    def __call__(self, rows: Sequence[Row], group_size: int) -> Scores:
+    def __call__(
+        self, rows: Sequence[Row], group_size: int, trainer_state: TrainerState = FINISHED
+    ) -> Scores:
         """Score `B` rows, in which the `group_size` rows of one task are adjacent.
+
+        Args:
+            rows: Rows of the rollouts.
+            group_size: Number of rows of a group.
+            trainer_state: Progress of training, for rewards that read it.
 
         Raises:
             ValueError: `B` is not a multiple of `group_size`.
@@ -84,12 +101,18 @@ class RewardRunner:
         if len(rows) % group_size:
             raise ValueError(f"{len(rows)} rows cannot be divided into groups of {group_size}")
         batch = ScoreBatch(rows, self.names)
-        groups = [range(i, i + group_size) for i in range(0, len(rows), group_size)]
+        row_sets = {
+            "row": [range(i, i + 1) for i in range(len(rows))],
+            "group": [range(i, i + group_size) for i in range(0, len(rows), group_size)],
+            "batch": [range(len(rows))],
+        }
         dependent = [name for name in self.names if self._runs_after_metric(name)]
-        self._run_rewards([name for name in self.names if name not in dependent], groups, batch)
+        self._run_rewards(
+            [name for name in self.names if name not in dependent], row_sets, batch, trainer_state
+        )
         if self.metric is not None:
             batch.add_correct(self.metric)
-        self._run_rewards(dependent, groups, batch)
+        self._run_rewards(dependent, row_sets, batch, trainer_state)
         return batch.scores()
 
     def observe(self, rollouts: Sequence[Row]) -> None:
@@ -104,8 +127,7 @@ class RewardRunner:
 
     def close(self) -> None:
         """Kill the worker processes and all processes that their rewards have started."""
-        for worker in self._workers:
-            worker.stop()
+        self._dispatcher.close()
 
     def __enter__(self) -> "RewardRunner":
         return self
@@ -133,117 +155,73 @@ class RewardRunner:
                     f"reward {name!r} defines observe, so it must define state_dict and load_state_dict, too"
                 )
 
+    def _max_concurrent(self, max_concurrent: Mapping[str, int], num_workers: int) -> dict[str, int]:
+        for name, maximum in max_concurrent.items():
+            if name not in self._calls:
+                raise UserError(
+                    f"reward_concurrency has a limit for {name!r}, which is not a reward of this run"
+                    f"{nearest(name, self.names)}"
+                )
+            check_integer(f"reward_concurrency of {name!r}", maximum, minimum=1)
+        defaults = {
+            name: MAX_CONCURRENT if call.is_async else num_workers for name, call in self._calls.items()
+        }
+        return defaults | dict(max_concurrent)
+
+    def _payloads(self) -> dict[bool, bytes]:
+        """Return the pickled rewards that run in workers, async ones (True) and others (False)."""
+        payloads = {}
+        for is_async in (False, True):
+            rewards = {
+                name: self.rewards[name]
+                for name, call in self._calls.items()
+                if call.is_async == is_async and name not in self._in_process
+            }
+            if rewards:
+                payloads[is_async] = _pickle_rewards(rewards)
+        return payloads
+
     def _runs_after_metric(self, name: str) -> bool:
         call = self._calls[name]
-        return name != self.metric and (call.per_group or call.reads_correct)
+        return name != self.metric and (call.scope == "group" or call.reads_correct)
 
-    def _run_rewards(self, names: Sequence[str], groups: Sequence[Sequence[int]], batch: ScoreBatch) -> None:
-        """Run these rewards: first those of one row, then those of a group."""
-        singles = [[i] for i in range(len(batch.rows))]
-        for row_sets, per_group in ((singles, False), (groups, True)):
-            stage = [name for name in names if self._calls[name].per_group == per_group]
-            stateless = [name for name in stage if name not in self.stateful]
-            if stateless:
-                # Computed for each stage, since rows may have become invalid in the one before.
-                units = [
-                    WorkUnit(stateless, indices, self.time_limit * len(indices))
-                    for indices in batch.pending_rows(row_sets)
-                ]
-                self._run_in_workers(units, batch)
-            for name in stage:
-                if name in self.stateful:
-                    for indices in batch.pending_rows(row_sets):
-                        reply = attempt(self._calls[name], [batch.rows[i] for i in indices])
-                        batch.record(name, indices, reply)
-
-    def _run_in_workers(self, units: Sequence[WorkUnit], batch: ScoreBatch) -> None:
-        waiting, idle = deque(units), list(self._workers)
-        busy: dict[Connection, tuple[Worker, WorkUnit]] = {}
-        try:
-            while waiting or busy:
-                while waiting and idle:
-                    self._assign(waiting.popleft(), idle, busy, batch)
-                self._collect(idle, busy, batch)
-        except BaseException:
-            # Mainly for Ctrl-C: the late reply of a busy worker would be read as one of the next batch.
-            self.close()
-            raise
-
-    def _assign(
+    def _run_rewards(
         self,
-        unit: WorkUnit,
-        idle: list[Worker],
-        busy: dict[Connection, tuple[Worker, WorkUnit]],
+        names: Sequence[str],
+        row_sets: Mapping[str, Sequence[Sequence[int]]],
         batch: ScoreBatch,
+        trainer_state: TrainerState,
     ) -> None:
-        columns = [self._calls[name].columns for name in unit.names]
-        rows = [_select_columns(batch.rows[i], columns) for i in unit.indices]
-        try:
-            payload = pickle.dumps((unit.names, rows, unit.time_limit))
-        except Exception as error:  # pickling a column's value may raise anything
-            batch.record(unit.name, unit.indices, describe_failure(error))
-            return
-        worker = idle.pop()
-        worker.start()
-        unit.deadline = time.monotonic() + unit.time_limit
-        busy[worker.connection] = worker, unit
-        with suppress(OSError):  # the worker has just died, which reading its reply will report
-            worker.connection.send_bytes(payload)
-
-    def _collect(
-        self, idle: list[Worker], busy: dict[Connection, tuple[Worker, WorkUnit]], batch: ScoreBatch
-    ) -> None:
-        """Wait for the next replies or the next deadline, and free the workers whose unit has ended."""
-        if not busy:
-            return
-        timeout = min(unit.deadline for _, unit in busy.values()) - time.monotonic()
-        ready = wait(list(busy), max(0.0, timeout))
-        for connection in list(busy):
-            worker, unit = busy[connection]
-            has_ended = False
-            if connection in ready:
-                has_ended = _receive(worker, unit, batch)
-            elif time.monotonic() >= unit.deadline:
-                worker.stop()
-                batch.fail(unit, f"timed out after {unit.time_limit:g} s")
-                has_ended = True
-            if has_ended:
-                del busy[connection]
-                idle.append(worker)
+        """Run these rewards: first those of a row, then those of a group or a batch."""
+        for scopes in (("row",), ("group", "batch")):
+            stage = [name for name in names if self._calls[name].scope in scopes]
+            # Computed for each stage, since rows may have become invalid in the one before.
+            units = [
+                WorkUnit(name, indices)
+                for name in stage
+                if name not in self._in_process
+                for indices in batch.pending_rows(row_sets[self._calls[name].scope])
+            ]
+            self._dispatcher.run(units, batch, trainer_state)
+            for name in stage:
+                if name in self._in_process:
+                    for indices in batch.pending_rows(row_sets[self._calls[name].scope]):
+                        rows = [batch.rows[i] for i in indices]
+                        limit = self._limits.limit(name, len(rows), is_first=False)
+                        call = Call(0, name, rows, trainer_state, limit, self._num_retries)
+                        # A UserError, such as weights that do not fit the model, would hit every row.
+                        reply = attempt(self._calls[name], call, fatal=(UserError,))
+                        batch.record(name, indices, reply)
 
 
 def is_stateful(reward: Reward) -> bool:
-    """Return whether a reward is stateful, and so runs in the trainer's process."""
+    """Return whether checkpoints hold the state of a reward."""
     return hasattr(reward, "state_dict") and hasattr(reward, "load_state_dict")
 
 
-def _receive(worker: Worker, unit: WorkUnit, batch: ScoreBatch) -> bool:
-    """Record one reply of a worker; return whether its unit has ended."""
-    try:
-        reply: WorkerReply = worker.receive()
-    except (EOFError, OSError):
-        reason = worker.exit_reason()
-        worker.stop()
-        batch.fail(unit, reason)
-        return True
-    batch.record(unit.name, unit.indices, reply)
-    unit.num_finished += 1
-    return isinstance(reply, Failure) or unit.num_finished == len(unit.names)
-
-
-def _select_columns(row: Row, columns: Sequence[set[str] | None]) -> dict[str, Any]:
-    """Select the columns that the rewards read, so that nothing else is pickled.
-
-    Args:
-        row: Row of a rollout.
-        columns: Columns that each reward reads, or None if it reads any.
-    """
-    selected = {"completion"}
-    for names in columns:
-        if names is None:
-            return dict(row)
-        selected |= names
-    return {key: value for key, value in row.items() if key in selected}
+def runs_in_process(reward: Reward) -> bool:
+    """Return whether a reward runs in the trainer's process."""
+    return is_stateful(reward) or bool(getattr(reward, "in_process", False))
 
 
 def _pickle_rewards(rewards: Mapping[str, Reward]) -> bytes:

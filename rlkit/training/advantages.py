@@ -105,3 +105,10 @@ def difficulty_weight(advantages: torch.Tensor, solve_rate: torch.Tensor) -> tor
     x = torch.where(advantages > 0, solve_rate, 1 - solve_rate)
     low, high, middle, slope = 0.4, 1.5, 0.75, 10.0  # constants of the published code
     return low + (high - low) / (1 + torch.exp(slope * (x - middle)))
+
+
+def nan_std(x: torch.Tensor) -> torch.Tensor:
+    """Return the standard deviation (n - 1) of each row of (G, n), ignoring NaN: (G, 1), NaN if n < 2."""
+    count = (~x.isnan()).sum(1, keepdim=True)
+    squares = (x - x.nanmean(1, keepdim=True)).square().nansum(1, keepdim=True)
+    return (squares / (count - 1)).masked_fill(count < 2, torch.nan).sqrt()

@@ -22,6 +22,7 @@ from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import use_adapter
 
 from rlkit.arguments.bounds import CHOICES
+from rlkit.arguments.generation import check_generation_kwargs
 from rlkit.environment import Environment
 from rlkit.errors import UserError, check_choice
 from rlkit.models.patches import replaced_vllm_generation
@@ -51,9 +52,6 @@ logger = logging.getLogger(__name__)
 # Function that maps the total rewards (N,) of all processes (NaN for invalid rollouts) and the group of each
 # rollout to advantages (N,).
 Advantages = Callable[[torch.Tensor, Sequence[Hashable]], torch.Tensor]
-
-# Keys of generation_kwargs that would override the limits of the rollout loop.
-LENGTH_KEYS = ("max_new_tokens", "max_length", "max_tokens")
 
 
 class GRPOTrainer(trl.GRPOTrainer):
@@ -161,9 +159,13 @@ class GRPOTrainer(trl.GRPOTrainer):
         args, G = self.args, self.num_generations
         for key in ("scale_rewards", "multi_objective_aggregation", "vllm_importance_sampling_mode"):
             check_choice(key, getattr(args, key), CHOICES[key])
-        for key in LENGTH_KEYS:
-            if key in (args.generation_kwargs or {}):
-                raise UserError(f"generation_kwargs must not contain `{key}`; use `max_completion_length`")
+        check_generation_kwargs(
+            args.generation_kwargs or {},
+            use_vllm=args.use_vllm,
+            continuous_batching=args.use_transformers_continuous_batching,
+            max_tokens=self.loop.limits.max_turn_tokens or self.loop.limits.max_tokens,
+            max_turns=self.loop.limits.max_turns,
+        )
         if args.sync_ref_model and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             raise UserError(
                 "sync_ref_model does not work with FSDP or DeepSpeed: checkpoints cannot hold a sharded "
@@ -183,7 +185,7 @@ class GRPOTrainer(trl.GRPOTrainer):
         need_groups = [
             f"the reward {name!r}"
             for name, reward in self.runner.rewards.items()
-            if RewardCall(reward).per_group
+            if RewardCall(reward).scope == "group"
         ]
         if need_groups and G == 1:
             raise UserError(f"{need_groups[0]} needs at least 2 rollouts per task; increase num_generations")
@@ -239,6 +241,9 @@ class GRPOTrainer(trl.GRPOTrainer):
                 rewards = [record[f"rewards/{name}"] for record in records]
                 # TRL formats these as numbers, so a reward that does not apply is NaN, not None.
                 self._logs["rewards"][name].extend(math.nan if r is None else r for r in rewards)
+            for name in sorted({key for record in records for key in record if key.startswith("extra/")}):
+                column = self._logs["extra"][name.removeprefix("extra/")]
+                column.extend(record.get(name) for record in records)
 
     # --- Sampling -------------------------------------------------------------------------------------------
 

@@ -25,8 +25,9 @@ from rlkit.reward import Reward
 from rlkit.rollouts import Rollout
 from rlkit.rollouts.tokenize import tokenize
 from rlkit.runs.launch import config_file
-from rlkit.scoring import RewardRunner, check_columns
-from rlkit.training.session import load_run_rewards, make_environment
+from rlkit.scoring import check_columns
+from rlkit.scoring.reward_model import RewardModel
+from rlkit.training.session import load_run_rewards, make_environment, make_runner
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -71,7 +72,14 @@ def plan(run: TrainConfig, options: Mapping[str, str], memory_gib: float | None 
     prompt_lengths = [len(ids) for ids in tokenize(tokenizer, sample["prompt"])]
     shape = largest_micro_batch(run, prompt_lengths)
     on_cpu = run.trainer_args.device.type == "cpu" and memory_gib is None
-    estimate = estimate_memory(run, config, shape, layout.sharding, on_cpu=on_cpu)
+    estimate = estimate_memory(
+        run,
+        config,
+        shape,
+        layout.sharding,
+        on_cpu=on_cpu,
+        reward_model_bytes=reward_model_bytes(rewards, on_cpu=on_cpu),
+    )
     available_bytes = device_memory_bytes(layout.num_processes)
     if memory_gib is not None:
         available_bytes = memory_gib * GIB
@@ -126,6 +134,16 @@ def largest_micro_batch(run: TrainConfig, prompt_lengths: Sequence[int]) -> Batc
     )
 
 
+def reward_model_bytes(rewards: Mapping[str, Reward], *, on_cpu: bool) -> int:
+    """Return the bytes of the weights of reward models on the device of a trainer on a CPU or on a GPU."""
+    reward_models = [reward for reward in rewards.values() if isinstance(reward, RewardModel)]
+    return sum(
+        reward_model.weight_bytes()
+        for reward_model in reward_models
+        if reward_model.device is None or (on_cpu and reward_model.device == "cpu")
+    )
+
+
 def describe_step(run: TrainConfig, num_processes: int, prompt_lengths: Sequence[int]) -> str:
     """Return a line with the number of rollouts, prompts and tokens of an optimizer step."""
     trainer_args = run.trainer_args
@@ -150,6 +168,9 @@ def score_reference_answers(
     """
     if environment.max_turns > 1:
         return f"{', '.join(rewards)} (not run: several turns; use rlkit check)"
+    # A plan loads no weights.
+    not_run = [name for name, reward in rewards.items() if isinstance(reward, RewardModel)]
+    rewards = {name: reward for name, reward in rewards.items() if name not in not_run}
     rows = []
     for task in tasks.select(range(min(MAX_REFERENCE_ANSWERS, len(tasks)))):
         text = environment.answer(task)
@@ -158,14 +179,14 @@ def score_reference_answers(
         columns = Rollout.single(text, [0], False).columns()
         row = task | columns | {"max_length": run.trainer_args.max_completion_length}
         rows += [row, row]  # twice, because some rewards compare the rollouts of a group
-    limit, workers = run.args.reward_time_limit, run.args.reward_workers
-    with RewardRunner(rewards, limit, workers, metric=environment.metric) as runner:
+    with make_runner(run.args, rewards, environment) as runner:
         scores = runner(rows, 2)
     if errors := [reason for reason in scores.invalid if reason is not None]:
         raise UserError(f"rewards fail on the environment's reference answers: {errors[0]}")
     means = torch.tensor(scores.values, dtype=torch.float64).nanmean(0).tolist()
     by_name = ", ".join(f"{name} {mean:.3g}" for name, mean in zip(runner.names, means, strict=True))
-    return f"{by_name} (means on {len(rows) // 2} of the environment's own answers)"
+    line = f"{by_name} (means on {len(rows) // 2} of the environment's own answers)"
+    return f"{line}; {', '.join(not_run)} not run" if not_run else line
 
 
 def format_memory(estimate: MemoryEstimate) -> str:

@@ -10,7 +10,7 @@ import json
 import logging
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
@@ -46,6 +46,7 @@ from rlkit.runs.directory import RunDirectory, write_errors
 from rlkit.runs.guards import Guards
 from rlkit.runs.preemption import PreemptionCallback
 from rlkit.scoring import RewardRunner, load_rewards
+from rlkit.training.metrics import progress
 from rlkit.training.resume import CheckpointCallback, Stateful
 
 if TYPE_CHECKING:
@@ -328,6 +329,7 @@ class Session:
                 environment_args=args.mapping("environment_args"),
                 temperature=0.0,
                 max_length=self.max_completion_length,
+                trainer_state=progress(trainer),
             )
         trainer.accelerator.wait_for_everyone()
         if trainer.accelerator.is_main_process:
@@ -405,6 +407,24 @@ def make_environment(args: TaskArguments) -> Environment:
     if args.environment is None:
         raise UserError("no environment given: set the key 'environment', e.g. --environment causal-v1")
     return load_environment(args.environment, **args.mapping("environment_args"))
+
+
+def make_runner(args: TaskArguments, rewards: Mapping[str, Reward], environment: Environment) -> RewardRunner:
+    """Return the runner of the rewards of a run.
+
+    Like `reward_args`, `reward_concurrency` has the names in `rewards`, such as "mine.py:brief", under which
+    the reward is not necessarily logged.
+    """
+    aliases = dict(zip(getattr(args, "rewards", None) or [], rewards, strict=False))
+    max_concurrent = args.mapping("reward_concurrency")
+    return RewardRunner(
+        rewards,
+        args.reward_time_limit,
+        args.reward_workers,
+        metric=environment.metric,
+        max_concurrent={aliases.get(name, name): maximum for name, maximum in max_concurrent.items()},
+        num_retries=args.reward_retries,
+    )
 
 
 def load_run_rewards(run: TrainConfig, environment: Environment) -> tuple[dict[str, Reward], list[float]]:

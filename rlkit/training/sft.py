@@ -16,11 +16,11 @@ from rlkit.rollouts.loop import RolloutLimits
 from rlkit.rollouts.sampler import open_sampler
 from rlkit.rollouts.tokenize import eos_token_ids, require_chat_template
 from rlkit.rollouts.types import Rollout
-from rlkit.scoring import RewardRunner, load_rewards
+from rlkit.scoring import load_rewards
 from rlkit.training.demonstrations import demonstrations, rejection_samples, scripted_demonstrations
 from rlkit.training.local_engine import transformers_engine
 from rlkit.training.resume import RunningMetrics, Stateful
-from rlkit.training.session import Session, make_environment
+from rlkit.training.session import Session, make_environment, make_runner
 
 
 def sft(run: SFTRunConfig) -> None:
@@ -55,9 +55,7 @@ def sft(run: SFTRunConfig) -> None:
                 max_length=trainer_args.max_length,
                 script=script,
             )
-        with RewardRunner(
-            rewards, args.reward_time_limit, args.reward_workers, metric=environment.metric
-        ) as runner:
+        with make_runner(args, rewards, environment) as runner:
             trainer = session.make_trainer(
                 SFTTrainer,
                 model,

@@ -33,8 +33,15 @@ from rlkit.environment import Environment
 from rlkit.rollouts.tokenize import tokenize
 from rlkit.rollouts.types import Rollout, Sampling
 from rlkit.runs.record import RolloutRecord, rollout_record
-from rlkit.training.advantages import EQUAL_REWARDS, difficulty_weight, reward_range, solve_rate
+from rlkit.training.advantages import difficulty_weight, nan_std, solve_rate
 from rlkit.training.batches import Batch
+from rlkit.training.metrics import (
+    Metrics,
+    progress,
+    reward_call_metrics,
+    reward_metrics,
+    rollout_metrics,
+)
 
 if TYPE_CHECKING:
     from trl import GRPOConfig
@@ -43,7 +50,6 @@ if TYPE_CHECKING:
     from rlkit.training.grpo import GRPOTrainer
 
 Task = dict[str, Any]  # a row of the dataset
-Metrics = dict[str, float]
 
 
 @dataclass
@@ -56,7 +62,7 @@ class JudgedRollouts:
         groups_N: Group of each rollout.
         invalid_B: Whether each rollout of this process is invalid, (B,).
         records: Rows to save, one per rollout of this process, including dynamic sampling's extra rollouts.
-        error_rates: Fraction of the N rollouts on which each reward failed, by metric name.
+        metrics: Error rates and latencies of the rewards, and what they logged, over all processes.
     """
 
     rewards_NR: torch.Tensor
@@ -64,7 +70,7 @@ class JudgedRollouts:
     groups_N: list[Hashable]
     invalid_B: torch.Tensor
     records: list[RolloutRecord]
-    error_rates: Metrics
+    metrics: Metrics
 
 
 @dataclass
@@ -102,7 +108,7 @@ def sample(trainer: GRPOTrainer, tasks: Sequence[Task]) -> SampledBatch:
     trainer.sampling_step += 1  # part of the random seed: no two calls draw the same random numbers
     rollouts = roll_out(trainer, tasks)
     judged = judge(trainer, tasks, rollouts)
-    metrics = rollout_metrics(trainer, rollouts) | reward_metrics(trainer, judged)
+    metrics = judged.metrics | rollout_metrics(trainer, rollouts) | reward_metrics(trainer, judged)
     if trainer.model.training:
         num_tokens = sum(len(rollout.prompt_ids) + sum(rollout.mask) for rollout in rollouts)
         trainer.state.num_input_tokens_seen += sum(gather_object([num_tokens]))
@@ -189,7 +195,8 @@ def judge(trainer: GRPOTrainer, tasks: Sequence[Task], rollouts: Sequence[Rollou
         # TRL may split a group over processes. `GRPOTrainer._check_settings` rejects that if a reward
         # compares the rollouts of a group; all other rewards can judge each rollout alone.
         has_whole_groups = len(rows) % trainer.group_size == 0
-        scores = runner(rows, trainer.group_size if has_whole_groups else 1)
+        group_size = trainer.group_size if has_whole_groups else 1
+        scores = runner(rows, group_size, progress(trainer))
 
     rewards_BR = torch.tensor(scores.values, dtype=torch.float32, device=accelerator.device)
     totals_B = weighted_totals(rewards_BR, trainer.reward_weights.to(rewards_BR))
@@ -197,11 +204,19 @@ def judge(trainer: GRPOTrainer, tasks: Sequence[Task], rollouts: Sequence[Rollou
     rewards_BR[totals_B.isnan()] = torch.nan
 
     records = []
-    for row, values, invalid, total in zip(
-        rows, scores.values.tolist(), scores.invalid, totals_B.tolist(), strict=True
+    for i, (row, values, total) in enumerate(
+        zip(rows, scores.values.tolist(), totals_B.tolist(), strict=True)
     ):
-        by_name = dict(zip(runner.names, values, strict=True))
-        records.append(rollout_record(trainer.environment, row, by_name, invalid=invalid, reward=total))
+        records.append(
+            rollout_record(
+                trainer.environment,
+                row,
+                dict(zip(runner.names, values, strict=True)),
+                invalid=scores.invalid[i],
+                reward=total,
+                logged=scores.logged(i),
+            )
+        )
     if trainer.model.training and any(hasattr(reward, "observe") for reward in runner.rewards.values()):
         # Stateful rewards (HAPO's length history) see the rollouts of all processes, to stay in sync.
         observations = [
@@ -211,13 +226,13 @@ def judge(trainer: GRPOTrainer, tasks: Sequence[Task], rollouts: Sequence[Rollou
         ]
         runner.observe(gather_object(observations))
 
-    error_rates = spend_error_budget(trainer, scores, rows)
+    metrics = reward_call_metrics(runner.names, scores) | spend_error_budget(trainer, scores, rows)
     rewards_NR, totals_N = accelerator.gather(rewards_BR), accelerator.gather(totals_B)
     groups_N: list[Hashable] = [i // trainer.group_size for i in range(len(totals_N))]
     if trainer.group_by is not None:  # HRPO groups by a column of the tasks, such as the number of hops
         groups_N = gather_object([task[trainer.group_by] for task in tasks])
     invalid_B = torch.tensor([reason is not None for reason in scores.invalid])
-    return JudgedRollouts(rewards_NR, totals_N, groups_N, invalid_B, records, error_rates)
+    return JudgedRollouts(rewards_NR, totals_N, groups_N, invalid_B, records, metrics)
 
 
 def weighted_totals(rewards: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -419,45 +434,7 @@ def group_advantages(rewards: torch.Tensor, group_size: int, scale: str) -> torc
     return centered.flatten().nan_to_num(0.0)
 
 
-def nan_std(x: torch.Tensor) -> torch.Tensor:
-    """Return the standard deviation (n - 1) of each row of (G, n), ignoring NaN: (G, 1), NaN if n < 2."""
-    count = (~x.isnan()).sum(1, keepdim=True)
-    squares = (x - x.nanmean(1, keepdim=True)).square().nansum(1, keepdim=True)
-    return (squares / (count - 1)).masked_fill(count < 2, torch.nan).sqrt()
-
-
 # --- 6. Metrics, under TRL's names where TRL has them ------------------------------------------------------
-
-
-def rollout_metrics(trainer: GRPOTrainer, rollouts: Sequence[Rollout]) -> Metrics:
-    """Return statistics of the lengths of all N rollouts, in tokens that the model sampled."""
-    gather, device = trainer.accelerator.gather, trainer.accelerator.device
-    # TRL calls a rollout terminated if its last token is EOS or padding, which is often the same token.
-    eos_and_pad = {*trainer.eos_token_ids, trainer.pad_token_id}
-    table = [[sum(r.mask), r.truncated, r.ids[-1] in eos_and_pad] for r in rollouts]
-    lengths, truncated, terminated = gather(torch.tensor(table, dtype=torch.float32, device=device)).T
-    metrics = {"completions/clipped_ratio": truncated.mean().item()}
-    terminated_lengths = lengths[terminated > 0] if terminated.any() else torch.zeros(1)
-    for name, values in (("length", lengths), ("terminated_length", terminated_lengths)):
-        metrics[f"completions/mean_{name}"] = values.mean().item()
-        metrics[f"completions/min_{name}"] = values.min().item()
-        metrics[f"completions/max_{name}"] = values.max().item()
-    return metrics
-
-
-def reward_metrics(trainer: GRPOTrainer, judged: JudgedRollouts) -> Metrics:
-    """Return the mean and standard deviation of each reward over the rollouts that it applies to."""
-    metrics = dict(judged.error_rates)
-    for name, column_N in zip(trainer.runner.names, judged.rewards_NR.T, strict=True):
-        metrics[f"rewards/{name}/mean"] = column_N.nanmean().item()
-        metrics[f"rewards/{name}/std"] = nan_std(column_N[None]).item()
-    metrics["reward"] = judged.totals_N.nanmean().item()
-    metrics["reward_std"] = nan_std(judged.totals_N[None]).item()
-    # The fraction of groups without a learning signal, because their rewards are equal. Testing for a
-    # standard deviation of 0 would miss some: in float32, that of eight rewards of 0.2 is 1.6e-8.
-    is_equal = reward_range(judged.totals_N, judged.groups_N) < EQUAL_REWARDS
-    metrics["frac_reward_zero_std"] = is_equal.float().mean().item()
-    return metrics
 
 
 def sampler_metrics(trainer: GRPOTrainer, batch: Batch, gap_BT: torch.Tensor) -> Metrics:

@@ -19,10 +19,10 @@ from rlkit.rollouts.loop import RolloutLimits
 from rlkit.rollouts.tokenize import require_chat_template
 from rlkit.rollouts.types import Rollout
 from rlkit.runs.guards import Guards
-from rlkit.scoring import ErrorBudget, RewardRunner, check_columns
+from rlkit.scoring import ErrorBudget, check_columns
 from rlkit.training.advantages import by_key, leave_one_out
 from rlkit.training.grpo import Advantages, GRPOTrainer
-from rlkit.training.session import Session, load_run_rewards, make_environment
+from rlkit.training.session import Session, load_run_rewards, make_environment, make_runner
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -55,16 +55,15 @@ def train(run: TrainConfig) -> None:
                 **(trainer_args.model_init_kwargs or {}),
                 "revision": run.model_args.model_revision,
             }
-        model, tokenizer = load_model(run.model_args, trust_remote_code=trainer_args.trust_remote_code)
-        require_chat_template(tokenizer, tasks[:1]["prompt"])
-        options = trainer_options(run, environment)
-        if options["limits"].max_turns > 1 and "vllm_importance_sampling_mode" not in run.explicit:
-            # TRL's default, sequence_mask, multiplies the ratios of all tokens. In a long rollout the product
-            # soon exceeds the limit, and the rollout is masked out.
-            trainer_args.vllm_importance_sampling_mode = "token_truncate"
-        with RewardRunner(
-            rewards, args.reward_time_limit, args.reward_workers, metric=environment.metric
-        ) as runner:
+        # Before the model is loaded, because a reward may turn out to be unusable.
+        with make_runner(args, rewards, environment) as runner:
+            model, tokenizer = load_model(run.model_args, trust_remote_code=trainer_args.trust_remote_code)
+            require_chat_template(tokenizer, tasks[:1]["prompt"])
+            options = trainer_options(run, environment)
+            if options["limits"].max_turns > 1 and "vllm_importance_sampling_mode" not in run.explicit:
+                # TRL's default, sequence_mask, multiplies the ratios of all tokens. In a long rollout the
+                # product soon exceeds the limit, and the rollout is masked out.
+                trainer_args.vllm_importance_sampling_mode = "token_truncate"
             trainer = session.make_trainer(
                 GRPOTrainer,
                 model,

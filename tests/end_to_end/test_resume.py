@@ -74,7 +74,7 @@ def metrics(folder):
 
 
 def is_time(key):
-    return key in TIME_METRICS or key.startswith("time/")
+    return key in TIME_METRICS or key.startswith("time/") or key.endswith(("/latency", "/latency_max"))
 
 
 def states(folder, step):

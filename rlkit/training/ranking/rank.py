@@ -19,10 +19,10 @@ from rlkit.environment import Candidates, Environment
 from rlkit.errors import UserError
 from rlkit.retrieval.encoders import load_encoder
 from rlkit.rollouts.types import Rollout
-from rlkit.scoring import RewardRunner, load_rewards
+from rlkit.scoring import load_rewards
 from rlkit.training.ranking.scorers import AdapterScorer, EncoderScorer, ListwiseScorer
 from rlkit.training.ranking.trainer import Objective, RankingTrainer, permutation
-from rlkit.training.session import Session, make_environment
+from rlkit.training.session import Session, make_environment, make_runner
 
 
 def rank(run: RankConfig) -> None:
@@ -41,9 +41,7 @@ def rank(run: RankConfig) -> None:
         scorer = load_scorer(run)
         trainer_args.remove_unused_columns = False
         objective = Objective(args.objective, args.utility, args.cutoff, args.rankings, args.estimator)
-        with RewardRunner(
-            rewards, args.reward_time_limit, args.reward_workers, metric=environment.metric
-        ) as runner:
+        with make_runner(args, rewards, environment) as runner:
             trainer = session.make_trainer(
                 RankingTrainer, scorer, objective, args=trainer_args, train_dataset=rows
             )

@@ -160,7 +160,7 @@ def test_check_values_accepts_json_and_json_files_for_mappings(tmp_path):
     path.write_text("zero: 3")
     assert str(path) in error_of(deepspeed=str(path))
     path.write_text(json.dumps({"zero_optimization": {"stage": 3}}))
-    check_values("train", {"deepspeed": str(path), "generation_kwargs": '{"min_p": 0.1}'}, KEYS)
+    check_values("train", {"deepspeed": str(path), "generation_kwargs": '{"min_new_tokens": 2}'}, KEYS)
     assert "generation_kwargs is not valid JSON" in error_of(generation_kwargs="min_p")
     assert "guards must be a mapping" in error_of(guards="[1]")
 

@@ -94,7 +94,7 @@ def test_output_dir_defaults_to_the_name_of_the_config(write):
     ("key", "value", "expected"),
     [
         ("environment_args", {"level": "association", "num_nodes": 3}, None),
-        ("generation_kwargs", {"min_p": 0.1}, None),
+        ("generation_kwargs", {"min_new_tokens": 2}, None),
         ("reward_weights", [0.5, -1, 1e-3], [0.5, -1.0, 0.001]),
         ("reward_weights", [-1e-3, "-2e-7"], [-1e-3, -2e-7]),
         ("lora_target_modules", ["q_proj", "v_proj"], None),

@@ -1,5 +1,4 @@
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
@@ -10,6 +9,7 @@ from rlkit.environment import Environment
 from rlkit.errors import UserError
 from rlkit.evaluation import Evaluation, compare, evaluate
 from rlkit.rollouts import Rollout
+from rlkit.scoring import Scores
 
 
 def correct(completion, total):
@@ -49,13 +49,13 @@ class PlainRunner:
 
     names: list
 
-    def __call__(self, rows, group_size):
+    def __call__(self, rows, group_size, trainer_state):
         assert len(rows) % group_size == 0
         values = [[short(row["completion"]), correct(row["completion"], row["total"])] for row in rows]
         invalid = ["reward died" if row["completion"] == "crash" else None for row in rows]
         values = np.array(values, dtype=float)
         values[[reason is not None for reason in invalid]] = np.nan
-        return SimpleNamespace(values=values, invalid=invalid)
+        return Scores(values, invalid, {})
 
 
 def run(answers, samples=1, n=4, **options):

@@ -18,8 +18,6 @@ from rlkit.runs import guards
 from rlkit.runs.guards import BASELINE_STEPS, CONFIRM_STEPS, PATIENCE_STEPS, Guards
 from tests.quick import QUICK_GRPO_CONFIG, ROOT, TOY
 
-EOS = 2
-
 
 def variety(completions, **columns):
     return [len(set(answer[0]["content"])) + i / 10 for i, answer in enumerate(completions)]
@@ -99,7 +97,7 @@ def test_trl_logs_the_metric_of_the_sampler_guard():
 
 
 def test_truncation_guard_warns_if_all_completions_are_truncated(run, caplog):
-    _, guards_callback = run(generation_kwargs={"suppress_tokens": [EOS]})
+    _, guards_callback = run(generation_kwargs={"min_new_tokens": 4})  # no EOS token within the limit
     (message,) = guards_callback.messages
     assert message.startswith(f"guard truncation, step {PATIENCE_STEPS}: all completions were truncated")
     assert (

@@ -19,6 +19,7 @@ from rlkit.reward import RewardCall, as_trl_reward, call_reward
 from rlkit.scoring import ErrorBudget, check_columns, load_rewards
 from tests.quick import ROOT
 
+LENGTH_REWARDS = {name for name, reference in REWARDS.items() if reference.startswith("rlkit.rewards.")}
 CHAT = [{"role": "user", "content": "What is 2 + 2?"}]
 
 
@@ -163,7 +164,7 @@ def test_load_rewards_reserves_short_names(tmp_path):
     (tmp_path / "mine.py").write_text("def kimi(completion): return 1\n")
     rewards, weights = load_rewards([f"{tmp_path / 'mine.py'}:kimi", "kimi", "hapo"], Sums())
     assert list(rewards) == ["kimi_2", "kimi", "hapo", "right"] and weights == [1.0, 1.0, 1.0, 0.0]
-    for name in REWARDS:
+    for name in LENGTH_REWARDS:
         assert list(load_rewards([name], Sums())[0]) == [name, "right"]
 
 
@@ -175,12 +176,12 @@ def test_registry_has_a_short_name_for_every_length_reward():
         for name, value in vars(module).items():
             if is_length_reward(module, value):
                 references.add(f"{module.__name__}:{name}")
-    assert references == set(REWARDS.values()) - {"rlkit.rewards.hapo:HistoryLength"}
+    assert references == {REWARDS[name] for name in LENGTH_REWARDS - {"hapo"}}
 
 
 def test_docs_list_every_short_name():
     page = (ROOT / "docs/rewards/length.md").read_text()
-    assert set(re.findall(r"^\| `(\w+)`", page, re.MULTILINE)) == set(REWARDS)
+    assert set(re.findall(r"^\| `(\w+)`", page, re.MULTILINE)) == LENGTH_REWARDS
 
 
 def is_length_reward(module, value):

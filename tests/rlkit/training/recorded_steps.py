@@ -186,8 +186,12 @@ def train_two_steps(name, folder, tokenizer):
     tensors["weights"] = torch.cat(trained)
     rows = [row for row in trainer.state.log_history if "train_runtime" not in row]
     # Times differ from run to run.
-    logs = [{k: v for k, v in row.items() if k != "step_time" and not k.startswith("time/")} for row in rows]
+    logs = [{k: v for k, v in row.items() if not is_duration(k)} for row in rows]
     return tensors, logs
+
+
+def is_duration(metric):
+    return metric == "step_time" or metric.startswith("time/") or "/latency" in metric
 
 
 def record(path, tokenizer):

@@ -381,9 +381,24 @@ def test_rollout_that_a_limit_cuts_off_after_an_eos_token_counts_as_truncated(ma
     assert trainer._metrics["train"]["completions/clipped_ratio"] == [pytest.approx(1 / 8)]
 
 
-def test_length_limits_in_generation_kwargs_are_rejected(make):
-    with pytest.raises(UserError, match="max_completion_length"):
-        make(generation_kwargs={"max_new_tokens": 3})
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_new_tokens": 3}, "use `max_completion_length`"),
+        ({"temperature": 0.1}, "use the key `temperature`"),
+        ({"eos_token_id": 50}, "where the loss expects no end"),
+        ({"foo": 1}, "not 'foo'"),
+        ({"min_new_tokens": 1000}, "must be an integer from 0 to"),
+    ],
+)
+def test_trainer_rejects_generation_kwargs_that_the_loss_does_not_see(make, settings, message):
+    with pytest.raises(UserError, match=message):
+        make(generation_kwargs=settings)
+
+
+def test_min_new_tokens_in_generation_kwargs_sets_the_minimum_length(make):
+    trainer = make(generation_kwargs={"min_new_tokens": 3})
+    assert sample_batch(trainer)["completion_mask"].sum(1).min() >= 3
 
 
 def test_log_completions_shows_invalid_rollouts(make, tmp_path, capsys):

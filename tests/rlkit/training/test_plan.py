@@ -4,7 +4,7 @@ import sys
 
 import pytest
 import yaml
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from trl import ModelConfig
 
 from rlkit.arguments.parse import parse_train
@@ -19,7 +19,8 @@ from rlkit.models.memory import (
     kv_cache_bytes,
     saved_activation_bytes,
 )
-from rlkit.training.plan import describe_step, largest_micro_batch, read_device_layout
+from rlkit.scoring.reward_model import RewardModel
+from rlkit.training.plan import describe_step, largest_micro_batch, read_device_layout, reward_model_bytes
 from tests.quick import ROOT, TOY
 
 KEYS = {
@@ -154,6 +155,28 @@ def test_plan_prints_tasks_rewards_step_and_memory_and_writes_nothing(parse, tmp
     assert train.main([*argv, "--memory", "0.01", "--accelerate", "zero3"]) == 1
     out = capsys.readouterr().out
     assert "128 rollouts of 32 prompts" in out and "of 0.0 GiB per device: IT DOES NOT FIT" in out
+
+
+def test_plan_counts_the_weights_of_a_reward_model_without_running_it(parse, config, tmp_path, capsys):
+    config.num_labels = 1
+    classifier = AutoModelForSequenceClassification.from_config(config)
+    classifier.save_pretrained(tmp_path / "classifier")
+    AutoTokenizer.from_pretrained(config.name_or_path).save_pretrained(tmp_path / "classifier")
+    arguments = {"model": str(tmp_path / "classifier")}
+    (tmp_path / "classifier" / "model.safetensors").unlink()
+    parse(rewards=["share", "reward_model"], reward_args={"reward_model": arguments})
+    assert train.main([str(tmp_path / "run.yaml"), "--dry_run"]) == 0
+    out = capsys.readouterr().out
+    assert "of the environment's own answers); reward_model not run" in out and "reward models" in out
+    num_bytes = sum(weight.nbytes for weight in classifier.parameters())
+    on_gpu = {
+        "reward_model": RewardModel(**arguments),
+        "other_gpu": RewardModel(**arguments, device="cuda:1"),
+    }
+    assert reward_model_bytes(on_gpu, on_cpu=False) == num_bytes
+    on_cpu = {"cpu": RewardModel(**arguments, device="cpu")}
+    assert reward_model_bytes(on_cpu, on_cpu=True) == num_bytes
+    assert reward_model_bytes(on_cpu, on_cpu=False) == 0
 
 
 def test_failing_rewards_and_misplaced_options_are_user_errors(parse, tmp_path):

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from rlkit.rollouts.types import Rollout
+from rlkit.training.advantages import nan_std
 from rlkit.training.step import (
     collate,
     group_advantages,
     importance_ratio,
     loss_mask,
     mask_untrainable,
-    nan_std,
     weighted_totals,
 )
 from tests.rlkit.training.recorded_steps import RECORDED, SETTINGS, train_two_steps
