@@ -43,6 +43,7 @@ REWARDS = {
     "dast": "rlkit.rewards.length_group:dast",
     "grpo_lead": "rlkit.rewards.length_group:grpo_lead",
     "hapo": "rlkit.rewards.hapo:HistoryLength",
+    "judge": "rlkit.scoring.judge:Judge",
     "kimi": "rlkit.rewards.length_group:kimi",
     "l1_exact": "rlkit.rewards.length:l1_exact",
     "l1_max": "rlkit.rewards.length:l1_max",

@@ -15,7 +15,7 @@ from trl.rewards import get_soft_overlong_punishment, think_format_reward
 from rlkit.environment import Environment
 from rlkit.errors import RewardError, UserError
 from rlkit.registry import REWARDS
-from rlkit.reward import RewardCall, as_trl_reward, call_reward
+from rlkit.reward import RewardCall, TrainerState, as_trl_reward, call_reward
 from rlkit.scoring import ErrorBudget, check_columns, load_rewards
 from tests.quick import ROOT
 
@@ -126,6 +126,49 @@ def test_as_trl_reward_converts_any_reward():
     assert values == [1.0, 0.0] and reward.__name__ == "right"
     think = as_trl_reward(think_format_reward, "think")
     assert think(prompts=[CHAT], completions=completions[:1]) == [0.0] and think.__name__ == "think"
+
+
+def test_as_trl_reward_forwards_the_state_and_what_is_logged():
+    def native(completion, trainer_state, log_metric, log_extra):
+        log_metric("length", len(completion))
+        log_extra("first", [completion[:1]])
+        return trainer_state.global_step
+
+    metrics, columns = [], {}
+    values = as_trl_reward(native, "native")(
+        prompts=["p", "p"],
+        completions=["a", "bb"],
+        trainer_state=TrainerState(global_step=3),
+        log_metric=lambda name, value: metrics.append((name, value)),
+        log_extra=columns.__setitem__,
+    )
+    assert values == [3, 3] and metrics == [("length", 1), ("length", 2)] and columns == {"first": ["a", "b"]}
+
+
+@pytest.mark.parametrize(
+    ("signature", "message"),
+    [
+        ("completion, /", "'completion' is positional-only; remove the `/`"),
+        ("*args", "takes \\*args, but columns are passed by keyword"),
+        ("completion, *args", "takes \\*args"),
+    ],
+)
+def test_rewards_that_cannot_be_called_by_keyword_are_rejected(tmp_path, signature, message):
+    (tmp_path / "mine.py").write_text(f"def f({signature}): return 1.0\n")
+    with pytest.raises(UserError, match=f"reward '.*f' has no signature that names its columns: .*{message}"):
+        load_rewards([f"{tmp_path / 'mine.py'}:f"], Sums())
+
+
+def test_wrapped_and_keyword_rewards_are_accepted():
+    @functools.wraps(right)
+    def wrapper(*args, **kwargs):
+        return right(*args, **kwargs)
+
+    row = {"completion": "4", "answer": "4", "more": 1}
+    assert call_reward(wrapper, row) == 1 and RewardCall(wrapper).required == ["completion", "answer"]
+    assert call_reward(lambda *args, **columns: len(args) + len(columns), row) == 3
+    assert call_reward(lambda x=3, /, **columns: x, row) == 3
+    assert call_reward(lambda: 0.5, row) == 0.5
 
 
 def test_load_rewards_defaults_to_the_environments_rewards():
@@ -299,7 +342,7 @@ def test_check_columns_reports_missing_columns():
 def test_check_columns_rejects_reserved_columns():
     rewards, _ = load_rewards(["soft_overlong", "think_prune", "kimi", "hapo"], Sums())
     check_columns(rewards, ["prompt", "task_id", "answer"])
-    for column in ("length", "correct", "max_length"):
+    for column in ("length", "correct", "max_length", "truncated", "invalid", "turns"):
         with pytest.raises(UserError, match=f"a column '{column}', which is a reserved name"):
             check_columns(rewards, ["prompt", "answer", column])
     with pytest.raises(UserError, match="'l1_exact' needs a column 'budget'"):

@@ -419,3 +419,25 @@ def test_evaluation_by_trl_groups_by_num_generations_eval(make):
     assert trainer.state.num_input_tokens_seen == 0
     assert not list((trainer.run_dir.path / "rollouts").glob("*"))
     assert trainer._metrics["eval"]["reward"] == [pytest.approx(7 / 8)] and not trainer._metrics["train"]
+
+
+def test_trl_reward_of_training_gets_whole_batches_state_and_loggers(make):
+    def progress(completions, completion_ids, trainer_state, log_metric, log_extra, **kwargs):
+        log_metric("progress/size", len(completions))
+        lengths = [len(ids) for ids in completion_ids]
+        log_extra("tokens", lengths)
+        mean = sum(lengths) / len(lengths)
+        return [trainer_state.global_step + (n > mean) / trainer_state.max_steps for n in lengths]
+
+    trainer = make(rewards={"progress": progress}, max_steps=2, log_completions=True)
+    with trainer.runner:
+        trainer.train()
+    lines = [line for line in trainer.state.log_history if "progress/size" in line]
+    assert [line["progress/size"] for line in lines] == [8, 8]
+    assert all(line["rewards/progress/latency"] <= line["rewards/progress/latency_max"] for line in lines)
+    frame = saved_rollouts(trainer)
+    for step, batch in frame.groupby("step"):  # global_step counts completed steps
+        num_tokens = batch["extra/tokens"].astype(int)
+        assert (num_tokens - batch["length"]).between(0, 1).all()  # `length` excludes the EOS token
+        expected = step - 1 + (num_tokens > num_tokens.mean()) / 2
+        assert batch["rewards/progress"].tolist() == pytest.approx(expected.tolist())

@@ -1,11 +1,14 @@
 """The parts of a session that need no training run."""
 
+import json
 import sys
 from types import SimpleNamespace
 
 import pytest
 
-from rlkit.training.session import Session, evaluating
+from rlkit.arguments.keys import SFTArguments, TrainArguments
+from rlkit.errors import UserError
+from rlkit.training.session import Session, evaluating, make_runner
 
 
 def test_evaluating_turns_dropout_off_and_restores_the_mode(tiny_model):
@@ -30,3 +33,16 @@ def test_summary_without_plotly_says_how_to_write_the_report_later(monkeypatch, 
         "report: not written: reports need plotly: pip install plotly "
         f"(afterwards: rlkit report {run_dir.path})",
     ]
+
+
+def test_reward_concurrency_takes_the_names_of_the_config():
+    def brief(completion):
+        return 1.0
+
+    rewards, environment = {"brief_2": brief, "metric": brief}, SimpleNamespace(metric="metric")
+    for name in ("mine.py:brief", "brief_2", "metric"):
+        args = TrainArguments(rewards=["mine.py:brief"], reward_concurrency=json.dumps({name: 1}))
+        make_runner(args, rewards, environment).close()
+    with pytest.raises(UserError, match="'mine.py:breif', which is not a reward of this run"):
+        make_runner(TrainArguments(reward_concurrency='{"mine.py:breif": 1}'), rewards, environment)
+    make_runner(SFTArguments(reward_concurrency='{"metric": 1}'), rewards, environment).close()
