@@ -343,29 +343,36 @@ def output_file(name: str) -> Path:
 class CommandParser(argparse.ArgumentParser):
     """Argument parser with underscores in option names, no abbreviations and one-line errors.
 
-    After `add_environment_args`, both `--environment_args '{"level": 2}'` and `--environment_args.level 2`
-    set the dict `options.environment_args`.
+    After `add_mapping("environment_args", …)`, both `--environment_args '{"level": 2}'` and
+    `--environment_args.level 2` set the dict `options.environment_args`.
     """
 
     def __init__(self, **kwargs: Any):
         super().__init__(allow_abbrev=False, **kwargs)
-        self.mapping: str | None = None  # name of the option that holds a mapping
+        self.mappings: list[str] = []  # names of the options that hold a mapping
 
     def add_environment_args(self, description: str = "arguments of the environment as JSON") -> None:
         """Add `--environment_args`, whose entries can also be set one by one."""
-        self.mapping = "environment_args"
-        self.add_argument(
-            "--environment_args",
-            metavar="JSON",
-            help=f"{description}; or set each one with --environment_args.KEY VALUE",
-        )
+        self.add_mapping("environment_args", description, part="KEY")
+
+    def add_mapping(self, name: str, description: str, part: str) -> None:
+        """Add an option that holds a mapping, whose entries can also be set one by one.
+
+        Args:
+            name: Name of the option.
+            description: Description of the mapping for `--help`.
+            part: Name of an entry for `--help`, such as "KEY".
+        """
+        self.mappings.append(name)
+        text = f"{description}; or set each one with --{name}.{part} VALUE"
+        self.add_argument(f"--{name}", metavar="JSON", help=text)
 
     def parse_args(self, args: Sequence[str], namespace: Any = None) -> Any:  # type: ignore[override]
         """Parse a command line; raises UserError for an unknown option or an invalid value."""
         argv = list(args)
-        parts: list[tuple[str, str]] = []
-        if self.mapping is not None:
-            argv, parts = _extract_parts(argv, self.mapping)
+        parts: dict[str, list[tuple[str, str]]] = {}
+        for name in self.mappings:
+            argv, parts[name] = _extract_parts(argv, name)
         # Before argparse: its own error for a misspelled option would suggest nothing.
         for argument in argv:
             name = argument.partition("=")[0]
@@ -374,9 +381,8 @@ class CommandParser(argparse.ArgumentParser):
         options, unknown = super().parse_known_args(argv, namespace)
         if unknown:
             raise self._unknown(unknown[0])
-        if self.mapping is not None:
-            mapping = _parse_mapping(self.mapping, getattr(options, self.mapping), parts)
-            setattr(options, self.mapping, mapping)
+        for name in self.mappings:
+            setattr(options, name, _parse_mapping(name, getattr(options, name), parts[name]))
         return options
 
     def long_options(self) -> list[str]:

@@ -42,7 +42,7 @@ def solver_agreement(environment: Environment, path: str) -> Agreement:
     if type(environment).check_item is Environment.check_item:
         raise UserError(f"{environment.id} has no solver to compare with published items")
     agree, total, failed = 0, 0, []
-    for line, item in _read_items(path):
+    for line, item in read_items(path):
         total += 1
         try:
             agree += environment.check_item(item)
@@ -55,8 +55,12 @@ def solver_agreement(environment: Environment, path: str) -> Agreement:
     return Agreement(agree / total, agree, total, failed)
 
 
-def _read_items(path: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Yield the line number and object of each line that is not blank."""
+def read_items(path: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Yield the line number and object of each line of a JSONL file that is not blank.
+
+    Raises:
+        UserError: The file cannot be read, or a line is not a JSON object.
+    """
     try:
         lines = Path(path).read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -66,7 +70,7 @@ def _read_items(path: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
             continue
         try:
             item = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # too many digits, or too deeply nested
             raise UserError(f"{path}:{number}: not valid JSON: {error}") from error
         if not isinstance(item, Mapping):
             raise UserError(f"{path}:{number}: not a JSON object")

@@ -440,5 +440,5 @@ def test_real_server_grades_responses_and_check_reports_agreement(vllm_url, tmp_
     options = [f"--reward_args.judge.{key}={json.dumps(value)}" for key, value in arguments.items()]
     assert main(["causal-v1", "--agreement", str(tmp_path / "labeled.jsonl"), "--json", *options]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert report["total"] == 3 and report["invalid"] == 0
+    assert report["num_rows"] == report["num_scored"] == 3 and report["invalid"] == []
     assert count_requests(vllm_url) == 6  # another prompt than above

@@ -43,6 +43,6 @@ def test_reward_concurrency_takes_the_names_of_the_config():
     for name in ("mine.py:brief", "brief_2", "metric"):
         args = TrainArguments(rewards=["mine.py:brief"], reward_concurrency=json.dumps({name: 1}))
         make_runner(args, rewards, environment).close()
-    with pytest.raises(UserError, match="'mine.py:breif', which is not a reward of this run"):
+    with pytest.raises(UserError, match=r"'mine\.py:breif', which is not a reward"):
         make_runner(TrainArguments(reward_concurrency='{"mine.py:breif": 1}'), rewards, environment)
     make_runner(SFTArguments(reward_concurrency='{"metric": 1}'), rewards, environment).close()
