@@ -11,11 +11,10 @@ import asyncio
 import hashlib
 import inspect
 import json
+import math
 import os
 import re
-import sqlite3
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ import httpx
 from rlkit.errors import UserError, check_integer, first_line
 from rlkit.reward import ignore
 from rlkit.rewards.thinking import after_thinking
+from rlkit.scoring.grade_cache import GradeCache
 
 INSTRUCTIONS = """\
 You grade responses by a rubric. The user message is a JSON object: `prompt` is what the author of the \
@@ -40,8 +40,10 @@ REASONING = "your reasoning in a few sentences"
 
 # The server turns messages into a prompt for its model and reads special tokens such as <|im_end|> or [INST]
 # in them as such, which would end the quotation. In JSON, the first character can be escaped.
-SPECIAL_TOKEN = re.compile(r"<|\[(?!(?:true|false|null)\])(?=/?[A-Za-z_]{3,}\])")
+SPECIAL_TOKEN = re.compile(r"<|\[(?!(?:true|false|null|NaN|Infinity)\])(?=/?[A-Za-z_]{3,}\])")
 MAX_SCORES = 1001  # in a range: they are enumerated in the JSON schema
+DEFAULT_KEY_VARIABLE = "OPENAI_API_KEY"
+RESERVED_FIELDS = ("messages", "model", "n", "stream")  # of a request, which `request` must not contain
 
 
 class Judge:
@@ -64,7 +66,8 @@ class Judge:
         json_schema: Whether the request contains a JSON schema of the reply, which not all servers support.
         cache: Path of an SQLite file with the grades, which processes and runs can share; None keeps them in
             memory.
-        token_budget: Maximum number of tokens of prompts and replies, per process. None: no limit.
+        token_budget: Maximum number of tokens of prompts and replies, per process. None: no limit. Requests
+            that are running when it is used up are completed.
         request: Fields to add to each request, such as {reasoning_effort: low}. None removes a field.
         api_key_variable: Environment variable with the API key.
 
@@ -88,25 +91,25 @@ class Judge:
         cache: str | None = None,
         token_budget: int | None = None,
         request: Mapping[str, Any] | None = None,
-        api_key_variable: str = "OPENAI_API_KEY",
+        api_key_variable: str = DEFAULT_KEY_VARIABLE,
     ):
-        if not str(url).startswith(("http://", "https://")):
-            raise UserError(f"url must start with http:// or https://, not {url!r}")
-        self.url = str(url).rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
+        self.url = _check_url(url)
+        if not isinstance(model, str) or not model:
+            raise UserError(f"model must be the name of a model, not {model!r}")
         self.low, self.high = _check_range(score_range)
         self.columns = _check_columns(columns)
+        _check_bool("reasoning", reasoning)
+        _check_bool("json_schema", json_schema)
         check_integer("max_tokens", max_tokens, minimum=1)
         if token_budget is not None:
             check_integer("token_budget", token_budget, minimum=1)
-        if timeout <= 0:
-            raise UserError(f"timeout must be above 0, not {timeout}")
-        self.timeout = timeout
+        self.timeout = _check_timeout(timeout)
         self.time_limit = 2 * timeout  # replaces the config's `reward_time_limit`
         self.token_budget = token_budget
         self.api_key_variable = api_key_variable
-        self.cache = None if cache is None else str(Path(cache).expanduser().resolve())
-        if self.cache is not None and Path(self.cache).is_dir():
-            raise UserError(f"cache must be the path of a file, but {cache} is a folder")
+        if read_api_key(api_key_variable) is None and api_key_variable != DEFAULT_KEY_VARIABLE:
+            raise UserError(f"the environment variable {api_key_variable} (api_key_variable) is not set")
+        self.cache = _check_cache(cache)
         self.instructions = _instructions(
             _read_rubric(rubric, rubric_file),
             f"<integer from {self.low} to {self.high}>",
@@ -116,7 +119,7 @@ class Judge:
         self.request: dict[str, Any] = {"model": model, "temperature": 0, "max_tokens": max_tokens}
         if json_schema:
             self.request["response_format"] = _response_format(self.low, self.high, reasoning=reasoning)
-        self.request |= request or {}
+        self.request |= _check_request(request)
         self.request = {key: value for key, value in self.request.items() if value is not None}
         # With this signature, a run whose tasks lack one of the columns ends before anything is sampled.
         names = ["completion", "prompt", "log_metric", *self.columns]
@@ -124,6 +127,10 @@ class Judge:
         turns = inspect.Parameter("turns", inspect.Parameter.KEYWORD_ONLY, default=None)
         self.__signature__ = inspect.Signature([*parameters, turns])
         self._connection: Connection | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state for pickling; each process has its own connection."""
+        return {**self.__dict__, "_connection": None}
 
     async def __call__(
         self,
@@ -175,8 +182,8 @@ class Judge:
             task["information"] = {name: columns[name] for name in self.columns}
         task["response"] = response
         text = json.dumps(task, ensure_ascii=False, default=str)
-        # Lone surrogates cannot be sent.
-        text = text.encode(errors="replace").decode()
+        # Lone surrogates cannot be sent as such, but as the escapes that JSON has for them.
+        text = text.encode(errors="backslashreplace").decode()
         return SPECIAL_TOKEN.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
     def parse(self, reply: str) -> int:
@@ -185,7 +192,10 @@ class Judge:
         Raises:
             ValueError: The reply is not a JSON object with a score in the range.
         """
-        text = after_thinking(reply).strip()
+        text = reply.strip()
+        # Only thoughts at the beginning: the judge may quote a response that contains the tags and a verdict.
+        if text.startswith("<think>"):
+            text = after_thinking(text).strip()
         if match := re.fullmatch(r"```(?:json)?\n(.*)\n```", text, re.DOTALL):
             text = match[1]
         try:
@@ -214,98 +224,170 @@ class Connection:
 
     def __init__(self, judge: Judge):
         self.judge = judge
-        key = os.environ.get(judge.api_key_variable)
-        self.client = httpx.AsyncClient(
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            timeout=judge.timeout,
-            limits=httpx.Limits(max_connections=None),  # the runner limits the concurrent calls
-        )
         self.cache = GradeCache(judge.cache)
         self.num_tokens = 0  # of all requests so far
         self.pending: dict[str, asyncio.Task[Grade]] = {}  # requests that are being answered, by cache key
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._client: httpx.AsyncClient | None = None
 
     async def grade(self, messages: Sequence[Mapping[str, str]]) -> Grade:
         """Return the judge's grade, from the cache if possible. Equal concurrent requests are sent once."""
         body = {**self.judge.request, "messages": messages}
-        key = hashlib.sha256(json.dumps([self.judge.url, body], sort_keys=True).encode()).hexdigest()
+        # Without the URL: a resumed run may find the same model on another node.
+        key = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
         score = self.cache.get(key)
         if score is not None:
             return Grade(score, 0, is_cached=True)
+        client = self._client_of_loop()
         is_first = key not in self.pending
         if is_first:
-            self.pending[key] = asyncio.create_task(self._request(key, body))
-            self.pending[key].add_done_callback(lambda _: self.pending.pop(key))
+            self.pending[key] = asyncio.create_task(self._request(client, key, body))
+            self.pending[key].add_done_callback(lambda task: self._forget(key, task))
         # Shielded, because the time limit of one call must not cancel the request of the others.
         grade = await asyncio.shield(self.pending[key])
         return grade if is_first else Grade(grade.score, 0, is_cached=True)
 
-    async def _request(self, key: str, body: Mapping[str, Any]) -> Grade:
+    def _client_of_loop(self) -> httpx.AsyncClient:
+        """Return the client of the running event loop; its connections are of no use to another loop."""
+        loop = asyncio.get_running_loop()
+        if self._client is None or self._loop is not loop:
+            key = read_api_key(self.judge.api_key_variable)
+            self._client = httpx.AsyncClient(
+                headers={"Authorization": f"Bearer {key}"} if key else {},
+                timeout=self.judge.timeout,
+                limits=httpx.Limits(max_connections=None),  # the runner limits the concurrent calls
+            )
+            self._loop, self.pending = loop, {}
+        return self._client
+
+    def _forget(self, key: str, task: asyncio.Task[Grade]) -> None:
+        self.pending.pop(key, None)
+        # If all calls were cancelled, nobody else reads the exception, and asyncio would log that.
+        if not task.cancelled():
+            task.exception()
+
+    async def _request(self, client: httpx.AsyncClient, key: str, body: Mapping[str, Any]) -> Grade:
         budget = self.judge.token_budget
         if budget is not None and self.num_tokens >= budget:
             raise RuntimeError(
                 f"the token budget of {budget} is used up ({self.num_tokens} tokens); increase token_budget"
             )
-        response = await self.client.post(self.judge.url, json=body)
+        reply = await self._post(client, body)
+        num_tokens = _num_tokens(reply)
+        if num_tokens is None and budget is not None:
+            raise ValueError("the judge's server reports no token usage, so remove token_budget")
+        self.num_tokens += num_tokens or 0  # before anything can fail: a reply of no use costs, too
+        score = self.judge.parse(_content(reply))
+        self.cache.add(key, score)
+        return Grade(score, num_tokens or 0, is_cached=False)
+
+    async def _post(self, client: httpx.AsyncClient, body: Mapping[str, Any]) -> Mapping[str, Any]:
+        url, seconds = self.judge.url, self.judge.timeout
+        try:
+            # httpx limits the time between two bytes, not that of a request.
+            async with asyncio.timeout(seconds):
+                response = await client.post(url, json=body)
+        except TimeoutError as error:
+            raise httpx.ReadTimeout(f"no reply from {url} within {seconds:g} s") from error
+        except httpx.TransportError as error:  # its message may be empty, and does not name the server
+            raise httpx.TransportError(f"request to {url} failed: {first_line(error)}") from error
         if response.status_code != 200:
             raise httpx.HTTPStatusError(
                 _status_message(response, body), request=response.request, response=response
             )
         try:
             reply = response.json()
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"the judge's server replied with no JSON: {response.text[:80]!r}") from error
-        num_tokens = int((reply.get("usage") or {}).get("total_tokens") or 0)
-        self.num_tokens += num_tokens  # before anything can fail: a reply of no use costs, too
-        score = self.judge.parse(_content(reply))
-        self.cache.add(key, score)
-        return Grade(score, num_tokens, is_cached=False)
+        if not isinstance(reply, dict):
+            raise ValueError(f"the judge's server replied with no JSON object: {response.text[:80]!r}")
+        return reply
 
 
-class GradeCache:
-    """Scores by key, in memory and, if there is a path, in an SQLite file that processes can share."""
+def read_api_key(variable: str) -> str | None:
+    """Return the API key in an environment variable, or None if it is not set.
 
-    def __init__(self, path: str | None):
-        self.scores: dict[str, int] = {}
-        self.path = path
-        if path is not None:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            with closing(self._connect()) as connection, connection:
-                connection.execute("CREATE TABLE IF NOT EXISTS scores (key TEXT PRIMARY KEY, score INTEGER)")
+    Raises:
+        UserError: The key contains characters that no HTTP header may have. httpx would reject it with a
+            message that contains it.
+    """
+    key = os.environ.get(variable, "").strip()
+    if not all("!" <= character <= "~" for character in key):
+        raise UserError(f"the API key in {variable} must consist of printable ASCII characters")
+    return key or None
 
-    def get(self, key: str) -> int | None:
-        """Return the score of a key, or None."""
-        if key not in self.scores and self.path is not None:
-            with closing(self._connect()) as connection:
-                row = connection.execute("SELECT score FROM scores WHERE key = ?", (key,)).fetchone()
-            if row is not None:
-                self.scores[key] = row[0]
-        return self.scores.get(key)
 
-    def add(self, key: str, score: int) -> None:
-        """Store the score of a key."""
-        self.scores[key] = score
-        if self.path is not None:
-            with closing(self._connect()) as connection, connection:
-                connection.execute("INSERT OR REPLACE INTO scores VALUES (?, ?)", (key, score))
+def _check_url(url: str) -> str:
+    """Return the URL of chat completions."""
+    try:
+        is_valid = url.startswith(("http://", "https://")) and bool(httpx.URL(url).host)
+    except (AttributeError, httpx.InvalidURL):
+        is_valid = False
+    if not is_valid:
+        raise UserError(f"url must start with http:// or https:// and name a host, not {url!r}")
+    return url.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
 
-    def _connect(self) -> sqlite3.Connection:
-        assert self.path is not None
-        return sqlite3.connect(self.path, timeout=30)  # seconds to wait for a process that writes
+
+def _check_bool(name: str, value: bool) -> None:
+    if not isinstance(value, bool):
+        raise UserError(f"{name} must be true or false, not {value!r}")
+
+
+def _check_timeout(timeout: float) -> float:
+    is_number = isinstance(timeout, int | float) and not isinstance(timeout, bool)
+    if not is_number or not 0 < timeout < math.inf:
+        raise UserError(f"timeout must be a positive number of seconds, not {timeout!r}")
+    return timeout
+
+
+def _check_cache(cache: str | None) -> str | None:
+    """Return the absolute path of the cache; workers may have another working directory."""
+    if cache is None:
+        return None
+    if not isinstance(cache, str | os.PathLike) or not str(cache):
+        raise UserError(f"cache must be the path of a file, not {cache!r}")
+    path = Path(cache).expanduser().resolve()
+    if path.is_dir():
+        raise UserError(f"cache must be the path of a file, but {cache} is a folder")
+    if path.exists():
+        try:
+            with path.open("rb") as file:
+                start = file.read(16)
+        except OSError as error:
+            raise UserError(f"cannot read the cache {cache}: {error.strerror}") from error
+        if start not in (b"", b"SQLite format 3\0"):
+            raise UserError(f"cache must be an SQLite file, but {cache} is another file")
+    return str(path)
+
+
+def _check_request(request: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    if request is None:
+        return {}
+    if not isinstance(request, Mapping):
+        raise UserError(f"request must be a mapping of fields to values, not {request!r}")
+    for field in RESERVED_FIELDS:
+        if field in request:
+            raise UserError(f"request must not contain {field!r}")
+    return request
 
 
 def _check_range(score_range: Sequence[int]) -> tuple[int, int]:
     is_pair = isinstance(score_range, Sequence) and not isinstance(score_range, str) and len(score_range) == 2
     if not is_pair:
         raise UserError(f"score_range must be two integers, such as [1, 10], not {score_range!r}")
-    low = check_integer("the lower end of score_range", score_range[0], minimum=-(10**6))
-    high = check_integer("the upper end of score_range", score_range[1], minimum=low + 1)
+    low, high = score_range
+    if any(isinstance(end, bool) or not isinstance(end, int) for end in score_range) or low >= high:
+        raise UserError(
+            f"score_range must be two integers, the lower one first, such as [1, 10], not {score_range!r}"
+        )
     if high - low >= MAX_SCORES:
         raise UserError(f"score_range must have at most {MAX_SCORES} scores, not {high - low + 1}")
     return low, high
 
 
 def _check_columns(columns: Sequence[str]) -> list[str]:
-    if isinstance(columns, str) or not all(isinstance(name, str) and name.isidentifier() for name in columns):
+    is_list = isinstance(columns, Sequence) and not isinstance(columns, str)
+    if not is_list or not all(isinstance(name, str) and name.isidentifier() for name in columns):
         raise UserError(f"columns must be a list of names, such as [answer], not {columns!r}")
     reserved = {"completion", "prompt", "turns", "log_metric"}
     if repeated := [name for name in columns if name in reserved or list(columns).count(name) > 1]:
@@ -316,6 +398,8 @@ def _check_columns(columns: Sequence[str]) -> list[str]:
 def _read_rubric(rubric: str | None, rubric_file: str | None) -> str:
     if (rubric is None) == (rubric_file is None):
         raise UserError("set either rubric or rubric_file")
+    if rubric_file is not None and not isinstance(rubric_file, str | os.PathLike):
+        raise UserError(f"rubric_file must be the path of a file, not {rubric_file!r}")
     if rubric_file is not None:
         try:
             rubric = Path(rubric_file).expanduser().read_text(encoding="utf-8")
@@ -357,19 +441,32 @@ def _message(message: Mapping[str, Any]) -> dict[str, Any]:
     return {"role": message["role"], "content": content, **tool_calls}
 
 
+def _num_tokens(reply: Mapping[str, Any]) -> int | None:
+    """Return the number of tokens of the prompt and the completion, or None if the server does not say."""
+    usage = reply.get("usage")
+    if not isinstance(usage, dict):
+        return None
+    num_tokens = usage.get("total_tokens")
+    return num_tokens if isinstance(num_tokens, int) else None
+
+
 def _content(reply: Mapping[str, Any]) -> str:
     """Return the text of a completion; raise ValueError if there is none, or not all of it."""
     choices = reply.get("choices")
     if not choices:  # how some servers report a refusal
         raise ValueError("the judge's server returned no choices")
-    message = choices[0].get("message") or {}
-    if choices[0].get("finish_reason") == "length":
+    try:
+        message, finish_reason = choices[0]["message"], choices[0].get("finish_reason")
+        refusal, content = message.get("refusal"), message.get("content")
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"the judge's server returned no chat completion: {str(choices)[:80]}") from error
+    if finish_reason == "length":
         raise ValueError("the judge's reply was cut off; increase max_tokens")
-    if message.get("refusal"):
-        raise ValueError(f"the judge refused: {first_line(message['refusal'])}")
-    if not message.get("content"):
-        raise ValueError(f"the judge's reply is empty (finish_reason: {choices[0].get('finish_reason')})")
-    return message["content"]
+    if refusal:
+        raise ValueError(f"the judge refused: {first_line(str(refusal))}")
+    if not isinstance(content, str) or not content or finish_reason == "content_filter":
+        raise ValueError(f"the judge's reply is empty (finish_reason: {finish_reason})")
+    return content
 
 
 def _status_message(response: httpx.Response, body: Mapping[str, Any]) -> str:
@@ -380,10 +477,12 @@ def _status_message(response: httpx.Response, body: Mapping[str, Any]) -> str:
         message = error.get("message", error) if isinstance(error, dict) else error
     except (ValueError, AttributeError):
         message = response.text
+    message = first_line(str(message or response.reason_phrase))[:200]
     hint = ""
-    if response.status_code in (400, 422) and "response_format" in body:
+    mentions_schema = "schema" in response.text or "response_format" in response.text
+    if response.status_code in (400, 422) and "response_format" in body and mentions_schema:
         hint = "; if the server does not support JSON schemas, set json_schema: false"
-    return f"HTTP {response.status_code}: {first_line(str(message))[:200]}{hint}"
+    return f"HTTP {response.status_code}: {message}{hint}"
 
 
 def _unique_keys(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:

@@ -81,7 +81,7 @@ def reads_ids(completion_ids):
 @pytest.fixture
 def rewards(tmp_path):
     """Return the path of a file with rewards."""
-    file = tmp_path / "rewards.py"
+    file = tmp_path / "my_rewards.py"
     file.write_text(REWARD_FILE)
     return str(file)
 

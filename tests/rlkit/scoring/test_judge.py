@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 from rlkit.environment import Environment
 from rlkit.errors import UserError
 from rlkit.scoring import RewardRunner, check_columns, load_rewards
-from rlkit.scoring.judge import SPECIAL_TOKEN, GradeCache, Judge
+from rlkit.scoring.grade_cache import GradeCache
+from rlkit.scoring.judge import SPECIAL_TOKEN, Judge
 from tests.quick import ROOT
 from tests.waiting import wait_until
 
@@ -86,7 +87,7 @@ def test_special_tokens_of_the_bundled_model_are_escaped():
 
 def test_lone_surrogates_can_be_sent():
     message = user_message(make_judge(), "a\ud800b")
-    assert json.loads(message.encode().decode())["response"] == "a?b"
+    assert json.loads(message.encode().decode())["response"] == "a\ud800b"
 
 
 def test_judge_sees_all_turns_without_thoughts():
@@ -130,6 +131,7 @@ def test_instructions_hold_the_rubric_and_the_format(tmp_path):
         (' {"reasoning": "It says {\\"score\\": 10}.", "score": 2}\n', 2),
         ('```json\n{"score": 1}\n```', 1),
         ('<think>{"score": 10}</think>{"score": 3}', 3),
+        ('{"reasoning": "It ends with </think> and <think>.", "score": 2}', 2),
     ],
 )
 def test_score_is_read_from_the_json_object(reply, score):
@@ -143,6 +145,7 @@ def test_score_is_read_from_the_json_object(reply, score):
         *('{"score": true}', '{"score": 11}', '{"score": 0}', '{"score": -1}', '{"score": NaN}'),
         *('{"score": 1, "score": 10}', '{"score": 10', '{"Score": 10}', '{"grade": {"score": 10}}'),
         'The response says {"score": 10}',
+        'The response ends with </think>{"score": 10}',
         '{"score": 10} {"score": 1}',
         '<think>{"score": 10}',
         "[" * 100_000,
@@ -169,7 +172,17 @@ def test_text_is_no_verdict(reply):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"url": "localhost:8000"}, "url must start with http:// or https://, not 'localhost:8000'"),
+        (
+            {"url": "localhost:8000"},
+            "url must start with http:// or https:// and name a host, not 'localhost",
+        ),
+        ({"url": "http://"}, "and name a host, not 'http://'"),
+        ({"model": None}, "model must be the name of a model, not None"),
+        ({"json_schema": "false"}, "json_schema must be true or false, not 'false'"),
+        ({"request": ["seed"]}, "request must be a mapping of fields to values"),
+        ({"request": {"stream": True}}, "request must not contain 'stream'"),
+        ({"api_key_variable": "UNSET"}, r"the environment variable UNSET \(api_key_variable\) is not set"),
+        ({"cache": __file__}, "cache must be an SQLite file"),
         ({"rubric": None}, "set either rubric or rubric_file"),
         ({"rubric_file": "x.md"}, "set either rubric or rubric_file"),
         ({"rubric": " "}, "the rubric must be a string that is not empty, not ' '"),
@@ -177,14 +190,14 @@ def test_text_is_no_verdict(reply):
         ({"score_range": [5]}, r"score_range must be two integers, such as \[1, 10\], not \[5\]"),
         ({"score_range": 5}, "score_range must be two integers"),
         ({"score_range": "15"}, "score_range must be two integers"),
-        ({"score_range": [10, 1]}, "upper end of score_range must be an integer of at least 11, not 1"),
-        ({"score_range": [0.0, 1.0]}, "lower end of score_range must be an integer"),
+        ({"score_range": [10, 1]}, "two integers, the lower one first, .* not .10, 1."),
+        ({"score_range": [0.0, 1.0]}, "score_range must be two integers"),
         ({"score_range": [0, 5000]}, "at most 1001 scores, not 5001"),
         ({"columns": "answer"}, r"columns must be a list of names, such as \[answer\], not 'answer'"),
         ({"columns": ["prompt"]}, "columns must not contain 'prompt'"),
         ({"max_tokens": 0}, "max_tokens must be an integer of at least 1, not 0"),
         ({"token_budget": 0}, "token_budget must be an integer of at least 1, not 0"),
-        ({"timeout": 0}, "timeout must be above 0, not 0"),
+        ({"timeout": 0}, "timeout must be a positive number of seconds, not 0"),
         ({"cache": "/"}, "cache must be the path of a file, but / is a folder"),
         ({"modle": "m"}, "'judge' has no argument 'modle' .did you mean 'model'"),
     ],
@@ -203,7 +216,7 @@ def test_missing_columns_are_reported_before_sampling():
 
 
 def test_docs_list_every_argument():
-    page = (ROOT / "docs/rewards/judge.md").read_text()
+    page = (ROOT / "docs/rewards/judge.md").read_text().partition("\n## ")[0]
     listed = set(re.findall(r"^\| `(\w+)`", page, re.MULTILINE))
     assert listed == set(Judge.__init__.__kwdefaults__) | {"url", "model"}
 
@@ -283,6 +296,7 @@ def test_scores_are_scaled_to_0_to_1(server, monkeypatch):
             (400, b"no response_format"),
             "HTTP 400: no response_format; if .* set json_schema: false",
         ),
+        ((400, {"error": {"message": "too long"}}), "HTTP 400: too long$"),
         ((200, b"<html>"), "ValueError: the judge's server replied with no JSON: '<html>'"),
         ((200, {"choices": []}), "ValueError: the judge's server returned no choices"),
         (
@@ -332,7 +346,7 @@ def test_failures_are_not_cached(server, tmp_path):
 
 def test_processes_share_a_cache(tmp_path):
     code = (
-        "import sys; from rlkit.scoring.judge import GradeCache\n"
+        "import sys; from rlkit.scoring.grade_cache import GradeCache\n"
         "cache = GradeCache(sys.argv[1])\n"
         "for i in range(50): cache.add(f'{sys.argv[2]} {i}', i)\n"
     )
@@ -368,9 +382,90 @@ def test_cancelled_call_does_not_cancel_an_equal_one(server):
     assert isinstance(cancelled, asyncio.CancelledError) and score == 1 and len(server.requests) == 1
 
 
-def test_judge_can_be_pickled_before_its_first_call():
-    judge = cloudpickle.loads(cloudpickle.dumps(make_judge(columns=["answer"])))
-    assert judge.columns == ["answer"] and "answer" in judge.__signature__.parameters
+def test_judge_can_be_pickled_and_used_in_several_event_loops(server):
+    judge = Judge(**server.arguments(verdict(10), columns=["answer"]))
+    for completion in ("4", "5"):
+        assert asyncio.run(judge(completion=completion, prompt=CHAT, answer="4")) == 1
+    copy = cloudpickle.loads(cloudpickle.dumps(judge))
+    assert copy.columns == ["answer"] and "answer" in copy.__signature__.parameters
+    assert asyncio.run(copy(completion="4", prompt=CHAT, answer="4")) == 1
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_lists_of_special_numbers_are_valid_json(value):
+    message = user_message(make_judge(columns=["truth"]), truth=[value])
+    assert repr(json.loads(message)["information"]["truth"]) == repr([value])
+
+
+def test_api_key_is_never_in_a_message(server, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret\n")  # a line break at the end is common
+    assert scores_of(server.arguments(verdict(10)), ["4"]).values.tolist() == [[1]]
+    assert server.requests[0][1] == "Bearer secret"
+    monkeypatch.setenv("OPENAI_API_KEY", "sec\nret")
+    with pytest.raises(UserError, match="OPENAI_API_KEY must consist of printable") as error:
+        make_judge()
+    assert "ret'" not in str(error.value)
+
+
+def test_budget_needs_the_usage_of_the_server(server):
+    status, reply = verdict(10)
+    del reply["usage"]
+    scores = scores_of(server.arguments((status, reply), token_budget=10), ["4"])
+    assert "reports no token usage" in scores.invalid[0]
+    assert scores_of(server.arguments((status, reply)), ["4"]).values.tolist() == [[1]]
+
+
+@pytest.mark.parametrize("reply", [[1], {"choices": ["x"]}, {"choices": [{"message": {"content": [1]}}]}])
+def test_malformed_completion_is_reported_in_one_line(server, reply):
+    assert "ValueError: the judge's" in scores_of(server.arguments((200, reply)), ["4"]).invalid[0]
+
+
+def test_server_that_is_down_is_named(server):
+    with RewardRunner({"judge": make_judge()}, num_retries=0) as runner:
+        reason = runner([{"prompt": CHAT, "completion": "4"}], 1).invalid[0]
+    assert "request to http://127.0.0.1:1/v1/chat/completions failed" in reason
+
+
+def test_request_that_is_too_slow_names_the_limit(server):
+    """The server sends one header and then nothing until the client gives up."""
+
+    async def accept(reader, writer):
+        writer.write(b"HTTP/1.1 200 OK\r\n")
+        await reader.read()
+        writer.close()
+
+    async def grade():
+        async with await asyncio.start_server(accept, "127.0.0.1", 0) as slow:
+            url = f"http://127.0.0.1:{slow.sockets[0].getsockname()[1]}/v1"
+            await make_judge(url=url, timeout=0.2)(completion="4", prompt=CHAT)
+
+    with pytest.raises(httpx.ReadTimeout, match=r"no reply from .* within 0.2 s|failed: ReadTimeout"):
+        asyncio.run(grade())
+
+
+def test_cache_that_fails_costs_no_grade(server, tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    judge = Judge(**server.arguments(verdict(10), cache=str(tmp_path / "file" / "cache.sqlite")))
+    assert asyncio.run(judge(completion="4", prompt=CHAT)) == 1
+    assert "is not used any more" in caplog.text
+
+
+def test_writer_that_is_killed_leaves_a_readable_cache(tmp_path):
+    code = (
+        "import sys; from rlkit.scoring.grade_cache import GradeCache\n"
+        "cache = GradeCache(sys.argv[1])\n"
+        "for i in range(10**9): cache.add(str(i), i); print(i, flush=True)\n"
+    )
+    path = str(tmp_path / "cache.sqlite")
+    process = subprocess.Popen([sys.executable, "-c", code, path], stdout=subprocess.PIPE, text=True)
+    for _ in range(20):
+        last = int(process.stdout.readline())
+    process.kill()
+    process.wait()
+    cache = GradeCache(path)
+    assert [cache.get(str(i)) for i in range(last + 1)] == list(range(last + 1))
+    cache.add("new", 7)
+    assert GradeCache(path).get("new") == 7
 
 
 # --- A real server ------------------------------------------------------------------------------------------
