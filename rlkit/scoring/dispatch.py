@@ -1,7 +1,6 @@
 """Distribution of reward calls over worker processes, with time limits and a bound on concurrent calls."""
 
 import logging
-import pickle
 import time
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,16 @@ from multiprocessing.connection import wait
 from rlkit.reward import RewardCall, Row, TrainerState
 from rlkit.scoring.batch import ScoreBatch
 from rlkit.scoring.limits import TimeLimits
-from rlkit.scoring.worker import Call, Failure, Reply, Worker, describe_failure, failed_reply, timeout_failure
+from rlkit.scoring.worker import (
+    Call,
+    Failure,
+    Reply,
+    Worker,
+    describe_failure,
+    failed_reply,
+    pack_call,
+    timeout_failure,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +40,7 @@ class WorkUnit:
         started: Value of `time.monotonic` when it was sent.
         call: The call that was sent.
         deadline: Value of `time.monotonic` at which the worker is killed.
+        has_lost_worker: Whether it ran in a worker that died, and no call could be blamed.
     """
 
     name: str
@@ -40,6 +49,7 @@ class WorkUnit:
     started: float = 0.0
     call: Call | None = None
     deadline: float = 0.0
+    has_lost_worker: bool = False
 
 
 class Dispatcher:
@@ -50,7 +60,7 @@ class Dispatcher:
     replaced. The unit that is to blame fails; units that ran beside it in the same worker run again.
 
     Args:
-        calls: Rewards by name.
+        rewards: Rewards by name.
         payloads: Pickled rewards for the workers of async rewards (True) and of all others (False). Without
             rewards of a kind, there is no worker for it.
         num_workers: Number of worker processes for rewards that are not async.
@@ -64,7 +74,7 @@ class Dispatcher:
 
     def __init__(
         self,
-        calls: Mapping[str, RewardCall],
+        rewards: Mapping[str, RewardCall],
         payloads: Mapping[bool, bytes],
         *,
         num_workers: int,
@@ -72,7 +82,7 @@ class Dispatcher:
         max_concurrent: Mapping[str, int],
         num_retries: int,
     ):
-        self._calls = calls
+        self._rewards = rewards
         self._limits = limits
         self._max_concurrent = max_concurrent
         self._num_retries = num_retries
@@ -103,7 +113,7 @@ class Dispatcher:
                 if any(self._running.values()):
                     self._collect(queues, batch)
         except BaseException:
-            # Mainly for Ctrl-C: the units of this batch must not run on.
+            # Mainly for Ctrl-C: the units of this batch must not keep running.
             self.close()
             raise
 
@@ -130,7 +140,7 @@ class Dispatcher:
 
     def _free_worker(self, name: str) -> Worker | None:
         for worker, units in self._running.items():
-            if worker.concurrent == self._calls[name].is_async and (worker.concurrent or not units):
+            if worker.concurrent == self._rewards[name].is_async and (worker.concurrent or not units):
                 return worker
         return None
 
@@ -139,12 +149,12 @@ class Dispatcher:
         worker.start()
         unit.is_first = unit.name not in worker.warm
         limit = self._limits.limit(unit.name, len(unit.indices), is_first=unit.is_first)
-        columns = self._calls[unit.name].columns
+        columns = self._rewards[unit.name].columns
         rows = [_select_columns(batch.rows[i], columns) for i in unit.indices]
         unit.call = Call(next(self._ids), unit.name, rows, trainer_state, limit, self._num_retries)
         unit.started = time.monotonic()
         try:
-            payload = pickle.dumps(unit.call)
+            payload = pack_call(unit.call)
         except Exception as error:  # pickling a column's value may raise anything
             self._fail(unit, describe_failure(error), batch)
             return False
@@ -163,15 +173,29 @@ class Dispatcher:
             if connection in ready:
                 self._receive(worker, queues, batch)
             elif overdue := self._overdue(worker):
-                # Blame the call that blocks the event loop, not those that it keeps from going on.
-                culprits = self._blocking(worker) or overdue
-                if any(unit.is_first for unit in culprits):
-                    self._limits.record_timeout_of_first(culprits[0].name)
-                for unit in culprits:
-                    assert unit.call is not None
-                    self._fail(unit, timeout_failure(unit.call.time_limit), batch)
-                self._replace(worker, culprits, queues)
+                self._kill(worker, overdue, queues, batch)
         self._report_slow_first_calls()
+
+    def _kill(
+        self,
+        worker: Worker,
+        overdue: Sequence[WorkUnit],
+        queues: Mapping[str, deque[WorkUnit]],
+        batch: ScoreBatch,
+    ) -> None:
+        """Kill a worker with units that exceed their limit."""
+        call_id, seconds = worker.holder()
+        holder = self._running[worker].get(call_id)
+        # Blame the call that blocks the event loop, not the calls that it holds up. If the loop is not
+        # blocked, the overdue calls have ignored their cancellation.
+        is_blocked = holder is not None and seconds >= CANCEL_GRACE
+        culprits = [holder] if holder is not None and is_blocked else overdue
+        for unit in culprits:
+            assert unit.call is not None
+            if unit.is_first and unit.name not in worker.warm:
+                self._limits.record_timeout_of_first(unit.name, unit.call.time_limit)
+            self._fail(unit, timeout_failure(unit.call.time_limit), batch)
+        self._replace(worker, culprits, queues)
 
     def _receive(self, worker: Worker, queues: Mapping[str, deque[WorkUnit]], batch: ScoreBatch) -> None:
         """Record a reply of a worker, or its death."""
@@ -179,19 +203,21 @@ class Dispatcher:
         try:
             reply: Reply = worker.receive()
         except (EOFError, OSError):
-            culprits = self._blocking(worker) or list(running.values())
+            culprits = self._culprits_of_death(worker)
+            reason = worker.exit_reason()
             for unit in culprits:
-                self._fail(unit, Failure(worker.exit_reason()), batch)
+                self._fail(unit, Failure(reason), batch)
             self._replace(worker, culprits, queues)
             return
-        if reply.id not in running:  # not of a call that is running, so its values belong to no row
+        if reply.id not in running:  # a late reply: it belongs to no running call
             return
         unit = running.pop(reply.id)
         batch.record(unit.name, unit.indices, reply)
         if unit.name not in worker.warm:
             worker.warm.add(unit.name)
             if reply.timed_out:
-                self._limits.record_timeout_of_first(unit.name)
+                assert unit.call is not None
+                self._limits.record_timeout_of_first(unit.name, unit.call.time_limit)
             else:
                 self._limits.record_first(unit.name, reply.seconds)
 
@@ -199,19 +225,30 @@ class Dispatcher:
         now = time.monotonic()
         return [unit for unit in self._running[worker].values() if now >= unit.deadline]
 
-    def _blocking(self, worker: Worker) -> list[WorkUnit]:
-        """Return the unit that holds the event loop of a concurrent worker, as a list, if there is one."""
-        unit = self._running[worker].get(worker.running_call())
-        return [] if unit is None else [unit]
+    def _culprits_of_death(self, worker: Worker) -> list[WorkUnit]:
+        """Return the units to blame for the death of a worker.
+
+        If none of several held the event loop, for example because memory ran out or a thread crashed, all of
+        them get a second chance.
+        """
+        running = list(self._running[worker].values())
+        holder = self._running[worker].get(worker.holder()[0])
+        if holder is not None:
+            return [holder]
+        culprits = running if len(running) == 1 else [unit for unit in running if unit.has_lost_worker]
+        for unit in running:
+            unit.has_lost_worker = True
+        return culprits
 
     def _fail(self, unit: WorkUnit, failure: Failure, batch: ScoreBatch) -> None:
         assert unit.call is not None
-        batch.record(unit.name, unit.indices, failed_reply(unit.call, failure, unit.started))
+        reply = failed_reply(unit.call.id, len(unit.indices), failure, unit.started)
+        batch.record(unit.name, unit.indices, reply)
 
     def _replace(
         self, worker: Worker, failed: Sequence[WorkUnit], queues: Mapping[str, deque[WorkUnit]]
     ) -> None:
-        """Kill a worker, which `_send` starts again, and queue the units that have not failed once more."""
+        """Kill a worker and requeue its units that have not failed. `_send` restarts it."""
         worker.stop()
         for unit in self._running[worker].values():
             if unit not in failed:
@@ -219,7 +256,7 @@ class Dispatcher:
         self._running[worker].clear()
 
     def _next_event(self, unit: WorkUnit) -> float:
-        """Return the time at which something is to be done about a unit that does not reply."""
+        """Return when to act on a unit without a reply: at its deadline, or to report a slow first call."""
         if unit.is_first and unit.name not in self._slow_first_calls:
             return min(unit.deadline, unit.started + self._limits.seconds[unit.name] * len(unit.indices))
         return unit.deadline

@@ -12,8 +12,9 @@ class TimeLimits:
     normal limit, the import would be lost with the worker, and the next one would start from scratch.
 
     The longer limit would make every reward that hangs wait too long. So it is `start_timeout` only until a
-    first call has ended; after that, it is derived from the duration of that call. A reward that has used
-    `start_timeout` up hangs, so it does not get it again.
+    first call has ended; after that, it is derived from the duration of that call, and it is `start_timeout`
+    again after a first call that timed out. A reward that exhausts `start_timeout` is assumed to hang and is
+    not given it again.
 
     Args:
         seconds: Limit of a call on one row, by reward.
@@ -24,6 +25,7 @@ class TimeLimits:
         self.seconds = seconds
         self.start_timeout = start_timeout
         self._extra_seconds = dict.fromkeys(seconds, start_timeout)  # of the next first call
+        self._hanging: set[str] = set()
 
     def limit(self, name: str, num_rows: int, *, is_first: bool) -> float:
         """Return the limit of a call on some rows in seconds."""
@@ -37,7 +39,8 @@ class TimeLimits:
         # Four times, because a worker that replaces another one may start on a busier machine.
         self._extra_seconds[name] = 4 * seconds
 
-    def record_timeout_of_first(self, name: str) -> None:
-        """Adapt the limit of the next first call to one that was killed."""
-        hangs = self._extra_seconds[name] in (0.0, self.start_timeout)
-        self._extra_seconds[name] = 0.0 if hangs else self.start_timeout
+    def record_timeout_of_first(self, name: str, limit: float) -> None:
+        """Adapt the limit of the next first call to one that exceeded its limit."""
+        if limit >= self.start_timeout:
+            self._hanging.add(name)
+        self._extra_seconds[name] = 0.0 if name in self._hanging else self.start_timeout

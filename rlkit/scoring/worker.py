@@ -1,11 +1,12 @@
 """A worker process that runs rewards, and the trainer's handle on it.
 
 The trainer sends calls of rewards, pickled (`Call`); the worker replies to each with a `Reply`. Calls and
-replies carry the call's id: if a reward forks or a late reply arrives, it cannot be taken for another one.
+replies carry the call's id, so that a late reply, or one from a forked child, is never mistaken for the reply
+to another call.
 
 There are two kinds of workers. One runs a single call at a time; if it hangs or crashes, the trainer knows
 which call is to blame. The other runs async rewards, many calls at a time in one event loop. It notes in
-shared memory which call holds the event loop, for the same purpose.
+shared memory which call holds the event loop and since when, for the same purpose.
 
 The worker is a new interpreter, not a `multiprocessing` child, which would import the trainer's main module
 and with it torch at every restart. It leads its own process group. So a kill also reaches the processes that
@@ -20,14 +21,16 @@ import os
 import pickle
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Coroutine, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
+from contextvars import Context, ContextVar, copy_context
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -40,7 +43,10 @@ from rlkit.scoring.limits import START_TIMEOUT
 from rlkit.scoring.retries import backoff_delays, is_transient
 
 ORPHAN_GRACE = 5.0  # seconds past the time limit after which a worker without a trainer ends itself
-ID_BYTES = 8  # of the call id in shared memory
+# The shared memory: id of the call that holds the event loop (0: none), and since when (`time.monotonic`).
+HOLDER = struct.Struct("=qd")
+# Precedes a pickled call, so that one that cannot be unpickled gets a reply: its id and number of rows.
+HEADER = struct.Struct("=qq")
 
 
 @dataclass
@@ -101,6 +107,7 @@ class Worker:
         self._process: subprocess.Popen[bytes] | None = None
         self._memory: mmap.mmap | None = None
         self._sender: ThreadPoolExecutor | None = None
+        self._socket: socket.socket
         self.connection: Connection
 
     def start(self) -> None:
@@ -114,6 +121,8 @@ class Worker:
         self.stop()  # clean up a process that ended between two batches
         trainer_end, worker_end = socket.socketpair()
         with worker_end, tempfile.TemporaryFile() as shared:
+            shared.write(HOLDER.pack(0, 0.0))
+            shared.flush()
             self._memory = share_memory(shared.fileno())
             descriptors = [worker_end.fileno(), shared.fileno()]
             arguments = ", ".join(map(str, [*descriptors, self.concurrent]))
@@ -128,7 +137,8 @@ class Worker:
                 pass_fds=descriptors,
                 start_new_session=True,
             )
-        self.connection = Connection(trainer_end.detach())
+        self._socket = trainer_end
+        self.connection = Connection(os.dup(trainer_end.fileno()))
         self._sender = ThreadPoolExecutor(1) if self.concurrent else None
         try:
             self.connection.send_bytes(self._rewards)
@@ -140,7 +150,7 @@ class Worker:
             raise RewardError(f"a reward worker failed to start: {problem}")
 
     def send(self, call: bytes) -> None:
-        """Send a pickled `Call`. If the worker has died, the next `receive` reports it."""
+        """Send a call of `pack_call`. If the worker has died, the next `receive` reports it."""
         if self._sender is not None:
             # In a thread: a reward that blocks the event loop would block the trainer, too, which could not
             # enforce the time limit.
@@ -157,10 +167,11 @@ class Worker:
         """
         return pickle.loads(self.connection.recv_bytes())
 
-    def running_call(self) -> int:
-        """Return the id of the call that holds the event loop of a concurrent worker, or 0."""
+    def holder(self) -> tuple[int, float]:
+        """Return the id of the call that holds the event loop (0: none), and for how many seconds."""
         assert self._memory is not None
-        return int.from_bytes(self._memory[:ID_BYTES])
+        call_id, since = HOLDER.unpack(self._memory[:])
+        return call_id, time.monotonic() - since
 
     def exit_reason(self) -> str:
         """Return how the process ended, such as "worker died (SIGSEGV)"."""
@@ -169,17 +180,26 @@ class Worker:
             status = self._process.wait(timeout=1.0)
         except subprocess.TimeoutExpired:  # it is alive, but a reward has closed the connection
             return "worker closed its connection"
-        cause = signal.Signals(-status).name if status < 0 else f"exit status {status}"
-        return f"worker died ({cause})"
+        if status >= 0:
+            return f"worker died (exit status {status})"
+        try:
+            return f"worker died ({signal.Signals(-status).name})"
+        except ValueError:  # a real-time signal, which has no name
+            return f"worker died (signal {-status})"
 
     def stop(self) -> None:
-        """Kill the process and all processes that its rewards have started."""
+        """Kill the process and all processes that its rewards have started in its process group."""
         if self._process is None:
             return
-        # The group outlives its leader as long as there are children. Without any, it no longer exists.
-        with suppress(ProcessLookupError):
+        # The group outlives its leader as long as there are children. Without any, it no longer exists; on
+        # macOS, killing a group of zombies is a PermissionError.
+        with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+        # A process in another group may hold the worker's end, so that a blocked send would never fail.
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
         if self._sender is not None:
             self._sender.shutdown(cancel_futures=True)
         self.connection.close()
@@ -188,9 +208,23 @@ class Worker:
 
 
 def share_memory(descriptor: int) -> mmap.mmap:
-    """Map a file of `ID_BYTES` bytes, through which the worker tells the trainer which call is running."""
-    os.truncate(descriptor, ID_BYTES)
-    return mmap.mmap(descriptor, ID_BYTES)
+    """Map the file through which a worker tells the trainer which call holds its event loop."""
+    return mmap.mmap(descriptor, HOLDER.size)
+
+
+def pack_call(call: Call) -> bytes:
+    """Pickle a call for a worker."""
+    return HEADER.pack(call.id, len(call.rows)) + pickle.dumps(call)
+
+
+def unpack_call(message: bytes) -> Call | Reply:
+    """Return the call of `pack_call`, or the reply that it cannot be unpickled in this process."""
+    started = time.monotonic()
+    try:
+        return pickle.loads(message[HEADER.size :])
+    except Exception as error:  # unpickling a column's value may raise anything
+        call_id, num_rows = HEADER.unpack(message[: HEADER.size])
+        return failed_reply(call_id, num_rows, describe_failure(error), started)
 
 
 # --- In the worker process ----------------------------------------------------------------------------------
@@ -220,9 +254,12 @@ def serve_one_by_one(connection: Connection, rewards: Mapping[str, RewardCall]) 
     pid = os.getpid()
     while True:
         try:
-            call: Call = pickle.loads(connection.recv_bytes())
+            call = unpack_call(connection.recv_bytes())
         except EOFError:
             return
+        if isinstance(call, Reply):
+            connection.send_bytes(pickle.dumps(call))
+            continue
         set_orphan_timer(call.time_limit + ORPHAN_GRACE)
         reply = attempt(
             rewards[call.name], call, BaseException
@@ -231,6 +268,9 @@ def serve_one_by_one(connection: Connection, rewards: Mapping[str, RewardCall]) 
             os._exit(0)
         connection.send_bytes(pickle.dumps(reply))
         set_orphan_timer(0)
+
+
+current_call: ContextVar[int] = ContextVar("current_call", default=0)  # id; tasks inherit it
 
 
 class ConcurrentServer:
@@ -248,21 +288,34 @@ class ConcurrentServer:
     async def run(self) -> None:
         """Receive calls and reply to them until the trainer closes the connection."""
         loop = asyncio.get_running_loop()
+        loop.set_task_factory(self._make_task)
         loop.add_reader(self.connection.fileno(), self._receive)
         await loop.create_future()  # forever
 
+    def _make_task(
+        self, loop: asyncio.AbstractEventLoop, coroutine: Any, context: Context | None = None, **options: Any
+    ) -> asyncio.Task[Any]:
+        """Create a task that is tracked as a part of the call that creates it."""
+        call_id = current_call.get() if context is None else context.get(current_call, 0)
+        tracked = TrackedCoroutine(coroutine, call_id, self.memory)
+        return asyncio.Task(tracked, loop=loop, context=context, **options)
+
     def _receive(self) -> None:
         try:
-            call: Call = pickle.loads(self.connection.recv_bytes())
+            call = unpack_call(self.connection.recv_bytes())
         except EOFError:
             os._exit(0)  # the trainer has ended, and nobody reads the replies of calls that are running
-        task = asyncio.get_running_loop().create_task(TrackedCall(self._answer(call), call.id, self.memory))
-        self.deadlines[task] = time.monotonic() + call.time_limit
+        context = copy_context()
+        context.run(current_call.set, call.id)
+        task = asyncio.get_running_loop().create_task(self._answer(call), context=context)
+        time_limit = 0.0 if isinstance(call, Reply) else call.time_limit
+        self.deadlines[task] = time.monotonic() + time_limit
         self._set_timer()
         task.add_done_callback(self._finish)
 
-    async def _answer(self, call: Call) -> None:
-        payload = pickle.dumps(await attempt_async(self.rewards[call.name], call))
+    async def _answer(self, call: Call | Reply) -> None:
+        reply = call if isinstance(call, Reply) else await attempt_async(self.rewards[call.name], call)
+        payload = pickle.dumps(reply)
         async with self.lock:
             # In a thread: if the trainer is sending, too, both would wait for the other one to read.
             await asyncio.to_thread(self.connection.send_bytes, payload)
@@ -276,47 +329,46 @@ class ConcurrentServer:
         set_orphan_timer(0 if deadline is None else deadline - time.monotonic() + ORPHAN_GRACE)
 
 
-class TrackedCall(Coroutine[Any, Any, None]):
+class TrackedCoroutine(Coroutine[Any, Any, Any]):
     """A coroutine that writes the id of its call to shared memory while it holds the event loop."""
 
-    def __init__(self, coroutine: Coroutine[Any, Any, None], call_id: int, memory: mmap.mmap):
+    def __init__(self, coroutine: Coroutine[Any, Any, Any], call_id: int, memory: mmap.mmap):
         self.coroutine = coroutine
-        self.id = call_id.to_bytes(ID_BYTES)
+        self.call_id = call_id
         self.memory = memory
         self.pid = os.getpid()
 
     def send(self, value: Any) -> Any:
         """Run the coroutine up to its next `await`."""
-        with self._holding_the_loop():
-            return self.coroutine.send(value)
+        return self._step(self.coroutine.send, value)
 
     def throw(self, *error: Any) -> Any:
         """Raise an exception, such as that of a cancellation, in the coroutine."""
-        with self._holding_the_loop():
-            return self.coroutine.throw(*error)
+        return self._step(self.coroutine.throw, *error)
 
     def close(self) -> None:
         """Close the coroutine."""
         self.coroutine.close()
 
-    def __await__(self) -> Generator[Any, Any, None]:
+    def __await__(self) -> Generator[Any, Any, Any]:
         return self.coroutine.__await__()
 
-    @contextmanager
-    def _holding_the_loop(self) -> Iterator[None]:
-        self.memory[:ID_BYTES] = self.id
+    def _step(self, method: Callable[..., Any], *args: Any) -> Any:
+        previous = self.memory[:]  # not always empty: a task may start within the step of another one
+        self.memory[:] = HOLDER.pack(self.call_id, time.monotonic())
         try:
-            yield
+            return method(*args)
         finally:
             if os.getpid() != self.pid:  # the reward has forked, and this is the child
                 os._exit(0)
-            self.memory[:ID_BYTES] = bytes(ID_BYTES)
+            self.memory[:] = previous
 
 
 def set_orphan_timer(seconds: float) -> None:
     """End this process after some seconds; 0 turns that off.
 
-    If the trainer is killed while a reward hangs, only this timer ends the worker: SIGALRM kills it.
+    If the trainer is killed while a reward hangs, only this timer ends the worker: SIGALRM kills it, unless
+    the reward uses that signal itself.
     """
     signal.setitimer(signal.ITIMER_REAL, max(seconds, 0))
 
@@ -346,7 +398,7 @@ def attempt(
         except caught as error:
             delay = retry_delay(error, delays, started + call.time_limit)
             if delay is None:
-                return failed_reply(call, describe_failure(error), started)
+                return failed_reply(call.id, len(call.rows), describe_failure(error), started)
             time.sleep(delay)
     return make_reply(call, values, log, started)
 
@@ -365,12 +417,14 @@ async def attempt_async(reward: RewardCall, call: Call) -> Reply:
                 except Exception as error:  # not a cancellation
                     delay = retry_delay(error, delays, started + call.time_limit)
                     if delay is None:
-                        return failed_reply(call, describe_failure(error), started)
+                        return failed_reply(call.id, len(call.rows), describe_failure(error), started)
                     await asyncio.sleep(delay)
     except TimeoutError:  # of the limit: those of the reward are caught above
-        return failed_reply(call, timeout_failure(call.time_limit), started, timed_out=True)
+        return failed_reply(
+            call.id, len(call.rows), timeout_failure(call.time_limit), started, timed_out=True
+        )
     except BaseException as error:
-        return failed_reply(call, describe_failure(error), started)
+        return failed_reply(call.id, len(call.rows), describe_failure(error), started)
     return make_reply(call, values, log, started)
 
 
@@ -387,10 +441,11 @@ def make_reply(call: Call, values: Sequence[Value], log: RewardLog, started: flo
     return Reply(call.id, checked, log, time.monotonic() - started)
 
 
-def failed_reply(call: Call, failure: Failure, started: float, *, timed_out: bool = False) -> Reply:
+def failed_reply(
+    call_id: int, num_rows: int, failure: Failure, started: float, *, timed_out: bool = False
+) -> Reply:
     """Return the reply to a call that failed on all of its rows."""
-    num_rows = len(call.rows)
-    return Reply(call.id, [failure] * num_rows, RewardLog(num_rows), time.monotonic() - started, timed_out)
+    return Reply(call_id, [failure] * num_rows, RewardLog(num_rows), time.monotonic() - started, timed_out)
 
 
 def describe_failure(error: BaseException) -> Failure:
