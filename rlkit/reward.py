@@ -77,10 +77,17 @@ Value = float | None | Exception
 LOGGERS = ("log_extra", "log_metric")
 EXTRAS = ("trainer_state", *LOGGERS)
 TRL_ARGUMENTS = ("prompts", "completions", "completion_ids", *EXTRAS)
-# Columns that the sampler, the runner or a trainer computes. TRL does not have them: a TRL function gets one
-# only if it names it without a default value: TRL would not replace a default such as `max_length=512`.
+# Columns that the sampler, the runner or a trainer computes. TRL does not have them. A TRL function gets one
+# only if it names it without a default value; TRL would leave a default such as `max_length=512` in place.
 COMPUTED_COLUMNS = (
-    *("length", "correct", "max_length", "turns", "stopped", "truncated", "environment_tokens", "invalid"),
+    "length",
+    "correct",
+    "max_length",
+    "turns",
+    "stopped",
+    "truncated",
+    "environment_tokens",
+    "invalid",
 )
 
 
@@ -121,9 +128,12 @@ class RewardLog:
     columns: dict[str, list[str]] = field(default_factory=dict)
 
     def log_metric(self, name: str, value: float) -> None:
-        """Log a number; the trainer logs its mean over all calls and processes."""
-        number = as_number(value)
-        if number is not None:
+        """Log a number, of which the trainer logs the mean over all calls. NaN and infinity are dropped."""
+        try:
+            number = float(value)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise TypeError(f"log_metric got {value!r:.80} for {name!r}, which is not a number") from error
+        if math.isfinite(number):  # one NaN would make the mean NaN
             self.metrics.append((str(name), number))
 
     def log_extra(self, column: str, values: Sequence[object]) -> None:
@@ -136,7 +146,7 @@ class RewardLog:
         if len(values) != self.num_rows:
             raise ValueError(f"log_extra got {len(values)} values of {column!r} for {self.num_rows} rollouts")
         # Strings, because a column of a Parquet file has one type.
-        self.columns[str(column)] = [v if isinstance(v, str) else json.dumps(v, default=str) for v in values]
+        self.columns[str(column)] = [_as_string(value) for value in values]
 
 
 class RewardCall:
@@ -170,7 +180,7 @@ class RewardCall:
             self.scope = "group"
         self.is_async = is_async(reward)
         self.reads_correct = "correct" in names
-        self.time_limit: float | None = getattr(reward, "time_limit", None)
+        self.time_limit: float | None = getattr(unbound(reward), "time_limit", None)
         self._takes_any = takes_any
         self._bound = bound
         self._names = set(names)
@@ -245,7 +255,7 @@ class RewardCall:
 
     def _batch_arguments(self, rows: Sequence[Row]) -> dict[str, Any]:
         excluded = {"prompt", "completion", *COMPUTED_COLUMNS} - set(self.required)
-        columns = {key for key in rows[0] if key not in excluded}
+        columns = {key for row in rows for key in row if key not in excluded}
         arguments: dict[str, Any] = {key: [row.get(key) for row in rows] for key in columns}
         arguments["prompts"] = [row.get("prompt") for row in rows]
         arguments["completions"] = [trl_completion(row) for row in rows]
@@ -281,8 +291,17 @@ def _value_or_error(value: Any) -> Value:
         return value
     try:
         return as_number(value)
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # the value may be any object
         return error
+
+
+def _as_string(value: object) -> str:
+    if isinstance(value, str):
+        return str.__str__(value)  # exactly a string, because the trainer may not know the subclass
+    try:
+        return json.dumps(value, default=str)
+    except (TypeError, ValueError, RecursionError):
+        return repr(value)
 
 
 def bound_arguments(reward: Reward) -> set[str]:
@@ -296,7 +315,15 @@ def bound_arguments(reward: Reward) -> set[str]:
 
 def is_async(reward: Reward) -> bool:
     """Return whether a reward is a coroutine function, or an object whose `__call__` is one."""
+    reward = unbound(reward)
     return inspect.iscoroutinefunction(reward) or inspect.iscoroutinefunction(type(reward).__call__)
+
+
+def unbound(reward: Reward) -> Reward:
+    """Return the function or object without the arguments that a `functools.partial` fixes."""
+    while isinstance(reward, functools.partial):
+        reward = reward.func
+    return reward
 
 
 def is_trl(names: Sequence[str], takes_any: bool) -> bool:
@@ -361,7 +388,7 @@ def as_trl_reward(reward: Reward, name: str) -> Callable[..., list[float | None]
         completion_ids: list[Any] | None = None,
         *,
         trainer_state: Any = FINISHED,
-        log_extra: Callable[[str, list[str]], None] = ignore,
+        log_extra: Callable[[str, list[str | None]], None] = ignore,
         log_metric: Callable[[str, float], None] = ignore,
         **columns: list[Any],
     ) -> list[float | None]:
@@ -371,16 +398,17 @@ def as_trl_reward(reward: Reward, name: str) -> Callable[..., list[float | None]
         rows = [{key: data[key][i] for key in data} for i in range(len(completions))]
         groups = split_groups(rows) if call.scope == "group" else [[row] for row in rows]
         values: list[float | None] = []
-        logged: dict[str, list[str]] = {}
+        logged: dict[str, list[str | None]] = {}  # None for rows about which the reward logged nothing
         for group in groups:
             log = RewardLog(len(group))
+            start = len(values)
             values += raise_errors(call(group, trainer_state, log))
             for column, strings in log.columns.items():
-                logged.setdefault(column, []).extend(strings)
+                logged.setdefault(column, [None] * len(rows))[start : start + len(group)] = strings
             for metric, value in log.metrics:
                 log_metric(metric, value)
-        for column, strings in logged.items():
-            log_extra(column, strings)
+        for column, padded in logged.items():
+            log_extra(column, padded)
         return values
 
     # A TRL function is passed through; the partial only gives it the name that TRL logs it under.
@@ -402,14 +430,20 @@ def as_number(value: Any) -> float | None:
         ValueError: The value is NaN or infinite.
     """
     if getattr(value, "ndim", None) == 0:  # duck typing, since torch must not be imported here
+        if getattr(value, "mask", False):  # numpy.ma.masked, whose item() is 0
+            raise ValueError("returned a masked value")
         value = value.item()
     if value is None:
         return None
     if not isinstance(value, numbers.Real):
         raise TypeError(f"returned {value!r:.80}, which is not a number")
-    if not math.isfinite(value):
-        raise ValueError(f"returned {value}")
-    return float(value)
+    try:
+        number = float(value)
+    except OverflowError as error:
+        raise ValueError("returned a number that is too large for a float") from error
+    if not math.isfinite(number):
+        raise ValueError(f"returned {number}")
+    return number
 
 
 def completion_text(completion: str | Sequence[Mapping[str, Any]]) -> str:

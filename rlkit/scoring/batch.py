@@ -20,8 +20,8 @@ class Scores:
         values: (B, R) float64, one column per reward. NaN where a reward does not apply, and in the entire
             row of an invalid rollout.
         invalid: (B,) reason why a rollout is invalid, such as "distribution: ValueError: empty", or None.
-        error_counts: Number of rows on which each reward failed. After a failure, a row's remaining rewards
-            do not run.
+        error_counts: Number of rows on which each reward failed. Calls that have not started when a row fails
+            are skipped.
         first_traceback: Traceback of the first invalid row. For a reward that was killed, the reason.
         first_row: Index of that row.
         latencies: Seconds of each call of each reward, by name.

@@ -118,7 +118,7 @@ class Dispatcher:
             raise
 
     def close(self) -> None:
-        """Kill the worker processes and all processes that their rewards have started."""
+        """Kill the worker processes, and the processes in their groups that rewards have started."""
         for worker in self._workers:
             worker.stop()
             self._running[worker].clear()
@@ -185,11 +185,10 @@ class Dispatcher:
     ) -> None:
         """Kill a worker with units that exceed their limit."""
         call_id, seconds = worker.holder()
-        holder = self._running[worker].get(call_id)
+        is_blocked = call_id != 0 and seconds >= CANCEL_GRACE
         # Blame the call that blocks the event loop, not the calls that it holds up. If the loop is not
         # blocked, the overdue calls have ignored their cancellation.
-        is_blocked = holder is not None and seconds >= CANCEL_GRACE
-        culprits = [holder] if holder is not None and is_blocked else overdue
+        culprits = self._culprits(worker, call_id) if is_blocked else overdue
         for unit in culprits:
             assert unit.call is not None
             if unit.is_first and unit.name not in worker.warm:
@@ -203,7 +202,7 @@ class Dispatcher:
         try:
             reply: Reply = worker.receive()
         except (EOFError, OSError):
-            culprits = self._culprits_of_death(worker)
+            culprits = self._culprits(worker, worker.holder()[0])
             reason = worker.exit_reason()
             for unit in culprits:
                 self._fail(unit, Failure(reason), batch)
@@ -225,18 +224,22 @@ class Dispatcher:
         now = time.monotonic()
         return [unit for unit in self._running[worker].values() if now >= unit.deadline]
 
-    def _culprits_of_death(self, worker: Worker) -> list[WorkUnit]:
-        """Return the units to blame for the death of a worker.
+    def _culprits(self, worker: Worker, call_id: int) -> Sequence[WorkUnit]:
+        """Return the units to blame for a worker that has died or is blocked.
 
-        If none of several held the event loop, for example because memory ran out or a thread crashed, all of
-        them get a second chance.
+        Args:
+            worker: The worker.
+            call_id: Id of the call that holds its event loop, or 0. It may have ended, if it has started a
+                background task. Without a unit of this id, for example if memory ran out or a thread crashed,
+                the units that ran in the worker get a second chance.
         """
-        running = list(self._running[worker].values())
-        holder = self._running[worker].get(worker.holder()[0])
-        if holder is not None:
-            return [holder]
-        culprits = running if len(running) == 1 else [unit for unit in running if unit.has_lost_worker]
-        for unit in running:
+        running = self._running[worker]
+        if call_id in running:
+            return [running[call_id]]
+        if len(running) == 1:
+            return list(running.values())
+        culprits = [unit for unit in running.values() if unit.has_lost_worker]
+        for unit in running.values():
             unit.has_lost_worker = True
         return culprits
 

@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import inspect
 import json
+import keyword
 import math
 import os
 import re
@@ -22,7 +23,7 @@ from typing import Any
 import httpx
 
 from rlkit.errors import UserError, check_integer, first_line
-from rlkit.reward import ignore
+from rlkit.reward import TRL_ARGUMENTS, ignore
 from rlkit.rewards.thinking import after_thinking
 from rlkit.scoring.grade_cache import GradeCache
 
@@ -126,11 +127,11 @@ class Judge:
         parameters = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in names]
         turns = inspect.Parameter("turns", inspect.Parameter.KEYWORD_ONLY, default=None)
         self.__signature__ = inspect.Signature([*parameters, turns])
-        self._connection: Connection | None = None
+        self._client_of_process: JudgeClient | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state for pickling; each process has its own connection."""
-        return {**self.__dict__, "_connection": None}
+        """Return the state for pickling; each process has its own client."""
+        return {**self.__dict__, "_client_of_process": None}
 
     async def __call__(
         self,
@@ -155,16 +156,16 @@ class Judge:
             ValueError: The reply is not the requested JSON object, or was cut off.
             RuntimeError: The token budget is used up.
         """
-        if self._connection is None:  # created here, because it cannot be pickled for a worker process
-            self._connection = Connection(self)
-        task = self.describe(completion, prompt, turns or [], columns)
-        messages = [{"role": "system", "content": self.instructions}, {"role": "user", "content": task}]
-        grade = await self._connection.grade(messages)
+        if self._client_of_process is None:  # created here, because it cannot be pickled for a worker process
+            self._client_of_process = JudgeClient(self)
+        message = self.user_message(completion, prompt, turns or [], columns)
+        messages = [{"role": "system", "content": self.instructions}, {"role": "user", "content": message}]
+        grade = await self._client_of_process.grade(messages)
         log_metric("judge/cached", float(grade.is_cached))
         log_metric("judge/tokens", 0 if grade.is_cached else grade.num_tokens)
         return (grade.score - self.low) / (self.high - self.low)
 
-    def describe(
+    def user_message(
         self,
         completion: str,
         prompt: str | Sequence[Mapping[str, Any]],
@@ -219,7 +220,7 @@ class Grade:
     is_cached: bool
 
 
-class Connection:
+class JudgeClient:
     """Requests of a judge in one process: HTTP client, cache and token budget."""
 
     def __init__(self, judge: Judge):
@@ -276,7 +277,7 @@ class Connection:
         num_tokens = _num_tokens(reply)
         if num_tokens is None and budget is not None:
             raise ValueError("the judge's server reports no token usage, so remove token_budget")
-        self.num_tokens += num_tokens or 0  # before anything can fail: a reply of no use costs, too
+        self.num_tokens += num_tokens or 0  # before anything can fail: an unusable reply also costs tokens
         score = self.judge.parse(_content(reply))
         self.cache.add(key, score)
         return Grade(score, num_tokens or 0, is_cached=False)
@@ -389,9 +390,12 @@ def _check_columns(columns: Sequence[str]) -> list[str]:
     is_list = isinstance(columns, Sequence) and not isinstance(columns, str)
     if not is_list or not all(isinstance(name, str) and name.isidentifier() for name in columns):
         raise UserError(f"columns must be a list of names, such as [answer], not {columns!r}")
-    reserved = {"completion", "prompt", "turns", "log_metric"}
-    if repeated := [name for name in columns if name in reserved or list(columns).count(name) > 1]:
-        raise UserError(f"columns must not contain {repeated[0]!r}: the judge sees it already")
+    reserved = {"completion", "prompt", "turns", "group", "self", *TRL_ARGUMENTS}
+    for name in columns:
+        if name in reserved or keyword.iskeyword(name):
+            raise UserError(f"columns must not contain {name!r}, which is a reserved name")
+        if list(columns).count(name) > 1:
+            raise UserError(f"columns must not contain {name!r} twice")
     return list(columns)
 
 

@@ -7,11 +7,20 @@ from collections.abc import Iterator
 
 INITIAL_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 0.5, 30.0
 TRANSIENT_STATUSES = (408, 409, 425, 429, 500, 502, 503, 504, 529)  # a retry may succeed
-# Base classes of failed connections, by package: a worker must not import libraries that no reward uses.
-CONNECTION_ERRORS = {
+CONNECTION_ERRORS = (
+    ConnectionError,
+    TimeoutError,
+    urllib.error.URLError,
+    http.client.BadStatusLine,
+    http.client.IncompleteRead,
+)
+# Classes of failed connections, by package: a worker must not import libraries that no reward uses.
+LIBRARY_ERRORS = {
     ("aiohttp", "ClientConnectionError"),
     ("aiohttp", "ClientPayloadError"),
-    ("httpx", "TransportError"),
+    ("httpx", "NetworkError"),
+    ("httpx", "RemoteProtocolError"),
+    ("httpx", "TimeoutException"),
     ("openai", "APIConnectionError"),
     ("requests", "ConnectionError"),
     ("requests", "Timeout"),
@@ -27,16 +36,16 @@ def is_transient(error: BaseException | None) -> bool:
     That is a failed or timed-out connection, or an HTTP status of a busy or broken server, from the standard
     library, httpx, requests, aiohttp or openai.
     """
-    while error is not None:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:  # an error may be its own cause
+        seen.add(id(error))
         status = _http_status(error)
         if status is not None:
             return status in TRANSIENT_STATUSES
-        if isinstance(
-            error, ConnectionError | TimeoutError | urllib.error.URLError | http.client.HTTPException
-        ):
+        if isinstance(error, CONNECTION_ERRORS):
             return True
         classes = {(cls.__module__.partition(".")[0], cls.__name__) for cls in type(error).__mro__}
-        if classes & CONNECTION_ERRORS:
+        if classes & LIBRARY_ERRORS:
             return True
         error = error.__cause__
     return False
@@ -44,11 +53,12 @@ def is_transient(error: BaseException | None) -> bool:
 
 def _http_status(error: BaseException) -> int | None:
     """Return the HTTP status that an error carries under one of the usual names, or None."""
+    if isinstance(error, urllib.error.HTTPError):
+        return error.code
     response = getattr(error, "response", None)
     for holder, name in (
         (error, "status_code"),  # openai
         (error, "status"),  # aiohttp
-        (error, "code"),  # urllib
         (response, "status_code"),  # httpx, requests
     ):
         status = getattr(holder, name, None)

@@ -2,12 +2,13 @@
 
 import math
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 
 import cloudpickle
 
 from rlkit.errors import UserError, check_integer, nearest
-from rlkit.reward import FINISHED, Reward, RewardCall, Row, TrainerState
+from rlkit.reward import FINISHED, Reward, RewardCall, Row, TrainerState, unbound
 from rlkit.scoring.batch import ScoreBatch, Scores
 from rlkit.scoring.dispatch import Dispatcher, WorkUnit
 from rlkit.scoring.limits import START_TIMEOUT, TimeLimits
@@ -26,7 +27,7 @@ class RewardRunner:
 
     Rewards that read `correct` and rewards of groups run after the metric; rewards of groups and batches run
     after those of a row. A row that becomes invalid is not scored further and is removed from its group and
-    its batch. So is a row to which the metric does not apply, if there is a metric.
+    its batch. Rewards that run after the metric do not get rows to which it does not apply.
 
     Args:
         rewards: Rewards by name, in the order of the columns of `Scores.values`.
@@ -71,10 +72,16 @@ class RewardRunner:
         self._check_observers()
         self._in_process = {name for name, reward in rewards.items() if runs_in_process(reward)}
         self._num_retries = num_retries
-        limits = {name: call.time_limit or time_limit for name, call in self._calls.items()}
-        for limit in limits.values():
-            if not 0 < limit < math.inf:
-                raise UserError(f"the time limit of rewards must be positive and finite, not {limit} s")
+        self._lock = threading.Lock()
+        limits = {
+            name: time_limit if call.time_limit is None else call.time_limit
+            for name, call in self._calls.items()
+        }
+        for name, limit in limits.items():
+            if not isinstance(limit, int | float) or not 0 < limit < math.inf:
+                raise UserError(
+                    f"the time limit of reward {name!r} must be a positive number of seconds, not {limit!r}"
+                )
         self._limits = TimeLimits(limits, start_timeout)
         self._dispatcher = Dispatcher(
             self._calls,
@@ -100,6 +107,10 @@ class RewardRunner:
         """
         if len(rows) % group_size:
             raise ValueError(f"{len(rows)} rows cannot be divided into groups of {group_size}")
+        with self._lock:  # the workers run one batch at a time
+            return self._score(rows, group_size, trainer_state)
+
+    def _score(self, rows: Sequence[Row], group_size: int, trainer_state: TrainerState) -> Scores:
         batch = ScoreBatch(rows, self.names)
         row_sets = {
             "row": [range(i, i + 1) for i in range(len(rows))],
@@ -126,7 +137,7 @@ class RewardRunner:
                 reward.observe(rollouts)
 
     def close(self) -> None:
-        """Kill the worker processes and all processes that their rewards have started."""
+        """Kill the worker processes, and the processes in their groups that rewards have started."""
         self._dispatcher.close()
 
     def __enter__(self) -> "RewardRunner":
@@ -163,6 +174,10 @@ class RewardRunner:
                     f"{nearest(name, self.names)}"
                 )
             check_integer(f"reward_concurrency of {name!r}", maximum, minimum=1)
+            if name in self._in_process:
+                raise UserError(
+                    f"reward_concurrency has no effect on {name!r}, which runs in the trainer's process"
+                )
         defaults = {
             name: MAX_CONCURRENT if call.is_async else num_workers for name, call in self._calls.items()
         }
@@ -221,7 +236,7 @@ def is_stateful(reward: Reward) -> bool:
 
 def runs_in_process(reward: Reward) -> bool:
     """Return whether a reward runs in the trainer's process."""
-    return is_stateful(reward) or bool(getattr(reward, "in_process", False))
+    return is_stateful(reward) or bool(getattr(unbound(reward), "in_process", False))
 
 
 def _pickle_rewards(rewards: Mapping[str, Reward]) -> bytes:

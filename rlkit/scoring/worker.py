@@ -42,6 +42,7 @@ from rlkit.reward import RewardCall, RewardLog, Row, TrainerState, Value
 from rlkit.scoring.limits import START_TIMEOUT
 from rlkit.scoring.retries import backoff_delays, is_transient
 
+MAX_REASON, MAX_TRACEBACK = 1000, 20_000  # characters of a failure; an exception may quote a rollout
 ORPHAN_GRACE = 5.0  # seconds past the time limit after which a worker without a trainer ends itself
 # The shared memory: id of the call that holds the event loop (0: none), and since when (`time.monotonic`).
 HOLDER = struct.Struct("=qd")
@@ -128,7 +129,7 @@ class Worker:
             arguments = ", ".join(map(str, [*descriptors, self.concurrent]))
             # The worker imports every module from the same place as the trainer.
             code = (
-                f"import sys; sys.path[:] = {sys.path!r}\n"
+                f"import sys; sys.path[:] = {[str(path) for path in sys.path]!r}\n"
                 f"from rlkit.scoring.worker import serve; serve({arguments})"
             )
             self._process = subprocess.Popen(
@@ -244,7 +245,14 @@ def serve(socket_descriptor: int, memory_descriptor: int, concurrent: bool) -> N
         return
     connection.send_bytes(pickle.dumps(None))
     if concurrent:
-        asyncio.run(ConcurrentServer(connection, calls, share_memory(memory_descriptor)).run())
+        loop = asyncio.new_event_loop()
+        asyncio.set_event_loop(loop)
+        try:
+            loop.run_until_complete(
+                ConcurrentServer(connection, calls, share_memory(memory_descriptor)).run()
+            )
+        finally:
+            os._exit(1)  # a reward has stopped the loop: the calls that are running must not be cancelled
     else:
         serve_one_by_one(connection, calls)
 
@@ -256,7 +264,7 @@ def serve_one_by_one(connection: Connection, rewards: Mapping[str, RewardCall]) 
         try:
             call = unpack_call(connection.recv_bytes())
         except EOFError:
-            return
+            os._exit(0)  # a thread that a reward has started must not keep the process alive
         if isinstance(call, Reply):
             connection.send_bytes(pickle.dumps(call))
             continue
@@ -358,6 +366,8 @@ class TrackedCoroutine(Coroutine[Any, Any, Any]):
         self.memory[:] = HOLDER.pack(self.call_id, time.monotonic())
         try:
             return method(*args)
+        except (SystemExit, KeyboardInterrupt):  # these would end the loop, too, but not say whose they are
+            os._exit(1)
         finally:
             if os.getpid() != self.pid:  # the reward has forked, and this is the child
                 os._exit(0)
@@ -450,10 +460,14 @@ def failed_reply(
 
 def describe_failure(error: BaseException) -> Failure:
     """Convert an exception to a `Failure`: its type and the first line of its message, and the traceback."""
-    reason = f"{type(error).__name__}: {first_line(str(error))}".rstrip(": ")
-    return Failure(reason, "".join(traceback.format_exception(error)))
+    try:
+        message, trace = first_line(str(error)), "".join(traceback.format_exception(error))
+    except Exception:  # the exception's own __str__ may raise anything
+        message, trace = "", f"{type(error).__name__}, whose message cannot be formatted"
+    reason = f"{type(error).__name__}: {message}"[:MAX_REASON].rstrip(": ")
+    return Failure(reason, trace[-MAX_TRACEBACK:])
 
 
 def timeout_failure(seconds: float) -> Failure:
     """Return the failure of a call that exceeded its time limit."""
-    return Failure(f"timed out after {seconds:g} s")
+    return Failure(f"timed out after {seconds:.3g} s")

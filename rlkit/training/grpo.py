@@ -241,9 +241,13 @@ class GRPOTrainer(trl.GRPOTrainer):
                 rewards = [record[f"rewards/{name}"] for record in records]
                 # TRL formats these as numbers, so a reward that does not apply is NaN, not None.
                 self._logs["rewards"][name].extend(math.nan if r is None else r for r in rewards)
-            for name in sorted({key for record in records for key in record if key.startswith("extra/")}):
-                column = self._logs["extra"][name.removeprefix("extra/")]
-                column.extend(record.get(name) for record in records)
+            # A column of `log_extra` that this step lacks must not keep the values of another step.
+            new = {key.removeprefix("extra/") for r in records for key in r if key.startswith("extra/")}
+            for name in sorted(new | self._logs["extra"].keys()):
+                column = self._logs["extra"][name]
+                num_missing = len(self._logs["prompt"]) - len(records) - len(column)
+                column.extend([None] * num_missing)
+                column.extend(record.get(f"extra/{name}") for record in records)
 
     # --- Sampling -------------------------------------------------------------------------------------------
 

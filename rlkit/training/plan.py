@@ -140,7 +140,7 @@ def reward_model_bytes(rewards: Mapping[str, Reward], *, on_cpu: bool) -> int:
     return sum(
         reward_model.weight_bytes()
         for reward_model in reward_models
-        if reward_model.device is None or (on_cpu and reward_model.device == "cpu")
+        if reward_model.device in (None, "cpu" if on_cpu else "cuda")
     )
 
 
@@ -170,7 +170,6 @@ def score_reference_answers(
         return f"{', '.join(rewards)} (not run: several turns; use rlkit check)"
     # A plan loads no weights.
     not_run = [name for name, reward in rewards.items() if isinstance(reward, RewardModel)]
-    rewards = {name: reward for name, reward in rewards.items() if name not in not_run}
     rows = []
     for task in tasks.select(range(min(MAX_REFERENCE_ANSWERS, len(tasks)))):
         text = environment.answer(task)
@@ -179,7 +178,7 @@ def score_reference_answers(
         columns = Rollout.single(text, [0], False).columns()
         row = task | columns | {"max_length": run.trainer_args.max_completion_length}
         rows += [row, row]  # twice, because some rewards compare the rollouts of a group
-    with make_runner(run.args, rewards, environment) as runner:
+    with make_runner(run.args, rewards, environment, excluded=not_run) as runner:
         scores = runner(rows, 2)
     if errors := [reason for reason in scores.invalid if reason is not None]:
         raise UserError(f"rewards fail on the environment's reference answers: {errors[0]}")

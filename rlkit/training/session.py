@@ -10,14 +10,14 @@ import json
 import logging
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 import torch
 import transformers
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 
 from rlkit.arguments.keys import TaskArguments
 from rlkit.arguments.parse import RunConfig, TrainConfig, resolved_text
@@ -47,6 +47,7 @@ from rlkit.runs.guards import Guards
 from rlkit.runs.preemption import PreemptionCallback
 from rlkit.scoring import RewardRunner, load_rewards
 from rlkit.training.metrics import progress
+from rlkit.training.processes import on_main_process
 from rlkit.training.resume import CheckpointCallback, Stateful
 
 if TYPE_CHECKING:
@@ -71,7 +72,6 @@ TASK_ORDER_KEYS = (
 
 # answer(tasks, samples) returns `samples` rollouts for each task.
 Answer = Callable[[Sequence[dict[str, Any]], int], Sequence[list[Rollout]]]
-Decision = TypeVar("Decision")
 Parameters = ParamSpec("Parameters")
 AnyTrainer = TypeVar("AnyTrainer", bound=transformers.Trainer)
 
@@ -409,20 +409,27 @@ def make_environment(args: TaskArguments) -> Environment:
     return load_environment(args.environment, **args.mapping("environment_args"))
 
 
-def make_runner(args: TaskArguments, rewards: Mapping[str, Reward], environment: Environment) -> RewardRunner:
-    """Return the runner of the rewards of a run.
+def make_runner(
+    args: TaskArguments,
+    rewards: Mapping[str, Reward],
+    environment: Environment,
+    excluded: Collection[str] = (),
+) -> RewardRunner:
+    """Return the runner of the rewards of a run, except for those that are excluded.
 
     Like `reward_args`, `reward_concurrency` has the names in `rewards`, such as "mine.py:brief", under which
     the reward is not necessarily logged.
     """
     aliases = dict(zip(getattr(args, "rewards", None) or [], rewards, strict=False))
-    max_concurrent = args.mapping("reward_concurrency")
+    max_concurrent = {
+        aliases.get(name, name): maximum for name, maximum in args.mapping("reward_concurrency").items()
+    }
     return RewardRunner(
-        rewards,
+        {name: reward for name, reward in rewards.items() if name not in excluded},
         args.reward_time_limit,
         args.reward_workers,
         metric=environment.metric,
-        max_concurrent={aliases.get(name, name): maximum for name, maximum in max_concurrent.items()},
+        max_concurrent={name: m for name, m in max_concurrent.items() if name not in excluded},
         num_retries=args.reward_retries,
     )
 
@@ -473,20 +480,3 @@ def evaluating(trainer: transformers.Trainer) -> Iterator[None]:
         yield
     finally:
         model.train(training)
-
-
-def on_main_process(accelerator: Accelerator, decide: Callable[[], Decision]) -> Decision:
-    """Call `decide` on the main process; return its result, or raise its UserError, on all processes.
-
-    If only the main process raised, the others would hang in the next collective.
-    """
-    outcome: list[Any] = [None, None]
-    if accelerator.is_main_process:
-        try:
-            outcome[0] = decide()
-        except UserError as error:
-            outcome[1] = str(error)
-    broadcast_object_list(outcome)
-    if outcome[1] is not None:
-        raise UserError(outcome[1])
-    return outcome[0]

@@ -42,6 +42,7 @@ from rlkit.training.metrics import (
     reward_metrics,
     rollout_metrics,
 )
+from rlkit.training.processes import on_every_process
 
 if TYPE_CHECKING:
     from trl import GRPOConfig
@@ -196,7 +197,7 @@ def judge(trainer: GRPOTrainer, tasks: Sequence[Task], rollouts: Sequence[Rollou
         # compares the rollouts of a group; all other rewards can judge each rollout alone.
         has_whole_groups = len(rows) % trainer.group_size == 0
         group_size = trainer.group_size if has_whole_groups else 1
-        scores = runner(rows, group_size, progress(trainer))
+        scores = on_every_process(lambda: runner(rows, group_size, progress(trainer)))
 
     rewards_BR = torch.tensor(scores.values, dtype=torch.float32, device=accelerator.device)
     totals_B = weighted_totals(rewards_BR, trainer.reward_weights.to(rewards_BR))

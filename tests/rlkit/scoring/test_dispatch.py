@@ -1,15 +1,19 @@
 """Reward calls in workers: concurrency, first calls, forks, and which call a failure is blamed on."""
 
 import asyncio
+import functools
 import logging
 import os
 import re
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import import_module
+from pathlib import Path
 from typing import ClassVar
 
 import cloudpickle
@@ -20,6 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlkit.errors import UserError
+from rlkit.reward import RewardCall
 from rlkit.scoring import RewardRunner
 from rlkit.scoring.limits import TimeLimits
 from tests.waiting import wait_until
@@ -146,6 +151,101 @@ async def misbehave(completion):
         case "fork":
             os.fork()
     return len(completion)
+
+
+async def misbehave_in_a_subtask(completion):
+    return (await asyncio.gather(asyncio.wait_for(misbehave(completion), 100)))[0]
+
+
+@pytest.mark.parametrize(
+    ("completion", "reason"),
+    [
+        ("sleep", "timed out after 2 s"),
+        ("regex", "timed out after 2 s"),
+        ("exit", r"worker died (exit status 0)"),
+        ("sys.exit", r"worker died (exit status 1)"),
+        ("segfault", "worker died (SIGSEGV)"),
+    ],
+)
+def test_failing_subtask_invalidates_only_the_row_of_its_call(completion, reason):
+    with RewardRunner({"reward": misbehave_in_a_subtask}, time_limit=2.0) as runner:
+        runner(rows_of("warm"), 1)
+        scores = runner(rows_of("slow", completion, "a", "slow"), 1)
+    assert scores.invalid == [None, f"reward: {reason}", None, None]
+    assert scores.values[[0, 2, 3], 0].tolist() == [4, 1, 4]
+
+
+def test_background_task_of_a_finished_call_does_not_fail_the_calls_that_it_blocks():
+    tasks = []
+
+    async def block(marker):
+        await asyncio.sleep(0.3)
+        if not marker.exists():
+            marker.touch()
+            time.sleep(600)
+
+    async def reward(completion, marker):
+        if completion == "background":
+            tasks.append(asyncio.create_task(block(marker)))
+            return 1.0
+        await asyncio.sleep(0.6)
+        return 1.0
+
+    with tempfile.TemporaryDirectory() as folder:
+        rows = [{"completion": c, "marker": Path(folder) / "x"} for c in ("warm", "background", *"abc")]
+        with RewardRunner({"reward": reward}, time_limit=2.0) as runner:
+            runner(rows[:1], 1)
+            scores = runner(rows, 1)
+    assert scores.invalid == [None] * 5 and scores.values.tolist() == [[1]] * 5
+
+
+class Unimportable:
+    """Can be pickled, but not unpickled in a worker."""
+
+    def __reduce__(self):
+        return import_module, ("no_such_module",)
+
+
+@pytest.mark.parametrize("is_async", [True, False])
+def test_column_that_cannot_be_unpickled_makes_its_row_invalid(is_async):
+    async def reward_async(completion, column):
+        return 1.0
+
+    reward = reward_async if is_async else (lambda completion, column: 1.0)
+    rows = [{"completion": "", "column": column} for column in (1, Unimportable(), 2)]
+    scores = scores_of(reward, rows)
+    assert scores.values[[0, 2], 0].tolist() == [1, 1] and "no_such_module" in scores.invalid[1]
+
+
+class Broken(Exception):  # noqa: N818
+    def __str__(self):
+        raise KeyError("message")
+
+
+@pytest.mark.parametrize("in_process", [True, False])
+def test_odd_exceptions_are_failures_of_their_row(in_process):
+    def odd(completion):
+        if completion == "own cause":
+            error = ValueError("own cause")
+            raise error from error
+        if completion == "broken":
+            raise Broken
+        if completion == "long":
+            raise ValueError("x" * 10**7)
+        return 1.0
+
+    odd.in_process = in_process
+    scores = scores_of(odd, rows_of("own cause", "broken", "long", "a"))
+    reasons = scores.invalid
+    assert reasons[:2] == ["reward: ValueError: own cause", "reward: Broken"] and reasons[3] is None
+    assert len(reasons[2]) < 2000
+
+
+def test_signal_without_a_name_is_reported():
+    def die(completion):
+        os.kill(os.getpid(), signal.SIGRTMIN + 3)
+
+    assert re.fullmatch(r"reward: worker died \(signal \d+\)", scores_of(die, rows_of("a")).invalid[0])
 
 
 @pytest.mark.parametrize(
@@ -326,6 +426,18 @@ def test_time_limit_of_a_reward_replaces_that_of_the_config():
         runner(rows_of("warm"), 1)
         scores = runner(rows_of("wait", "a"), 1)
     assert scores.values[1].tolist() == [1, 1] and scores.invalid[0] == "hasty: timed out after 1 s"
+    assert RewardCall(functools.partial(Patient())).time_limit == 200
+    assert RewardCall(functools.partial(Patient())).is_async
+
+
+@pytest.mark.parametrize("limit", [0, -1, float("inf"), "5"])
+def test_wrong_time_limit_of_a_reward_is_rejected(limit):
+    def reward(completion):
+        return 1.0
+
+    reward.time_limit = limit
+    with pytest.raises(UserError, match="the time limit of reward 'reward' must be a positive number"):
+        RewardRunner({"reward": reward})
 
 
 def test_large_calls_to_a_blocked_worker_do_not_block_the_trainer(async_runner):

@@ -42,7 +42,7 @@ def make_judge(**arguments):
 
 
 def user_message(judge, completion="4", prompt=CHAT, turns=(), **columns):
-    return judge.describe(completion, prompt, list(turns), columns)
+    return judge.user_message(completion, prompt, list(turns), columns)
 
 
 # --- What the judge is sent ---------------------------------------------------------------------------------

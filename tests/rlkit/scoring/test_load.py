@@ -131,18 +131,20 @@ def test_as_trl_reward_converts_any_reward():
 def test_as_trl_reward_forwards_the_state_and_what_is_logged():
     def native(completion, trainer_state, log_metric, log_extra):
         log_metric("length", len(completion))
-        log_extra("first", [completion[:1]])
+        if completion != "c":
+            log_extra("first", [completion[:1]])
         return trainer_state.global_step
 
     metrics, columns = [], {}
     values = as_trl_reward(native, "native")(
-        prompts=["p", "p"],
-        completions=["a", "bb"],
+        prompts=["p", "p", "p"],
+        completions=["a", "c", "bb"],
         trainer_state=TrainerState(global_step=3),
         log_metric=lambda name, value: metrics.append((name, value)),
         log_extra=columns.__setitem__,
     )
-    assert values == [3, 3] and metrics == [("length", 1), ("length", 2)] and columns == {"first": ["a", "b"]}
+    assert values == [3, 3, 3] and metrics == [("length", 1), ("length", 1), ("length", 2)]
+    assert columns == {"first": ["a", None, "b"]}
 
 
 @pytest.mark.parametrize(

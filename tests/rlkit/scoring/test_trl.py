@@ -1,7 +1,9 @@
 """TRL's reward functions get what TRL passes them: every value equals that of TRL's own call."""
 
+import enum
 import sys
 from collections import Counter
+from decimal import Decimal
 from types import SimpleNamespace
 
 import cloudpickle
@@ -215,18 +217,23 @@ def test_invalid_rows_are_removed_from_the_batch():
 
 def test_items_that_are_no_numbers_make_only_their_rows_invalid():
     def mixed(completions, **kwargs):
-        return [1.0, float("nan"), ValueError("no"), None, "1", 2, True, np.float32(0.5)]
+        return [1.0, float("nan"), ValueError("no"), np.ma.masked, "1", 2, 10**400, np.float32(0.5)]
 
     with RewardRunner({"mixed": mixed}) as runner:
         scores = runner(make_rows(), 4)
-    assert scores.values[[0, 5, 6, 7], 0].tolist() == [1, 2, 1, 0.5] and np.isnan(scores.values[1:5]).all()
-    assert scores.invalid[1:5] == [
+    assert scores.values[[0, 5, 7], 0].tolist() == [1, 2, 0.5]
+    assert np.isnan(scores.values[[1, 2, 3, 4, 6]]).all()
+    assert scores.invalid == [
+        None,
         "mixed: ValueError: returned nan",
         "mixed: ValueError: no",
-        None,
+        "mixed: ValueError: returned a masked value",
         "mixed: TypeError: returned '1', which is not a number",
+        None,
+        "mixed: ValueError: returned a number that is too large for a float",
+        None,
     ]
-    assert scores.error_counts == {"mixed": 3}
+    assert scores.error_counts == {"mixed": 5}
 
 
 @pytest.mark.parametrize(
@@ -270,3 +277,35 @@ def test_log_extra_needs_one_value_per_rollout():
     with RewardRunner({"f": lambda completion, log_extra: log_extra("x", [1, 2]) or 1.0}) as runner:
         scores = runner(make_rows(["a", "b"]), 1)
     assert scores.invalid[0] == "f: ValueError: log_extra got 2 values of 'x' for 1 rollouts"
+
+
+class Verdict(enum.StrEnum):
+    GOOD = "good"
+
+
+def test_loggers_accept_any_number_and_any_value():
+    def reward(completion, log_metric, log_extra):
+        for value in (0.5, np.float32(1.5), Decimal(2), torch.tensor(4.0), True, float("nan"), float("inf")):
+            log_metric("m", value)
+        circular = []
+        circular.append(circular)
+        log_extra("verdict", [Verdict.GOOD])
+        log_extra("odd", [{(1, 2): circular}])
+        return 1.0
+
+    with RewardRunner({"reward": reward}) as runner:
+        scores = runner(make_rows(["a", "b"]), 1)
+    assert scores.invalid == [None, None] and scores.metrics["m"] == [0.5, 1.5, 2, 4, 1] * 2
+    assert scores.columns["verdict"] == ["good", "good"] and {type(v) for v in scores.columns["verdict"]} == {
+        str
+    }
+    with RewardRunner({"reward": lambda completion, log_metric: log_metric("m", "x") or 1.0}) as runner:
+        reason = runner(make_rows(["a", "b"]), 1).invalid[0]
+    assert reason == "reward: TypeError: log_metric got 'x' for 'm', which is not a number"
+
+
+def test_columns_of_a_batch_are_those_of_all_rows():
+    rows = make_rows(["a", "b"])
+    rows[1]["extra"] = 2
+    with RewardRunner({"f": lambda completions, extra, **kwargs: [n or 0 for n in extra]}) as runner:
+        assert runner(rows, 1).values.tolist() == [[0], [2]]

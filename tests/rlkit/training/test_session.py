@@ -45,4 +45,6 @@ def test_reward_concurrency_takes_the_names_of_the_config():
         make_runner(args, rewards, environment).close()
     with pytest.raises(UserError, match=r"'mine\.py:breif', which is not a reward"):
         make_runner(TrainArguments(reward_concurrency='{"mine.py:breif": 1}'), rewards, environment)
+    args = TrainArguments(rewards=["mine.py:brief"], reward_concurrency='{"mine.py:brief": 1}')
+    make_runner(args, rewards, environment, excluded=["brief_2"]).close()
     make_runner(SFTArguments(reward_concurrency='{"metric": 1}'), rewards, environment).close()
