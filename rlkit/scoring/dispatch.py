@@ -183,9 +183,18 @@ class Dispatcher:
         queues: Mapping[str, deque[WorkUnit]],
         batch: ScoreBatch,
     ) -> None:
-        """Kill a worker with units that exceed their limit."""
+        """Kill a worker with units that exceed their limit.
+
+        If a call within its own limit blocks the event loop, such as a first call that imports something, the
+        overdue calls wait for it.
+        """
         call_id, seconds = worker.holder()
         is_blocked = call_id != 0 and seconds >= CANCEL_GRACE
+        holder = self._running[worker].get(call_id)
+        if is_blocked and holder is not None and holder not in overdue:
+            for unit in overdue:
+                unit.deadline = time.monotonic() + CANCEL_GRACE
+            return
         # Blame the call that blocks the event loop, not the calls that it holds up. If the loop is not
         # blocked, the overdue calls have ignored their cancellation.
         culprits = self._culprits(worker, call_id) if is_blocked else overdue

@@ -430,6 +430,27 @@ def test_time_limit_of_a_reward_replaces_that_of_the_config():
     assert RewardCall(functools.partial(Patient())).is_async
 
 
+def test_call_within_its_own_limit_may_block_the_event_loop():
+    class Slow:
+        time_limit = 100.0
+
+        async def __call__(self, completion):
+            if completion == "block":
+                await asyncio.sleep(0.2)
+                time.sleep(4)
+            return 1.0
+
+    async def hasty(completion):
+        if completion == "wait":
+            await asyncio.sleep(600)
+        return 1.0
+
+    with RewardRunner({"slow": Slow(), "hasty": hasty}, time_limit=1.0) as runner:
+        runner(rows_of("warm"), 1)
+        scores = runner(rows_of("wait", "block"), 1)
+    assert scores.invalid == ["hasty: timed out after 1 s", None] and scores.values[1].tolist() == [1, 1]
+
+
 @pytest.mark.parametrize("limit", [0, -1, float("inf"), "5"])
 def test_wrong_time_limit_of_a_reward_is_rejected(limit):
     def reward(completion):
