@@ -15,6 +15,7 @@ ROLLOUT_ARGUMENTS = {
     *(column for column in COMPUTED_COLUMNS if column != "max_length"),
     *TRL_ARGUMENTS,
 }
+KEYWORD = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
 def bind(name: str, reward: Reward, arguments: Mapping[str, Any]) -> Reward:
@@ -25,7 +26,16 @@ def bind(name: str, reward: Reward, arguments: Mapping[str, Any]) -> Reward:
             constructed.
     """
     if isinstance(reward, type):
-        _check(name, inspect.signature(reward), arguments, reserved=set())
+        signature = inspect.signature(reward)
+        _check(name, signature, arguments, reserved=set())
+        required = [
+            p.name for p in signature.parameters.values() if p.default is p.empty and p.kind in KEYWORD
+        ]
+        if missing := [key for key in required if key not in arguments]:
+            example = f"{{{name}: {{{missing[0]}: ...}}}}"
+            raise UserError(
+                f"reward {name!r} needs {', '.join(map(repr, missing))}; set reward_args, e.g. {example}"
+            )
         return _instantiate(name, reward, arguments)
     if not arguments:
         return reward
@@ -40,9 +50,7 @@ def bind(name: str, reward: Reward, arguments: Mapping[str, Any]) -> Reward:
 def _check(name: str, signature: inspect.Signature, arguments: Mapping[str, Any], reserved: set[str]) -> None:
     parameters = signature.parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    keywords = {
-        key: p for key, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-    }
+    keywords = {key: p for key, p in parameters.items() if p.kind in KEYWORD}
     for key, value in arguments.items():
         if key in reserved or (key not in keywords and not takes_any):
             raise UserError(

@@ -208,6 +208,11 @@ def test_wrong_arguments_are_one_line_errors(arguments, message):
     assert "\n" not in str(error.value)
 
 
+def test_missing_arguments_are_named():
+    with pytest.raises(UserError, match="reward 'judge' needs 'url', 'model'; set reward_args"):
+        load_rewards(["judge"], Sums())
+
+
 def test_missing_columns_are_reported_before_sampling():
     judge = make_judge(columns=["answer"])
     check_columns({"judge": judge}, ["prompt", "answer"])

@@ -193,7 +193,9 @@ def test_load_rewards_from_environment_file_and_module(tmp_path):
     assert list(rewards) == ["right", "short", "right_2", "half", "Length", "think_format_reward"]
     assert weights == [0.75, 1.0, 1.0, 1.0, 1.0, 1.0]
     assert call_reward(rewards["Length"], {"completion": "four"}) == 4.0
-    with pytest.raises(UserError, match=r"without arguments.*scale"):
+    with pytest.raises(
+        UserError, match=r"Needy' needs 'scale'; set reward_args, e.g. \{.*Needy: \{scale: \.\.\.\}\}"
+    ):
         load_rewards([f"{file}:Needy"], Sums())
 
 
