@@ -98,7 +98,8 @@ def test_script_expands_queries_with_the_bundled_model(folder, tmp_path, method)
     assert evaluation.rewards["ndcg@10"] == evaluation.accuracy.mean
     queries = evaluation.completions[0]["prompt"]
     assert queries.startswith("crossing of stone") and len(queries.split()) > 10
-    assert queries.count(" | ") == 0 if method == "ensemble" else queries.count(" | ") >= 5
+    # Fusion joins the query and at least five texts. The model may write a " | " itself.
+    assert (queries.count(" | ") >= 5) == (method == "fusion")
     assert (tmp_path / "a.run").read_text().startswith("1 Q0 ")
 
 
