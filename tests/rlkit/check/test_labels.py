@@ -342,7 +342,7 @@ def test_label_agreement_rejects_bad_rows(rows, message, agree):
         ("reads_label", "needs a column 'label', but 'label' in"),
         ("reads_correct", "reads 'correct', which only the rollout of a model has"),
         ("reads_ids", "jsonl:1: reward 'reads_ids' needs a column 'completion_ids'"),
-        ("Judge", "reward 'judge' needs 'url', 'model'"),
+        ("Judge", "Judge' needs 'model'; set reward_args"),
         ("absent", "has no 'absent'"),
     ],
 )
