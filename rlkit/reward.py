@@ -74,8 +74,7 @@ Row = Mapping[str, Any]
 Value = float | None | Exception
 
 # Parameters that any reward may name, and that TRL passes in addition to the columns.
-LOGGERS = ("log_extra", "log_metric")
-EXTRAS = ("trainer_state", *LOGGERS)
+EXTRAS = ("trainer_state", "log_extra", "log_metric")
 TRL_ARGUMENTS = ("prompts", "completions", "completion_ids", *EXTRAS)
 # Columns that the sampler, the runner or a trainer computes. TRL does not have them. A TRL function gets one
 # only if it names it without a default value; TRL would leave a default such as `max_length=512` in place.

@@ -2,13 +2,5 @@
 
 from rlkit.check.agreement import Agreement, solver_agreement
 from rlkit.check.checks import Check, check_environment
-from rlkit.check.labels import LabelAgreement, label_agreement
 
-__all__ = [
-    "Agreement",
-    "Check",
-    "LabelAgreement",
-    "check_environment",
-    "label_agreement",
-    "solver_agreement",
-]
+__all__ = ["Agreement", "Check", "check_environment", "solver_agreement"]

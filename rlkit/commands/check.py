@@ -11,7 +11,6 @@ from rlkit.arguments.bounds import COUNT, POSITIVE, check_number
 from rlkit.arguments.command_line import CommandParser
 from rlkit.check.agreement import solver_agreement
 from rlkit.check.checks import check_environment
-from rlkit.check.labels import label_agreement
 from rlkit.environment import SPLITS, Environment
 from rlkit.errors import UserError
 from rlkit.registry import load_environment
@@ -64,6 +63,8 @@ def check_options(options: Namespace, parser: CommandParser) -> None:
 
 def print_agreement(environment: Environment, options: Namespace) -> int:
     """Print how well a reward agrees with labels; return 1 if it scored no row, else 0."""
+    from rlkit.check.labels import label_agreement  # imports pandas and SciPy, which the checks do not need
+
     limits = {} if options.reward_time_limit is None else {"time_limit": options.reward_time_limit}
     agreement = label_agreement(
         environment,

@@ -38,7 +38,7 @@ class WorkUnit:
         indices: Indices of the rows in the batch.
         is_first: Whether it may be the reward's first call in its worker.
         started: Value of `time.monotonic` when it was sent.
-        call: The call that was sent.
+        time_limit: Seconds of its call.
         deadline: Value of `time.monotonic` at which the worker is killed.
         has_lost_worker: Whether it ran in a worker that died, and no call could be blamed.
     """
@@ -47,7 +47,7 @@ class WorkUnit:
     indices: Sequence[int]
     is_first: bool = False
     started: float = 0.0
-    call: Call | None = None
+    time_limit: float = 0.0
     deadline: float = 0.0
     has_lost_worker: bool = False
 
@@ -148,18 +148,18 @@ class Dispatcher:
         """Send a unit to a worker; return False if its rows cannot be pickled, which makes them invalid."""
         worker.start()
         unit.is_first = unit.name not in worker.warm
-        limit = self._limits.limit(unit.name, len(unit.indices), is_first=unit.is_first)
+        unit.time_limit = self._limits.limit(unit.name, len(unit.indices), is_first=unit.is_first)
         columns = self._rewards[unit.name].columns
         rows = [_select_columns(batch.rows[i], columns) for i in unit.indices]
-        unit.call = Call(next(self._ids), unit.name, rows, trainer_state, limit, self._num_retries)
+        call = Call(next(self._ids), unit.name, rows, trainer_state, unit.time_limit, self._num_retries)
         unit.started = time.monotonic()
         try:
-            payload = pack_call(unit.call)
+            payload = pack_call(call)
         except Exception as error:  # pickling a column's value may raise anything
             self._fail(unit, describe_failure(error), batch)
             return False
-        unit.deadline = unit.started + limit + (CANCEL_GRACE if worker.concurrent else 0.0)
-        self._running[worker][unit.call.id] = unit
+        unit.deadline = unit.started + unit.time_limit + (CANCEL_GRACE if worker.concurrent else 0.0)
+        self._running[worker][call.id] = unit
         worker.send(payload)
         return True
 
@@ -199,10 +199,9 @@ class Dispatcher:
         # blocked, the overdue calls have ignored their cancellation.
         culprits = self._culprits(worker, call_id) if is_blocked else overdue
         for unit in culprits:
-            assert unit.call is not None
             if unit.is_first and unit.name not in worker.warm:
-                self._limits.record_timeout_of_first(unit.name, unit.call.time_limit)
-            self._fail(unit, timeout_failure(unit.call.time_limit), batch)
+                self._limits.record_timeout_of_first(unit.name, unit.time_limit)
+            self._fail(unit, timeout_failure(unit.time_limit), batch)
         self._replace(worker, culprits, queues)
 
     def _receive(self, worker: Worker, queues: Mapping[str, deque[WorkUnit]], batch: ScoreBatch) -> None:
@@ -224,8 +223,7 @@ class Dispatcher:
         if unit.name not in worker.warm:
             worker.warm.add(unit.name)
             if reply.timed_out:
-                assert unit.call is not None
-                self._limits.record_timeout_of_first(unit.name, unit.call.time_limit)
+                self._limits.record_timeout_of_first(unit.name, unit.time_limit)
             else:
                 self._limits.record_first(unit.name, reply.seconds)
 
@@ -253,8 +251,8 @@ class Dispatcher:
         return culprits
 
     def _fail(self, unit: WorkUnit, failure: Failure, batch: ScoreBatch) -> None:
-        assert unit.call is not None
-        reply = failed_reply(unit.call.id, len(unit.indices), failure, unit.started)
+        # The id is of no use here: there is no reply of a worker.
+        reply = failed_reply(0, len(unit.indices), failure, unit.started)
         batch.record(unit.name, unit.indices, reply)
 
     def _replace(
@@ -284,8 +282,8 @@ class Dispatcher:
                 ):
                     self._slow_first_calls.add(unit.name)
                     logger.warning(
-                        "the first call of reward %r takes more than %g s; it has %g s, because it may have "
-                        "to import or load something",
+                        "the first call of reward %r takes more than %g s; its limit is %g s, since it may "
+                        "import a library or load a file",
                         unit.name,
                         now - unit.started,
                         unit.deadline - unit.started,

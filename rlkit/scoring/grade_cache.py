@@ -16,7 +16,7 @@ BUSY_SECONDS = 5.0  # to wait for another process that writes; the event loop wa
 class GradeCache:
     """Scores by key, in memory and, if there is a path, in an SQLite file that processes can share.
 
-    A file that cannot be read or written costs requests, but no grades: it is reported once.
+    If the file cannot be read or written, that is logged, and responses are graded again instead.
     """
 
     def __init__(self, path: str | None):
@@ -59,5 +59,5 @@ class GradeCache:
         if isinstance(error, sqlite3.OperationalError) and "locked" in str(error):
             logger.warning("the judge's cache %s is locked by another process", self.path)
             return
-        logger.warning("the judge's cache %s is not used any more: %s", self.path, first_line(error))
+        logger.warning("the judge's cache %s is no longer used: %s", self.path, first_line(error))
         self.path = None

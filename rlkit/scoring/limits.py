@@ -11,10 +11,10 @@ class TimeLimits:
     The first call of a reward in a worker may import a library or load a file. If it were killed at the
     normal limit, the import would be lost with the worker, and the next one would start from scratch.
 
-    The longer limit would make every reward that hangs wait too long. So it is `start_timeout` only until a
-    first call has ended; after that, it is derived from the duration of that call, and it is `start_timeout`
-    again after a first call that timed out. A reward that exhausts `start_timeout` is assumed to hang and is
-    not given it again.
+    With that limit alone, every reward that hangs would block a batch for minutes. So it is `start_timeout`
+    only until a first call has ended; after that, it is derived from the duration of that call, and it is
+    `start_timeout` again after a first call that timed out. A reward that exhausts `start_timeout` is assumed
+    to hang and is not given it again.
 
     Args:
         seconds: Limit of a call on one row, by reward.

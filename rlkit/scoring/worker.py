@@ -269,9 +269,8 @@ def serve_one_by_one(connection: Connection, rewards: Mapping[str, RewardCall]) 
             connection.send_bytes(pickle.dumps(call))
             continue
         set_orphan_timer(call.time_limit + ORPHAN_GRACE)
-        reply = attempt(
-            rewards[call.name], call, BaseException
-        )  # a reward's sys.exit must not end the worker
+        # BaseException, because a reward's sys.exit must not end the worker.
+        reply = attempt(rewards[call.name], call, BaseException)
         if os.getpid() != pid:  # the reward has forked, and this is the child
             os._exit(0)
         connection.send_bytes(pickle.dumps(reply))

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn.metrics import cohen_kappa_score
 
-from rlkit.check import label_agreement
-from rlkit.check.labels import cohens_kappa, nearest_class
+from rlkit.check.labels import cohens_kappa, label_agreement, nearest_class
 from rlkit.commands.check import build_parser, main
 from rlkit.errors import UserError
 from rlkit.evaluation.statistics import accuracy_interval

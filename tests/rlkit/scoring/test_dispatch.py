@@ -305,6 +305,7 @@ def test_forked_children_end():
         children = [int(pid) for pid in runner(rows_of("a", "b"), 1).values[:, 0]]
         for pid in children:
             wait_until(lambda pid=pid: psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    assert len(set(children)) == 2
 
 
 def slow_first_call(completion, seconds):
