@@ -18,7 +18,7 @@ from rlkit.evaluation.splits import load_tasks
 from rlkit.evaluation.statistics import Interval, accuracy_interval, avg_at_k, pass_at_k
 from rlkit.reward import FINISHED, TrainerState
 from rlkit.rollouts import Rollout
-from rlkit.runs.record import RolloutRecord, rollout_record
+from rlkit.runs.record import RolloutRecord, rollout_records
 from rlkit.scoring import RewardRunner
 
 Task = dict[str, Any]
@@ -80,13 +80,7 @@ def evaluate(
         rows = list(_rollout_rows(generate, tasks[start : start + batch_size], samples))
         if max_length is not None:
             rows = [row | {"max_length": max_length} for row in rows]
-        scores = runner(rows, samples, trainer_state)
-        for i, (row, values) in enumerate(zip(rows, scores.values.tolist(), strict=True)):
-            rewards = dict(zip(reward_names, values, strict=True))
-            logged = scores.logged(i)
-            records.append(
-                rollout_record(environment, row, rewards, invalid=scores.invalid[i], logged=logged)
-            )
+        records += rollout_records(environment, rows, reward_names, runner(rows, samples, trainer_state))
     frame = _to_frame(records, environment.breakdown, reward_names)
     task_scores = _scores_by_task(frame)
     return Evaluation(

@@ -12,7 +12,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import pandas as pd
 import pyarrow
@@ -22,6 +22,9 @@ from pyarrow import ArrowException
 from rlkit.environment import Environment
 from rlkit.errors import UserError, first_line
 from rlkit.reward import Row, completion_length
+
+if TYPE_CHECKING:
+    from rlkit.scoring import Scores
 
 NUMBERS = ("score", "reward", "advantage", "log_prob_gap")  # columns of a record that may be None
 
@@ -89,6 +92,35 @@ def rollout_record(
     record |= {f"rewards/{name}": nan_to_none(value) for name, value in rewards.items()}
     record |= {f"extra/{column}": value for column, value in logged.items()}
     return record  # type: ignore[return-value]
+
+
+def rollout_records(
+    environment: Environment,
+    rows: Sequence[Row],
+    names: Sequence[str],
+    scores: Scores,
+    totals: Sequence[float] | None = None,
+) -> list[RolloutRecord]:
+    """Build the records of scored rollouts.
+
+    Args:
+        environment: Environment of the tasks.
+        rows: Columns of the tasks and the rollouts, `B` rows.
+        names: Names of the rewards, in the order of the columns of `scores.values`.
+        scores: Scores of the rows.
+        totals: Weighted sums of the rewards, or None in evaluations, which use no weights.
+    """
+    return [
+        rollout_record(
+            environment,
+            row,
+            dict(zip(names, values, strict=True)),
+            invalid=scores.invalid[i],
+            reward=math.nan if totals is None else totals[i],
+            logged=scores.logged(i),
+        )
+        for i, (row, values) in enumerate(zip(rows, scores.values.tolist(), strict=True))
+    ]
 
 
 def prompt_text(prompt: str | Sequence[Mapping[str, Any]]) -> str:

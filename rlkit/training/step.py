@@ -32,7 +32,7 @@ from torch.nn.utils.rnn import pad_sequence
 from rlkit.environment import Environment
 from rlkit.rollouts.tokenize import tokenize
 from rlkit.rollouts.types import Rollout, Sampling
-from rlkit.runs.record import RolloutRecord, rollout_record
+from rlkit.runs.record import RolloutRecord, rollout_records
 from rlkit.training.advantages import difficulty_weight, nan_std, solve_rate
 from rlkit.training.batches import Batch
 from rlkit.training.metrics import (
@@ -204,20 +204,7 @@ def judge(trainer: GRPOTrainer, tasks: Sequence[Task], rollouts: Sequence[Rollou
     # A rollout that no weighted reward applies to is not trained on; drop its metric from the means, too.
     rewards_BR[totals_B.isnan()] = torch.nan
 
-    records = []
-    for i, (row, values, total) in enumerate(
-        zip(rows, scores.values.tolist(), totals_B.tolist(), strict=True)
-    ):
-        records.append(
-            rollout_record(
-                trainer.environment,
-                row,
-                dict(zip(runner.names, values, strict=True)),
-                invalid=scores.invalid[i],
-                reward=total,
-                logged=scores.logged(i),
-            )
-        )
+    records = rollout_records(trainer.environment, rows, runner.names, scores, totals_B.tolist())
     if trainer.model.training and any(hasattr(reward, "observe") for reward in runner.rewards.values()):
         # Stateful rewards (HAPO's length history) see the rollouts of all processes, to stay in sync.
         observations = [
