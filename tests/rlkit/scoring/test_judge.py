@@ -452,7 +452,7 @@ def test_cache_that_fails_costs_no_grade(server, tmp_path, caplog):
     (tmp_path / "file").write_text("")
     judge = Judge(**server.arguments(verdict(10), cache=str(tmp_path / "file" / "cache.sqlite")))
     assert asyncio.run(judge(completion="4", prompt=CHAT)) == 1
-    assert "is not used any more" in caplog.text
+    assert "is no longer used" in caplog.text
 
 
 def test_writer_that_is_killed_leaves_a_readable_cache(tmp_path):
