@@ -2,7 +2,8 @@
 
 They read `turns`, the messages after the prompt. The model's messages have the role "assistant". The
 environment's messages with search results have `documents`, the ids of the passages, best first, and `query`;
-in its other messages these are missing or None. A tool call may have several queries, each of which is a
+in its other messages these are missing or None. A model's message has a `prefix`, "<think>", if the chat
+template has opened a thought for it. A tool call may have several queries, each of which is a
 search: then `query` has a line for each, `num_documents` their numbers of passages, and in the content their
 passages are separated by `---` lines. Passages are read only from the environment's messages: an
 `<information>` block that the model writes is not evidence. An answer must occur in a passage as whole
@@ -234,7 +235,10 @@ def _symbols(turns: Turns) -> list[str]:
     symbols = []
     for turn in turns:
         if turn["role"] == "assistant":
-            parts = (part.strip() for part in _TAG.split(turn["content"] or ""))
+            # A tag that the chat template has written before the turn counts as the model's (Search-R1 reads
+            # the text after the assistant's marker).
+            content = f"{turn.get('prefix') or ''}{turn['content'] or ''}"
+            parts = (part.strip() for part in _TAG.split(content))
             symbols += [part if _TAG.fullmatch(part) else "text" for part in parts if part]
         else:
             symbols.append("results" if turn.get("documents") is not None else "other")

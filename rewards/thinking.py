@@ -1,6 +1,18 @@
-"""The part of a completion that is not private thought, which all verifiers read an answer from."""
+"""The part of a completion that is not private thought, which all verifiers read an answer from.
+
+A thought is text between `<think>` and `</think>`, or a message of gpt-oss's analysis channel.
+"""
 
 from __future__ import annotations
+
+import re
+
+_ANALYSIS = "<|channel|>analysis<|message|>"
+_FINAL = "<|channel|>final<|message|>"
+# Of gpt-oss: a message of the analysis channel, up to its end or to the next message.
+_ANALYSIS_MESSAGE = re.compile(
+    r"<\|channel\|>analysis<\|message\|>[^<]*+(?:<(?!\|(?:end|start)\|>)[^<]*+)*+(?:<\|end\|>)?+"
+)
 
 
 def after_thinking(completion: str) -> str:
@@ -9,8 +21,29 @@ def after_thinking(completion: str) -> str:
     - `<think> maybe \boxed{42}`, truncated in its thought, has no answer.
     - `\boxed{7} <think> hm`, truncated while it checks an answer, has the answer 7.
     - In `maybe \boxed{42} </think> \boxed{7}` the prompt opened the thought; the answer is 7.
+    - Of a completion with an analysis channel (gpt-oss), only the last message of the final channel counts.
     - A completion without these tags is returned unchanged.
 
     Runs in time linear in the length.
     """
+    if _ANALYSIS in completion:
+        completion = completion.rpartition(_FINAL)[2] if _FINAL in completion else ""
     return completion.rpartition("</think>")[2].partition("<think>")[0]
+
+
+def outside_thoughts(turn: str) -> str:
+    """Return a turn without its thoughts: all text outside of them, not only what follows the last one.
+
+    A `</think>` without an opening tag ends a thought that the prompt has opened. A thought that is never
+    closed extends to the end of the turn. Runs in time linear in the length.
+    """
+    turn = _ANALYSIS_MESSAGE.sub("", turn)
+    before, closing, rest = turn.partition("</think>")
+    if closing and "<think>" not in before:
+        turn = rest
+    parts = []
+    while turn:
+        text, _, thought = turn.partition("<think>")
+        parts.append(text)
+        turn = thought.partition("</think>")[2]
+    return "".join(parts)

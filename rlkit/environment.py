@@ -160,8 +160,26 @@ class Environment(ABC):
         return None
 
     def respond(self, turns: Sequence[Turn]) -> Sequence[Reply]:
-        """Reply to a batch of assistant turns, one reply per turn. Only multi-turn environments define it."""
+        """Reply to a batch of assistant turns, one reply per turn. Only multi-turn environments define it.
+
+        If it raises, it is called again for each turn, and only the rollouts that fail then become invalid.
+        """
         raise TypeError(f"{self.id} is a single-turn environment")
+
+    def respond_at_once(self, turn: Turn) -> Reply | None:
+        """Return the reply to a turn that needs no search engine or other service, or None.
+
+        A turn that gets a reply here is not passed to `respond`. So an answer, for example, survives an
+        engine that hangs.
+        """
+        return None
+
+    def read_tool_calls(self, turn: str) -> Sequence[tuple[str, Mapping[str, Any]]] | None:
+        """Return the name and the arguments of each function call in a turn, or None if it is not known.
+
+        Before training, the chat template of the model writes a call, which must be read back.
+        """
+        return None
 
     def candidate_documents(self, task: Mapping[str, Any]) -> Candidates | None:
         """Return the documents that `rlkit rank` trains an encoder to rank, or None if there are none."""

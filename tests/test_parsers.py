@@ -23,6 +23,7 @@ from rlkit.envs.search.tool_calls import read_call
 from rlkit.errors import UserError
 from rlkit.retrieval.documents import Document
 from rlkit.rewards import boxed, distribution, intent, qa, reranking, search, simulation
+from rlkit.rewards.thinking import outside_thoughts
 from rlkit.rollouts.replies import escape_stop_strings
 
 LENGTHS = (5_000, 40_000)  # characters
@@ -135,6 +136,13 @@ PARSERS = {
     "read_call, query": lambda text: read_call(
         '{"name": "search", "arguments": {"query_list": ["' + text + '"]}}'
     ),
+    "read_call, function": lambda text: read_call(f"<function=search><parameter=query>{text}"),
+    "read_call, GLM": lambda text: read_call(f"<tool_call>search<arg_key>{text}"),
+    "read_call, LFM": lambda text: read_call(f"<|tool_call_start|>[search(query='{text}')]"),
+    "read_call, gpt-oss": lambda text: read_call(f"<|channel|>analysis<|message|>{text}"),
+    "read_call, Gemma": lambda text: read_call(f"<|tool_call>call:search{{{text}"),
+    "read_call, Mistral": lambda text: read_call(f"[TOOL_CALLS]search[ARGS]{text}"),
+    "outside_thoughts": lambda text: outside_thoughts(f"<think>{text}"),
     "parse_documents": lambda text: parse_documents(text, "useful", 3),
     "parse_documents, open": lambda text: parse_documents(f"Doc 1(Title: {text}", "useful", 3),
     "write_results": lambda text: write_results([Document("1", text, text)], 10**6),

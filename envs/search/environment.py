@@ -36,6 +36,7 @@ from rlkit.retrieval.collections.world import World
 from rlkit.retrieval.documents import EngineError, Query, Result, SearchEngine
 from rlkit.retrieval.engines.open import open_engine
 from rlkit.rewards import qa, search
+from rlkit.rewards.tool_calls import read_tool_calls
 
 if TYPE_CHECKING:
     import datasets
@@ -270,31 +271,47 @@ class SearchEnvironment(Environment):
         write = tool_calls.write_call if self.uses_tool_calls else "<search>{}</search>".format
         return [*map(write, queries), self.answer(task)]
 
+    def read_tool_calls(self, turn: str) -> list[tuple[str, Mapping[str, Any]]]:
+        """Return the function calls that `respond` reads in a turn."""
+        return [(call.name, call.arguments) for call in read_tool_calls(turn)]
+
+    def respond_at_once(self, turn: Turn) -> Reply | None:
+        """Return the reply to a turn that does not search, or may not: an answer, or an invalid action.
+
+        An answer, or a search beyond `max_searches`, ends the rollout.
+        """
+        action = self._read_action(turn)
+        if action.kind == "invalid":
+            return Reply(tool_calls.INVALID if self.uses_tool_calls else tags.INVALID)
+        if action.kind == "answer" or _num_assistant_turns(turn) > self.max_searches:
+            return Reply(done=True)
+        return None
+
     def respond(self, turns: Sequence[Turn]) -> Sequence[Reply]:
         """Run the searches of all turns as one batch per engine, and reply with the documents.
 
-        An answer, or a search beyond `max_searches`, ends the rollout. A failed search makes it invalid.
+        A failed search makes its rollout invalid.
         """
-        read = tool_calls.read_call if self.uses_tool_calls else tags.read_action
-        actions = [read(turn.messages[-1]["content"]) for turn in turns]
-        searching = []
-        for i, action in enumerate(actions):
-            if action.kind == "search" and _num_assistant_turns(turns[i]) <= self.max_searches:
-                searching.append(i)
-        results: dict[int, list[Result]] = {}
+        replies = {i: reply for i, turn in enumerate(turns) if (reply := self.respond_at_once(turn))}
+        searching = [i for i in range(len(turns)) if i not in replies]
+        actions = {i: self._read_action(turns[i]) for i in searching}
         for is_train in (True, False):
-            batch = [i for i in searching if (turns[i].task["split"] == "train") is is_train]
-            queries = [self._query(turns[i], text) for i in batch for text in actions[i].queries]
+            rows = [i for i in searching if (turns[i].task["split"] == "train") is is_train]
+            queries = [self._query(turns[i], text) for i in rows for text in actions[i].queries]
             if not queries:
                 continue
             engine = self.engine if is_train else self.held_out
             # One simulated engine may serve both splits. Evaluations then get no noise.
             if self.is_simulated and engine is self.engine:
                 engine.noise = self.curriculum.value if is_train else 0.0  # type: ignore[attr-defined]
-            query_results = iter(self._search(engine, queries))
-            for i in batch:
-                results[i] = list(islice(query_results, len(actions[i].queries)))
-        return [self._reply(action, results.get(i)) for i, action in enumerate(actions)]
+            results = iter(self._search(engine, queries))
+            for i in rows:
+                replies[i] = self._reply(actions[i], list(islice(results, len(actions[i].queries))))
+        return [replies[i] for i in range(len(turns))]
+
+    def _read_action(self, turn: Turn) -> tags.Action:
+        read = tool_calls.read_call if self.uses_tool_calls else tags.read_action
+        return read(turn.messages[-1]["content"])
 
     def _query(self, turn: Turn, text: str) -> Query:
         task = turn.task
@@ -308,11 +325,7 @@ class SearchEnvironment(Environment):
         except EngineError as error:  # every query failed: the rollouts become invalid, not scored 0
             return [Result(error=str(error)) for _ in queries]
 
-    def _reply(self, action: tags.Action, results: Sequence[Result] | None) -> Reply:
-        if action.kind == "invalid":
-            return Reply(tool_calls.INVALID if self.uses_tool_calls else tags.INVALID)
-        if results is None:  # an answer, or a search beyond max_searches
-            return Reply(done=True)
+    def _reply(self, action: tags.Action, results: Sequence[Result]) -> Reply:
         for result in results:
             if result.error is not None:
                 return Reply(invalid=f"the search failed: {result.error}")

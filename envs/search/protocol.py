@@ -16,6 +16,9 @@ from rlkit.retrieval.documents import Document
 from rlkit.rewards.tags import tag_contents
 
 STOP_STRINGS = ("</search>", "</answer>")
+# A longer query is truncated. Encoders ignore what follows their first 256 or 512 tokens, and a policy that
+# writes endlessly must still get its results, and its low reward, instead of an error of the engine.
+MAX_QUERY_CHARACTERS = 2000
 INVALID = (
     "\nMy last action was not valid. To search, I must put a query between search tags; to answer, I must "
     "put the answer between answer tags. Let me try again.\n"
@@ -85,8 +88,18 @@ def read_action(turn: str) -> Action:
     # If the first opening tag of a kind has no closing tag after it, no later one has.
     if answers and (not queries or turn.find("<answer>") < turn.find("<search>")):
         return Action("answer")
-    query = queries[0].strip() if queries else ""
+    query = clean_query(queries[0]) if queries else ""
     return Action("search", (query,)) if query else Action("invalid")
+
+
+def clean_query(query: str) -> str:
+    """Return a query as engines get it: one line of at most `MAX_QUERY_CHARACTERS`, without lone surrogates.
+
+    Lone surrogates, which JSON can encode but tokenizers and servers reject, become "?". A query is one line,
+    because rewards count the lines of a message's `query`, and a simulator's prompt has one line for it.
+    """
+    text = query.encode("utf-8", "replace").decode()
+    return " ".join(text.split())[:MAX_QUERY_CHARACTERS].rstrip()
 
 
 def write_results(documents: Sequence[Document], max_words: int) -> str:

@@ -1,20 +1,20 @@
 """Tool-call protocol, by which a model searches with a function call in the format of its chat template.
 
-Two formats are parsed: `<tool_call>{"name": "search", "arguments": {…}}</tool_call>` of Hermes and Qwen2.5,
-one or more per turn, and a turn that is bare JSON, `{"name": "search", "parameters": {…}}`, of Llama 3.2.
-Answers use answer tags in both formats. The function and its argument are those of Dr. Zero
-(arXiv 2601.07055).
+`rlkit.rewards.tool_calls` reads the calls in the formats of the common model families. Answers use answer
+tags in all of them. The function and its argument are those of Dr. Zero (arXiv 2601.07055).
 """
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 
-from rlkit.envs.search.protocol import Action, read_action, write_documents
+from rlkit.envs.search.protocol import Action, clean_query, read_action, write_documents
 from rlkit.retrieval.documents import Result
 from rlkit.rewards.search import SEPARATOR
+from rlkit.rewards.thinking import outside_thoughts
+from rlkit.rewards.tool_calls import ToolCall, ToolCallError, read_tool_calls
 
 MAX_QUERIES = 10  # per turn
 SEARCH_TOOL = {
@@ -39,24 +39,25 @@ INVALID = (
     "That was neither a valid call of the search function nor an answer. Call it with a list of queries, or "
     "write the answer between <answer> and </answer>."
 )
-# The closing tag may be missing: the model may end its turn with the EOS token instead.
-_CALL = re.compile(r"<tool_call>(.*?)(?:</tool_call>|$)", re.DOTALL)
+# Models also write these names for the argument, whatever its schema says.
+ARGUMENTS = ("query_list", "queries", "query")
 
 
 def read_call(turn: str) -> Action:
     """Return the action of a turn: a search with the queries of all its calls, or an answer.
 
-    A single call that cannot be parsed makes the entire turn invalid.
+    What is in a thought does not count. A single call that cannot be parsed makes the entire turn invalid.
     """
-    calls = _CALL.findall(turn)
-    if not calls and turn.lstrip().startswith("{"):
-        calls = [turn]
+    try:
+        calls = read_tool_calls(turn)
+    except ToolCallError:
+        return Action("invalid")
     if not calls:
-        action = read_action(turn)
+        action = read_action(outside_thoughts(turn))
         return action if action.kind == "answer" else Action("invalid")
     queries: list[str] = []
     for call in calls:
-        call_queries = _parse_queries(call)
+        call_queries = _read_queries(call)
         if call_queries is None:
             return Action("invalid")
         queries += call_queries
@@ -65,27 +66,24 @@ def read_call(turn: str) -> Action:
     return Action("search", queries=tuple(queries))
 
 
-def _parse_queries(call: str) -> list[str] | None:
+def _read_queries(call: ToolCall) -> list[str] | None:
     """Return the queries of a call, or None if it is not a valid call of the search function."""
-    try:
-        data = json.loads(call)
-    except (ValueError, RecursionError):  # RecursionError: deeply nested brackets
+    names = [name for name in ARGUMENTS if name in call.arguments]
+    if call.name != "search" or len(names) != 1:
         return None
-    if not isinstance(data, Mapping) or data.get("name") != "search":
+    value = call.arguments[names[0]]
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        with suppress(ValueError, RecursionError):  # a query that begins with a bracket
+            value = json.loads(value)  # Llama writes a list as a string
+    queries = [value] if isinstance(value, str) else value
+    if not isinstance(queries, list) or not all(isinstance(query, str) for query in queries):
         return None
-    arguments = data.get("arguments", data.get("parameters"))
-    queries = arguments.get("query_list") if isinstance(arguments, Mapping) else None
-    if not isinstance(queries, list):
-        return None
-    if not all(isinstance(query, str) and query.strip() for query in queries):
-        return None
-    # JSON can encode lone surrogates, which tokenizers and servers reject. They become "?". A query is one
-    # line, because rewards count the lines of `query`.
-    return [" ".join(query.encode("utf-8", "replace").decode().split()) for query in queries]
+    cleaned = [clean_query(query) for query in queries]
+    return cleaned if all(cleaned) else None
 
 
 def write_call(query: str) -> str:
-    """Return a call in the Hermes format."""
+    """Return a call in the Hermes format, which `rlkit sft` rewrites in the format of the chat template."""
     call = {"name": "search", "arguments": {"query_list": [query]}}
     return f"<tool_call>\n{json.dumps(call, ensure_ascii=False)}\n</tool_call>"
 

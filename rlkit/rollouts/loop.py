@@ -6,16 +6,24 @@ environment receives all turns that have finished since the previous call.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rlkit.environment import Environment, Reply, Turn
-from rlkit.rollouts.replies import ReplyTokens, Responder, require_tools
+from rlkit.errors import first_line
+from rlkit.rollouts.chat_template import check_template
+from rlkit.rollouts.replies import ReplyTokens, Responder
+from rlkit.rollouts.tokenize import decode_turn
 from rlkit.rollouts.types import Engine, Request, Rollout, Sample, Sampling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+PREFIX_TOKENS = 8  # at the end of a prompt, enough for "<think>" and line breaks
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -64,8 +72,9 @@ class Loop:
         self.template = dict(template or {})
         if environment.tools:
             self.template["tools"] = [dict(tool) for tool in environment.tools]
-            require_tools(tokenizer, self.template)
         self.replies = ReplyTokens(tokenizer, environment.stop, eos_token_ids, self.template)
+        # Now, because the first search would fail in the middle of training otherwise.
+        check_template(environment, tokenizer, self.replies.template)
 
     def __call__(
         self,
@@ -85,7 +94,7 @@ class Loop:
             first_index: Index of the first rollout in the batch of all processes.
         """
         rollouts = [Rollout(list(ids)) for ids in prompts]
-        responder = Responder(self.environment.respond, self.limits.reply_timeout)
+        responder = Responder(self.environment, self.limits.reply_timeout)
         sampling_rows: set[int] = set()  # the engine is sampling their next turn
         finished_rows: list[int] = []  # their turn is finished but not yet passed to the environment
         answering_rows: list[int] = []  # the environment is replying to their turn
@@ -117,7 +126,7 @@ class Loop:
                 sample_turns(
                     row
                     for row, reply in zip(rows, replies, strict=True)
-                    if self._append_reply(rollouts[row], reply, engine, sampling)
+                    if self._try_append_reply(rollouts[row], reply, engine, sampling)
                 )
             # Call the environment once at a time, with all turns that have finished in the meantime: search
             # engines and judges are faster on batches.
@@ -155,12 +164,13 @@ class Loop:
             # Environment tokens from before the first turn with log-probabilities need padding.
             earlier = rollout.log_probs or [0.0] * len(rollout.ids)
             rollout.log_probs = [*earlier, *sample.log_probs]
+        prefix = self._thought_prefix(rollout)
         # Keep the sampled ids. Decoding and tokenizing them again occasionally gives different ids, and the
         # loss would then train on tokens that the model never sampled.
         rollout.ids += sample.ids
         rollout.mask += [1] * len(sample.ids)
-        text = self.tokenizer.decode(sample.ids, skip_special_tokens=True)
-        rollout.turns.append({"role": "assistant", "content": text, "tokens": len(sample.ids)})
+        text = decode_turn(self.tokenizer, sample.ids, sampling.eos_token_ids)
+        rollout.turns.append({"role": "assistant", "content": text, "tokens": len(sample.ids)} | prefix)
         rollout.truncated = sample.finish_reason == "length"
         if self.limits.max_turns == 1:  # the environment need not define `respond`
             if sample.finish_reason == "stop":
@@ -168,14 +178,28 @@ class Loop:
             return False
         return not rollout.truncated
 
+    def _thought_prefix(self, rollout: Rollout) -> dict[str, str]:
+        """Return `prefix` of the next turn: the tag of a thought that the chat template has opened for it."""
+        end = [*rollout.prompt_ids, *rollout.ids[-PREFIX_TOKENS:]][-PREFIX_TOKENS:]
+        return {"prefix": "<think>"} if self.tokenizer.decode(end).rstrip().endswith("<think>") else {}
+
     def _turn(self, task: Mapping[str, Any], rollout: Rollout) -> Turn:
         prompt = task["prompt"]
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
         return Turn(task, [*messages, *rollout.turns])
 
+    def _try_append_reply(self, rollout: Rollout, reply: Reply, engine: Engine, sampling: Sampling) -> bool:
+        """Append a reply like `_append_reply`; a reply that cannot be appended makes its rollout invalid."""
+        try:
+            return self._append_reply(rollout, reply, engine, sampling)
+        except Exception as error:  # replies contain foreign text, and templates are foreign programs
+            logger.warning("a reply of %s could not be appended", self.environment.id, exc_info=True)
+            rollout.invalid = f"the reply could not be appended: {type(error).__name__}: {first_line(error)}"
+            return False
+
     def _append_reply(self, rollout: Rollout, reply: Reply, engine: Engine, sampling: Sampling) -> bool:
         """Append the environment's reply; return whether to sample another turn."""
-        closed = rollout.ids[-1] in sampling.eos_token_ids
+        closed = bool(set(rollout.ids[-1:]) & set(sampling.eos_token_ids))
         if reply.invalid is not None:
             rollout.invalid = reply.invalid
             return False

@@ -5,18 +5,14 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rlkit.environment import Reply, Turn
-from rlkit.errors import UserError
+from rlkit.environment import Environment, Reply, Turn
+from rlkit.rollouts.chat_template import ChatTemplate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-# Rendered through the chat template to find where it puts a message. No template contains this string, and
-# none changes it.
-PLACEHOLDER = "rlkit-reply"
 
 
 def escape_stop_strings(text: str, stop: Sequence[str]) -> str:
@@ -48,20 +44,6 @@ def _without_last_characters(text: str, string: str) -> str:
     return "".join(characters)
 
 
-def require_tools(tokenizer: PreTrainedTokenizerBase, template: Mapping[str, Any]) -> None:
-    """Raise UserError if the tokenizer's chat template ignores the tools in `template`."""
-    if tokenizer.chat_template is not None:
-        message = [{"role": "user", "content": "?"}]
-        without_tools = {key: value for key, value in template.items() if key != "tools"}
-        rendered = tokenizer.apply_chat_template(message, tokenize=False, **template)
-        if rendered != tokenizer.apply_chat_template(message, tokenize=False, **without_tools):
-            return
-    raise UserError(
-        f"the chat template of {tokenizer.name_or_path or 'the model'} does not support tools: use a model "
-        "whose template does, or an environment without tools (search-v2: protocol tags)"
-    )
-
-
 class ReplyTokens:
     """Tokenizes the environment's replies so that they can be appended to a rollout.
 
@@ -86,93 +68,79 @@ class ReplyTokens:
         self.tokenizer = tokenizer
         self.stop = stop
         self.eos_token_ids = eos_token_ids
-        self.template = template
-        self._eos_token_id = eos_token_ids[0]
-        self._frames: dict[str, tuple[list[int], list[int]]] = {}
+        # A base model has no template: its replies are plain text.
+        has_template = tokenizer.chat_template is not None
+        self.template = ChatTemplate(tokenizer, eos_token_ids, template) if has_template else None
 
     def __call__(
         self, text: str, *, closed: bool, max_tokens: int | None = None, role: str = "user"
     ) -> tuple[str, list[int]]:
-        """Return the reply as the model sees it, and the token ids to append.
+        """Return the reply as the environment wrote it, except for what was cut, and the ids to append.
 
         Args:
             text: Text of the reply.
             closed: Whether the assistant's turn ended with an EOS token.
             max_tokens: Maximum number of tokens of the reply, not counting those of the chat template.
             role: Role of the reply's message.
+
+        Raises:
+            TemplateError: The chat template cannot render this reply.
         """
-        text = escape_stop_strings(text, self.stop)
-        # Splitting turns a special token in retrieved text, e.g. <|im_end|>, into ordinary tokens.
-        ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        if max_tokens is not None and len(ids) > max_tokens:
-            ids = ids[:max_tokens]
-            # The rollout's record must show what the model sees, not the full reply.
-            text = self.tokenizer.decode(ids)  # type: ignore[assignment]
-        if not closed:
+        # A server's reply may contain lone surrogates, which tokenizers reject.
+        text = escape_stop_strings(text.encode("utf-8", "replace").decode(), self.stop)
+        template = self.template if closed else None
+        ids = self._content_ids(template, role, text)
+        # The template may write more tokens than the text has, so one cut may not suffice.
+        while max_tokens is not None and len(ids) > max_tokens:
+            text = self._cut(text, len(ids) - max_tokens)
+            ids = self._content_ids(template, role, text)
+        if template is None:
             return text, ids
-        before, after = self.frame(role)
-        return text, [*before, *ids, *after]
+        frame = template.frame(role)
+        return text, [*frame.before, *ids, *frame.after]
+
+    def _content_ids(self, template: ChatTemplate | None, role: str, text: str) -> list[int]:
+        content = text if template is None else template.content(role, text)
+        # Splitting turns a special token in retrieved text, e.g. <|im_end|>, into ordinary tokens.
+        return self.tokenizer(content, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+    def _cut(self, text: str, num_tokens: int) -> str:
+        """Return the text without its last `num_tokens` tokens, or as many as it has."""
+        ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        # Strictly shorter, so that the loop ends: the tokens of a prefix may decode to the whole text.
+        return str(self.tokenizer.decode(ids[: max(len(ids) - num_tokens, 0)]))[: len(text) - 1]
 
     @property
     def eos_token_id(self) -> int:
         """Id of the EOS token with which the chat template closes an assistant turn."""
-        self.frame("user")
-        return self._eos_token_id
-
-    def frame(self, role: str) -> tuple[list[int], list[int]]:
-        """Return the token ids around a message of this role that follows a closed assistant turn."""
-        if role not in self._frames:
-            self._frames[role] = self._read_template(role) if self.tokenizer.chat_template else ([], [])
-        return self._frames[role]
-
-    def _read_template(self, role: str) -> tuple[list[int], list[int]]:
-        """Return what the template puts between the assistant's EOS token and a message, and after it.
-
-        Templates cannot render a reply on its own. So render a conversation with placeholders, and cut out
-        the text around the last one.
-        """
-        answer = f"{PLACEHOLDER}-answer"
-        messages = [
-            {"role": "user", "content": "?"},
-            {"role": "assistant", "content": answer},
-            {"role": role, "content": PLACEHOLDER},
-        ]
-        text: str = self.tokenizer.apply_chat_template(  # type: ignore[assignment]
-            messages, add_generation_prompt=True, tokenize=False, **self.template
-        )
-        suffix = text[text.rindex(answer) + len(answer) :]
-        middle, _, end = suffix.rpartition(PLACEHOLDER)
-        before = self.tokenizer(middle, add_special_tokens=False)["input_ids"]
-        after = self.tokenizer(end, add_special_tokens=False)["input_ids"]
-        eos_position = next((i for i, token in enumerate(before) if token in self.eos_token_ids), -1)
-        if eos_position >= 0:
-            self._eos_token_id = before[eos_position]
-        return before[eos_position + 1 :], after  # the model has sampled the EOS token already
+        token = None if self.template is None else self.template.frame("user").eos_token_id
+        return self.eos_token_ids[0] if token is None else token
 
 
 class Responder:
     """Calls `Environment.respond` in a thread, with one batch of turns at a time and a timeout.
 
-    If the environment raises, returns anything but one `Reply` per turn, or times out, all rollouts of the
-    batch become invalid. A call that times out is abandoned, since Python cannot kill its thread.
+    Turns that `Environment.respond_at_once` replies to do not depend on the others. If `respond` raises, or
+    does not return one `Reply` per turn, it is called again for each turn, so that only the rollouts that
+    fail become invalid. A call that times out is abandoned, since Python cannot kill its thread; replies from
+    before that count.
     """
 
-    def __init__(self, respond: Callable[[Sequence[Turn]], Sequence[Reply]], timeout: float):
-        self.respond = respond
+    def __init__(self, environment: Environment, timeout: float):
+        self.environment = environment
         self.timeout = timeout
         self._batch_size = 0
         self._deadline = 0.0
         self._thread: threading.Thread | None = None
-        self._outcome: list[Sequence[Reply]] = []
+        self._replies: dict[int, Reply] = {}
 
     def start(self, turns: Sequence[Turn]) -> None:
         """Start computing the replies to a batch of turns. Call `result` for the previous batch first."""
         self._batch_size = len(turns)
         self._deadline = time.monotonic() + self.timeout
-        outcome: list[Sequence[Reply]] = []  # a new list, since an abandoned call may still append to the old
-        self._outcome = outcome
+        self._replies = {}  # a new dictionary, since an abandoned call may still write to the old one
         # A daemon thread, so that an abandoned call does not block interpreter exit.
-        self._thread = threading.Thread(target=self._call, args=(turns, outcome), daemon=True)
+        self._thread = threading.Thread(target=self._call, args=(turns, self._replies), daemon=True)
         self._thread.start()
 
     def ready(self) -> bool:
@@ -184,20 +152,45 @@ class Responder:
         """Return the replies in the order of the turns; wait for them until the timeout."""
         assert self._thread is not None
         self._thread.join(max(0.0, self._deadline - time.monotonic()))
-        if self._thread.is_alive():
-            return self._invalid(f"the environment did not reply within {self.timeout:g} s")
-        return self._outcome[0]
+        late = Reply(invalid=f"the environment did not reply within {self.timeout:g} s")
+        replies = dict(self._replies)
+        return [replies.get(i, late) for i in range(self._batch_size)]
 
-    def _call(self, turns: Sequence[Turn], outcome: list[Sequence[Reply]]) -> None:
+    def _call(self, turns: Sequence[Turn], replies: dict[int, Reply]) -> None:
+        """Store the reply to each turn under its index."""
+        waiting = []
+        for i, turn in enumerate(turns):
+            try:
+                reply = self.environment.respond_at_once(turn)
+            except BaseException as error:  # also SystemExit, which would end the thread without a reply
+                reply = _failure(error)
+            if reply is None:
+                waiting.append(i)
+            else:
+                replies[i] = reply
+        if waiting:
+            self._respond(turns, waiting, replies, self._deadline)
+
+    def _respond(
+        self, turns: Sequence[Turn], rows: Sequence[int], replies: dict[int, Reply], deadline: float
+    ) -> None:
+        """Store the replies to the turns with these indices; if that fails, one turn after the other."""
         try:
-            replies = list(self.respond(turns))
-            if len(replies) != len(turns) or not all(isinstance(reply, Reply) for reply in replies):
+            batch = list(self.environment.respond([turns[i] for i in rows]))
+            if len(batch) != len(rows) or not all(isinstance(reply, Reply) for reply in batch):
                 raise TypeError(
-                    f"respond must return {len(turns)} Reply objects, one per turn, not {replies!r:.60}"
+                    f"respond must return {len(rows)} Reply objects, one per turn, not {batch!r:.60}"
                 )
-            outcome.append(replies)
-        except BaseException as error:  # also SystemExit: `result` needs an outcome once the thread has ended
-            outcome.append(self._invalid(f"the environment failed: {type(error).__name__}: {error}"))
+        except BaseException as error:
+            if len(rows) == 1:
+                replies[rows[0]] = _failure(error)
+                return
+            for i in rows:
+                if time.monotonic() < deadline:  # afterwards, nobody reads the replies
+                    self._respond(turns, [i], replies, deadline)
+            return
+        replies.update(zip(rows, batch, strict=True))
 
-    def _invalid(self, reason: str) -> list[Reply]:
-        return [Reply(invalid=reason) for _ in range(self._batch_size)]
+
+def _failure(error: BaseException) -> Reply:
+    return Reply(invalid=f"the environment failed: {type(error).__name__}: {error}")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class ScriptedEngine:
     """Replays the scripted turns of each rollout in order, tokenized.
 
-    A turn that does not end with a stop string is closed with an EOS token.
+    A turn that ends neither with a stop string nor with an EOS token is closed with an EOS token.
 
     Args:
         tokenizer: Tokenizer of the model.
@@ -57,7 +57,7 @@ class ScriptedEngine:
             )
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         is_stopped = text.endswith(sampling.stop)
-        if not is_stopped:
+        if not is_stopped and not set(ids[-1:]) & set(sampling.eos_token_ids):
             ids.append(self.eos_token_id)
         if len(ids) > request.limit:
             return Sample(ids[: request.limit], None, "length")

@@ -47,3 +47,15 @@ def eos_token_ids(declared: int | Sequence[int] | None, tokenizer: PreTrainedTok
     """
     declared = [declared] if isinstance(declared, int) else declared or []
     return sorted({tokenizer.eos_token_id, *declared})
+
+
+def decode_turn(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], eos_token_ids: Sequence[int]) -> str:
+    """Return the text of an assistant turn without the EOS token that ends it.
+
+    Other special tokens stay: tags and the marks of a function call may be special tokens, without which the
+    turn could not be understood.
+    """
+    end = len(ids)
+    while end and ids[end - 1] in (*eos_token_ids, tokenizer.pad_token_id):
+        end -= 1
+    return str(tokenizer.decode(ids[:end], skip_special_tokens=False))

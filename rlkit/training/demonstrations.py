@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from rlkit.environment import Environment
 from rlkit.errors import UserError
 from rlkit.evaluation.result import Evaluation
+from rlkit.rollouts.chat_template import ChatTemplate
 from rlkit.rollouts.loop import RolloutLimits
 from rlkit.rollouts.sampler import open_sampler
 from rlkit.rollouts.scripted import ScriptedEngine
@@ -85,6 +86,15 @@ def rejection_samples(path: str, environment: Environment) -> Script:
     return lambda task: best_turns.get(task["task_id"])
 
 
+def _rewrite_calls(environment: Environment, template: ChatTemplate, turns: Sequence[str]) -> list[str]:
+    """Return scripted turns in which function calls have the form of the model's chat template."""
+    calls_by_turn = [environment.read_tool_calls(turn) for turn in turns]
+    return [
+        template.write_calls(calls) if calls else turn
+        for turn, calls in zip(turns, calls_by_turn, strict=True)
+    ]
+
+
 def scripted_demonstrations(
     environment: Environment,
     tasks: datasets.Dataset,
@@ -124,6 +134,10 @@ def scripted_demonstrations(
         max_completion_length, max_turns=environment.max_turns, reply_timeout=REPLY_TIMEOUT_SECONDS
     )
     sampler = open_sampler(environment, tokenizer, eos_token_ids, limits)
+    template = sampler.loop.replies.template
+    if script is None and template is not None:
+        # The environment does not know the model, and writes its calls in one form for all.
+        scripted = [(task, _rewrite_calls(environment, template, turns)) for task, turns in scripted]
     engine = ScriptedEngine(tokenizer, [turns for _, turns in scripted], sampler.loop.replies.eos_token_id)
     rollouts = [rollout for (rollout,) in sampler(engine, [task for task, _ in scripted], 1)]
     if failures := [rollout.invalid for rollout in rollouts if rollout.invalid is not None]:

@@ -29,6 +29,7 @@ from rlkit.models.patches import replaced_vllm_generation
 from rlkit.reward import RewardCall, as_trl_reward
 from rlkit.rollouts.loop import RolloutLimits
 from rlkit.rollouts.sampler import open_sampler
+from rlkit.rollouts.tokenize import decode_turn
 from rlkit.rollouts.types import Engine, Rollout
 from rlkit.runs.directory import RunDirectory
 from rlkit.scoring import ErrorBudget, RewardRunner
@@ -288,7 +289,7 @@ class GRPOTrainer(trl.GRPOTrainer):
         completions, _ = self._generate_single_turn(prompt_ids, None, {}, self.group_size)
         rollouts = []
         for prompt, ids in zip(prompt_ids, completions, strict=True):
-            text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
+            text = decode_turn(self.tokenizer, ids, self.eos_token_ids)
             truncated = not ids or ids[-1] not in self.eos_token_ids
             rollout = Rollout.single(text, ids, truncated)
             rollout.prompt_ids = prompt

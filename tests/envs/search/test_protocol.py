@@ -20,7 +20,9 @@ from rlkit.retrieval.documents import Document
         ("<answer>a</search>", Action("invalid")),
         ("", Action("invalid")),
         ("<answer></answer>", Action("answer")),
-        ("<search>two\nlines</search>", Action("search", ("two\nlines",))),
+        ("<search>two\n lines</search>", Action("search", ("two lines",))),
+        (f"<search>{'word ' * 900}</search>", Action("search", (("word " * 400).rstrip(),))),  # truncated
+        ("<search>a \ud800 b</search>", Action("search", ("a ? b",))),
     ],
 )
 def test_read_action(turn, action):

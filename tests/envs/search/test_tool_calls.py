@@ -19,12 +19,14 @@ from rlkit.rollouts.loop import Loop, RolloutLimits
 from rlkit.rollouts.scripted import ScriptedEngine
 from rlkit.rollouts.tokenize import tokenize
 
-# A template that lists tools, marks tool messages, and ends every message with the EOS token.
+# A template that lists tools, writes calls, marks tool messages, and ends every message with the EOS token.
 TEMPLATE = (
     "{% if tools %}<|im_start|>system\nTools:{% for t in tools %} {{ t | tojson }}{% endfor %}<|im_end|>\n"
     "{% endif %}{% for m in messages %}<|im_start|>{{ 'user' if m['role'] == 'tool' else m['role'] }}\n"
     "{% if m['role'] == 'tool' %}<tool_response>\n{{ m['content'] }}\n</tool_response>"
-    "{% else %}{{ m['content'] }}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% else %}{{ m['content'] }}{% endif %}"
+    "{% for c in m['tool_calls'] %}<tool_call>\n{{ c['function'] | tojson }}\n</tool_call>{% endfor %}"
+    "<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 EOS_TOKEN_ID = 2
@@ -50,8 +52,15 @@ CALL = {"name": "search", "arguments": {"query_list": ["a", " b "]}}
         ("<search>a</search>", Action("invalid")),
         ("<tool_call>{</tool_call>", Action("invalid")),
         (hermes(name="find", arguments={"query_list": ["a"]}), Action("invalid")),
-        (hermes(name="search", arguments={"query": "a"}), Action("invalid")),
-        (hermes(name="search", arguments={"query_list": "a"}), Action("invalid")),
+        (hermes(name="search", arguments={"query": "a"}), Action("search", ("a",))),
+        (hermes(name="search", arguments={"queries": ["a", "b"]}), Action("search", ("a", "b"))),
+        (hermes(name="search", arguments={"query_list": "a"}), Action("search", ("a",))),
+        (hermes(name="search", arguments={"query_list": '["a", "b"]'}), Action("search", ("a", "b"))),
+        (hermes(name="search", arguments={"query": "[1912] film"}), Action("search", ("[1912] film",))),
+        (hermes(name="search", arguments='{"query_list": ["a"]}'), Action("search", ("a",))),
+        (hermes(name="search", arguments={"query": "a", "query_list": ["b"]}), Action("invalid")),
+        (hermes(name="search", arguments={"text": "a"}), Action("invalid")),
+        (hermes(name="search", arguments=["a"]), Action("invalid")),
         (hermes(name="search", arguments={"query_list": [1]}), Action("invalid")),
         (hermes(name="search", arguments={"query_list": [" "]}), Action("invalid")),
         (hermes(name="search", arguments={"query_list": []}), Action("invalid")),

@@ -13,6 +13,7 @@ from rlkit.rollouts import Sample, Sampling
 from rlkit.rollouts.local.engine import TransformersEngine
 from rlkit.rollouts.loop import Loop, RolloutLimits
 from rlkit.rollouts.replies import escape_stop_strings
+from rlkit.rollouts.tokenize import decode_turn
 
 EOS = 2
 PROMPT = [{"role": "user", "content": "q"}]
@@ -296,6 +297,6 @@ def test_loop_keeps_the_sampled_ids(data, tiny_model, tiny_tokenizer):
         assert len(rollout.ids) == len(rollout.mask) <= limits.max_tokens + rollout.stopped
         assert all(1 <= len(ids) <= (limits.max_turn_tokens or 40) for ids in samples[row])
         texts = [turn["content"] for turn in rollout.turns if turn["role"] == "assistant"]
-        assert texts == [tiny_tokenizer.decode(ids, skip_special_tokens=True) for ids in samples[row]]
-        for text in texts:
-            assert not any(s in text[:-1] for s in stop)  # a turn ends at its first stop string
+        assert texts == [decode_turn(tiny_tokenizer, ids, [EOS, 3]) for ids in samples[row]]
+        for ids in samples[row]:  # a turn ends with the token that completes its first stop string
+            assert not any(string in tiny_tokenizer.decode(ids[:-1]) for string in stop)
