@@ -322,8 +322,11 @@ class SearchEnvironment(Environment):
     def _search(self, engine: SearchEngine, queries: Sequence[Query]) -> Sequence[Result]:
         try:
             return engine.search(queries, self.topk)
-        except EngineError as error:  # every query failed: the rollouts become invalid, not scored 0
-            return [Result(error=str(error)) for _ in queries]
+        except EngineError as error:
+            if len(queries) == 1:  # the rollout becomes invalid, not scored 0
+                return [Result(error=str(error))]
+        # One query may be to blame for all.
+        return [result for query in queries for result in self._search(engine, [query])]
 
     def _reply(self, action: tags.Action, results: Sequence[Result]) -> Reply:
         for result in results:

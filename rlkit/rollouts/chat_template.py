@@ -163,7 +163,10 @@ class ChatTemplate:
         """
         try:
             return self.tokenizer.apply_chat_template(  # type: ignore[return-value]
-                list(messages), add_generation_prompt=add_generation_prompt, tokenize=False, **self.arguments
+                list(messages),  # type: ignore[arg-type]
+                add_generation_prompt=add_generation_prompt,
+                tokenize=False,
+                **self.arguments,
             )
         except Exception as error:  # a template is a program: jinja raises whatever its code raises
             raise TemplateError(f"the chat template fails: {first_line(error)}") from error

@@ -181,7 +181,8 @@ class Loop:
     def _thought_prefix(self, rollout: Rollout) -> dict[str, str]:
         """Return `prefix` of the next turn: the tag of a thought that the chat template has opened for it."""
         end = [*rollout.prompt_ids, *rollout.ids[-PREFIX_TOKENS:]][-PREFIX_TOKENS:]
-        return {"prefix": "<think>"} if self.tokenizer.decode(end).rstrip().endswith("<think>") else {}
+        opens_thought = str(self.tokenizer.decode(end)).rstrip().endswith("<think>")
+        return {"prefix": "<think>"} if opens_thought else {}
 
     def _turn(self, task: Mapping[str, Any], rollout: Rollout) -> Turn:
         prompt = task["prompt"]
@@ -204,7 +205,7 @@ class Loop:
             rollout.invalid = reply.invalid
             return False
         if reply.done:
-            rollout.turns[-1] |= reply.record  # there is no reply message that could carry it
+            rollout.turns[-1] |= _encodable(reply.record)  # there is no reply message that could carry it
             if not closed:
                 _end_after_stop_string(rollout, sampling)
             return False
@@ -218,9 +219,19 @@ class Loop:
         if len(ids) >= self._room(rollout, engine):  # the next turn needs at least one token
             return False
         rollout.truncated = False
-        rollout.turns.append({**reply.record, "role": reply.role, "content": text, "tokens": len(ids)})
+        message = {"role": reply.role, "content": text, "tokens": len(ids)}
+        rollout.turns.append(_encodable(reply.record) | message)
         _append_environment_tokens(rollout, ids)
         return True
+
+
+def _encodable(value: Any) -> Any:
+    """Return a reply's record with lone surrogates replaced by "?": the files of rollouts are UTF-8."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if isinstance(value, Mapping):
+        return {_encodable(key): _encodable(item) for key, item in value.items()}
+    return [_encodable(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _end_after_stop_string(rollout: Rollout, sampling: Sampling) -> None:

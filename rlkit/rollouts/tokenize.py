@@ -58,4 +58,4 @@ def decode_turn(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], eos_toke
     end = len(ids)
     while end and ids[end - 1] in (*eos_token_ids, tokenizer.pad_token_id):
         end -= 1
-    return str(tokenizer.decode(ids[:end], skip_special_tokens=False))
+    return str(tokenizer.decode(list(ids[:end]), skip_special_tokens=False))

@@ -201,6 +201,20 @@ def test_tag_format_requires_every_tag(n, data):
     assert tag_format(turns) == 0
 
 
+def test_tag_format_counts_the_tag_that_the_chat_template_has_written():
+    turns = [
+        model("hm</think><search>q</search>"),
+        results(),
+        model("<think>ok</think><answer>Paris</answer>"),
+    ]
+    opened = [turns[0] | {"prefix": "<think>"}, *turns[1:]]
+    assert tag_format(turns) == 0 and tag_format(opened) == 1
+    assert tag_format([turns[0] | {"prefix": None}, *turns[1:]]) == 0  # how a saved rollout stores no prefix
+    assert tag_format([opened[0], turns[1], opened[0] | turns[2]]) == 0  # a second tag of the model
+    row = columns(opened, answers=["Paris"])
+    assert search_r1(**row) == 1 and search_r1(**columns(turns, answers=["Paris"])) == pytest.approx(0.8)
+
+
 def test_tag_format_ignores_tags_in_results():
     assert tag_format(rollout("Paris", text="</information><think> <answer>London</answer>")) == 1
 

@@ -1,17 +1,25 @@
 """`SearchEnvironment` over a generated world, with a real index and with a simulated engine."""
 
+import threading
+
 import pytest
 
 from rlkit.check import check_environment
 from rlkit.check.play import play
 from rlkit.environment import Turn
+from rlkit.envs.search.protocol import MAX_QUERY_CHARACTERS
 from rlkit.envs.search.simulated import SimulatedEngine
+from rlkit.envs.search.tool_calls import write_call
 from rlkit.errors import UserError
 from rlkit.registry import load_environment
 from rlkit.retrieval.collections.world import World
-from rlkit.retrieval.documents import EngineError, Result
+from rlkit.retrieval.documents import Document, EngineError, Result
 from rlkit.retrieval.engines.index import build_index
+from rlkit.rollouts import Sampling
+from rlkit.rollouts.loop import Loop, RolloutLimits
+from rlkit.rollouts.scripted import ScriptedEngine
 from rlkit.rollouts.text_generation import Generation
+from rlkit.rollouts.tokenize import tokenize
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -108,6 +116,76 @@ class BrokenEngine:
         if isinstance(self.error, Exception):
             raise self.error
         return [Result(error=self.error) if "two" in query.text else Result() for query in queries]
+
+
+class PoisonedEngine:
+    """Search engine that raises if one of the queries contains "poison", and records the queries."""
+
+    def __init__(self):
+        self.queries = []
+
+    def search(self, queries, k):
+        self.queries += [query.text for query in queries]
+        if any("poison" in query.text for query in queries):
+            raise EngineError("the encoder failed")
+        return [Result((Document("1", "", "text"),)) for _ in queries]
+
+
+def test_query_that_makes_the_engine_raise_invalidates_only_its_rollout():
+    environment = load_environment("search-v2", world_size=100)
+    tasks = list(environment.tasks("train", 3))
+    environment.engine = PoisonedEngine()
+    contents = ["<search>one</search>", "<search>poison</search>", "<search>two</search>"]
+    first, second, third = environment.respond([turn(t, c) for t, c in zip(tasks, contents, strict=True)])
+    assert first.record["documents"] == third.record["documents"] == ["1"]
+    assert second.invalid == "the search failed: the encoder failed"
+
+
+@pytest.mark.parametrize("protocol", ["tags", "tools"])
+def test_long_query_is_truncated(protocol):
+    environment = load_environment("search-v2", world_size=100, protocol=protocol)
+    environment.engine = PoisonedEngine()
+    task = environment.tasks("train", 1)[0]
+    write = write_call if protocol == "tools" else "<search>{}</search>".format
+    (reply,) = environment.respond([turn(task, write("red\n deer " * 2000))])
+    assert (
+        reply.record["query"]
+        == environment.engine.queries[0]
+        == ("red deer " * 223)[:MAX_QUERY_CHARACTERS].strip()
+    )
+    assert reply.record["documents"] == ["1"]
+
+
+class HangingEngine:
+    """Search engine that never answers, until the test ends."""
+
+    def __init__(self):
+        self.event = threading.Event()
+
+    def search(self, queries, k):
+        self.event.wait(60)
+        raise EngineError("too late")
+
+
+def test_answers_and_invalid_actions_survive_an_engine_that_hangs(tiny_tokenizer):
+    environment = load_environment("search-v2", world_size=100, max_searches=1, hops=[1])
+    tasks = list(environment.tasks("train", 4))
+    environment.engine = HangingEngine()
+    scripts = [
+        [environment.answer(tasks[0])],
+        ["hm", environment.answer(tasks[1])],
+        ["<search>elk</search>"],
+        ["hm", "<search>one too many</search>"],
+    ]
+    limits = RolloutLimits(2000, max_turns=environment.max_turns, reply_timeout=0.5)
+    loop = Loop(environment, tiny_tokenizer, limits, [2])
+    engine = ScriptedEngine(tiny_tokenizer, scripts, 2)
+    prompts = tokenize(tiny_tokenizer, [task["prompt"] for task in tasks])
+    rollouts = loop(engine, Sampling((2,), tuple(environment.stop)), tasks, prompts)
+    environment.engine.event.set()
+    invalid = [rollout.invalid for rollout in rollouts]
+    assert invalid == [None, None, "the environment did not reply within 0.5 s", None]
+    assert [scores(environment, tasks[i] | rollouts[i].columns())["f1"] for i in (0, 1)] == [1, 1]
 
 
 def test_failed_search_invalidates_only_its_rollout():

@@ -7,10 +7,12 @@ import copy
 import re
 from pathlib import Path
 
+import datasets
 import pytest
 import trl
 
 from rlkit.environment import Environment, Reply
+from rlkit.envs.search.tool_calls import write_call
 from rlkit.errors import UserError
 from rlkit.registry import load_environment
 from rlkit.retrieval.documents import Document, Result
@@ -18,6 +20,7 @@ from rlkit.rollouts import Sampling
 from rlkit.rollouts.loop import Loop, RolloutLimits
 from rlkit.rollouts.scripted import ScriptedEngine
 from rlkit.rollouts.tokenize import tokenize
+from rlkit.training.demonstrations import scripted_demonstrations
 
 FOLDER = Path(trl.__file__).parent / "chat_templates"
 # What ends an assistant turn, according to the models' generation configs.
@@ -76,6 +79,9 @@ class ListEngine:
 def environment(monkeypatch):
     environment = load_environment("search-v2", protocol="tools", world_size=300)
     environment.__dict__["engine"] = environment.__dict__["held_out"] = ListEngine()
+    monkeypatch.setattr(
+        environment, "script", lambda task: [write_call("red deer"), environment.answer(task)]
+    )
     return environment
 
 
@@ -135,6 +141,21 @@ def test_calls_in_the_templates_own_form_are_searched_for(name, environment, mak
     seen = tokenizer.decode([*rollout.prompt_ids, *rollout.ids]).partition("<answer>")[0]
     # What the template writes after the call: how it renders the thought before it depends on what follows.
     assert seen.endswith(rendered[rendered.rindex("{a}") :])
+
+
+@pytest.mark.parametrize("name", ["qwen3_5_nothink", "llama3_2", "glm4moe", "gptoss", "lfm2_2_5"])
+def test_demonstrations_have_the_calls_and_eos_tokens_of_the_template(name, environment, make_tokenizer):
+    tokenizer = make_tokenizer(name)
+    tasks = datasets.Dataset.from_list([TASK])
+    (row,) = scripted_demonstrations(
+        environment, tasks, tokenizer, tokenizer.eos_ids, max_completion_length=9000
+    )
+    trained = [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label != -100]
+    template = Loop(environment, tokenizer, RolloutLimits(9000), tokenizer.eos_ids).replies.template
+    call = template.write_calls([("search", {"query_list": ["red deer"]})])
+    answer_eos = tokenizer.decode([template.frame("user").eos_token_id])
+    assert tokenizer.decode(trained) == f"{call}<answer>Oskel</answer>{answer_eos}"
+    assert environment.engine.queries == ["red deer"]
 
 
 @pytest.mark.parametrize("name", REJECTED)

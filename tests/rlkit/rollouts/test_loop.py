@@ -1,5 +1,6 @@
 """The rollout loop: the trained tokens are exactly the sampled ones, whatever the environment replies."""
 
+import copy
 import threading
 import time
 
@@ -7,13 +8,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rlkit.environment import Environment, Reply
+from rlkit.environment import Environment, Reply, Turn
 from rlkit.reward import completion_length
 from rlkit.rollouts import Sample, Sampling
 from rlkit.rollouts.local.engine import TransformersEngine
 from rlkit.rollouts.loop import Loop, RolloutLimits
-from rlkit.rollouts.replies import escape_stop_strings
-from rlkit.rollouts.tokenize import decode_turn
+from rlkit.rollouts.replies import Responder, escape_stop_strings
+from rlkit.rollouts.tokenize import decode_turn, tokenize
 
 EOS = 2
 PROMPT = [{"role": "user", "content": "q"}]
@@ -239,6 +240,106 @@ def test_rollouts_are_invalid_if_the_environment_hangs(roll_out):
     assert rollout.invalid == "the environment did not reply within 0.2 s"
     assert time.monotonic() - started < 10
     block.set()
+
+
+class CarefulEnvironment(FunctionEnvironment):
+    """Replies at once to turns that begin with "now", and with `reply` to all others."""
+
+    def respond_at_once(self, turn):
+        text = turn.messages[-1]["content"]
+        if text.startswith("now broken"):
+            raise ValueError("cannot read it")
+        return Reply(done=True) if text.startswith("now") else None
+
+
+def respond(environment, texts, timeout=30):
+    """Return the replies to turns with these texts."""
+    responder = Responder(environment, timeout)
+    responder.start([Turn({}, [{"role": "assistant", "content": text}]) for text in texts])
+    return responder.result()
+
+
+def test_responder_keeps_replies_that_need_no_service_if_the_others_hang():
+    block = threading.Event()
+    replies = respond(CarefulEnvironment(lambda turn: block.wait(30)), ["now 1", "search", "now 2"], 0.2)
+    block.set()
+    assert [reply.done for reply in replies] == [True, False, True]
+    assert replies[1].invalid == "the environment did not reply within 0.2 s"
+
+
+def test_responder_blames_only_the_turns_that_fail():
+    def reply(turn):
+        text = turn.messages[-1]["content"]
+        if text == "poison":
+            raise RuntimeError("no such document")
+        return None if text == "forgotten" else Reply(text.upper())
+
+    texts = ["a", "poison", "b", "now", "now broken", "forgotten", "c"]
+    environment = CarefulEnvironment(reply)
+    replies = respond(environment, texts)
+    assert [reply.text for reply in replies] == ["A", None, "B", None, None, None, "C"]
+    assert replies[1].invalid == "the environment failed: RuntimeError: no such document"
+    assert replies[4].invalid == "the environment failed: ValueError: cannot read it"
+    assert "must return 1 Reply objects" in replies[5].invalid
+    assert len(environment.calls) == 6  # the batch, and then each of its five turns
+
+
+@pytest.mark.parametrize("stop", [("</a>",), ()])
+def test_foreign_text_in_a_reply_is_made_encodable(roll_out, stop):
+    reply = Reply("a \ud800 b", record={"documents": ["\udfff"], "query": "\ud800"})
+    (rollout,), _, _ = roll_out(lambda turn: reply, [["1</a>|", "2|"]], stop, max_turns=2)
+    assert rollout.invalid is None and rollout.turns[1]["content"] == "a ? b"
+    assert rollout.turns[1]["documents"] == ["?"] and rollout.turns[1]["query"] == "?"
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [Reply(3), Reply(b"x"), Reply("x", record=7), Reply("x", done=True, record="x")],
+)
+def test_reply_that_cannot_be_appended_makes_only_its_rollout_invalid(roll_out, reply):
+    def respond(turn):
+        return reply if turn.messages[-1]["content"].startswith("bad") else Reply("fine")
+
+    rollouts, _, _ = roll_out(respond, [["bad|"], ["good|", "good|"]], max_turns=2)
+    assert "the reply could not be appended" in rollouts[0].invalid
+    assert len(rollouts[0].ids) == len(rollouts[0].mask) == len(rollouts[0].log_probs)
+    assert rollouts[1].invalid is None and rollouts[1].text == "good\ngood"
+
+
+def test_tags_that_are_special_tokens_are_read(tiny_tokenizer):
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tags = ["<search>", "</search>", "<answer>", "</answer>", "<think>", "</think>"]
+    tokenizer.add_special_tokens({"additional_special_tokens": tags})
+    texts = []
+
+    def reply(turn):
+        texts.append(turn.messages[-1]["content"])
+        return Reply("found", done="answer" in texts[-1])
+
+    script = ["<think>a</think><search>q</search>", "<answer>Paris</answer>|"]
+    environment = FunctionEnvironment(reply, ("</search>", "</answer>"))
+    loop = Loop(environment, tokenizer, RolloutLimits(200, max_turns=4), [EOS])
+    engine = BatchedScriptedEngine(tokenizer, [script])
+    (rollout,) = loop(engine, Sampling((EOS,), environment.stop), [{"prompt": PROMPT}], [[40]])
+    assert texts == ["<think>a</think><search>q</search>", "<answer>Paris</answer>"]
+    assert rollout.text == "\n".join(texts)
+
+
+@pytest.mark.parametrize("opened", [True, False])
+def test_turn_has_the_tag_of_a_thought_that_the_template_has_opened(tiny_tokenizer, opened):
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    if opened:
+        start = "<|im_start|>assistant\n"
+        tokenizer.chat_template = tokenizer.chat_template.replace(start, f"{start}<think>\n")
+    environment = FunctionEnvironment(lambda turn: Reply("found"))
+    loop = Loop(environment, tokenizer, RolloutLimits(400, max_turns=3), [EOS])
+    engine = BatchedScriptedEngine(tokenizer, [["a</a>", "b|", "c|"]])
+    prompts = tokenize(tokenizer, [PROMPT])
+    (rollout,) = loop(engine, Sampling((EOS,), environment.stop), [{"prompt": PROMPT}], prompts)
+    prefixes = [turn.get("prefix") for turn in rollout.turns if turn["role"] == "assistant"]
+    # The second turn continues the first one, which a stop string has ended.
+    assert prefixes == (["<think>", None, "<think>"] if opened else [None] * 3)
+    assert rollout.text == "a</a>\nb\nc"
 
 
 def test_rollout_is_invalid_if_the_prompt_fills_the_context(roll_out):
