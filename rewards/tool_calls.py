@@ -56,7 +56,7 @@ _GLM_NAME = re.compile(r"\s*([^\s<]+)")
 _GLM_ARGUMENT = re.compile(r"<arg_key>([^<]*+)</arg_key>\s*+<arg_value>(.*?)(?:</arg_value>|$)", re.DOTALL)
 _LFM = re.compile(r"<\|tool_call_start\|>(.*?)(?:<\|tool_call_end\|>|$)", re.DOTALL)
 _GPT_OSS_NAME = re.compile(r"\bto=functions\.([^\s<]+)")
-_GEMMA_KEY = re.compile(r"(\w++)\s*+:")
+_GEMMA_KEY = re.compile(r"\b(\w++)\s*+:")
 
 
 def _tag_calls(text: str) -> Iterator[ToolCall]:
