@@ -26,6 +26,10 @@ class Preempted(Exception):  # noqa: N818
     """A run was preempted (`rlkit.runs.preemption`); it can be resumed from its checkpoint."""
 
 
+class UnavailableError(UserError):
+    """A server that is needed is down or rejects requests. What was to be run or checked is not at fault."""
+
+
 class InvalidItemError(UserError):
     """A line of a file of published items (`rlkit check --items`) is not a valid item."""
 

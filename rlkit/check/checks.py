@@ -14,6 +14,7 @@ import cloudpickle
 
 from rlkit.check.play import Task, most_frequent_answer, play
 from rlkit.environment import SPLITS, Environment
+from rlkit.errors import UnavailableError
 from rlkit.reward import Reward, call_reward, single_turn_row
 from rlkit.scoring import check_columns, load_rewards
 
@@ -84,13 +85,17 @@ def check_environment(
 ) -> list[Check]:
     """Run all checks on an environment.
 
-    An exception that the environment raises fails the check in which it occurs.
+    An exception that the environment raises fails the check in which it occurs, unless a server that the
+    environment needs is down: then nothing can be said about the environment.
 
     Args:
         environment: Environment to check.
         n: Number of tasks to inspect.
         seed: Seed of the tasks.
         split: Split of the tasks.
+
+    Raises:
+        UnavailableError: A server that the environment needs is down.
     """
     subject = Subject(environment, n, seed, split)
     return [_run_check(name, check, subject) for name, check in CHECKS.items()]
@@ -99,6 +104,8 @@ def check_environment(
 def _run_check(name: str, check: Callable[[Subject], str | None], subject: Subject) -> Check:
     try:
         problem = check(subject)
+    except UnavailableError:
+        raise
     except Exception as error:  # user code: any exception is a finding
         problem = f"{type(error).__name__}: {error}"
     return Check(name, problem is None, problem or "")
@@ -111,6 +118,8 @@ def _on_each_task(check_task: Callable[[Subject, Task], str | None]) -> Callable
         for index, task in enumerate(subject.tasks):
             try:
                 problem = check_task(subject, task)
+            except UnavailableError:
+                raise
             except Exception as error:  # as in `_run_check`, but here the task is known
                 problem = f"{type(error).__name__}: {error}"
             if problem:

@@ -11,7 +11,7 @@ from rlkit.environment import Environment
 from rlkit.errors import UserError
 from rlkit.evaluation.evaluate import evaluate
 from rlkit.evaluation.result import Evaluation
-from rlkit.evaluation.splits import read_fold
+from rlkit.evaluation.splits import load_tasks, read_fold
 from rlkit.logs import logging_as_command
 from rlkit.registry import load_environment
 from rlkit.rollouts.loop import RolloutLimits
@@ -87,6 +87,9 @@ def evaluate_model(
         raise UserError("environment_args requires an environment name; pass them to the environment itself")
     task_ids = None if fold is None else read_fold(fold, environment)
     rewards, _ = load_rewards(None, environment, None)
+    load_tasks(
+        environment, evaluation_split, 1, seed
+    )  # a fault of the tasks shows before the model is loaded
     engine, tokenizer, eos_ids = _load(str(model), seed, evaluation_batch_size, dtype, trust_remote_code)
     limits = RolloutLimits(max_completion_length, max_turns=environment.max_turns)
     sampler = open_sampler(environment, tokenizer, eos_ids, limits, temperature=temperature, top_p=top_p)

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoTokenizer
 from rlkit.arguments.parse import TrainConfig
 from rlkit.environment import Environment
 from rlkit.errors import UserError, first_line
-from rlkit.evaluation.splits import load_tasks, read_fold
+from rlkit.evaluation.splits import read_fold
 from rlkit.models.load import resolve
 from rlkit.models.memory import BatchShape, MemoryEstimate, Sharding, estimate_memory
 from rlkit.registry import load_yaml
@@ -27,7 +27,7 @@ from rlkit.rollouts.tokenize import tokenize
 from rlkit.runs.launch import config_file
 from rlkit.scoring import check_columns
 from rlkit.scoring.reward_model import RewardModel
-from rlkit.training.session import load_run_rewards, make_environment, make_runner
+from rlkit.training.session import load_run_rewards, load_training_tasks, make_environment, make_runner
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -59,7 +59,7 @@ def plan(run: TrainConfig, options: Mapping[str, str], memory_gib: float | None 
     environment = make_environment(run.args)
     rewards, run.trainer_args.reward_weights = load_run_rewards(run, environment)
     fold = None if run.args.fold is None else read_fold(run.args.fold, environment)
-    tasks = load_tasks(environment, "train", run.args.num_tasks, run.trainer_args.seed, fold)
+    tasks = load_training_tasks(run, environment, fold)
     check_columns(rewards, tasks.column_names)
     name = resolve(run.model_args.model_name_or_path)
     try:

@@ -10,7 +10,7 @@ import json
 import logging
 import sys
 import traceback
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
@@ -113,10 +113,8 @@ class Session:
         self.fold = None if run.args.fold is None else read_fold(run.args.fold, environment)
 
     def tasks(self) -> datasets.Dataset:
-        """Return the training tasks; raise UserError if they lack a column that tasks need."""
-        return load_tasks(
-            self.environment, "train", self.run.args.num_tasks, self.run.trainer_args.seed, self.fold
-        )
+        """Return the training tasks, as `load_training_tasks` does."""
+        return load_training_tasks(self.run, self.environment, self.fold)
 
     def prepare(self) -> None:
         """Check the settings before the model is loaded; raise UserError if one is wrong.
@@ -407,6 +405,23 @@ def make_environment(args: TaskArguments) -> Environment:
     if args.environment is None:
         raise UserError("no environment given: set the key 'environment', e.g. --environment causal-v1")
     return load_environment(args.environment, **args.mapping("environment_args"))
+
+
+def load_training_tasks(
+    run: RunConfig[Any, Any], environment: Environment, fold: Mapping[str, Set[str]] | None
+) -> datasets.Dataset:
+    """Return the training tasks of a run, after trying one held-out task if the run evaluates.
+
+    The environment may need something else for held-out tasks, such as another search engine, and a fault of
+    it must show before the model is loaded.
+
+    Raises:
+        UserError: The tasks cannot be loaded, or lack a column that tasks need.
+    """
+    args, seed = run.args, run.trainer_args.seed
+    if args.evaluation_tasks:
+        load_tasks(environment, args.evaluation_split, 1, seed)
+    return load_tasks(environment, "train", args.num_tasks, seed, fold)
 
 
 def make_runner(

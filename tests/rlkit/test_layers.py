@@ -22,7 +22,7 @@ LAYERS = (
     ("rollouts", "registry"),
     ("retrieval", "models", "view"),
     ("environment",),
-    ("reward", "errors", "files", "logs"),
+    ("reward", "errors", "files", "logs", "event_loop"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 ALLOWED_IN_ENVS = {"envs", "rewards", "environment", "errors", "retrieval", "rollouts"}

@@ -14,6 +14,9 @@ from rlkit.errors import UserError
 
 logger = logging.getLogger(__name__)
 
+# For a lock on the file, in which rollouts wait for their documents. Recomputing a value is no slower.
+MAX_WAIT_SECONDS = 5.0
+
 
 class DiskCache:
     """Key-value store of strings in an SQLite file.
@@ -52,9 +55,9 @@ class DiskCache:
         except OSError as error:
             raise UserError(f"cannot create the cache {folder}: {error.strerror}") from error
 
-    def _connect(self) -> sqlite3.Connection:
+    def _connect(self, timeout: float = MAX_WAIT_SECONDS) -> sqlite3.Connection:
         # Each call connects: a connection belongs to one thread, and rollouts are answered in several.
-        return sqlite3.connect(self.path, timeout=60)
+        return sqlite3.connect(self.path, timeout=timeout)
 
     def _create(self) -> None:
         # One process at a time: SQLite's timeout does not cover the switch to WAL, which fails at once with
@@ -63,7 +66,7 @@ class DiskCache:
         try:
             with suppress(OSError):  # a file system without locks
                 fcntl.flock(folder, fcntl.LOCK_EX)
-            with closing(self._connect()) as connection, connection:
+            with closing(self._connect(timeout=60)) as connection, connection:
                 connection.execute("PRAGMA journal_mode=WAL")
                 connection.execute("CREATE TABLE IF NOT EXISTS texts (key TEXT PRIMARY KEY, text TEXT)")
         finally:
@@ -76,7 +79,11 @@ class DiskCache:
         try:
             with closing(self._connect()) as connection:
                 for key in keys:
-                    values |= connection.execute("SELECT key, text FROM texts WHERE key = ?", (key,))
+                    row = connection.execute(
+                        "SELECT text FROM texts WHERE key = ?", (_to_sql(key),)
+                    ).fetchone()
+                    if row is not None:
+                        values[key] = _from_sql(row[0])
         except sqlite3.Error as error:
             self._warn_once(error)
         self.hits += len(values)
@@ -90,7 +97,8 @@ class DiskCache:
         try:
             with closing(self._connect()) as connection, connection:
                 # If two processes compute the same key, the first value stays: reads are repeatable.
-                connection.executemany("INSERT OR IGNORE INTO texts VALUES (?, ?)", list(values.items()))
+                rows = [(_to_sql(key), _to_sql(value)) for key, value in values.items()]
+                connection.executemany("INSERT OR IGNORE INTO texts VALUES (?, ?)", rows)
         except sqlite3.Error as error:
             self._warn_once(error)
 
@@ -98,3 +106,16 @@ class DiskCache:
         if not self._warned:
             logger.warning("continuing without the cache %s: %s", self.path, error)
         self._warned = True
+
+
+def _to_sql(text: str) -> str | bytes:
+    """Return a string as SQLite can store it: as bytes if it has lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "surrogatepass")
+    return text
+
+
+def _from_sql(value: str | bytes) -> str:
+    return value.decode("utf-8", "surrogatepass") if isinstance(value, bytes) else value

@@ -17,7 +17,7 @@ from rlkit.retrieval.engines.remote import Remote
 
 
 def open_engine(name: str, world: World | None, arguments: Mapping[str, Any]) -> SearchEngine:
-    """Open a search engine. The index of a world is built on first use and cached.
+    """Open a search engine. The index of a world is built on first use and cached. A server must be up.
 
     Args:
         name: "bm25" (with a world), an index folder, or the URL of a server.
@@ -27,10 +27,13 @@ def open_engine(name: str, world: World | None, arguments: Mapping[str, Any]) ->
 
     Raises:
         UserError: The engine does not exist or cannot be opened, or its passages are not the world's.
+        UnavailableError: The server does not answer.
     """
     if name.startswith(("http://", "https://")):
         check_arguments(Remote, arguments)
-        return Remote(name, **arguments)
+        remote = Remote(name, **arguments)
+        remote.probe()  # a server that is down is noticed before a model is loaded
+        return remote
     if arguments:
         raise UserError(f"engine_args are for a server or a simulated engine; {name} takes none")
     if name == "bm25" and world is not None:

@@ -16,7 +16,8 @@ from rlkit.environment import Turn
 from rlkit.errors import UserError
 from rlkit.registry import load_environment
 from rlkit.retrieval.documents import Document, Query
-from rlkit.retrieval.engines.remote import CircuitBreaker, Remote, RemoteError, parse_response
+from rlkit.retrieval.engines.remote import CircuitBreaker, Remote
+from rlkit.retrieval.engines.responses import RemoteError, parse_response
 from tests.quick import ROOT
 from tests.rlkit.retrieval.serving import BOOK, PLAIN, DictionaryEngine, free_port, serving
 
@@ -228,11 +229,11 @@ def test_rollout_waits_for_restarted_server_and_is_invalid_without_one(tmp_path)
     environment = load_environment(
         "search-v2", engine=f"http://127.0.0.1:{port}", engine_args=arguments, world_size=200
     )
-    task = environment.tasks("train", 1)[0]
-    message = {"role": "assistant", "content": f"<search>{task['queries'][0]}</search>"}
-    turn = Turn(task, [*task["prompt"], message])
     server = start_server(port, tmp_path)
     try:
+        task = environment.tasks("train", 1)[0]
+        message = {"role": "assistant", "content": f"<search>{task['queries'][0]}</search>"}
+        turn = Turn(task, [*task["prompt"], message])
         (reply,) = environment.respond([turn])
         assert task["supporting"][0] in reply.record["documents"] and reply.invalid is None
         server.send_signal(signal.SIGKILL)
