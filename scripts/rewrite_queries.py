@@ -46,6 +46,7 @@ from rlkit.rollouts.text_generation import BACKENDS, TextModel, load_text_model
 METHODS = ("ensemble", "fusion", "context")
 MAX_DOCUMENT_WORDS = 150  # of a document in a prompt
 BATCH_SIZE = 64  # prompts between two updates of the progress bar
+BATCH_TIMEOUT_SECONDS = 600.0  # on a server
 
 
 def generate(model: TextModel, prompts: Sequence[str], seed: int) -> list[str]:
@@ -156,7 +157,11 @@ def main() -> int:
     collection = load_collection(options.collection)
     queries = judged_queries(collection, options.evaluation_split, options.evaluation_tasks, options.seed)
     model = load_text_model(
-        options.model, options.backend, max_tokens=options.max_tokens, temperature=options.temperature
+        options.model,
+        options.backend,
+        max_tokens=options.max_tokens,
+        temperature=options.temperature,
+        timeout=BATCH_TIMEOUT_SECONDS,
     )
     query_texts: dict[str, list[str]] = {}
     if options.method == "context":

@@ -5,13 +5,21 @@ import os
 import subprocess
 import sys
 import threading
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from openai._models import construct_type
+from openai.types.chat import ChatCompletion
 
-from rlkit.errors import UserError
-from rlkit.rollouts.text_generation import load_text_model, split_by_tokens
+from rlkit.errors import UnavailableError, UserError
+from rlkit.rollouts import text_generation
+from rlkit.rollouts.text_generation import load_text_model, read_completion, split_by_tokens
+from tests.rlkit.retrieval.serving import free_port
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("Say a.", "Say b, and more of it.", "c")]
 VLLM_SCRIPT = """
@@ -66,66 +74,264 @@ def test_load_text_model_rejects_bad_models_and_backends():
         load_text_model("bundled:smollm2-135m", "vlm")
 
 
+@pytest.fixture
+def server():
+    """Yield an OpenAI-compatible server; `server.responses` are sent before replies with the seed."""
+    with scripted_server() as running:
+        yield running
+
+
+@dataclass
+class ScriptedServer:
+    """What a server has received, and what it sends.
+
+    Attributes:
+        url: URL of the API.
+        responses: Statuses of the next responses, in order.
+        requests: Bodies of the requests.
+        respond: Function of a request that returns the body, the body and its type, or a generator of the
+            parts of the body. None: the reply is the name of the model and the seed.
+        released: Event that ends the requests that hang.
+    """
+
+    url: str = ""
+    responses: list = field(default_factory=list)
+    requests: list = field(default_factory=list)
+    respond: Callable | None = None
+    released: threading.Event = field(default_factory=threading.Event)
+
+
+def completion(content, **fields):
+    message = {"role": "assistant", "content": content, **fields}
+    choice = {"index": 0, "finish_reason": "stop", "message": message}
+    return {"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]}
+
+
 @contextmanager
-def server(*statuses, port=0, choices=1):
-    """Run an OpenAI-compatible server that returns these statuses, and then completions with the seed."""
-    statuses, paths = list(statuses), []
+def scripted_server():
+    scripted = ScriptedServer()
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
             request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            paths.append(self.path)
-            status = statuses.pop(0) if statuses else 200
-            message = {"role": "assistant", "content": f"{request['model']} {request['seed']}"}
-            choice = {"index": 0, "finish_reason": "stop", "message": message}
-            completion = {"id": "1", "object": "chat.completion", "created": 1, "model": "m"}
-            completion["choices"] = [choice] * choices
-            response = completion if status == 200 else {"error": {"message": "out of memory"}}
-            body = json.dumps(response).encode()
+            scripted.requests.append({**request, "path": self.path, "key": self.headers["Authorization"]})
+            status = scripted.responses.pop(0) if scripted.responses else 200
+            body, content_type = {"error": {"message": "out of memory"}}, "application/json"
+            if status == 200:
+                body = completion(f"{request['model']} {request.get('seed')}")
+            if status == 200 and scripted.respond is not None:
+                body, content_type = scripted.respond(request), "application/json"
+            if isinstance(body, tuple):
+                body, content_type = body
+            if isinstance(body, Iterator):
+                self.send_response(200)
+                self.end_headers()
+                with suppress(OSError):  # the client has gone
+                    for part in body:
+                        self.wfile.write(part)
+                return
+            data = body if isinstance(body, bytes) else json.dumps(body).encode()
             self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
+            self.send_header("Content-Type", content_type)
+            self.send_header("Content-Length", str(len(data)))
             self.end_headers()
-            self.wfile.write(body)
+            self.wfile.write(data)
 
         def log_message(self, *arguments):
             pass
 
-    http_server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    http_server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=http_server.serve_forever, daemon=True).start()
+    scripted.url = f"http://127.0.0.1:{http_server.server_port}/v1"
     try:
-        yield f"http://127.0.0.1:{http_server.server_port}/v1", paths
+        yield scripted
     finally:
+        scripted.released.set()
         http_server.shutdown()
         http_server.server_close()
 
 
-def test_server_model_retries_failed_requests():
-    with server(500, 503) as (url, paths):
-        assert texts(load_text_model("m", url).generate(PROMPTS, [7, 8, 9])) == ["m 7", "m 8", "m 9"]
-        assert paths == ["/v1/chat/completions"] * 5
+def test_server_model_retries_failed_requests(server):
+    model = load_text_model("m", server.url)
+    server.responses += [500, 503]
+    assert texts(model.generate(PROMPTS, [7, 8, 9])) == ["m 7", "m 8", "m 9"]
+    assert [request["path"] for request in server.requests] == ["/v1/chat/completions"] * 6
 
 
-def test_server_model_does_not_retry_rejected_requests():
-    with server(400) as (url, paths):
-        (generation,) = load_text_model("m", url).generate(PROMPTS[:1], [1])
-        assert not generation.text and "out of memory" in generation.error and len(paths) == 1
+def test_server_model_does_not_retry_rejected_requests(server):
+    model = load_text_model("m", server.url)
+    server.responses.append(400)
+    (generation,) = model.generate(PROMPTS[:1], [1])
+    assert not generation.text and "out of memory" in generation.error and len(server.requests) == 2
 
 
-def test_server_model_reports_a_completion_without_choices():
-    with server(choices=0) as (url, _):
-        (generation,) = load_text_model("m", url).generate(PROMPTS[:1], [1])
-    assert not generation.text and "no choices" in generation.error
+HTML = (b"<html>log in</html>", "text/html")
+BAD_REPLIES = {
+    "no choices": {**completion("x"), "choices": []},
+    "null choices": {**completion("x"), "choices": None},
+    "choices of another type": {**completion("x"), "choices": "abc"},
+    "a null choice": {**completion("x"), "choices": [None]},
+    "a choice without message": {**completion("x"), "choices": [{"index": 0}]},
+    "a null message": {**completion("x"), "choices": [{"index": 0, "message": None}]},
+    "a message that is a string": {**completion("x"), "choices": [{"index": 0, "message": "hi"}]},
+    "null content": completion(None),
+    "content of another type": completion(7),
+    "content in parts": completion([{"type": "text", "text": "x"}]),
+    "HTML": HTML,
+    "HTML declared as JSON": HTML[0],
+    "no body": b"",
+    "bytes that are not UTF-8": b'{"choices": "\xff"}',
+    "a number": b"7",
+    "null": b"null",
+    "a list": b"[]",
+    "a string": b'"text"',
+    "an error with status 200": {"error": {"message": "out of memory"}},
+    "nested brackets": b"[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("body", BAD_REPLIES.values(), ids=BAD_REPLIES)
+def test_bad_reply_of_a_server_is_an_error_of_its_prompt_alone(server, body):
+    model = load_text_model("m", server.url)
+    server.respond = lambda request: body if request["seed"] == 8 else completion(f"seed {request['seed']}")
+    first, bad, last = model.generate(PROMPTS, [7, 8, 9])
+    assert texts([first, last]) == ["seed 7", "seed 9"]
+    assert bad.error and not bad.text and "\n" not in bad.error
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda values: st.lists(values, max_size=3) | st.dictionaries(st.text(max_size=3), values, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(
+    st.sampled_from(["id", "model", "choices", "usage", "message", "content", "reasoning_content", "extra"]),
+    JSON_VALUES,
+)
+@settings(max_examples=100, deadline=None)
+def test_completion_with_any_value_in_a_field_is_text_or_an_error(name, value):
+    reply = completion("fine")
+    message = reply["choices"][0]["message"]
+    target = {"message": reply["choices"][0], "content": message, "reasoning_content": message}
+    target.get(name, reply)[name] = value
+    generation = read_completion(construct_type(type_=ChatCompletion, value=reply))
+    assert isinstance(generation.text, str) and (generation.error is None or not generation.text)
+
+
+def test_lone_surrogates_of_prompts_and_replies_are_replaced(server):
+    model = load_text_model("m", server.url)
+    server.respond = lambda request: completion(request["messages"][0]["content"] + " \udc80")
+    prompt = [{"role": "user", "content": "a \ud800"}]
+    assert texts(model.generate([prompt], [1])) == ["a ? ?"]
+
+
+def test_engine_model_replaces_lone_surrogates_and_reports_prompts_that_cannot_be_tokenized(model):
+    surrogate = [{"role": "user", "content": "Say \ud800."}]
+    bad = [None, 7, [{"role": "user", "content": None}], [{"content": "x"}], [["user", "x"]]]
+    generations = model.generate([PROMPTS[0], *bad, surrogate, PROMPTS[2]], [1, *range(10, 15), 5, 3])
+    expected = texts(
+        model.generate([PROMPTS[0], [{"role": "user", "content": "Say ?."}], PROMPTS[2]], [1, 5, 3])
+    )
+    assert texts([generations[0], generations[6], generations[7]]) == expected
+    assert all(generation.error or generation.text for generation in generations[1:6])
+    assert any("cannot be tokenized" in (generation.error or "") for generation in generations[1:6])
+
+
+def test_server_model_keeps_the_finished_generations_at_the_deadline(server, monkeypatch):
+    monkeypatch.setattr(text_generation, "CONCURRENCY", 2)
+    model = load_text_model("m", server.url, timeout=2.0)
+
+    def respond(request):
+        if request["seed"] >= 10:
+            server.released.wait()
+        return completion("fine")
+
+    server.respond = respond
+    # The third prompt that hangs has no turn before the deadline.
+    generations = model.generate([PROMPTS[0]] * 5, [1, 10, 11, 12, 2])
+    assert [generation.text for generation in generations] == ["fine", "", "", "", ""]
+    assert all("no reply within 2 s" in generation.error for generation in generations[1:])
+    assert [request.get("seed") for request in server.requests] == [None, 1, 10, 11]
+
+
+def test_server_model_that_drips_is_an_error_of_its_prompt(server):
+    def drip():
+        while not server.released.wait(0.05):
+            yield b" "
+
+    model = load_text_model("m", server.url, timeout=1.5)
+    server.respond = lambda request: drip() if request["seed"] == 1 else completion("fine")
+    slow, fast = model.generate(PROMPTS[:2], [1, 2])
+    assert "no reply within 1.5 s" in slow.error and texts([fast]) == ["fine"]
+
+
+def test_server_model_reports_a_reply_of_thoughts_alone(server):
+    model = load_text_model("m", server.url)
+    fields = iter([{"reasoning_content": "let me think"}, {"reasoning": "let me think"}, {}])
+    server.respond = lambda request: completion("", **next(fields))
+    thoughts, also_thoughts, empty = (model.generate(PROMPTS[:1], [1])[0] for _ in range(3))
+    assert "only thoughts" in thoughts.error and "only thoughts" in also_thoughts.error
+    assert empty.error is None and empty.text == ""
+
+
+def test_template_and_extra_body_are_sent_to_a_server(server):
+    body = {"top_k": 4, "chat_template_kwargs": {"documents": []}}
+    model = load_text_model("m", server.url, template={"enable_thinking": False}, extra_body=body)
+    texts(model.generate(PROMPTS[:1], [1]))
+    expected = {"enable_thinking": False, "documents": []}
+    assert [request["chat_template_kwargs"] for request in server.requests] == [expected] * 2
+    assert [request["top_k"] for request in server.requests] == [4, 4]
+
+
+def test_template_is_rendered_by_an_engine(tiny_folder, model):
+    other = load_text_model(tiny_folder, max_tokens=12, temperature=1.0, template={"enable_thinking": False})
+    assert other.generate(PROMPTS[:1], [1]) == model.generate(PROMPTS[:1], [1])  # its template ignores it
+    other.tokenizer.chat_template = "{{ messages[0].content }}{% if enable_thinking is false %}/no{% endif %}"
+    (ids,) = other._tokenize(PROMPTS[:1])
+    assert other.tokenizer.decode(ids).endswith("/no")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"template": "enable_thinking"}, "template must be a mapping"),
+        ({"template": {"add_generation_prompt": False}}, "the chat template fails"),
+        ({"extra_body": [1]}, "extra_body must be a mapping"),
+        ({"extra_body": {"top_k": 1}}, "extra_body is for a server"),
+        ({"backend": "http://127.0.0.1:9/v1", "extra_body": {"stream": True}}, "must not contain 'stream'"),
+        ({"backend": "http://127.0.0.1:9/v1", "timeout": 0}, "timeout must be a positive number"),
+        ({"backend": "http://127.0.0.1:9/v1", "timeout": "45"}, "timeout must be a positive number"),
+    ],
+)
+def test_load_text_model_rejects_bad_arguments(tiny_folder, arguments, message):
+    with pytest.raises(UserError, match=message):
+        load_text_model(tiny_folder, **arguments)
+
+
+def test_load_text_model_rejects_a_server_that_does_not_answer(server):
+    for status, remedy in ((404, "name under which"), (401, "OPENAI_API_KEY"), (500, "check the model")):
+        server.responses.append(status)
+        with pytest.raises(UnavailableError, match=remedy) as raised:
+            load_text_model("m", server.url)
+        assert "out of memory" in str(raised.value) and "\n" not in str(raised.value)
+    assert len(server.requests) == 3 and all(request["max_tokens"] == 1 for request in server.requests)
+    server.responses.append(429)
+    load_text_model("m", server.url)  # it is up
+    with pytest.raises(UnavailableError, match="start the server"):
+        load_text_model("m", f"http://127.0.0.1:{free_port()}/v1")
+    server.respond = lambda request: HTML
+    with pytest.raises(UnavailableError, match="not a chat completion"):
+        load_text_model("m", server.url)
 
 
 def test_server_model_reports_a_server_that_is_down():
-    with server() as (url, _):
-        pass
-    model = load_text_model("m", url)
-    model.client = model.client.with_options(max_retries=1)
+    with scripted_server() as server:
+        model = load_text_model("m", server.url, timeout=3.0)
     generations = model.generate(PROMPTS, [1, 2, 3])
     assert [generation.text for generation in generations] == ["", "", ""]
-    assert all("Connection" in generation.error for generation in generations)
+    assert all(generation.error.startswith("request to m failed") for generation in generations)
 
 
 @pytest.mark.slow
