@@ -180,20 +180,13 @@ class Remote:
                 ]
                 return [result for (result,) in await asyncio.gather(*alone)]
             num_attempts += 1
-            is_up = self._num_answers > search.num_answers_before
             # Jitter spreads the retries of concurrent requests, which failed at the same moment.
             delay = max(failure.retry_after, backoff * random.uniform(0.5, 1.0))
-            is_last = (
-                not failure.may_recover
-                or is_probe  # not retried: while it runs, all other requests fail
-                or loop.time() + delay >= search.deadline
-                or (
-                    len(texts) == 1
-                    and is_up
-                    and failure.may_be_one_query
-                    and num_attempts >= MAX_ATTEMPTS_ALONE
-                )
-            )
+            is_up = self._num_answers > search.num_answers_before
+            is_bad_query = failure.may_be_one_query and is_up and num_attempts >= MAX_ATTEMPTS_ALONE
+            is_late = loop.time() + delay >= search.deadline
+            # A probe is not retried: while it runs, all other requests fail.
+            is_last = not failure.may_recover or is_bad_query or is_late or is_probe
             if is_last:
                 if failure.may_recover and not is_up:
                     self._breaker.open(str(failure))
@@ -216,7 +209,7 @@ class Remote:
             reason = "the time of the search was used up before the query could be sent"
             raise RemoteError(reason, "increase retry_timeout or concurrency") from None
         try:
-            seconds = search.deadline - loop.time()
+            seconds = max(search.deadline - loop.time(), 0.0)
             if is_alone or len(texts) > 1:
                 seconds *= SHARE_OF_TIME_LEFT
             seconds = min(seconds, self.timeout)
@@ -336,7 +329,7 @@ def _retrieve_url(url: str) -> str:
 
     try:
         parts = urlsplit(url)
-        is_valid = parts.scheme in ("http", "https") and bool(httpx.URL(url).host)
+        is_valid = parts.scheme in ("http", "https") and bool(httpx.URL(url).host) and parts.port != 0
     except (ValueError, httpx.InvalidURL):
         is_valid = False
     if not is_valid:
@@ -382,7 +375,7 @@ async def _post(client: httpx.AsyncClient, url: str, body: Mapping[str, object])
                 raise RemoteError(_describe(error), may_be_one_query=True, may_recover=True) from error
             request = _copy_request(client, request, request.url, body)
             continue
-        except httpx.HTTPError as error:  # the body cannot be decompressed
+        except Exception as error:  # e.g. the body cannot be decompressed, or a redirect has an invalid port
             raise RemoteError(_describe(error), may_be_one_query=True) from error
         redirect = response.next_request
         if redirect is None:

@@ -1,23 +1,27 @@
 """The client of search servers: its requests, and its retries, circuit breaker and cache."""
 
 import json
+import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from rlkit.environment import Turn
-from rlkit.errors import UserError
+from rlkit.errors import UnavailableError, UserError
 from rlkit.registry import load_environment
 from rlkit.retrieval.documents import Document, Query
 from rlkit.retrieval.engines.remote import CircuitBreaker, Remote
-from rlkit.retrieval.engines.responses import RemoteError, parse_response
+from rlkit.retrieval.engines.responses import RemoteError
 from tests.quick import ROOT
 from tests.rlkit.retrieval.serving import BOOK, PLAIN, DictionaryEngine, free_port, serving
 
@@ -55,6 +59,78 @@ def scripted_server(*responses):
     finally:
         server.shutdown()
         server.server_close()
+
+
+class BehavingServer:
+    """Server whose function decides on each request.
+
+    Args:
+        respond: Function of the list of queries and of the server. It returns the JSON or the bytes of the
+            body, (status, body, headers), a generator of the parts of the body, or None to close the
+            connection without a response.
+
+    Attributes:
+        requests: Lists of queries, in the order of their arrival.
+        stopped: Event that ends requests that hang.
+        seen: (method, path, Authorization header) of each request.
+    """
+
+    def __init__(self, respond):
+        self.respond, self.requests, self.seen = respond, [], []
+        self.stopped = threading.Event()
+
+    def __enter__(self):
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self):
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                received = json.loads(body)["queries"] if body else None
+                server.requests.append(received)
+                server.seen.append((self.command, self.path, self.headers["Authorization"]))
+                response = server.respond(received, server)
+                if response is None:
+                    self.connection.shutdown(socket.SHUT_RDWR)
+                    self.close_connection = True
+                    return
+                status, body, headers = response if isinstance(response, tuple) else (200, response, {})
+                with suppress(OSError):  # the client has gone
+                    self.send_response(status)
+                    for name, value in headers.items():
+                        self.send_header(name, value)
+                    parts = body
+                    if not isinstance(body, Iterator):
+                        parts = [body if isinstance(body, bytes) else json.dumps(body).encode()]
+                        self.send_header("Content-Length", str(len(parts[0])))
+                    self.end_headers()
+                    for part in parts:
+                        self.wfile.write(part)
+
+            do_GET = do_POST
+
+            def log_message(self, *arguments):
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        self.stopped.set()
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def answer(texts):
+    """Return the response of a healthy server: a document named like each query."""
+    return {"result": [[{"document": {"id": text, "contents": text}, "score": 1.0}] for text in texts]}
+
+
+def drip(server):
+    """Yield a byte at a time, for as long as the server runs."""
+    while not server.stopped.wait(0.05):
+        yield b" "
 
 
 def queries(*texts):
@@ -106,41 +182,6 @@ def test_slow_server_is_an_error():
     with scripted_server((200, lambda: time.sleep(1) or GOOD, {})) as (url, _):
         (result,) = Remote(url, timeout=0.2, retry_timeout=0.5).search(queries("a"), 3)
     assert "Timeout" in result.error and not result.documents
-
-
-@pytest.mark.parametrize(
-    ("response", "message"),
-    [
-        (b"<html>", "not valid JSON"),
-        ([], "no list"),
-        ({"result": {}}, "no list"),
-        ({"result": [[], []]}, "2 results for 1"),
-        ({"result": [[{"document": {"id": "1"}}]]}, "has no text"),
-        ({"result": [[7]]}, "has no text"),
-    ],
-)
-def test_malformed_response_is_an_error(response, message):
-    with scripted_server((200, response, {})) as (url, _):
-        (result,) = Remote(url).search(queries("a"), 3)
-    assert message in result.error
-
-
-def test_parse_response_accepts_objects_and_strings():
-    ranking = [{"document": "plain"}, {"contents": '"T"\nx'}, "text"]
-    (result,) = parse_response({"result": [ranking]}, 1, 5)
-    assert [(d.title, d.text) for d in result.documents] == [("", "plain"), ("T", "x"), ("", "text")]
-    assert result.scores == () and len({d.id for d in result.documents}) == 3
-
-
-def test_parse_response_hashes_documents_without_id():
-    ranking = [{"contents": "x", "id": None}, {"contents": "y", "id": None}]
-    (result,) = parse_response({"result": [ranking]}, 1, 2)
-    assert len({d.id for d in result.documents}) == 2
-
-
-def test_parse_response_drops_documents_beyond_k():
-    (result,) = parse_response({"result": [[{"title": "T", "text": "x", "id": 4}, "b", "c"]]}, 1, 2)
-    assert result.documents == (Document("4", "T", "x"), Document(result.documents[1].id, "", "b"))
 
 
 def test_failing_batch_does_not_affect_other_batches():
@@ -212,6 +253,296 @@ def test_remote_rejects_invalid_url(url):
 def test_remote_rejects_argument_that_is_not_positive(name):
     with pytest.raises(UserError, match=f"^{name} of the search server must be positive, not 0$"):
         Remote("http://127.0.0.1:9", **{name: 0})
+
+
+# What a server does to a request with a bad query, and words of the error.
+FAILURES = {
+    "rejects": (lambda server: (413, {"error": "too long"}, {}), "413"),
+    "rejects as unprocessable": (lambda server: (422, b"what?", {}), "422"),
+    "fails": (lambda server: (500, b"Traceback", {}), "500"),
+    "fails behind a proxy": (lambda server: (502, b"", {}), "502"),
+    "times out behind a proxy": (lambda server: (504, b"", {}), "504"),
+    "fails with an unusual status": (lambda server: (520, b"", {}), "520"),
+    "hangs": (lambda server: server.stopped.wait() and b"", "Timeout"),
+    "drips": (drip, "Timeout"),
+    "crashes": (lambda server: None, "RemoteProtocolError"),
+    "shows a login page": (lambda server: b"<html>log in</html>", "not valid JSON"),
+    "sends no body": (lambda server: b"", "not valid JSON"),
+    "sends a truncated body": (lambda server: b'{"result": [[', "not valid JSON"),
+    "sends bad gzip": (
+        lambda server: (200, b"this is not gzip", {"Content-Encoding": "gzip"}),
+        "DecodingError",
+    ),
+    "sends too few results": (lambda server: {"result": []}, "0 results for"),
+    "sends too many results": (lambda server: {"result": [[]] * 65}, "65 results for"),
+    "sends an error with status 200": (lambda server: {"error": "x"}, "no list of results"),
+}
+
+
+@pytest.mark.parametrize(("fail", "message"), FAILURES.values(), ids=FAILURES)
+def test_bad_query_is_an_error_of_its_own(fail, message):
+    def respond(texts, server):
+        return fail(server) if "bad" in texts else answer(texts)
+
+    texts = [f"q{i}" for i in range(63)]
+    texts.insert(40, "bad")
+    with BehavingServer(respond) as server:
+        remote = Remote(server.url, timeout=2.0, retry_timeout=12.0)
+        results = remote.search(queries(*texts), 3)
+        (after,) = remote.search(queries("again"), 3)
+    for text, result in zip(texts, results, strict=True):
+        if text == "bad":
+            assert message in result.error and server.url in result.error and not result.documents
+        else:
+            assert result.error is None and result.documents[0].id == text
+    assert after.error is None  # the circuit breaker is closed
+    # The batch, its queries alone, and at most one retry of each failure and of each broken connection.
+    assert server.requests[0] == texts or message == "RemoteProtocolError"
+    assert sum("bad" not in texts for texts in server.requests) == 64
+    assert 2 <= sum("bad" in texts for texts in server.requests) <= 6
+
+
+def test_bad_queries_do_not_take_all_slots():
+    def respond(texts, server):
+        if any(text.startswith("bad") for text in texts):
+            server.stopped.wait()
+        return answer(texts)
+
+    texts = ["bad1", "bad2", "bad3", "good1", "good2"]
+    with BehavingServer(respond) as server:
+        results = Remote(server.url, retry_timeout=6.0, concurrency=2).search(queries(*texts), 3)
+    assert [result.error is None for result in results] == [False, False, False, True, True]
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_batch_is_retried_as_a_batch_after_overload(status):
+    statuses = [status, status]
+
+    def respond(texts, server):
+        return (statuses.pop(), b"busy", {"Retry-After": "0"}) if statuses else answer(texts)
+
+    with BehavingServer(respond) as server:
+        results = Remote(server.url).search(queries("a", "b"), 3)
+    assert server.requests == [["a", "b"]] * 3 and all(result.error is None for result in results)
+
+
+@pytest.mark.parametrize(
+    ("status", "remedy"),
+    [(401, "RLKIT_SEARCH_KEY"), (403, "RLKIT_SEARCH_KEY"), (404, "/retrieve"), (405, "/retrieve")],
+)
+def test_request_that_all_queries_share_fails_at_once_with_a_remedy(status, remedy):
+    with BehavingServer(lambda texts, server: (status, b"no", {})) as server:
+        results = Remote(server.url).search(queries("a", "b"), 3)
+    assert server.requests == [["a", "b"]]
+    assert all(f"status {status}: no; " in result.error and remedy in result.error for result in results)
+
+
+@pytest.mark.parametrize(
+    "retry_after",
+    ["3600", "1e9", "Fri, 31 Dec 2100 23:59:59 GMT"],
+)
+def test_search_does_not_wait_for_a_retry_after_beyond_its_deadline(retry_after):
+    with BehavingServer(lambda texts, server: (503, b"", {"Retry-After": retry_after})) as server:
+        (result,) = Remote(server.url, retry_timeout=30).search(queries("a"), 3)
+    assert "503" in result.error and len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "retry_after", ["", "soon", "-1", "nan", "²", "Wed, 21 Oct 2015 07:28:00 GMT", "9 9"]
+)
+def test_search_ignores_a_retry_after_without_meaning(retry_after):
+    responses = [(503, b"", {"Retry-After": retry_after.encode().decode("latin-1")})]
+    with BehavingServer(lambda texts, server: responses.pop() if responses else answer(texts)) as server:
+        (result,) = Remote(server.url).search(queries("a"), 3)
+    assert result.error is None and len(server.requests) == 2
+
+
+def test_deadline_covers_all_batches():
+    """The server hangs. Without one deadline, each of the six batches would take its own time in turn."""
+    with BehavingServer(lambda texts, server: server.stopped.wait() and b"") as server:
+        remote = Remote(server.url, retry_timeout=1.0, concurrency=1, batch=1)
+        results = remote.search(queries(*"abcdef"), 3)
+        assert "Timeout" in results[0].error
+        assert all("used up" in result.error for result in results[1:])
+        assert server.requests == [["a"]]
+        assert "circuit breaker open" in remote.search(queries("a"), 3)[0].error
+
+
+def test_search_of_several_threads_shares_the_connections():
+    running, most = [], []
+
+    def respond(texts, server):
+        running.append(texts)
+        most.append(len(running))
+        time.sleep(0.02)
+        running.remove(texts)
+        return answer(texts)
+
+    with BehavingServer(respond) as server, ThreadPoolExecutor(8) as pool:
+        remote = Remote(server.url, concurrency=3, batch=1)
+        batches = [[f"{thread}-{i}" for i in range(5)] for thread in range(8)]
+        for texts, results in zip(
+            batches, pool.map(lambda texts: remote.search(queries(*texts), 1), batches), strict=True
+        ):
+            assert [result.documents[0].id for result in results] == texts
+    assert max(most) <= 3
+
+
+inherited = {}  # by a forked process
+
+
+def search_in_fork(text):
+    return inherited["remote"].search(queries(text), 3)
+
+
+def test_search_works_in_a_forked_process():
+    with serving(DictionaryEngine()) as url:
+        remote = inherited["remote"] = Remote(url)
+        expected = remote.search(queries("velmora"), 3)
+        with multiprocessing.get_context("fork").Pool(1) as pool:
+            assert pool.apply_async(search_in_fork, ("velmora",)).get(60) == expected
+        assert remote.search(queries("x1"), 3)[0].error is None
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_redirect_keeps_the_post_and_the_key(status, monkeypatch):
+    monkeypatch.setenv("RLKIT_SEARCH_KEY", "secret")
+
+    def respond(texts, server):
+        path = server.seen[-1][1]
+        return (status, b"", {"Location": "/retrieve"}) if path == "/retrieve/" else answer(texts)
+
+    with BehavingServer(respond) as server:
+        results = Remote(f"{server.url}/retrieve/").search(queries("a", "b"), 3)
+    assert [result.documents[0].id for result in results] == ["a", "b"]
+    assert server.seen == [("POST", path, "Bearer secret") for path in ("/retrieve/", "/retrieve")]
+
+
+def test_redirect_to_another_host_does_not_carry_the_key(monkeypatch):
+    monkeypatch.setenv("RLKIT_SEARCH_KEY", "secret")
+    with BehavingServer(lambda texts, server: answer(texts)) as other:
+        redirect = (307, b"", {"Location": f"{other.url}/retrieve"})
+        with BehavingServer(lambda texts, server: redirect) as server:
+            (result,) = Remote(server.url).search(queries("a"), 3)
+    assert result.error is None and other.seen == [("POST", "/retrieve", None)]
+
+
+@pytest.mark.parametrize(
+    ("location", "message"),
+    [
+        ("/retrieve", "redirects"),
+        ("ftp://host/", "UnsupportedProtocol"),
+        ("http://127.0.0.1:99999/", ""),
+        ("http://[", ""),
+        ("", ""),
+    ],
+)
+def test_redirect_without_a_target_is_an_error(location, message):
+    headers = {"Location": location} if location else {}
+    with BehavingServer(lambda texts, server: (307, b"", headers)) as server:
+        results = Remote(server.url, retry_timeout=5.0).search(queries("a", "b"), 3)
+    assert all(result.error and message in result.error for result in results)
+
+
+def test_lone_surrogates_of_queries_are_replaced(tmp_path):
+    with BehavingServer(lambda texts, server: answer(texts)) as server:
+        remote = Remote(server.url, cache=str(tmp_path))
+        results = remote.search(queries("a", "b \ud800", "b ?", "\udfff"), 3)
+        assert remote.search(queries("a", "b \ud800", "b ?", "\udfff"), 3) == results
+    assert server.requests == [["a", "b ?", "?"]]
+    assert [result.documents[0].text for result in results] == ["a", "b ?", "b ?", "?"]
+
+
+@pytest.mark.parametrize(
+    ("key", "header"),
+    [("", None), ("  ", None), ("secret\n", "Bearer secret"), ("Schlüssel 東京", "Bearer Schlüssel 東京")],
+)
+def test_api_key_is_sent_as_utf8_and_an_empty_one_is_none(key, header, monkeypatch):
+    monkeypatch.setenv("RLKIT_SEARCH_KEY", key)
+    with BehavingServer(lambda texts, server: answer(texts)) as server:
+        (result,) = Remote(server.url).search(queries("a"), 3)
+    ((_, _, received),) = server.seen
+    assert result.error is None
+    assert received is None if header is None else received.encode("latin-1").decode() == header
+
+
+def test_api_key_with_control_characters_is_a_user_error(monkeypatch):
+    monkeypatch.setenv("RLKIT_SEARCH_KEY", "a\nb")
+    with pytest.raises(UserError, match="RLKIT_SEARCH_KEY has control characters"):
+        Remote("http://127.0.0.1:9")
+
+
+def test_probe_accepts_a_healthy_server():
+    with BehavingServer(lambda texts, server: answer(texts)) as server:
+        Remote(server.url).probe()
+    assert server.requests == [["test"]]
+
+
+@pytest.mark.parametrize(
+    ("response", "message"),
+    [
+        ((401, b"", {}), "RLKIT_SEARCH_KEY"),
+        ((404, b"not\nfound", {}), "/retrieve"),
+        ((503, b"", {}), "retry later"),
+        ((500, b"", {}), "start the server with `rlkit serve-search INDEX`, or fix the URL"),
+        (b"<html>", "fix the URL"),
+        ({"result": [None]}, "fix the URL"),
+    ],
+)
+def test_probe_names_the_url_and_a_remedy(response, message):
+    with (
+        BehavingServer(lambda texts, server: response) as server,
+        pytest.raises(UnavailableError, match=message) as raised,
+    ):
+        Remote(server.url).probe()
+    assert f"{server.url}/retrieve" in str(raised.value) and "\n" not in str(raised.value)
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("fail", [drip, lambda server: server.stopped.wait() and b""])
+def test_probe_of_a_server_that_does_not_answer_ends(fail, monkeypatch):
+    monkeypatch.setattr("rlkit.retrieval.engines.remote.PROBE_TIMEOUT_SECONDS", 0.5)
+    with (
+        BehavingServer(lambda texts, server: fail(server)) as server,
+        pytest.raises(UnavailableError, match="Timeout"),
+    ):
+        Remote(server.url).probe()
+    assert len(server.requests) == 1
+
+
+def down_url():
+    return f"http://127.0.0.1:{free_port()}"
+
+
+def run_rlkit(*arguments):
+    command = [sys.executable, "-m", "rlkit", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.mark.parametrize("split", ["train", "dev"])
+def test_check_reports_a_server_that_is_down_in_one_line(split):
+    url = down_url()
+    process = run_rlkit("check", "search-v2", "--split", split, "--environment_args.engine", url)
+    assert process.returncode == 2 and not process.stdout
+    (line,) = process.stderr.strip().splitlines()
+    assert url in line and "rlkit serve-search INDEX" in line
+
+
+@pytest.mark.parametrize("key", ["engine", "held_out_engine"])
+def test_dry_run_reports_a_server_that_is_down_in_one_line(key, tmp_path):
+    url = down_url()
+    arguments = {
+        "environment": "search-v2",
+        "environment_args": {key: url, "world_size": 100},
+        "model_name_or_path": str(tmp_path / "no-model"),  # the server is checked before the model
+        "evaluation_tasks": 4,
+        "output_dir": str(tmp_path / "run"),
+    }
+    (tmp_path / "run.yaml").write_text(json.dumps(arguments))
+    process = run_rlkit("train", str(tmp_path / "run.yaml"), "--dry_run")
+    assert process.returncode == 2
+    assert url in process.stderr and "rlkit serve-search INDEX" in process.stderr
+    assert "Traceback" not in process.stderr and "no-model" not in process.stderr
 
 
 def start_server(port, cache):
