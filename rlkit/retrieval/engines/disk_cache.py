@@ -55,7 +55,7 @@ class DiskCache:
         except OSError as error:
             raise UserError(f"cannot create the cache {folder}: {error.strerror}") from error
 
-    def _connect(self, timeout: float = MAX_WAIT_SECONDS) -> sqlite3.Connection:
+    def _connect(self, timeout: float) -> sqlite3.Connection:
         # Each call connects: a connection belongs to one thread, and rollouts are answered in several.
         return sqlite3.connect(self.path, timeout=timeout)
 
@@ -66,7 +66,7 @@ class DiskCache:
         try:
             with suppress(OSError):  # a file system without locks
                 fcntl.flock(folder, fcntl.LOCK_EX)
-            with closing(self._connect(timeout=60)) as connection, connection:
+            with closing(self._connect(60.0)) as connection, connection:
                 connection.execute("PRAGMA journal_mode=WAL")
                 connection.execute("CREATE TABLE IF NOT EXISTS texts (key TEXT PRIMARY KEY, text TEXT)")
         finally:
@@ -77,7 +77,7 @@ class DiskCache:
         keys = list(keys)
         values: dict[str, str] = {}
         try:
-            with closing(self._connect()) as connection:
+            with closing(self._connect(MAX_WAIT_SECONDS)) as connection:
                 for key in keys:
                     row = connection.execute(
                         "SELECT text FROM texts WHERE key = ?", (_to_sql(key),)
@@ -95,7 +95,7 @@ class DiskCache:
         if not values:
             return
         try:
-            with closing(self._connect()) as connection, connection:
+            with closing(self._connect(MAX_WAIT_SECONDS)) as connection, connection:
                 # If two processes compute the same key, the first value stays: reads are repeatable.
                 rows = [(_to_sql(key), _to_sql(value)) for key, value in values.items()]
                 connection.executemany("INSERT OR IGNORE INTO texts VALUES (?, ?)", rows)

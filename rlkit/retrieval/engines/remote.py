@@ -417,7 +417,7 @@ def _status_error(response: httpx.Response) -> RemoteError | None:
         retry_after = _retry_after_seconds(response.headers.get("Retry-After", ""))
         remedy = "the server is overloaded or starting: retry later"
         return RemoteError(reason, remedy, may_recover=True, retry_after=retry_after)
-    if status >= 500:
+    if status == 408 or status >= 500:
         return RemoteError(reason, may_be_one_query=True, may_recover=True)
     # A redirect without a target concerns all queries.
     return RemoteError(reason, may_be_one_query=status >= 400)

@@ -122,7 +122,7 @@ def _split_titled_contents(contents: str, title: str) -> tuple[str, str]:
     first, newline, rest = contents.partition("\n")
     if first.strip() != title.strip():
         return title, contents
-    # Servers derive the title from the first line. A document of one line has a text, but no title.
+    # Servers derive the title from the first line. A single line is the body, without a title.
     return (title, rest) if newline else ("", contents)
 
 
