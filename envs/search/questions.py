@@ -4,7 +4,7 @@ A dataset is given in one of three ways. A row has a question and one or more an
 
 - Short name: one of the seven datasets of Search-R1 and ZeroSearch, which FlashRAG hosts on the Hugging Face
   Hub. Several are joined with `+`, as in `nq+hotpotqa`.
-- Path: a file, or a folder with one file per split.
+- Path: a file, or a folder with the files of each split, as in a checkout from the Hub.
 - Hub name: `owner/name` or `owner/name:config`.
 
 The names of FlashRAG's configs and splits are from its dataset card; the dataset itself was not downloaded.
@@ -13,28 +13,30 @@ The names of FlashRAG's configs and splits are from its dataset card; the datase
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rlkit.envs.search.layouts import COLUMNS, MissingColumnError, find_answers, find_question
 from rlkit.errors import UserError, nearest
-from rlkit.retrieval.reading import SUFFIXES, hub_splits, read_file, read_hub
+from rlkit.retrieval.reading import hub_splits, open_hub, read_file, read_hub
+from rlkit.retrieval.tables import file_type, get_value, is_table, iterate_rows
 from rlkit.rewards.qa import check_answers, normalize
 
 HUB = "RUC-NLPIR/FlashRAG_datasets"
 NAMES = ("nq", "triviaqa", "popqa", "hotpotqa", "2wikimultihopqa", "musique", "bamboogle")
-QUESTIONS = ("question", "query", "problem")
-ANSWERS = ("answers", "golden_answers", "answer", "target")
-# Other columns are not loaded: they may contain entire articles.
-COLUMNS = (*QUESTIONS, *ANSWERS, "answerable", "data_source")
-SPLIT_NAMES = {"train": ("train",), "dev": ("dev", "validation", "valid"), "test": ("test",)}
+SPLIT_NAMES = {"train": ("train",), "dev": ("dev", "validation", "valid", "val"), "test": ("test",)}
 HELD_OUT = 0.1  # fraction of the training questions that becomes dev, or test, if a dataset has no such split
-# A list of strings. An answer such as "[1912]" is not parsed, because the brackets may be part of it.
-_JSON_LIST = re.compile(r"""\s*\[\s*["']""")
+# Name of a split in the name of a file: `train.jsonl.gz`, `hotpot_dev_fullwiki_v1.json`, `NQ-open.train.jsonl`.
+_SPLIT = re.compile(r"(?<![a-z])(train|dev|validation|valid|val|test)(?![a-z])", re.IGNORECASE)
+# Number of a shard at the end of a file's stem: `train-00000-of-00002`, also with a hash, `train_1`.
+_SHARD = re.compile(r"[-_.](\d+)(?:-of-(\d+))?(?:-[0-9a-f]{8,})?")
+MAX_EXAMPLES = 5  # of skipped rows, in a message
 
 _log = logging.getLogger(__name__)
 
@@ -74,16 +76,11 @@ def read_questions(data: str, split: str) -> list[DatasetQuestion]:
     questions: dict[str, DatasetQuestion] = {}
     names = [data] if Path(data).expanduser().exists() else data.split("+")
     for name in map(str.strip, names):
-        rows, portion = _load_rows(name, split)
-        for number, row in enumerate(rows, 1):
-            location = f"{name}, row {number}"
-            question = _parse_row(row, location, name)
-            if not portion.low <= _hash_fraction(question.question) < portion.high:
-                continue
-            if question.answers:
-                questions.setdefault(question.id, question)
-            else:  # e.g. "The The", which normalizes to nothing: no prediction could be compared with it
-                _log.warning("skipped: %s has no answer that can be compared", location)
+        tables, portion = _load_tables(name, split)
+        for table in tables:
+            for question in _parse_table(table, name):
+                if portion.low <= _hash_fraction(question.question) < portion.high:
+                    questions.setdefault(question.id, question)
     if not questions:
         raise UserError(f"{data} has no questions in the split {split!r}")
     return list(questions.values())
@@ -94,18 +91,75 @@ def shuffled(questions: Iterable[DatasetQuestion], seed: int) -> list[DatasetQue
     return sorted(questions, key=lambda question: _digest(f"{seed} {question.id}"))
 
 
-def _load_rows(name: str, split: str) -> tuple[Sequence[Mapping[str, Any]], Portion]:
-    """Return the rows of the stored split that provides `split`, and which portion of them to use."""
+class Table(NamedTuple):
+    """The rows of a file, or of a split on the Hub, with the columns in which questions and answers are.
+
+    Attributes:
+        name: Path of the file, or name of the dataset on the Hub.
+        rows: Rows of the table.
+        hub_split: Config and split of a dataset on the Hub, or None.
+    """
+
+    name: str
+    rows: Sequence[Mapping[str, Any]]
+    hub_split: tuple[str | None, str] | None = None
+
+    def columns(self, number: int) -> list[str]:
+        """Return all columns of a row, including those that were not loaded; the first row has number 1."""
+        if self.hub_split is not None:
+            return open_hub(self.name, *self.hub_split).column_names
+        (row,) = islice(iterate_rows(Path(self.name)), number - 1, number)
+        return list(row.values)
+
+
+def _load_tables(name: str, split: str) -> tuple[list[Table], Portion]:
+    """Return the tables of the stored split that provides `split`, and which portion of them to use."""
     path = Path(name).expanduser()
     if name and path.is_dir():
-        files = {file.stem: file for file in sorted(path.iterdir()) if file.suffix in SUFFIXES}
+        files = _split_files(path)
         portion = _find_portion(name, list(files), split)
-        return read_file(files[portion.stored_split], COLUMNS), portion
-    if path.suffix in SUFFIXES:
-        return read_file(path, COLUMNS), _find_portion(name, ["train"], split)
+        return [Table(str(file), read_file(file, COLUMNS)) for file in files[portion.stored_split]], portion
+    if is_table(path):
+        return [Table(str(path), read_file(path, COLUMNS))], _find_portion(name, ["train"], split)
     hub, config = (HUB, name) if name in NAMES else _parse_hub_name(name)
     portion = _find_portion(name, hub_splits(hub, config), split)
-    return read_hub(hub, config, portion.stored_split, columns=COLUMNS), portion
+    rows = read_hub(hub, config, portion.stored_split, columns=COLUMNS)
+    return [Table(hub, rows, (config, portion.stored_split))], portion
+
+
+def _split_files(folder: Path) -> dict[str, list[Path]]:
+    """Return the files of each split in a folder, or in its subfolder `data`, as in a checkout from the Hub.
+
+    Raises:
+        UserError: A split has several files that are not shards, or a shard is missing.
+    """
+    splits: dict[str, list[Path]] = defaultdict(list)
+    for parent in (folder, folder / "data"):
+        for path in sorted(parent.iterdir()) if parent.is_dir() and not splits else ():
+            if path.is_file() and is_table(path) and (match := _SPLIT.search(path.name)):
+                splits[match[1].lower()].append(path)
+    for split, paths in splits.items():
+        _check_shards(split, paths)
+    return splits
+
+
+def _check_shards(split: str, paths: Sequence[Path]) -> None:
+    """Raise UserError if several files of a split are not the complete set of its shards."""
+    names = set()
+    for path in paths:
+        stem = path.name[: path.name.lower().rindex(file_type(path))]
+        shard = next((m for m in _SHARD.finditer(stem) if m.end() == len(stem)), None)
+        names.add((stem[: shard.start()] if shard else path.name, file_type(path)))
+        total = int(shard[2] or 0) if shard else 0
+        if total and len(paths) < total:
+            raise UserError(
+                f"{path.parent} has {len(paths)} of the {total} files of the split {split!r}: download the others"
+            )
+    if len(names) > 1:
+        raise UserError(
+            f"{paths[0].parent} has several files of the split {split!r}, such as {paths[0].name} and "
+            f"{paths[-1].name}: remove all but one"
+        )
 
 
 def _parse_hub_name(name: str) -> tuple[str, str | None]:
@@ -159,37 +213,56 @@ def _hash_fraction(question: str) -> float:
     return int(_digest(normalize(question))[:8], 16) / 16**8
 
 
+def _parse_table(table: Table, source: str) -> list[DatasetQuestion]:
+    """Return the questions of a table that have a comparable answer; warn about the others.
+
+    Raises:
+        UserError: A row is invalid.
+    """
+    questions: list[DatasetQuestion] = []
+    skipped: list[int] = []
+    has_bar = False
+    for number, row in enumerate(table.rows, 1):
+        location = f"{table.name}, row {number}"
+        try:
+            question = _parse_row(row, location, source)
+        except MissingColumnError as error:
+            names = ", ".join(repr(str(name)[:40]) for name in table.columns(number)[:30])
+            raise UserError(f"{error}; it has the columns {names or 'none'}") from None
+        if not question.answers:  # e.g. "The The", which normalizes to nothing
+            skipped.append(number)
+            continue
+        if len(question.answers) == 1 and "|" in question.answers[0] and not has_bar:
+            has_bar = True
+            _log.warning(
+                "%s: %r is one answer; to accept several, write them as a JSON list: %s",
+                location,
+                question.answers[0][:60],
+                '["Rome", "Roma"]',
+            )
+        questions.append(question)
+    if skipped:
+        examples = ", ".join(map(str, skipped[:MAX_EXAMPLES])) + (
+            ", ..." if len(skipped) > MAX_EXAMPLES else ""
+        )
+        _log.warning(
+            "skipped %d of %d rows of %s, which have no answer that can be compared: %s",
+            len(skipped),
+            len(table.rows),
+            table.name,
+            examples,
+        )
+    return questions
+
+
 def _parse_row(row: Mapping[str, Any], location: str, source: str) -> DatasetQuestion:
-    question = _first_value(row, QUESTIONS)
-    if not isinstance(question, str) or not question.strip():
-        raise UserError(f"{location}: the row needs a question in one of the columns {', '.join(QUESTIONS)}")
-    question = _clean(question)
-    answers: list[str] = []
-    if row.get("answerable") is not False:
-        answers = _parse_answers(_first_value(row, ANSWERS), location)
+    question = _clean(find_question(row, location))
+    answers = map(_clean, find_answers(row, location))
     comparable = tuple(dict.fromkeys(answer for answer in answers if _is_comparable(answer)))
     # The id is a hash of the content: ids in the rows repeat between datasets, and rows with equal ids would
     # be grouped as one task.
     question_id = _digest(f"{question}\x1f{sorted(comparable)}")[:16]
-    return DatasetQuestion(question_id, question, comparable, str(row.get("data_source") or source))
-
-
-def _parse_answers(cell: Any, location: str) -> list[str]:
-    """Return the answers in a cell: one answer or a list, which CSV files encode as JSON."""
-    if isinstance(cell, str) and _JSON_LIST.match(cell):
-        try:
-            cell = json.loads(cell)
-        except ValueError as error:
-            raise UserError(f"{location}: the answers {cell[:60]!r} are not a JSON list") from error
-    cells = cell if isinstance(cell, list) else [cell]
-    answers = [answer for answer in cells if answer is not None]
-    if not answers:
-        raise UserError(f"{location}: the row needs an answer in one of the columns {', '.join(ANSWERS)}")
-    for answer in answers:
-        # A float has several spellings: 1912.0 would be normalized to 19120.
-        if not isinstance(answer, str | int) or isinstance(answer, bool):
-            raise UserError(f"{location}: the answer {str(answer)[:60]} is not a string: put it in quotes")
-    return [_clean(str(answer)) for answer in answers]
+    return DatasetQuestion(question_id, question, comparable, str(get_value(row, ("data_source",)) or source))
 
 
 def _clean(text: str) -> str:
@@ -204,10 +277,6 @@ def _is_comparable(text: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _first_value(row: Mapping[str, Any], columns: Sequence[str]) -> Any:
-    return next((row[name] for name in columns if row.get(name) is not None), None)
 
 
 def _digest(text: str) -> str:

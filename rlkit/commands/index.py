@@ -1,6 +1,7 @@
 """`rlkit index CORPUS -o FOLDER`: build a search index of a corpus.
 
     rlkit index corpus.jsonl --engine bm25 -o indexes/corpus
+    rlkit index notes -o indexes/notes                  # a folder of .txt and .md files
     rlkit index world:100000:0 --engine dense --model BAAI/bge-small-en-v1.5 -o indexes/world
 
 If the build was interrupted, the same command resumes it (docs/search_engines.md).
@@ -46,7 +47,8 @@ def build_parser() -> CommandParser:
     )
     add = parser.add_argument
     add("corpus", metavar="CORPUS",
-        help=".jsonl, .parquet or .csv file, folder with a corpus.jsonl, or world:SIZE:SEED")  # fmt: skip
+        help="file (.jsonl, .json, .parquet, .csv, .tsv, .txt, .md; also .gz), folder of such files, or "
+        "world:SIZE:SEED")  # fmt: skip
     add("--engine", choices=list(ENGINES), default="bm25", help="search engine (default: %(default)s)")
     add("-o", "--out", required=True, metavar="FOLDER", help="output folder of the index")
     add("--overwrite", action="store_true", default=False, help="replace an existing index")

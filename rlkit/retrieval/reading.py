@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlkit.errors import UserError, first_line
+from rlkit.retrieval.tables import SUFFIXES, is_table, iterate_rows, select_names
 
 if TYPE_CHECKING:
     import datasets
-
-SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
 
 
 def read_rows(dataset: str, config: str | None, split: str, revision: str | None) -> list[dict[str, Any]]:
@@ -23,13 +20,13 @@ def read_rows(dataset: str, config: str | None, split: str, revision: str | None
         UserError: The file or dataset does not exist, or is not a table.
     """
     path = Path(dataset).expanduser()
-    if path.suffix in SUFFIXES:
+    if is_table(path):
         return read_file(path)
     return read_hub(dataset, config, split, revision)
 
 
 def read_file(path: Path, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """Return the rows of a JSONL, JSON, Parquet or CSV file.
+    """Return the rows of a JSONL, JSON, Parquet, CSV or TSV file, which may be compressed with gzip.
 
     Args:
         path: Path of the file.
@@ -38,14 +35,7 @@ def read_file(path: Path, columns: Sequence[str] | None = None) -> list[dict[str
     Raises:
         UserError: The file does not exist, or is not a table.
     """
-    if not path.is_file():
-        raise UserError(f"there is no file {path}")
-    try:
-        rows = _READERS[path.suffix](path, columns)
-    except (ValueError, OSError, csv.Error) as error:  # pyarrow's errors derive from ValueError and OSError
-        raise UserError(f"{path} cannot be read: {error}") from error
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise UserError(f"{path} must contain a list of JSON objects")
+    rows = [row.values for row in iterate_rows(path, columns)]
     if not rows:
         raise UserError(f"{path} has no rows")
     return rows
@@ -64,7 +54,7 @@ def read_hub(
         UserError: The dataset or split does not exist.
     """
     rows = open_hub(dataset, config, split, revision)
-    return rows.select_columns(_available(columns, rows.column_names)).to_list()
+    return rows.select_columns(select_names(columns, rows.column_names)).to_list()
 
 
 def open_hub(dataset: str, config: str | None, split: str, revision: str | None = None) -> datasets.Dataset:
@@ -98,45 +88,6 @@ def hub_splits(dataset: str, config: str | None) -> list[str]:
 def _load_error(dataset: str, error: Exception) -> UserError:
     suffixes = ", ".join(SUFFIXES)
     return UserError(
-        f"{dataset!r} is neither a file ({suffixes}) nor a dataset that can be loaded: {first_line(error)}"
+        f"{dataset!r} is neither a file ({suffixes}; also with .gz) nor a dataset that can be loaded: "
+        f"{first_line(error)}"
     )
-
-
-def _available(columns: Sequence[str] | None, names: Sequence[str]) -> list[str]:
-    """Return the requested columns that exist, or all names if none does, so that an error can list them."""
-    return [name for name in names if name in (columns or names)] or list(names)
-
-
-def _read_jsonl(path: Path, columns: Sequence[str] | None) -> list[Any]:
-    rows = []
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"line {number}: {error}") from error
-            if isinstance(row, dict):
-                row = {name: row[name] for name in _available(columns, list(row))}
-            rows.append(row)
-    return rows
-
-
-def _read_json(path: Path, columns: Sequence[str] | None) -> object:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _read_csv(path: Path, columns: Sequence[str] | None) -> list[Any]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        return list(csv.DictReader(file))
-
-
-def _read_parquet(path: Path, columns: Sequence[str] | None) -> list[Any]:
-    import pyarrow.parquet
-
-    names = pyarrow.parquet.read_schema(path).names
-    return pyarrow.parquet.read_table(path, columns=_available(columns, names)).to_pylist()
-
-
-_READERS = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet}

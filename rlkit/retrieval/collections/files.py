@@ -13,8 +13,9 @@ from pathlib import Path
 
 from rlkit.errors import UserError
 from rlkit.retrieval.collections.base import Collection, Qrels, check_judged_documents
-from rlkit.retrieval.collections.corpus import READERS, corpus_source, read_corpus
+from rlkit.retrieval.collections.corpus import corpus_source, read_corpus
 from rlkit.retrieval.documents import Document
+from rlkit.retrieval.tables import iterate_rows
 
 Rows = Iterator[tuple[str, list[str]]]  # location (`FILE:LINE`) and fields
 
@@ -35,10 +36,8 @@ def load_beir(folder: Path) -> Collection:
 
 def read_queries(path: Path) -> dict[str, str]:
     """Return query texts by id from rows with `_id` (or `id`) and `text`; raises UserError."""
-    if not path.is_file():
-        raise UserError(f"there is no file {path}")
     queries: dict[str, str] = {}
-    for location, row in READERS[path.suffix](path):
+    for location, row in iterate_rows(path):
         name, text = row.get("_id", row.get("id")), row.get("text")
         if isinstance(name, bool) or not isinstance(name, str | int) or not isinstance(text, str):
             raise UserError(f"{location}: a query needs an _id (string or integer) and a string in text")

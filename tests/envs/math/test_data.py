@@ -184,8 +184,8 @@ def test_integer_comparison_rejects_other_answers(jsonl):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("data.jsonl", '{"problem": "1"}\nnot json', "cannot be read: line 2"),
-        ("data.jsonl", "[1]\n", "must contain a list of JSON objects"),
+        ("data.jsonl", '{"problem": "1"}\nnot json', r"data\.jsonl:2: the line is not valid JSON"),
+        ("data.jsonl", "[1]\n", "the line must be a JSON object"),
         ("data.json", '{"a": 1}', "must contain a list of JSON objects"),
         ("data.jsonl", "", "has no rows"),
         ("data.parquet", "no parquet", "cannot be read"),

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlkit.envs.search.questions import COLUMNS, NAMES, Portion, assign_splits, read_questions
+from rlkit.envs.search.layouts import COLUMNS
+from rlkit.envs.search.questions import NAMES, Portion, assign_splits, read_questions
 from rlkit.errors import UserError
 from rlkit.registry import load_environment
 from rlkit.retrieval.collections.world import World
@@ -67,8 +68,10 @@ def test_questions_without_comparable_answer_are_skipped(tmp_path, caplog):
     ]
     path = write(tmp_path / "a.jsonl", [*incomparable, *ROWS[:3]])
     assert len(read_all(path)) == 3
-    for row in ("row 1", "row 2"):
-        assert caplog.text.count(f"{row} has no answer that can be compared") == 1
+    assert (
+        "skipped 2 of 5 rows" in caplog.text
+        and "which have no answer that can be compared: 1, 2" in caplog.text
+    )
 
 
 def test_lone_surrogates_become_question_marks(tmp_path):
@@ -155,19 +158,31 @@ def test_duplicate_questions_are_removed(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"question": "q", "answers": ["A"]}\n{"question"', "line 2"),
+        ('{"question": "q", "answers": ["A"]}\n{"question"', r"a\.jsonl:2: the line is not valid JSON"),
         ('{"question": " ", "answers": ["A"]}', "row 1: the row needs a question"),
         ('{"answers": ["A"]}', "row 1: the row needs a question"),
         ('{"question": "q", "answers": []}', "row 1: the row needs an answer"),
         ('{"question": "q"}', "row 1: the row needs an answer"),
         ('{"question": "q", "answers": [null]}', "row 1: the row needs an answer"),
-        ('{"question": "q", "answer": {"value": "A", "aliases": []}}', "row 1: the answer .*is not a string"),
+        (
+            '{"question": "q", "answer": {"spans": ["A"]}}',
+            "row 1: the answer is an object with the keys 'spans', but none of value, text",
+        ),
         ('{"question": "q", "answer": 1912.0}', "row 1: the answer 1912.0 is not a string"),
         ('{"question": "q", "answer": true}', "row 1: the answer True is not a string"),
         ('{"question": "q", "answer": NaN}', "row 1: the answer nan is not a string"),
-        ('{"question": "q", "answer": "[\'A\', \'B\']"}', "row 1: the answers .* not a JSON list"),
+        ('{"question": "q", "answer": "[\'A\', B]"}', "row 1: the answers .* not a list in JSON or Python"),
+        ('{"question": "q", "answer": "[\'A\' \'B\']"}', "row 1: the answers .* an array printed by NumPy"),
+        (
+            '{"question": "q", "answers": "{\'text\': array([\'A\'], dtype=object)}"}',
+            "row 1: the answers .* not an object in JSON or Python",
+        ),
+        (
+            '{"frage": "q", "answer": "A"}',
+            "row 1: the row needs a question .*has the columns 'frage', 'answer'",
+        ),
         ('{"question": 1, "answer": "A"}', "row 1: the row needs a question"),
-        ("[1]", "objects"),
+        ("[1]", r"a\.jsonl:1: the line must be a JSON object"),
         ("", "no rows"),
     ],
 )

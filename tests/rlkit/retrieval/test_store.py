@@ -153,18 +153,17 @@ def test_read_corpus_splits_contents_of_search_r1(tmp_path, contents, title, tex
         (b'{"_id": "1", "title": "a"}\n', r"bad\.jsonl:1: the row needs a string in the column text"),
         (b'{"_id": "1", "text": null}\n', r"bad\.jsonl:1: the row needs a string in the column text"),
         (b'{"_id": "1", "text": 3}\n', r"bad\.jsonl:1: the row needs a string in the column text"),
-        (b'{"text": "a"}\n', r"bad\.jsonl:1: the row needs a string or an integer"),
         (
             b'{"_id": true, "text": "a"}\n',
-            r"bad\.jsonl:1: the row needs a string or an integer",
+            r"bad\.jsonl:1: the id must be a string or an integer, not 'True'",
         ),
         (
-            b'{"_id": "", "text": "a"}\n',
-            r"bad\.jsonl:1: the row needs a string or an integer",
+            b'{"_id": [1], "text": "a"}\n',
+            r"bad\.jsonl:1: the id must be a string or an integer, not '\[1\]'",
         ),
         (b'{"_id": "1", "text": "a", "title": 1}\n', r"bad\.jsonl:1: the title must be a string"),
-        (b'["1", "a"]\n', r"bad\.jsonl:1: the line must be an object"),
-        (b'{"_id": "1", "text": "caf\xe9"}\n', r"bad\.jsonl:1: .*truncated"),
+        (b'["1", "a"]\n', r"bad\.jsonl:1: the line must be a JSON object"),
+        (b'{"_id": "1", "text": "caf\xe9"}\n', r"bad\.jsonl:1: the file is not UTF-8: convert it"),
         (b'{"_id": "1", "text": "\\ud83d"}\n', r"bad\.jsonl:1: the row has a lone surrogate"),
         (b"[" * 100_000, r"bad\.jsonl:1: .*truncated"),
         (b"\n\n", r"bad\.jsonl has no documents"),
@@ -185,7 +184,7 @@ def test_read_corpus_names_bad_line_of_jsonl(tmp_path, content, message):
         (b'_id,title,text\n1,a,"cut', r"bad\.csv:2: .*truncated"),
         (b"_id,title\n1,a\n", r"bad\.csv:2: the row needs a string in the column text"),
         (b"_id,text\n1,a\n\n1,b\n", r"bad\.csv:4: the id '1' is a duplicate"),
-        (b"_id,text\n1,\xff\n", r"bad\.csv:.*truncated"),
+        (b"_id,text\n1,\xff\n", r"bad\.csv:2: the file is not UTF-8: convert it"),
         (b"_id,text\n", r"bad\.csv has no documents"),
         (b"", r"bad\.csv has no documents"),
     ],
@@ -198,7 +197,7 @@ def test_read_corpus_names_bad_row_of_csv(tmp_path, content, message):
 
 def test_read_corpus_names_bad_row_of_parquet(tmp_path):
     corpus = write_corpus(tmp_path / "bad.parquet", [{"id": "1", "text": "a"}, {"id": "2", "text": None}])
-    with pytest.raises(UserError, match=r"bad\.parquet: row 2: the row needs a string in the column text"):
+    with pytest.raises(UserError, match=r"bad\.parquet, row 2: the row needs a string in the column text"):
         list(read_corpus(corpus))
     (tmp_path / "bad.parquet").write_bytes((tmp_path / "bad.parquet").read_bytes()[:-20])
     with pytest.raises(UserError, match=r"bad\.parquet: cannot be read.*truncated"):
@@ -214,9 +213,9 @@ def test_read_corpus_rejects_missing_or_unknown_corpus(tmp_path):
     ]:
         with pytest.raises(UserError, match=message):
             list(read_corpus(str(corpus)))
-    (tmp_path / "corpus.txt").write_text("text")
-    with pytest.raises(UserError, match=r"unsupported file type .*; use one of \.jsonl, \.parquet, \.csv"):
-        corpus_source(str(tmp_path / "corpus.txt"))
+    (tmp_path / "corpus.pdf").write_text("text")
+    with pytest.raises(UserError, match=r"unsupported file type '\.pdf'; use one of \.jsonl, \.json, "):
+        corpus_source(str(tmp_path / "corpus.pdf"))
 
 
 def test_read_corpus_generates_world():

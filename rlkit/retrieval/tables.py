@@ -1,0 +1,330 @@
+"""Iterate over the rows of JSONL, JSON, CSV, TSV and Parquet files, which may be compressed with gzip.
+
+Text is UTF-8, with or without a byte order mark. Every error names the file and the line or row.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import logging
+import zlib
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from io import StringIO
+from itertools import chain
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from rlkit.errors import UserError, first_line
+
+SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".tsv")
+# Keys of a JSON object that holds its rows in a list, e.g. SQuAD's "data".
+ROW_KEYS = ("data", "rows", "questions", "documents", "examples", "items")
+
+MAX_RECORD_LINES = 1000  # of a TSV record with quoted line ends
+
+_log = logging.getLogger(__name__)
+
+csv.field_size_limit(2**31 - 1)  # the default raises on fields of more than 128 KiB
+
+
+class Row(NamedTuple):
+    """A row of a file, and where it is: `FILE:LINE`, or `FILE, row NUMBER`."""
+
+    location: str
+    values: dict[str, Any]
+
+
+def file_type(path: Path) -> str:
+    """Return the suffix of a file in lowercase, without a final `.gz`: ".jsonl" of `part-0.jsonl.gz`."""
+    return Path(path.name.lower().removesuffix(".gz")).suffix
+
+
+def is_table(path: Path) -> bool:
+    """Return whether the name of a file says that it has rows."""
+    return file_type(path) in SUFFIXES
+
+
+@lru_cache(maxsize=10_000)
+def canonical(name: str) -> str:
+    """Return the form in which column names are compared: "Golden_Answers" becomes "goldenanswers"."""
+    return "".join(character for character in name.lower() if character not in "_- ")
+
+
+def get_value(row: Mapping[str, Any], names: Iterable[str]) -> Any:
+    """Return the value of the first of these columns that is not None, or None.
+
+    A column with exactly this name is preferred to one that differs in case or underscores.
+    """
+    for name in names:
+        if row.get(name) is not None:
+            return row[name]
+    values: dict[str, Any] = {}
+    for name, value in row.items():
+        if value is not None:
+            values.setdefault(canonical(name), value)
+    return next((values[canonical(name)] for name in names if canonical(name) in values), None)
+
+
+def select_names(columns: Iterable[str] | None, names: Iterable[str]) -> list[str]:
+    """Return the names that are among the columns, or all if none is, so that an error can list them."""
+    names = list(names)
+    if columns is None:
+        return names
+    wanted = {canonical(column) for column in columns}
+    return [name for name in names if canonical(name) in wanted] or names
+
+
+def iterate_rows(
+    path: Path,
+    columns: Sequence[str] | None = None,
+    headerless: Sequence[str] | None = None,
+    keyed: str | None = None,
+) -> Iterator[Row]:
+    """Yield the rows of a file one at a time; only a .json file is loaded as a whole.
+
+    Args:
+        path: Path of the file.
+        columns: Columns to keep, which saves memory if rows hold entire articles. None keeps all.
+        headerless: Columns of a TSV file whose first line has none of `columns`, but as many fields as
+            these. None requires a header.
+        keyed: Column for the values of a JSON object that maps ids to strings; the id is in `_id`. None
+            rejects such an object.
+
+    Raises:
+        UserError: The file does not exist, has an unknown type or is not UTF-8, or a row is truncated.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no file {path}")
+    kind = file_type(path)
+    if kind == ".parquet":
+        if path.suffix.lower() == ".gz":
+            raise UserError(f"{path}: decompress it with gunzip; Parquet has a compression of its own")
+        yield from _parquet_rows(path, columns)
+        return
+    if kind == ".jsonl":
+        rows = _jsonl_rows(path)
+    elif kind == ".json":
+        rows = _json_rows(path, keyed)
+    elif kind == ".csv":
+        rows = _csv_rows(path)
+    elif kind == ".tsv":
+        rows = _tsv_rows(path, columns, headerless)
+    else:
+        suffixes = ", ".join(SUFFIXES)
+        raise UserError(f"{path} has the unsupported file type {path.suffix!r}; use one of {suffixes}")
+    for location, values in rows:
+        yield Row(location, {name: values[name] for name in select_names(columns, values)})
+
+
+@contextmanager
+def open_text(path: Path, newline: str) -> Iterator[IO[str]]:
+    r"""Open a UTF-8 file, which may be compressed with gzip.
+
+    Args:
+        path: Path of the file.
+        newline: What ends a line, as for `open`: "\n", or "" for all line endings. None is translated.
+
+    Raises:
+        UserError: The file cannot be read, is not UTF-8, or its gzip data are damaged.
+    """
+    is_gzip = False
+    try:
+        with path.open("rb") as file:
+            is_gzip = file.read(2) == b"\x1f\x8b"  # its magic number: names are not reliable
+        with (gzip.open if is_gzip else open)(path, "rt", encoding="utf-8-sig", newline=newline) as text:
+            yield text
+    except UnicodeDecodeError:
+        line = _undecodable_line(path, is_gzip)
+        raise UserError(
+            f"{path}:{line}: the file is not UTF-8: convert it, for example with"
+            " `iconv -f WINDOWS-1252 -t UTF-8`"
+        ) from None
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        reason = first_line(error)
+        raise UserError(
+            f"{path}: the gzip data are truncated or damaged ({reason}): copy the file again"
+        ) from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or first_line(error)}") from None
+
+
+def _undecodable_line(path: Path, is_gzip: bool) -> int:
+    """Return the number of the first line that is not UTF-8. The decoder reads ahead and does not know it."""
+    with (gzip.open if is_gzip else open)(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return number
+    return 1
+
+
+def _jsonl_rows(path: Path) -> Iterator[Row]:
+    with open_text(path, "\n") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                values = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise UserError(
+                    f"{path}:{number}: the line is not valid JSON ({error}); is it truncated?"
+                ) from None
+            if not isinstance(values, dict):
+                raise UserError(f"{path}:{number}: the line must be a JSON object")
+            yield Row(f"{path}:{number}", values)
+
+
+def _json_rows(path: Path, keyed: str | None) -> Iterator[Row]:
+    with open_text(path, "\n") as file:
+        content = file.read()
+    if not content.strip():
+        return
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        if str(error).startswith("Extra data"):  # one object per line, as many a .json file on the Hub
+            yield from _jsonl_rows(path)
+            return
+        raise UserError(f"{path} is not valid JSON ({error}); is it truncated?") from None
+    rows = _find_rows(value, keyed)
+    if rows is None or not all(isinstance(row, dict) for row in rows):
+        raise UserError(f"{path} must contain a list of JSON objects, directly or in {', '.join(ROW_KEYS)}")
+    for number, row in enumerate(rows, 1):
+        yield Row(f"{path}, row {number}", row)
+
+
+def _find_rows(value: Any, keyed: str | None) -> list[Any] | None:
+    """Return the rows in the content of a JSON file, or None if it has none."""
+    if isinstance(value, dict):
+        lists = {name: rows for name, rows in value.items() if isinstance(rows, list)}
+        value = get_value(lists, ROW_KEYS) if lists else _keyed_rows(value, keyed)
+    if not isinstance(value, list):
+        return None
+    rows: list[Any] = []
+    for row in value:
+        # SQuAD's own files nest questions in the paragraphs of articles.
+        paragraphs = row.get("paragraphs") if isinstance(row, dict) else None
+        if not isinstance(paragraphs, list):
+            paragraphs = []
+        questions = [paragraph["qas"] for paragraph in paragraphs if _has_questions(paragraph)]
+        rows += chain.from_iterable(questions) if questions else [row]
+    return rows
+
+
+def _has_questions(paragraph: Any) -> bool:
+    return isinstance(paragraph, dict) and isinstance(paragraph.get("qas"), list)
+
+
+def _keyed_rows(values: dict[str, Any], keyed: str | None) -> list[Any] | None:
+    """Return the rows of an object that maps ids to strings or rows, or None if it does not."""
+    if keyed is None:
+        return None
+    if keyed in values:  # the file is a single row
+        return [values]
+    if all(isinstance(value, str) for value in values.values()):
+        return [{"_id": name, keyed: value} for name, value in values.items()]
+    if all(isinstance(value, dict) for value in values.values()):
+        return [{**value, "_id": name} for name, value in values.items()]
+    return None
+
+
+def _csv_rows(path: Path) -> Iterator[Row]:
+    with open_text(path, "") as file:
+        # Without `strict`, an unclosed quote is accepted.
+        reader = csv.reader(file, strict=True)
+        try:
+            columns = next(reader, [])
+            for fields in reader:
+                if fields:
+                    yield _table_row(f"{path}:{reader.line_num}", columns, fields)
+        except csv.Error as error:
+            raise UserError(f"{path}:{reader.line_num}: invalid row ({error}); is it truncated?") from None
+
+
+def _table_row(location: str, columns: Sequence[str], fields: Sequence[str]) -> Row:
+    if len(fields) != len(columns):
+        counts = f"{len(fields)} fields, but the header has {len(columns)}"
+        raise UserError(f"{location}: invalid row ({counts}); is it truncated?")
+    return Row(location, dict(zip(columns, fields, strict=True)))
+
+
+def _tsv_rows(path: Path, columns: Sequence[str] | None, headerless: Sequence[str] | None) -> Iterator[Row]:
+    with open_text(path, "\n") as file:
+        first = next(file, "")
+        names = _parse_quoted(first) or _split_line(first)
+        has_names = columns is None or not {*map(canonical, columns)}.isdisjoint(map(canonical, names))
+        if has_names or headerless is None or len(names) != len(headerless):
+            for number, fields in _tsv_records(file, len(names)):
+                yield _table_row(f"{path}:{number}", names, fields)
+            return
+        _log.warning("%s has no header; its columns are read as %s", path, ", ".join(headerless))
+        # In such files, as MS MARCO's, quotes are ordinary characters.
+        for number, line in enumerate(chain([first], file), 1):
+            if line.strip():
+                yield _table_row(f"{path}:{number}", headerless, _split_line(line))
+
+
+def _tsv_records(lines: Iterator[str], num_fields: int) -> Iterator[tuple[int, list[str]]]:
+    """Yield the line number and the fields of each record after the header.
+
+    Fields may be quoted as in CSV, and then contain tabs and line ends (DPR, pandas). A record whose quotes
+    are not balanced is a line in which quotes are ordinary characters (T2Ranking).
+    """
+    unread: deque[str] = deque()
+    number = 1
+    while (line := unread.popleft() if unread else next(lines, None)) is not None:
+        number += 1
+        if not line.strip():
+            continue
+        record, fields = [line], _parse_quoted(line)
+        # Text without quoting has all its tabs on one line: a line that would add too many is another record.
+        while fields is None and len(record) < MAX_RECORD_LINES:
+            line = unread.popleft() if unread else next(lines, None)
+            if line is None:
+                break
+            record.append(line)
+            if "".join(record).count("\t") >= num_fields:
+                break
+            fields = _parse_quoted("".join(record))
+        if fields is None or len(fields) != num_fields:
+            fields = _split_line(record[0])
+            unread.extendleft(reversed(record[1:]))
+            del record[1:]
+        yield number, fields
+        number += len(record) - 1
+
+
+def _split_line(line: str) -> list[str]:
+    return line.rstrip("\r\n").split("\t")
+
+
+def _parse_quoted(record: str) -> list[str] | None:
+    """Return the fields of a tab-separated record, or None if its quotes are not balanced."""
+    if '"' not in record:
+        return _split_line(record)
+    try:
+        return next(csv.reader(StringIO(record, newline=""), "excel-tab", strict=True))
+    except csv.Error:
+        return None
+
+
+def _parquet_rows(path: Path, columns: Sequence[str] | None) -> Iterator[Row]:
+    import pyarrow
+    import pyarrow.parquet
+
+    number = 0
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+        for batch in file.iter_batches(columns=select_names(columns, file.schema_arrow.names)):
+            for values in batch.to_pylist():
+                number += 1
+                yield Row(f"{path}, row {number}", values)
+    except (OSError, ValueError, pyarrow.ArrowException) as error:  # ValueError: a string that is not UTF-8
+        reason = first_line(error)
+        raise UserError(f"{path}: cannot be read after row {number} ({reason}); is it truncated?") from None
