@@ -116,6 +116,7 @@ class Environment(ABC):
     breakdown: Sequence[str] = ()  # columns by whose values evaluations are broken down
     max_turns: int = 1  # maximum number of assistant turns
     stop: Sequence[str] = ()  # stop strings, each of which ends an assistant turn
+    requires_scripts: bool = False  # whether `rlkit check` fails if no task has a script
     tools: Sequence[Mapping[str, Any]] = ()  # JSON schemas of the functions that a model can call
 
     @abstractmethod

@@ -103,6 +103,7 @@ class SearchEnvironment(Environment):
         if self.held_out_name is None and data is None:
             self.held_out_name = "bm25"
         self.data = data
+        self.requires_scripts = data is None  # without one, the engine retrieves no passage of the world
         # Cached per split, because reading a dataset is slow.
         self._questions: dict[str, list[DatasetQuestion]] = {}
         # Evaluations are broken down by number of hops, or by the dataset that a question is from.

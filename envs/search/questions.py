@@ -32,7 +32,7 @@ HUB = "RUC-NLPIR/FlashRAG_datasets"
 NAMES = ("nq", "triviaqa", "popqa", "hotpotqa", "2wikimultihopqa", "musique", "bamboogle")
 SPLIT_NAMES = {"train": ("train",), "dev": ("dev", "validation", "valid", "val"), "test": ("test",)}
 HELD_OUT = 0.1  # fraction of the training questions that becomes dev, or test, if a dataset has no such split
-# Name of a split in the name of a file: `train.jsonl.gz`, `hotpot_dev_fullwiki_v1.json`, `NQ-open.train.jsonl`.
+# Name of a split in the name of a file: `train.jsonl.gz`, `hotpot_dev_fullwiki_v1.json`.
 _SPLIT = re.compile(r"(?<![a-z])(train|dev|validation|valid|val|test)(?![a-z])", re.IGNORECASE)
 # Number of a shard at the end of a file's stem: `train-00000-of-00002`, also with a hash, `train_1`.
 _SHARD = re.compile(r"[-_.](\d+)(?:-of-(\d+))?(?:-[0-9a-f]{8,})?")
@@ -153,7 +153,7 @@ def _check_shards(split: str, paths: Sequence[Path]) -> None:
         total = int(shard[2] or 0) if shard else 0
         if total and len(paths) < total:
             raise UserError(
-                f"{path.parent} has {len(paths)} of the {total} files of the split {split!r}: download the others"
+                f"{path.parent} has {len(paths)} of {total} files of the split {split!r}: download the others"
             )
     if len(names) > 1:
         raise UserError(

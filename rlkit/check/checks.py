@@ -2,7 +2,7 @@
 
 An environment is sound if its reference answers earn the maximum reward, wrong answers earn none, and its
 tasks are reproducible. The table `CHECKS` lists all checks; each one is a function that returns the problem,
-or None.
+or None, and raises `DoesNotApply` if the environment has nothing to check.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,13 +14,20 @@ import cloudpickle
 
 from rlkit.check.play import Task, most_frequent_answer, play
 from rlkit.environment import SPLITS, Environment
-from rlkit.errors import UnavailableError
+from rlkit.errors import UnavailableError, UserError
 from rlkit.reward import Reward, call_reward, single_turn_row
 from rlkit.scoring import check_columns, load_rewards
 
 ROLES = ("system", "user", "assistant", "tool")
 GARBAGE = "]] qwertz {{ \u2603 lorem ipsum"
 TOLERANCE = 1e-6  # absolute, for a weighted sum of rewards
+MIN_ORDERED = 4  # tasks; the order of fewer is often the same for several seeds
+MIN_GUESSED = 8  # tasks; of fewer, a single one is a large share
+MIN_ANSWERS = 5  # distinct answers; of fewer, the most frequent one is right for a quarter or more
+
+
+class DoesNotApply(Exception):  # noqa: N818
+    """A check says nothing about an environment; the message is the reason."""
 
 
 @dataclass(frozen=True)
@@ -29,13 +36,16 @@ class Check:
 
     Attributes:
         name: Name of the check, as a statement about the environment.
-        passed: Whether the statement holds.
-        detail: Problem of a failed check, with the task if it concerns one.
+        passed: Whether the statement holds; also True if the check does not apply.
+        detail: Problem of a failed check, with the task if it concerns one; or why a check does not apply,
+            or what it did not inspect.
+        applies: Whether the check applies to the environment.
     """
 
     name: str
     passed: bool
     detail: str = ""
+    applies: bool = True
 
 
 @dataclass(frozen=True)
@@ -106,6 +116,8 @@ def _run_check(name: str, check: Callable[[Subject], str | None], subject: Subje
         problem = check(subject)
     except UnavailableError:
         raise
+    except DoesNotApply as reason:
+        return Check(name, True, str(reason), applies=False)
     except Exception as error:  # user code: any exception is a finding
         problem = f"{type(error).__name__}: {error}"
     return Check(name, problem is None, problem or "")
@@ -144,9 +156,16 @@ def _check_has_columns(subject: Subject) -> str | None:
 
 
 def _check_count(subject: Subject) -> str | None:
-    if len(subject.tasks) != subject.n:
-        return f"requested {subject.n} tasks, got {len(subject.tasks)}"
-    return None
+    num_tasks = len(subject.tasks)
+    if num_tasks == subject.n:
+        return None
+    if 0 < num_tasks < subject.n:
+        # A finite split has all its tasks in any larger request.
+        num_of_more = len(subject.load(subject.split, 2 * subject.n, subject.seed))
+        if num_of_more == num_tasks:
+            return None
+        return f"requested {subject.n} tasks, got {num_tasks}; requested {2 * subject.n}, got {num_of_more}"
+    return f"requested {subject.n} tasks, got {num_tasks}"
 
 
 def _check_prompt(subject: Subject, task: Task) -> str | None:
@@ -189,16 +208,24 @@ def _maximum_problem(subject: Subject, row: Task) -> str | None:
 
 
 def _check_script(subject: Subject) -> str | None:
-    """In a multi-turn environment, at least half of the tasks have a script, and each earns the maximum."""
-    environment = subject.environment
+    """In a multi-turn environment, at least half of the tasks have a script, and each earns the maximum.
+
+    An environment without any script, as of questions from a dataset, needs none if its tasks have a
+    reference answer and it does not say `requires_scripts`.
+    """
+    environment, num_tasks = subject.environment, len(subject.tasks)
     scripts = [environment.script(task) for task in subject.tasks]
     if environment.max_turns == 1 or type(environment).script is Environment.script:
         return None
     scripted = [
         (task, script) for task, script in zip(subject.tasks, scripts, strict=True) if script is not None
     ]
-    if len(scripted) < subject.n / 2:
-        return f"{subject.n - len(scripted)} of {subject.n} tasks have no script"
+    if not scripted and not environment.requires_scripts:
+        if any(environment.answer(task) is None for task in subject.tasks):
+            return "there are tasks with neither a reference answer nor a script"
+        raise DoesNotApply("no task has a script")
+    if len(scripted) < num_tasks / 2:
+        return f"{num_tasks - len(scripted)} of {num_tasks} tasks have no script"
     for row in play(environment, *map(list, zip(*scripted, strict=True))):
         if problem := _maximum_problem(subject, row):
             return f"task {row['task_id']}: {problem}"
@@ -208,16 +235,22 @@ def _check_script(subject: Subject) -> str | None:
 def _check_guess(subject: Subject) -> str | None:
     """In a multi-turn environment, the most frequent answer, given in the first turn, is rarely correct.
 
-    Otherwise the policy can learn to guess instead of using its turns.
+    Otherwise the policy can learn to guess instead of using its turns. The share of a guess says nothing
+    about a split of a few tasks, or about a small one with few distinct answers, such as yes and no.
     """
-    environment = subject.environment
+    environment, num_tasks = subject.environment, len(subject.tasks)
     if environment.max_turns == 1:
         return None
+    if num_tasks < MIN_GUESSED:
+        raise DoesNotApply(f"there are fewer than {MIN_GUESSED} tasks")
+    num_answers = len({environment.answer(task) for task in subject.tasks})
+    if num_tasks < subject.n and num_answers < MIN_ANSWERS:
+        raise DoesNotApply(f"the {num_tasks} tasks have fewer than {MIN_ANSWERS} distinct answers")
     guess = most_frequent_answer(environment, subject.tasks)
-    rows = play(environment, subject.tasks, [[guess]] * subject.n)
+    rows = play(environment, subject.tasks, [[guess]] * num_tasks)
     num_correct = sum((subject.metric_value(row) or 0.0) >= 1.0 for row in rows)
-    if num_correct > subject.n / 4:
-        return f"{guess[-60:]!r} is correct for {num_correct} of {subject.n} tasks"
+    if num_correct > num_tasks / 4:
+        return f"{guess[-60:]!r} is correct for {num_correct} of {num_tasks} tasks"
     return None
 
 
@@ -237,6 +270,8 @@ def _check_garbage(subject: Subject, task: Task) -> str | None:
 
 def _check_pickling(subject: Subject) -> str | None:
     """Rewards survive cloudpickle, which carries them to the process that runs them."""
+    if not subject.tasks:
+        raise DoesNotApply("there are no tasks")
     task = subject.tasks[0]
     row = single_turn_row(task, subject.environment.answer(task) or "")
     for name, reward in subject.environment.rewards.items():
@@ -251,10 +286,15 @@ def _check_same_seed(subject: Subject) -> str | None:
 
 
 def _check_other_seed(subject: Subject) -> str | None:
-    tasks = subject.load(subject.split, subject.n, subject.seed + 1)
-    if [task["task_id"] for task in subject.tasks] == [task["task_id"] for task in tasks]:
-        return f"seeds {subject.seed} and {subject.seed + 1} give the same tasks"
-    return None
+    # If few tasks are requested, two seeds may draw the same ones.
+    n = max(subject.n, MIN_GUESSED)
+    ids = [task["task_id"] for task in subject.load(subject.split, n, subject.seed)]
+    if len(ids) < MIN_ORDERED:
+        raise DoesNotApply(f"there are fewer than {MIN_ORDERED} tasks, which may be in the same order")
+    for seed in range(subject.seed + 1, subject.seed + 4):
+        if ids != [task["task_id"] for task in subject.load(subject.split, n, seed)]:
+            return None
+    return f"seeds {subject.seed} and {subject.seed + 1} give the same tasks"
 
 
 def _check_prefix(subject: Subject) -> str | None:
@@ -275,13 +315,24 @@ def _first_difference(expected: Sequence[Task], actual: Sequence[Task]) -> str |
 def _check_ids(subject: Subject) -> str | None:
     """A task id occurs in one split, and tasks with the same id are equal (a task may be drawn twice)."""
     tasks_by_id: dict[str, tuple[str, Task]] = {}
+    missing: dict[str, UserError] = {}
     for split in SPLITS:
-        for task in subject.load(split, subject.n, subject.seed):
+        try:
+            tasks = subject.load(split, subject.n, subject.seed)
+        except UserError as error:  # a dataset may lack a split
+            if split == subject.split:
+                raise
+            missing[split] = error
+            continue
+        for task in tasks:
             first_split, first_task = tasks_by_id.setdefault(task["task_id"], (split, task))
             if first_split != split:
                 return f"{task['task_id']} is in {first_split} and in {split}"
             if difference := _first_difference([first_task], [task]):
                 return f"{task['task_id']} names two tasks of {split}: {difference}"
+    if len(missing) == len(SPLITS) - 1:
+        problems = "; ".join(f"{split}: {error}" for split, error in missing.items())
+        raise DoesNotApply(f"the other splits cannot be loaded ({problems})")
     return None
 
 

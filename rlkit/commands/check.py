@@ -10,9 +10,9 @@ from dataclasses import asdict
 from rlkit.arguments.bounds import COUNT, POSITIVE, check_number
 from rlkit.arguments.command_line import CommandParser
 from rlkit.check.agreement import solver_agreement
-from rlkit.check.checks import check_environment
+from rlkit.check.checks import Check, check_environment
 from rlkit.environment import SPLITS, Environment
-from rlkit.errors import UserError
+from rlkit.errors import UserError, one_line
 from rlkit.registry import load_environment
 
 DEFAULT_REWARD = "judge"
@@ -22,7 +22,7 @@ TASK_OPTIONS = ("num_tasks", "split", "seed")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the results and return the exit code: 0 if all checks passed or a reward has scores, else 1."""
+    """Print the results and return the exit code: 0 if no check failed or a reward has scores, else 1."""
     parser = build_parser()
     options = parser.parse_args(argv)
     check_options(options, parser)
@@ -38,8 +38,15 @@ def main(argv: Sequence[str]) -> int:
         print(json.dumps([asdict(check) for check in checks], indent=1))
     else:
         for check in checks:
-            print(f"ok    {check.name}" if check.passed else f"FAIL  {check.name}: {check.detail}")
+            print(format_check(check))
     return 0 if all(check.passed for check in checks) else 1
+
+
+def format_check(check: Check) -> str:
+    """Return the line of a check: ok, FAIL with the problem, or skip with why it does not apply."""
+    if not check.applies:
+        return f"skip  {check.name}: does not apply, {check.detail}"
+    return f"ok    {check.name}" if check.passed else f"FAIL  {check.name}: {one_line(check.detail)}"
 
 
 def check_options(options: Namespace, parser: CommandParser) -> None:

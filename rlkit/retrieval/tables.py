@@ -10,7 +10,6 @@ import gzip
 import json
 import logging
 import zlib
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -25,7 +24,6 @@ SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".tsv")
 # Keys of a JSON object that holds its rows in a list, e.g. SQuAD's "data".
 ROW_KEYS = ("data", "rows", "questions", "documents", "examples", "items")
 
-MAX_RECORD_LINES = 1000  # of a TSV record with quoted line ends
 
 _log = logging.getLogger(__name__)
 
@@ -234,10 +232,10 @@ def _keyed_rows(values: dict[str, Any], keyed: str | None) -> list[Any] | None:
     return None
 
 
-def _csv_rows(path: Path) -> Iterator[Row]:
+def _csv_rows(path: Path, dialect: str = "excel") -> Iterator[Row]:
     with open_text(path, "") as file:
         # Without `strict`, an unclosed quote is accepted.
-        reader = csv.reader(file, strict=True)
+        reader = csv.reader(file, dialect, strict=True)
         try:
             columns = next(reader, [])
             for fields in reader:
@@ -257,47 +255,42 @@ def _table_row(location: str, columns: Sequence[str], fields: Sequence[str]) -> 
 def _tsv_rows(path: Path, columns: Sequence[str] | None, headerless: Sequence[str] | None) -> Iterator[Row]:
     with open_text(path, "\n") as file:
         first = next(file, "")
-        names = _parse_quoted(first) or _split_line(first)
-        has_names = columns is None or not {*map(canonical, columns)}.isdisjoint(map(canonical, names))
-        if has_names or headerless is None or len(names) != len(headerless):
-            for number, fields in _tsv_records(file, len(names)):
-                yield _table_row(f"{path}:{number}", names, fields)
-            return
+    names = _parse_quoted(first) or _split_line(first)
+    has_names = columns is None or not {*map(canonical, columns)}.isdisjoint(map(canonical, names))
+    is_headerless = headerless is not None and len(names) == len(headerless) and not has_names
+    if headerless is not None and is_headerless:
         _log.warning("%s has no header; its columns are read as %s", path, ", ".join(headerless))
-        # In such files, as MS MARCO's, quotes are ordinary characters.
-        for number, line in enumerate(chain([first], file), 1):
-            if line.strip():
-                yield _table_row(f"{path}:{number}", headerless, _split_line(line))
+        names = list(headerless)
+        problem = None
+    else:
+        problem = _quoting_problem(path, len(names))
+        if problem is None:  # quoted as in CSV (DPR, pandas)
+            yield from _csv_rows(path, "excel-tab")
+            return
+    with open_text(path, "\n") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip(" \r\n") or (number == 1 and not is_headerless):
+                continue
+            # In MS MARCO's and T2Ranking's files, quotes are ordinary characters.
+            fields = _split_line(line)
+            if len(fields) != len(names):
+                counts = f"{len(fields)} fields, but the header has {len(names)}"
+                reason = f"; as a file with quoted fields: {problem}" if problem else ""
+                raise UserError(f"{path}:{number}: invalid row ({counts}{reason}); is it truncated?")
+            yield _table_row(f"{path}:{number}", names, fields)
 
 
-def _tsv_records(lines: Iterator[str], num_fields: int) -> Iterator[tuple[int, list[str]]]:
-    """Yield the line number and the fields of each record after the header.
-
-    Fields may be quoted as in CSV, and then contain tabs and line ends (DPR, pandas). A record whose quotes
-    are not balanced is a line in which quotes are ordinary characters (T2Ranking).
-    """
-    unread: deque[str] = deque()
-    number = 1
-    while (line := unread.popleft() if unread else next(lines, None)) is not None:
-        number += 1
-        if not line.strip():
-            continue
-        record, fields = [line], _parse_quoted(line)
-        # Text without quoting has all its tabs on one line: a line that would add too many is another record.
-        while fields is None and len(record) < MAX_RECORD_LINES:
-            line = unread.popleft() if unread else next(lines, None)
-            if line is None:
-                break
-            record.append(line)
-            if "".join(record).count("\t") >= num_fields:
-                break
-            fields = _parse_quoted("".join(record))
-        if fields is None or len(fields) != num_fields:
-            fields = _split_line(record[0])
-            unread.extendleft(reversed(record[1:]))
-            del record[1:]
-        yield number, fields
-        number += len(record) - 1
+def _quoting_problem(path: Path, num_fields: int) -> str | None:
+    """Return why a TSV file does not have fields that are quoted as in CSV, or None if it does."""
+    with open_text(path, "") as file:
+        reader = csv.reader(file, "excel-tab", strict=True)
+        try:
+            for fields in reader:
+                if len(fields) not in (0, num_fields):
+                    return f"line {reader.line_num} has {len(fields)} fields"
+        except csv.Error as error:
+            return f"line {reader.line_num}: {error}"
+    return None
 
 
 def _split_line(line: str) -> list[str]:

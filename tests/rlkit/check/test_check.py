@@ -193,6 +193,55 @@ class NoScripts(Dialogue):
         return None
 
 
+class LacksScripts(NoScripts):
+    requires_scripts = True
+
+
+class Unsolvable(NoScripts):
+    def answer(self, task):
+        return None
+
+
+class Finite(Dialogue):
+    """A dataset with these sums; "dev" and "test" do not exist."""
+
+    def __init__(self, sums=3):
+        super().__init__()
+        self.sums = sums
+
+    def tasks(self, split, n=None, seed=0):
+        if split != "train":
+            raise UserError(f"there is no split {split!r}")
+        rows = [self.row(split, 0, i) for i in range(self.sums)]
+        random.Random(seed).shuffle(rows)
+        return datasets.Dataset.from_list(rows[:n])
+
+
+class InFixedOrder(Finite):
+    def __init__(self):
+        super().__init__(20)
+
+    def tasks(self, split, n=None, seed=0):
+        return super().tasks(split, n, 0)
+
+
+class Empty(Finite):
+    def tasks(self, split, n=None, seed=0):
+        return super().tasks(split, 1, seed).select([])
+
+
+class Capped(Sums):
+    """An environment that never returns more than half of what is requested."""
+
+    def tasks(self, split, n=None, seed=0):
+        return super().tasks(split, max(1, n // 2), seed)
+
+
+class YesOrNo(Finite):
+    def row(self, split, seed, i):
+        return {**super().row(split, seed, i), "total": i % 2}
+
+
 class Fails(Dialogue):
     def respond(self, turns):
         return [Reply(invalid="no backend") for _ in turns]
@@ -226,7 +275,8 @@ def test_checks_pass_for_a_sound_multi_turn_environment():
         (PaysGarbage, "a garbage answer is not correct", "correct 1.0"),
         (WrongScript, "the reference script earns the maximum reward", "correct 0.0 and reward 0.2 of 1"),
         (FewScripts, "the reference script earns the maximum reward", "of 12 tasks have no script"),
-        (NoScripts, "the reference script earns the maximum reward", "12 of 12 tasks have no script"),
+        (LacksScripts, "the reference script earns the maximum reward", "12 of 12 tasks have no script"),
+        (Unsolvable, "the reference script earns the maximum reward", "neither a reference answer nor a scr"),
         (Fails, "the reference script earns the maximum reward", "no backend"),
         (Guessable, "the most frequent answer is rarely correct", "'0' is correct for 6 of 12 tasks"),
         (Raises, "the reference answer earns the maximum reward", "task 0 (train-"),
@@ -236,6 +286,9 @@ def test_checks_pass_for_a_sound_multi_turn_environment():
         (CoarseIds, "a task id names one task in one split", "train-0 names two tasks of train"),
         (DependsOnN, "tasks do not depend on how many are requested", "task 0"),
         (OneTooFew, "the number of tasks is as requested", "requested 12 tasks, got 11"),
+        (Capped, "the number of tasks is as requested", "got 6; requested 24, got 12"),
+        (Empty, "the number of tasks is as requested", "requested 12 tasks, got 0"),
+        (InFixedOrder, "another seed gives different tasks", "seeds 0 and 1"),
         (NoPrompt, "tasks have all required columns", "no column 'prompt'"),
         (TextPrompt, "prompts are chats and task ids are strings", "not a list of messages"),
         (AssistantLast, "prompts are chats and task ids are strings", "must be the user's, got role 'assis"),
@@ -250,6 +303,52 @@ def test_checks_pass_for_a_sound_multi_turn_environment():
 )
 def test_broken_environment_fails_its_check(cls, check, detail):
     assert detail in failures(cls())[check]
+
+
+def skipped(environment, n=12):
+    checks = check_environment(environment, n=n)
+    assert [check for check in checks if not check.passed] == []
+    return {check.name: check.detail for check in checks if not check.applies}
+
+
+def test_script_is_not_required_of_tasks_with_an_answer():
+    assert skipped(NoScripts()) == {"the reference script earns the maximum reward": "no task has a script"}
+
+
+@pytest.mark.parametrize("num_tasks", [1, 2, 3, 4, 5, 7, 8, 11])
+def test_small_dataset_passes_the_checks_that_apply(num_tasks):
+    names = skipped(Finite(num_tasks))
+    assert ("another seed gives different tasks" in names) == (num_tasks < 4)
+    assert ("the most frequent answer is rarely correct" in names) == (num_tasks < 8)
+    assert "there is no split 'dev'" in names["a task id names one task in one split"]
+
+
+def test_guess_does_not_apply_to_a_small_dataset_with_few_answers():
+    assert skipped(YesOrNo(10))["the most frequent answer is rarely correct"].endswith(
+        "fewer than 5 distinct answers"
+    )
+    # With as many tasks as requested, the dataset is large enough to say that guessing is often right.
+    assert failures(YesOrNo(12))["the most frequent answer is rarely correct"].endswith("6 of 12 tasks")
+
+
+def test_few_requested_tasks_of_a_large_set_are_checked():
+    assert skipped(Dialogue(), n=1) == {
+        "the most frequent answer is rarely correct": "there are fewer than 8 tasks"
+    }
+    detail = {check.name: check.detail for check in check_environment(IgnoresSeed(), n=2)}
+    assert detail["another seed gives different tasks"] == "seeds 0 and 1 give the same tasks"
+
+
+def test_command_prints_why_a_check_does_not_apply(capsys):
+    assert main([f"{THIS}:Finite"]) == 0
+    out = capsys.readouterr().out
+    assert "skip  the most frequent answer is rarely correct: does not apply, there are fewer than 8" in out
+    assert main([f"{THIS}:Finite", "--json"]) == 0
+    results = {check["name"]: check for check in json.loads(capsys.readouterr().out)}
+    result = results["another seed gives different tasks"]
+    assert (
+        result["passed"] is True and result["applies"] is False and "fewer than 4 tasks" in result["detail"]
+    )
 
 
 def test_task_may_be_drawn_twice():
