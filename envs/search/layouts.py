@@ -61,8 +61,9 @@ def find_question(row: Mapping[str, Any], location: str) -> str:
         UserError: The row has no question.
     """
     question = get_value(row, QUESTIONS)
-    if isinstance(question, Mapping):  # Natural Questions
-        question = get_value(question, ("text",))
+    parsed = _parse_object(question)
+    if isinstance(parsed, Mapping):  # Natural Questions
+        question = get_value(parsed, ("text",))
     if question is None:
         extra_info = _parse_object(get_value(row, ("extra_info",)))
         question = get_value(extra_info, ("question",)) if isinstance(extra_info, Mapping) else None
