@@ -25,6 +25,7 @@ Turns = Sequence[Mapping[str, Any]]
 SEPARATOR = "\n---\n"  # between the passages of the queries of a tool call
 
 _TAG = re.compile(r"(</?(?:think|search|information|answer)>)")
+_HEADING = re.compile(r"^Doc \d++(?:\(Title: |:)", re.MULTILINE)
 
 # Transitions of a well-formed rollout: (state, symbol) -> state. The symbol "results" is an environment
 # message with search results. Other environment messages and information tags that the model writes have no
@@ -225,9 +226,14 @@ def _results_contain(turns: Turns, answers: Sequence[str]) -> bool:
 def _contain(texts: Sequence[str], answers: Sequence[str]) -> bool:
     """Return whether one of the texts contains one of the answers as whole words."""
     # `span` deletes punctuation, so a tag would fuse with the adjacent word.
-    spans = [span(_TAG.sub(" ", text)) for text in texts]
+    spans = [span(_TAG.sub(" ", without_headings(text))) for text in texts]
     answer_spans = [span(answer) for answer in answers]
     return any(answer in text for text in spans for answer in answer_spans)
+
+
+def without_headings(text: str) -> str:
+    """Return search results without `Doc 1:` or `Doc 1(Title: `, so that no answer is in these words."""
+    return _HEADING.sub("", text)
 
 
 def _symbols(turns: Turns) -> list[str]:

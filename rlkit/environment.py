@@ -214,18 +214,20 @@ class Environment(ABC):
         return []
 
     def advance(self, step: int, steps: int, score: float | None) -> Mapping[str, float]:
-        """Update a curriculum after a sampling step of training. Called with the same values on all ranks.
+        """Prepare a curriculum for a sampling step of training. Called with the same values on all ranks.
 
-        A stateful environment also defines `state_dict` and `load_state_dict`; checkpoints then contain its
-        state.
+        It is called before the first sampling step of a run, and after every one, also the last. A stateful
+        environment also defines `state_dict` and `load_state_dict`; checkpoints then contain its state, and a
+        resumed run does not repeat the first call.
 
         Args:
-            step: Optimizer step that the next sampling step is for.
-            steps: Total number of optimizer steps of the run.
-            score: Mean of the metric over the rollouts just sampled, or None if none could be scored.
+            step: Number of the next sampling step, from 1; `steps` + 1 after the last one.
+            steps: Total number of sampling steps of the run.
+            score: Mean of the metric over the rollouts just sampled, or None before the first sampling step
+                and if no rollout could be scored.
 
         Returns:
-            Metrics to log for the sampling step that just ended.
+            Metrics to log for the sampling step that just ended; the first call's are not logged.
         """
         return {}
 

@@ -6,6 +6,9 @@
 Each search of a rollout becomes a row, whose documents are labeled useful or noisy. With `--label answer`,
 they are useful if the rollout's final answer is correct. With `--label documents`, they are useful if they
 contain the task's reference answer.
+
+A run that has not computed F1 or exact match is scored by F1 with the reference answer, the only accepted one
+that rollouts are saved with.
 """
 
 from __future__ import annotations
@@ -22,9 +25,9 @@ from rlkit.commands.run import run_command
 from rlkit.envs.search.protocol import results_text
 from rlkit.envs.simulator.examples import Example
 from rlkit.errors import UserError
-from rlkit.rewards.qa import extract_answer
+from rlkit.rewards.qa import extract_answer, f1
 from rlkit.rewards.search import split_results
-from rlkit.rewards.simulation import holds_answer
+from rlkit.rewards.simulation import holds_answer, requested_documents, split_documents
 from rlkit.runs.record import RolloutFiles
 
 QUESTION = re.compile(r"Question: (.+?)\s*$", re.DOTALL)
@@ -33,10 +36,10 @@ QUESTION = re.compile(r"Question: (.+?)\s*$", re.DOTALL)
 def examples(rollout: Mapping[str, Any], label: str) -> Iterator[Example]:
     """Yield the searches of a rollout, except those of an invalid rollout and of a simulated engine."""
     question = QUESTION.search(rollout["prompt"])
-    answer = extract_answer(rollout["answer"])  # the reference answer of the task
+    answer = extract_answer(rollout["answer"] or "")  # the reference answer of the task
     if rollout["invalid"] is not None or question is None or not answer:
         return
-    is_correct = (rollout["rewards/f1"] or 0.0) >= 1
+    is_correct = _is_correct(rollout, answer)
     for turn in rollout["turns"]:
         document_ids = turn.get("documents")
         is_search_result = turn["role"] != "assistant" and document_ids is not None and len(document_ids) > 0
@@ -48,7 +51,30 @@ def examples(rollout: Mapping[str, Any], label: str) -> Iterator[Example]:
             if not text or (turn["role"] == "tool" and "\n" in query):
                 continue
             useful = holds_answer(text, [answer]) if label == "documents" else is_correct
-            yield Example(question[1], [answer], query, text, "useful" if useful else "noisy")
+            yield Example(question[1], [answer], query, with_texts(text), "useful" if useful else "noisy")
+
+
+def _is_correct(rollout: Mapping[str, Any], answer: str) -> bool:
+    """Return whether the final answer of a rollout is right, by a reward of the run that compares answers."""
+    for name in ("rewards/f1", "rewards/exact_match"):
+        if rollout.get(name) is not None:
+            return rollout[name] >= 1
+    return f1(rollout["completion"], [answer]) >= 1
+
+
+def with_texts(documents: str) -> str:
+    """Return search results in which documents that are all title are `Doc 1: text`.
+
+    Search-R1's form has the first line of a document without a title as its title. As an example of what a
+    simulator should write, that would be a title without a document.
+    """
+    parts = split_documents(documents)
+    if len(requested_documents(documents)) == len(parts):
+        return documents
+    lines = []
+    for i, (title, body) in enumerate(parts, 1):
+        lines.append(f'Doc {i}(Title: "{title}") {body}' if title else f"Doc {i}: {body}")
+    return "\n".join(lines)
 
 
 def read_rollouts(runs: Sequence[Path]) -> Iterator[dict[str, Any]]:
@@ -60,8 +86,8 @@ def read_rollouts(runs: Sequence[Path]) -> Iterator[dict[str, Any]]:
     for run in runs:
         files = RolloutFiles(run)
         for step, file in files.files.items():
-            if not {"rewards/f1", "turns"} <= set(files.columns(step)):
-                raise UserError(f"{file} has no multi-turn rollouts of search-v2; pass runs of search-v2")
+            if "turns" not in files.columns(step):
+                raise UserError(f"{file} has no rollouts of several turns; pass runs of search-v2")
             yield from files.read(step)
 
 
@@ -87,7 +113,10 @@ def main() -> int:
         for example in examples(rollout, options.label):
             unique_examples[example.question, example.query, example.label] = example
     if not unique_examples:
-        raise UserError("no valid rollout of these runs has a search with results")
+        raise UserError(
+            "no valid rollout of these runs has a search with results of a real engine; pass other runs of"
+            " search-v2"
+        )
     options.out.parent.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(example.as_row()) + "\n" for example in unique_examples.values()]
     options.out.write_text("".join(lines))

@@ -135,7 +135,7 @@ class Rising(Even):
 
     def advance(self, step, steps, score):
         self.progress.append((step, steps, score))
-        before, self.level = self.level, self.level + step / steps + score
+        before, self.level = self.level, self.level + step / steps + (score or 0.0)
         return {"level": before}
 
     def state_dict(self):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import inspect
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from rlkit.envs.search import protocol as tags
-from rlkit.errors import UserError, check_choice, check_integer
+from rlkit.envs.search.simulated import open_simulated
+from rlkit.errors import UserError, check_choice, check_integer, nearest
+from rlkit.retrieval.engines.remote import Remote
 
 if TYPE_CHECKING:
     from rlkit.envs.search.environment import SearchEnvironment
@@ -31,6 +35,7 @@ def check_search(environment: SearchEnvironment) -> None:
         )
     check_choice("prompt_style", style, tags.STYLES)
     check_choice("protocol", environment.protocol, PROTOCOLS)
+    check_choice("document_format", environment.document_format, tags.DOCUMENT_FORMATS)
     _check_engines(environment)
 
 
@@ -55,3 +60,28 @@ def _check_engines(environment: SearchEnvironment) -> None:
         raise UserError(
             "a simulated engine requires a model that writes the documents: set engine_args: {model: ...}"
         )
+
+
+def engine_arguments(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of the environment's `engine_args` that belong to an engine; others are ignored.
+
+    The arguments of all kinds of engines may be set together, so that a change of `engine` is enough to
+    replace a simulated engine by a real one.
+
+    Raises:
+        UserError: A name is an argument of no kind of engine.
+    """
+    of_simulated, of_server = (
+        [key for key in inspect.signature(target).parameters if key != "url"]
+        for target in (open_simulated, Remote)
+    )
+    for key in arguments:
+        if key not in (*of_simulated, *of_server):
+            hint = nearest(key, {*of_simulated, *of_server})
+            raise UserError(f"engine_args has no argument {key!r} for any engine{hint}")
+    own: list[str] = []
+    if name == "simulated":
+        own = of_simulated
+    elif "://" in name:
+        own = of_server
+    return {key: value for key, value in arguments.items() if key in own}

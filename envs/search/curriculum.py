@@ -18,10 +18,10 @@ class Curriculum:
     """Schedule of the probability that a simulated search returns noise.
 
     Args:
-        schedule: "exponential" and "linear" go from `start` to `end` over the steps. "constant" stays at
-            `start`. "performance" rises by `rise` whenever the mean score of the last `window` sampling steps
-            reaches `target`, and never falls.
-        start, end: Probabilities in [0, 1]. `end` would be reached one step after the last training step.
+        schedule: "exponential" and "linear" go from `start`, which they leave in the first sampling step, to
+            `end` in the last one. "constant" stays at `start`. "performance" rises by `rise` whenever the
+            mean score of the last `window` sampling steps reaches `target`, and never falls.
+        start, end: Probabilities in [0, 1].
         base: Base of the exponential. With 4, the schedule has covered a third of the way to `end` after half
             of the steps; 1 is linear.
         target: Mean of the environment's metric that triggers a rise.
@@ -63,17 +63,19 @@ class Curriculum:
         self.scores: list[float] = []
 
     def advance(self, step: int, steps: int, score: float | None) -> None:
-        """Update the probability for `step` of `steps`.
+        """Set the probability for sampling step `step` of `steps`.
 
         Args:
-            step: Index of the training step, from 0.
-            steps: Total number of training steps.
+            step: Number of the next sampling step, from 1.
+            steps: Total number of sampling steps.
             score: Mean metric of the sampling step that has just ended; None if it has no score.
         """
         if self.schedule == "performance":
             self._record(score)
         elif self.schedule != "constant":
-            self.value = self.start + self._fraction(min(step / steps, 1.0)) * (self.end - self.start)
+            difference = self.end - self.start
+            # Without rounding errors at the end.
+            self.value = self.end if step >= steps else self.start + self._fraction(step / steps) * difference
 
     def _fraction(self, progress: float) -> float:
         if (

@@ -19,6 +19,7 @@ learned.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import islice
@@ -28,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 from rlkit.environment import SPLITS, Environment, Reply, Turn
 from rlkit.envs.search import protocol as tags
 from rlkit.envs.search import tool_calls
-from rlkit.envs.search.arguments import check_search
+from rlkit.envs.search.arguments import check_search, engine_arguments
 from rlkit.envs.search.curriculum import Curriculum
 from rlkit.envs.search.simulated import open_simulated
 from rlkit.errors import UserError, check_arguments, check_choice, nearest
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
 
     from rlkit.envs.search.questions import DatasetQuestion
 
+logger = logging.getLogger(__name__)
+
 SIZES = {"train": 8000, "dev": 1000, "test": 1000}
 
 
@@ -55,10 +58,12 @@ class SearchEnvironment(Environment):
         engine: Search engine: "bm25" (the default without `data`) over the passages of the world, which are
             indexed on first use and cached; an index folder from `rlkit index`; the URL of a server; or
             "simulated".
-        engine_args: Additional arguments of a server or of a simulated engine (docs/search_engines.md).
+        engine_args: Additional arguments of a server or of a simulated engine (docs/search_engines.md). Each
+            engine takes those that it has.
         held_out_engine: Search engine of the dev and test splits. None means `engine`, or "bm25" if that is
             simulated.
-        noise: Probability that a simulated search returns noise, or the arguments of a `Curriculum`.
+        noise: Probability that a simulated search returns noise, or the arguments of a `Curriculum`. Other
+            engines ignore it.
         world_size: Number of passages of the world, at least 100.
         world_seed: Random seed of the world.
         hops: Numbers of hops (chained facts) of questions about the world, from 1 to 4.
@@ -67,6 +72,8 @@ class SearchEnvironment(Environment):
         max_searches: Maximum number of assistant turns that search; one more ends the rollout without
             documents. A tool call may have several queries, see `rlkit.rewards.search.search_price`.
         document_words: Maximum number of words of a document; longer documents are truncated.
+        document_format: "search_r1", `Doc 1(Title: "T") text`, or "zerosearch", `Doc 1: T text`. None means
+            "zerosearch" if `engine` is simulated. The documents of both engines have the same format.
         prompt_style: "search_r1" (the published prompt, reworded) or "short".
         protocol: "tags", or "tools" for function calls in the format of the model's chat template.
 
@@ -92,6 +99,7 @@ class SearchEnvironment(Environment):
         topk: int = 3,
         max_searches: int = 4,
         document_words: int = 100,
+        document_format: str | None = None,
         prompt_style: str = "search_r1",
         protocol: str = "tags",
     ):
@@ -114,6 +122,7 @@ class SearchEnvironment(Environment):
         self.max_searches = max_searches
         self.max_turns = max_searches + 1  # the last turn is for the answer
         self.document_words = document_words
+        self.document_format = document_format or ("zerosearch" if self.is_simulated else "search_r1")
         self.prompt_style = prompt_style
         self.protocol = protocol
         check_search(self)
@@ -122,9 +131,7 @@ class SearchEnvironment(Environment):
         self.stop = () if self.uses_tool_calls else tags.STOP_STRINGS
         self.world = World(world_seed, world_size)
         if noise and not self.is_simulated:
-            raise UserError(
-                f"noise requires engine 'simulated', not {self.engine_name!r}: change one of them"
-            )
+            logger.warning("noise is ignored, because engine is %r, not 'simulated'", self.engine_name)
         curriculum = noise if isinstance(noise, Mapping) else {"schedule": "constant", "start": noise}
         check_arguments(Curriculum, curriculum)
         self.curriculum = Curriculum(**curriculum)
@@ -152,9 +159,8 @@ class SearchEnvironment(Environment):
         return self._open(self.held_out_name)
 
     def _open(self, name: str | None) -> SearchEngine:
-        arguments = self.engine_args if name == self.engine_name else {}
+        arguments = engine_arguments(str(name), self.engine_args)
         if name == "simulated":
-            check_arguments(open_simulated, arguments)
             return open_simulated(**arguments)
         exists = name == "bm25" or "://" in str(name) or Path(str(name)).expanduser().is_dir()
         if not exists:
@@ -233,7 +239,7 @@ class SearchEnvironment(Environment):
         }
 
     def advance(self, step: int, steps: int, score: float | None) -> Mapping[str, float]:
-        """Advance the noise schedule, and return the noise of the sampling step that has just ended."""
+        """Set the noise of the next sampling step, and return that of the one that has just ended."""
         if not self.is_simulated:
             return {}
         noise = self.curriculum.value
@@ -342,9 +348,10 @@ class SearchEnvironment(Environment):
         if results[0].label:  # all queries of a turn share one draw, and so one label
             record["label"] = results[0].label
         if self.uses_tool_calls:
-            text = tool_calls.write_tool_results(results, self.document_words)
+            text = tool_calls.write_tool_results(results, self.document_words, self.document_format)
             return Reply(text, record=record, role="tool")
-        return Reply(tags.write_results(results[0].documents, self.document_words), record=record)
+        text = tags.write_results(results[0].documents, self.document_words, self.document_format)
+        return Reply(text, record=record)
 
 
 def _num_assistant_turns(turn: Turn) -> int:

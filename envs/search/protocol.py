@@ -8,7 +8,7 @@ that of `search_r1/llm_agent/generation.py`.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -102,19 +102,26 @@ def clean_query(query: str) -> str:
     return " ".join(text.split())[:MAX_QUERY_CHARACTERS].rstrip()
 
 
-def write_results(documents: Sequence[Document], max_words: int) -> str:
-    """Return the environment's message: documents between information tags, one per line.
+def write_results(documents: Sequence[Document], max_words: int, document_format: str = "search_r1") -> str:
+    """Return the environment's message: documents between information tags, see `write_documents`.
 
-    A line is `Doc 1(Title: "T") text`. Documents are truncated one by one, so the closing tag is never lost.
     Tags in documents are escaped: retrieved text must not act as a search or an answer, or end the block.
     """
-    return f"\n\n<information>{write_documents(documents, max_words)}</information>\n\n"
+    return f"\n\n<information>{write_documents(documents, max_words, document_format)}</information>\n\n"
 
 
-def write_documents(documents: Sequence[Document], max_words: int) -> str:
-    """Return documents as a model sees them, one per line, with at most `max_words` words of text each."""
-    lines = (_line(number, document, max_words) for number, document in enumerate(documents, 1))
-    return "".join(lines).strip()
+def write_documents(documents: Sequence[Document], max_words: int, document_format: str = "search_r1") -> str:
+    """Return documents as a model sees them.
+
+    Args:
+        documents: Documents, best first.
+        max_words: Maximum number of words of a document's text, and of its title. Documents are truncated one
+            by one, so that the tag behind them is never lost.
+        document_format: One of `DOCUMENT_FORMATS`.
+    """
+    write = _FORMATS[document_format]
+    lines = (write(number, document, max_words) for number, document in enumerate(documents, 1))
+    return _TAG.sub("&lt;", "".join(lines)).strip()
 
 
 def results_text(message: str) -> str:
@@ -122,13 +129,33 @@ def results_text(message: str) -> str:
     return message.strip().removeprefix("<information>").removesuffix("</information>").strip()
 
 
-def _line(number: int, document: Document, max_words: int) -> str:
-    text = _truncate(document.text.strip(), max_words)
+def _search_r1_document(number: int, document: Document, max_words: int) -> str:
+    """Return `Doc 1(Title: "T") text`, as Search-R1 formats the contents `"T"\\ntext` of a document.
+
+    It takes the first line of the contents as the title, also of a document without a title. Text of one line
+    is therefore all title.
+    """
+    text = document.text.strip()
     if document.title:
-        title, body = f'"{_truncate(document.title, max_words)}"', text
-    else:  # Search-R1 takes the first line of a document as its title, even if there is no other line
-        title, body = text, ""
-    return _TAG.sub("&lt;", f"Doc {number}(Title: {title}) {body}\n")
+        title = f'"{_truncate(" ".join(document.title.split()), max_words)}"'
+    else:
+        first_line, _, text = text.partition("\n")
+        title = _truncate(first_line, max_words)
+    return f"Doc {number}(Title: {title}) {_truncate(text, max_words)}\n"
+
+
+def _zerosearch_document(number: int, document: Document, max_words: int) -> str:
+    """Return `Doc 1: title text` on one line, as ZeroSearch shows documents of simulators and servers."""
+    # ZeroSearch joins title and text without a space. One line: a second "Doc 2:" is always another document.
+    text = " ".join(f"{document.title} {document.text}".split())
+    return f"Doc {number}: {_truncate(text, max_words)}\n"
+
+
+_FORMATS: dict[str, Callable[[int, Document, int], str]] = {
+    "search_r1": _search_r1_document,
+    "zerosearch": _zerosearch_document,
+}
+DOCUMENT_FORMATS = tuple(_FORMATS)
 
 
 def _truncate(text: str, max_words: int) -> str:

@@ -8,14 +8,15 @@ probability of noise.
 from __future__ import annotations
 
 import hashlib
+import json
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from rlkit.envs.search.simulator_prompts import STYLES, write_prompt
-from rlkit.errors import check_choice
+from rlkit.envs.search.simulator_prompts import Templates, load_prompts, write_messages
+from rlkit.errors import UserError
 from rlkit.retrieval.documents import Document, Query, Result
 from rlkit.retrieval.engines.disk_cache import DiskCache
 from rlkit.rewards.simulation import split_documents
@@ -35,6 +36,9 @@ def open_simulated(
     memory: float = 0.3,
     seed: int = 0,
     cache: str | None = None,
+    template: Mapping[str, Any] | None = None,
+    extra_body: Mapping[str, Any] | None = None,
+    timeout: float = 45.0,
 ) -> SimulatedEngine:
     """Load a model as a simulated search engine.
 
@@ -43,26 +47,42 @@ def open_simulated(
             under which it serves the model.
         backend: "transformers", "vllm" (in this process), or the URL of a server, see `load_text_model` in
             `rlkit.rollouts.text_generation`.
-        prompts: "tuned" for a model that was trained to simulate, "prompted" for any other.
+        prompts: "tuned" for a model that was trained on our prompt, "prompted" for any other, or the path of
+            a YAML file of templates (`rlkit.envs.search.simulator_prompts.read_templates`).
         words: Approximate number of words of a document, which the prompt asks for.
         tokens: Maximum number of tokens of all documents of a query.
         temperature: Sampling temperature; 0 is greedy.
         memory: Fraction of a GPU's memory for vLLM in this process.
         seed: Seed of the noise draws and of the text generation.
         cache: Folder in which documents are cached, so that repeating a run generates nothing again.
+        template: Arguments of the model's chat template, such as `{"enable_thinking": False}`.
+        extra_body: Additional fields of the requests to a server.
+        timeout: Seconds to wait for the documents of one query from a server.
 
     Raises:
         UserError: An argument is invalid, or the model cannot be loaded.
     """
     from rlkit.rollouts.text_generation import load_text_model
 
-    check_choice("prompts", prompts, STYLES)
+    for name, value in (("template", template), ("extra_body", extra_body)):
+        if not isinstance(value, Mapping | None):
+            raise UserError(f"{name} of a simulated engine must be a mapping, not {value!r}")
+    templates = load_prompts(prompts)  # before the model, which takes long to load
     text_model = load_text_model(
-        model, backend, max_tokens=tokens, temperature=temperature, gpu_memory_utilization=memory
+        model,
+        backend,
+        max_tokens=tokens,
+        temperature=temperature,
+        gpu_memory_utilization=memory,
+        timeout=timeout,
+        template=template,
+        extra_body=extra_body,
     )
     # All servers count as one backend, because a server may move to another address between runs.
     settings = f"{backend if '://' not in backend else 'server'} {tokens} {temperature}"
-    return SimulatedEngine(text_model, prompts, num_words=words, seed=seed, cache=cache, settings=settings)
+    if template or extra_body:
+        settings += " " + json.dumps([template, extra_body], sort_keys=True, default=str)
+    return SimulatedEngine(text_model, templates, num_words=words, seed=seed, cache=cache, settings=settings)
 
 
 class SimulatedEngine:
@@ -70,7 +90,7 @@ class SimulatedEngine:
 
     Args:
         text_model: An `rlkit.rollouts.text_generation.TextModel`.
-        prompts: "tuned" or "prompted".
+        prompts: "tuned", "prompted", or templates.
         num_words: Approximate number of words of a document, which the prompt asks for.
         seed: Seed of the noise draws and of the text generation.
         cache: Folder of the document cache; None disables it.
@@ -83,7 +103,7 @@ class SimulatedEngine:
     def __init__(
         self,
         text_model: TextModel,
-        prompts: str = "tuned",
+        prompts: str | Templates = "tuned",
         *,
         num_words: int = 30,
         seed: int = 0,
@@ -130,11 +150,12 @@ class SimulatedEngine:
         # The draw depends on the task and the turn alone, so all rollouts of a group get the same label.
         draw = random.Random(_digest(self.seed, "noise", *query.key)).random()
         label = "noisy" if draw < self.noise else "useful"
-        text = write_prompt(query, label, k, style=self.prompts, num_words=self.num_words)
+        messages = write_messages(query, label, k, prompts=self.prompts, num_words=self.num_words)
         # The label and the query are part of the seed, so different prompts are sampled independently.
         seed = int(_digest(self.seed, label, query.text, *query.key)[:8], 16)
-        key = _digest(self.text_model.name, self.settings, text, seed)
-        return GenerationRequest(key, label, [{"role": "user", "content": text}], seed)
+        texts = [message["content"] for message in messages]
+        key = _digest(self.text_model.name, self.settings, *texts, seed)
+        return GenerationRequest(key, label, messages, seed)
 
 
 @dataclass(frozen=True)
@@ -158,7 +179,13 @@ class GenerationRequest:
 
 
 def parse_documents(text: str, label: str, k: int) -> Result:
-    """Parse the first `k` documents from generated text. Text without any document is an error."""
+    """Parse the first `k` documents from generated text.
+
+    Text without a thought (`<think>…</think>`) and without headings is documents, too, see `split_documents`.
+    Nothing but a thought, or a thought that does not end, is an error.
+    """
+    if "<think>" in text.rpartition("</think>")[2]:
+        return Result(error=f"the simulator did not finish its thought: {text[:80]!r}", label=label)
     documents = [
         Document(f"simulated-{_digest(title, body)[:12]}", title, body)
         for title, body in split_documents(text)

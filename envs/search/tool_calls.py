@@ -88,6 +88,6 @@ def write_call(query: str) -> str:
     return f"<tool_call>\n{json.dumps(call, ensure_ascii=False)}\n</tool_call>"
 
 
-def write_tool_results(results: Sequence[Result], max_words: int) -> str:
+def write_tool_results(results: Sequence[Result], max_words: int, document_format: str = "search_r1") -> str:
     """Return the content of the tool message: the documents of each query, separated by `---` lines."""
-    return SEPARATOR.join(write_documents(result.documents, max_words) for result in results)
+    return SEPARATOR.join(write_documents(result.documents, max_words, document_format) for result in results)

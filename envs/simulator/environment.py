@@ -81,7 +81,7 @@ class SimulatorEnvironment(Environment):
         return examples
 
     def _row(self, example: Example) -> dict[str, Any]:
-        num_documents = len(simulation.split_documents(example.documents))
+        num_documents = len(simulation.requested_documents(example.documents))
         query = Query(example.query, example.question, tuple(example.answers))
         prompt = write_prompt(query, example.label, num_documents, style="tuned", num_words=self.words)
         # The documents are part of the id, because rows of a file may differ only in them.

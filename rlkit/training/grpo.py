@@ -223,9 +223,26 @@ class GRPOTrainer(trl.GRPOTrainer):
         return self.use_vllm and self.args.vllm_importance_sampling_correction
 
     @property
-    def num_micro_batches(self) -> int:
-        """Number of micro-batches trained on so far."""
-        return self._step
+    def sampling_progress(self) -> tuple[int, int]:
+        """Number of the sampling step that the current micro-batch is from, from 1, and their total number.
+
+        Micro-batches are counted, not optimizer steps, because either of the two steps may span several of
+        the other kind.
+        """
+        size = self.args.steps_per_generation * self.num_iterations  # micro-batches of a sampling step
+        num_steps = math.ceil(self.num_micro_batches(self.state.max_steps) / size)
+        return self._step // size + 1, max(num_steps, 1)
+
+    def num_micro_batches(self, step: int) -> int:
+        """Return the number of micro-batches in the first `step` optimizer steps of a run."""
+        accumulation = self.args.gradient_accumulation_steps
+        loader = self.callback_handler.train_dataloader
+        if loader is None:  # training has not begun
+            return step * accumulation
+        # The last optimizer step of an epoch has fewer micro-batches if they do not divide evenly.
+        steps_per_epoch = math.ceil(len(loader) / accumulation)
+        epochs, steps = divmod(step, steps_per_epoch)
+        return epochs * len(loader) + steps * accumulation
 
     def log_sampling(self, sampled: SampledBatch) -> None:
         """Pass metrics to TRL, which logs their means, and with `log_completions` the rollouts, too."""
@@ -445,6 +462,9 @@ class TrainerPosition:
         trainer = self.trainer
         trainer.sampling_step = state["generation"]
         if state["shape"] != self._layout():
+            # Curricula continue at the same fraction of the run, with the next whole sampling step.
+            size = trainer.args.steps_per_generation * trainer.num_iterations
+            trainer._step = math.ceil(trainer.num_micro_batches(trainer.state.global_step) / size) * size
             return
         trainer._step = state["step"]
         device = trainer.accelerator.device

@@ -85,6 +85,8 @@ class SampledBatch:
 
 def training_batch(trainer: GRPOTrainer, tasks: Sequence[Task]) -> Batch:
     """Return the batch for the loss. In training, also save its rollouts and advance the environment."""
+    if trainer.model.training and trainer.sampling_progress[0] == 1:
+        advance_environment(trainer, None)
     sampled = sample(trainer, tasks)
     if trainer.model.training:  # TRL's own evaluations call this, too
         if trainer.dynamic_sampling is not None:
@@ -449,14 +451,18 @@ def sampler_metrics(trainer: GRPOTrainer, batch: Batch, gap_BT: torch.Tensor) ->
     }
 
 
-def advance_environment(trainer: GRPOTrainer, judged: JudgedRollouts) -> Metrics:
-    """Report progress to an environment that adapts to training, such as a curriculum; return its metrics."""
-    environment, args = trainer.environment, trainer.args
+def advance_environment(trainer: GRPOTrainer, judged: JudgedRollouts | None) -> Metrics:
+    """Report progress to an environment that adapts to training, such as a curriculum; return its metrics.
+
+    `judged` are the rollouts just sampled, or None before the first sampling step of a run.
+    """
+    environment = trainer.environment
     if type(environment).advance is Environment.advance:  # it does not adapt
         return {}
-    micro_batches_per_generation = args.steps_per_generation * args.num_iterations
-    # The optimizer step that the next sampling step is for.
-    step = (trainer.num_micro_batches + micro_batches_per_generation) // args.gradient_accumulation_steps
+    step, steps = trainer.sampling_progress
+    if judged is None:
+        environment.advance(step, steps, None)
+        return {}
     score = judged.rewards_NR[:, trainer.runner.names.index(environment.metric)].nanmean().item()
-    logged = environment.advance(step, trainer.state.max_steps, None if math.isnan(score) else score)
+    logged = environment.advance(step + 1, steps, None if math.isnan(score) else score)
     return {f"environment/{name}": float(value) for name, value in logged.items()}

@@ -50,6 +50,13 @@ def test_constant_schedule_stays_at_start():
     assert noise_at(150, 200, start=0.3, end=0.3) == pytest.approx(0.3)
 
 
+@pytest.mark.parametrize("schedule", ["exponential", "linear"])
+@given(st.floats(0, 1), st.floats(0, 1), st.floats(0.1, 20), st.integers(1, 500))
+def test_last_step_has_exactly_the_noise_of_the_end(schedule, start, end, base, steps):
+    for step in (steps, steps + 1):
+        assert noise_at(step, steps, schedule=schedule, start=start, end=end, base=base) == end
+
+
 @given(st.floats(0, 1), st.floats(0, 1), st.floats(0.1, 20), st.integers(1, 500))
 def test_exponential_schedule_is_monotone_between_start_and_end(start, end, base, steps):
     values = [noise_at(step, steps, start=start, end=end, base=base) for step in range(steps + 2)]

@@ -7,7 +7,7 @@ import pytest
 from rlkit.check import check_environment
 from rlkit.check.play import play
 from rlkit.environment import Turn
-from rlkit.envs.search.protocol import MAX_QUERY_CHARACTERS
+from rlkit.envs.search.protocol import MAX_QUERY_CHARACTERS, results_text
 from rlkit.envs.search.simulated import SimulatedEngine
 from rlkit.envs.search.tool_calls import write_call
 from rlkit.errors import UserError
@@ -284,6 +284,7 @@ def search_anything(environment, task):
 def test_noise_of_simulated_engine_follows_the_schedule(simulated):
     tasks = list(simulated.tasks("train", 60))
     shares = []
+    assert simulated.advance(1, 10**6, None) == {"noise": 0.0}  # before the first sampling step
     for step in (0, 5, 10):
         simulated.advance(step, 10, 0.5)
         labels = [search_anything(simulated, task).record["label"] for task in tasks]
@@ -337,8 +338,12 @@ def test_failed_generation_invalidates_the_rollout(simulated, monkeypatch):
             {"engine": "simulated", "engine_args": {"model": "m"}, "held_out_engine": "simulated"},
             "set held_out_engine to an index folder",
         ),
-        ({"noise": 0.3}, "noise requires engine 'simulated', not 'bm25'"),
         ({"noise": {"schedul": "linear"}, "engine": "simulated", "engine_args": {"model": "m"}}, "schedule"),
+        ({"noise": {"schedul": "linear"}, "engine": "bm25"}, "schedule"),
+        (
+            {"document_format": "zerosaerch"},
+            r"unknown document_format 'zerosaerch' \(did you mean 'zerosearch'",
+        ),
         ({"data": "a.jsonl"}, "passages"),
         ({"data": "a.jsonl", "engine": "simulated", "engine_args": {"model": "m"}}, "held_out_engine"),
     ],
@@ -351,7 +356,8 @@ def test_engine_arguments_that_contradict_raise(arguments, message):
 @pytest.mark.parametrize(
     ("engine", "arguments", "message"),
     [
-        ("bm25", {"k1": 1}, "takes none"),
+        ("bm25", {"k1": 1}, "engine_args has no argument 'k1' for any engine"),
+        ("bm25", {"modle": "m"}, "did you mean 'model'"),
         ("http://127.0.0.1:9", {"retry_timout": 1}, "retry_timeout"),
         ("simulated", {"model": "bundled:smollm2-135m", "prompt": "tuned"}, "prompts"),
     ],
@@ -360,3 +366,79 @@ def test_invalid_engine_args_raise(engine, arguments, message):
     environment = load_environment("search-v2", engine=engine, engine_args=arguments, world_size=100)
     with pytest.raises(UserError, match=message):
         environment.tasks("train", 1)
+
+
+SIMULATED = {
+    "engine": "simulated",
+    "engine_args": {"model": "m", "words": 20, "tokens": 300, "retry_timeout": 7, "cache": None},
+    "noise": {"schedule": "exponential", "start": 0.1, "end": 0.5},
+    "world_size": 200,
+}
+
+
+def test_change_of_engine_replaces_the_simulator_by_a_real_one(tmp_path, caplog):
+    build_index(World(0, 200).passages(), tmp_path / "index", "bm25")
+    for engine in ("bm25", str(tmp_path / "index")):
+        caplog.clear()
+        environment = load_environment("search-v2", **SIMULATED | {"engine": engine})
+        assert [record.message for record in caplog.records if "noise" in record.message] == [
+            f"noise is ignored, because engine is {engine!r}, not 'simulated'"
+        ]
+        assert environment.advance(1, 2, None) == {}
+        for split in ("train", "dev"):
+            reply = search_anything(environment, environment.tasks(split, 1)[0])
+            assert "label" not in reply.record and reply.invalid is None
+    caplog.clear()
+    remote = load_environment("search-v2", **SIMULATED | {"engine": "http://127.0.0.1:9"})
+    assert remote.engine is remote.held_out and remote.engine.retry_timeout == 7
+    assert caplog.text.count("noise is ignored") == 1
+
+
+def test_held_out_server_takes_its_own_arguments_beside_a_simulated_engine(monkeypatch):
+    opened = []
+
+    def open_simulated(**arguments):
+        opened.append(arguments)
+        return SimulatedEngine(ObedientModel())
+
+    monkeypatch.setattr("rlkit.envs.search.environment.open_simulated", open_simulated)
+    environment = load_environment("search-v2", **SIMULATED | {"held_out_engine": "http://127.0.0.1:9"})
+    assert environment.held_out.retry_timeout == 7
+    assert isinstance(environment.engine, SimulatedEngine)
+    assert opened == [{"model": "m", "words": 20, "tokens": 300, "cache": None}]
+
+
+def test_real_engine_becomes_simulated_with_a_model(monkeypatch):
+    monkeypatch.setattr(
+        "rlkit.envs.search.environment.open_simulated", lambda model: SimulatedEngine(ObedientModel())
+    )
+    real = {"engine": "http://127.0.0.1:9", "engine_args": {"retry_timeout": 7}, "world_size": 200}
+    with pytest.raises(UserError, match="requires a model"):
+        load_environment("search-v2", **real | {"engine": "simulated"})
+    arguments = real["engine_args"] | {"model": "m"}
+    environment = load_environment("search-v2", **real | {"engine": "simulated", "engine_args": arguments})
+    assert "label" in search_anything(environment, environment.tasks("train", 1)[0]).record
+
+
+@pytest.mark.parametrize("protocol", ["tags", "tools"])
+def test_both_engines_show_documents_in_the_format_of_the_environment(simulated, monkeypatch, protocol):
+    for document_format, start in (
+        (None, "Doc 1: "),
+        ("search_r1", "Doc 1(Title: "),
+        ("zerosearch", "Doc 1: "),
+    ):
+        environment = load_environment(
+            "search-v2",
+            engine="simulated",
+            engine_args={"model": "m"},
+            document_format=document_format,
+            protocol=protocol,
+            world_size=200,
+        )
+        for split in ("train", "dev"):
+            task = environment.tasks(split, 1)[0]
+            call = environment.script(task)[0]
+            text = environment.respond([turn(task, call)])[0].text
+            assert results_text(text).startswith(start), text
+    real = load_environment("search-v2", world_size=200)
+    assert real.document_format == "search_r1"

@@ -9,10 +9,12 @@ import pytest
 
 from rlkit.check import check_environment
 from rlkit.check.play import play
+from rlkit.envs.search.protocol import write_results
 from rlkit.envs.simulator.environment import split_of
 from rlkit.envs.simulator.examples import read_examples
 from rlkit.errors import UserError
 from rlkit.registry import load_environment
+from rlkit.retrieval.documents import Document
 from rlkit.reward import call_reward
 from rlkit.rewards.simulation import holds_answer
 from tests.quick import ROOT
@@ -94,12 +96,14 @@ def test_read_examples_reports_invalid_rows(tmp_path, content, message):
         read_examples(tmp_path / "a.jsonl")
 
 
-def write_run(tmp_path):
+def write_run(tmp_path, *, documents="search_r1", reward="f1"):
     """Write a run of search-v2: oracle searches, half with the correct final answer, half with a wrong one.
 
     Returns the rows of the rollouts and the number of those with the correct answer. The first is invalid.
     """
-    search = load_environment("search-v2", world_size=500, topk=2, hops=[1], prompt_style="short")
+    search = load_environment(
+        "search-v2", world_size=500, topk=2, hops=[1], prompt_style="short", document_format=documents
+    )
     tasks = [task for task in search.tasks("train", 30) if search.script(task)]
     scripts = [search.script(task) for task in tasks]
     half = len(tasks) // 2
@@ -107,16 +111,21 @@ def write_run(tmp_path):
     rows = [
         {
             "prompt": row["prompt"][0]["content"],
+            "completion": row["completion"],
             "answer": search.answer(row),
             "turns": row["turns"],
             "invalid": None if i else "the search failed",
-            "rewards/f1": float(call_reward(search.rewards["f1"], row)),
+            f"rewards/{reward}": float(call_reward(search.rewards[reward], row)),
         }
         for i, row in enumerate(play(search, tasks, scripts))
     ]
+    write_rollouts(tmp_path, rows)
+    return rows, half
+
+
+def write_rollouts(tmp_path, rows):
     (tmp_path / "run" / "rollouts").mkdir(parents=True)
     pd.DataFrame(rows).to_parquet(tmp_path / "run" / "rollouts" / "step-000001.parquet")
-    return rows, half
 
 
 def run_script(*argv):
@@ -124,9 +133,18 @@ def run_script(*argv):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("label", ["answer", "documents"])
-def test_script_builds_examples_from_rollouts(tmp_path, label):
-    rows, num_correct = write_run(tmp_path)
+@pytest.mark.parametrize(
+    ("label", "documents", "reward"),
+    [
+        ("answer", "search_r1", "f1"),
+        ("documents", "zerosearch", "f1"),
+        ("answer", "zerosearch", "exact_match"),
+        ("answer", "search_r1", "cover_match"),  # which does not compare whole answers
+        ("answer", "search_r1", "searches"),
+    ],
+)
+def test_script_builds_examples_from_rollouts(tmp_path, label, documents, reward):
+    rows, num_correct = write_run(tmp_path, documents=documents, reward=reward)
     result = run_script(tmp_path / "run", "--out", tmp_path / "data.jsonl", "--label", label)
     assert result.returncode == 0, result.stderr
     examples = read_examples(tmp_path / "data.jsonl")
@@ -138,7 +156,8 @@ def test_script_builds_examples_from_rollouts(tmp_path, label):
         assert all(useful)
     assert all(holds_answer(example.documents, example.answers) for example in examples)
     assert all(example.question.endswith("?") for example in examples)
-    assert all(example.documents.startswith("Doc 1(") for example in examples)
+    start = "Doc 1(Title: " if documents == "search_r1" else "Doc 1: "
+    assert all(example.documents.startswith(start) for example in examples)
     environment = load_environment("simulator-v2", data=str(tmp_path / "data.jsonl"))
     task = environment.tasks("train", 1)[0]
     assert environment.score(task, environment.answer(task))["obeys"] == 1
@@ -159,13 +178,34 @@ def test_script_builds_an_example_of_each_query_of_a_tool_call(tmp_path):
         }
         for row in rows
     ]
-    (tmp_path / "run" / "rollouts").mkdir(parents=True)
-    pd.DataFrame(rollouts).to_parquet(tmp_path / "run" / "rollouts" / "step-000001.parquet")
+    write_rollouts(tmp_path, rollouts)
     result = run_script(tmp_path / "run", "--out", tmp_path / "data.jsonl")
     assert result.returncode == 0, result.stderr
     examples = read_examples(tmp_path / "data.jsonl")
     assert [example.query for example in examples] == [query for task in tasks for query in task["queries"]]
     assert all(example.documents.count("Doc 1(") == 1 for example in examples)
+
+
+def test_script_writes_documents_without_title_as_text(tmp_path):
+    documents = [Document("1", "", "It was Ann (1950)."), Document("2", "", "It rained.")]
+    turns = [
+        {"role": "assistant", "content": "<search>who</search>"},
+        {"role": "user", "content": write_results(documents, 9), "query": "who", "documents": ["1", "2"]},
+    ]
+    row = {"prompt": "Question: Who?\n", "completion": "", "answer": "<answer>Ann</answer>", "turns": turns}
+    write_rollouts(tmp_path, [row | {"invalid": None}])
+    result = run_script(tmp_path / "run", "--out", tmp_path / "data.jsonl", "--label", "documents")
+    assert result.returncode == 0, result.stderr
+    (example,) = read_examples(tmp_path / "data.jsonl")
+    assert example.documents == "Doc 1: It was Ann (1950).\nDoc 2: It rained."
+    assert example.label == "useful"
+
+
+def test_script_rejects_a_run_without_searches(tmp_path):
+    row = {"prompt": "Question: Who?\n", "completion": "", "answer": None, "invalid": None}
+    write_rollouts(tmp_path, [row | {"turns": [{"role": "assistant", "content": "Ann"}]}])
+    result = run_script(tmp_path / "run", "--out", tmp_path / "data.jsonl")
+    assert result.returncode == 2 and "no valid rollout of these runs has a search" in result.stderr
 
 
 def test_script_rejects_a_folder_that_is_not_a_run(tmp_path):

@@ -289,14 +289,37 @@ def test_adaptive_environment_gets_step_and_mean_score(make):
     options = {"rewards": {"even": Judge(failing={0})}, "environment": rising, "patience": 9}
     trainer = make(**options, steps_per_generation=2, per_device_train_batch_size=4, max_steps=4)
     trainer.train()
-    (first, _, first_score), (second, steps, second_score) = rising.progress
-    assert (first, second, steps) == (2, 4, 4)  # the next generations are for steps 2 and 4
+    assert [(step, steps) for step, steps, _ in rising.progress] == [(1, 2), (2, 2), (3, 2)]
+    before, first_score, second_score = (score for _, _, score in rising.progress)
+    assert before is None
     valid = [float(i % 3) for i in range(1, 8)]  # the first rollout is invalid
     assert first_score == pytest.approx(sum(valid) / 7)
     assert second_score == pytest.approx(sum(float(i % 3) for i in range(8, 16)) / 8)
     logged = [row["environment/level"] for row in trainer.state.log_history if "environment/level" in row]
-    assert logged == pytest.approx([0.0, 0.5 + first_score])
+    assert logged == pytest.approx([0.5, 0.5 + 1 + first_score])
     assert trainer.stateful()["environment"] is rising
+
+
+@pytest.mark.parametrize(
+    ("keys", "num_sampling_steps"),
+    [
+        ({"max_steps": 3}, 3),
+        ({"max_steps": 2, "steps_per_generation": 1, "gradient_accumulation_steps": 2}, 4),
+        ({"max_steps": 5, "steps_per_generation": 2, "per_device_train_batch_size": 4}, 3),
+        ({"max_steps": 4, "num_iterations": 2}, 2),
+        ({"max_steps": 3, "num_iterations": 2}, 2),
+        # An epoch of three sampling steps is two optimizer steps, of two micro-batches and of one.
+        ({"max_steps": 4, "steps_per_generation": 1, "gradient_accumulation_steps": 2, "tasks": 6}, 6),
+    ],
+)
+def test_last_sampling_step_is_at_the_end_of_the_curriculum(make, keys, num_sampling_steps):
+    rising = load_environment(f"{TOY}:Rising")
+    tasks = rising.tasks("train", keys.pop("tasks", 26))
+    trainer = make(environment=rising, rewards={"even": Judge()}, train_dataset=tasks, **keys)
+    trainer.train()
+    expected = [(i, num_sampling_steps) for i in range(1, num_sampling_steps + 2)]
+    assert [(step, steps) for step, steps, _ in rising.progress] == expected
+    assert len(saved_rollouts(trainer)) == 8 * num_sampling_steps
 
 
 class Ranking(Judge):
