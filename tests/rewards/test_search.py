@@ -116,6 +116,17 @@ def test_hits_are_fractions_of_the_queries():
     assert useful_hits([results()], ["Paris"]) is None
 
 
+@pytest.mark.parametrize("heading", ["Doc {}: ", "Doc {}(Title: ", 'Doc {}(Title: "T") '])
+@pytest.mark.parametrize("answer", ["1", "2", "Doc", "Title"])
+def test_headings_of_documents_do_not_contain_an_answer(heading, answer):
+    content = "\n".join(f"{heading.format(i)}It rains." for i in (1, 2))
+    turn = {"role": "user", "content": content, "documents": ["a", "b"], "query": "q", "label": "useful"}
+    assert useful_hits([turn], [answer]) == 0
+    assert useful_hits([turn], ["rains"]) == 1
+    turn["content"] += f"\nDoc 3: It is {answer}."
+    assert useful_hits([turn], [answer]) == 1
+
+
 def test_split_results_assigns_passages_to_queries():
     assert split_results(tool_results(["a", "", "b"])) == [
         ("query 0", "a"),

@@ -61,8 +61,8 @@ CONTENTS = [
 
 @pytest.mark.parametrize(("title", "text", "contents"), CONTENTS)
 def test_write_documents_formats_the_contents_as_search_r1(title, text, contents):
-    first, *others = contents.split("\n")
-    expected = f"Doc 1(Title: {first}) {'\n'.join(others)}\nDoc 2(Title: x) "
+    first, _, others = contents.partition("\n")
+    expected = f"Doc 1(Title: {first}) {others}\nDoc 2(Title: x) "
     assert write_documents([Document("1", title, text), Document("2", "", "x")], 99) == expected.strip()
 
 

@@ -322,6 +322,17 @@ def test_last_sampling_step_is_at_the_end_of_the_curriculum(make, keys, num_samp
     assert len(saved_rollouts(trainer)) == 8 * num_sampling_steps
 
 
+def test_curriculum_continues_at_its_fraction_if_the_batch_layout_changes(make):
+    trainer = make(max_steps=6, steps_per_generation=2, per_device_train_batch_size=4)
+    trainer.state.max_steps = 6
+    position = trainer.stateful()["progress"]
+    saved = {"step": 12, "generation": 4, "buffered": None, "shape": "another"}
+    for step, sampling_step in ((2, 2), (3, 3), (4, 3), (5, 4)):
+        trainer.state.global_step = step
+        position.load_state_dict(saved)
+        assert trainer.sampling_progress == (sampling_step, 3)
+
+
 class Ranking(Judge):
     def __call__(self, group) -> list[float]:
         return [float(i) for i, _ in enumerate(group)]
