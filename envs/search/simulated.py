@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlkit.envs.search.simulator_prompts import Templates, load_prompts, write_messages
-from rlkit.errors import UserError
 from rlkit.retrieval.documents import Document, Query, Result
 from rlkit.retrieval.engines.disk_cache import DiskCache
 from rlkit.rewards.simulation import split_documents
@@ -57,16 +56,13 @@ def open_simulated(
         cache: Folder in which documents are cached, so that repeating a run generates nothing again.
         template: Arguments of the model's chat template, such as `{"enable_thinking": False}`.
         extra_body: Additional fields of the requests to a server.
-        timeout: Seconds to wait for the documents of one query from a server.
+        timeout: Seconds in which a server must write the documents of one batch of queries.
 
     Raises:
         UserError: An argument is invalid, or the model cannot be loaded.
     """
     from rlkit.rollouts.text_generation import load_text_model
 
-    for name, value in (("template", template), ("extra_body", extra_body)):
-        if not isinstance(value, Mapping | None):
-            raise UserError(f"{name} of a simulated engine must be a mapping, not {value!r}")
     templates = load_prompts(prompts)  # before the model, which takes long to load
     text_model = load_text_model(
         model,

@@ -54,7 +54,7 @@ _EXAMPLES = {
 
 @dataclass(frozen=True)
 class Templates:
-    """Prompt of a simulator that is not one of ours.
+    """Prompt of a simulator that was tuned on other words than ours.
 
     Attributes:
         useful, noisy: Template of the user message, for `str.format`, by the kind of the documents.

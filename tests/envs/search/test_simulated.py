@@ -310,8 +310,6 @@ def test_invalid_arguments_raise():
     ):
         with pytest.raises(UserError, match=message):
             open_simulated("bundled:smollm2-135m", prompts=prompts)
-    with pytest.raises(UserError, match="template of a simulated engine must be a mapping, not 'no'"):
-        open_simulated("bundled:smollm2-135m", template="no")
     with pytest.raises(
         UserError, match=r"unknown backend 'transformer'.*: expected transformers, vllm or a URL"
     ):
