@@ -29,6 +29,10 @@ from rlkit.retrieval.store import DocumentStore, Progress, damaged_index, read_h
 FOLDER = "bm25"
 NUM_THREADS = min(8, os.cpu_count() or 1)
 WORD = re.compile(r"\w\w+")
+GROUP_SIZE = 128  # documents of a group in `best_rows`
+SMALLEST_SCORE = np.finfo(np.float32).tiny
+# With fewer documents, Python takes more time than NumPy, and threads would only wait for the GIL.
+MIN_PARALLEL_DOCUMENTS = 1_000_000
 
 
 def terms(texts: Iterable[str]) -> Iterator[list[str]]:
@@ -82,6 +86,11 @@ class BM25:
     Documents without any term of the query are never returned, so a result may have fewer than k documents.
     Documents with equal scores keep the order of the index.
 
+    Attributes:
+        documents: The indexed documents.
+        chunk_size: Number of queries that a server passes to `search` at once. A query takes as long alone as
+            with others, so chunks may be small, and short requests need not wait for long ones.
+
     Args:
         folder: Folder made by `rlkit.retrieval.engines.index.build_index`.
         k1: Value that the index must have been built with; None accepts any.
@@ -90,6 +99,8 @@ class BM25:
     Raises:
         UserError: The folder is not a BM25 index, or was built with another `k1` or `b`.
     """
+
+    chunk_size = 16
 
     def __init__(self, folder: str | Path, k1: float | None = None, b: float | None = None):
         import bm25s
@@ -115,8 +126,9 @@ class BM25:
         """Return at most `k` documents for each query, in the order of the queries."""
         check_k(k)
         query_terms = list(terms(query.text for query in queries))
-        if len(query_terms) == 1:  # starting threads would cost more than the search
-            return [self._search_terms(query_terms[0], k)]
+        # The threads of a server search in parallel already: a chunk of theirs needs no threads of its own.
+        if len(query_terms) <= self.chunk_size or len(self.documents) < MIN_PARALLEL_DOCUMENTS:
+            return [self._search_terms(query, k) for query in query_terms]
         with ThreadPoolExecutor(NUM_THREADS) as pool:  # NumPy releases the GIL while it adds and selects
             return list(pool.map(self._search_terms, query_terms, repeat(k)))
 
@@ -131,7 +143,24 @@ class BM25:
 
 def best_rows(scores: np.ndarray, k: int) -> np.ndarray:
     """Return the rows of the `k` highest scores above 0, best first, ties in order of the rows."""
-    # Partitioning takes linear time; only the documents at or above the k-th score are sorted.
-    threshold = np.partition(scores, -k)[-k] if k < len(scores) else 0.0
-    rows = np.flatnonzero(scores >= threshold) if threshold > 0 else np.flatnonzero(scores)
+    # Scores have many ties, with which np.partition over all documents takes longer than the scoring. The
+    # k-th highest maximum of groups of documents is a lower bound of the k-th score, and few groups reach it.
+    num_groups = max(len(scores) // GROUP_SIZE, 4 * k)
+    group_size = len(scores) // num_groups
+    if group_size < 2:
+        rows = np.flatnonzero(scores)
+        return rows[np.argsort(-scores[rows], kind="stable")][:k]
+    # A group is a column: NumPy computes the maxima of all columns with vector instructions.
+    num_grouped = num_groups * group_size
+    grid = scores[:num_grouped].reshape(group_size, num_groups)
+    maxima = grid.max(axis=0)
+    bound = max(np.sort(maxima)[-k], SMALLEST_SCORE)
+    groups = np.flatnonzero(maxima >= bound)
+    grid_rows, grid_columns = np.nonzero(grid[:, groups] >= bound)
+    ungrouped = num_grouped + np.flatnonzero(scores[num_grouped:] >= bound)
+    rows = np.concatenate([grid_rows * num_groups + groups[grid_columns], ungrouped])
+    # All rows may be ties at the bound, which need not be sorted.
+    row_scores = scores[rows]
+    above = rows[row_scores > bound]
+    rows = np.concatenate([above, rows[row_scores == bound][: max(k - len(above), 0)]])
     return rows[np.argsort(-scores[rows], kind="stable")][:k]

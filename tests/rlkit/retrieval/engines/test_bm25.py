@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from rlkit.errors import UserError
 from rlkit.retrieval.collections.corpus import read_corpus
 from rlkit.retrieval.documents import Document, Query, Result
+from rlkit.retrieval.engines import bm25
 from rlkit.retrieval.engines.bm25 import BM25, best_rows, terms
 from rlkit.retrieval.engines.index import build_index, open_index
 from tests.quick import DATA
@@ -79,6 +80,25 @@ def test_scores_match_formula(tmp_path_factory, texts, queries, k, parameters):
 def test_best_rows_agrees_with_stable_sort(scores, k):
     rows = best_rows(np.array(scores, np.float32), k)
     assert rows.tolist() == sorted((i for i, s in enumerate(scores) if s), key=lambda i: -scores[i])[:k]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 6000), st.integers(1, 300), st.integers(1, 500), st.floats(0, 1), st.integers(0, 2**32))
+def test_best_rows_of_large_arrays_agree_with_sorting_all(n, num_values, k, density, seed):
+    """With few values all documents are ties, with many values almost none; with a low density most are 0."""
+    rng = np.random.default_rng(seed)
+    values = rng.random(num_values, dtype=np.float32)
+    scores = rng.choice(values, n) * (rng.random(n) < density)
+    rows = np.flatnonzero(scores)
+    assert best_rows(scores, k).tolist() == rows[np.argsort(-scores[rows], kind="stable")][:k].tolist()
+
+
+def test_search_in_threads_returns_same_results(tmp_path, monkeypatch):
+    engine = build_bm25(tmp_path, [f"word{i % 7} word{i % 11} common" for i in range(300)])
+    queries = [Query(f"word{i} common") for i in range(40)]
+    expected = engine.search(queries, 5)
+    monkeypatch.setattr(bm25, "MIN_PARALLEL_DOCUMENTS", 0)
+    assert engine.search(queries, 5) == expected
 
 
 def test_score_of_worked_example(tmp_path):
