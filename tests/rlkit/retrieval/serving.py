@@ -5,10 +5,9 @@ import threading
 import time
 from contextlib import contextmanager
 
-import uvicorn
-
 from rlkit.retrieval.documents import Document, EngineError, Result
-from rlkit.retrieval.server import make_app
+from rlkit.retrieval.server import listen, make_app, make_server
+from rlkit.retrieval.server_requests import RequestLimits
 
 BOOK = Document("7", "Velmora Works", "It was founded by Tarin Oskel.")
 PLAIN = Document("8", "", "Ünïcode 東京 without a title")
@@ -51,18 +50,15 @@ def free_port():
 
 
 @contextmanager
-def serving(engine, port=None, **options):
+def serving(engine, port=None, limits=None, **options):
     """Serve an engine and yield the URL of the server."""
-    port = port or free_port()
-    config = uvicorn.Config(make_app(engine, **options), port=port, log_level="error")
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-        time.sleep(0.01)
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.should_exit = True
-        thread.join(10)
+    limits = limits or RequestLimits()
+    with listen("127.0.0.1", port or 0) as listener:
+        server = make_server(make_app(engine, limits=limits, **options), limits)
+        thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(10)

@@ -1,22 +1,21 @@
 """The server of Search-R1's protocol: responses, limits, and robustness against malformed requests."""
 
 import json
-import os
-import signal
+import logging
 import socket
 import subprocess
-import sys
 import threading
+import time
+from contextlib import suppress
 
 import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from uvicorn.config import HTTP_PROTOCOLS
 
-from rlkit.commands.serve_search import main
-from rlkit.errors import UserError
-from rlkit.retrieval.server import RequestLimits
-from tests.rlkit.retrieval.serving import DictionaryEngine, free_port, serving
+from rlkit.retrieval.server_requests import RequestLimits
+from tests.rlkit.retrieval.serving import DictionaryEngine, serving
 
 SCORED = (
     '[{"document":{"id":"7","contents":"\\"Velmora Works\\"\\nIt was founded by Tarin Oskel."},"score":12.5},'
@@ -32,7 +31,7 @@ BARE = (
 def url():
     with serving(
         DictionaryEngine(),
-        limits=RequestLimits(max_body_bytes=20_000, max_queries=8, max_query_characters=300),
+        limits=RequestLimits(max_body_bytes=20_000, max_queries=8, max_query_characters=300, max_topk=100),
     ) as address:
         yield address
 
@@ -89,17 +88,16 @@ BAD_REQUESTS = [
     (b"[" * 9000, 400, "not valid JSON"),
     (b"[]", 400, "object"),
     (b"{}", 400, "list of strings"),
-    (b'{"queries": "velmora"}', 400, "list of strings"),
+    (b'{"queries": null}', 400, "list of strings"),
     (b'{"queries": [1]}', 400, "list of strings"),
-    (b'{"queries": ["a", "\\ud800"]}', 400, "surrogate"),
-    (b'{"queries": [], "query": 1}', 400, "'query'"),
-    (b'{"queries": [], "topk": "3"}', 400, "an integer"),
-    (b'{"queries": [], "topk": true}', 400, "an integer"),
+    (b'{"queries": {"a": 1}}', 400, "list of strings"),
+    (b'{"queries": [], "topk": "three"}', 400, "an integer, not 'three'"),
+    (b'{"queries": [], "topk": 2.5}', 400, "an integer"),
+    (b'{"queries": [], "topk": NaN}', 400, "an integer"),
     (b'{"queries": [], "topk": -1}', 400, "from 1 to 100"),
     (b'{"queries": [], "topk": 101}', 400, "from 1 to 100"),
-    (b'{"queries": [], "return_scores": 1}', 400, "true or false"),
+    (b'{"queries": [], "return_scores": "maybe"}', 400, "true or false"),
     (json.dumps({"queries": ["a"] * 9}).encode(), 413, "at most 8"),
-    (json.dumps({"queries": ["a" * 301]}).encode(), 413, "longer than 300"),
     (json.dumps({"queries": ["a" * 10_000_000]}).encode(), 413, "larger than 20,000 bytes"),
 ]
 
@@ -119,7 +117,7 @@ values = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=9), inner, max_size=4),
     max_leaves=9,
 )
-fields = st.sampled_from(["queries", "topk", "return_scores", "query"])
+fields = st.sampled_from(["queries", "topk", "return_scores", "query", "top_k", "rerank_topk", "x"])
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -134,6 +132,36 @@ def test_server_survives_arbitrary_json(client, url, body):
 def test_failing_search_is_502(client, url, query):
     response = post(client, url, queries=["velmora", query])
     assert response.status_code == 502 and "failed" in response.json()["error"]
+    # The others can be sent again without it.
+    assert len(post(client, url, queries=["velmora"]).json()["result"][0]) == 2
+
+
+def test_step_of_released_client_is_answered(client):
+    """Search-R1's generation manager sends the queries of all active rollouts, 512 x 5, in one request."""
+    queries = [f"x{i}" for i in range(2560)]
+    queries[7] = "x" + "long " * 2000
+    queries[8] = "x\ud800"
+    body = {"queries": queries, "topk": 3, "return_scores": True, "step": 12, "meta": {"split": "train"}}
+    with serving(DictionaryEngine()) as url:
+        response = client.post(f"{url}/retrieve", content=json.dumps(body))
+    assert response.status_code == 200
+    queries[7] = queries[7][: RequestLimits().max_query_characters]
+    queries[8] = "x?"
+    for query, ranking in zip(queries, response.json()["result"], strict=True):
+        assert [item["document"]["id"] for item in ranking] == [query]
+        assert ranking[0]["score"] == len(query)
+
+
+@pytest.mark.parametrize("body", [{"query": "velmora"}, {"queries": "velmora"}, {"query": ["velmora"]}])
+def test_single_query_gets_one_result(client, url, body):
+    response = client.post(f"{url}/retrieve/", json=body | {"topk": "1", "return_scores": "false"})
+    assert response.text == f'{{"result":[{BARE.partition(",{")[0]}]]}}'
+
+
+def test_other_paths_and_methods_are_refused(client, url):
+    assert client.get(f"{url}/retrieve").status_code == 405
+    for path in ("/", "/search", "/retrieve/x", "/health/.."):
+        assert client.post(f"{url}{path}", json={"queries": []}).status_code == 404
 
 
 def test_api_key_is_required(client):
@@ -141,11 +169,26 @@ def test_api_key_is_required(client):
         assert post(client, url, queries=[]).status_code == 401
         for value, status in (
             ("Bearer secret", 200),
+            ("bearer secret", 200),
             ("Bearer Secret", 401),
+            ("Bearer", 401),
+            ("Basic secret", 401),
             ("secret", 401),
             ("Bearer sécret", 401),
         ):
             headers = {"Authorization": value.encode()}
+            assert client.post(f"{url}/retrieve", json={"queries": []}, headers=headers).status_code == status
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+def test_api_key_may_contain_other_characters_than_ascii(client, encoding):
+    with serving(DictionaryEngine(), api_key="sécret") as url:
+        for key, status in (("sécret", 200), ("s?cret", 401), ("secret", 401)):
+            headers = {"Authorization": f"Bearer {key}".encode(encoding)}
+            assert client.post(f"{url}/retrieve", json={"queries": []}, headers=headers).status_code == status
+    with serving(DictionaryEngine(), api_key="ключ") as url:
+        for value, status in (("Bearer ключ".encode(), 200), (b"Bearer ????", 401)):
+            headers = {"Authorization": value}
             assert client.post(f"{url}/retrieve", json={"queries": []}, headers=headers).status_code == status
 
 
@@ -161,12 +204,87 @@ def test_slow_search_times_out_without_blocking_health(client):
 
 def test_incomplete_request_times_out(client):
     with serving(DictionaryEngine(), limits=RequestLimits(timeout_seconds=0.3)) as url:
-        address = httpx.URL(url)
-        with socket.create_connection((address.host, address.port), timeout=10) as slow:
+        with connect(url) as slow:
             # The header announces 100 bytes, but only one follows.
-            slow.sendall(b"POST /retrieve HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+            slow.sendall(HEAD + b"{")
             assert slow.recv(1000).startswith(b"HTTP/1.1 408")
         assert post(client, url, queries=["x1"]).status_code == 200
+
+
+HEAD = b"POST /retrieve HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n"
+COMPLETE = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+def connect(url):
+    address = httpx.URL(url)
+    return socket.create_connection((address.host, address.port), timeout=20)
+
+
+def until_closed(connection):
+    """Return what a server sends until it closes the connection; socket.timeout if it does not."""
+    received = b""
+    with suppress(ConnectionResetError):
+        while data := connection.recv(1000):
+            received += data
+    return received
+
+
+@pytest.fixture(params=["httptools", "h11"])
+def http_parser(request, monkeypatch):
+    """HTTP parser that uvicorn selects: httptools if it is installed, else h11."""
+    if request.param == "h11":
+        monkeypatch.setitem(HTTP_PROTOCOLS, "auto", HTTP_PROTOCOLS["h11"])
+    else:
+        pytest.importorskip("httptools")
+
+
+@pytest.mark.parametrize("sent", [b"", b"P", HEAD[:-2], COMPLETE + HEAD[:20]], ids=repr)
+def test_connection_without_complete_head_is_closed(http_parser, client, sent):
+    with serving(DictionaryEngine(), limits=RequestLimits(timeout_seconds=0.3)) as url:
+        with connect(url) as connection:
+            connection.sendall(sent[: len(COMPLETE)])
+            received = connection.recv(1000) if sent.startswith(COMPLETE) else b""
+            connection.sendall(sent[len(COMPLETE) :])
+            received += until_closed(connection)
+        assert received.count(b"HTTP/1.1 200") == sent.count(COMPLETE)
+        assert client.get(f"{url}/health").is_success
+
+
+def test_head_that_arrives_byte_by_byte_is_closed(http_parser):
+    with serving(DictionaryEngine(), limits=RequestLimits(timeout_seconds=0.3)) as url, connect(url) as slow:
+        slow.settimeout(0.02)
+        slow.sendall(b"GET /health HTTP/1.1\r\nX: ")
+        # Each byte would restart a timeout between bytes.
+        with pytest.raises(ConnectionError):
+            for _ in range(1000):
+                slow.sendall(b"x")
+                with suppress(TimeoutError):
+                    if not slow.recv(1):
+                        raise ConnectionError
+
+
+def test_idle_connection_stays_open_between_requests(http_parser):
+    """Only heads are limited by the timeout: a client that trains for a while keeps its connection."""
+    with serving(DictionaryEngine(), limits=RequestLimits(timeout_seconds=0.3)) as url, connect(url) as idle:
+        idle.sendall(COMPLETE)
+        assert idle.recv(1000).startswith(b"HTTP/1.1 200")
+        with connect(url) as other:  # it is closed after the timeout
+            until_closed(other)
+        idle.sendall(COMPLETE)
+        assert idle.recv(1000).startswith(b"HTTP/1.1 200")
+
+
+def test_disconnect_within_body_is_one_log_line(client, caplog):
+    caplog.set_level(logging.INFO, logger="rlkit")
+    with serving(DictionaryEngine()) as url:
+        for _ in range(3):
+            with connect(url) as connection:
+                connection.sendall(HEAD + b"{")
+        while client.get(f"{url}/health").json()["waiting"] or len(caplog.records) < 3:
+            time.sleep(0.01)
+        assert post(client, url, queries=["x1"]).status_code == 200
+    assert ["disconnected" in record.getMessage() for record in caplog.records] == [True] * 3
+    assert not any(record.exc_info for record in caplog.records)
 
 
 def test_requests_above_max_waiting_get_503_with_retry_after(client):
@@ -201,32 +319,3 @@ def test_concurrent_clients_get_their_own_results(url):
     for thread in threads:
         thread.join()
     assert mismatches == []
-
-
-def test_command_serves_world_until_sigterm(tmp_path, client):
-    port = free_port()
-    command = [sys.executable, "-m", "rlkit", "serve-search", "world:200:0", "--port", str(port)]
-    variables = os.environ | {"RLKIT_CACHE": str(tmp_path)}
-    process = subprocess.Popen(command, env=variables, stderr=subprocess.PIPE, text=True)
-    try:
-        assert f"http://127.0.0.1:{port}/retrieve" in process.stderr.readline()
-        url = f"http://127.0.0.1:{port}"
-        # The address is logged just before the server listens, so the first connection may fail.
-        transport = httpx.HTTPTransport(retries=9)
-        with httpx.Client(trust_env=False, transport=transport, timeout=20) as retrying_client:
-            assert retrying_client.get(f"{url}/health").json()["documents"] == 200
-        hits = post(client, url, queries=["lawyer"], topk=2, return_scores=True).json()["result"][0]
-        assert len(hits) == 2 and hits[0]["score"] >= hits[1]["score"] > 0
-    finally:
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(20) in (0, -signal.SIGTERM)
-        process.stderr.close()
-
-
-def test_public_host_requires_api_key(monkeypatch):
-    monkeypatch.delenv("RLKIT_SEARCH_KEY", raising=False)
-    for host in ("0.0.0.0", "example.com", "::"):
-        with pytest.raises(UserError, match="RLKIT_SEARCH_KEY"):
-            main(["world:200:0", "--host", host])
-    with pytest.raises(UserError, match="world:SIZE:SEED"):
-        main(["world:x:0"])
