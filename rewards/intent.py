@@ -4,24 +4,23 @@ The task is Q2ID's (arXiv 2008.10889), which compares the words of a description
 intent by what it separates is our own idea.
 
 The rewards read `turns`: the environment adds to the model's turn `ranking`, the ids of the pool's documents
-by how well they fit the description, `intent`, the description itself, and `terms`, its distinct words as
-BM25 sees them. A turn without them contains no description and scores 0.
+by how well they fit the description, `intent`, the description itself, and `terms`, its words as BM25 sees
+them, in order. A turn without them contains no description and scores 0.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rlkit.rewards.querying import last_turn
 from rlkit.rewards.retrieval import measure
+from rlkit.words import bigrams_overlap, ngrams
 
 Turns = Sequence[Mapping[str, Any]]
 NGRAM_LENGTH = 4  # words: a shared sequence of this length is no coincidence
 FREE_TERMS = 6  # distinctive terms of the relevant snippets that a description can use at no cost
 EXCESS_TERMS = 4  # with this number of additional ones, a description counts as a full copy
-_WORD = re.compile(r"\w+")
 
 
 def separation(turns: Turns, relevant: Sequence[str], pool: Sequence[str]) -> float:
@@ -47,11 +46,12 @@ def copied(turns: Turns, snippets: Sequence[str], distinctive_terms: Sequence[st
 
     This is the larger of two values:
 
-    * the fraction of the description's 4-grams that occur in a snippet;
+    * the fraction of the description's 4-grams (`rlkit.words.ngrams`) that occur in a snippet;
     * (n - `FREE_TERMS`) / `EXCESS_TERMS`, clipped to [0, 1], with n the number of the description's distinct
       terms that are distinctive. BM25 ignores the order of words, so a sorted or shuffled copy ranks as well
       as a literal one. This is a number and not a fraction, because words that occur in no document dilute a
-      fraction and cost nothing.
+      fraction and cost nothing. Of two overlapping bigrams in a script without spaces, one counts, so that a
+      word of four characters counts as two terms.
 
     Args:
         turns: Messages after the prompt; the model's last turn has the `intent` and its `terms`.
@@ -60,8 +60,8 @@ def copied(turns: Turns, snippets: Sequence[str], distinctive_terms: Sequence[st
             snippet.
     """
     turn = last_turn(turns)
-    num_distinctive = len(set(distinctive_terms).intersection(turn.get("terms", ())))
-    excess = (num_distinctive - FREE_TERMS) / EXCESS_TERMS
+    num_copied = _num_copied_terms(turn.get("terms", ()), set(distinctive_terms))
+    excess = (num_copied - FREE_TERMS) / EXCESS_TERMS
     return max(_copied_ngrams(turn.get("intent", ""), snippets), min(max(excess, 0.0), 1.0))
 
 
@@ -90,13 +90,23 @@ def own_words(
 
 def _copied_ngrams(description: str, snippets: Sequence[str]) -> float:
     """Return the fraction of the description's 4-grams that occur in a snippet."""
-    ngrams = list(_ngrams(description))
-    if not ngrams:
+    description_ngrams = list(ngrams(description, NGRAM_LENGTH))
+    if not description_ngrams:
         return 0.0
-    snippet_ngrams = {ngram for snippet in snippets for ngram in _ngrams(snippet)}
-    return sum(ngram in snippet_ngrams for ngram in ngrams) / len(ngrams)
+    snippet_ngrams = {ngram for snippet in snippets for ngram in ngrams(snippet, NGRAM_LENGTH)}
+    return sum(ngram in snippet_ngrams for ngram in description_ngrams) / len(description_ngrams)
 
 
-def _ngrams(text: str) -> Iterator[tuple[str, ...]]:
-    tokens = _WORD.findall(text.lower())
-    return zip(*(tokens[i:] for i in range(NGRAM_LENGTH)), strict=False)
+def _num_copied_terms(terms: Iterable[str], distinctive_terms: set[str]) -> int:
+    """Return the number of different distinctive terms, without those that overlap the counted one before."""
+    copied_terms: set[str] = set()
+    num_copied = 0
+    counted = ""  # the term before, if it was counted
+    for term in terms:
+        is_copied = term in distinctive_terms and term not in copied_terms
+        if is_copied:
+            copied_terms.add(term)
+        # A term exempts only its first neighbor. Otherwise repeating it would make all that overlap it free.
+        counted = term if is_copied and not bigrams_overlap(counted, term) else ""
+        num_copied += bool(counted)
+    return num_copied

@@ -9,22 +9,28 @@ answer are normalized and compared in one of three ways:
 * `cover_match`: the answer contains the accepted one as whole words, with few extra words, and is neither a
   list nor a denial.
 
+In scripts without spaces between words, such as those of Chinese, Japanese and Thai, each character is a word
+(`rlkit.words`), as in MLQA's evaluation of Chinese.
+
 On a task whose column `answerable` is false, `answers` are the accepted refusals (`REFUSALS`), and all three
 rewards are exact match: "unknown actor" is not a refusal.
 
 Normalization removes only English articles and keeps accents, as in the published evaluations. In one point
-it deviates from them: typographic punctuation is replaced by its ASCII form first, so that a curly apostrophe
-equals a straight one. Strings without such characters are scored as published.
+it deviates from them: typographic punctuation, the punctuation of scripts without spaces, and full-width
+letters and digits are replaced by their ASCII form first, so that a curly apostrophe equals a straight one.
+Strings without such characters and scripts are scored as published.
 """
 
 from __future__ import annotations
 
 import re
 import string
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from rlkit.rewards.thinking import after_thinking
+from rlkit.words import MARKS, PUNCTUATION, UNSPACED, has_unspaced, separate_characters
 
 REFUSALS = ("unknown", "not enough information", "insufficient information", "cannot be determined")
 
@@ -48,35 +54,65 @@ HEDGES = frozenset(
 )
 # fmt: on
 
-_ARTICLES = re.compile(r"\b(?:a|an|the)\b")
+# Beside a character of a script without spaces, a letter is no article: "维生素 A", Chinese for "vitamin A".
+_ARTICLES = re.compile(rf"\b(?<![{UNSPACED}{MARKS}] )(?:a|an|the)\b(?! [{UNSPACED}{MARKS}])")
 _DELETE = str.maketrans("", "", string.punctuation)
 _SPACE = str.maketrans(dict.fromkeys(string.punctuation + "\u2018\u2019\u00b4`", " "))
 _RANGE = re.compile(r"(?<=[0-9])-(?=[0-9])")
+_FULL_WIDTH = {code + 0xFEE0: chr(code) for code in range(ord("!"), ord("~") + 1)}
 # The published normalizations know only ASCII punctuation, and keep the rest as letters.
 _ASCII_FORMS = str.maketrans(
     dict.fromkeys("\u2018\u2019\u201a\u2039\u203a\u00b4\u02bc\u2032", "'")  # single quotes, primes
     | dict.fromkeys("\u201c\u201d\u201e\u00ab\u00bb\u2033", '"')
     | dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2015\u2212", "-")  # hyphens, dashes, minus
     | {"\u2026": "...", "\u2022": "*"}  # ellipsis, bullet
+    | dict.fromkeys(PUNCTUATION, ",")
+    | _FULL_WIDTH
 )
-# In `span`, dashes, ellipses and bullets separate words.
 _DASHES = "\u2012\u2013\u2014\u2015"
-_WORD_BREAKS = str.maketrans(dict.fromkeys(f"{_DASHES}\u2026\u2022", " "))
+# What separates words in `span`: dashes, ellipses, bullets, and punctuation after which there is no space in
+# Chinese or Japanese. A comma or point does not, if it is within a number.
+_WORD_BREAK = re.compile(
+    rf"[{_DASHES}\u2026\u2022{PUNCTUATION}（）［］｛｝＜＞：；！？｜～＂]"
+    r"|(?<![0-9０-９])[，．]|[，．](?![0-9０-９])"
+)
 
-# Marks of a list, for `_is_single_claim`: "Paris / London", but not "100 km/h".
+# The patterns below apply to strings whose full-width characters have become ASCII.
+# Marks of a list, for `_is_single_claim`: "Paris / London", but not "100 km/h"; "巴黎、伦敦" and "巴黎/伦敦",
+# where no spaces are written; "①巴黎②伦敦", but not a last number, which cites a passage.
 _SEPARATOR = re.compile(
-    r"[;|\u037e\uff1b\uff5c\u2022\u2023\u25aa\u25cf\u25e6\u2260\u00ac\u2264\u2265<>\r\n\v\f\x85\u2028\u2029]"
-    r"|(?<!\S)[/&+*\\~\uff0f\uff06\u2044\u2215\u2228\u2227\u00b7\u30fb](?!\S)|[/&](?!\S)|(?<!\S)[/&]"
+    r"[;|\u037e\u2022\u2023\u25aa\u25cf\u25e6\u2260\u00ac\u2264\u2265<>\r\n\v\f\x85\u2028\u2029\u3001\uff64]"
+    r"|(?<!\S)[/&+*\\~\u2044\u2215\u2228\u2227\u00b7\u30fb](?!\S)|[/&](?!\S)|(?<!\S)[/&]"
+    rf"|(?<=[{UNSPACED}{MARKS}])[/&+]|[/&+](?=[{UNSPACED}])|[\u2460-\u24ff\u2776-\u2793](?!\s*$)"
 )
-# A comma, a dash between two spaces or a long dash: "Paris, France". Not between digits: "10,000".
+# A comma, a dash between two spaces or a long dash: "Paris, France". Not between digits: "10,000". Also the
+# Katakana middle dot, which separates the parts of a name as well as candidates.
 _ASIDE = re.compile(
-    rf"(?<![0-9])[,{_DASHES}]|[,{_DASHES}](?![0-9])|[\uff0c\u3001\u060c]|(?<!\S)-{{1,3}}(?!\S)"
+    rf"(?<![0-9])(?:,|[{_DASHES}]+)|(?:,|[{_DASHES}]+)(?![0-9])|\u060c|(?<!\S)-{{1,3}}(?!\S)"
+    r"|(?<=\S)[\u30fb\uff65](?=\S)"
 )
-# "1. Paris 2. London", "a) Paris b) London", "[1] Paris [2] London", "#1 Paris #2 London". Not a last "[1]",
-# which cites a passage.
+# "1. Paris 2. London", "a) Paris b) London", "[1] Paris [2] London", "#1 Paris #2 London", "1.巴黎2.伦敦".
+# Not a last "[1]", which cites a passage.
 _ENUMERATOR = re.compile(
-    r"(?<!\S)(?:[\[(]?([0-9]{1,2}|[a-z]|[ivx]{2,4})[\])]|([0-9]{1,2})[.:\-]|#([0-9]{1,2}))(?=\s)",
+    rf"(?:(?<!\S)|(?<=[{UNSPACED}{MARKS}]))"
+    r"(?:[\[(【〔]?([0-9]{1,2}|[a-z]|[ivx]{2,4})[\])】〕]|([0-9]{1,2})[.:\-]|#([0-9]{1,2}))"
+    rf"(?=[\s{UNSPACED}])",
     re.IGNORECASE,
+)
+# The most frequent hedges of scripts without spaces, as parts of strings. Lookarounds exclude common words
+# that contain them, such as "共和国" (republic), "非洲" (Africa) and "埃及" (Egypt).
+_UNSPACED_HEDGE = re.compile(
+    unicodedata.normalize(
+        "NFKC",
+        # or, and
+        "或|还是|還是|要么|跟|[与與]|(?<![共昭令平大呼饱永])和(?![平歌田泉风風服谐尚])|(?<![埃普涉])及(?!格)"
+        "|または|もしくは|あるいは|ないし|および|ならびに"
+        "|(?<![ぁ-ん])[とや](?![ぁ-ん言思答考呼推判]|$)|(?<![ぁ-ん])か(?![ぁ-ん国所月年条]|$)"
+        "|หรือ|และ|ຫຼື|ຫລື|ແລະ|ឬ|និង|သို့မဟုတ်|နှင့်"
+        # not, except, wrong
+        "|不(?![丹列莱萊])|非(?![洲常])|没|沒|[从從并並尚]未|未必|[无無]法|毫[无無]|否|[错錯误誤]|违|違|嘘"
+        "|除[了非外去くいき]|[以之]外|但(?![丁泽澤])|な[いく]|ません|ไม่|มิใช่|ບໍ່|មិន|မဟုတ်",
+    )
 )
 
 
@@ -101,9 +137,12 @@ def normalize_triviaqa(text: str) -> str:
 
 
 def _published(text: str, punctuation: Mapping[int, str | int | None]) -> str:
-    """Return the published normalization of a string whose typographic punctuation has become ASCII."""
-    text = text.translate(_ASCII_FORMS).lower().translate(punctuation)
-    return " ".join(_ARTICLES.sub(" ", text).split())
+    """Return the published normalization of a string whose typographic punctuation has become ASCII.
+
+    Each character of a script without spaces becomes a word.
+    """
+    text = separate_characters(text.translate(_ASCII_FORMS).lower().translate(punctuation))
+    return " ".join(_ARTICLES.sub(" ", " ".join(text.split())).split())
 
 
 RULES: dict[str, Callable[[str], str]] = {"squad": normalize, "triviaqa": normalize_triviaqa}
@@ -113,9 +152,11 @@ def span(text: str) -> str:
     """Return the normalized words of a string, with a space around each.
 
     `span(gold) in span(text)` is therefore true only for whole words. A dash, an ellipsis, or a hyphen
-    between digits separates words, so that "(1769-1821)" contains 1821.
+    between digits separates words, so that "(1769-1821)" contains 1821. So does the punctuation of Chinese
+    and Japanese, which is followed by no space.
     """
-    return f" {normalize(_RANGE.sub(' ', text.translate(_WORD_BREAKS)))} "
+    text = _WORD_BREAK.sub(" ", text).translate(_FULL_WIDTH)
+    return f" {normalize(_RANGE.sub(' ', text))} "
 
 
 def is_exact(prediction: str, gold: str, rules: str = "squad") -> bool:
@@ -225,9 +266,10 @@ def cover_match(
     one comma or dash and one pair of parentheses or brackets: "Paris, France". Semicolons, line breaks,
     bullets, enumerations and separate slashes, pipes, ampersands and plus signs are marks of a list. Without
     these bounds, an answer that lists every candidate is right, and answers grow in training. What is part of
-    the gold answer is never extra: "Trinidad and Tobago" is right for itself. A short list without any mark,
-    "Paris London", is not recognized, because it has the form of "New York City". An unanswerable task is
-    scored by exact match.
+    the gold answer is never extra: "Trinidad and Tobago" is right for itself. In scripts without spaces, two
+    characters count as one extra word, and only the most frequent hedges are known. A short list without any
+    mark, "Paris London", is not recognized, because it has the form of "New York City". An unanswerable task
+    is scored by exact match.
 
     Raises:
         ValueError: See `check_answers`.
@@ -244,15 +286,22 @@ def cover_match(
 def _is_single_claim(answer: str, gold: str, max_extra: int) -> bool:
     """Return whether an answer that contains the gold answer is neither a list nor a denial."""
     extra = Counter(span(answer).split()) - Counter(span(gold).split())
-    if extra.total() > max_extra or not HEDGES.isdisjoint(extra):
+    num_characters = sum(count for word, count in extra.items() if has_unspaced(word))
+    # A word of Chinese has about two characters.
+    num_extra = extra.total() - num_characters + num_characters // 2
+    if num_extra > max_extra or not HEDGES.isdisjoint(extra):
         return False
+    if _UNSPACED_HEDGE.search(span(answer).replace(span(gold), " | ").replace(" ", "")):
+        return False
+    answer, gold = answer.translate(_FULL_WIDTH), gold.translate(_FULL_WIDTH)
     if any(label.lower() in extra for groups in _ENUMERATOR.findall(answer) for label in groups):
         return False
     num_separators = _extra_marks(_SEPARATOR, answer, gold)
     num_asides = _extra_marks(_ASIDE, answer, gold)
     extra_characters = Counter(answer) - Counter(gold)
-    num_brackets = extra_characters["("] + extra_characters["["]
-    return num_separators == 0 and num_asides <= 1 and num_brackets <= 1
+    num_brackets = sum(extra_characters[bracket] for bracket in "([【〔")
+    num_titles = sum(extra_characters[quote] for quote in "《〈「『")  # a list may be written as "《A》《B》"
+    return num_separators == 0 and num_asides <= 1 and num_brackets <= 1 and num_titles <= 1
 
 
 def _extra_marks(mark: re.Pattern[str], answer: str, gold: str) -> int:

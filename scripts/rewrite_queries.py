@@ -38,7 +38,7 @@ from rlkit.evaluation.rankings import as_evaluation
 from rlkit.retrieval.collections.base import Collection
 from rlkit.retrieval.collections.load import load_collection
 from rlkit.retrieval.evaluate import score_rankings, write_trec_run
-from rlkit.retrieval.queries import JudgedQuery, documents_by_id, judged_queries, truncate_words
+from rlkit.retrieval.queries import JudgedQuery, documents_by_id, judged_queries, snippet
 from rlkit.retrieval.retrievers import open_retriever, retrieve
 from rlkit.rewards.thinking import after_thinking
 from rlkit.rollouts.text_generation import BACKENDS, TextModel, load_text_model
@@ -88,8 +88,8 @@ def rewrite_with_context(
     for query in queries:
         document = documents[best_ids[query.id]]
         texts[query.id] = f"{document.title} {document.text}"
-        snippet = truncate_words(texts[query.id], MAX_DOCUMENT_WORDS)
-        prompts.append(CONTEXT_PROMPT.format(document=snippet, query=query.text))
+        shown = snippet(texts[query.id], MAX_DOCUMENT_WORDS)
+        prompts.append(CONTEXT_PROMPT.format(document=shown, query=query.text))
     rewritten: dict[str, str] = {}
     for query, reply in zip(queries, generate(model, prompts, seed), strict=True):
         rewritten[query.id] = " ".join(reply.split()) or query.text  # an empty reply keeps the query

@@ -23,13 +23,14 @@ from rlkit.retrieval.queries import (
     documents_by_id,
     judged_queries,
     open_collection,
+    snippet,
     task_id,
-    truncate_words,
 )
 from rlkit.retrieval.retrievers import open_retriever, search_depth, top_documents
 from rlkit.rewards import intent
 from rlkit.rewards.tags import tag_contents
 from rlkit.rewards.thinking import after_thinking
+from rlkit.words import keywords
 
 if TYPE_CHECKING:
     import datasets
@@ -40,7 +41,6 @@ _PROMPT = (
     "they were looking for, so that relevant documents can be told from irrelevant ones. Write the "
     "description between <intent> and </intent>."
 )
-_WORD = re.compile(r"\w+")
 DEPTH = 100  # number of the query's results that irrelevant documents are taken from
 
 
@@ -181,7 +181,7 @@ class IntentEnvironment(Environment):
         texts = (
             f"{document.title}: {document.text}".removeprefix(": ") for document in documents[:num_shown]
         )
-        return [truncate_words(text, self.document_words) for text in texts]
+        return [snippet(text, self.document_words) for text in texts]
 
     def respond(self, turns: Sequence[Turn]) -> Sequence[Reply]:
         """Rank each task's pool by the description in the turn; every turn ends its rollout."""
@@ -196,7 +196,7 @@ class IntentEnvironment(Environment):
         order = sorted(range(len(scores)), key=lambda i: -scores[i])
         record = {
             "intent": description,
-            "terms": sorted(_distinct_terms([description])),
+            "terms": next(terms([description])),
             "ranking": [task["pool"][i] for i in order],
         }
         return Reply(done=True, record=record)
@@ -215,7 +215,7 @@ class IntentEnvironment(Environment):
         irrelevant_terms = _distinct_terms(task["texts"][:num_irrelevant])
         documents_of: dict[str, set[int]] = {}
         for i, text in enumerate(task["texts"][num_irrelevant:]):
-            for word in _WORD.findall(text.lower()):
+            for word in keywords(text):
                 word_terms = _distinct_terms([word])
                 if word_terms and not word_terms & irrelevant_terms:
                     documents_of.setdefault(word, set()).add(i)

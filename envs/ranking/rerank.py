@@ -18,8 +18,8 @@ from rlkit.retrieval.queries import (
     documents_by_id,
     judged_queries,
     open_collection,
+    snippet,
     task_id,
-    truncate_words,
 )
 from rlkit.retrieval.retrievers import open_retriever, search_depth, top_documents
 from rlkit.rewards import reranking
@@ -128,9 +128,7 @@ class RerankEnvironment(Environment):
 
     def _row(self, query: JudgedQuery, candidates: Sequence[Document]) -> dict[str, Any]:
         passages = [f"{document.title}: {document.text}".removeprefix(": ") for document in candidates]
-        lines = (
-            f"[{i}] {truncate_words(passage, self.document_words)}" for i, passage in enumerate(passages, 1)
-        )
+        lines = (f"[{i}] {snippet(passage, self.document_words)}" for i, passage in enumerate(passages, 1))
         prompt = _PROMPT.format(query=query.text, passages="\n".join(lines))
         return {
             "prompt": [{"role": "user", "content": prompt}],

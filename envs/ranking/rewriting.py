@@ -12,6 +12,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from rlkit.words import keywords, ngrams
+
 KEYWORD_INSTRUCTIONS = (
     "List words and short phrases that a document answering this query would use.",
     "Suggest search terms that would make this query retrieve more relevant documents.",
@@ -30,8 +32,7 @@ CONTEXT_PROMPT = (
     "say clearly what the user is looking for, without giving away the answer. Write only the new query.\n\n"
     "Document: {document}\n\nQuery: {query}"
 )
-NGRAM_LENGTH = 3
-_WORD = re.compile(r"\w+")
+NGRAM_LENGTH = 3  # words
 
 
 def clean_keywords(text: str) -> str:
@@ -50,25 +51,21 @@ def leakage(rewritten: str, query: str, document: str) -> float:
 
     Trigrams that are also in the original query do not count as leaked.
     """
-    ngrams = _ngrams(rewritten)
-    if not ngrams:
+    rewritten_ngrams, document_ngrams, query_ngrams = (
+        set(ngrams(text, NGRAM_LENGTH)) for text in (rewritten, document, query)
+    )
+    if not rewritten_ngrams:
         return 0.0
-    leaked = (ngrams & _ngrams(document)) - _ngrams(query)
-    return len(leaked) / len(ngrams)
+    return len((rewritten_ngrams & document_ngrams) - query_ngrams) / len(rewritten_ngrams)
 
 
 def word_leakage(rewritten: str, query: str, document: str) -> float:
     """Return the fraction of the rewritten query's new words that occur in the document, in [0, 1].
 
-    New words are the distinct ones that are not in the original query. BM25 ignores the order of words, so a
-    rewrite can leak the document without sharing a trigram with it.
+    New words are the distinct `rlkit.words.keywords` that are not in the original query. BM25 ignores the
+    order of words, so a rewrite can leak the document without sharing a trigram with it.
     """
-    new_words = set(_WORD.findall(rewritten.lower())).difference(_WORD.findall(query.lower()))
+    new_words = set(keywords(rewritten)).difference(keywords(query))
     if not new_words:
         return 0.0
-    return len(new_words.intersection(_WORD.findall(document.lower()))) / len(new_words)
-
-
-def _ngrams(text: str) -> set[tuple[str, ...]]:
-    tokens = _WORD.findall(text.lower())
-    return set(zip(*(tokens[i:] for i in range(NGRAM_LENGTH)), strict=False))
+    return len(new_words.intersection(keywords(document))) / len(new_words)

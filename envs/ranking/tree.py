@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -22,11 +22,18 @@ from rlkit.retrieval.cache import collection_digest, locked_cache_path, write_js
 from rlkit.retrieval.collections.base import Collection
 from rlkit.retrieval.documents import Document, full_text
 from rlkit.retrieval.encoders import encode, load_encoder
-from rlkit.retrieval.queries import truncate_words
+from rlkit.retrieval.queries import snippet
+from rlkit.words import keywords
 
 MAX_CLUSTERED = 5000  # vectors in one agglomerative clustering, whose time and memory are quadratic
 SVD_DIMENSIONS = 128  # to which tf-idf vectors are reduced
 MAX_WORDS, MAX_TITLES = 8, 2  # in the summary of a node
+# Arguments of scikit-learn's vectorizers. Their own pattern takes an unspaced sentence for one word.
+_WORDS: dict[str, Any] = {
+    "stop_words": "english",
+    "tokenizer": partial(keywords, min_length=2),
+    "token_pattern": None,
+}
 
 
 @dataclass(frozen=True)
@@ -78,10 +85,11 @@ def open_tree(
     Raises:
         UserError: There is no such embedder or model, or the collection has fewer than two documents.
     """
-    digest = collection_digest(collection, embedder, branching, document_words, summaries)
+    settings = (embedder, branching, document_words, summaries)
+    digest = collection_digest(collection, *settings, by_words=True)
     with locked_cache_path(f"tree-{digest}.json") as path:
         if not path.exists():
-            tree = build_tree(collection, embedder, branching, document_words, summaries)
+            tree = build_tree(collection, *settings)
             write_json(path, {"children": tree.children, "texts": tree.texts, "documents": tree.documents})
         return Tree(**json.loads(path.read_text(encoding="utf-8")))
 
@@ -101,7 +109,7 @@ def build_tree(
     vectors = embed(texts, embedder)
     root = _cluster(vectors, branching)
     flat = _FlatTree(root)
-    shown = {i: truncate_words(text.replace("\n", ": "), document_words) for i, text in enumerate(texts)}
+    shown = {i: snippet(text.replace("\n", ": "), document_words) for i, text in enumerate(texts)}
     if summaries == "words":
         node_summaries = _word_summaries(
             flat, texts, vectors, [document.title for document in leaves.values()]
@@ -130,7 +138,7 @@ def embed(texts: Sequence[str], embedder: str) -> np.ndarray:
     from sklearn.preprocessing import normalize
 
     try:
-        counts = TfidfVectorizer(stop_words="english", sublinear_tf=True).fit_transform(texts)
+        counts = TfidfVectorizer(**_WORDS, sublinear_tf=True).fit_transform(texts)
     except ValueError:  # the vocabulary is empty, so all documents look the same
         return np.ones((len(texts), 1))
     if min(counts.shape) > SVD_DIMENSIONS:
@@ -223,7 +231,7 @@ def _word_summaries(
     """
     from sklearn.feature_extraction.text import CountVectorizer
 
-    vectorizer = CountVectorizer(stop_words="english", binary=True)
+    vectorizer = CountVectorizer(**_WORDS, binary=True)
     # The vectorizer raises if no text has a word, so add one.
     counts = vectorizer.fit_transform([*texts, "document"]).tocsr()
     vocabulary = vectorizer.get_feature_names_out()

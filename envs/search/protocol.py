@@ -14,6 +14,7 @@ from typing import Literal
 
 from rlkit.retrieval.documents import Document
 from rlkit.rewards.tags import tag_contents
+from rlkit.words import truncate_words
 
 STOP_STRINGS = ("</search>", "</answer>")
 # A longer query is truncated. Encoders ignore what follows their first 256 or 512 tokens, and a policy that
@@ -137,18 +138,18 @@ def _search_r1_document(number: int, document: Document, max_words: int) -> str:
     """
     text = document.text.strip()
     if document.title:
-        title = f'"{_truncate(" ".join(document.title.split()), max_words)}"'
+        title = f'"{truncate_words(" ".join(document.title.split()), max_words)}"'
     else:
         first_line, _, text = text.partition("\n")
-        title = _truncate(first_line, max_words)
-    return f"Doc {number}(Title: {title}) {_truncate(text, max_words)}\n"
+        title = truncate_words(first_line, max_words)
+    return f"Doc {number}(Title: {title}) {truncate_words(text, max_words)}\n"
 
 
 def _zerosearch_document(number: int, document: Document, max_words: int) -> str:
     """Return `Doc 1: title text` on one line, as ZeroSearch shows documents of simulators and servers."""
     # ZeroSearch joins title and text without a space. One line: a second "Doc 2:" is always another document.
     text = " ".join(f"{document.title} {document.text}".split())
-    return f"Doc {number}: {_truncate(text, max_words)}\n"
+    return f"Doc {number}: {truncate_words(text, max_words)}\n"
 
 
 _FORMATS: dict[str, Callable[[int, Document, int], str]] = {
@@ -156,8 +157,3 @@ _FORMATS: dict[str, Callable[[int, Document, int], str]] = {
     "zerosearch": _zerosearch_document,
 }
 DOCUMENT_FORMATS = tuple(_FORMATS)
-
-
-def _truncate(text: str, max_words: int) -> str:
-    words = text.split()
-    return text if len(words) <= max_words else " ".join([*words[:max_words], "…"])

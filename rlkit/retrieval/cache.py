@@ -14,10 +14,12 @@ from filelock import FileLock
 
 from rlkit.files import atomic_write, cache_directory
 from rlkit.retrieval.collections.base import Collection
+from rlkit.words import are_plain_words
 
 # Hashing an entire corpus would cost a pass over millions of documents. The first ones are enough to
 # distinguish collections that share a name.
 NUM_HASHED_DOCUMENTS = 100
+WORDS_VERSION = 2  # of `rlkit.words.keywords`; in version 1, they were the matches of `\w+` in all languages
 
 
 @contextmanager
@@ -29,9 +31,14 @@ def locked_cache_path(name: str) -> Iterator[Path]:
         yield path
 
 
-def collection_digest(collection: Collection, *settings: object) -> str:
-    """Return 16 hexadecimal digits that identify a collection and the settings it is processed with."""
+def collection_digest(collection: Collection, *settings: object, by_words: bool = False) -> str:
+    """Return 16 hexadecimal digits that identify a collection and the settings it is processed with.
+
+    If it is processed by its words, the version of their definition counts where it matters.
+    """
     first = "".join(f"{document}" for document in islice(collection.documents(), NUM_HASHED_DOCUMENTS))
+    if by_words and not are_plain_words(first):
+        settings += (f"words {WORDS_VERSION}",)
     key = " ".join(map(str, (collection.name, collection.source, first, *settings)))
     return hashlib.sha256(key.encode()).hexdigest()[:16]
 

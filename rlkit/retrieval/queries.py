@@ -11,6 +11,7 @@ from rlkit.errors import check_choice
 from rlkit.retrieval.collections.base import Collection
 from rlkit.retrieval.collections.load import load_collection
 from rlkit.retrieval.documents import Document
+from rlkit.words import truncate_words
 
 
 @dataclass(frozen=True)
@@ -77,9 +78,6 @@ def task_id(*content: str) -> str:
     return hashlib.sha256("\x1f".join(content).encode()).hexdigest()[:16]
 
 
-def truncate_words(text: str, max_words: int) -> str:
-    """Return the first `max_words` words of a string, followed by "…" if it was longer."""
-    words = text.split()
-    if len(words) > max_words:
-        words = [*words[:max_words], "…"]
-    return " ".join(words)
+def snippet(text: str, max_words: int) -> str:
+    """Return a string on one line, truncated to `max_words` words; see `rlkit.words.truncate_words`."""
+    return truncate_words(" ".join(text.split()), max_words)

@@ -47,7 +47,7 @@ def open_retriever(name: str, collection: Collection) -> SearchEngine:
 def cached_index(collection: Collection, engine: str, **settings: Any) -> Path:
     """Return the cached index folder of a collection; the first process builds it while others wait."""
     # Sorted: the order of keyword arguments must not change the key.
-    digest = collection_digest(collection, engine, sorted(settings.items()))
+    digest = collection_digest(collection, engine, sorted(settings.items()), by_words=engine == "bm25")
     with locked_cache_path(f"ranking-{digest}-{engine}") as folder:
         if not folder.exists():
             build_index(collection.documents(), folder, engine, **settings)

@@ -1,5 +1,7 @@
 """Rewards for short answers: agreement with published evaluations, extraction, and resistance to hacks."""
 
+import re
+
 import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
@@ -21,8 +23,13 @@ from rlkit.rewards.qa import (
     span,
     token_f1,
 )
+from rlkit.rewards.search import backed
+from rlkit.rewards.simulation import holds_answer
+from rlkit.words import PUNCTUATION, has_unspaced
 
 REWARDS = (exact_match, f1, cover_match)
+
+UNSPACED = st.text("巴黎伦敦のアーｶﾞกรุเทព។、。「」xX1１ ·・", max_size=12)
 
 TEXT = st.text(
     st.one_of(st.sampled_from("aAn theTHE.-_'’“–0123 "), st.characters(exclude_categories=["Cs"])),
@@ -134,7 +141,9 @@ def ascii_form(text):
     for form, characters in TYPOGRAPHY.items():
         for character in characters:
             text = text.replace(character, form)
-    return text
+    for character in PUNCTUATION:
+        text = text.replace(character, ",")
+    return "".join(chr(ord(c) - 0xFEE0) if "\uff01" <= c <= "\uff5e" else c for c in text)
 
 
 @given(TEXT | SENTENCES, TEXT | SENTENCES)
@@ -142,11 +151,12 @@ def ascii_form(text):
 @example("İstanbul", "istanbul")
 @example("“Paris”…", "Paris")
 def test_metrics_agree_with_the_squad_code_except_for_typography(prediction, gold):
-    if prediction == ascii_form(prediction):
+    if prediction == ascii_form(prediction) and not has_unspaced(prediction):
         assert normalize(prediction) == normalize_answer(prediction)
     assert normalize(prediction) == normalize(ascii_form(prediction))
     assert normalize_triviaqa(prediction) == normalize_triviaqa(ascii_form(prediction))
     prediction, gold = ascii_form(prediction), ascii_form(gold)
+    assume(not has_unspaced(prediction + gold))
     assert is_exact(prediction, gold) == compute_exact(gold, prediction)
     if normalize(prediction) and normalize(
         gold
@@ -154,7 +164,21 @@ def test_metrics_agree_with_the_squad_code_except_for_typography(prediction, gol
         assert token_f1(prediction, gold) == pytest.approx(compute_f1(gold, prediction))
 
 
-@given(TEXT, TEXT)
+def span_of_english(text):
+    """Return the span of a string without scripts that have no spaces, as before they were supported."""
+    text = text.translate(str.maketrans(dict.fromkeys("\u2012\u2013\u2014\u2015\u2026\u2022", " ")))
+    return f" {normalize_answer(ascii_form(re.sub('(?<=[0-9])-(?=[0-9])', ' ', text)))} "
+
+
+@given(TEXT | SENTENCES)
+@example("Napoleon (1769–1821), “emperor”")
+def test_span_of_strings_in_alphabets_is_unchanged(text):
+    has_full_width = any("\uff01" <= c <= "\uff5e" or c in PUNCTUATION for c in text)
+    assume(not has_unspaced(text) and not has_full_width)
+    assert span(text) == span_of_english(text)
+
+
+@given(TEXT | UNSPACED, TEXT | UNSPACED)
 def test_metrics_are_consistent(prediction, gold):
     overlap = token_f1(prediction, gold)
     assert 0 <= overlap <= 1
@@ -271,7 +295,9 @@ def test_rewards_of_correct_wrong_and_missing_answers(reward):
 
 
 @pytest.mark.parametrize("reward", REWARDS)
-@pytest.mark.parametrize("answers", [[], ["The"], ["Paris", "!!!"], ["–"], ["  "], "Rome"])
+@pytest.mark.parametrize(
+    "answers", [[], ["The"], ["Paris", "!!!"], ["–"], ["  "], "Rome", ["。"], ["「」"], ["……"], ["　！？"]]
+)
 def test_unusable_gold_answers_are_errors(reward, answers):
     for completion in (answer("Paris"), ""):
         with pytest.raises(ValueError, match="answer"):
@@ -455,3 +481,118 @@ def test_refusal_of_an_answerable_task_is_wrong(reward):
 def test_refusals_are_valid_gold_answers():
     check_answers(REFUSALS)
     check_answers(REFUSALS, "triviaqa")
+
+
+# Scripts without spaces: prediction, gold, exact match, F1 by characters, containment.
+UNSPACED_TABLE = [
+    ("巴黎市", "巴黎", 0, 0.8, 1),
+    ("巴黎", "巴黎市", 0, 0.8, 0),
+    ("伦敦", "巴黎", 0, 0, 0),
+    ("「巴黎」。", "巴黎", 1, 1, 1),
+    ("東京 大学", "東京大学", 1, 1, 1),
+    ("iPhone手机", "iphone 手机", 1, 1, 1),
+    ("1912年", "１９１２年", 1, 1, 1),
+    ("1912年", "1912", 0, 2 / 3, 1),
+    ("ＡＢＣ", "abc", 1, 1, 1),
+    ("１０，０００", "10,000", 1, 1, 1),
+    ("ジョン・レノン", "ジョンレノン", 1, 1, 1),
+    ("约翰·列侬", "约翰列侬", 1, 1, 1),
+    ("ｶﾞﾝﾀﾞﾑ", "ガンダム", 1, 1, 1),
+    ("か\u3099", "が", 1, 1, 1),
+    ("กรุง\u200bเทพ", "กรุงเทพ", 1, 1, 1),
+    ("กรุงเทพฯ", "กรุงเทพ", 0, 12 / 13, 1),
+    ("ភ្នំពេញ។", "ភ្នំពេញ", 1, 1, 1),
+    ("ရန်ကုန်", "ရန်", 0, 2 / 3, 1),  # four characters and two
+    ("维生素A", "维生素", 0, 6 / 7, 1),  # "A" is no article
+    ("维生素 A", "维生素", 0, 6 / 7, 1),
+    ("《The Lord of the Rings》", "Lord of the Rings", 1, 1, 1),
+    ("公元前3000年", "300", 0, 0, 0),
+]
+
+
+@pytest.mark.parametrize(("prediction", "gold", "exact", "overlap", "covered"), UNSPACED_TABLE)
+def test_metrics_of_scripts_without_spaces(prediction, gold, exact, overlap, covered):
+    assert is_exact(prediction, gold) == is_exact(prediction, gold, "triviaqa") == bool(exact)
+    assert token_f1(prediction, gold) == pytest.approx(overlap)
+    assert covers(prediction, gold) == bool(covered)
+
+
+PASSAGES = [
+    ("巴黎是法国的首都，人口约二百一十万。", "巴黎", "里昂"),
+    ("首都はParis、人口は約210万人。", "Paris", "Pari"),
+    ("夏目漱石（1867～1916）は、日本の小説家。", "1916", "191"),
+    ("看过《The Lord of the Rings》的人", "The Lord of the Rings", "The Lord of the Ring"),
+    ("กรุงเทพมหานครเป็นเมืองหลวงของประเทศไทย", "กรุงเทพมหานคร", "เชียงใหม่"),
+    ("ວຽງຈັນເປັນນະຄອນຫຼວງຂອງລາວ", "ວຽງຈັນ", "ຫຼວງພະບາງ"),
+    ("ភ្នំពេញជារាជធានីនៃប្រទេសកម្ពុជា", "ភ្នំពេញ", "សៀមរាប"),
+    ("ရန်ကုန်သည်မြန်မာနိုင်ငံ၏မြို့ဖြစ်သည်", "ရန်ကုန်", "မန္တလေး"),
+]
+
+
+@pytest.mark.parametrize(("passage", "gold", "wrong"), PASSAGES)
+def test_answers_are_found_in_passages_without_spaces(passage, gold, wrong):
+    turns = [{"role": "user", "content": passage, "documents": ["1"], "query": "q"}]
+    assert holds_answer(passage, [gold]) and not holds_answer(passage, [wrong])
+    assert backed(turns, answer(gold), [gold]) == 1
+    assert backed(turns, answer(wrong), [wrong]) == 0
+    assert backed(turns, answer(wrong), [gold]) == 0
+
+
+@given(UNSPACED, UNSPACED, UNSPACED)
+def test_covers_finds_answers_without_spaces_at_any_position(before, gold, after):
+    assume(span(gold).strip() and not gold.startswith(("ุ", "ា")) and not after.startswith(("ุ", "ា")))
+    assert covers(f"{before}。{gold}。{after}", gold)
+
+
+UNSPACED_CLAIMS = {
+    "巴黎": (
+        "答案是巴黎 法国的首都是巴黎 巴黎，法国 巴黎（法国） 「巴黎」 《巴黎》 巴黎。 巴黎市 首都巴黎 "
+        "巴黎[1] 巴黎① 法兰西共和国巴黎 巴黎——法国首都 非洲的巴黎 不列颠的巴黎 埃及的巴黎"
+    ),
+    "パリ": (
+        "答えはパリです パリ（フランス） フランスのパリ 「パリ」 パリだと思います フランスの首都パリ "
+        "パリ・フランス"
+    ),
+    "レノン": "ジョン・レノン",
+    "ปารีส": "กรุงปารีส ปารีส",
+    "和平": "和平 和平饭店",
+    "Paris": "巴黎（Paris） 答えはParis",
+}
+UNSPACED_LISTS_AND_DENIALS = {
+    "巴黎": (
+        "巴黎、伦敦 巴黎或伦敦 伦敦和巴黎 巴黎与伦敦 巴黎以及伦敦 巴黎还是伦敦 巴黎；伦敦 巴黎，伦敦，罗马 "
+        "巴黎/伦敦 巴黎／伦敦 巴黎｜伦敦 巴黎＋伦敦 ①巴黎②伦敦 1.巴黎2.伦敦 （１）巴黎（２）伦敦 "
+        "一、巴黎二、伦敦 《巴黎》《伦敦》 「巴黎」「伦敦」 不是巴黎 并非巴黎 而非巴黎 除了巴黎 巴黎以外 "
+        "没有巴黎 巴黎是错的 不可能是巴黎 绝对否定巴黎 我认为这个问题的答案是巴黎"
+    ),
+    "パリ": (
+        "パリ、ロンドン パリかロンドン パリとロンドン パリやロンドン パリまたはロンドン パリあるいはロンドン "
+        "パリではない パリじゃない パリ以外 パリとは違う パリではありません パリ・ロンドン・ローマ "
+        "パリではなくロンドン"
+    ),
+    "ปารีส": "ปารีสหรือลอนดอน ปารีสและลอนดอน ไม่ใช่ปารีส",
+    "Paris": "不是Paris Parisかロンドン Paris、London",
+}
+
+
+@pytest.mark.parametrize("gold", UNSPACED_CLAIMS)
+def test_cover_match_accepts_a_single_claim_without_spaces(gold):
+    assert [text for text in UNSPACED_CLAIMS[gold].split() if cover_match(answer(text), [gold]) != 1] == []
+
+
+@pytest.mark.parametrize("gold", UNSPACED_LISTS_AND_DENIALS)
+def test_cover_match_rejects_lists_and_denials_without_spaces(gold):
+    texts = UNSPACED_LISTS_AND_DENIALS[gold].split()
+    assert [text for text in texts if cover_match(answer(text), [gold]) != 0] == []
+    assert [text for text in texts if cover_match(answer(text), [text]) != 1] == []
+
+
+@given(
+    st.lists(
+        st.sampled_from(["巴黎", "伦敦", "東京", "パリ", "ローマ"]), min_size=2, max_size=4, unique=True
+    ),
+    st.sampled_from(["、", "或", "和", "；", "/", "＋", "与", "或者", "以及", "，或"]),
+)
+def test_cover_match_rejects_candidates_joined_without_spaces(candidates, separator):
+    for gold in candidates:
+        assert cover_match(answer(separator.join(candidates)), [gold]) == 0

@@ -5,15 +5,14 @@ The score of a document d with |d| terms is a sum over the terms t of the query 
     idf(t) * tf(t, d) / (tf(t, d) + k1 * (1 - b + b * |d| / mean |d|))
     idf(t) = ln(1 + (N - n(t) + 1/2) / (n(t) + 1/2))
 
-where N is the number of documents and n(t) the number of those with t. Terms are lower-cased words of two or
-more characters, without bm25s' English stop words, reduced by an English stemmer.
+where N is the number of documents and n(t) the number of those with t. Terms are the keywords of
+`rlkit.words`: words, or bigrams of characters in scripts without spaces. Single letters and bm25s' English
+stop words are removed, and an English stemmer reduces the others.
 """
 
 from __future__ import annotations
 
 import os
-import re
-import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import repeat
@@ -25,10 +24,10 @@ import numpy as np
 from rlkit.errors import UserError
 from rlkit.retrieval.documents import Query, Result, check_k, full_text
 from rlkit.retrieval.store import DocumentStore, Progress, damaged_index, read_header
+from rlkit.words import keywords
 
 FOLDER = "bm25"
 NUM_THREADS = min(8, os.cpu_count() or 1)
-WORD = re.compile(r"\w\w+")
 GROUP_SIZE = 128  # documents of a group in `best_rows`
 SMALLEST_SCORE = np.finfo(np.float32).tiny
 # With fewer documents, Python takes more time than NumPy, and threads would only wait for the GIL.
@@ -42,8 +41,7 @@ def terms(texts: Iterable[str]) -> Iterator[list[str]]:
 
     stemmer = Stemmer.Stemmer("english")  # created per call, since a stemmer is not thread-safe
     for text in texts:
-        words = WORD.findall(unicodedata.normalize("NFKC", text).lower())
-        yield stemmer.stemWords([word for word in words if word not in STOPWORDS_EN])
+        yield stemmer.stemWords([word for word in keywords(text, 2) if word not in STOPWORDS_EN])
 
 
 def build(folder: Path, progress: Progress, k1: float = 0.9, b: float = 0.4) -> dict[str, Any]:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from rlkit.words import first_words
+
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
@@ -98,8 +100,7 @@ class ListwiseScorer(EncoderScorer):
     def _prompt(self, query: str, passages: Sequence[str]) -> str:
         lines = []
         for number, passage in enumerate(passages[: self.num_candidates], 1):
-            beginning = " ".join(passage.split()[: self.max_words])
-            lines.append(f"[{number}] {beginning}")
+            lines.append(f"[{number}] {first_words(passage, self.max_words)}")
         listing = "\n".join(lines)
         return f"Passages that may be relevant:\n{listing}\nWhich of them answer this? {query}"
 

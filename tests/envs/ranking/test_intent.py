@@ -1,6 +1,8 @@
 """intent-v3: tasks, the oracle, useless and copied descriptions, and both scorers."""
 
+import hashlib
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from rlkit.envs.ranking.intent import parse_intent
 from rlkit.envs.ranking.scoring import bm25_scores, open_scorer
 from rlkit.errors import UserError
 from rlkit.registry import load_environment
-from rlkit.retrieval.documents import EngineError
+from rlkit.retrieval.documents import Document, EngineError
 from rlkit.retrieval.engines.bm25 import terms
 from rlkit.reward import call_reward
 
@@ -97,6 +99,74 @@ def test_distinctive_terms_are_those_of_relevant_snippets_alone(environment):
             )
         )
         assert set(task["distinctive_terms"]) == relevant_terms.difference(*other_terms)
+
+
+@pytest.fixture(scope="module")
+def unspaced_environment(environment, tmp_path_factory):
+    """The collection in a language without spaces: each word is replaced by two Chinese characters."""
+
+    def translate(text):
+        def characters(word):
+            digest = hashlib.sha256(word[0].lower().encode()).digest()
+            return "".join(chr(0x4E00 + int.from_bytes(part) % 3000) for part in (digest[:2], digest[2:4]))
+
+        text = re.sub(r"[A-Za-z]+", characters, text)
+        return text.replace(". ", "。").replace(" ", "")
+
+    collection = environment.collection
+    documents = [Document(d.id, translate(d.title), translate(d.text)) for d in collection.documents()]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RLKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        unspaced = load_environment("intent-v3", collection=NAME, document_words=120)
+        unspaced.collection = replace(
+            collection,
+            documents=lambda: iter(documents),
+            queries={name: translate(text) for name, text in collection.queries.items()},
+        )
+        unspaced.tasks("test", 1)
+        yield unspaced, translate
+
+
+def test_unspaced_environment_passes_all_checks(unspaced_environment):
+    environment, _ = unspaced_environment
+    assert [check for check in check_environment(environment, n=24) if not check.passed] == []
+
+
+@pytest.mark.parametrize("disguise", ["", "，", "，reversed", "，pairs", "\u200b"])
+def test_copies_in_a_language_without_spaces_earn_nothing(unspaced_environment, disguise):
+    environment, _ = unspaced_environment
+    tasks = list(environment.tasks("test", 40))
+    copies = []
+    for task in tasks:
+        num_relevant = min(environment.shown, (len(task["relevant"]) + 1) // 2)
+        text = "。".join(task["snippets"][:num_relevant])
+        step = 2 if disguise == "，pairs" else 5
+        parts = [text[i : i + step] for i in range(0, len(text), step)]
+        copies.append(disguise[:1].join(parts[::-1] if disguise == "，reversed" else parts))
+    assert np.mean(scores(environment, tasks, copies, "separation")) > 0.7
+    assert np.mean(scores(environment, tasks, copies)) < 0.02
+
+
+def test_own_words_in_a_language_without_spaces_are_no_copies(environment, unspaced_environment):
+    """The scores of the same descriptions are similar with and without spaces."""
+    unspaced, translate = unspaced_environment
+    unspaced_tasks = {task["query_id"]: task for task in unspaced.tasks("test")}
+    english_tasks = [task for task in environment.tasks("test", 40) if task["query_id"] in unspaced_tasks]
+    tasks = [unspaced_tasks[task["query_id"]] for task in english_tasks]
+    assert len(tasks) > 20
+    descriptions = ["They were looking for a " + " or ".join(own_words_of(task)) for task in english_tasks]
+    for name, tolerance in (("separation", 0.15), ("own_words", 0.15), ("copied", 0.1)):
+        spaced_mean = np.mean(scores(environment, english_tasks, descriptions, name))
+        unspaced_mean = np.mean(scores(unspaced, tasks, map(translate, descriptions), name))
+        assert unspaced_mean == pytest.approx(spaced_mean, abs=tolerance)
+
+
+def own_words_of(task):
+    """Return five distinctive words of the relevant snippets."""
+    num_relevant = min(3, (len(task["relevant"]) + 1) // 2)
+    snippet_words = re.findall(r"[a-z]+", " ".join(task["snippets"][:num_relevant]).lower())
+    distinctive = set(task["distinctive_terms"])
+    return [w for w in dict.fromkeys(snippet_words) if distinctive.intersection(*terms([w]))][:5]
 
 
 def test_script_uses_few_words(environment):

@@ -60,6 +60,21 @@ def test_word_leakage_ignores_the_order(rewritten, share):
     )
 
 
+@pytest.mark.parametrize(
+    ("rewritten", "trigrams", "new_words"),
+    [
+        ("谁建造了这座旧桥", 0.0, 0.0),  # only the query
+        ("僧侣用石头建造", 1.0, 1.0),
+        ("用石头僧侣建造", 0.0, 3 / 5),  # not 头僧 and 侣建; 建造 is in the query
+        ("很古老的大木桥", 0.0, 0.0),
+    ],
+)
+def test_leakage_of_scripts_without_spaces(rewritten, trigrams, new_words):
+    query, document = "谁建造了这座旧桥", "旧桥：僧侣用石头建造"
+    assert leakage(rewritten, query, document) == pytest.approx(trigrams)
+    assert word_leakage(rewritten, query, document) == pytest.approx(new_words)
+
+
 def test_there_are_ten_distinct_instructions():
     assert len(set(KEYWORD_INSTRUCTIONS)) == 10
 

@@ -57,6 +57,16 @@ def test_similar_documents_share_a_node_that_their_words_describe():
         assert summary and set(summary) <= set(KINDS[kind].split()) | {kind, *map(str, range(12))}
 
 
+def test_documents_without_spaces_are_clustered_by_their_words():
+    kinds = {"sea": "海上有帆的船", "hill": "山上养羊的小屋", "town": "城里卖面包的商店"}
+    documents = [Document(f"{kind}{i}", "", f"第{i}号是{kinds[kind]}。") for i in range(12) for kind in kinds]
+    tree = build_tree(Collection("small", lambda: iter(documents), {}, {}), "words", 6, 5, "words")
+    for node in [child for child in tree.children[0] if tree.children[child]]:
+        ((kind, _),) = Counter(name.rstrip("0123456789") for name in leaves(tree, node)).items()
+        assert any(word in kinds[kind] for word in tree.texts[node].split(", "))
+    assert {len(tree.texts[leaf]) for leaf, name in enumerate(tree.documents) if name} <= {7, 8}
+
+
 def test_identical_documents_are_split():
     same = [Document(str(i), "", "the same words") for i in range(50)]
     collection = Collection("same", lambda: iter(same), {}, {})

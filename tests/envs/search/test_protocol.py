@@ -95,6 +95,13 @@ def test_write_results_truncates_documents_and_closes_the_block():
     assert text == '\n\n<information>Doc 1(Title: "T") a b …\nDoc 2(Title: "U") e f</information>\n\n'
 
 
+@pytest.mark.parametrize("text", ["法" * 20_000, "x" * 20_000, "ก" * 20_000, "aGVsbG8=" * 2500])
+def test_write_results_truncates_documents_without_spaces(text):
+    message = write_results([Document("1", text, text), Document("2", "", text)], 100)
+    assert len(message) < 3 * 900 and message.endswith(" …)</information>\n\n")
+    assert message.count("…") == 3
+
+
 @pytest.mark.parametrize("document_format", DOCUMENT_FORMATS)
 @given(text=st.text(alphabet="</>answersearchinformtkgl_ \n|AE", max_size=80))
 def test_write_results_escapes_tags_in_documents(document_format, text):

@@ -5,10 +5,12 @@ from dataclasses import replace
 import pytest
 
 from rlkit.errors import UserError
+from rlkit.retrieval import cache as caches
 from rlkit.retrieval import retrievers
+from rlkit.retrieval.cache import collection_digest
 from rlkit.retrieval.collections.base import Collection
 from rlkit.retrieval.collections.load import load_collection
-from rlkit.retrieval.documents import Document, EngineError, Result
+from rlkit.retrieval.documents import Document, EngineError, Query, Result
 from rlkit.retrieval.measures import Evaluator
 from rlkit.retrieval.retrievers import cached_index, open_retriever, retrieve
 from tests.quick import DATA
@@ -60,6 +62,17 @@ def test_index_is_cached_until_documents_or_source_change(monkeypatch):
     assert cached_index(small_collection(documents=lambda: iter(DOCUMENTS[:2])), "bm25") != first
     assert cached_index(small_collection(source=["changed"]), "bm25") != first
     assert len(builds) == 3
+
+
+def test_version_of_the_words_is_in_the_key_only_where_it_matters(monkeypatch):
+    chinese = small_collection(documents=lambda: iter([Document("a", "", "巴黎是法国的首都")]))
+    english = small_collection()
+    names = [collection_digest(c, "bm25", by_words=by) for c in (chinese, english) for by in (False, True)]
+    assert names[0] != names[1] and names[2] == names[3]
+    before = cached_index(chinese, "bm25")
+    monkeypatch.setattr(caches, "WORDS_VERSION", 1)
+    assert cached_index(chinese, "bm25") != before
+    assert [d.id for d in open_retriever("bm25", chinese).search([Query("首都")], 1)[0].documents] == ["a"]
 
 
 def test_retrieve_raises_if_a_query_fails():

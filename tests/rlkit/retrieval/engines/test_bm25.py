@@ -135,6 +135,40 @@ def test_terms_are_stemmed_and_normalized(tmp_path):
         assert [d.id for d in search_one(engine, query).documents] == [name], query
 
 
+@pytest.mark.parametrize(
+    ("query", "names"),
+    [
+        ("巴黎", ["d0"]),
+        ("法国的首都", ["d0"]),
+        ("巴黎是法国的首都", ["d0"]),
+        ("タワー", ["d1"]),
+        ("東京にあるタワー", ["d1"]),
+        ("เมืองหลวง", ["d2"]),
+        ("ราชธานี", []),
+        ("រាជធានី", ["d3"]),
+        ("iPhone", ["d4"]),
+        ("手机", ["d4"]),
+        ("2023年发布", ["d4"]),
+        ("서울", ["d5"]),
+        ("雪", ["d6"]),
+        ("राजधानी", ["d7"]),
+    ],
+)
+def test_words_of_scripts_without_spaces_are_found(tmp_path, query, names):
+    texts = [
+        "巴黎是法国的首都。",
+        "東京タワーは1958年に完成した",
+        "กรุงเทพมหานครเป็นเมืองหลวงของประเทศไทย",
+        "ភ្នំពេញជារាជធានីនៃប្រទេសកម្ពុជា",
+        "苹果2023年发布的iPhone手机",
+        "서울은 대한민국의 수도이다",
+        "雪、雨",
+        "दिल्ली भारत की राजधानी है",
+    ]
+    engine = build_bm25(tmp_path, texts)
+    assert [d.id for d in search_one(engine, query).documents][: len(names) or None] == names
+
+
 def test_titles_are_indexed(tmp_path):
     documents = [Document("a", "Velmora Works", "founded in 1887"), Document("b", "", "founded in 1901")]
     engine = open_index(build_index(documents, tmp_path / "index"))
