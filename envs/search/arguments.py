@@ -56,7 +56,7 @@ def _check_engines(environment: SearchEnvironment) -> None:
         raise UserError(
             "unanswerable must be 0 with a simulated engine, which writes an answer to every question"
         )
-    if environment.is_simulated and not environment.engine_args.get("model"):
+    if "simulated" in (name, held_out) and not environment.engine_args.get("model"):
         raise UserError(
             "a simulated engine requires a model that writes the documents: set engine_args: {model: ...}"
         )

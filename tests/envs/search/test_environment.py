@@ -333,6 +333,7 @@ def test_failed_generation_invalidates_the_rollout(simulated, monkeypatch):
     ("arguments", "message"),
     [
         ({"engine": "simulated"}, "engine_args"),
+        ({"data": "a.jsonl", "engine": "index", "held_out_engine": "simulated"}, "requires a model"),
         ({"engine": "simulated", "engine_args": {"model": "m"}, "unanswerable": 0.1}, "unanswerable"),
         (
             {"engine": "simulated", "engine_args": {"model": "m"}, "held_out_engine": "simulated"},
