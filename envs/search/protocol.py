@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from rlkit.encoding import encodable
 from rlkit.retrieval.documents import Document
 from rlkit.rewards.tags import tag_contents
 from rlkit.words import truncate_words
@@ -96,11 +97,10 @@ def read_action(turn: str) -> Action:
 def clean_query(query: str) -> str:
     """Return a query as engines get it: one line of at most `MAX_QUERY_CHARACTERS`, without lone surrogates.
 
-    Lone surrogates, which JSON can encode but tokenizers and servers reject, become "?". A query is one line,
-    because rewards count the lines of a message's `query`, and a simulator's prompt has one line for it.
+    It is one line because rewards count the lines of a message's `query`, and a simulator's prompt has one
+    line for it.
     """
-    text = query.encode("utf-8", "replace").decode()
-    return " ".join(text.split())[:MAX_QUERY_CHARACTERS].rstrip()
+    return " ".join(encodable(query).split())[:MAX_QUERY_CHARACTERS].rstrip()
 
 
 def write_results(documents: Sequence[Document], max_words: int, document_format: str = "search_r1") -> str:

@@ -22,6 +22,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rlkit.encoding import encodable
 from rlkit.envs.search.layouts import COLUMNS, MissingColumnError, find_answers, find_question
 from rlkit.errors import UserError, nearest
 from rlkit.retrieval.reading import hub_splits, open_hub, read_file, read_hub
@@ -267,7 +268,7 @@ def _parse_row(row: Mapping[str, Any], location: str, source: str) -> DatasetQue
 
 def _clean(text: str) -> str:
     """Strip, and replace lone surrogates, which tokenizers reject, by "?"."""
-    return text.encode("utf-8", "replace").decode().strip()
+    return encodable(text).strip()
 
 
 def _is_comparable(text: str) -> bool:

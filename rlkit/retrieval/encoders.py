@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from rlkit.encoding import encodable
 from rlkit.errors import UserError, first_line
 from rlkit.logs import hide_weight_bars
 from rlkit.models.bundled import encoder_path
@@ -47,7 +48,7 @@ def encode(method: Callable, texts: Sequence[str], prefix: str | None) -> np.nda
         EngineError: The encoder returned NaN or infinite values.
     """
     # Tokenizers raise on lone surrogates, which a policy can generate.
-    texts = [text.encode("utf-8", "replace").decode() for text in texts]
+    texts = [encodable(text) for text in texts]
     # Unit vectors, so that an inner product is a cosine.
     vectors = method(texts, prompt=prefix, normalize_embeddings=True, show_progress_bar=False)
     if not np.isfinite(vectors).all():

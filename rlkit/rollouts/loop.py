@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from rlkit.encoding import encodable
 from rlkit.environment import Environment, Reply, Turn
 from rlkit.errors import first_line
 from rlkit.rollouts.chat_template import check_template
@@ -205,7 +206,7 @@ class Loop:
             rollout.invalid = reply.invalid
             return False
         if reply.done:
-            rollout.turns[-1] |= _encodable(reply.record)  # there is no reply message that could carry it
+            rollout.turns[-1] |= encodable(reply.record)  # there is no reply message that could carry it
             if not closed:
                 _end_after_stop_string(rollout, sampling)
             return False
@@ -220,18 +221,9 @@ class Loop:
             return False
         rollout.truncated = False
         message = {"role": reply.role, "content": text, "tokens": len(ids)}
-        rollout.turns.append(_encodable(reply.record) | message)
+        rollout.turns.append({**encodable(reply.record), **message})
         _append_environment_tokens(rollout, ids)
         return True
-
-
-def _encodable(value: Any) -> Any:
-    """Return a reply's record with lone surrogates replaced by "?": the files of rollouts are UTF-8."""
-    if isinstance(value, str):
-        return value.encode("utf-8", "replace").decode()
-    if isinstance(value, Mapping):
-        return {_encodable(key): _encodable(item) for key, item in value.items()}
-    return [_encodable(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _end_after_stop_string(rollout: Rollout, sampling: Sampling) -> None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rlkit.encoding import encodable
 from rlkit.environment import Environment, Reply, Turn
 from rlkit.rollouts.chat_template import ChatTemplate
 
@@ -86,8 +87,7 @@ class ReplyTokens:
         Raises:
             TemplateError: The chat template cannot render this reply.
         """
-        # A server's reply may contain lone surrogates, which tokenizers reject.
-        text = escape_stop_strings(text.encode("utf-8", "replace").decode(), self.stop)
+        text = escape_stop_strings(encodable(text), self.stop)
         template = self.template if closed else None
         ids = self._content_ids(template, role, text)
         # The template may write more tokens than the text has, so one cut may not suffice.

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from rlkit.encoding import encodable
 from rlkit.errors import UnavailableError, UserError, nearest, one_line
 from rlkit.event_loop import EventLoopThread
 
@@ -168,7 +169,7 @@ class EngineTextModel:
             try:
                 if not isinstance(prompt, str | list):
                     raise TypeError(f"it must be a string or a list of messages, not {prompt!r:.80}")
-                (prompt_ids,) = tokenize(self.tokenizer, [_encodable(prompt)], **self.template)
+                (prompt_ids,) = tokenize(self.tokenizer, [encodable(prompt)], **self.template)
                 ids.append(prompt_ids)
             except Exception as error:
                 ids.append(Generation(error=f"the prompt cannot be tokenized: {_describe(error)}"))
@@ -343,7 +344,7 @@ class ServerTextModel:
         try:
             async with asyncio.timeout_at(deadline), slots:
                 completion = await self._client_of_loop().chat.completions.create(
-                    messages=_encodable(prompt), seed=seed, **self.settings
+                    messages=encodable(prompt), seed=seed, **self.settings
                 )
             return read_completion(completion)
         except TimeoutError:
@@ -381,7 +382,7 @@ class ServerTextModel:
             reason = _describe(error)
         raise UnavailableError(
             f"the server {self.url} did not generate a test token with {self.name!r}: "
-            f"{_encodable(one_line(reason))}; {remedy}"
+            f"{encodable(one_line(reason))}; {remedy}"
         )
 
     def _client_of_loop(self) -> openai.AsyncOpenAI:
@@ -413,7 +414,7 @@ def read_completion(completion: object) -> Generation:
     content = getattr(message, "content", None)
     reasoning = getattr(message, "reasoning_content", None) or getattr(message, "reasoning", None)
     if isinstance(content, str) and (content.strip() or not reasoning):
-        return Generation(_encodable(content).strip())
+        return Generation(encodable(content).strip())
     if reasoning:
         return Generation(
             error="the model wrote only thoughts (reasoning_content) and no reply: increase the maximum "
@@ -423,20 +424,9 @@ def read_completion(completion: object) -> Generation:
 
 
 def _describe_reply(completion: object) -> str:
-    reply = _encodable(one_line(repr(completion)))
+    reply = encodable(one_line(repr(completion)))
     return f"the server's reply is not a chat completion with text: {reply[:120]}"
 
 
 def _describe(error: Exception) -> str:
-    return _encodable(one_line(f"{type(error).__name__}: {error}"))[:300]
-
-
-def _encodable(value: Any) -> Any:
-    """Return a value with "?" for each lone surrogate in its strings; UTF-8 and tokenizers reject them."""
-    if isinstance(value, str):
-        return value.encode("utf-8", "replace").decode()
-    if isinstance(value, Mapping):
-        return {key: _encodable(item) for key, item in value.items()}
-    if isinstance(value, Sequence):
-        return [_encodable(item) for item in value]
-    return value
+    return encodable(one_line(f"{type(error).__name__}: {error}"))[:300]

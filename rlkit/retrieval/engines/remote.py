@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from rlkit.encoding import encodable
 from rlkit.errors import UnavailableError, UserError, one_line
 from rlkit.event_loop import EventLoopThread
 from rlkit.retrieval.documents import Query, Result, check_k
@@ -32,7 +33,6 @@ from rlkit.retrieval.engines.disk_cache import DiskCache
 from rlkit.retrieval.engines.responses import (
     RemoteError,
     deserialize_result,
-    encodable,
     read_response,
     serialize_result,
 )

@@ -12,6 +12,7 @@ import math
 import reprlib
 from collections.abc import Mapping
 
+from rlkit.encoding import encodable
 from rlkit.retrieval.documents import Document, Result, split_contents
 
 
@@ -39,11 +40,6 @@ class RemoteError(Exception):
         self.remedy = remedy
         self.may_be_one_query, self.may_recover = may_be_one_query, may_recover
         self.retry_after = retry_after
-
-
-def encodable(text: str) -> str:
-    """Return a string with "?" for each lone surrogate, which UTF-8, tokenizers and SQLite reject."""
-    return text.encode("utf-8", "replace").decode()
 
 
 def read_response(content: bytes, num_queries: int, k: int) -> list[Result]:
