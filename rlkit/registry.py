@@ -24,13 +24,13 @@ PACKAGE = Path(__file__).parent
 # The environments that come with rlkit, by id.
 ENVIRONMENTS = {
     "causal-v1": "rlkit.envs.causal:CausalEnvironment",
-    "intent-v3": "rlkit.envs.ranking:IntentEnvironment",
+    "intent-v4": "rlkit.envs.ranking:IntentEnvironment",
     "math-v1": "rlkit.envs.math:MathEnvironment",
-    "navigate-v2": "rlkit.envs.ranking:NavigateEnvironment",
-    "query-v2": "rlkit.envs.ranking:QueryEnvironment",
-    "rerank-v1": "rlkit.envs.ranking:RerankEnvironment",
+    "navigate-v3": "rlkit.envs.ranking:NavigateEnvironment",
+    "query-v3": "rlkit.envs.ranking:QueryEnvironment",
+    "rerank-v2": "rlkit.envs.ranking:RerankEnvironment",
     "search-v2": "rlkit.envs.search:SearchEnvironment",
-    "simulator-v2": "rlkit.envs.simulator:SimulatorEnvironment",
+    "simulator-v3": "rlkit.envs.simulator:SimulatorEnvironment",
 }
 
 # Attributes that an environment must define in addition to the abstract methods.

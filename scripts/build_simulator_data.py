@@ -1,7 +1,7 @@
 """Build training data for a search simulator from rollouts on a real engine.
 
     python scripts/build_simulator_data.py runs/search -o runs/simulator.jsonl
-    rlkit sft --environment simulator-v2 --environment_args.data runs/simulator.jsonl ...
+    rlkit sft --environment simulator-v3 --environment_args.data runs/simulator.jsonl ...
 
 Each search of a rollout becomes a row, whose documents are labeled useful or noisy. With `--label answer`,
 they are useful if the rollout's final answer is correct. With `--label documents`, they are useful if they

@@ -1,4 +1,4 @@
-"""Simulating a search engine (`simulator-v2`): tasks for tuning and evaluating a simulator."""
+"""Simulating a search engine (`simulator-v3`): tasks for tuning and evaluating a simulator."""
 
 from rlkit.envs.simulator.environment import SimulatorEnvironment
 

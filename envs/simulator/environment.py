@@ -1,4 +1,4 @@
-"""`simulator-v2`: write the documents that a search engine would find, useful or noisy ones as requested.
+"""`simulator-v3`: write the documents that a search engine would find, useful or noisy ones as requested.
 
 The prompt of a task is the one that `engine: simulated` of search-v2 sends (ZeroSearch, arXiv 2505.04588),
 and the reference answer is the documents of a real engine. `rlkit sft` on these tasks trains a simulator, and
@@ -41,7 +41,7 @@ class SimulatorEnvironment(Environment):
         UserError: An argument is invalid.
     """
 
-    id = "simulator-v2"
+    id = "simulator-v3"
     metric = "obeys"
     rewards: Mapping[str, Any] = {"obeys": simulation.obeys, "form": simulation.form}
     reward_weights: Mapping[str, float] = {"obeys": 1.0, "form": 0.0}

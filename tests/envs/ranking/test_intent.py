@@ -1,4 +1,4 @@
-"""intent-v3: tasks, the oracle, useless and copied descriptions, and both scorers."""
+"""intent-v4: tasks, the oracle, useless and copied descriptions, and both scorers."""
 
 import hashlib
 import re
@@ -24,7 +24,7 @@ NAME = "generated:300:0"
 def environment(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RLKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
-        environment = load_environment("intent-v3", collection=NAME)
+        environment = load_environment("intent-v4", collection=NAME)
         environment.tasks("test", 1)  # builds the index while the cache is a temporary folder
         yield environment
 
@@ -117,7 +117,7 @@ def unspaced_environment(environment, tmp_path_factory):
     documents = [Document(d.id, translate(d.title), translate(d.text)) for d in collection.documents()]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RLKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
-        unspaced = load_environment("intent-v3", collection=NAME, document_words=120)
+        unspaced = load_environment("intent-v4", collection=NAME, document_words=120)
         unspaced.collection = replace(
             collection,
             documents=lambda: iter(documents),
@@ -227,4 +227,4 @@ def test_tasks_report_a_failed_search(environment, monkeypatch):
 )
 def test_invalid_arguments_are_errors(arguments, message):
     with pytest.raises(UserError, match=message):
-        load_environment("intent-v3", **{"collection": NAME} | arguments)
+        load_environment("intent-v4", **{"collection": NAME} | arguments)

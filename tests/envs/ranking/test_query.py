@@ -1,4 +1,4 @@
-"""query-v2: parsing of queries, merging of rankings, the oracle, and uninformed policies."""
+"""query-v3: parsing of queries, merging of rankings, the oracle, and uninformed policies."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def make(tmp_path_factory):
 
         def make(**arguments):
             key = str(arguments)
-            environments.setdefault(key, load_environment("query-v2", **{"collection": NAME} | arguments))
+            environments.setdefault(key, load_environment("query-v3", **{"collection": NAME} | arguments))
             return environments[key]
 
         yield make
@@ -165,4 +165,4 @@ def test_merged_rankings_have_each_document_once(rankings):
 )
 def test_invalid_arguments_are_errors(arguments, message):
     with pytest.raises(UserError, match=message):
-        load_environment("query-v2", **{"collection": NAME} | arguments)
+        load_environment("query-v3", **{"collection": NAME} | arguments)

@@ -1,4 +1,4 @@
-"""rerank-v1: candidates, the oracle, the original order, and agreement with trec_eval."""
+"""rerank-v2: candidates, the oracle, the original order, and agreement with trec_eval."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from rlkit.rewards.retrieval import measure
 def environment(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RLKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
-        environment = load_environment("rerank-v1", collection="generated:300:0", candidates=12)
+        environment = load_environment("rerank-v2", collection="generated:300:0", candidates=12)
         environment.tasks("test", 1)  # builds the index while the cache is a temporary folder
         yield environment
 
@@ -54,7 +54,7 @@ def test_ndcg_agrees_with_trec_eval_over_all_judgments(environment):
 
 def test_training_candidates_include_the_best_documents_at_random_positions(environment):
     """The candidates have the ten best documents, and a position does not reveal that one was added."""
-    plain = load_environment("rerank-v1", collection="generated:300:0", candidates=12, add_relevant=False)
+    plain = load_environment("rerank-v2", collection="generated:300:0", candidates=12, add_relevant=False)
     positions = []
     for task, plain_task in zip(environment.tasks("train"), plain.tasks("train"), strict=True):
         assert len(task["candidates"]) <= 12
@@ -66,13 +66,13 @@ def test_training_candidates_include_the_best_documents_at_random_positions(envi
 
 
 def test_held_out_candidates_are_the_retrieved_ones(environment):
-    plain = load_environment("rerank-v1", collection="generated:300:0", candidates=12, add_relevant=False)
+    plain = load_environment("rerank-v2", collection="generated:300:0", candidates=12, add_relevant=False)
     for split in ("dev", "test"):
         assert list(environment.tasks(split)) == list(plain.tasks(split))
 
 
 def test_prompt_truncates_long_passages(environment):
-    short = load_environment("rerank-v1", collection="generated:300:0", document_words=5)
+    short = load_environment("rerank-v2", collection="generated:300:0", document_words=5)
     task = short.tasks("test", 1)[0]
     assert all(line.count(" ") <= 6 for line in task["prompt"][0]["content"].split("\n") if line[:1] == "[")
 
@@ -88,4 +88,4 @@ def test_prompt_truncates_long_passages(environment):
 )
 def test_invalid_arguments_are_errors(arguments, message):
     with pytest.raises(UserError, match=message):
-        load_environment("rerank-v1", **{"collection": "generated:300:0"} | arguments)
+        load_environment("rerank-v2", **{"collection": "generated:300:0"} | arguments)

@@ -1,4 +1,4 @@
-"""simulator-v2: tasks from a generated world and from rollouts of a run, and its rewards."""
+"""simulator-v3: tasks from a generated world and from rollouts of a run, and its rewards."""
 
 import json
 import subprocess
@@ -37,7 +37,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def environment():
-    return load_environment("simulator-v2", topk=2, world_size=500)
+    return load_environment("simulator-v3", topk=2, world_size=500)
 
 
 def test_environment_passes_all_checks(environment):
@@ -73,7 +73,7 @@ def test_each_question_of_a_file_is_in_one_split(tmp_path):
     rows = [ROW | {"question": f"Who was {i % 100}?", "query": f"q{i}"} for i in range(200)]
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    environment = load_environment("simulator-v2", data=str(path))
+    environment = load_environment("simulator-v3", data=str(path))
     task_ids = {split: set(environment.tasks(split)["task_id"]) for split in ("train", "dev", "test")}
     assert sum(map(len, task_ids.values())) == 200
     assert {split_of(f"Who was {i}?") for i in range(100)} == {"train", "dev", "test"}
@@ -158,7 +158,7 @@ def test_script_builds_examples_from_rollouts(tmp_path, label, documents, reward
     assert all(example.question.endswith("?") for example in examples)
     start = "Doc 1(Title: " if documents == "search_r1" else "Doc 1: "
     assert all(example.documents.startswith(start) for example in examples)
-    environment = load_environment("simulator-v2", data=str(tmp_path / "data.jsonl"))
+    environment = load_environment("simulator-v3", data=str(tmp_path / "data.jsonl"))
     task = environment.tasks("train", 1)[0]
     assert environment.score(task, environment.answer(task))["obeys"] == 1
 
