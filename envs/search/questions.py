@@ -83,7 +83,10 @@ def read_questions(data: str, split: str) -> list[DatasetQuestion]:
                 if portion.low <= _hash_fraction(question.question) < portion.high:
                     questions.setdefault(question.id, question)
     if not questions:
-        raise UserError(f"{data} has no questions in the split {split!r}")
+        raise UserError(
+            f"{data} has no questions in the split {split!r}: add questions, or give a folder with a file for "
+            "each split"
+        )
     return list(questions.values())
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +24,7 @@ def read_rows(dataset: str, config: str | None, split: str, revision: str | None
     return read_hub(dataset, config, split, revision)
 
 
-def read_file(path: Path, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
+def read_file(path: Path, columns: tuple[str, ...] | None = None) -> list[dict[str, Any]]:
     """Return the rows of a JSONL, JSON, Parquet, CSV or TSV file, which may be compressed with gzip.
 
     Args:
@@ -46,7 +45,7 @@ def read_hub(
     config: str | None,
     split: str,
     revision: str | None = None,
-    columns: Sequence[str] | None = None,
+    columns: tuple[str, ...] | None = None,
 ) -> list[dict[str, Any]]:
     """Return the rows of a split on the Hub, with all columns or the given ones.
 
@@ -54,7 +53,7 @@ def read_hub(
         UserError: The dataset or split does not exist.
     """
     rows = open_hub(dataset, config, split, revision)
-    return rows.select_columns(select_names(columns, rows.column_names)).to_list()
+    return rows.select_columns(list(select_names(columns, tuple(rows.column_names)))).to_list()
 
 
 def open_hub(dataset: str, config: str | None, split: str, revision: str | None = None) -> datasets.Dataset:

@@ -68,18 +68,18 @@ def get_value(row: Mapping[str, Any], names: Iterable[str]) -> Any:
     return next((values[canonical(name)] for name in names if canonical(name) in values), None)
 
 
-def select_names(columns: Iterable[str] | None, names: Iterable[str]) -> list[str]:
+@lru_cache(maxsize=1000)  # one call per row
+def select_names(columns: tuple[str, ...] | None, names: tuple[str, ...]) -> tuple[str, ...]:
     """Return the names that are among the columns, or all if none is, so that an error can list them."""
-    names = list(names)
     if columns is None:
         return names
     wanted = {canonical(column) for column in columns}
-    return [name for name in names if canonical(name) in wanted] or names
+    return tuple(name for name in names if canonical(name) in wanted) or names
 
 
 def iterate_rows(
     path: Path,
-    columns: Sequence[str] | None = None,
+    columns: tuple[str, ...] | None = None,
     headerless: Sequence[str] | None = None,
     keyed: str | None = None,
 ) -> Iterator[Row]:
@@ -116,7 +116,7 @@ def iterate_rows(
         suffixes = ", ".join(SUFFIXES)
         raise UserError(f"{path} has the unsupported file type {path.suffix!r}; use one of {suffixes}")
     for location, values in rows:
-        yield Row(location, {name: values[name] for name in select_names(columns, values)})
+        yield Row(location, {name: values[name] for name in select_names(columns, tuple(values))})
 
 
 @contextmanager
@@ -252,7 +252,7 @@ def _table_row(location: str, columns: Sequence[str], fields: Sequence[str]) -> 
     return Row(location, dict(zip(columns, fields, strict=True)))
 
 
-def _tsv_rows(path: Path, columns: Sequence[str] | None, headerless: Sequence[str] | None) -> Iterator[Row]:
+def _tsv_rows(path: Path, columns: tuple[str, ...] | None, headerless: Sequence[str] | None) -> Iterator[Row]:
     with open_text(path, "\n") as file:
         first = next(file, "")
     names = _parse_quoted(first) or _split_line(first)
@@ -307,14 +307,15 @@ def _parse_quoted(record: str) -> list[str] | None:
         return None
 
 
-def _parquet_rows(path: Path, columns: Sequence[str] | None) -> Iterator[Row]:
+def _parquet_rows(path: Path, columns: tuple[str, ...] | None) -> Iterator[Row]:
     import pyarrow
     import pyarrow.parquet
 
     number = 0
     try:
         file = pyarrow.parquet.ParquetFile(path)
-        for batch in file.iter_batches(columns=select_names(columns, file.schema_arrow.names)):
+        names = list(select_names(columns, tuple(file.schema_arrow.names)))
+        for batch in file.iter_batches(columns=names):
             for values in batch.to_pylist():
                 number += 1
                 yield Row(f"{path}, row {number}", values)
