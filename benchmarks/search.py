@@ -35,7 +35,7 @@ PORT = 8123
 
 
 class Timed(SearchEnvironment):
-    """search-v2 that logs the seconds it takes to reply to a batch of turns."""
+    """search-v3 that logs the seconds it takes to reply to a batch of turns."""
 
     def respond(self, turns):
         start = time.perf_counter()

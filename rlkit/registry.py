@@ -29,7 +29,7 @@ ENVIRONMENTS = {
     "navigate-v3": "rlkit.envs.ranking:NavigateEnvironment",
     "query-v3": "rlkit.envs.ranking:QueryEnvironment",
     "rerank-v2": "rlkit.envs.ranking:RerankEnvironment",
-    "search-v2": "rlkit.envs.search:SearchEnvironment",
+    "search-v3": "rlkit.envs.search:SearchEnvironment",
     "simulator-v3": "rlkit.envs.simulator:SimulatorEnvironment",
 }
 

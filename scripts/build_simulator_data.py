@@ -87,7 +87,7 @@ def read_rollouts(runs: Sequence[Path]) -> Iterator[dict[str, Any]]:
         files = RolloutFiles(run)
         for step, file in files.files.items():
             if "turns" not in files.columns(step):
-                raise UserError(f"{file} has no rollouts of several turns; pass runs of search-v2")
+                raise UserError(f"{file} has no rollouts of several turns; pass runs of search-v3")
             yield from files.read(step)
 
 
@@ -115,7 +115,7 @@ def main() -> int:
     if not unique_examples:
         raise UserError(
             "no valid rollout of these runs has a search with results of a real engine; pass other runs of"
-            " search-v2"
+            " search-v3"
         )
     options.out.parent.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(example.as_row()) + "\n" for example in unique_examples.values()]

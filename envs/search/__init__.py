@@ -1,4 +1,4 @@
-"""Question answering with a search engine (`search-v2`)."""
+"""Question answering with a search engine (`search-v3`)."""
 
 from rlkit.envs.search.environment import SearchEnvironment
 

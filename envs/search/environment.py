@@ -1,4 +1,4 @@
-"""`search-v2`: multi-turn question answering with a search engine.
+"""`search-v3`: multi-turn question answering with a search engine.
 
 In a rollout, the model writes a search, the environment returns documents, and the model answers::
 
@@ -81,7 +81,7 @@ class SearchEnvironment(Environment):
         UserError: An argument is invalid or contradicts another one.
     """
 
-    id = "search-v2"
+    id = "search-v3"
     metric = "f1"
 
     def __init__(

@@ -84,7 +84,7 @@ def read_questions(data: str, split: str) -> list[DatasetQuestion]:
                     questions.setdefault(question.id, question)
     if not questions:
         raise UserError(
-            f"{data} has no questions in the split {split!r}: add questions, or give a folder with a file for "
+            f"{data} has no questions in the split {split!r}: add some, or give a folder with a file for "
             "each split"
         )
     return list(questions.values())

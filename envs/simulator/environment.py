@@ -1,6 +1,6 @@
 """`simulator-v3`: write the documents that a search engine would find, useful or noisy ones as requested.
 
-The prompt of a task is the one that `engine: simulated` of search-v2 sends (ZeroSearch, arXiv 2505.04588),
+The prompt of a task is the one that `engine: simulated` of search-v3 sends (ZeroSearch, arXiv 2505.04588),
 and the reference answer is the documents of a real engine. `rlkit sft` on these tasks trains a simulator, and
 `rlkit eval` evaluates one.
 """

@@ -214,7 +214,7 @@ def check_template(
             invalid without a reason.
     """
     name = f"the chat template of {tokenizer.name_or_path or 'the model'}"
-    remedy = "use another model, or an environment without tools (search-v2: protocol tags)"
+    remedy = "use another model, or an environment without tools (search-v3: protocol tags)"
     if template is None:
         if environment.tools:
             raise UserError(f"{tokenizer.name_or_path or 'the model'} has no chat template: {remedy}")

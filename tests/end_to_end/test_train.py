@@ -212,7 +212,7 @@ def test_two_processes_split_a_group(write_config, tmp_path):
 def test_search_with_protocol_tags_trains_with_sft_and_grpo(rlkit, write_config, tmp_path, monkeypatch):
     monkeypatch.setenv("RLKIT_CACHE", str(tmp_path / "cache"))
     world = {"world_size": 100, "hops": [1], "topk": 1, "prompt_style": "short"}
-    keys = {"environment": "search-v2", "environment_args": world, "max_completion_length": 900}
+    keys = {"environment": "search-v3", "environment_args": world, "max_completion_length": 900}
     rlkit(
         "sft", "--config", write_config("sft", **(SFT | keys), demonstrations="solution", save_strategy="no")
     )
@@ -236,7 +236,7 @@ def test_search_with_tool_calls_trains_with_sft_and_grpo(
     shutil.copytree(tiny_folder, tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     world = {"world_size": 100, "hops": [1], "topk": 1, "prompt_style": "short", "protocol": "tools"}
-    keys = {"environment": "search-v2", "environment_args": world, "max_completion_length": 900}
+    keys = {"environment": "search-v3", "environment_args": world, "max_completion_length": 900}
     keys |= {"model_name_or_path": str(tmp_path / "model")}
     demonstrations = {"demonstrations": "solution", "save_strategy": "no", "max_length": 2000}
     rlkit("sft", "--config", write_config("sft", **(SFT | keys | demonstrations)))

@@ -31,7 +31,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def environment():
-    return load_environment("search-v2", world_size=1000, hops=[1, 2, 3, 4], unanswerable=0.2)
+    return load_environment("search-v3", world_size=1000, hops=[1, 2, 3, 4], unanswerable=0.2)
 
 
 def turn(task, *contents):
@@ -132,7 +132,7 @@ class PoisonedEngine:
 
 
 def test_query_that_makes_the_engine_raise_invalidates_only_its_rollout():
-    environment = load_environment("search-v2", world_size=100)
+    environment = load_environment("search-v3", world_size=100)
     tasks = list(environment.tasks("train", 3))
     environment.engine = PoisonedEngine()
     contents = ["<search>one</search>", "<search>poison</search>", "<search>two</search>"]
@@ -143,7 +143,7 @@ def test_query_that_makes_the_engine_raise_invalidates_only_its_rollout():
 
 @pytest.mark.parametrize("protocol", ["tags", "tools"])
 def test_long_query_is_truncated(protocol):
-    environment = load_environment("search-v2", world_size=100, protocol=protocol)
+    environment = load_environment("search-v3", world_size=100, protocol=protocol)
     environment.engine = PoisonedEngine()
     task = environment.tasks("train", 1)[0]
     write = write_call if protocol == "tools" else "<search>{}</search>".format
@@ -168,7 +168,7 @@ class HangingEngine:
 
 
 def test_answers_and_invalid_actions_survive_an_engine_that_hangs(tiny_tokenizer):
-    environment = load_environment("search-v2", world_size=100, max_searches=1, hops=[1])
+    environment = load_environment("search-v3", world_size=100, max_searches=1, hops=[1])
     tasks = list(environment.tasks("train", 4))
     environment.engine = HangingEngine()
     scripts = [
@@ -189,7 +189,7 @@ def test_answers_and_invalid_actions_survive_an_engine_that_hangs(tiny_tokenizer
 
 
 def test_failed_search_invalidates_only_its_rollout():
-    environment = load_environment("search-v2", world_size=100)
+    environment = load_environment("search-v3", world_size=100)
     tasks = list(environment.tasks("train", 3))
     contents = ["<search>one</search>", "<search>two</search>", "<answer>x</answer>"]
     turns = [turn(task, content) for task, content in zip(tasks, contents, strict=True)]
@@ -218,26 +218,26 @@ def test_failed_search_invalidates_only_its_rollout():
 )
 def test_invalid_arguments_raise(arguments, message):
     with pytest.raises(UserError, match=message):
-        load_environment("search-v2", **arguments)
+        load_environment("search-v3", **arguments)
 
 
 def test_tasks_raises_if_the_engine_does_not_exist(tmp_path):
     for engine, message in (("bn25", "there is no engine 'bn25'"), (str(tmp_path), str(tmp_path))):
         with pytest.raises(UserError, match=message):
-            load_environment("search-v2", engine=engine, world_size=100).tasks("train", 1)
+            load_environment("search-v3", engine=engine, world_size=100).tasks("train", 1)
 
 
 def test_index_folder_must_contain_the_passages_of_the_world(tmp_path):
     folder = str(build_index(World(0, 200).passages(), tmp_path / "index"))
-    environment = load_environment("search-v2", engine=folder, world_size=200)
+    environment = load_environment("search-v3", engine=folder, world_size=200)
     assert environment.script(environment.tasks("train", 1)[0])
     for world in ({"world_size": 100}, {"world_size": 200, "world_seed": 1}):
         with pytest.raises(UserError, match="not an index of this world's passages"):
-            load_environment("search-v2", engine=folder, **world).tasks("train", 1)
+            load_environment("search-v3", engine=folder, **world).tasks("train", 1)
 
 
 def test_script_raises_if_the_search_fails():
-    broken = load_environment("search-v2", world_size=100)
+    broken = load_environment("search-v3", world_size=100)
     task = broken.tasks("train", 1)[0]
     broken.engine = BrokenEngine(EngineError("it is down"))
     with pytest.raises(UserError, match="the search failed: it is down"):
@@ -246,7 +246,7 @@ def test_script_raises_if_the_search_fails():
 
 def test_prompt_says_how_to_refuse_if_questions_may_be_unanswerable(environment):
     assert "answer unknown" in environment.tasks("train", 1)[0]["prompt"][0]["content"]
-    plain = load_environment("search-v2", world_size=100).tasks("train", 1)[0]
+    plain = load_environment("search-v3", world_size=100).tasks("train", 1)[0]
     assert "unknown" not in plain["prompt"][0]["content"]
 
 
@@ -272,7 +272,7 @@ def simulated(monkeypatch):
     )
     noise = {"schedule": "linear", "start": 0.0, "end": 1.0}
     return load_environment(
-        "search-v2", engine="simulated", engine_args={"model": "m"}, noise=noise, world_size=200, topk=1
+        "search-v3", engine="simulated", engine_args={"model": "m"}, noise=noise, world_size=200, topk=1
     )
 
 
@@ -351,7 +351,7 @@ def test_failed_generation_invalidates_the_rollout(simulated, monkeypatch):
 )
 def test_engine_arguments_that_contradict_raise(arguments, message):
     with pytest.raises(UserError, match=message):
-        load_environment("search-v2", **arguments)
+        load_environment("search-v3", **arguments)
 
 
 @pytest.mark.parametrize(
@@ -364,7 +364,7 @@ def test_engine_arguments_that_contradict_raise(arguments, message):
     ],
 )
 def test_invalid_engine_args_raise(engine, arguments, message):
-    environment = load_environment("search-v2", engine=engine, engine_args=arguments, world_size=100)
+    environment = load_environment("search-v3", engine=engine, engine_args=arguments, world_size=100)
     with pytest.raises(UserError, match=message):
         environment.tasks("train", 1)
 
@@ -381,7 +381,7 @@ def test_change_of_engine_replaces_the_simulator_by_a_real_one(tmp_path, caplog)
     build_index(World(0, 200).passages(), tmp_path / "index", "bm25")
     for engine in ("bm25", str(tmp_path / "index")):
         caplog.clear()
-        environment = load_environment("search-v2", **SIMULATED | {"engine": engine})
+        environment = load_environment("search-v3", **SIMULATED | {"engine": engine})
         assert [record.message for record in caplog.records if "noise" in record.message] == [
             f"noise is ignored, because engine is {engine!r}, not 'simulated'"
         ]
@@ -390,7 +390,7 @@ def test_change_of_engine_replaces_the_simulator_by_a_real_one(tmp_path, caplog)
             reply = search_anything(environment, environment.tasks(split, 1)[0])
             assert "label" not in reply.record and reply.invalid is None
     caplog.clear()
-    remote = load_environment("search-v2", **SIMULATED | {"engine": "http://127.0.0.1:9"})
+    remote = load_environment("search-v3", **SIMULATED | {"engine": "http://127.0.0.1:9"})
     assert remote.engine is remote.held_out and remote.engine.retry_timeout == 7
     assert caplog.text.count("noise is ignored") == 1
 
@@ -403,7 +403,7 @@ def test_held_out_server_takes_its_own_arguments_beside_a_simulated_engine(monke
         return SimulatedEngine(ObedientModel())
 
     monkeypatch.setattr("rlkit.envs.search.environment.open_simulated", open_simulated)
-    environment = load_environment("search-v2", **SIMULATED | {"held_out_engine": "http://127.0.0.1:9"})
+    environment = load_environment("search-v3", **SIMULATED | {"held_out_engine": "http://127.0.0.1:9"})
     assert environment.held_out.retry_timeout == 7
     assert isinstance(environment.engine, SimulatedEngine)
     assert opened == [{"model": "m", "words": 20, "tokens": 300, "cache": None}]
@@ -415,9 +415,9 @@ def test_real_engine_becomes_simulated_with_a_model(monkeypatch):
     )
     real = {"engine": "http://127.0.0.1:9", "engine_args": {"retry_timeout": 7}, "world_size": 200}
     with pytest.raises(UserError, match="requires a model"):
-        load_environment("search-v2", **real | {"engine": "simulated"})
+        load_environment("search-v3", **real | {"engine": "simulated"})
     arguments = real["engine_args"] | {"model": "m"}
-    environment = load_environment("search-v2", **real | {"engine": "simulated", "engine_args": arguments})
+    environment = load_environment("search-v3", **real | {"engine": "simulated", "engine_args": arguments})
     assert "label" in search_anything(environment, environment.tasks("train", 1)[0]).record
 
 
@@ -429,7 +429,7 @@ def test_both_engines_show_documents_in_the_format_of_the_environment(simulated,
         ("zerosearch", "Doc 1: "),
     ):
         environment = load_environment(
-            "search-v2",
+            "search-v3",
             engine="simulated",
             engine_args={"model": "m"},
             document_format=document_format,
@@ -441,5 +441,5 @@ def test_both_engines_show_documents_in_the_format_of_the_environment(simulated,
             call = environment.script(task)[0]
             text = environment.respond([turn(task, call)])[0].text
             assert results_text(text).startswith(start), text
-    real = load_environment("search-v2", world_size=200)
+    real = load_environment("search-v3", world_size=200)
     assert real.document_format == "search_r1"

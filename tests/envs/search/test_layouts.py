@@ -337,7 +337,7 @@ def index(tmp_path_factory):
 
 def check(capsys, data, index, *options):
     code = main(
-        ["search-v2", "--environment_args.data", str(data), "--environment_args.engine", index, *options]
+        ["search-v3", "--environment_args.data", str(data), "--environment_args.engine", index, *options]
     )
     return code, capsys.readouterr().out
 

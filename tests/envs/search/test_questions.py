@@ -315,11 +315,11 @@ def test_environment_with_a_dataset(tmp_path):
     index = build_index(world.passages(), tmp_path / "index")
     rows = [world.question("train", i, (1,)) for i in range(80)]
     path = write(tmp_path / "a.jsonl", [{"question": q.text, "answers": list(q.answers)} for q in rows])
-    environment = load_environment("search-v2", data=path, engine=str(index), topk=1)
+    environment = load_environment("search-v3", data=path, engine=str(index), topk=1)
     tasks = environment.tasks("train", 30)
     assert len(tasks) == 30 and environment.breakdown == ("kind",) and set(tasks["kind"]) == {path}
     assert tasks["task_id"] != environment.tasks("train", 30, seed=1)["task_id"]
     assert environment.script(tasks[0]) is None
     assert environment.score(tasks[0], environment.answer(tasks[0]))["f1"] == 1
     with pytest.raises(UserError, match="data requires passages"):
-        load_environment("search-v2", data=path)
+        load_environment("search-v3", data=path)

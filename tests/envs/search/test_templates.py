@@ -77,7 +77,7 @@ class ListEngine:
 
 @pytest.fixture
 def environment(monkeypatch):
-    environment = load_environment("search-v2", protocol="tools", world_size=300)
+    environment = load_environment("search-v3", protocol="tools", world_size=300)
     environment.__dict__["engine"] = environment.__dict__["held_out"] = ListEngine()
     monkeypatch.setattr(
         environment, "script", lambda task: [write_call("red deer"), environment.answer(task)]

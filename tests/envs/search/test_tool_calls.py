@@ -92,7 +92,7 @@ def environment(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RLKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
         environment = load_environment(
-            "search-v2", protocol="tools", world_size=300, topk=2, prompt_style="short", max_searches=3
+            "search-v3", protocol="tools", world_size=300, topk=2, prompt_style="short", max_searches=3
         )
         environment.tasks("dev", 1)
         yield environment
@@ -189,4 +189,4 @@ def test_loop_rejects_a_template_without_tools(environment, tiny_tokenizer):
 
 def test_unknown_protocol_raises():
     with pytest.raises(UserError, match="'tools'"):
-        load_environment("search-v2", protocol="tool")
+        load_environment("search-v3", protocol="tool")

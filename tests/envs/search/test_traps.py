@@ -49,12 +49,12 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def make(folder):
-    """Return a function that builds a search-v2 environment over that index."""
+    """Return a function that builds a search-v3 environment over that index."""
 
     def make(**arguments):
         defaults = {"topk": 1, "max_searches": 2, "document_words": 60}
         return load_environment(
-            "search-v2",
+            "search-v3",
             data=str(folder / "train.jsonl"),
             engine=str(folder / "index"),
             **defaults | arguments,
@@ -245,7 +245,7 @@ def test_failed_search_invalidates_the_rollout(make, tiny_tokenizer):
     assert right.invalid is None
 
 
-# 6.4, the loss mask: a trainer of search-v2 whose assistant turns are scripted.
+# 6.4, the loss mask: a trainer of search-v3 whose assistant turns are scripted.
 
 SCRIPTS = [
     [SEARCH, "<answer>Beijing</answer>"],

@@ -97,12 +97,12 @@ def test_read_examples_reports_invalid_rows(tmp_path, content, message):
 
 
 def write_run(tmp_path, *, documents="search_r1", reward="f1"):
-    """Write a run of search-v2: oracle searches, half with the correct final answer, half with a wrong one.
+    """Write a run of search-v3: oracle searches, half with the correct final answer, half with a wrong one.
 
     Returns the rows of the rollouts and the number of those with the correct answer. The first is invalid.
     """
     search = load_environment(
-        "search-v2", world_size=500, topk=2, hops=[1], prompt_style="short", document_format=documents
+        "search-v3", world_size=500, topk=2, hops=[1], prompt_style="short", document_format=documents
     )
     tasks = [task for task in search.tasks("train", 30) if search.script(task)]
     scripts = [search.script(task) for task in tasks]
@@ -164,7 +164,7 @@ def test_script_builds_examples_from_rollouts(tmp_path, label, documents, reward
 
 
 def test_script_builds_an_example_of_each_query_of_a_tool_call(tmp_path):
-    search = load_environment("search-v2", protocol="tools", world_size=500, topk=2, hops=[2])
+    search = load_environment("search-v3", protocol="tools", world_size=500, topk=2, hops=[2])
     tasks = [task for task in search.tasks("train", 10) if search.script(task)]
     calls = ["\n".join(search.script(task)[:-1]) for task in tasks]
     rows = play(search, tasks, [[call, search.answer(task)] for call, task in zip(calls, tasks, strict=True)])

@@ -522,7 +522,7 @@ def run_rlkit(*arguments):
 @pytest.mark.parametrize("split", ["train", "dev"])
 def test_check_reports_a_server_that_is_down_in_one_line(split):
     url = down_url()
-    process = run_rlkit("check", "search-v2", "--split", split, "--environment_args.engine", url)
+    process = run_rlkit("check", "search-v3", "--split", split, "--environment_args.engine", url)
     assert process.returncode == 2 and not process.stdout
     (line,) = process.stderr.strip().splitlines()
     assert url in line and "rlkit serve-search INDEX" in line
@@ -532,7 +532,7 @@ def test_check_reports_a_server_that_is_down_in_one_line(split):
 def test_dry_run_reports_a_server_that_is_down_in_one_line(key, tmp_path):
     url = down_url()
     arguments = {
-        "environment": "search-v2",
+        "environment": "search-v3",
         "environment_args": {key: url, "world_size": 100},
         "model_name_or_path": str(tmp_path / "no-model"),  # the server is checked before the model
         "evaluation_tasks": 4,
@@ -558,7 +558,7 @@ def test_rollout_waits_for_restarted_server_and_is_invalid_without_one(tmp_path)
     port = free_port()
     arguments = {"retry_timeout": 20, "cooldown": 0.1, "timeout": 5}
     environment = load_environment(
-        "search-v2", engine=f"http://127.0.0.1:{port}", engine_args=arguments, world_size=200
+        "search-v3", engine=f"http://127.0.0.1:{port}", engine_args=arguments, world_size=200
     )
     server = start_server(port, tmp_path)
     try:
