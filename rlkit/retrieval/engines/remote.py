@@ -209,10 +209,12 @@ class Remote:
             reason = "the time of the search was used up before the query could be sent"
             raise RemoteError(reason, "increase retry_timeout or concurrency") from None
         try:
-            seconds = max(search.deadline - loop.time(), 0.0)
+            seconds_left = max(search.deadline - loop.time(), 0.0)
+            seconds = min(seconds_left, self.timeout)
             if is_alone or len(texts) > 1:
-                seconds *= SHARE_OF_TIME_LEFT
-            seconds = min(seconds, self.timeout)
+                # Not less than a tenth of the whole time: a healthy server must be able to respond.
+                share = max(seconds_left * SHARE_OF_TIME_LEFT, self.retry_timeout / 10)
+                seconds = min(seconds, share)
             body = {"queries": list(texts), "topk": search.k, "return_scores": True}
             try:
                 # httpx limits the time between two bytes, not that of a request.
@@ -220,6 +222,8 @@ class Remote:
                     response = await _post(client, self.url, body)
             except TimeoutError:
                 reason = f"Timeout: the server did not respond within {seconds:.3g} s"
+                if seconds == seconds_left:
+                    reason += f", the end of the {self.retry_timeout:g} s of retry_timeout"
                 raise RemoteError(reason, may_be_one_query=True, may_recover=True) from None
         finally:
             slots.release()
