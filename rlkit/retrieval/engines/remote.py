@@ -222,8 +222,8 @@ class Remote:
                     response = await _post(client, self.url, body)
             except TimeoutError:
                 reason = f"Timeout: the server did not respond within {seconds:.3g} s"
-                if seconds == seconds_left:
-                    reason += f", the end of the {self.retry_timeout:g} s of retry_timeout"
+                if seconds == seconds_left < self.timeout:
+                    reason += ", when the time of the search ended"
                 raise RemoteError(reason, may_be_one_query=True, may_recover=True) from None
         finally:
             slots.release()
