@@ -84,8 +84,8 @@ def read_questions(data: str, split: str) -> list[DatasetQuestion]:
                     questions.setdefault(question.id, question)
     if not questions:
         raise UserError(
-            f"{data} has no questions in the split {split!r}: add some, or give a folder with a file for "
-            "each split"
+            f"{data} has no questions in the split {split!r}: add some, or give a folder with one file "
+            "per split"
         )
     return list(questions.values())
 
@@ -250,7 +250,7 @@ def _parse_table(table: Table, source: str) -> list[DatasetQuestion]:
             ", ..." if len(skipped) > MAX_EXAMPLES else ""
         )
         _log.warning(
-            "skipped %d of %d rows of %s, which have no answer that can be compared: %s",
+            "skipped %d of %d rows of %s, which have no answer that can be compared: row %s",
             len(skipped),
             len(table.rows),
             table.name,

@@ -153,13 +153,15 @@ def open_text(path: Path, newline: str) -> Iterator[IO[str]]:
 
 def _undecodable_line(path: Path, is_gzip: bool) -> int:
     """Return the number of the first line that is not UTF-8. The decoder reads ahead and does not know it."""
+    number = 0
     with (gzip.open if is_gzip else open)(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
+        try:
+            for line in file:
+                number += 1
                 line.decode()
-            except UnicodeDecodeError:
-                return number
-    return 1
+        except (UnicodeDecodeError, EOFError, zlib.error, OSError):  # the gzip data may be damaged, too
+            pass
+    return max(number, 1)
 
 
 def _jsonl_rows(path: Path) -> Iterator[Row]:

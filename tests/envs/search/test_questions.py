@@ -70,7 +70,7 @@ def test_questions_without_comparable_answer_are_skipped(tmp_path, caplog):
     assert len(read_all(path)) == 3
     assert (
         "skipped 2 of 5 rows" in caplog.text
-        and "which have no answer that can be compared: 1, 2" in caplog.text
+        and "which have no answer that can be compared: row 1, 2" in caplog.text
     )
 
 

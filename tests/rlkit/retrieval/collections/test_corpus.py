@@ -184,6 +184,13 @@ def test_truncated_gzip_is_an_error(tmp_path, name):
         list(read_corpus(str(path)))
 
 
+def test_damaged_gzip_with_another_encoding_is_an_error(tmp_path):
+    path = write(tmp_path / "a.jsonl.gz", b'{"text": "a"}\n{"text": "\xe9"}\n')
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(UserError, match=r"a\.jsonl\.gz:2: the file is not UTF-8"):
+        list(read_corpus(str(path)))
+
+
 def test_uncompressed_file_with_gz_in_its_name_is_read(tmp_path):
     (tmp_path / "a.jsonl.gz").write_text('{"text": "a"}')  # e.g. decompressed by a browser
     assert documents(tmp_path / "a.jsonl.gz") == [("1", "", "a")]
