@@ -65,7 +65,11 @@ _ALL_MARKS = _ranges(_characters((range(0x0300, 0x2000), range(0xA66F, 0xAC00)),
 _CHUNK = re.compile(rf"\w[\w{_ALL_MARKS}]*")
 _WORD = re.compile(f"[{UNSPACED}][{MARKS}]*|[^{UNSPACED}]+")
 _MIDDLE_DOTS = "\u00b7\u2027"  # between the parts of a name, which may also be written without them
-_RUN = re.compile(f"[{_INVISIBLE}{_MIDDLE_DOTS}]*[{UNSPACED}][{UNSPACED}{MARKS}{_INVISIBLE}{_MIDDLE_DOTS}]*")
+# The lookbehind keeps a long sequence of invisible characters from taking quadratic time.
+_RUN = re.compile(
+    f"(?<![{_INVISIBLE}{_MIDDLE_DOTS}])[{_INVISIBLE}{_MIDDLE_DOTS}]*+"
+    f"[{UNSPACED}][{UNSPACED}{MARKS}{_INVISIBLE}{_MIDDLE_DOTS}]*"
+)
 _WITHOUT_MEANING = re.compile(f"[{_INVISIBLE}{_MIDDLE_DOTS}]")
 _SEARCHED_AS_BIGRAMS = re.compile(f"[{UNSPACED}{_HANGUL}]")
 _CHARACTER = re.compile(f"[{UNSPACED}{_HANGUL}][{MARKS}]*")

@@ -25,6 +25,7 @@ from rlkit.retrieval.documents import Document
 from rlkit.rewards import boxed, distribution, intent, qa, reranking, search, simulation
 from rlkit.rewards.thinking import outside_thoughts
 from rlkit.rollouts.replies import escape_stop_strings
+from rlkit.words import keywords, separate_characters, truncate_words
 
 LENGTHS = (5_000, 40_000)  # characters
 MAX_RATIO = 20.0  # of the CPU times; 8 is linear, 64 quadratic
@@ -55,6 +56,8 @@ UNITS = (
     "Doc 1(Title: ", '(Title: "a") b\n', "Doc ", "Document 1\n", "\n ", " \n", "\n\n ", "```", "```json\n",
     "- ", "1) ", "* ", "a ", "the ", "a, ", "or ", "A ", "'s ", "1-1", "-\u2013", "<|im_end|>", "&lt;", "</",
     "/>", "//", "ab", "aab", "word ", "<<", "P(a) = [", "\n\n",
+    "法", "法 ", "、", "。", "ก\u0e31", "\u0e31", "\u200b", "\u200ba", "法\u200b", "·", "·a", "・", "か", "和",
+    "① ", "ー", "—", "，", "《", "１", "가", "1.法",
 )
 # fmt: on
 
@@ -103,6 +106,10 @@ PARSERS = {
     "qa.exact_match, triviaqa": in_answer(partial(qa.exact_match, rules="triviaqa")),
     "qa.f1": in_answer(qa.f1),
     "qa.cover_match": in_answer(qa.cover_match),
+    "qa.cover_match without spaces": lambda text: qa.cover_match(f"<answer>法{text}法</answer>", ["法"]),
+    "separate_characters": lambda text: separate_characters(f"{text}法"),
+    "keywords": lambda text: keywords(f"{text}法"),
+    "truncate_words": lambda text: truncate_words(f"{text}法", 10**6),
     "search.tag_format": lambda text: search.tag_format(assistant(text)),
     "search.search_r1": lambda text: search.search_r1(assistant(text), text, ["Paris"]),
     "search.backed": lambda text: search.backed(

@@ -37,7 +37,7 @@ NGRAM_LENGTH = 3  # words
 
 def clean_keywords(text: str) -> str:
     """Return the distinct keywords of a reply, separated by commas, without list numbers and bullets."""
-    parts = (re.sub(r"^[\s\-*•\d.)]+", "", part).strip() for part in re.split(r"[,;\n]", text))
+    parts = (re.sub(r"^[\s\-*•\d.)]+", "", part).strip() for part in re.split(r"[,;，、；\n]", text))
     return ", ".join(dict.fromkeys(part for part in parts if part))
 
 

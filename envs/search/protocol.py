@@ -78,7 +78,7 @@ def write_prompt(question: str, style: str, *, may_refuse: bool = False, tools: 
     """
     question = question.strip()
     refuse = "If you cannot find the answer, answer unknown. " if may_refuse else ""
-    if not question.endswith("?"):
+    if not question.endswith(("?", "？", "؟")):  # also full-width and Arabic
         question += "?"
     template = (_TOOL_PROMPTS if tools else _PROMPTS)[style]
     return template.format(question=question, refuse=refuse)

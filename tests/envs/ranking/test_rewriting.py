@@ -19,6 +19,7 @@ from tests.quick import ROOT
         ("1. red wine\n2) grapes\n- casks", "red wine, grapes, casks"),
         (" , ;\n", ""),
         ("1984 novel", "novel"),
+        ("红酒、葡萄，木桶、红酒", "红酒, 葡萄, 木桶"),
     ],
 )
 def test_clean_keywords(reply, keywords):

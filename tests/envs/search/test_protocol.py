@@ -116,3 +116,4 @@ def test_write_results_escapes_tags_in_documents(document_format, text):
 def test_write_prompt_ends_with_the_question(style):
     assert write_prompt(" Who wrote it", style).rstrip().endswith("Question: Who wrote it?")
     assert write_prompt("Who wrote it?", style).count("?") == 1
+    assert write_prompt("谁写的？", style).rstrip().endswith("谁写的？")
