@@ -11,8 +11,7 @@ import hmac
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from rlkit.errors import UserError
@@ -26,9 +25,9 @@ from rlkit.retrieval.store import HEADER
 
 if TYPE_CHECKING:
     import uvicorn
-    from starlette.applications import Starlette
     from starlette.requests import Request
     from starlette.responses import Response
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +37,8 @@ KEEP_ALIVE_SECONDS = 75
 
 def make_app(
     engine: SearchEngine, *, topk: int = 3, api_key: str | None = None, limits: RequestLimits | None = None
-) -> Starlette:
-    """Build the Starlette application of the server.
+) -> ASGIApp:
+    """Build the ASGI application of the server.
 
     Args:
         engine: Search engine; it is called from several threads at once.
@@ -47,57 +46,65 @@ def make_app(
         api_key: Key that requests must send as `Authorization: Bearer KEY`; None disables authentication.
         limits: Limits on requests.
     """
-    from starlette.applications import Starlette
-    from starlette.requests import ClientDisconnect
+    from starlette.requests import ClientDisconnect, Request
     from starlette.responses import JSONResponse, Response
-    from starlette.routing import Route
 
     limits = limits or RequestLimits()
     scheduler = Scheduler(engine, limits.num_threads)
     num_waiting = 0
 
-    @asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        yield
-        scheduler.close()
+    # Not a Starlette application: its routing and its middleware would take as long as a search.
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await receive()
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+            scheduler.close()
+            await send({"type": "lifespan.shutdown.complete"})
+            return
+        try:
+            response = await respond(Request(scope, receive))
+        except RequestError as error:
+            headers = {"Retry-After": "1"} if error.status == 503 else None
+            response = JSONResponse({"error": error.reason}, error.status, headers)
+        except ClientDisconnect:
+            logger.info("a client disconnected before it had sent its request")
+            return
+        await response(scope, receive, send)
 
-    async def send_error(request: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestError)
-        headers = {"Retry-After": "1"} if error.status == 503 else None
-        return JSONResponse({"error": error.reason}, error.status, headers)
-
-    async def health(request: Request) -> Response:
-        status: dict[str, Any] = {"status": "ok", "waiting": num_waiting}
-        documents = getattr(engine, "documents", None)
-        return JSONResponse(status if documents is None else status | {"documents": len(documents)})
-
-    async def retrieve(request: Request) -> Response:
-        nonlocal num_waiting
+    async def respond(request: Request) -> Response:
+        method, path = request.scope["method"], request.scope["path"]
+        if path == "/health":
+            status: dict[str, Any] = {"status": "ok", "waiting": num_waiting}
+            documents = getattr(engine, "documents", None)
+            return JSONResponse(status if documents is None else status | {"documents": len(documents)})
+        # Clients differ in the slash, and many do not follow the redirect of a POST.
+        if path.removesuffix("/") != "/retrieve":
+            raise RequestError(404, "the paths are /retrieve and /health")
+        if method != "POST":
+            raise RequestError(405, f"send a POST request, not {method}")
         # The key first: a request without one must not cost memory.
         check_key(dict(request.scope["headers"]).get(b"authorization", b""), api_key)
-        # Before the body is read: the bodies of waiting requests are what takes memory.
+        return Response(await retrieve(request), media_type="application/json")
+
+    async def retrieve(request: Request) -> bytes:
+        nonlocal num_waiting
+        # Before the body is read: what takes memory is the bodies of waiting requests.
         if num_waiting >= limits.max_waiting:
             raise RequestError(503, f"the server is busy with {num_waiting} requests: retry later")
         num_waiting += 1
         try:
             search_request = parse_request(await read_body(request, limits), topk, limits)
             # A thread cannot be interrupted: after a timeout, a search still runs to the end of its chunk.
-            search = scheduler.search(search_request)
-            content = await asyncio.wait_for(search, limits.timeout_seconds)
+            async with asyncio.timeout(limits.timeout_seconds):
+                return await scheduler.search(search_request)
         except TimeoutError:
             reason = f"the search took more than {limits.timeout_seconds:g} seconds"
             raise RequestError(504, reason) from None
-        except ClientDisconnect:
-            logger.info("a client disconnected before it had sent its request")
-            return Response()  # which nobody receives
         finally:
             num_waiting -= 1
-        return Response(content, media_type="application/json")
 
-    # Clients differ in the slash, and many do not follow redirects of a POST.
-    routes = [Route("/health", health)]
-    routes += [Route(path, retrieve, methods=["POST"]) for path in ("/retrieve", "/retrieve/")]
-    return Starlette(routes=routes, lifespan=lifespan, exception_handlers={RequestError: send_error})
+    return app
 
 
 def check_key(authorization: bytes, api_key: str | None) -> None:
@@ -180,13 +187,11 @@ class HeadTimeout(asyncio.Protocol):
             self._timer = None
 
 
-def make_server(app: Starlette, limits: RequestLimits) -> uvicorn.Server:
+def make_server(app: ASGIApp, limits: RequestLimits) -> uvicorn.Server:
     """Build the HTTP server of an application. Its method `run` takes a list of listening sockets."""
     import uvicorn
 
-    config = uvicorn.Config(
-        app, log_level="warning", access_log=False, timeout_keep_alive=KEEP_ALIVE_SECONDS, ws="none"
-    )
+    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_keep_alive=KEEP_ALIVE_SECONDS)
     config.load()  # selects the fastest HTTP parser that is installed
     bases = (HeadTimeout, config.http_protocol_class)
     attributes = {"head_timeout_seconds": limits.timeout_seconds}

@@ -115,14 +115,14 @@ def _read_topk(data: Mapping[str, Any]) -> int | None:
     return None
 
 
-def _convert(name: str, value: Any, kind: type) -> int | None:
+def _convert(name: str, value: object, kind: type) -> int | None:
     """Convert a value as pydantic does by default: `"3"` and `3.0` to 3, `"true"` and 1 to True.
 
     Raises:
         RequestError: The value cannot be converted (400).
     """
-    if value is None or type(value) is kind:
-        return value
+    if value is None:
+        return None
     try:
         return _converter(kind).validate_python(value)
     except ValueError:  # pydantic's ValidationError is one

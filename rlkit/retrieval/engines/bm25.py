@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,12 @@ FOLDER = "bm25"
 NUM_THREADS = min(8, os.cpu_count() or 1)
 GROUP_SIZE = 128  # documents of a group in `best_rows`
 SMALLEST_SCORE = np.finfo(np.float32).tiny
-# With fewer documents, Python takes more time than NumPy, and threads would only wait for the GIL.
-MIN_PARALLEL_DOCUMENTS = 1_000_000
+# With fewer documents, Python takes more time than NumPy, and threads would only wait for the GIL. The scores
+# of a term in many documents are added as a dense vector, several times faster than one by one. The vectors
+# are kept in memory, for which those of larger indexes are too long.
+LARGE_INDEX = 1_000_000
+MIN_DENSE_SHARE = 1 / 16
+MAX_DENSE_BYTES = 256_000_000
 
 
 def terms(texts: Iterable[str]) -> Iterator[list[str]]:
@@ -119,13 +124,18 @@ class BM25:
         # Documents and scores of different builds would silently return wrong documents.
         if self._index.scores["num_docs"] != len(self.documents):
             raise damaged_index(folder, FOLDER)
+        # Views of the base class: slicing a memmap is slow.
+        arrays = {name: np.asarray(self._index.scores[name]) for name in ("indptr", "indices", "data")}
+        self._starts, self._rows, self._term_scores = arrays["indptr"], arrays["indices"], arrays["data"]
+        max_vectors = MAX_DENSE_BYTES // (4 * len(self.documents))
+        self._dense_scores = lru_cache(max_vectors)(self._compute_dense_scores)
 
     def search(self, queries: Sequence[Query], k: int) -> list[Result]:
         """Return at most `k` documents for each query, in the order of the queries."""
         check_k(k)
         query_terms = list(terms(query.text for query in queries))
         # The threads of a server search in parallel already: a chunk of theirs needs no threads of its own.
-        if len(query_terms) <= self.chunk_size or len(self.documents) < MIN_PARALLEL_DOCUMENTS:
+        if len(query_terms) <= self.chunk_size or len(self.documents) < LARGE_INDEX:
             return [self._search_terms(query, k) for query in query_terms]
         with ThreadPoolExecutor(NUM_THREADS) as pool:  # NumPy releases the GIL while it adds and selects
             return list(pool.map(self._search_terms, query_terms, repeat(k)))
@@ -134,9 +144,33 @@ class BM25:
         term_ids = self._index.get_tokens_ids(query_terms)
         if not term_ids:
             return Result()
-        scores = self._index.get_scores_from_ids(term_ids)
+        scores = self._scores(term_ids)
         rows = best_rows(scores, k)
         return Result(tuple(self.documents[row] for row in rows), tuple(scores[rows].tolist()))
+
+    def _scores(self, term_ids: list[int]) -> np.ndarray:
+        """Return the score of every document, equal to those of `bm25s.BM25.get_scores_from_ids`."""
+        num_documents = len(self.documents)
+        min_dense = MIN_DENSE_SHARE * num_documents if num_documents < LARGE_INDEX else np.inf
+        scores = np.zeros(num_documents, np.float32)
+        for term_id in term_ids:
+            rows, term_scores = self._postings(term_id)
+            if len(rows) < min_dense:
+                np.add.at(scores, rows, term_scores)
+            else:
+                scores += self._dense_scores(term_id)
+        return scores
+
+    def _postings(self, term_id: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the rows of the documents that contain a term, and its score in each of them."""
+        postings = slice(self._starts[term_id], self._starts[term_id + 1])
+        return self._rows[postings], self._term_scores[postings]
+
+    def _compute_dense_scores(self, term_id: int) -> np.ndarray:
+        rows, term_scores = self._postings(term_id)
+        scores = np.zeros(len(self.documents), np.float32)
+        scores[rows] = term_scores
+        return scores
 
 
 def best_rows(scores: np.ndarray, k: int) -> np.ndarray:
@@ -153,12 +187,14 @@ def best_rows(scores: np.ndarray, k: int) -> np.ndarray:
     grid = scores[:num_grouped].reshape(group_size, num_groups)
     maxima = grid.max(axis=0)
     bound = max(np.sort(maxima)[-k], SMALLEST_SCORE)
-    groups = np.flatnonzero(maxima >= bound)
-    grid_rows, grid_columns = np.nonzero(grid[:, groups] >= bound)
-    ungrouped = num_grouped + np.flatnonzero(scores[num_grouped:] >= bound)
+    groups = np.flatnonzero(maxima > bound)  # fewer than k
+    grid_rows, grid_columns = np.nonzero(grid[:, groups] > bound)
+    ungrouped = num_grouped + np.flatnonzero(scores[num_grouped:] > bound)
     rows = np.concatenate([grid_rows * num_groups + groups[grid_columns], ungrouped])
-    # All rows may be ties at the bound, which need not be sorted.
-    row_scores = scores[rows]
-    above = rows[row_scores > bound]
-    rows = np.concatenate([above, rows[row_scores == bound][: max(k - len(above), 0)]])
+    # The ties at the bound are often many, and the first ones are enough.
+    start, stop = 0, num_groups
+    while len(rows) < k and start < len(scores):
+        ties = start + np.flatnonzero(scores[start:stop] == bound)
+        rows = np.concatenate([rows, ties[: k - len(rows)]])
+        start, stop = stop, 4 * stop
     return rows[np.argsort(-scores[rows], kind="stable")][:k]

@@ -93,11 +93,25 @@ def test_best_rows_of_large_arrays_agree_with_sorting_all(n, num_values, k, dens
     assert best_rows(scores, k).tolist() == rows[np.argsort(-scores[rows], kind="stable")][:k].tolist()
 
 
-def test_search_in_threads_returns_same_results(tmp_path, monkeypatch):
+@settings(max_examples=30, deadline=None)
+@given(st.lists(sentences, min_size=20, max_size=60), st.lists(st.sampled_from(WORDS), max_size=9))
+def test_scores_equal_those_of_bm25s_bit_by_bit(tmp_path_factory, texts, words):
+    """Rare terms are added one by one, frequent ones as dense vectors, and words may repeat."""
+    engine = build_bm25(tmp_path_factory.mktemp("bm25"), ["rare bridge", *texts])
+    (query_terms,) = terms([" ".join(["rare", *words, "rare"])])
+    term_ids = engine._index.get_tokens_ids(query_terms)
+    expected = engine._index.get_scores_from_ids(term_ids)
+    for _ in range(2):  # the second time, dense vectors come from memory
+        scores = engine._scores(term_ids)
+        assert scores.dtype == expected.dtype and scores.tobytes() == expected.tobytes()
+
+
+def test_large_index_returns_same_results(tmp_path, monkeypatch):
+    """A large index is searched in threads and has no dense vectors."""
     engine = build_bm25(tmp_path, [f"word{i % 7} word{i % 11} common" for i in range(300)])
     queries = [Query(f"word{i} common") for i in range(40)]
     expected = engine.search(queries, 5)
-    monkeypatch.setattr(bm25, "MIN_PARALLEL_DOCUMENTS", 0)
+    monkeypatch.setattr(bm25, "LARGE_INDEX", 0)
     assert engine.search(queries, 5) == expected
 
 
