@@ -20,6 +20,7 @@ from rlkit.rollouts.loop import Loop, RolloutLimits
 from rlkit.rollouts.scripted import ScriptedEngine
 from rlkit.rollouts.text_generation import Generation
 from rlkit.rollouts.tokenize import tokenize
+from tests.rlkit.retrieval.serving import DictionaryEngine, serving
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -390,8 +391,9 @@ def test_change_of_engine_replaces_the_simulator_by_a_real_one(tmp_path, caplog)
             reply = search_anything(environment, environment.tasks(split, 1)[0])
             assert "label" not in reply.record and reply.invalid is None
     caplog.clear()
-    remote = load_environment("search-v3", **SIMULATED | {"engine": "http://127.0.0.1:9"})
-    assert remote.engine is remote.held_out and remote.engine.retry_timeout == 7
+    with serving(DictionaryEngine()) as url:
+        remote = load_environment("search-v3", **SIMULATED | {"engine": url})
+        assert remote.engine is remote.held_out and remote.engine.retry_timeout == 7
     assert caplog.text.count("noise is ignored") == 1
 
 
@@ -403,8 +405,9 @@ def test_held_out_server_takes_its_own_arguments_beside_a_simulated_engine(monke
         return SimulatedEngine(ObedientModel())
 
     monkeypatch.setattr("rlkit.envs.search.environment.open_simulated", open_simulated)
-    environment = load_environment("search-v3", **SIMULATED | {"held_out_engine": "http://127.0.0.1:9"})
-    assert environment.held_out.retry_timeout == 7
+    with serving(DictionaryEngine()) as url:
+        environment = load_environment("search-v3", **SIMULATED | {"held_out_engine": url})
+        assert environment.held_out.retry_timeout == 7
     assert isinstance(environment.engine, SimulatedEngine)
     assert opened == [{"model": "m", "words": 20, "tokens": 300, "cache": None}]
 
