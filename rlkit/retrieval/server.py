@@ -191,7 +191,9 @@ def make_server(app: ASGIApp, limits: RequestLimits) -> uvicorn.Server:
     """Build the HTTP server of an application. Its method `run` takes a list of listening sockets."""
     import uvicorn
 
-    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_keep_alive=KEEP_ALIVE_SECONDS)
+    config = uvicorn.Config(
+        app, log_level="warning", access_log=False, ws="none", timeout_keep_alive=KEEP_ALIVE_SECONDS
+    )
     config.load()  # selects the fastest HTTP parser that is installed
     bases = (HeadTimeout, config.http_protocol_class)
     attributes = {"head_timeout_seconds": limits.timeout_seconds}

@@ -160,6 +160,8 @@ def test_single_query_gets_one_result(client, url, body):
 
 def test_other_paths_and_methods_are_refused(client, url):
     assert client.get(f"{url}/retrieve").status_code == 405
+    upgrade = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Key": "a" * 24}
+    assert client.get(f"{url}/retrieve", headers=upgrade).status_code == 405
     for path in ("/", "/search", "/retrieve/x", "/health/.."):
         assert client.post(f"{url}{path}", json={"queries": []}).status_code == 404
 
