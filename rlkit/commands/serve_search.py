@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 from importlib.util import find_spec
 
-from rlkit.arguments.bounds import COUNT, PORT, POSITIVE, Range, check_number
+from rlkit.arguments.bounds import COUNT, PORT, Range, check_number
 from rlkit.arguments.command_line import CommandParser
 from rlkit.errors import UserError
 from rlkit.retrieval.engines.remote import API_KEY_VARIABLE
@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 LIMITS = RequestLimits()  # the defaults
 THREADS = Range(1, 1024)
+TIMEOUT = Range(0, 86_400, open_low=True)
 REQUIREMENTS = ("starlette", "uvicorn", "pydantic")
 
 
@@ -80,7 +81,7 @@ def build_parser() -> CommandParser:
 def read_limits(options: argparse.Namespace) -> RequestLimits:
     """Return the limits that the options set; raises UserError if one is out of range."""
     check_number("--threads", options.threads, THREADS)
-    check_number("--timeout", options.timeout, POSITIVE)
+    check_number("--timeout", options.timeout, TIMEOUT)
     for name in ("max_topk", "max_queries", "max_query_characters", "max_body_bytes", "max_waiting"):
         check_number(f"--{name}", getattr(options, name), COUNT)
     return RequestLimits(

@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 # Longer than the pauses of a busy client: a request on a connection that the server just closed would fail.
 KEEP_ALIVE_SECONDS = 75
+MAX_HEAD_BYTES = 65_536
 
 
 def make_app(
@@ -140,11 +141,11 @@ async def read_body(request: Request, limits: RequestLimits) -> bytes:
     return b"".join(chunks)
 
 
-class HeadTimeout(asyncio.Protocol):
-    """Mixin for uvicorn's connections: closes one on which the head of a request does not arrive in time.
+class HeadLimits(asyncio.Protocol):
+    """Mixin for uvicorn's connections: closes one on which the head of a request is too slow or too large.
 
     uvicorn itself limits only the time between two requests, so that connections without a complete head
-    would stay open forever.
+    would stay open forever. With httptools, a head may have any size.
 
     Attributes:
         head_timeout_seconds: Seconds from the connection, or from the first byte of a later request.
@@ -157,6 +158,7 @@ class HeadTimeout(asyncio.Protocol):
     loop: asyncio.AbstractEventLoop
 
     _timer: asyncio.TimerHandle | None = None
+    _num_head_bytes = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Start the timeout of the first request."""
@@ -164,12 +166,18 @@ class HeadTimeout(asyncio.Protocol):
         self._start_timer()
 
     def data_received(self, data: bytes) -> None:
-        """Start the timeout with the first bytes of a head, and stop it when the head is complete."""
+        """Close the connection if a head is too large; its timeout ends when the head is complete."""
         super().data_received(data)
-        if self.cycle is None or self.cycle.response_complete:
-            self._start_timer()
-        else:
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._num_head_bytes = 0
             self._stop_timer()
+            return
+        self._start_timer()
+        # After an early response, such as a 413, the data is the rest of a body.
+        if self.cycle is None or not self.cycle.more_body:
+            self._num_head_bytes += len(data)
+            if self._num_head_bytes > MAX_HEAD_BYTES:
+                self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the timeout."""
@@ -195,7 +203,7 @@ def make_server(app: ASGIApp, limits: RequestLimits) -> uvicorn.Server:
         app, log_level="warning", access_log=False, ws="none", timeout_keep_alive=KEEP_ALIVE_SECONDS
     )
     config.load()  # selects the fastest HTTP parser that is installed
-    bases = (HeadTimeout, config.http_protocol_class)
+    bases = (HeadLimits, config.http_protocol_class)
     attributes = {"head_timeout_seconds": limits.timeout_seconds}
     config.http_protocol_class = type("Connection", bases, attributes)
     return uvicorn.Server(config)

@@ -89,6 +89,7 @@ def test_port_in_use_is_user_error_before_address_is_logged(index):
         (["--threads", "0"], "--threads must be at least 1"),
         (["--threads", "100000"], "--threads must be"),
         (["--timeout", "0"], "--timeout must be above 0"),
+        (["--timeout", "1e300"], "--timeout must be"),
         (["--timeout", "nan"], "--timeout must be"),
         (["--timeout", "inf"], "--timeout must be"),
         (["--max_topk", "0"], "--max_topk must be at least 1"),

@@ -265,6 +265,18 @@ def test_head_that_arrives_byte_by_byte_is_closed(http_parser):
                         raise ConnectionError
 
 
+@pytest.mark.parametrize("start", [b"GET /", b"GET /health HTTP/1.1\r\nX: ", COMPLETE + b"GET /"], ids=repr)
+def test_connection_with_huge_head_is_closed(http_parser, client, start):
+    with serving(DictionaryEngine()) as url:
+        with connect(url) as connection:
+            connection.sendall(start)
+            with suppress(ConnectionError):
+                for _ in range(100):
+                    connection.sendall(b"x" * 10_000)
+                until_closed(connection)
+        assert client.get(f"{url}/health").is_success
+
+
 def test_idle_connection_stays_open_between_requests(http_parser):
     """Only heads are limited by the timeout: a client that trains for a while keeps its connection."""
     with serving(DictionaryEngine(), limits=RequestLimits(timeout_seconds=0.3)) as url, connect(url) as idle:
