@@ -22,7 +22,7 @@ class DictionaryEngine:
         delay: Seconds that a search takes.
 
     Attributes:
-        batches: Query strings of each call of `search`.
+        batches: Query strings of each call of `search`. The server may search for several requests in one.
     """
 
     def __init__(self, delay=0.0):
