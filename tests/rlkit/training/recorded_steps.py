@@ -6,6 +6,7 @@ it again with `python -m tests.rlkit.training.recorded_steps`, and say in the co
 why.
 """
 
+import copy
 import json
 import sys
 import tempfile
@@ -166,7 +167,7 @@ def train_two_steps(name, folder, tokenizer):
         model,
         args=GRPOConfig(**config),
         train_dataset=environment.tasks("train", 26),
-        processing_class=tokenizer,
+        processing_class=without_special_tokens(tokenizer),
         peft_config=lora if setting.get("lora") else None,
         environment=environment,
         runner=RewardRunner(setting["rewards"]),
@@ -188,6 +189,18 @@ def train_two_steps(name, folder, tokenizer):
     # Times differ from run to run.
     logs = [{k: v for k, v in row.items() if not is_duration(k)} for row in rows]
     return tensors, logs
+
+
+def without_special_tokens(tokenizer):
+    """Return a copy of a tokenizer that omits special tokens from all text.
+
+    The steps were recorded with such text. A random model samples many special tokens, and since then they
+    are part of the text, except for the EOS token at its end.
+    """
+    tokenizer = copy.deepcopy(tokenizer)
+    decode = tokenizer.decode
+    tokenizer.decode = lambda ids, skip_special_tokens=True: decode(ids, skip_special_tokens=True)
+    return tokenizer
 
 
 def is_duration(metric):
