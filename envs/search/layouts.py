@@ -40,10 +40,11 @@ COLUMNS = (
 )
 # Keys of an answer that is an object: TriviaQA's, SQuAD's, and those of verl's ground truth.
 ANSWER_KEYS = ("value", "text", "target", "ground_truth", "aliases", "normalized_value", "normalized_aliases")
-# A list of strings, or an empty one. An answer such as "[1912]" is not parsed, because the brackets may be
-# part of it.
-_LIST = re.compile(r"""\s*\[\s*(?:["']|\]\s*$)""")
+# A list of strings, or an empty one, also as NumPy represents it. An answer such as "[1912]" is not parsed,
+# because the brackets may be part of it.
+_LIST = re.compile(r"""\s*(?:array\()?\[\s*(?:["']|\]\s*$)""")
 _OBJECT = re.compile(r"""\s*\{\s*["']""")
+_CHAT = re.compile(r"""\s*\[\s*\{\s*["']""")
 _MAX_DEPTH = 5  # of lists and objects in an answer
 _NO_ANSWER = "<unk>"  # TriviaQA's test split has it as the value of its answers
 
@@ -68,7 +69,13 @@ def find_question(row: Mapping[str, Any], location: str) -> str:
         extra_info = _parse_object(get_value(row, ("extra_info",)))
         question = get_value(extra_info, ("question",)) if isinstance(extra_info, Mapping) else None
     if question is None:
-        question = _question_of_prompt(_parse_object(get_value(row, ("prompt",))))
+        prompt = _parse_object(get_value(row, ("prompt",)))
+        if isinstance(prompt, str) and _CHAT.match(prompt):
+            # Its last line would be taken for a question, with quotes and brackets.
+            raise UserError(
+                f"{location}: the prompt {prompt[:60]!r} is not a list of messages in JSON or Python"
+            )
+        question = _question_of_prompt(prompt)
     if not isinstance(question, str) or not question.strip():
         raise MissingColumnError(
             f"{location}: the row needs a question in one of the columns {', '.join(QUESTIONS)}, or a user "
@@ -171,7 +178,7 @@ def _flatten(cell: Any, location: str, depth: int = 0) -> Iterator[str]:
         for key in ANSWER_KEYS:
             value = get_value(cell, (key,))
             if value != _NO_ANSWER:
-                yield from _flatten(value, location, depth + 1)
+                yield from _flatten(_parse_list(value, location), location, depth + 1)
     elif isinstance(cell, str | int) and not isinstance(cell, bool):
         yield str(cell)
     elif cell is not None:

@@ -225,6 +225,7 @@ def test_list_in_a_string_is_parsed(cell, answers):
         ({"answer": 1912.5}, "the answer 1912.5 is not a string: write it as a string, in quotes"),
         ({"answers": {"text": [True]}}, "the answer True is not a string"),
         ({"answer": "['Al' 'Beta']"}, "an array printed by NumPy"),
+        ({"answer": "array(['Al', 'Beta'], dtype=object)"}, "not a list in JSON or Python"),
         ({"answer": "['Al', 'Be"}, "not a list in JSON or Python"),
         ({"answer": "['Al'] + x"}, "not a list in JSON or Python"),
         ({"answer": [[[[[[["a"]]]]]]]}, "nested too deeply"),
@@ -238,6 +239,25 @@ def test_invalid_answers_raise(row, message):
     assert str(error.value).startswith("a.jsonl, row 1: ") and "\n" not in str(error.value)
     if isinstance(row.get("answer"), dict):
         assert "quotes" not in str(error.value)
+
+
+def test_list_in_a_string_of_an_object_is_parsed():
+    row = {"question": "q", "reward_model": {"ground_truth": {"target": '["Al", "Beta"]'}}}
+    assert find_answers(row, "row") == ["Al", "Beta"]
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        # As in a CSV file that pandas has written.
+        "[{'content': 'Be brief.', 'role': 'system'}\n {'content': 'Question: who?', 'role': 'user'}]",
+        '[{"role": "user", "content": "Question: wh',
+    ],
+)
+def test_chat_that_cannot_be_parsed_is_no_question(prompt):
+    with pytest.raises(UserError, match="not a list of messages in JSON or Python") as error:
+        find_question({"prompt": prompt}, "row")
+    assert "\n" not in str(error.value)
 
 
 def test_error_names_all_columns_of_the_row(tmp_path):
