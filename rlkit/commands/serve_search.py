@@ -97,7 +97,9 @@ def read_limits(options: argparse.Namespace) -> RequestLimits:
 
 def check_key(key: str | None) -> None:
     """Raise UserError if an HTTP header cannot carry an API key."""
-    if key is not None and (key != key.strip() or any(ord(character) < 32 for character in key)):
+    if key is None:
+        return
+    if key != key.strip() or any(ord(character) < 32 or ord(character) == 127 for character in key):
         raise UserError(
             f"{API_KEY_VARIABLE} begins or ends with white space, or contains a control character, which "
             "an HTTP header cannot carry: choose another key"

@@ -69,7 +69,7 @@ def make_app(
             headers = {"Retry-After": "1"} if error.status == 503 else None
             response = JSONResponse({"error": error.reason}, error.status, headers)
         except ClientDisconnect:
-            logger.info("a client disconnected before it had sent its request")
+            logger.info("a client disconnected before it had sent its complete request")
             return
         await response(scope, receive, send)
 
@@ -79,7 +79,7 @@ def make_app(
             status: dict[str, Any] = {"status": "ok", "waiting": num_waiting}
             documents = getattr(engine, "documents", None)
             return JSONResponse(status if documents is None else status | {"documents": len(documents)})
-        # Clients differ in the slash, and many do not follow the redirect of a POST.
+        # Some clients send a trailing slash, and many do not follow the redirect of a POST.
         if path.removesuffix("/") != "/retrieve":
             raise RequestError(404, "the paths are /retrieve and /health")
         if method != "POST":
@@ -219,8 +219,8 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         # As many connections as uvicorn lets wait.
         return socket.create_server((host, port), family=family, backlog=2048)
-    except OSError as error:
-        reason = error.strerror or error
+    except (OSError, UnicodeError) as error:  # UnicodeError: not the name of a host
+        reason = getattr(error, "strerror", None) or error
         raise UserError(f"cannot listen on {host} port {port} ({reason}): choose another --port") from error
 
 

@@ -21,7 +21,7 @@ from rlkit.retrieval.documents import Document, Result
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
-# Spellings of the fields, the first one that is set counts. A reranking server retrieves `topk_retrieval`
+# Accepted names of the fields; the first one that is set counts. A reranking server retrieves `topk_retrieval`
 # documents and returns the best `rerank_topk` of them: the latter is the number that the client expects.
 QUERY_FIELDS = ("queries", "query")
 TOPK_FIELDS = ("rerank_topk", "topk_rerank", "topk", "top_k", "k", "topk_retrieval")
@@ -32,7 +32,7 @@ class RequestLimits:
     """Limits of the server on requests.
 
     The defaults admit the largest step of Search-R1's recipes, 512 prompts with 5 rollouts each, in one
-    request of queries of the maximum length, also if their characters are escaped as `\\\\u6771`.
+    request of queries of the maximum length, even if their characters are escaped as `\\u6771`.
 
     Attributes:
         max_body_bytes: Maximum size of a request's body.

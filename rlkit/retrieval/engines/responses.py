@@ -100,9 +100,10 @@ def _parse_document(value: object) -> Document | None:
         title, text = _split_titled_contents(contents, title or "")
     if text is None:
         return None
+    title = title or ""
     # A document without an id gets one from its content, so that it can be recognized in another result.
-    digest = hashlib.sha256((contents or text).encode()).hexdigest()[:12]
-    return Document(_parse_id(fields.get("id")) or digest, title or "", text)
+    digest = hashlib.sha256(f"{title}\n{text}".encode()).hexdigest()[:12]
+    return Document(_parse_id(fields.get("id")) or digest, title, text)
 
 
 def _split_titled_contents(contents: str, title: str) -> tuple[str, str]:

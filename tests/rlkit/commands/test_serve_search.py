@@ -1,6 +1,7 @@
 """`rlkit serve-search`: options, API key, port, and errors that name the remedy."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -117,7 +118,7 @@ def test_public_host_requires_api_key(monkeypatch, host, key):
         main(["world:200:0", "--host", host])
 
 
-@pytest.mark.parametrize("key", [" secret", "secret\n", "sec\tret", "two\nlines", " "])
+@pytest.mark.parametrize("key", [" secret", "secret\n", "sec\tret", "sec\x7fret", "two\nlines", " "])
 def test_key_that_no_header_can_carry_is_user_error(monkeypatch, key):
     monkeypatch.setenv("RLKIT_SEARCH_KEY", key)
     with pytest.raises(UserError, match="RLKIT_SEARCH_KEY"):
@@ -142,5 +143,6 @@ def test_path_without_index_is_user_error_with_remedy(tmp_path):
 
 def test_address_of_another_machine_is_user_error(monkeypatch):
     monkeypatch.setenv("RLKIT_SEARCH_KEY", "secret")
-    with pytest.raises(UserError, match=r"cannot listen on 192\.0\.2\.1"):
-        main(["world:200:0", "--host", "192.0.2.1"])
+    for host in ("192.0.2.1", "no..host"):
+        with pytest.raises(UserError, match=f"cannot listen on {re.escape(host)}"):
+            main(["world:200:0", "--host", host])

@@ -128,6 +128,15 @@ def test_document_without_id_gets_one_from_its_content(value):
     assert documents[0].id == documents[2].id != documents[1].id and documents[0].id
 
 
+def test_documents_without_ids_that_differ_in_the_title_have_different_ids():
+    first, second, same = parse(
+        {"title": "Paris", "text": "See also"},
+        {"title": "Lyon", "text": "See also"},
+        {"contents": '"Paris"\nSee also'},
+    ).documents
+    assert first.id == same.id != second.id
+
+
 @pytest.mark.parametrize(
     ("score", "expected"),
     [(2, (2.0,)), ("0.5", (0.5,)), (-1.5, (-1.5,))]
