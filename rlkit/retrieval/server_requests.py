@@ -21,8 +21,8 @@ from rlkit.retrieval.documents import Document, Result
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
-# Accepted names of the fields; the first one that is set counts. A reranking server retrieves `topk_retrieval`
-# documents and returns the best `rerank_topk` of them: the latter is the number that the client expects.
+# Accepted names of the fields; the first one that is set counts. A reranking server retrieves
+# `topk_retrieval` documents and returns the best `rerank_topk`, which is the number that its client expects.
 QUERY_FIELDS = ("queries", "query")
 TOPK_FIELDS = ("rerank_topk", "topk_rerank", "topk", "top_k", "k", "topk_retrieval")
 

@@ -2,9 +2,9 @@
 
 A failure is an error of its queries, never an empty result. One deadline covers all requests, retries and
 pauses of a search. If a query may be the reason why its batch fails, all queries of the batch are sent alone,
-so that only this query gets an error. If the server does not answer at all until the deadline, a circuit
-breaker opens: requests fail at once for `cooldown` seconds, so that a training step does not wait for each of
-its batches to time out.
+so that only this query gets an error. If the server answers nothing before the deadline, a circuit breaker
+opens: requests fail at once for `cooldown` seconds, so that a training step does not wait for each of its
+batches to time out.
 """
 
 from __future__ import annotations
@@ -48,7 +48,6 @@ SHARE_OF_TIME_LEFT = 2 / 3
 # A query that is sent alone fails for good after this number of attempts if the server answers others.
 MAX_ATTEMPTS_ALONE = 2
 MAX_REDIRECTS = 5
-PROBE_TIMEOUT_SECONDS = 10.0
 START_SERVER = "start the server with `rlkit serve-search INDEX`, or fix the URL"
 
 
@@ -97,7 +96,7 @@ class Remote:
         self.cache = None if cache is None else DiskCache(Path(cache).expanduser())
         self._headers = _authorization(os.environ.get(API_KEY_VARIABLE, ""))
         self._breaker = CircuitBreaker(cooldown)
-        # Number of responses, of all threads, that show that the server is up.
+        # Number of responses, across all threads, that show that the server is up.
         self._num_answers = 0
         self._event_loop = EventLoopThread()
         self._loop_of_client: asyncio.AbstractEventLoop | None = None
@@ -126,7 +125,7 @@ class Remote:
         """Send one query, without retries, to check the server before it is needed.
 
         Raises:
-            UnavailableError: The server did not return a result within 10 seconds.
+            UnavailableError: The server did not return a result within `timeout` seconds.
         """
         try:
             self._event_loop.run(self._probe())
@@ -137,7 +136,8 @@ class Remote:
             ) from error
 
     async def _probe(self) -> None:
-        deadline = asyncio.get_running_loop().time() + PROBE_TIMEOUT_SECONDS
+        # The timeout of any request: the first search on a cold index takes longest.
+        deadline = asyncio.get_running_loop().time() + self.retry_timeout
         (result,) = await self._attempt(["test"], Search(1, deadline, 0))
         if result.error is not None:
             raise RemoteError(result.error)

@@ -186,21 +186,23 @@ def test_slow_server_is_an_error():
 
 def test_failing_batch_does_not_affect_other_batches():
     with serving(DictionaryEngine()) as url:
-        results = Remote(url, batch=1, retry_timeout=0.1).search(queries("velmora", "broken", "x1"), 3)
+        results = Remote(url, batch=1).search(queries("velmora", "broken", "x1"), 3)
     assert [result.error is None for result in results] == [True, False, True]
     assert "the index is gone" in results[1].error
 
 
 def test_circuit_breaker_opens_and_then_admits_one_probe():
-    with scripted_server((500, {}, {}), (500, {}, {}), (200, GOOD, {})) as (url, requests):
-        remote = Remote(url, retry_timeout=0.1, cooldown=1.5)
-        # The timeout is over before the first retry is due, so the breaker opens.
-        assert "500" in remote.search(queries("a"), 3)[0].error
+    # Waiting as long as the server asks for would exceed the deadline, so there is no retry.
+    down, now = (503, {}, {"Retry-After": "3600"}), [0.0]
+    with scripted_server(down, down, (200, GOOD, {})) as (url, requests):
+        remote = Remote(url, cooldown=10.0)
+        remote._breaker.clock = lambda: now[0]
+        assert "503" in remote.search(queries("a"), 3)[0].error
         assert "circuit breaker open" in remote.search(queries("a"), 3)[0].error and len(requests) == 1
-        time.sleep(1.6)
-        assert "500" in remote.search(queries("a"), 3)[0].error and len(requests) == 2  # the probe
+        now[0] = 11.0
+        assert "503" in remote.search(queries("a"), 3)[0].error and len(requests) == 2  # the probe
         assert "circuit breaker open" in remote.search(queries("a"), 3)[0].error and len(requests) == 2
-        time.sleep(1.6)
+        now[0] = 22.0
         # The probe succeeds and closes the breaker.
         assert remote.search(queries("a"), 3)[0].error is None
         assert remote.search(queries("b"), 3)[0].error is None
@@ -225,10 +227,10 @@ def test_half_open_breaker_admits_one_probe():
 def test_results_are_cached_and_errors_are_not(tmp_path):
     engine = DictionaryEngine()
     with serving(engine) as url:
-        first = Remote(url, cache=str(tmp_path), retry_timeout=0.1)
+        first = Remote(url, cache=str(tmp_path))
         results = first.search(queries("velmora", "x1", "nothing"), 3)
-        assert first.search(queries("broken"), 3)[0].error
-        second = Remote(url, cache=str(tmp_path), retry_timeout=0.1)
+        assert first.search(queries("broken", "x2"), 3)[0].error
+        second = Remote(url, cache=str(tmp_path))
         num_batches = len(engine.batches)
         assert second.search(queries("velmora", "x1", "nothing"), 3) == results
         assert len(engine.batches) == num_batches and (second.cache.hits, second.cache.misses) == (3, 0)
@@ -310,7 +312,7 @@ def test_bad_queries_do_not_take_all_slots():
 
     texts = ["bad1", "bad2", "bad3", "good1", "good2"]
     with BehavingServer(respond) as server:
-        results = Remote(server.url, retry_timeout=6.0, concurrency=2).search(queries(*texts), 3)
+        results = Remote(server.url, retry_timeout=9.0, concurrency=2).search(queries(*texts), 3)
     assert [result.error is None for result in results] == [False, False, False, True, True]
 
 
@@ -500,13 +502,12 @@ def test_probe_names_the_url_and_a_remedy(response, message):
 
 
 @pytest.mark.parametrize("fail", [drip, lambda server: server.stopped.wait() and b""])
-def test_probe_of_a_server_that_does_not_answer_ends(fail, monkeypatch):
-    monkeypatch.setattr("rlkit.retrieval.engines.remote.PROBE_TIMEOUT_SECONDS", 0.5)
+def test_probe_of_a_server_that_does_not_answer_ends(fail):
     with (
         BehavingServer(lambda texts, server: fail(server)) as server,
         pytest.raises(UnavailableError, match="Timeout"),
     ):
-        Remote(server.url).probe()
+        Remote(server.url, timeout=0.5).probe()
     assert len(server.requests) == 1
 
 
