@@ -6,6 +6,7 @@ import socket
 import subprocess
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import httpx
@@ -205,7 +206,7 @@ def test_slow_search_times_out_without_blocking_health(client):
 
 
 def test_incomplete_request_times_out(client):
-    with serving(DictionaryEngine(), limits=RequestLimits(timeout_seconds=0.3)) as url:
+    with serving(DictionaryEngine(), limits=RequestLimits(timeout_seconds=1.0)) as url:
         with connect(url) as slow:
             # The header announces 100 bytes, but only one follows.
             slow.sendall(HEAD + b"{")
@@ -242,7 +243,7 @@ def http_parser(request, monkeypatch):
 
 @pytest.mark.parametrize("sent", [b"", b"P", HEAD[:-2], COMPLETE + HEAD[:20]], ids=repr)
 def test_connection_without_complete_head_is_closed(http_parser, client, sent):
-    with serving(DictionaryEngine(), limits=RequestLimits(timeout_seconds=0.3)) as url:
+    with serving(DictionaryEngine(), limits=RequestLimits(timeout_seconds=1.0)) as url:
         with connect(url) as connection:
             connection.sendall(sent[: len(COMPLETE)])
             received = connection.recv(1000) if sent.startswith(COMPLETE) else b""
@@ -253,7 +254,7 @@ def test_connection_without_complete_head_is_closed(http_parser, client, sent):
 
 
 def test_head_that_arrives_byte_by_byte_is_closed(http_parser):
-    with serving(DictionaryEngine(), limits=RequestLimits(timeout_seconds=0.3)) as url, connect(url) as slow:
+    with serving(DictionaryEngine(), limits=RequestLimits(timeout_seconds=1.0)) as url, connect(url) as slow:
         slow.settimeout(0.02)
         slow.sendall(b"GET /health HTTP/1.1\r\nX: ")
         # Each byte would restart a timeout between bytes.
@@ -279,7 +280,7 @@ def test_connection_with_huge_head_is_closed(http_parser, client, start):
 
 def test_idle_connection_stays_open_between_requests(http_parser):
     """Only heads are limited by the timeout: a client that trains for a while keeps its connection."""
-    with serving(DictionaryEngine(), limits=RequestLimits(timeout_seconds=0.3)) as url, connect(url) as idle:
+    with serving(DictionaryEngine(), limits=RequestLimits(timeout_seconds=1.0)) as url, connect(url) as idle:
         idle.sendall(COMPLETE)
         assert idle.recv(1000).startswith(b"HTTP/1.1 200")
         with connect(url) as other:  # it is closed after the timeout
@@ -301,20 +302,34 @@ def test_disconnect_within_body_is_one_log_line(client, caplog):
     assert not any(record.exc_info for record in caplog.records)
 
 
+class GatedEngine(DictionaryEngine):
+    """Engine that waits for the event `opened` before each search."""
+
+    def __init__(self):
+        super().__init__()
+        self.opened = threading.Event()
+
+    def search(self, queries, k):
+        self.opened.wait()
+        return super().search(queries, k)
+
+
 def test_requests_above_max_waiting_get_503_with_retry_after(client):
-    with serving(DictionaryEngine(delay=0.4), limits=RequestLimits(max_waiting=2, num_threads=1)) as url:
-        responses = []
-        threads = [
-            threading.Thread(target=lambda: responses.append(post(client, url, queries=["x1"])))
-            for _ in range(6)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        statuses = sorted(response.status_code for response in responses)
-        assert set(statuses) == {200, 503} and statuses.count(200) >= 2
-        assert all(r.headers["Retry-After"] == "1" for r in responses if r.status_code == 503)
+    engine = GatedEngine()
+    with (
+        serving(engine, limits=RequestLimits(max_waiting=2)) as url,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        try:
+            waiting = [pool.submit(post, client, url, queries=["x1"]) for _ in range(2)]
+            while client.get(f"{url}/health").json()["waiting"] < 2:
+                time.sleep(0.01)
+            rejected = post(client, url, queries=["x1"])
+        finally:
+            engine.opened.set()
+        assert rejected.status_code == 503 and rejected.headers["Retry-After"] == "1"
+        assert [future.result().status_code for future in waiting] == [200, 200]
+        assert post(client, url, queries=["x1"]).status_code == 200
 
 
 def test_concurrent_clients_get_their_own_results(url):
