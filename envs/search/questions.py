@@ -266,7 +266,8 @@ def _parse_row(row: Mapping[str, Any], location: str, source: str) -> DatasetQue
     # The id is a hash of the content: ids in the rows repeat between datasets, and rows with equal ids would
     # be grouped as one task.
     question_id = _digest(f"{question}\x1f{sorted(comparable)}")[:16]
-    return DatasetQuestion(question_id, question, comparable, str(get_value(row, ("data_source",)) or source))
+    source = _clean(str(get_value(row, ("data_source",)) or source))
+    return DatasetQuestion(question_id, question, comparable, source)
 
 
 def _clean(text: str) -> str:

@@ -27,7 +27,7 @@ MIN_ANSWERS = 5  # distinct answers; of fewer, the most frequent one is right fo
 
 
 class DoesNotApply(Exception):  # noqa: N818
-    """A check says nothing about an environment; the message is the reason."""
+    """A check can say nothing about an environment; the message is the reason."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,7 @@ class Check:
     Attributes:
         name: Name of the check, as a statement about the environment.
         passed: Whether the statement holds; also True if the check does not apply.
-        detail: Problem of a failed check, with the task if it concerns one; or why a check does not apply,
-            or what it did not inspect.
+        detail: Problem of a failed check, with the task if it concerns one; or why a check does not apply.
         applies: Whether the check applies to the environment.
     """
 
@@ -210,8 +209,8 @@ def _maximum_problem(subject: Subject, row: Task) -> str | None:
 def _check_script(subject: Subject) -> str | None:
     """In a multi-turn environment, at least half of the tasks have a script, and each earns the maximum.
 
-    An environment without any script, as of questions from a dataset, needs none if its tasks have a
-    reference answer and it does not say `requires_scripts`.
+    An environment without any script, such as one of questions from a dataset, needs none if its tasks have
+    a reference answer and it does not set `requires_scripts`.
     """
     environment, num_tasks = subject.environment, len(subject.tasks)
     scripts = [environment.script(task) for task in subject.tasks]

@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
 def format_check(check: Check) -> str:
     """Return the line of a check: ok, FAIL with the problem, or skip with why it does not apply."""
     if not check.applies:
-        return f"skip  {check.name}: does not apply, {check.detail}"
+        return f"skip  {check.name}: does not apply because {check.detail}"
     return f"ok    {check.name}" if check.passed else f"FAIL  {check.name}: {one_line(check.detail)}"
 
 

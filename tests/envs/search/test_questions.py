@@ -76,9 +76,9 @@ def test_questions_without_comparable_answer_are_skipped(tmp_path, caplog):
 
 def test_lone_surrogates_become_question_marks(tmp_path):
     path = tmp_path / "a.jsonl"
-    path.write_text('{"question": "who \\ud83d", "answers": ["Rome\\ud83d"]}')
+    path.write_text('{"question": "who \\ud83d", "answers": ["Rome\\ud83d"], "data_source": "nq\\ud83d"}')
     (question,) = read_all(str(path))
-    assert (question.question, question.answers) == ("who ?", ("Rome?",))
+    assert (question.question, question.answers, question.source) == ("who ?", ("Rome?",), "nq?")
 
 
 def test_csv_file_has_answers_as_json(tmp_path):

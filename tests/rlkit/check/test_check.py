@@ -342,7 +342,10 @@ def test_few_requested_tasks_of_a_large_set_are_checked():
 def test_command_prints_why_a_check_does_not_apply(capsys):
     assert main([f"{THIS}:Finite"]) == 0
     out = capsys.readouterr().out
-    assert "skip  the most frequent answer is rarely correct: does not apply, there are fewer than 8" in out
+    assert (
+        "skip  the most frequent answer is rarely correct: does not apply because there are fewer than 8"
+        in out
+    )
     assert main([f"{THIS}:Finite", "--json"]) == 0
     results = {check["name"]: check for check in json.loads(capsys.readouterr().out)}
     result = results["another seed gives different tasks"]
