@@ -223,7 +223,7 @@ class Remote:
             except TimeoutError:
                 reason = f"Timeout: the server did not respond within {seconds:.3g} s"
                 if seconds == seconds_left < self.timeout:
-                    reason += ", when the time of the search ended"
+                    reason += ", which was left of retry_timeout"
                 raise RemoteError(reason, may_be_one_query=True, may_recover=True) from None
         finally:
             slots.release()
@@ -415,7 +415,7 @@ def _status_error(response: httpx.Response) -> RemoteError | None:
         return RemoteError(reason, f"set the environment variable {API_KEY_VARIABLE} to the server's API key")
     if status in (404, 405):
         return RemoteError(
-            reason, "the URL must be that of a search server's POST endpoint, mostly /retrieve"
+            reason, "the URL must be that of a search server's POST endpoint, usually /retrieve"
         )
     if status in (429, 503):
         retry_after = _retry_after_seconds(response.headers.get("Retry-After", ""))

@@ -74,7 +74,7 @@ def parse_response(response: object, num_queries: int, k: int) -> list[Result]:
 
 def _parse_ranking(ranking: object, k: int) -> Result:
     if not isinstance(ranking, list):
-        return Result(error=f"the result is no list of documents: {_shorten(ranking)}")
+        return Result(error=f"the result is not a list of documents: {_shorten(ranking)}")
     documents, scores = [], []
     for item in ranking[:k]:
         value = item.get("document", item) if isinstance(item, Mapping) else item

@@ -67,9 +67,9 @@ def test_malformed_response_is_an_error_of_all_its_queries(content, message):
         ([{"contents": 7}], "has no text"),
         ([7], "has no text"),
         ([[]], "has no text"),
-        (None, "no list of documents"),
+        (None, "not a list of documents"),
         ({"error": "the search failed"}, "the search failed"),
-        ("text", "no list of documents"),
+        ("text", "not a list of documents"),
     ],
 )
 def test_malformed_ranking_is_an_error_of_its_query_alone(ranking, message):
