@@ -139,7 +139,9 @@ def _split_files(folder: Path) -> dict[str, list[Path]]:
     """
     splits: dict[str, list[Path]] = defaultdict(list)
     for parent in (folder, folder / "data"):
-        for path in sorted(parent.iterdir()) if parent.is_dir() and not splits else ():
+        if splits or not parent.is_dir():
+            continue
+        for path in sorted(parent.iterdir()):
             if path.is_file() and is_table(path) and (match := _SPLIT.search(path.name)):
                 splits[match[1].lower()].append(path)
     for split, paths in splits.items():
@@ -246,9 +248,9 @@ def _parse_table(table: Table, source: str) -> list[DatasetQuestion]:
             )
         questions.append(question)
     if skipped:
-        examples = ", ".join(map(str, skipped[:MAX_EXAMPLES])) + (
-            ", ..." if len(skipped) > MAX_EXAMPLES else ""
-        )
+        examples = ", ".join(map(str, skipped[:MAX_EXAMPLES]))
+        if len(skipped) > MAX_EXAMPLES:
+            examples += ", ..."
         _log.warning(
             "skipped %d of %d rows of %s, which have no answer that can be compared: row %s",
             len(skipped),
