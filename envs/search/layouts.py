@@ -12,6 +12,7 @@ import json
 import re
 import tokenize
 from collections.abc import Iterator, Mapping, Sequence
+from math import isnan
 from typing import Any
 
 from rlkit.errors import UserError, one_line
@@ -181,6 +182,8 @@ def _flatten(cell: Any, location: str, depth: int = 0) -> Iterator[str]:
                 yield from _flatten(_parse_list(value, location), location, depth + 1)
     elif isinstance(cell, str | int) and not isinstance(cell, bool):
         yield str(cell)
+    elif isinstance(cell, float) and isnan(cell):  # pandas writes NaN for a missing value
+        return
     elif cell is not None:
         # A float has several spellings: 1912.0 would be normalized to 19120.
         remedy = (

@@ -241,6 +241,12 @@ def test_invalid_answers_raise(row, message):
         assert "quotes" not in str(error.value)
 
 
+def test_missing_value_of_pandas_is_no_answer():
+    assert find_answers({"answer": "Al", "answer_aliases": float("nan")}, "row") == ["Al"]
+    with pytest.raises(UserError, match="the row needs an answer"):
+        find_answers({"answer": float("nan")}, "row")
+
+
 def test_list_in_a_string_of_an_object_is_parsed():
     row = {"question": "q", "reward_model": {"ground_truth": {"target": '["Al", "Beta"]'}}}
     assert find_answers(row, "row") == ["Al", "Beta"]
