@@ -11,6 +11,7 @@ import hmac
 import logging
 import os
 import socket
+from collections.abc import Coroutine
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +70,7 @@ def make_app(
             headers = {"Retry-After": "1"} if error.status == 503 else None
             response = JSONResponse({"error": error.reason}, error.status, headers)
         except ClientDisconnect:
-            logger.info("a client disconnected before it had sent its complete request")
+            logger.info("a client disconnected before it got its response")
             return
         await response(scope, receive, send)
 
@@ -98,7 +99,7 @@ def make_app(
             search_request = parse_request(await read_body(request, limits), topk, limits)
             # A thread cannot be interrupted: after a timeout, a search still runs to the end of its chunk.
             async with asyncio.timeout(limits.timeout_seconds):
-                return await scheduler.search(search_request)
+                return await until_disconnect(scheduler.search(search_request), request)
         except TimeoutError:
             reason = f"the search took more than {limits.timeout_seconds:g} seconds"
             raise RequestError(504, reason) from None
@@ -139,6 +140,26 @@ async def read_body(request: Request, limits: RequestLimits) -> bytes:
         reason = f"the request did not arrive within {limits.timeout_seconds:g} seconds"
         raise RequestError(408, reason) from None
     return b"".join(chunks)
+
+
+async def until_disconnect(search: Coroutine[Any, Any, bytes], request: Request) -> bytes:
+    """Return the result of a search; cancel it and raise ClientDisconnect if the client disconnects."""
+    from starlette.requests import ClientDisconnect
+
+    async def wait_for_disconnect() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    # A client that timed out retries: the searches that it gave up must not delay the new ones.
+    search_task, disconnect = asyncio.create_task(search), asyncio.create_task(wait_for_disconnect())
+    try:
+        await asyncio.wait([search_task, disconnect], return_when=asyncio.FIRST_COMPLETED)
+        if not search_task.done():
+            raise ClientDisconnect
+        return search_task.result()
+    finally:
+        search_task.cancel()
+        disconnect.cancel()
 
 
 class HeadLimits(asyncio.Protocol):

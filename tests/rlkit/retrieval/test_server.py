@@ -17,6 +17,7 @@ from uvicorn.config import HTTP_PROTOCOLS
 
 from rlkit.retrieval.server_requests import RequestLimits
 from tests.rlkit.retrieval.serving import DictionaryEngine, serving
+from tests.waiting import wait_until
 
 SCORED = (
     '[{"document":{"id":"7","contents":"\\"Velmora Works\\"\\nIt was founded by Tarin Oskel."},"score":12.5},'
@@ -303,13 +304,14 @@ def test_disconnect_within_body_is_one_log_line(client, caplog):
 
 
 class GatedEngine(DictionaryEngine):
-    """Engine that waits for the event `opened` before each search."""
+    """Engine that sets the event `started` in each search, and then waits for the event `opened`."""
 
     def __init__(self):
         super().__init__()
-        self.opened = threading.Event()
+        self.started, self.opened = threading.Event(), threading.Event()
 
     def search(self, queries, k):
+        self.started.set()
         self.opened.wait()
         return super().search(queries, k)
 
@@ -322,14 +324,29 @@ def test_requests_above_max_waiting_get_503_with_retry_after(client):
     ):
         try:
             waiting = [pool.submit(post, client, url, queries=["x1"]) for _ in range(2)]
-            while client.get(f"{url}/health").json()["waiting"] < 2:
-                time.sleep(0.01)
+            wait_until(lambda: client.get(f"{url}/health").json()["waiting"] == 2)
             rejected = post(client, url, queries=["x1"])
         finally:
             engine.opened.set()
         assert rejected.status_code == 503 and rejected.headers["Retry-After"] == "1"
         assert [future.result().status_code for future in waiting] == [200, 200]
         assert post(client, url, queries=["x1"]).status_code == 200
+
+
+def test_search_of_a_client_that_disconnects_is_cancelled(http_parser, client):
+    engine = GatedEngine()
+    body = json.dumps({"queries": ["x1"] * 10_000}).encode()
+    with serving(engine, limits=RequestLimits(timeout_seconds=600)) as url:
+        try:
+            with connect(url) as connection:
+                connection.sendall(HEAD.replace(b"100", b"%d" % len(body)) + body)
+                assert engine.started.wait(60)
+            wait_until(lambda: client.get(f"{url}/health").json()["waiting"] == 0)
+        finally:
+            engine.opened.set()
+        assert post(client, url, queries=["x2"]).json()["result"][0][0]["id"] == "x2"
+    # Of the request, only the chunks that the threads had taken were searched.
+    assert sum(map(len, engine.batches)) < 3000
 
 
 def test_concurrent_clients_get_their_own_results(url):
