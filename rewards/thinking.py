@@ -8,11 +8,13 @@ from __future__ import annotations
 import re
 
 _ANALYSIS = "<|channel|>analysis<|message|>"
-_FINAL = "<|channel|>final<|message|>"
 # Of gpt-oss: a message of the analysis channel, up to its end or to the next message.
 _ANALYSIS_MESSAGE = re.compile(
-    r"<\|channel\|>analysis<\|message\|>[^<]*+(?:<(?!\|(?:end|start)\|>)[^<]*+)*+(?:<\|end\|>)?+"
+    r"<\|channel\|>analysis<\|message\|>[^<]*+(?:<(?!\|(?:end|start|channel)\|>)[^<]*+)*+(?:<\|end\|>)?+"
 )
+_THOUGHT = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
+# The header of a message in the final channel, which may name a format: `final <|constrain|>json`.
+_FINAL = re.compile(r"<\|channel\|>final\b[^<]*+(?:<\|constrain\|>[^<]*+)?+<\|message\|>")
 
 
 def after_thinking(completion: str) -> str:
@@ -27,7 +29,9 @@ def after_thinking(completion: str) -> str:
     Runs in time linear in the length.
     """
     if _ANALYSIS in completion:
-        completion = completion.rpartition(_FINAL)[2] if _FINAL in completion else ""
+        # A later turn may be truncated in its analysis.
+        _, *final_messages = _FINAL.split(_ANALYSIS_MESSAGE.sub("", completion))
+        completion = final_messages[-1] if final_messages else ""
     return completion.rpartition("</think>")[2].partition("<think>")[0]
 
 
@@ -41,9 +45,4 @@ def outside_thoughts(turn: str) -> str:
     before, closing, rest = turn.partition("</think>")
     if closing and "<think>" not in before:
         turn = rest
-    parts = []
-    while turn:
-        text, _, thought = turn.partition("<think>")
-        parts.append(text)
-        turn = thought.partition("</think>")[2]
-    return "".join(parts)
+    return _THOUGHT.sub("", turn)

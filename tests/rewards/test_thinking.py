@@ -12,9 +12,13 @@ from rlkit.rewards.distribution import parse_distribution
 from rlkit.rewards.qa import extract_answer
 from rlkit.rewards.reranking import read_permutation
 from rlkit.rewards.simulation import split_documents
-from rlkit.rewards.thinking import after_thinking
+from rlkit.rewards.thinking import after_thinking, outside_thoughts
 
 PIECES = ("<think>", "</think>", "a", "b ", "\n", "<thin", "k>", "</", "<answer>")
+
+
+ANALYSIS = "<|channel|>analysis<|message|>"
+FINAL = "<|start|>assistant<|channel|>final<|message|>"
 
 
 @pytest.mark.parametrize(
@@ -31,10 +35,37 @@ PIECES = ("<think>", "</think>", "a", "b ", "\n", "<thin", "k>", "</", "<answer>
         ("<think>a <think>b</think> c", " c"),
         ("<think>a</think>", ""),
         ("a <think> b <think> c", "a "),
+        # gpt-oss
+        (f"{ANALYSIS}a", ""),
+        (f"{ANALYSIS}a<|end|>{FINAL}b", "b"),
+        (f"{ANALYSIS}a<|end|>{FINAL.replace('<|message|>', ' <|constrain|>json<|message|>')}b", "b"),
+        (f"{ANALYSIS}a<|end|>{FINAL}b\n{ANALYSIS}c", "b\n"),  # the second turn is truncated
+        (f"{ANALYSIS}a\n{FINAL.removeprefix('<|start|>assistant')}b", "b"),  # the EOS token ended the thought
+        (f"{ANALYSIS}a<|end|>{FINAL}b\n{ANALYSIS}c<|end|>{FINAL}d", "d"),
     ],
 )
 def test_after_thinking(completion, visible):
     assert after_thinking(completion) == visible
+
+
+@pytest.mark.parametrize(
+    ("turn", "visible"),
+    [
+        ("a <think>b</think> c <think>d</think> e", "a  c  e"),
+        ("opened by the prompt </think> a <think>b", " a "),
+        ("<think>a <think>b</think> c", " c"),
+        ("<think>\na", ""),
+        (f"{ANALYSIS}a<|end|>{FINAL}b", f"{FINAL}b"),
+        (f"{ANALYSIS}a<b", ""),
+    ],
+)
+def test_outside_thoughts(turn, visible):
+    assert outside_thoughts(turn) == visible
+
+
+def test_outside_thoughts_takes_linear_time():
+    # This takes a moment. In quadratic time it would take minutes.
+    assert outside_thoughts("<think></think>" * 500_000 + "a") == "a"
 
 
 def visible_characters(completion):
