@@ -38,7 +38,7 @@ def read_tool_calls(turn: str) -> list[ToolCall]:
     text = outside_thoughts(turn).strip().removeprefix("<|python_tag|>").lstrip()
     marks = [mark for mark in _FORMATS if mark in text]
     try:
-        if text.startswith(("{", "[{")):
+        if _BARE_JSON.match(text):
             return list(_bare_json(text))
         # The first mark decides: another one may be part of an argument.
         return list(_FORMATS[min(marks, key=text.find)](text)) if marks else []
@@ -48,10 +48,12 @@ def read_tool_calls(turn: str) -> list[ToolCall]:
 
 
 # The closing tag of a block is optional, because the model may end its turn with the EOS token instead. With
-# `|$`, the time is linear: the first block without a closing tag extends to the end.
+# `|$`, the time is linear: the first block without a closing tag extends to the end. It is also linear for opening
+# tags without ">", because names have no "<".
 _TOOL_CALL = re.compile(r"<tool_call>(.*?)(?:</tool_call>|$)", re.DOTALL)
-_FUNCTION = re.compile(r"<function=([^>\n]+)>(.*?)(?:</function>|$)", re.DOTALL)
-_PARAMETER = re.compile(r"<parameter=([^>\n]+)>(.*?)(?:</parameter>|$)", re.DOTALL)
+_FUNCTION = re.compile(r"<function=([^<>\n]++)>(.*?)(?:</function>|$)", re.DOTALL)
+_PARAMETER = re.compile(r"<parameter=([^<>\n]++)>(.*?)(?:</parameter>|$)", re.DOTALL)
+_BARE_JSON = re.compile(r"(?:\[\s*+)?+\{")
 _GLM_NAME = re.compile(r"\s*([^\s<]+)")
 _GLM_ARGUMENT = re.compile(r"<arg_key>([^<]*+)</arg_key>\s*+<arg_value>(.*?)(?:</arg_value>|$)", re.DOTALL)
 _LFM = re.compile(r"<\|tool_call_start\|>(.*?)(?:<\|tool_call_end\|>|$)", re.DOTALL)
@@ -80,7 +82,10 @@ def _tag_calls(text: str) -> Iterator[ToolCall]:
 
 def _function_calls(text: str) -> Iterator[ToolCall]:
     """Parse `<function=name>` blocks with `<parameter=key>` elements, or with JSON as in Llama 3.1."""
-    for name, block in _FUNCTION.findall(text):
+    functions = _FUNCTION.findall(text)
+    if not functions:
+        raise ValueError(text)
+    for name, block in functions:
         if block.lstrip().startswith("{"):
             yield ToolCall(name.strip(), _mapping(json.loads(block)))
         elif _PARAMETER.sub("", block).strip():

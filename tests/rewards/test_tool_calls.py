@@ -41,6 +41,7 @@ GLM = "search\n<arg_key>query_list</arg_key>\n<arg_value>['red deer', 'elk']</ar
         (f"<|python_tag|>{LLAMA}", [SEARCH]),
         (f"{LLAMA}; {LLAMA}", [SEARCH, SEARCH]),
         (f"[{LLAMA},\n{LLAMA}]", [SEARCH, SEARCH]),
+        (f"[\n  {LLAMA}\n]", [SEARCH]),
         ('<function=search>{"query_list": ["red deer", "elk"]}</function>', [SEARCH]),
         # LFM2
         ("<|tool_call_start|>[search(query_list=['red deer', \"elk\"])]<|tool_call_end|>", [SEARCH]),
@@ -104,6 +105,8 @@ def test_read_tool_calls(turn, calls):
         "[TOOL_CALLS] search",
         f"{LLAMA} and more",
         "{" * 5000,
+        "<tool_call>" + "<function=" * 300_000,  # takes hours in quadratic time
+        "<function=f>" + "<parameter=" * 300_000,
         f"<|tool_call_start|>{'(' * 5000}",
     ],
 )
