@@ -46,6 +46,10 @@ class Frame:
     after: list[int]
     eos_token_id: int | None
 
+    def surrounds(self, rendered: str) -> bool:
+        """Return whether a rendered conversation begins with `head` and ends with `tail`."""
+        return rendered.startswith(self.head) and rendered.endswith(self.tail)
+
 
 class ChatTemplate:
     """Renders replies with the chat template of a tokenizer.
@@ -83,7 +87,10 @@ class ChatTemplate:
         """
         frame = self.frame(role)
         rendered = self.render(self._conversation(role, text), add_generation_prompt=True)
-        if not (rendered.startswith(frame.head) and rendered.endswith(frame.tail)):
+        if not frame.surrounds(rendered):
+            # Llama 3.2 and gpt-oss write the date, and a run may last past midnight.
+            frame = self._frames[role] = self._read_frame(role)
+        if not frame.surrounds(rendered):
             raise TemplateError(f"the chat template renders {text[:60]!r} differently from other replies")
         return rendered[len(frame.head) : len(rendered) - len(frame.tail)]
 

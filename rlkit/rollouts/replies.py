@@ -91,7 +91,7 @@ class ReplyTokens:
         template = self.template if closed else None
         ids = self._content_ids(template, role, text)
         # The template may write more tokens than the text has, so one cut may not suffice.
-        while max_tokens is not None and len(ids) > max_tokens:
+        while text and max_tokens is not None and len(ids) > max_tokens:
             text = self._cut(text, len(ids) - max_tokens)
             ids = self._content_ids(template, role, text)
         if template is None:
@@ -140,7 +140,9 @@ class Responder:
         self._deadline = time.monotonic() + self.timeout
         self._replies = {}  # a new dictionary, since an abandoned call may still write to the old one
         # A daemon thread, so that an abandoned call does not block interpreter exit.
-        self._thread = threading.Thread(target=self._call, args=(turns, self._replies), daemon=True)
+        self._thread = threading.Thread(
+            target=self._call, args=(turns, self._replies, self._deadline), daemon=True
+        )
         self._thread.start()
 
     def ready(self) -> bool:
@@ -156,7 +158,7 @@ class Responder:
         replies = dict(self._replies)
         return [replies.get(i, late) for i in range(self._batch_size)]
 
-    def _call(self, turns: Sequence[Turn], replies: dict[int, Reply]) -> None:
+    def _call(self, turns: Sequence[Turn], replies: dict[int, Reply], deadline: float) -> None:
         """Store the reply to each turn under its index."""
         waiting = []
         for i, turn in enumerate(turns):
@@ -169,7 +171,7 @@ class Responder:
             else:
                 replies[i] = reply
         if waiting:
-            self._respond(turns, waiting, replies, self._deadline)
+            self._respond(turns, waiting, replies, deadline)
 
     def _respond(
         self, turns: Sequence[Turn], rows: Sequence[int], replies: dict[int, Reply], deadline: float

@@ -342,6 +342,24 @@ def test_turn_has_the_tag_of_a_thought_that_the_template_has_opened(tiny_tokeniz
     assert rollout.text == "a</a>\nb\nc"
 
 
+def test_replies_are_rendered_after_the_date_in_the_template_has_changed(tiny_tokenizer):
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.chat_template = "Today is {{ date }}.\n" + tokenizer.chat_template
+    environment = FunctionEnvironment(lambda turn: Reply("found"))
+    loop = Loop(environment, tokenizer, RolloutLimits(400, max_turns=3), [EOS], {"date": "Monday"})
+    _, ids = loop.replies("found", closed=True)
+    loop.replies.template.arguments["date"] = "Tuesday"
+    assert loop.replies("found", closed=True) == ("found", ids)
+
+
+def test_truncated_reply_ends_with_the_template(tiny_tokenizer):
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.chat_template = tokenizer.chat_template.replace("['content']", "['content'] or 'no content'")
+    environment = FunctionEnvironment(lambda turn: Reply("found"))
+    loop = Loop(environment, tokenizer, RolloutLimits(400, max_turns=3), [EOS])
+    assert loop.replies("found it", closed=True, max_tokens=1)[0] in ("", "f")
+
+
 def test_rollout_is_invalid_if_the_prompt_fills_the_context(roll_out):
     (rollout,), _, engine = roll_out(None, [["x"]], context=1)
     assert "vllm_max_model_length" in rollout.invalid and rollout.mask == [0] and engine.requests == []
