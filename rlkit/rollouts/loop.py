@@ -16,13 +16,11 @@ from rlkit.environment import Environment, Reply, Turn
 from rlkit.errors import first_line
 from rlkit.rollouts.chat_template import check_template
 from rlkit.rollouts.replies import ReplyTokens, Responder
-from rlkit.rollouts.tokenize import decode_turn
+from rlkit.rollouts.tokenize import decode_turn, opens_thought
 from rlkit.rollouts.types import Engine, Request, Rollout, Sample, Sampling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-PREFIX_TOKENS = 8  # at the end of a prompt, enough for "<think>" and line breaks
 
 logger = logging.getLogger(__name__)
 
@@ -165,7 +163,9 @@ class Loop:
             # Environment tokens from before the first turn with log-probabilities need padding.
             earlier = rollout.log_probs or [0.0] * len(rollout.ids)
             rollout.log_probs = [*earlier, *sample.log_probs]
-        prefix = self._thought_prefix(rollout)
+        # The tag of a thought that the chat template has opened.
+        is_thought = opens_thought(self.tokenizer, rollout.prompt_ids + rollout.ids)
+        prefix = {"prefix": "<think>"} if is_thought else {}
         # Keep the sampled ids. Decoding and tokenizing them again occasionally gives different ids, and the
         # loss would then train on tokens that the model never sampled.
         rollout.ids += sample.ids
@@ -178,12 +178,6 @@ class Loop:
                 _end_after_stop_string(rollout, sampling)
             return False
         return not rollout.truncated
-
-    def _thought_prefix(self, rollout: Rollout) -> dict[str, str]:
-        """Return `prefix` of the next turn: the tag of a thought that the chat template has opened for it."""
-        end = [*rollout.prompt_ids, *rollout.ids[-PREFIX_TOKENS:]][-PREFIX_TOKENS:]
-        opens_thought = str(self.tokenizer.decode(end)).rstrip().endswith("<think>")
-        return {"prefix": "<think>"} if opens_thought else {}
 
     def _turn(self, task: Mapping[str, Any], rollout: Rollout) -> Turn:
         prompt = task["prompt"]

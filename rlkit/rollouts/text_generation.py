@@ -176,6 +176,7 @@ class EngineTextModel:
         return ids
 
     def _generate_wave(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> list[Generation]:
+        from rlkit.rollouts.tokenize import decode_turn, opens_thought
         from rlkit.rollouts.types import Request, Sampling
 
         generations: dict[int, Generation] = {}
@@ -194,8 +195,10 @@ class EngineTextModel:
             num_pending += 1
         while num_pending:
             for i, sample in self.engine.collect(wait=True):
-                text = self.tokenizer.decode(sample.ids, skip_special_tokens=True)
-                generations[i] = Generation(text.strip())
+                text = decode_turn(self.tokenizer, sample.ids, self.eos_token_ids)
+                # Without its tag, a thought that does not end could not be told from a reply.
+                prefix = "<think>" if opens_thought(self.tokenizer, prompts[i]) else ""
+                generations[i] = Generation(prefix + text.strip())
                 num_pending -= 1
         return [generations[i] for i in range(len(prompts))]
 

@@ -10,6 +10,8 @@ from rlkit.errors import UserError
 if TYPE_CHECKING:
     from transformers import BatchEncoding, PreTrainedTokenizerBase
 
+PREFIX_TOKENS = 8  # at the end of a prompt, enough for "<think>" and line breaks
+
 
 def require_chat_template(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Any]) -> None:
     """Raise UserError if the prompts are chat messages and the tokenizer has no chat template."""
@@ -47,6 +49,11 @@ def eos_token_ids(declared: int | Sequence[int] | None, tokenizer: PreTrainedTok
     """
     declared = [declared] if isinstance(declared, int) else declared or []
     return sorted({tokenizer.eos_token_id, *declared})
+
+
+def opens_thought(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> bool:
+    """Return whether a prompt ends with `<think>`, which chat templates of reasoning models write."""
+    return str(tokenizer.decode(list(ids[-PREFIX_TOKENS:]))).rstrip().endswith("<think>")
 
 
 def decode_turn(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], eos_token_ids: Sequence[int]) -> str:

@@ -293,6 +293,19 @@ def test_template_is_rendered_by_an_engine(tiny_folder, model):
     assert other.tokenizer.decode(ids).endswith("/no")
 
 
+def test_engine_model_keeps_the_tags_of_thoughts(tiny_folder):
+    """A thought that the chat template opens, or that special tokens surround, is told from a reply."""
+    model = load_text_model(tiny_folder, max_tokens=12, temperature=1.0)
+    (plain,) = texts(model.generate(PROMPTS[:1], [1]))
+    model.tokenizer.chat_template += "{% if add_generation_prompt %}<think>\n{% endif %}"
+    (thought,) = texts(model.generate(PROMPTS[:1], [1]))
+    assert thought.startswith("<think>") and not plain.startswith("<think>")
+    character = plain[0]
+    model.tokenizer.chat_template = model.tokenizer.chat_template.replace("<think>\n", "")
+    model.tokenizer.add_special_tokens({"additional_special_tokens": [character]})
+    assert texts(model.generate(PROMPTS[:1], [1])) == [plain]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
