@@ -48,8 +48,8 @@ def read_tool_calls(turn: str) -> list[ToolCall]:
 
 
 # The closing tag of a block is optional, because the model may end its turn with the EOS token instead. With
-# `|$`, the time is linear: the first block without a closing tag extends to the end. It is also linear for opening
-# tags without ">", because names have no "<".
+# `|$`, the time is linear: the first block without a closing tag extends to the end. A name has no
+# "<", because opening tags without ">" would take quadratic time.
 _TOOL_CALL = re.compile(r"<tool_call>(.*?)(?:</tool_call>|$)", re.DOTALL)
 _FUNCTION = re.compile(r"<function=([^<>\n]++)>(.*?)(?:</function>|$)", re.DOTALL)
 _PARAMETER = re.compile(r"<parameter=([^<>\n]++)>(.*?)(?:</parameter>|$)", re.DOTALL)
