@@ -10,9 +10,10 @@ import json
 from collections.abc import Sequence
 from contextlib import suppress
 
-from rlkit.envs.search.protocol import Action, clean_query, read_action, write_documents
+from rlkit.envs.search.protocol import Action, clean_query, write_documents
 from rlkit.retrieval.documents import Result
 from rlkit.rewards.search import SEPARATOR
+from rlkit.rewards.tags import tag_contents
 from rlkit.rewards.thinking import outside_thoughts
 from rlkit.rewards.tool_calls import ToolCall, ToolCallError, read_tool_calls
 
@@ -53,8 +54,8 @@ def read_call(turn: str) -> Action:
     except ToolCallError:
         return Action("invalid")
     if not calls:
-        action = read_action(outside_thoughts(turn))
-        return action if action.kind == "answer" else Action("invalid")
+        # Search tags, which a model may mention, have no effect in this protocol.
+        return Action("answer" if tag_contents(outside_thoughts(turn), "answer") else "invalid")
     queries: list[str] = []
     for call in calls:
         call_queries = _read_queries(call)

@@ -50,6 +50,7 @@ CALL = {"name": "search", "arguments": {"query_list": ["a", " b "]}}
         ("<think>x</think><answer>Paris</answer>", Action("answer")),
         ("Paris", Action("invalid")),
         ("<search>a</search>", Action("invalid")),
+        ("no <search>a</search> is needed: <answer>Paris</answer>", Action("answer")),
         ("<tool_call>{</tool_call>", Action("invalid")),
         (hermes(name="find", arguments={"query_list": ["a"]}), Action("invalid")),
         (hermes(name="search", arguments={"query": "a"}), Action("search", ("a",))),
