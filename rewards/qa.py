@@ -15,10 +15,10 @@ In scripts without spaces between words, such as those of Chinese, Japanese and 
 On a task whose column `answerable` is false, `answers` are the accepted refusals (`REFUSALS`), and all three
 rewards are exact match: "unknown actor" is not a refusal.
 
-Normalization removes only English articles and keeps accents, as in the published evaluations. In one point
-it deviates from them: typographic punctuation, the punctuation of scripts without spaces, and full-width
-letters and digits are replaced by their ASCII form first, so that a curly apostrophe equals a straight one.
-Strings without such characters and scripts are scored as published.
+Normalization removes only English articles and keeps accents, as in the published evaluations. It deviates
+from them only in what it does first: it applies NFC, and replaces typographic punctuation, the punctuation of
+scripts without spaces, and full-width letters and digits by their ASCII form, so that a curly apostrophe
+equals a straight one. Strings without such characters and scripts are scored as published.
 """
 
 from __future__ import annotations
@@ -70,6 +70,8 @@ _ASCII_FORMS = str.maketrans(
     | _FULL_WIDTH
 )
 _DASHES = "\u2012\u2013\u2014\u2015"
+# Punctuation whose full width includes the space after it: "Paris，France". Not within a number.
+_WIDE_COMMA = re.compile(r"(?<![0-9０-９])，|，(?![0-9０-９])|[、；。！？]")
 # What separates words in `span`: dashes, ellipses, bullets, and punctuation after which there is no space in
 # Chinese or Japanese. A comma or point does not, if it is within a number.
 _WORD_BREAK = re.compile(
@@ -141,7 +143,8 @@ def _published(text: str, punctuation: Mapping[int, str | int | None]) -> str:
 
     Each character of a script without spaces becomes a word.
     """
-    text = separate_characters(text.translate(_ASCII_FORMS).lower().translate(punctuation))
+    text = _WIDE_COMMA.sub(", ", unicodedata.normalize("NFC", text)).translate(_ASCII_FORMS)
+    text = separate_characters(text.lower().translate(punctuation))
     return " ".join(_ARTICLES.sub(" ", " ".join(text.split())).split())
 
 
