@@ -54,7 +54,7 @@ HEDGES = frozenset(
 )
 # fmt: on
 
-# Beside a character of a script without spaces, a letter is no article: "维生素 A", Chinese for "vitamin A".
+# Next to a character of a script without spaces, a letter is not an article: "维生素 A" is vitamin A.
 _ARTICLES = re.compile(rf"\b(?<![{UNSPACED}{MARKS}] )(?:a|an|the)\b(?! [{UNSPACED}{MARKS}])")
 _DELETE = str.maketrans("", "", string.punctuation)
 _SPACE = str.maketrans(dict.fromkeys(string.punctuation + "\u2018\u2019\u00b4`", " "))

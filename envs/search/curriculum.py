@@ -78,9 +78,8 @@ class Curriculum:
             self.value = self.end if step >= steps else self.start + self._fraction(step / steps) * difference
 
     def _fraction(self, progress: float) -> float:
-        if (
-            self.schedule == "linear" or abs(self.base - 1) < 1e-9
-        ):  # the formula is 0/0 at base 1; its limit is linear
+        # The formula is 0/0 at base 1; its limit is linear.
+        if self.schedule == "linear" or abs(self.base - 1) < 1e-9:
             return progress
         return (self.base**progress - 1) / (self.base - 1)
 

@@ -177,8 +177,8 @@ class GenerationRequest:
 def parse_documents(text: str, label: str, k: int) -> Result:
     """Parse the first `k` documents from generated text.
 
-    Text without a thought (`<think>…</think>`) and without headings is documents, too, see `split_documents`.
-    Nothing but a thought, or a thought that does not end, is an error.
+    They need no headings, see `split_documents`. A reply that is only a thought (`<think>…</think>`), or that
+    ends within one, is an error.
     """
     if "<think>" in text.rpartition("</think>")[2]:
         return Result(error=f"the simulator did not finish its thought: {text[:80]!r}", label=label)

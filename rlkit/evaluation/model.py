@@ -87,9 +87,8 @@ def evaluate_model(
         raise UserError("environment_args requires an environment name; pass them to the environment itself")
     task_ids = None if fold is None else read_fold(fold, environment)
     rewards, _ = load_rewards(None, environment, None)
-    load_tasks(
-        environment, evaluation_split, 1, seed
-    )  # a fault of the tasks shows before the model is loaded
+    # Invalid tasks, and a search server that is down, must show before the model is loaded.
+    load_tasks(environment, evaluation_split, 1, seed)
     engine, tokenizer, eos_ids = _load(str(model), seed, evaluation_batch_size, dtype, trust_remote_code)
     limits = RolloutLimits(max_completion_length, max_turns=environment.max_turns)
     sampler = open_sampler(environment, tokenizer, eos_ids, limits, temperature=temperature, top_p=top_p)

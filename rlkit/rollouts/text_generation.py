@@ -361,14 +361,14 @@ class ServerTextModel:
 
         client = self._client_of_loop().with_options(max_retries=0)
         seconds = min(self.timeout, PROBE_TIMEOUT_SECONDS)
-        remedy = "start the server, or fix the URL, which mostly ends in /v1"
+        remedy = "start the server, or fix the URL, which usually ends in /v1"
         try:
             async with asyncio.timeout(seconds):
                 completion = await client.chat.completions.create(
                     messages=[{"role": "user", "content": "Hi"}], **(self.settings | {"max_tokens": 1})
                 )
             if isinstance(getattr(completion, "choices", None), list):
-                return  # the content does not matter: of a thought, there may be none yet
+                return  # the content may be missing, since one token may be part of a thought
             reason = _describe_reply(completion)
         except TimeoutError:
             reason = f"no reply within {seconds:g} s"
@@ -376,7 +376,7 @@ class ServerTextModel:
             return  # the server is up, and `generate` retries
         except openai.NotFoundError as error:
             reason = _describe(error)
-            remedy = "use the name under which the server serves the model, and a URL that mostly ends in /v1"
+            remedy = "use the name under which the server serves the model, and a URL that ends in /v1"
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
             reason, remedy = _describe(error), "set OPENAI_API_KEY to the API key of the server"
         except openai.APIStatusError as error:  # it rejects the request, or fails
