@@ -172,10 +172,29 @@ def token_f1(prediction: str, gold: str, rules: str = "squad") -> float:
 
     P and R are the fractions of the prediction's and the gold answer's words that both share, counted with
     repeats and in any order. The score is 0 if they share no word, and also if both are empty.
+
+    In scripts without spaces, whose words here are characters, the order counts: what both share is their
+    longest common subsequence, as in ROUGE-L. Otherwise, 京东 (a company) would be right for 东京 (Tokyo).
     """
-    predicted, expected = Counter(RULES[rules](prediction).split()), Counter(RULES[rules](gold).split())
-    num_words = predicted.total() + expected.total()
-    return 2 * (predicted & expected).total() / max(num_words, 1)
+    predicted, expected = RULES[rules](prediction).split(), RULES[rules](gold).split()
+    if has_unspaced(prediction) and has_unspaced(gold):
+        num_shared = _common_subsequence(predicted, expected)
+    else:
+        num_shared = (Counter(predicted) & Counter(expected)).total()
+    return 2 * num_shared / max(len(predicted) + len(expected), 1)
+
+
+def _common_subsequence(first: Sequence[str], second: Sequence[str]) -> int:
+    """Return the length of the longest common subsequence (Hyyrö's bit-parallel algorithm)."""
+    positions: dict[str, int] = {}  # as bits
+    for i, word in enumerate(second):
+        positions[word] = positions.get(word, 0) | 1 << i
+    all_bits = (1 << len(second)) - 1
+    unmatched = all_bits
+    for word in first:
+        matches = unmatched & positions.get(word, 0)
+        unmatched = (unmatched + matches | unmatched - matches) & all_bits
+    return len(second) - unmatched.bit_count()
 
 
 def covers(prediction: str, gold: str, mode: str = "token") -> bool:

@@ -1,12 +1,20 @@
 """The part of a completion that is not private thought, which all verifiers read an answer from.
 
-A thought is text between `<think>` and `</think>`, or a message of gpt-oss's analysis channel.
+A thought is text between `<think>` and `</think>`, between the marks that other models use instead
+(`_MARKS`), or a message of gpt-oss's analysis channel.
 """
 
 from __future__ import annotations
 
 import re
 
+# Marks that open and close a thought, of models that do not use <think>: Gemma 4, Mistral, Seed-OSS, Kimi.
+_MARKS = {
+    "<think>": re.compile(
+        r"<\|channel>thought\b|<think(?:ing)?>|\[THINK\]|<seed:think>|◁think▷", re.IGNORECASE
+    ),
+    "</think>": re.compile(r"<channel\|>|</think(?:ing)?>|\[/THINK\]|</seed:think>|◁/think▷", re.IGNORECASE),
+}
 _ANALYSIS = "<|channel|>analysis<|message|>"
 # Of gpt-oss: a message of the analysis channel, up to its end or to the next message.
 _ANALYSIS_MESSAGE = re.compile(
@@ -28,6 +36,7 @@ def after_thinking(completion: str) -> str:
 
     Runs in time linear in the length.
     """
+    completion = _with_think_tags(completion)
     if _ANALYSIS in completion:
         # A later turn may be truncated in its analysis.
         _, *final_messages = _FINAL.split(_ANALYSIS_MESSAGE.sub("", completion))
@@ -41,8 +50,15 @@ def outside_thoughts(turn: str) -> str:
     A `</think>` without an opening tag ends a thought that the prompt has opened. A thought that is never
     closed extends to the end of the turn. Runs in time linear in the length.
     """
-    turn = _ANALYSIS_MESSAGE.sub("", turn)
+    turn = _ANALYSIS_MESSAGE.sub("", _with_think_tags(turn))
     before, closing, rest = turn.partition("</think>")
     if closing and "<think>" not in before:
         turn = rest
     return _THOUGHT.sub("", turn)
+
+
+def _with_think_tags(text: str) -> str:
+    """Return text in which `<think>` and `</think>` replace the marks of thoughts of all models."""
+    for tag, mark in _MARKS.items():
+        text = mark.sub(tag, text)
+    return text

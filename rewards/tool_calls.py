@@ -11,6 +11,7 @@ import ast
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,7 +70,7 @@ def _tag_calls(text: str) -> Iterator[ToolCall]:
     """
     for block in _TOOL_CALL.findall(text):
         if block.lstrip().startswith(("{", "[")):
-            yield from _json_calls(json.loads(block))
+            yield from _json_calls(_load(block))
         elif "<function=" in block:
             yield from _function_calls(block)
         else:
@@ -87,7 +88,7 @@ def _function_calls(text: str) -> Iterator[ToolCall]:
         raise ValueError(text)
     for name, block in functions:
         if block.lstrip().startswith("{"):
-            yield ToolCall(name.strip(), _mapping(json.loads(block)))
+            yield ToolCall(name.strip(), _mapping(_load(block)))
         elif _PARAMETER.sub("", block).strip():
             raise ValueError(block)
         else:
@@ -122,7 +123,7 @@ def _gpt_oss_calls(text: str) -> Iterator[ToolCall]:
         header, _, body = message.partition("<|message|>")
         if name := _GPT_OSS_NAME.search(header):
             body = body.partition("<|call|>")[0].partition("<|end|>")[0]
-            yield ToolCall(name[1], _mapping(json.loads(body)))
+            yield ToolCall(name[1], _mapping(_load(body)))
 
 
 def _gemma_calls(text: str) -> Iterator[ToolCall]:
@@ -141,14 +142,14 @@ def _mistral_calls(text: str) -> Iterator[ToolCall]:
     for block in text.split("[TOOL_CALLS]")[1:]:
         name, separator, arguments = block.partition("[ARGS]")
         if separator:
-            yield ToolCall(name.partition("[CALL_ID]")[0].strip(), _mapping(json.loads(arguments)))
+            yield ToolCall(name.partition("[CALL_ID]")[0].strip(), _mapping(_load(arguments)))
         else:
-            yield from _json_calls(json.loads(block))
+            yield from _json_calls(_load(block))
 
 
 def _bare_json(text: str) -> Iterator[ToolCall]:
     """Parse a turn that is nothing but JSON: one call, or several in a row or in a list (Llama 3)."""
-    decoder = json.JSONDecoder()
+    decoder = json.JSONDecoder(strict=False)
     while text:
         value, end = decoder.raw_decode(text)
         yield from _json_calls(value)
@@ -160,11 +161,16 @@ def _json_calls(value: object) -> Iterator[ToolCall]:
     for item in value if isinstance(value, list) else [value]:
         call = _mapping(item)
         call = call["function"] if isinstance(call.get("function"), Mapping) else call
-        name = call.get("name")
+        name = call.get("name", call.get("function"))
         if not isinstance(name, str):
             raise ValueError(f"a call without a name: {call}")
         arguments = call.get("arguments", call.get("parameters", {}))
-        yield ToolCall(name, _mapping(json.loads(arguments) if isinstance(arguments, str) else arguments))
+        yield ToolCall(name, _mapping(_load(arguments) if isinstance(arguments, str) else arguments))
+
+
+def _load(text: str) -> Any:
+    """Parse JSON, also with line breaks in strings, which models do not always escape."""
+    return json.loads(text, strict=False)
 
 
 def _mapping(value: object) -> Mapping[str, Any]:
@@ -174,13 +180,16 @@ def _mapping(value: object) -> Mapping[str, Any]:
 
 
 def _value(text: str) -> Any:
-    """Return the value of an argument that is written without quotes: lists and objects are JSON."""
+    """Return the value of an argument that is written without quotes: a list, an object or a string."""
     text = text.strip()
-    if text.startswith(("[", "{")):
-        try:
-            return json.loads(text)
-        except ValueError:
-            pass  # a string that begins with a bracket
+    return read_literal(text) if text.startswith(("[", "{")) else text
+
+
+def read_literal(text: str) -> Any:
+    """Return the value of a JSON or Python literal, or the string itself if it is neither."""
+    for read in (json.loads, ast.literal_eval):
+        with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            return read(text)
     return text
 
 

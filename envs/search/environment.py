@@ -106,6 +106,12 @@ class SearchEnvironment(Environment):
         self.hops = tuple([hops] if isinstance(hops, int) else hops)
         self.engine_name = "bm25" if engine is None and data is None else engine
         self.is_simulated = self.engine_name == "simulated"
+        if engine_args is not None and not isinstance(engine_args, Mapping):
+            raise UserError(f"engine_args must be a mapping of names to values, not {engine_args!r}")
+        if isinstance(noise, bool) or not isinstance(noise, int | float | Mapping):
+            raise UserError(
+                f"noise must be a number or a mapping with schedule, start and end, not {noise!r}"
+            )
         self.engine_args = dict(engine_args or {})
         self.held_out_name = held_out_engine or (self.engine_name if not self.is_simulated else None)
         if self.held_out_name is None and data is None:
@@ -168,7 +174,7 @@ class SearchEnvironment(Environment):
                 f"there is no engine {name!r}{nearest(str(name), ('bm25', 'simulated'))}: use 'bm25',"
                 " 'simulated', an index folder or a server URL"
             )
-        return open_engine(str(name), None if self.data else self.world, arguments)
+        return open_engine(str(name), None if self.data else self.world, arguments, self.topk)
 
     def tasks(self, split: str, n: int | None = None, seed: int = 0) -> datasets.Dataset:
         """Return the first `n` questions of a split.
@@ -317,8 +323,11 @@ class SearchEnvironment(Environment):
         return [replies[i] for i in range(len(turns))]
 
     def _read_action(self, turn: Turn) -> tags.Action:
-        read = tool_calls.read_call if self.uses_tool_calls else tags.read_action
-        return read(turn.messages[-1]["content"])
+        message = turn.messages[-1]
+        if self.uses_tool_calls:
+            # In a thought that the chat template has opened, nothing is a call.
+            return tool_calls.read_call(f"{message.get('prefix') or ''}{message['content']}")
+        return tags.read_action(message["content"])
 
     def _query(self, turn: Turn, text: str) -> Query:
         task = turn.task

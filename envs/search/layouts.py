@@ -30,12 +30,14 @@ ANSWERS = (
     "possible_answers",
     "o_aliases",
     "answer_aliases",  # MuSiQue
+    *("aliases", "normalized_aliases", "answer_alias", "answers_aliases", "alias"),
+    *("short_answers", "gold_answers", "correct_answers", "ground_truths"),
 )
 # Other columns are not loaded: they may contain entire articles.
 COLUMNS = (
     *QUESTIONS,
     *ANSWERS,
-    *("prompt", "extra_info", "reward_model"),  # verl
+    *("prompt", "extra_info", "reward_model", "reward_spec"),  # verl, SkyRL
     "annotations",  # Natural Questions
     *("answerable", "is_impossible", "data_source"),
 )
@@ -108,7 +110,7 @@ def find_answers(row: Mapping[str, Any], location: str) -> list[str]:
     if _is_false(get_value(row, ("answerable",))) or _is_true(get_value(row, ("is_impossible",))):
         return []
     cells = [_parse_list(get_value(row, (name,)), location) for name in ANSWERS]
-    reward_model = _parse_object(get_value(row, ("reward_model",)))
+    reward_model = _parse_object(get_value(row, ("reward_model", "reward_spec")))
     if isinstance(reward_model, Mapping):
         cells.append(_parse_list(get_value(reward_model, ("ground_truth",)), location))
     annotations = _parse_object(get_value(row, ("annotations",)))

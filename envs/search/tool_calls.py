@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from contextlib import suppress
 
 from rlkit.envs.search.protocol import Action, clean_query, write_documents
 from rlkit.retrieval.documents import Result
 from rlkit.rewards.search import SEPARATOR
 from rlkit.rewards.tags import tag_contents
 from rlkit.rewards.thinking import outside_thoughts
-from rlkit.rewards.tool_calls import ToolCall, ToolCallError, read_tool_calls
+from rlkit.rewards.tool_calls import ToolCall, ToolCallError, read_literal, read_tool_calls
 
 MAX_QUERIES = 10  # per turn
 SEARCH_TOOL = {
@@ -74,8 +73,7 @@ def _read_queries(call: ToolCall) -> list[str] | None:
         return None
     value = call.arguments[names[0]]
     if isinstance(value, str) and value.lstrip().startswith("["):
-        with suppress(ValueError, RecursionError):  # a query that begins with a bracket
-            value = json.loads(value)  # Llama writes a list as a string
+        value = read_literal(value)  # Llama writes a list as a string
     queries = [value] if isinstance(value, str) else value
     if not isinstance(queries, list) or not all(isinstance(query, str) for query in queries):
         return None

@@ -94,7 +94,8 @@ def parse_request(body: bytes, topk: int, limits: RequestLimits) -> RetrieveRequ
     queries = [_clean_query(query, limits.max_query_characters) for query in queries]
     num_documents = _read_topk(data) or topk
     if not 1 <= num_documents <= limits.max_topk:
-        raise RequestError(400, f"topk must be from 1 to {limits.max_topk}, not {num_documents}")
+        reason = f"topk must be from 1 to {limits.max_topk}, not {num_documents}"
+        raise RequestError(400, f"{reason}; to allow more, start the server with a higher --max_topk")
     return_scores = _convert("return_scores", data.get("return_scores"), bool)
     return RetrieveRequest(queries, num_documents, bool(return_scores))
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 QUESTION = "rlkit-question"
 ANSWER = "rlkit-answer"
 REPLY = "rlkit-reply"
+TEXT = '"Deer" eat:\n- grass\n- leaves\n\n{10 kg} a day, they say.' * 20  # like a real reply
 CALL_ID = "rlkit0000"  # some templates require nine letters or digits
 
 
@@ -229,7 +230,7 @@ def check_template(
     if environment.max_turns == 1:
         return
     try:
-        template.content("user", REPLY)
+        template.content("user", TEXT)
         if environment.tools:
             _check_tools(environment, template, name, remedy)
     except TemplateError as error:
@@ -252,7 +253,7 @@ def _check_tools(environment: Environment, template: ChatTemplate, name: str, re
             raise UserError(
                 f"{environment.id} does not read the calls of {name}, {turn.strip()[:200]!r}: {remedy}"
             )
-    template.content("tool", REPLY)
+    template.content("tool", TEXT)
 
 
 def _shows_tools(template: ChatTemplate) -> bool:

@@ -72,6 +72,10 @@ class Loop:
         if environment.tools:
             self.template["tools"] = [dict(tool) for tool in environment.tools]
         self.replies = ReplyTokens(tokenizer, environment.stop, eos_token_ids, self.template)
+        # A tag that ends a turn may also be an EOS token. It is then part of the text, and the turn is open.
+        vocabulary = tokenizer.get_vocab()
+        stop_ids = [vocabulary.get(string) for string in environment.stop]
+        self.closing_ids = [token for token in eos_token_ids if token not in stop_ids]
         # Now, because the first search would fail in the middle of training otherwise.
         check_template(environment, tokenizer, self.replies.template)
 
@@ -170,7 +174,7 @@ class Loop:
         # loss would then train on tokens that the model never sampled.
         rollout.ids += sample.ids
         rollout.mask += [1] * len(sample.ids)
-        text = decode_turn(self.tokenizer, sample.ids, sampling.eos_token_ids)
+        text = decode_turn(self.tokenizer, sample.ids, self.closing_ids)
         rollout.turns.append({"role": "assistant", "content": text, "tokens": len(sample.ids)} | prefix)
         rollout.truncated = sample.finish_reason == "length"
         if self.limits.max_turns == 1:  # the environment need not define `respond`
@@ -195,7 +199,7 @@ class Loop:
 
     def _append_reply(self, rollout: Rollout, reply: Reply, engine: Engine, sampling: Sampling) -> bool:
         """Append the environment's reply; return whether to sample another turn."""
-        closed = bool(set(rollout.ids[-1:]) & set(sampling.eos_token_ids))
+        closed = bool(set(rollout.ids[-1:]) & set(self.closing_ids))
         if reply.invalid is not None:
             rollout.invalid = reply.invalid
             return False

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rlkit.errors import UserError
+from rlkit.rollouts.tokenize import opens_thought
 from rlkit.rollouts.types import Request, Sample, Sampling
 
 if TYPE_CHECKING:
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 class ScriptedEngine:
     """Replays the scripted turns of each rollout in order, tokenized.
 
-    A turn that ends neither with a stop string nor with an EOS token is closed with an EOS token.
+    A turn that begins in a thought of the chat template closes it first. A turn that ends neither with a stop
+    string nor with an EOS token is closed with an EOS token.
 
     Args:
         tokenizer: Tokenizer of the model.
@@ -55,6 +57,8 @@ class ScriptedEngine:
                 f"the script of rollout {request.local_index} has ended, but the environment expects another "
                 "turn: end the script with a turn that completes the task"
             )
+        if "</think>" not in text and opens_thought(self.tokenizer, request.ids):
+            text = f"</think>\n\n{text}"  # the script does not know that the chat template opens a thought
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         is_stopped = text.endswith(sampling.stop)
         if not is_stopped and not set(ids[-1:]) & set(sampling.eos_token_ids):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoConfig, AutoTokenizer
@@ -23,6 +23,7 @@ from rlkit.models.memory import BatchShape, MemoryEstimate, Sharding, estimate_m
 from rlkit.registry import load_yaml
 from rlkit.reward import Reward
 from rlkit.rollouts import Rollout
+from rlkit.rollouts.loop import Loop, RolloutLimits
 from rlkit.rollouts.tokenize import tokenize
 from rlkit.runs.launch import config_file
 from rlkit.scoring import check_columns
@@ -67,6 +68,10 @@ def plan(run: TrainConfig, options: Mapping[str, str], memory_gib: float | None 
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=run.trainer_args.trust_remote_code)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot load {name!r}: {first_line(error)}") from error
+    # The replies and tool calls of the chat template, which training checks after it has loaded the model.
+    limits = RolloutLimits(1, max_turns=environment.max_turns)
+    template: Mapping[str, Any] = run.trainer_args.chat_template_kwargs or {}  # type: ignore[assignment]
+    Loop(environment, tokenizer, limits, [tokenizer.eos_token_id], template)
     layout = read_device_layout(options)
     sample = tasks.select(range(min(MAX_TASKS, len(tasks))))
     prompt_lengths = [len(ids) for ids in tokenize(tokenizer, sample["prompt"])]

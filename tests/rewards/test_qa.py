@@ -486,6 +486,8 @@ def test_refusals_are_valid_gold_answers():
 # Scripts without spaces: prediction, gold, exact match, F1 by characters, containment.
 UNSPACED_TABLE = [
     ("巴黎市", "巴黎", 0, 0.8, 1),
+    ("京东", "东京", 0, 0.5, 0),  # a company, and Tokyo
+    ("上海海上", "海上", 0, 2 / 3, 1),
     ("巴黎", "巴黎市", 0, 0.8, 0),
     ("伦敦", "巴黎", 0, 0, 0),
     ("「巴黎」。", "巴黎", 1, 1, 1),

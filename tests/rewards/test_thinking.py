@@ -35,6 +35,12 @@ FINAL = "<|start|>assistant<|channel|>final<|message|>"
         ("<think>a <think>b</think> c", " c"),
         ("<think>a</think>", ""),
         ("a <think> b <think> c", "a "),
+        # marks of other models
+        ("<|channel>thought\na<channel|>b", "b"),
+        ("<thinking>a</thinking> b", " b"),
+        ("[THINK]a[/THINK]b", "b"),
+        ("<seed:think>a", ""),
+        ("◁think▷a◁/think▷b", "b"),
         # gpt-oss
         (f"{ANALYSIS}a", ""),
         (f"{ANALYSIS}a<|end|>{FINAL}b", "b"),

@@ -71,6 +71,10 @@ GLM = "search\n<arg_key>query_list</arg_key>\n<arg_value>['red deer', 'elk']</ar
         # Mistral
         (f"[TOOL_CALLS] [{JSON}]", [SEARCH]),
         ('[TOOL_CALLS]search[CALL_ID]a1[ARGS]{"query_list": ["red deer", "elk"]}', [SEARCH]),
+        # what models write instead: Python's quotes, line breaks in strings, the name under "function"
+        ("<function=search><parameter=query_list>['red deer', 'elk']</parameter></function>", [SEARCH]),
+        ('{"name": "f", "parameters": {"a": "x\ny"}}', [ToolCall("f", {"a": "x\ny"})]),
+        ('{"type": "function", "function": "ping", "parameters": {}}', [PING]),
         # no calls
         ("<answer>Paris</answer>", []),
         ("", []),
@@ -80,6 +84,8 @@ GLM = "search\n<arg_key>query_list</arg_key>\n<arg_value>['red deer', 'elk']</ar
         (f"I could <tool_call> it</think><tool_call>{JSON}</tool_call>", [SEARCH]),  # opened by the prompt
         (f"<tool_call>{JSON}</tool_call><think>or <tool_call>", [SEARCH]),
         (f"<tool_call>{JSON}</tool_call><think>b</think><tool_call>{JSON}</tool_call>", [SEARCH, SEARCH]),
+        (f"<|channel>thought\nmaybe <|tool_call>call:f{{}}<tool_call|><channel|>{JSON}", [SEARCH]),  # Gemma 4
+        (f"[THINK]<tool_call>{JSON}[/THINK]<answer>Paris</answer>", []),
         # a mark within an argument
         ('{"name": "f", "parameters": {"a": "<tool_call>"}}', [ToolCall("f", {"a": "<tool_call>"})]),
     ],

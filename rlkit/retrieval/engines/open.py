@@ -16,7 +16,7 @@ from rlkit.retrieval.engines.index import build_index, open_index
 from rlkit.retrieval.engines.remote import Remote
 
 
-def open_engine(name: str, world: World | None, arguments: Mapping[str, Any]) -> SearchEngine:
+def open_engine(name: str, world: World | None, arguments: Mapping[str, Any], topk: int = 1) -> SearchEngine:
     """Open a search engine. The index of a world is built on first use and cached. A server must be up.
 
     Args:
@@ -24,6 +24,7 @@ def open_engine(name: str, world: World | None, arguments: Mapping[str, Any]) ->
         world: World that the questions are about, or None if they come from a dataset. An index folder must
             have the passages of this world.
         arguments: Keyword arguments of `Remote`.
+        topk: Number of documents of later searches, which the server must allow.
 
     Raises:
         UserError: The engine does not exist or cannot be opened, or its passages are not the world's.
@@ -32,7 +33,7 @@ def open_engine(name: str, world: World | None, arguments: Mapping[str, Any]) ->
     if name.startswith(("http://", "https://")):
         check_arguments(Remote, arguments)
         remote = Remote(name, **arguments)
-        remote.probe()  # a server that is down is noticed before a model is loaded
+        remote.probe(topk)  # a server that is down is noticed before a model is loaded
         return remote
     if arguments:
         raise UserError(f"engine_args are for a server or a simulated engine; {name} takes none")

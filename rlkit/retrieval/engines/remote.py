@@ -121,24 +121,24 @@ class Remote:
             results |= searched
         return [results[text] if text.strip() else Result() for text in texts]
 
-    def probe(self) -> None:
-        """Send one query, without retries, to check the server before it is needed.
+    def probe(self, k: int = 1) -> None:
+        """Send one query for `k` documents, without retries, to check the server before it is needed.
 
         Raises:
             UnavailableError: The server did not return a result within `timeout` seconds.
         """
         try:
-            self._event_loop.run(self._probe())
+            self._event_loop.run(self._probe(k))
         except RemoteError as error:
             remedy = "" if error.remedy else f"; {START_SERVER}"
             raise UnavailableError(
                 f"the search server {self.url} did not answer a test query: {one_line(error)}{remedy}"
             ) from error
 
-    async def _probe(self) -> None:
+    async def _probe(self, k: int) -> None:
         # The timeout of any request: the first search on a cold index takes longest.
         deadline = asyncio.get_running_loop().time() + self.retry_timeout
-        (result,) = await self._attempt(["test"], Search(1, deadline, 0))
+        (result,) = await self._attempt(["test"], Search(k, deadline, 0))
         if result.error is not None:
             raise RemoteError(result.error)
 

@@ -170,7 +170,7 @@ def test_duplicate_questions_are_removed(tmp_path):
         ),
         ('{"question": "q", "answer": 1912.0}', "row 1: the answer 1912.0 is not a string"),
         ('{"question": "q", "answer": true}', "row 1: the answer True is not a string"),
-        ('{"question": "q", "answer": NaN}', "row 1: the answer nan is not a string"),
+        ('{"question": "q", "answer": NaN}', "row 1: the row needs an answer"),
         ('{"question": "q", "answer": "[\'A\', B]"}', "row 1: the answers .* not a list in JSON or Python"),
         ('{"question": "q", "answer": "[\'A\' \'B\']"}', "row 1: the answers .* an array printed by NumPy"),
         (

@@ -45,6 +45,7 @@ REJECTED = (
     "lfm2",
     "muse_glimmer",
 )
+END_OF_THOUGHT = "</think>\n\n"  # with which a scripted turn begins, if the template has opened a thought
 TEXT = 'He said "elk",\nnot <|im_end|> \\ deer. '
 
 
@@ -139,6 +140,8 @@ def test_calls_in_the_templates_own_form_are_searched_for(name, environment, mak
         messages, tools=loop.template["tools"], add_generation_prompt=True, tokenize=False
     )
     seen = tokenizer.decode([*rollout.prompt_ids, *rollout.ids]).partition("<answer>")[0]
+    if not rendered.endswith(END_OF_THOUGHT):
+        seen = seen.removesuffix(END_OF_THOUGHT)
     # What the template writes after the call: how it renders the thought before it depends on what follows.
     assert seen.endswith(rendered[rendered.rindex("{a}") :])
 
@@ -177,6 +180,8 @@ def test_replies_are_rendered_as_by_the_template(name, make_tokenizer):
     messages = [*TASK["prompt"], {"role": "assistant", "content": "hm"}, {"role": "user", "content": TEXT}]
     rendered = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     seen = tokenizer.decode([*rollout.prompt_ids, *rollout.ids]).rpartition("ok")[0]
+    if not rendered.endswith(END_OF_THOUGHT):
+        seen = seen.removesuffix(END_OF_THOUGHT)
     assert seen.endswith(rendered[rendered.rindex("He said") :])
     frame = loop.replies.template.frame("user")
     _, ids = loop.replies(TEXT, closed=True)

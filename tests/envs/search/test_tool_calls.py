@@ -57,6 +57,7 @@ CALL = {"name": "search", "arguments": {"query_list": ["a", " b "]}}
         (hermes(name="search", arguments={"queries": ["a", "b"]}), Action("search", ("a", "b"))),
         (hermes(name="search", arguments={"query_list": "a"}), Action("search", ("a",))),
         (hermes(name="search", arguments={"query_list": '["a", "b"]'}), Action("search", ("a", "b"))),
+        (hermes(name="search", arguments={"query_list": "['a', 'b']"}), Action("search", ("a", "b"))),
         (hermes(name="search", arguments={"query": "[1912] film"}), Action("search", ("[1912] film",))),
         (hermes(name="search", arguments='{"query_list": ["a"]}'), Action("search", ("a",))),
         (hermes(name="search", arguments={"query": "a", "query_list": ["b"]}), Action("invalid")),

@@ -14,6 +14,7 @@ from rlkit.rollouts import Sample, Sampling
 from rlkit.rollouts.local.engine import TransformersEngine
 from rlkit.rollouts.loop import Loop, RolloutLimits
 from rlkit.rollouts.replies import Responder, escape_stop_strings
+from rlkit.rollouts.scripted import ScriptedEngine
 from rlkit.rollouts.tokenize import decode_turn, tokenize
 
 EOS = 2
@@ -323,6 +324,22 @@ def test_tags_that_are_special_tokens_are_read(tiny_tokenizer):
     (rollout,) = loop(engine, Sampling((EOS,), environment.stop), [{"prompt": PROMPT}], [[40]])
     assert texts == ["<think>a</think><search>q</search>", "<answer>Paris</answer>"]
     assert rollout.text == "\n".join(texts)
+
+
+def test_tags_that_are_eos_tokens_are_read(tiny_tokenizer):
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["</search>", "</answer>"]})
+    eos_ids = [EOS, *tokenizer.convert_tokens_to_ids(["</search>", "</answer>"])]
+    environment = FunctionEnvironment(
+        lambda turn: Reply("found", done=turn.messages[-1]["content"].endswith("</answer>")),
+        ("</search>", "</answer>"),
+    )
+    loop = Loop(environment, tokenizer, RolloutLimits(200, max_turns=4), eos_ids)
+    engine = ScriptedEngine(tokenizer, [["<search>q</search>", "<answer>Paris</answer>"]], EOS)
+    (rollout,) = loop(engine, Sampling(tuple(eos_ids)), [{"prompt": PROMPT}], [[40]])
+    assert rollout.text == "<search>q</search>\n<answer>Paris</answer>" and rollout.stopped
+    # The reply continues the open turn, without the messages of the chat template.
+    assert tokenizer.decode(rollout.ids) == "<search>q</search>found<answer>Paris</answer><|im_end|>"
 
 
 @pytest.mark.parametrize("opened", [True, False])
