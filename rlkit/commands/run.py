@@ -30,7 +30,7 @@ def run_command(command: Callable[[], int]) -> int:
         _print_error(f"{error}")
         return 2
     except RewardError as error:
-        _print_error(f"{error}\nThe checkpoints are kept: fix the reward, then resume with --resume.")
+        _print_error(f"{error}\nFix the cause, then resume from the last checkpoint with --resume.")
         return 1
     except GuardError as error:
         _print_error(f"{error}\nThe checkpoints are kept: resume with --resume.")
