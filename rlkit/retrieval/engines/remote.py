@@ -45,6 +45,8 @@ INITIAL_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 0.25, 8.0
 # Share of the time left that a request may take if others depend on its end: the queries of a batch are sent
 # alone after it timed out, and queries that are sent alone wait for one another.
 SHARE_OF_TIME_LEFT = 2 / 3
+# After this number of refusals of an overloaded server, the queries of a batch are sent alone.
+MAX_ATTEMPTS_TOGETHER = 3
 # A query that is sent alone fails for good after this number of attempts if the server answers others.
 MAX_ATTEMPTS_ALONE = 2
 MAX_REDIRECTS = 5
@@ -174,12 +176,13 @@ class Remote:
                 return await self._attempt(texts, search, is_alone=is_alone)
             except RemoteError as error:
                 failure = error
-            if failure.may_be_one_query and len(texts) > 1:
+            num_attempts += 1
+            is_refused = failure.is_overload and num_attempts >= MAX_ATTEMPTS_TOGETHER
+            if (failure.may_be_one_query or is_refused) and len(texts) > 1:
                 alone = [
                     self._search_batch([text], search, is_alone=True, is_probe=is_probe) for text in texts
                 ]
                 return [result for (result,) in await asyncio.gather(*alone)]
-            num_attempts += 1
             # Jitter spreads the retries of concurrent requests, which failed at the same moment.
             delay = max(failure.retry_after, backoff * random.uniform(0.5, 1.0))
             is_up = self._num_answers > search.num_answers_before
@@ -420,7 +423,7 @@ def _status_error(response: httpx.Response) -> RemoteError | None:
     if status in (429, 503):
         retry_after = _retry_after_seconds(response.headers.get("Retry-After", ""))
         remedy = "the server is overloaded or starting: retry later"
-        return RemoteError(reason, remedy, may_recover=True, retry_after=retry_after)
+        return RemoteError(reason, remedy, may_recover=True, is_overload=True, retry_after=retry_after)
     if status == 408 or status >= 500:
         return RemoteError(reason, may_be_one_query=True, may_recover=True)
     # A redirect without a target concerns all queries.

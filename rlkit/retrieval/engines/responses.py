@@ -24,6 +24,8 @@ class RemoteError(Exception):
         remedy: What the user can do about it, if this is known.
         may_be_one_query: Whether one query of the request may be the cause, so that the others succeed alone.
         may_recover: Whether the same request may succeed later.
+        is_overload: Whether the server says that it is busy. If it says so again and again, one query may be
+            the cause here, too.
         retry_after: Seconds to wait before a retry that the server asked for.
     """
 
@@ -34,12 +36,13 @@ class RemoteError(Exception):
         *,
         may_be_one_query: bool = False,
         may_recover: bool = False,
+        is_overload: bool = False,
         retry_after: float = 0.0,
     ):
         super().__init__(f"{reason}; {remedy}" if remedy else reason)
         self.remedy = remedy
         self.may_be_one_query, self.may_recover = may_be_one_query, may_recover
-        self.retry_after = retry_after
+        self.is_overload, self.retry_after = is_overload, retry_after
 
 
 def read_response(content: bytes, num_queries: int, k: int) -> list[Result]:

@@ -328,6 +328,19 @@ def test_batch_is_retried_as_a_batch_after_overload(status):
     assert server.requests == [["a", "b"]] * 3 and all(result.error is None for result in results)
 
 
+@pytest.mark.parametrize("status", [429, 503])
+def test_query_that_is_always_refused_is_an_error_of_its_own(status):
+    def respond(texts, server):
+        return (status, b"busy", {}) if "bad" in texts else answer(texts)
+
+    with BehavingServer(respond) as server:
+        remote = Remote(server.url, retry_timeout=5.0)
+        results = remote.search(queries("a", "bad", "b"), 3)
+        (after,) = remote.search(queries("again"), 3)
+    assert [result.error is None for result in results] == [True, False, True]
+    assert str(status) in results[1].error and after.error is None  # the circuit breaker is closed
+
+
 @pytest.mark.parametrize(
     ("status", "remedy"),
     [(401, "RLKIT_SEARCH_KEY"), (403, "RLKIT_SEARCH_KEY"), (404, "/retrieve"), (405, "/retrieve")],
