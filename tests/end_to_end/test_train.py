@@ -232,7 +232,9 @@ def test_search_with_tool_calls_trains_with_sft_and_grpo(
     monkeypatch.setenv("RLKIT_CACHE", str(tmp_path / "cache"))
     tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
     system = "{% if tools %}<|im_start|>system\nTools: {{ tools | tojson }}<|im_end|>\n{% endif %}"
-    tokenizer.chat_template = system + tokenizer.chat_template
+    content = "{{ m['content'] }}"
+    calls = "{% for c in m['tool_calls'] %}<tool_call>{{ c['function'] | tojson }}</tool_call>{% endfor %}"
+    tokenizer.chat_template = system + tokenizer.chat_template.replace(content, content + calls)
     shutil.copytree(tiny_folder, tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     world = {"world_size": 100, "hops": [1], "topk": 1, "prompt_style": "short", "protocol": "tools"}
