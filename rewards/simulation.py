@@ -15,39 +15,40 @@ from rlkit.rewards.qa import span
 from rlkit.rewards.search import without_headings
 from rlkit.rewards.thinking import after_thinking
 
-# Possessive quantifiers: with plain ones, many spaces or empty lines take quadratic or cubic time.
-_START = re.compile(r"^[^\S\n]*+Doc(?:ument)?+\s*+\d++\s*+(?=[:(])", re.MULTILINE)
+# Possessive quantifiers: with plain ones, many spaces or empty lines take quadratic or cubic time. Not those of
+# groups: until Python 3.11.5, a possessive group that fails halfway does not give back what it has matched.
+_START = re.compile(r"^[^\S\n]*+Doc(?:ument)?\s*+\d++\s*+(?=[:(])", re.MULTILINE)
 _TITLED = re.compile(
     r'\(Title:\s*+(?:"(?P<quoted>[^"\n]*+)"\s*+\)|(?P<bare>[^)\n]*+)\s*+\))\s*+(?P<text>.*)', re.DOTALL
 )
 
 # What `split_documents` reads. Marks of Markdown and brackets may surround a heading: `### **[Doc 1]**`.
 _BULLETS = r"[\s>#*_+•`\-–—]*+"
-_NUMBER = r"(?P<number>\d{1,3}+)(?!\d)(?:\s*+(?:/|of\b)\s*+\d++)?+(?P<bracket>[)\]}>】]?+)[*_]*+[^\S\n]*+"
+_NUMBER = r"(?P<number>\d{1,3}+)(?!\d)(?:\s*+(?:/|of\b)\s*+\d++)?(?P<bracket>[)\]}>】]?+)[*_]*+[^\S\n]*+"
 # What ends a heading: a sign, the end of the line, or a title in brackets.
 _SIGN = r"[.．。)）、—](?!\d)|(?<=\s)[|\-–](?!\d)|$|(?=[(\[]\s*+Title\b)"
 _NAMED = re.compile(
-    rf"(?P<marks>{_BULLETS}(?:\d{{1,3}}[.)]\s++[*_]*+)?+[(\[{{【<]?+)"
-    r"(?:(?:useful|noisy|search)\s++|web\s*+)?+"
-    r"(?P<name>doc|result|passage|source|snippet|article|page|text)(?:ument)?+s?+"
-    rf"[\s#№(\[]*+(?:no\.?+\s*+)?+{_NUMBER}(?P<sign>[:：(]|{_SIGN})?+",
+    rf"(?P<marks>{_BULLETS}(?:\d{{1,3}}[.)]\s++[*_]*+)?[(\[{{【<]?+)"
+    r"(?:(?:useful|noisy|search)\s++|web\s*+)?"
+    r"(?P<name>doc|result|passage|source|snippet|article|page|text)(?:ument)?s?+"
+    rf"[\s#№(\[]*+(?:no\.?+\s*+)?{_NUMBER}(?P<sign>[:：(]|{_SIGN})?",
     re.IGNORECASE,
 )
 # A number alone must not be part of the text: of a score such as 1:0, or of 1.5 million.
 _NUMBERED = re.compile(
-    rf"(?P<marks>{_BULLETS}[(\[{{【<]?+){_NUMBER}(?P<sign>[:：](?!\d)|{_SIGN})?+", re.IGNORECASE
+    rf"(?P<marks>{_BULLETS}[(\[{{【<]?+){_NUMBER}(?P<sign>[:：](?!\d)|{_SIGN})?", re.IGNORECASE
 )
 _MONTH = re.compile(r"\s*+(?:jan|feb|mar|apr|may|june?|july?|aug|sept?|oct|nov|dec)[a-z]*+\b", re.IGNORECASE)
 # The words with which the prompt ends; models repeat them, also on the line of the first document.
 _ECHO = re.compile(r"[\s#*_>]*+(?:useful|noisy)\s++output\s*+[*_]*+[:：][*_]*+", re.IGNORECASE)
 _INTRODUCTION = re.compile(r"\W*+(?:sure|certainly|of course|okay|ok|here (?:are|is))\b", re.IGNORECASE)
-_RULE_OR_FENCE = re.compile(r"\s*+(?:(?:```|~~~)[^\s`]*+|(?:[-*_=]\s?+){3,}+)\s*+")
+_RULE_OR_FENCE = re.compile(r"\s*+(?:(?:```|~~~)[^\s`]*+|(?:[-*_=]\s?+){3,})\s*+")
 _BULLET = re.compile(r"\s*+[-*+•–]\s++")
 # A title without quotes may itself contain one pair of brackets: `(Title: Paris (Texas))`.
 _TITLE = re.compile(
     r"\s*+[(\[]\s*+Title\s*+[:：]\s*+"
     r'(?:["“](?P<quoted>[^"“”\n]*+)["”]\s*+[)\]]'
-    r"|(?P<nested>(?:[^()\[\]\n]++|[(\[][^()\[\]\n]*+[)\]])*+)[)\]]|(?P<bare>[^)\]\n]*+)[)\]])",
+    r"|(?P<nested>(?:[^()\[\]\n]++|[(\[][^()\[\]\n]*+[)\]])*)[)\]]|(?P<bare>[^)\]\n]*+)[)\]])",
     re.IGNORECASE,
 )
 

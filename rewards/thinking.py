@@ -18,11 +18,11 @@ _MARKS = {
 _ANALYSIS = "<|channel|>analysis<|message|>"
 # Of gpt-oss: a message of the analysis channel, up to its end or to the next message.
 _ANALYSIS_MESSAGE = re.compile(
-    r"<\|channel\|>analysis<\|message\|>[^<]*+(?:<(?!\|(?:end|start|channel)\|>)[^<]*+)*+(?:<\|end\|>)?+"
+    r"<\|channel\|>analysis<\|message\|>.*?(?:<\|end\|>|(?=<\|start\|>)|(?=<\|channel\|>)|\Z)", re.DOTALL
 )
 _THOUGHT = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
 # The header of a message in the final channel, which may name a format: `final <|constrain|>json`.
-_FINAL = re.compile(r"<\|channel\|>final\b[^<]*+(?:<\|constrain\|>[^<]*+)?+<\|message\|>")
+_FINAL = re.compile(r"<\|channel\|>final\b[^<]*+(?:<\|constrain\|>[^<]*+)?<\|message\|>")
 
 
 def after_thinking(completion: str) -> str:

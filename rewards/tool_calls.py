@@ -54,7 +54,7 @@ def read_tool_calls(turn: str) -> list[ToolCall]:
 _TOOL_CALL = re.compile(r"<tool_call>(.*?)(?:</tool_call>|$)", re.DOTALL)
 _FUNCTION = re.compile(r"<function=([^<>\n]++)>(.*?)(?:</function>|$)", re.DOTALL)
 _PARAMETER = re.compile(r"<parameter=([^<>\n]++)>(.*?)(?:</parameter>|$)", re.DOTALL)
-_BARE_JSON = re.compile(r"(?:\[\s*+)?+\{")
+_BARE_JSON = re.compile(r"(?:\[\s*+)?\{")
 _GLM_NAME = re.compile(r"\s*([^\s<]+)")
 _GLM_ARGUMENT = re.compile(r"<arg_key>([^<]*+)</arg_key>\s*+<arg_value>(.*?)(?:</arg_value>|$)", re.DOTALL)
 _LFM = re.compile(r"<\|tool_call_start\|>(.*?)(?:<\|tool_call_end\|>|$)", re.DOTALL)
