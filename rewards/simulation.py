@@ -15,8 +15,8 @@ from rlkit.rewards.qa import span
 from rlkit.rewards.search import without_headings
 from rlkit.rewards.thinking import after_thinking
 
-# Possessive quantifiers: with plain ones, many spaces or empty lines take quadratic or cubic time. Not those of
-# groups: until Python 3.11.5, a possessive group that fails halfway does not give back what it has matched.
+# Possessive quantifiers: with plain ones, many spaces or empty lines take quadratic or cubic time. Only
+# groups have plain ones: until Python 3.11.5, a possessive group that fails halfway keeps what it matched.
 _START = re.compile(r"^[^\S\n]*+Doc(?:ument)?\s*+\d++\s*+(?=[:(])", re.MULTILINE)
 _TITLED = re.compile(
     r'\(Title:\s*+(?:"(?P<quoted>[^"\n]*+)"\s*+\)|(?P<bare>[^)\n]*+)\s*+\))\s*+(?P<text>.*)', re.DOTALL
