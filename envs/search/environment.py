@@ -293,7 +293,9 @@ class SearchEnvironment(Environment):
 
         An answer, or a search beyond `max_searches`, ends the rollout.
         """
-        action = self._read_action(turn)
+        return self._reply_at_once(turn, self._read_action(turn))
+
+    def _reply_at_once(self, turn: Turn, action: tags.Action) -> Reply | None:
         if action.kind == "invalid":
             return Reply(tool_calls.INVALID if self.uses_tool_calls else tags.INVALID)
         if action.kind == "answer" or _num_assistant_turns(turn) > self.max_searches:
@@ -305,9 +307,15 @@ class SearchEnvironment(Environment):
 
         A failed search makes its rollout invalid.
         """
-        replies = {i: reply for i, turn in enumerate(turns) if (reply := self.respond_at_once(turn))}
-        searching = [i for i in range(len(turns)) if i not in replies]
-        actions = {i: self._read_action(turns[i]) for i in searching}
+        actions = [self._read_action(turn) for turn in turns]
+        replies: dict[int, Reply] = {}
+        searching = []
+        for i, (turn, action) in enumerate(zip(turns, actions, strict=True)):
+            reply = self._reply_at_once(turn, action)
+            if reply is None:
+                searching.append(i)
+            else:
+                replies[i] = reply
         for is_train in (True, False):
             rows = [i for i in searching if (turns[i].task["split"] == "train") is is_train]
             queries = [self._query(turns[i], text) for i in rows for text in actions[i].queries]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 QUESTION = "rlkit-question"
 ANSWER = "rlkit-answer"
 REPLY = "rlkit-reply"
-TEXT = '"Deer" eat:\n- grass\n- leaves\n\n{10 kg} a day, they say.' * 20  # like a real reply
+SAMPLE_REPLY = '"Deer" eat:\n- grass\n- leaves\n\n{10 kg} a day, they say.' * 20  # with quotes and lines
 CALL_ID = "rlkit0000"  # some templates require nine letters or digits
 
 
@@ -107,8 +107,8 @@ class ChatTemplate:
         question = {"role": "user", "content": QUESTION}
         text = self.render([question, _call_message(calls)])
         prompt = self.render([question], add_generation_prompt=True)
-        # The turn is what follows the generation prompt, or what the two have in common: the prompt may open
-        # a thought with a line break that the thought of a finished turn does not have.
+        # The turn is what follows the generation prompt. The prompt may end differently, for example with a
+        # line break after <think> that a finished turn lacks; then it is what follows their common beginning.
         start = len(prompt)
         while not text.startswith(prompt[:start]):
             start -= 1
@@ -230,7 +230,7 @@ def check_template(
     if environment.max_turns == 1:
         return
     try:
-        template.content("user", TEXT)
+        template.content("user", SAMPLE_REPLY)
         if environment.tools:
             _check_tools(environment, template, name, remedy)
     except TemplateError as error:
@@ -251,9 +251,9 @@ def _check_tools(environment: Environment, template: ChatTemplate, name: str, re
         calls = environment.read_tool_calls(turn)
         if calls is not None and list(calls) != [expected]:
             raise UserError(
-                f"{environment.id} does not read the calls of {name}, {turn.strip()[:200]!r}: {remedy}"
+                f"{environment.id} cannot read the calls of {name}, {turn.strip()[:200]!r}: {remedy}"
             )
-    template.content("tool", TEXT)
+    template.content("tool", SAMPLE_REPLY)
 
 
 def _shows_tools(template: ChatTemplate) -> bool:

@@ -72,11 +72,11 @@ class Loop:
         if environment.tools:
             self.template["tools"] = [dict(tool) for tool in environment.tools]
         self.replies = ReplyTokens(tokenizer, environment.stop, eos_token_ids, self.template)
-        # A tag that ends a turn may also be an EOS token. It is then part of the text, and the turn is open.
+        # A stop string may itself be an EOS token. Then it is part of the turn's text and does not close it.
         vocabulary = tokenizer.get_vocab()
         stop_ids = [vocabulary.get(string) for string in environment.stop]
         self.closing_ids = [token for token in eos_token_ids if token not in stop_ids]
-        # Now, because the first search would fail in the middle of training otherwise.
+        # Checked here: otherwise, the first reply would fail in the middle of training.
         check_template(environment, tokenizer, self.replies.template)
 
     def __call__(

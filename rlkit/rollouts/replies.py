@@ -122,8 +122,8 @@ class Responder:
 
     Turns that `Environment.respond_at_once` replies to do not depend on the others. If `respond` raises, or
     does not return one `Reply` per turn, it is called again for each turn, so that only the rollouts that
-    fail become invalid. A call that times out is abandoned, since Python cannot kill its thread; replies from
-    before that count.
+    fail become invalid. A call that times out is abandoned, since Python cannot kill its thread; the replies
+    that it has stored by then are used.
     """
 
     def __init__(self, environment: Environment, timeout: float):
