@@ -25,7 +25,7 @@ This module contains nothing specific to one task and does not import torch.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -81,12 +81,19 @@ class Candidates:
         grades: Relevance grade of each passage; 0 is not relevant.
         ideal: Grades of all relevant documents, highest first, including those that are not candidates. The
             ideal DCG of nDCG is computed from it.
+        ids: Id of each passage's document. With ids, in-batch objectives do not use another query's candidate
+            as a negative if this query's judgments say that it is relevant. Empty if there are no ids.
+        relevant: Ids of the documents whose grades are `ideal`, in the same order.
+        excluded: Ids of documents that must not be ranked for this query.
     """
 
     query: str
     passages: Sequence[str]
     grades: Sequence[int]
     ideal: Sequence[int]
+    ids: Sequence[str] = ()
+    relevant: Sequence[str] = ()
+    excluded: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -184,6 +191,14 @@ class Environment(ABC):
 
     def candidate_documents(self, task: Mapping[str, Any]) -> Candidates | None:
         """Return the documents that `rlkit rank` trains an encoder to rank, or None if there are none."""
+        return None
+
+    def documents(self) -> Iterator[tuple[str, str]] | None:
+        """Return all documents that the candidates are chosen from, as (id, passage), or None if unknown.
+
+        `rlkit rank` ranks them to find out whether the trained encoder still retrieves well without a first
+        stage. The passages have the form of `Candidates.passages`.
+        """
         return None
 
     def check_item(self, item: Mapping[str, Any]) -> bool:

@@ -123,7 +123,7 @@ def _evaluator(
         binary_evaluator = Evaluator(
             binary,
             [m for m in measures if not m.startswith("ndcg")],
-            min_grade=1 if collection.binary else collection.min_grade,
+            min_grade=1 if collection.binary else max(collection.min_grades.values(), default=1),
         )
     except ValueError as error:
         raise UserError(str(error)) from None

@@ -67,9 +67,22 @@ def documents_by_id(collection: Collection, ids: Iterable[str]) -> dict[str, Doc
     return documents
 
 
-def open_collection(name: str, folds: int | None, fold: int) -> Collection:
-    """Load a collection by name, split into cross-validation folds if `folds` is given; raises UserError."""
+def open_collection(name: str, folds: int | None, fold: int, drop_query_id: bool | None = None) -> Collection:
+    """Load a collection by name.
+
+    Args:
+        name: Name of the collection; see `rlkit.retrieval.collections.base`.
+        folds: Number of cross-validation folds to split the queries into; None keeps the splits.
+        fold: Index of the fold that is the test split.
+        drop_query_id: Whether to remove the document whose id equals the query's from its ranking; None
+            follows the benchmark.
+
+    Raises:
+        UserError: The collection does not exist, or an argument is out of range.
+    """
     collection = load_collection(name)
+    if drop_query_id is not None:
+        collection = replace(collection, drop_query_id=drop_query_id)
     return collection if folds is None else collection.folds(folds, fold)
 
 

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -28,12 +28,16 @@ class Collection:
         queries: Query texts by id.
         qrels: Grades by split, query and document. Splits are "train", "dev", "test" or the dataset's own.
         excluded: Ids of documents to remove from each query's ranking before scoring (BRIGHT).
-        drop_query_id: Whether to remove the document whose id equals the query's from its ranking (BEIR).
-        min_grade: Minimum grade that counts as relevant for measures other than nDCG (TREC DL: 2).
+        drop_query_id: Whether to remove the document whose id equals the query's from its ranking (ArguAna and
+            Quora of BEIR).
+        min_grades: Minimum grade that counts as relevant, by kind of measure ("rr", "ap", "recall",
+            "precision", "hit"). 1 for a kind that is not in it.
         source: JSON value that changes with the documents, so that an outdated index is rebuilt.
         document_of: Function from a passage's id to its document's, if passages are ranked but documents
             judged (CRUMB). A document takes the rank of its best passage (MaxP). None if both are the same.
         binary: Separate judgments for measures other than nDCG, in the form of `qrels` (CRUMB).
+        notes: Sentences about what differs from the files or from the benchmark's own evaluation, such as the
+            number of judged documents that the corpus does not have. They are shown to the user.
     """
 
     name: str
@@ -41,11 +45,12 @@ class Collection:
     queries: Mapping[str, str]
     qrels: Mapping[str, Qrels]
     excluded: Mapping[str, frozenset[str]] = field(default_factory=dict)
-    drop_query_id: bool = True
-    min_grade: int = 1
+    drop_query_id: bool = False
+    min_grades: Mapping[str, int] = field(default_factory=dict)
     source: list[Any] | None = None
     document_of: Callable[[str], str] | None = None
     binary: Mapping[str, Qrels] = field(default_factory=dict)
+    notes: Sequence[str] = ()
 
     def judged_id(self, name: str) -> str:
         """Return the id under which a retrieved document is judged, which differs for passages."""

@@ -46,13 +46,13 @@ def load_irds(name: str) -> Collection:
             grades = qrels.setdefault(split, {}).setdefault(judgment.query_id, {})
             grades[judgment.doc_id] = int(judgment.relevance)
     # TREC DL's grade 1 means "related", not relevant.
-    min_grade = 2 if "trec-dl" in name else 1
+    min_grades = dict.fromkeys(("rr", "ap", "recall", "precision"), 2) if "trec-dl" in name else {}
     return Collection(
         name,
         lambda: _documents(dataset),
         queries,
         qrels,
-        min_grade=min_grade,
+        min_grades=min_grades,
         source=["ir_datasets", name],
     )
 

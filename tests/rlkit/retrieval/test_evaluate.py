@@ -102,7 +102,7 @@ def test_binary_judgments_score_measures_other_than_ndcg(use_collection, folder)
 
 
 def test_min_grade_applies_to_reciprocal_rank(use_collection, folder):
-    use_collection({"q1": {"a": 1, "b": 2}}, min_grade=2)  # as in TREC DL
+    use_collection({"q1": {"a": 1, "b": 2}}, min_grades={"rr": 2})  # as in TREC DL
     result = evaluate_retriever("small", write_run(folder / "d", {"q1": {"a": 4, "b": 3}}))
     assert result["scores"]["q1"]["rr@10"] == 0.5
 

@@ -39,7 +39,7 @@ def test_load_collection_reads_beir_folder(tmp_path):
     assert collection.queries == {"q1": "a question", "q2": "another"}
     assert collection.judged("test") == {"q1": {"d1": 2, "2": 0}}
     assert collection.judged("train") == {"q2": {"2": 1}}
-    assert collection.drop_query_id and collection.min_grade == 1
+    assert not collection.drop_query_id and collection.min_grades == {}
     with pytest.raises(UserError, match=r"no split 'dev'.*test, train.*folds"):
         collection.judged("dev")
 
