@@ -36,21 +36,27 @@ def load_encoder(name: str) -> SentenceTransformer:
         raise UserError(f"the encoder {name!r} cannot be loaded: {first_line(error)}") from error
 
 
-def encode(method: Callable, texts: Sequence[str], prefix: str | None) -> np.ndarray:
-    """Embed strings as unit vectors, float32 of shape (texts, dimensions).
+def is_dot_product(encoder: SentenceTransformer) -> bool:
+    """Return whether the encoder's own similarity is the dot product of vectors that have any length."""
+    return encoder.similarity_fn_name == "dot"
+
+
+def encode(method: Callable, texts: Sequence[str], prefix: str | None, normalize: bool = True) -> np.ndarray:
+    """Embed strings as vectors, float32 of shape (texts, dimensions).
 
     Args:
         method: The encoder's bound method `encode_query` or `encode_document`.
         texts: Strings to embed, at least one.
         prefix: Prefix of each string; None uses the prompt in the encoder's own settings.
+        normalize: Whether to scale the vectors to length 1, so that an inner product is a cosine. False for
+            encoders with `is_dot_product`.
 
     Raises:
         EngineError: The encoder returned NaN or infinite values.
     """
     # Tokenizers raise on lone surrogates, which a policy can generate.
     texts = [encodable(text) for text in texts]
-    # Unit vectors, so that an inner product is a cosine.
-    vectors = method(texts, prompt=prefix, normalize_embeddings=True, show_progress_bar=False)
+    vectors = method(texts, prompt=prefix, normalize_embeddings=normalize, show_progress_bar=False)
     if not np.isfinite(vectors).all():
         raise EngineError("the encoder returned NaN or infinite values")
     return np.asarray(vectors, np.float32)

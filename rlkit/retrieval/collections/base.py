@@ -28,8 +28,8 @@ class Collection:
         queries: Query texts by id.
         qrels: Grades by split, query and document. Splits are "train", "dev", "test" or the dataset's own.
         excluded: Ids of documents to remove from each query's ranking before scoring (BRIGHT).
-        drop_query_id: Whether to remove the document whose id equals the query's from its ranking (ArguAna and
-            Quora of BEIR).
+        drop_query_id: Whether to remove the document whose id equals the query's from its ranking (BEIR's
+            ArguAna and Quora).
         min_grades: Minimum grade that counts as relevant, by kind of measure ("rr", "ap", "recall",
             "precision", "hit"). 1 for a kind that is not in it.
         source: JSON value that changes with the documents, so that an outdated index is rebuilt.
