@@ -21,7 +21,7 @@ class JudgedQuery:
     Attributes:
         id: Identifier of the query.
         text: Text of the query.
-        grades: Grades by document id, at least one of them above 0.
+        grades: Grades by document id. None of them is above 0 if nothing relevant was judged.
     """
 
     id: str
@@ -34,17 +34,29 @@ class JudgedQuery:
         return sorted((grade for grade in self.grades.values() if grade > 0), reverse=True)
 
 
-def judged_queries(collection: Collection, split: str, n: int | None, seed: int) -> list[JudgedQuery]:
+def judged_queries(
+    collection: Collection, split: str, n: int | None, seed: int, *, require_relevant: bool = True
+) -> list[JudgedQuery]:
     """Return the first `n` queries of a split (None: all), shuffled by the seed.
 
-    Queries without a relevant document are skipped.
+    Args:
+        collection: Collection that has the queries and judgments.
+        split: "train", "dev" or "test".
+        n: Maximum number of queries; None returns all.
+        seed: Random seed of the order.
+        require_relevant: Whether to skip queries without a relevant document, from which nothing can be
+            learned. Evaluations include them: trec_eval scores them 0.
 
     Raises:
         UserError: The split is unknown, or the collection does not have it.
     """
     check_choice("split", split, SPLITS)
     judged = collection.judged(split)
-    names = [name for name, grades in judged.items() if any(grade > 0 for grade in grades.values())]
+    names = [
+        name
+        for name, grades in judged.items()
+        if not require_relevant or any(grade > 0 for grade in grades.values())
+    ]
     # Sorting by a hash keeps the order of two queries when a collection gains or loses others.
     names.sort(key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest())
     return [JudgedQuery(name, collection.queries[name], judged[name]) for name in names[:n]]
