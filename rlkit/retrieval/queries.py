@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 
 from rlkit.environment import SPLITS
 from rlkit.errors import check_choice
@@ -12,6 +14,8 @@ from rlkit.retrieval.collections.base import Collection
 from rlkit.retrieval.collections.load import load_collection
 from rlkit.retrieval.documents import Document
 from rlkit.words import truncate_words
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -80,14 +84,14 @@ def documents_by_id(collection: Collection, ids: Iterable[str]) -> dict[str, Doc
 
 
 def open_collection(name: str, folds: int | None, fold: int, drop_query_id: bool | None = None) -> Collection:
-    """Load a collection by name.
+    """Load a collection by name, and log its notes as warnings, once per process.
 
     Args:
         name: Name of the collection; see `rlkit.retrieval.collections.base`.
         folds: Number of cross-validation folds to split the queries into; None keeps the splits.
         fold: Index of the fold that is the test split.
         drop_query_id: Whether to remove the document whose id equals the query's from its ranking; None
-            follows the benchmark.
+            follows the benchmark, which drops it in BEIR's ArguAna and Quora only.
 
     Raises:
         UserError: The collection does not exist, or an argument is out of range.
@@ -95,7 +99,18 @@ def open_collection(name: str, folds: int | None, fold: int, drop_query_id: bool
     collection = load_collection(name)
     if drop_query_id is not None:
         collection = replace(collection, drop_query_id=drop_query_id)
+    elif collection.drop_query_id:
+        note = "a document with the id of its query is not ranked, as in BEIR; drop_query_id=False ranks it"
+        collection = replace(collection, notes=[*collection.notes, note])
+    for note in collection.notes:
+        _log_once(f"{collection.name}: {note}")
     return collection if folds is None else collection.folds(folds, fold)
+
+
+@cache
+def _log_once(warning: str) -> None:
+    """Log a warning once per process: several environments may open the same collection."""
+    _log.warning("%s", warning)
 
 
 def task_id(*content: str) -> str:

@@ -1,8 +1,8 @@
 """A test collection: documents, queries, and judgments of which documents are relevant to which query.
 
 `rlkit.retrieval.collections.load` opens one by name: a folder in BEIR's layout (`corpus.jsonl`,
-`queries.jsonl`, `qrels/SPLIT.tsv`) or in T2Ranking's, `ir_datasets:NAME` for any dataset of ir-datasets,
-`bright:SUBSET`, `crumb:TASK`, or `generated:SIZE:SEED`.
+`queries.jsonl`, `qrels/SPLIT.tsv`), one of its qrels files, a folder in T2Ranking's layout,
+`ir_datasets:NAME` for any dataset of ir-datasets, `bright:SUBSET`, `crumb:TASK`, or `generated:SIZE:SEED`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,17 @@ from rlkit.errors import UserError, nearest
 from rlkit.retrieval.documents import Document
 
 Qrels = dict[str, dict[str, int]]
+# BEIR evaluates these two without the document whose id is the query's: ArguAna's queries are taken from its
+# corpus, and Quora's are questions of it.
+DROP_QUERY_ID = ("arguana", "quora")
+SPLIT_NAMES = {
+    "training": "train",
+    "development": "dev",
+    "valid": "dev",
+    "validation": "dev",
+    "val": "dev",
+    "testing": "test",
+}
 
 
 @dataclass(frozen=True)
@@ -61,7 +72,8 @@ class Collection:
         if split not in self.qrels:
             raise UserError(
                 f"{self.name} has no split {split!r}{nearest(split, self.qrels)}; it has "
-                f"{', '.join(self.qrels)}. Set folds to use part of its queries for training"
+                f"{', '.join(self.qrels)}. Set folds to use part of its queries for training, or name one of "
+                "its qrels files as the collection"
             )
         return self.qrels[split]
 
@@ -96,6 +108,17 @@ class Collection:
         return replace(self, qrels=qrels, binary=binary)
 
 
+def canonical_split(name: str) -> str:
+    """Return "train", "dev" or "test" for the usual spellings of a split, and other names as they are."""
+    lowered = name.lower()
+    return SPLIT_NAMES.get(lowered, lowered if lowered in SPLIT_NAMES.values() else name)
+
+
+def drops_query_id(name: str) -> bool:
+    """Return whether a dataset, named by its path, is one of BEIR's that drop the query's own document."""
+    return not {*name.lower().split("/")}.isdisjoint(DROP_QUERY_ID)
+
+
 def _merge_splits(splits: Mapping[str, Qrels]) -> Qrels:
     merged: Qrels = {}
     for judged in splits.values():
@@ -104,20 +127,76 @@ def _merge_splits(splits: Mapping[str, Qrels]) -> Qrels:
     return merged
 
 
-def check_judged_documents(name: str, locations: Mapping[str, str], documents: Iterable[Document]) -> None:
-    """Raise UserError if a judged document is missing from the collection.
+def check_judgments(
+    name: str, qrels: Mapping[str, Qrels], queries: Mapping[str, str], document_ids: Iterable[str] | None
+) -> tuple[dict[str, Qrels], list[str]]:
+    """Return the judgments of known queries, and sentences about those that have no query or no document.
+
+    Judgments of unknown queries are dropped. Those of documents that the corpus does not have are kept: as in
+    trec_eval, a relevant document counts in the ideal ranking and in recall even if it cannot be retrieved.
 
     Args:
-        name: Name of the collection, for the message.
-        locations: File and line of a judgment of each judged document, by document id.
-        documents: All documents, read once. Only the judged ids are held in memory.
+        name: Name of the collection, for messages.
+        qrels: Grades by split, query and document.
+        queries: Query texts by id.
+        document_ids: Ids of all documents under which they are judged, read once; only judged ids are held
+            in memory. None skips the comparison.
+
+    Raises:
+        UserError: There are no judgments, or none of the judged queries or none of the judged documents is in
+            the collection, so the files do not belong together.
     """
-    missing = set(locations)
-    for document in documents:
-        missing.discard(document.id)
-    if missing:
-        first = min(missing, key=locations.__getitem__)
+    judged_queries = {query for judged in qrels.values() for query in judged}
+    unknown = judged_queries - queries.keys()
+    if not judged_queries:
+        raise UserError(f"{name} has no judgments")
+    if unknown == judged_queries:
         raise UserError(
-            f"{locations[first]}: the judged document {first!r} is not in {name} ({len(missing)} missing in "
-            "total)"
+            f"{name}: none of the {len(unknown)} judged queries is among its queries: the judgments have ids "
+            f"such as {min(unknown)!r}, the queries {_example(queries)}; do the files belong together?"
         )
+    notes = []
+    if unknown:
+        notes.append(
+            f"{len(unknown)} of {len(judged_queries)} judged queries have no text, for example "
+            f"{min(unknown)!r}; their judgments are ignored"
+        )
+    answerable = {}
+    for split, judged in qrels.items():
+        with_text = {query: grades for query, grades in judged.items() if query in queries}
+        if with_text:
+            answerable[split] = with_text
+    if document_ids is not None:
+        notes += _note_missing_documents(name, answerable, document_ids)
+    return answerable, notes
+
+
+def _note_missing_documents(name: str, qrels: Mapping[str, Qrels], document_ids: Iterable[str]) -> list[str]:
+    relevant: dict[str, bool] = {}
+    for judged in qrels.values():
+        for grades in judged.values():
+            for document, grade in grades.items():
+                relevant[document] = relevant.get(document, False) or grade > 0
+    missing = set(relevant)
+    first = None
+    for document in document_ids:
+        first = document if first is None else first
+        missing.discard(document)
+    if not missing:
+        return []
+    if len(missing) == len(relevant):
+        raise UserError(
+            f"{name}: none of the {len(missing)} judged documents is in the corpus: the judgments have ids "
+            f"such as {min(missing)!r}, the corpus {_example([] if first is None else [first])}; do the "
+            "files belong together?"
+        )
+    num_relevant = sum(relevant[document] for document in missing)
+    return [
+        f"{len(missing)} of {len(relevant)} judged documents are not in the corpus, for example "
+        f"{min(missing)!r}; {num_relevant} of them are relevant to a query and lower its measures, as in "
+        "trec_eval"
+    ]
+
+
+def _example(ids: Iterable[str]) -> str:
+    return next((f"such as {name!r}" for name in ids), "are empty")

@@ -40,15 +40,20 @@ def corpus_source(corpus: str) -> list[Any] | None:
     if parse_world(corpus) is not None:
         return None
     files = _corpus_files(corpus)
-    if files == [Path(corpus).expanduser()] or _beir_file(Path(corpus).expanduser()):
-        status = files[0].stat()
-        return [str(files[0].resolve()), status.st_size, status.st_mtime_ns]
     root = Path(corpus).expanduser()
+    if files == [root] or (len(files) == 1 and files == _beir_files(root)):
+        return file_source(files[0])
     digest = hashlib.sha256()
     for file in files:
         status = file.stat()
         digest.update(repr((str(file.relative_to(root)), status.st_size, status.st_mtime_ns)).encode())
     return [str(root.resolve()), len(files), digest.hexdigest()]
+
+
+def file_source(path: Path) -> list[Any]:
+    """Return the path, size and modification time of a file."""
+    status = path.stat()
+    return [str(path.resolve()), status.st_size, status.st_mtime_ns]
 
 
 def read_corpus(corpus: str) -> Iterator[Document]:
@@ -113,13 +118,24 @@ class IdSet:
         return is_new
 
 
-def _beir_file(folder: Path) -> Path | None:
-    """Return the corpus file of a folder in BEIR's layout, or None if it has another layout."""
-    for name in ("corpus.jsonl", "corpus.jsonl.gz"):
+def layout_files(folder: Path, stem: str) -> list[Path]:
+    """Return the files with the "corpus" or the "queries" of a folder in BEIR's layout, or an empty list.
+
+    They are STEM.jsonl, STEM.jsonl.gz or STEM.parquet, or tables in a folder STEM (the Hub's layout).
+    """
+    for name in (f"{stem}.jsonl", f"{stem}.jsonl.gz", f"{stem}.parquet"):
         if (folder / name).is_file():
-            return folder / name
+            return [folder / name]
+    files = sorted((folder / stem).glob("*"))
+    return [path for path in files if is_table(path) and path.is_file() and not path.name.startswith(".")]
+
+
+def _beir_files(folder: Path) -> list[Path]:
+    """Return the corpus files of a folder in BEIR's layout, or an empty list if it has another layout."""
     # The queries of such a folder must not be read as documents if its corpus is missing.
-    return folder / "corpus.jsonl" if (folder / "queries.jsonl").exists() else None
+    if layout_files(folder, "queries"):
+        return layout_files(folder, "corpus") or [folder / "corpus.jsonl"]
+    return [path for path in layout_files(folder, "corpus")[:1] if path.parent == folder]
 
 
 def _corpus_files(corpus: str) -> list[Path]:
@@ -127,8 +143,7 @@ def _corpus_files(corpus: str) -> list[Path]:
     path = Path(corpus).expanduser()
     files = [path]
     if path.is_dir():
-        beir_file = _beir_file(path)
-        files = [beir_file] if beir_file else _folder_files(path)
+        files = _beir_files(path) or _folder_files(path)
     types = f"{', '.join(SUFFIXES + TEXT_FILES)}, or one of them with .gz"
     if not files:
         raise UserError(f"there is no corpus in {path}: it has no files of the types {types}")

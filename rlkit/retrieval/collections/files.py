@@ -1,198 +1,236 @@
-"""Read collections in the file layouts of BEIR and T2Ranking, and TREC's qrels and run files.
+"""Read relevance judgments and run files in the formats in which they are published.
 
-Every error names the file and the line: a truncated row, a repeated id, a missing header, a judged document
-that the corpus does not have.
+Judgments are in TREC's format (`qid 0 docid grade`), in BEIR's (a header and three columns), or rows of a
+JSONL, CSV or Parquet file. Every error names the file and the line.
 """
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 from rlkit.errors import UserError
-from rlkit.retrieval.collections.base import Collection, Qrels, check_judged_documents
-from rlkit.retrieval.collections.corpus import corpus_source, read_corpus
-from rlkit.retrieval.documents import Document
-from rlkit.retrieval.tables import iterate_rows
+from rlkit.retrieval.collections.base import Qrels
+from rlkit.retrieval.tables import canonical, file_type, get_value, iterate_rows, open_text
 
-Rows = Iterator[tuple[str, list[str]]]  # location (`FILE:LINE`) and fields
+QUERY_IDS = ("query-id", "qid", "query", "q-id", "topic-id", "topic")
+DOCUMENT_IDS = ("corpus-id", "doc-id", "pid", "did", "passage-id", "document-id", "docno", "doc", "document")
+GRADES = ("score", "relevance", "rel", "label", "grade", "relevance-score", "judgment")
+TEXT_SUFFIXES = (".tsv", ".txt", ".qrels", "")  # of files whose columns white space separates
+# trec_eval separates fields at ASCII white space. Python's str.split also splits ids at a no-break space.
+WHITE_SPACE = " \t\r\n\v\f"
+_SEPARATOR = re.compile(f"[{WHITE_SPACE}]+")
 
-
-def load_beir(folder: Path) -> Collection:
-    """Load a folder with corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv (BEIR's `GenericDataLoader`).
-
-    Raises:
-        UserError: A file is missing or invalid.
-    """
-    queries = read_queries(folder / "queries.jsonl")
-    files = {path.stem: path for path in sorted((folder / "qrels").glob("*.tsv"))}
-    if not files:
-        raise UserError(f"{folder / 'qrels'} has no train.tsv, dev.tsv or test.tsv")
-    judgments = {split: _read_tsv(path, ("query-id", "corpus-id", "score")) for split, path in files.items()}
-    return _build_collection(folder, judgments, queries, partial(read_corpus, str(folder)))
+Grade = str | float | None
+SplitLine = Callable[[str], list[str]]
 
 
-def read_queries(path: Path) -> dict[str, str]:
-    """Return query texts by id from rows with `_id` (or `id`) and `text`; raises UserError."""
-    queries: dict[str, str] = {}
-    for location, row in iterate_rows(path):
-        name, text = row.get("_id", row.get("id")), row.get("text")
-        if isinstance(name, bool) or not isinstance(name, str | int) or not isinstance(text, str):
-            raise UserError(f"{location}: a query needs an _id (string or integer) and a string in text")
-        _add_unique(queries, str(name), text, location)
-    return queries
+class Judgment(NamedTuple):
+    """A row of a qrels file, and where it is (`FILE:LINE`)."""
+
+    location: str
+    query: str
+    document: str
+    grade: Grade
 
 
-def load_t2ranking(folder: Path) -> Collection:
-    """Load a folder with T2Ranking's collection.tsv, queries.SPLIT.tsv and qrels.SPLIT.tsv (THUIR/T2Ranking).
+def read_qrels(*paths: Path) -> Qrels:
+    """Return grades by query and document from one or more files in any of the formats of judgments.
 
-    The graded judgments of `qrels.SPLIT.tsv` are used if the file exists, and otherwise the binary ones of
-    `qrels.retrieval.SPLIT.tsv`.
+    Whole grades may be written as decimals ("1.0"). A judgment may repeat if its grade is the same.
 
     Raises:
-        UserError: A file is missing or invalid.
+        UserError: A file does not exist or is empty, a line is malformed, a grade is not an integer, or a
+            document has two different grades for a query.
     """
-    queries: dict[str, str] = {}
-    judgments: dict[str, Rows] = {}
-    for path in sorted(folder.glob("queries.*.tsv")):
-        split = path.stem.removeprefix("queries.")
-        for location, (name, text) in _read_tsv(path, ("qid", "text")):
-            _add_unique(queries, name, text, location)
-        graded, binary = folder / f"qrels.{split}.tsv", folder / f"qrels.retrieval.{split}.tsv"
-        if graded.exists():
-            judgments[split] = _read_trec_qrels(graded, header_lines=1)
-        elif binary.exists():
-            rows = _read_tsv(binary, ("qid", "pid"))
-            judgments[split] = ((location, [*row, "1"]) for location, row in rows)
-    if not judgments:
-        raise UserError(f"{folder} has no queries.SPLIT.tsv with a qrels.SPLIT.tsv")
-    return _build_collection(folder, judgments, queries, partial(_t2_documents, folder / "collection.tsv"))
+    qrels: Qrels = {}
+    for path in paths:
+        for location, query, document, value in iterate_judgments(path):
+            grade = parse_grade(value, location)
+            grades = qrels.setdefault(query, {})
+            if grades.setdefault(document, grade) != grade:
+                rows = chain.from_iterable(map(iterate_judgments, paths))
+                first = next(row for row in rows if (row.query, row.document) == (query, document))
+                raise UserError(
+                    f"{location}: document {document!r} has the grade {grade} for query {query!r}, but "
+                    f"{grades[document]} in {first.location}; remove one of the two"
+                )
+    return qrels
 
 
-def _t2_documents(path: Path) -> Iterator[Document]:
-    empty = True
-    for _, (name, text) in _read_tsv(path, ("pid", "text")):
-        empty = False
-        yield Document(name, "", text)
-    if empty:
-        raise UserError(f"{path} has no documents")
-
-
-def read_qrels(path: Path) -> Qrels:
-    """Read a TREC qrels file: `qid 0 docid grade` on each line, separated by white space.
+def parse_grade(value: Grade, location: str, truncate: bool = False) -> int:
+    """Return a relevance grade as an integer.
 
     Raises:
-        UserError: A line is malformed, or a document is judged twice for a query.
+        UserError: It is not a number, or it has a fraction that is not to be truncated.
     """
-    return _read_judgments(_read_trec_qrels(path))[0]
+    try:
+        # float accepts "1_0".
+        number = math.nan if value is None or "_" in str(value) else float(value)
+    except ValueError:
+        number = math.nan
+    if isinstance(value, bool) or not math.isfinite(number):
+        raise UserError(f"{location}: the grade {value!r} is not a number")
+    if not truncate and not number.is_integer():
+        raise UserError(f"{location}: the grade {value!r} is not an integer")
+    return int(number)
+
+
+def iterate_judgments(path: Path) -> Iterator[Judgment]:
+    """Yield the judgments of a file one at a time, with unchecked grades.
+
+    Raises:
+        UserError: The file does not exist or is empty, its format is unknown, or a line is malformed.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no file {path}")
+    if file_type(path) in (".jsonl", ".json", ".csv", ".parquet"):
+        yield from _table_judgments(path)
+    else:
+        yield from _text_judgments(path)
+
+
+def _table_judgments(path: Path) -> Iterator[Judgment]:
+    for location, row in iterate_rows(path, (*QUERY_IDS, *DOCUMENT_IDS, *GRADES)):
+        query, document = _to_id(get_value(row, QUERY_IDS)), _to_id(get_value(row, DOCUMENT_IDS))
+        if query is None or document is None:
+            raise UserError(
+                f"{location}: a judgment needs the columns query-id, corpus-id and score; it has "
+                f"{', '.join(row) or 'none'}"
+            )
+        yield Judgment(location, query, document, get_value(row, GRADES))
+
+
+def _to_id(value: object) -> str | None:
+    is_id = isinstance(value, str | int) and not isinstance(value, bool)
+    return str(value) if is_id else None
+
+
+def _text_judgments(path: Path) -> Iterator[Judgment]:
+    split: SplitLine | None = None
+    with open_text(path, "\n") as file:
+        for number, line in enumerate(file, 1):
+            location = f"{path}:{number}"
+            stripped = line.strip(WHITE_SPACE)
+            is_comment = stripped.startswith("#")
+            # In a tab-separated file, an id may start with #.
+            if not stripped or (is_comment and split is not split_tabs):
+                continue
+            if split is None:
+                split, columns, width, is_header = _find_columns(line, location)
+                if is_header:
+                    continue
+            fields = split(line)
+            if len(fields) > width and fields[width].startswith("#"):
+                fields = fields[:width]
+            if len(fields) != width:
+                if is_comment:
+                    continue
+                raise UserError(f"{location}: {len(fields)} fields, expected {width}; is it truncated?")
+            query, document, *grade = (fields[i] for i in columns)
+            yield Judgment(location, query, document, grade[0] if grade else 1)
+    if split is None:
+        raise UserError(f"{path} has no judgments; is it truncated?")
+
+
+def _find_columns(line: str, location: str) -> tuple[SplitLine, Sequence[int], int, bool]:
+    """Find the format of a qrels file from its first line.
+
+    Returns:
+        The function that splits a line; the positions of query, document and grade, the last of which is
+        missing if the file lists relevant documents only; the number of columns; and whether the line is a
+        header.
+    """
+    by_tab, by_space = split_tabs(line), split_space(line)
+    for split, fields in ((split_tabs, by_tab), (split_space, by_space)):
+        names = [canonical(name) for name in fields]
+        positions = [_find_name(names, columns) for columns in (QUERY_IDS, DOCUMENT_IDS, GRADES)]
+        if positions[0] is not None and positions[1] is not None:
+            if positions[2] is None and len(names) > 2:
+                raise UserError(f"{location}: the header has no column for the grade, such as {GRADES[0]}")
+            return split, [i for i in positions if i is not None], len(names), True
+    is_trec = len(by_tab) != 3 or (len(by_space) == 4 and by_space[1].upper() in ("0", "Q0"))
+    split, fields = (split_space, by_space) if is_trec else (split_tabs, by_tab)
+    if len(fields) > 4 and fields[4].startswith("#"):
+        fields = fields[:4]
+    if len(fields) != (4 if is_trec else 3):
+        raise UserError(
+            f"{location}: {len(fields)} fields, expected 'qid 0 docid grade', or a header with the "
+            "tab-separated columns query-id, corpus-id and score; is it truncated?"
+        )
+    try:
+        parse_grade(fields[-1], location)
+    except UserError as error:
+        raise UserError(
+            f"{error}; if the line is a header, name its columns query-id, corpus-id and score"
+        ) from None
+    return split, (0, len(fields) - 2, len(fields) - 1), len(fields), False
+
+
+def _find_name(names: Sequence[str], columns: Iterable[str]) -> int | None:
+    return next((names.index(canonical(name)) for name in columns if canonical(name) in names), None)
+
+
+def split_tabs(line: str) -> list[str]:
+    """Return the fields of a tab-separated line. As BEIR reads them, they may be quoted as in CSV."""
+    line = line.rstrip("\r\n")
+    if '"' in line:
+        try:
+            return next(csv.reader([line], "excel-tab", strict=True))
+        except csv.Error:
+            pass
+    return line.split("\t")
+
+
+def split_space(line: str) -> list[str]:
+    """Return the fields of a line that white space separates."""
+    return _SEPARATOR.split(line.strip(WHITE_SPACE))
 
 
 def read_run(path: Path) -> dict[str, list[str]]:
     """Return the rankings of a TREC run file by query, best first.
 
-    As in trec_eval, the rank column is ignored: documents are sorted by score, ties by id, descending.
+    As in trec_eval, the rank column is ignored: documents are sorted by score, ties by id, descending. What
+    follows the first word of the tag is ignored, and so are blank lines and lines that start with `#`.
 
     Raises:
-        UserError: A line is malformed, or a document repeats in a ranking.
+        UserError: The file does not exist, a line is malformed, or a document repeats in a ranking.
     """
+    if not path.is_file():
+        raise UserError(f"there is no file {path}")
     scores: dict[str, dict[str, float]] = {}
-    for location, fields in _read_fields(path, "qid Q0 docid rank score tag"):
-        try:
-            score = float(fields[4])
-        except ValueError:
-            raise UserError(f"{location}: the score {fields[4]!r} is not a number") from None
-        _add_unique(scores.setdefault(fields[0], {}), fields[2], score, location)
+    with open_text(path, "\n") as file:
+        for number, line in enumerate(file, 1):
+            stripped = line.strip(WHITE_SPACE)
+            if not stripped or stripped.startswith("#"):
+                continue
+            fields = _SEPARATOR.split(stripped, 5)
+            if len(fields) < 6:
+                raise UserError(
+                    f"{path}:{number}: {len(fields)} fields, expected 'qid Q0 docid rank score tag'; is it "
+                    "truncated?"
+                )
+            query, _, document, _, value, _ = fields
+            ranking = scores.setdefault(query, {})
+            if document in ranking:
+                raise UserError(
+                    f"{path}:{number}: document {document!r} repeats in the ranking of query {query!r}; "
+                    "remove one of its lines"
+                )
+            ranking[document] = _parse_score(value, f"{path}:{number}")
     return {query: sorted(run, key=lambda d: (run[d], d), reverse=True) for query, run in scores.items()}
 
 
-def _build_collection(
-    folder: Path,
-    judgments: Mapping[str, Rows],
-    queries: dict[str, str],
-    documents: Callable[[], Iterator[Document]],
-) -> Collection:
-    """Read the judgments of each split and check that their queries and documents exist."""
-    qrels, locations = {}, {}
-    for split, rows in judgments.items():
-        qrels[split], split_locations = _read_judgments(rows)
-        locations.update(split_locations)
-        for query in qrels[split]:
-            if query not in queries:
-                raise UserError(
-                    f"{folder.name}: the qrels of {split} judge {query!r}, which is not one of the queries"
-                )
-    # This reads the corpus once, so that a malformed row is reported now and not during training.
-    check_judged_documents(folder.name, locations, documents())
-    table = folder / "collection.tsv"
-    source = corpus_source(str(folder)) if not table.exists() else [str(table), table.stat().st_mtime_ns]
-    return Collection(folder.name, documents, queries, qrels, source=source)
-
-
-def _read_judgments(rows: Rows) -> tuple[Qrels, dict[str, str]]:
-    """Return the grades by query and document, and the location of each document's first judgment."""
-    qrels: Qrels = {}
-    locations: dict[str, str] = {}
-    for location, (query, document, grade) in rows:
-        try:
-            number = float(grade)
-        except ValueError:
-            raise UserError(f"{location}: the grade {grade!r} is not a number") from None
-        # Some qrels write grades as 1.0.
-        if number != int(number):
-            raise UserError(f"{location}: the grade {grade!r} is not an integer")
-        _add_unique(qrels.setdefault(query, {}), document, int(number), location)
-        locations.setdefault(document, location)
-    return qrels, locations
-
-
-def _add_unique(values: dict, key: str, value: object, location: str) -> None:
-    if key in values:
-        raise UserError(f"{location}: the id {key!r} is a duplicate; make the ids unique")
-    values[key] = value
-
-
-def _read_tsv(path: Path, header: tuple[str, ...]) -> Rows:
-    """Read a tab-separated file with this header. Quotes are ordinary characters in it."""
-    if not path.is_file():
-        raise UserError(f"there is no file {path}")
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        # Passages of T2Ranking contain unbalanced quotes.
-        reader = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-        csv.field_size_limit(2**31 - 1)  # the default raises on fields of more than 128 KiB
-        try:
-            if tuple(next(reader, ())) != header:
-                raise UserError(
-                    f"{path}:1: the first line must be the tab-separated header {' '.join(header)}"
-                )
-            for row in reader:
-                if len(row) != len(header):
-                    counts = f"{len(row)} fields, expected {len(header)}"
-                    raise UserError(f"{path}:{reader.line_num}: {counts}; is it truncated?")
-                yield f"{path}:{reader.line_num}", row
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise UserError(f"{path}:{reader.line_num}: invalid row ({error}); is it truncated?") from None
-
-
-def _read_trec_qrels(path: Path, header_lines: int = 0) -> Rows:
-    """Read the query, document and grade of each line."""
-    for location, (query, _, document, grade) in _read_fields(path, "qid 0 docid grade", header_lines):
-        yield location, [query, document, grade]
-
-
-def _read_fields(path: Path, line_format: str, header_lines: int = 0) -> Rows:
-    """Read the fields of each line, which white space separates, and check their number."""
-    if not path.is_file():
-        raise UserError(f"there is no file {path}")
-    num_fields = len(line_format.split())
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            fields = line.split()
-            if not fields or number <= header_lines:
-                continue
-            if len(fields) != num_fields:
-                raise UserError(
-                    f"{path}:{number}: {len(fields)} fields, expected {line_format!r}; is it truncated?"
-                )
-            yield f"{path}:{number}", fields
+def _parse_score(value: str, location: str) -> float:
+    try:
+        score = float(value)
+    except ValueError:
+        score = math.nan
+    if math.isnan(score):
+        raise UserError(f"{location}: the score {value!r} is not a number")
+    return score

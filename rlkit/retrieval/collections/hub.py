@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from rlkit.errors import UserError, nearest
-from rlkit.retrieval.collections.base import Collection, Qrels, check_judged_documents
+from rlkit.retrieval.collections.base import Collection, Qrels, check_judgments
+from rlkit.retrieval.collections.files import parse_grade
 from rlkit.retrieval.documents import Document
 from rlkit.retrieval.reading import open_hub, read_hub
 
@@ -52,7 +53,6 @@ def load_bright(name: str) -> Collection:
     queries: dict[str, str] = {}
     qrels: Qrels = {}
     excluded = {}
-    locations: dict[str, str] = {}
     for i, row in enumerate(read_hub(dataset, "examples", subset)):
         location = f"{dataset}, examples of {subset}, row {i}"
         query, text, gold, ids = _values(row, ("id", "query", "gold_ids", "excluded_ids"), location)
@@ -62,13 +62,11 @@ def load_bright(name: str) -> Collection:
             raise UserError(f"{location}: {min(overlap)!r} is listed both as relevant and as excluded")
         queries[query], qrels[query] = text, dict.fromkeys(gold, 1)
         excluded[query] = frozenset(ids) - {"N/A"}  # BRIGHT writes an empty list as ["N/A"]
-        for document in gold:
-            locations.setdefault(document, location)
     corpus = _HubCorpus(dataset, "documents", subset, ("id", "content"))
-    check_judged_documents(f"bright:{subset}", locations, corpus())
-    return Collection(
-        f"bright:{subset}", corpus, queries, {"test": qrels}, excluded, source=["bright", dataset, subset]
-    )
+    ids = (document.id for document in corpus())
+    splits, notes = check_judgments(f"bright:{subset}", {"test": qrels}, queries, ids)
+    source = ["bright", dataset, subset, corpus.fingerprint()]
+    return Collection(f"bright:{subset}", corpus, queries, splits, excluded, source=source, notes=notes)
 
 
 def load_crumb(name: str) -> Collection:
@@ -85,7 +83,6 @@ def load_crumb(name: str) -> Collection:
     queries: dict[str, str] = {}
     qrels: dict[str, Qrels] = {}
     binary: dict[str, Qrels] = {}
-    locations: dict[str, str] = {}
     for split, config in (("test", "evaluation_queries"), ("dev", "validation_queries")):
         for i, row in enumerate(read_hub(dataset, config, task)):
             location = f"{dataset}, {config} of {task}, row {i}"
@@ -93,25 +90,24 @@ def load_crumb(name: str) -> Collection:
             if query in queries:
                 raise UserError(f"{location}: the id {query!r} is a duplicate; make the ids unique")
             queries[query] = text
-            qrels.setdefault(split, {})[query] = _grades(labels)
+            qrels.setdefault(split, {})[query] = _grades(labels, location)
             if row.get("passage_binary_qrels") and not judges_documents:
-                binary.setdefault(split, {})[query] = _grades(row["passage_binary_qrels"])
-            for document in qrels[split][query]:
-                locations.setdefault(document, location)
+                binary.setdefault(split, {})[query] = _grades(row["passage_binary_qrels"], location)
     corpus = _HubCorpus(dataset, "passage_corpus", task, ("document_id", "document_content"))
-    collection = Collection(
+    document_of = crumb_document_id if judges_documents else None
+    # Judgments name documents, so passages are compared by the id of their document.
+    ids = (passage.id if document_of is None else document_of(passage.id) for passage in corpus())
+    qrels, notes = check_judgments(f"crumb:{task}", qrels, queries, ids)
+    return Collection(
         f"crumb:{task}",
         corpus,
         queries,
         qrels,
-        source=["crumb", dataset, task],
-        document_of=crumb_document_id if judges_documents else None,
+        source=["crumb", dataset, task, corpus.fingerprint()],
+        document_of=document_of,
         binary=binary,
+        notes=notes,
     )
-    # Judgments name documents, so passages are compared by the id of their document.
-    judged_documents = (Document(collection.judged_id(passage.id), "", "") for passage in corpus())
-    check_judged_documents(collection.name, locations, judged_documents)
-    return collection
 
 
 def crumb_document_id(passage: str) -> str:
@@ -119,8 +115,15 @@ def crumb_document_id(passage: str) -> str:
     return passage.partition(":")[0]
 
 
-def _grades(labels: Iterable[Mapping[str, Any]]) -> dict[str, int]:
-    return {label["id"]: int(label["label"]) for label in labels}
+def _grades(labels: Iterable[Mapping[str, Any]], location: str) -> dict[str, int]:
+    grades: dict[str, int] = {}
+    for label in labels:
+        grade = parse_grade(label["label"], location, truncate=True)
+        if grades.setdefault(label["id"], grade) != grade:
+            raise UserError(
+                f"{location}: document {label['id']!r} has the grades {grades[label['id']]} and {grade}"
+            )
+    return grades
 
 
 def _parse_name(name: str, subsets: Iterable[str], benchmark: str, hub_name: str) -> tuple[str, str]:
@@ -151,3 +154,7 @@ class _HubCorpus:
         for i, row in enumerate(open_hub(*self.source)):
             name, text = _values(row, self.columns, f"{', '.join(self.source)}, row {i}")
             yield Document(str(name), "", text)
+
+    def fingerprint(self) -> str:
+        """Return a hash that changes with the files of the dataset or its revision on the Hub."""
+        return open_hub(*self.source)._fingerprint

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from rlkit.errors import UserError
 from rlkit.retrieval.collections.base import Collection
-from rlkit.retrieval.collections.files import load_beir, load_t2ranking
+from rlkit.retrieval.collections.beir import find_folder, load_beir
 from rlkit.retrieval.collections.generated import generate
 from rlkit.retrieval.collections.hub import load_bright, load_crumb
 from rlkit.retrieval.collections.irds import load_irds
+from rlkit.retrieval.collections.t2ranking import find_t2ranking, load_t2ranking
 
 
 def load_collection(name: str) -> Collection:
@@ -27,14 +28,22 @@ def load_collection(name: str) -> Collection:
         return load_crumb(name.removeprefix("crumb:"))
     if name.startswith("ir_datasets:"):
         return load_irds(name.removeprefix("ir_datasets:"))
-    folder = Path(name).expanduser()
-    if not folder.is_dir():
+    path = Path(name).expanduser()
+    if path.is_file():
+        folder = find_folder(path)
+        if folder is None:
+            raise UserError(
+                f"there is no corpus next to {path}; name a file in the qrels folder of a collection"
+            )
+        return load_beir(folder, path)
+    if not path.is_dir():
         raise UserError(
             f"there is no collection {name!r}; give a folder, generated:SIZE:SEED, ir_datasets:NAME, "
             "bright:SUBSET or crumb:TASK"
         )
     # Only T2Ranking has a collection.tsv; BEIR has a corpus.jsonl.
-    return load_t2ranking(folder) if (folder / "collection.tsv").exists() else load_beir(folder)
+    t2ranking = find_t2ranking(path)
+    return load_beir(path) if t2ranking is None else load_t2ranking(t2ranking)
 
 
 def _parse_size_and_seed(name: str) -> tuple[int, int]:
