@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlkit.errors import UserError, first_line
-from rlkit.retrieval.tables import SUFFIXES, is_table, iterate_rows, select_names
+from rlkit.retrieval.tables import SUFFIXES, files_digest, is_table, iterate_rows, select_names
 
 if TYPE_CHECKING:
     import datasets
@@ -64,10 +64,39 @@ def open_hub(dataset: str, config: str | None, split: str, revision: str | None 
     """
     import datasets
 
+    arguments = {}
+    if (folder := _local_folder(dataset)) is not None:
+        # datasets caches a local folder by its path, and would return the rows of files that have changed.
+        arguments["cache_dir"] = str(Path(datasets.config.HF_DATASETS_CACHE) / _folder_state(folder))
+        dataset = str(folder)
     try:
-        return datasets.load_dataset(dataset, config, split=split, revision=revision)
+        return datasets.load_dataset(dataset, config, split=split, revision=revision, **arguments)
     except Exception as error:  # the Hub client raises many exception types
         raise _load_error(dataset, error) from error
+
+
+def hub_state(dataset: str, config: str | None, split: str) -> str:
+    """Return a hash that changes with the files of a local folder, or with the revision on the Hub.
+
+    Raises:
+        UserError: The dataset or split does not exist.
+    """
+    folder = _local_folder(dataset)
+    return _folder_state(folder) if folder else open_hub(dataset, config, split)._fingerprint
+
+
+def _local_folder(dataset: str) -> Path | None:
+    folder = Path(dataset).expanduser()
+    return folder if folder.is_dir() else None
+
+
+def _folder_state(folder: Path) -> str:
+    paths = (
+        path
+        for path in folder.rglob("*")
+        if not any(p.startswith(".") for p in path.relative_to(folder).parts)
+    )
+    return files_digest(folder, sorted(path for path in paths if path.is_file()))[:16]
 
 
 def hub_splits(dataset: str, config: str | None) -> list[str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import hashlib
 import json
 import logging
 import zlib
@@ -35,6 +36,15 @@ class Row(NamedTuple):
 
     location: str
     values: dict[str, Any]
+
+
+def files_digest(root: Path, files: Iterable[Path]) -> str:
+    """Return a hash of the names below `root`, sizes and modification times of files."""
+    digest = hashlib.sha256()
+    for file in files:
+        status = file.stat()
+        digest.update(repr((str(file.relative_to(root)), status.st_size, status.st_mtime_ns)).encode())
+    return digest.hexdigest()
 
 
 def file_type(path: Path) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -15,7 +14,15 @@ from rlkit.errors import UserError
 from rlkit.retrieval.collections.world import World
 from rlkit.retrieval.documents import Document, split_contents
 from rlkit.retrieval.store import TABLE
-from rlkit.retrieval.tables import SUFFIXES, file_type, get_value, is_table, iterate_rows, open_text
+from rlkit.retrieval.tables import (
+    SUFFIXES,
+    file_type,
+    files_digest,
+    get_value,
+    is_table,
+    iterate_rows,
+    open_text,
+)
 
 # In rows of MS MARCO v2, `pid` names the passage and `docid` the document that it is from.
 IDS = ("_id", "id", "pid", "passage_id", "docid", "doc_id", "document_id")
@@ -43,11 +50,7 @@ def corpus_source(corpus: str) -> list[Any] | None:
     root = Path(corpus).expanduser()
     if files == [root] or (len(files) == 1 and files == _beir_files(root)):
         return file_source(files[0])
-    digest = hashlib.sha256()
-    for file in files:
-        status = file.stat()
-        digest.update(repr((str(file.relative_to(root)), status.st_size, status.st_mtime_ns)).encode())
-    return [str(root.resolve()), len(files), digest.hexdigest()]
+    return [str(root.resolve()), len(files), files_digest(root, files)]
 
 
 def file_source(path: Path) -> list[Any]:

@@ -14,7 +14,7 @@ from rlkit.errors import UserError, nearest
 from rlkit.retrieval.collections.base import Collection, Qrels, check_judgments
 from rlkit.retrieval.collections.files import parse_grade
 from rlkit.retrieval.documents import Document
-from rlkit.retrieval.reading import open_hub, read_hub
+from rlkit.retrieval.reading import hub_state, open_hub, read_hub
 
 BRIGHT = (
     "biology",
@@ -65,7 +65,7 @@ def load_bright(name: str) -> Collection:
     corpus = _HubCorpus(dataset, "documents", subset, ("id", "content"))
     ids = (document.id for document in corpus())
     splits, notes = check_judgments(f"bright:{subset}", {"test": qrels}, queries, ids)
-    source = ["bright", dataset, subset, corpus.fingerprint()]
+    source = ["bright", dataset, subset, hub_state(*corpus.source)]
     return Collection(f"bright:{subset}", corpus, queries, splits, excluded, source=source, notes=notes)
 
 
@@ -103,7 +103,7 @@ def load_crumb(name: str) -> Collection:
         corpus,
         queries,
         qrels,
-        source=["crumb", dataset, task, corpus.fingerprint()],
+        source=["crumb", dataset, task, hub_state(*corpus.source)],
         document_of=document_of,
         binary=binary,
         notes=notes,
@@ -154,7 +154,3 @@ class _HubCorpus:
         for i, row in enumerate(open_hub(*self.source)):
             name, text = _values(row, self.columns, f"{', '.join(self.source)}, row {i}")
             yield Document(str(name), "", text)
-
-    def fingerprint(self) -> str:
-        """Return a hash that changes with the files of the dataset or its revision on the Hub."""
-        return open_hub(*self.source)._fingerprint

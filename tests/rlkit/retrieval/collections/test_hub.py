@@ -58,7 +58,10 @@ def test_load_bright_reads_gold_and_excluded_ids(tmp_path):
     ("rows", "message"),
     [
         ([bright_row("0", ["d0"], ["d0"])], "'d0' is listed both as relevant and as excluded"),
-        ([bright_row("0", ["d9"])], "row 0: the judged document 'd9' is not in bright:pony"),
+        (
+            [bright_row("0", ["d9"])],
+            "bright:pony: none of the 1 judged documents is in the corpus: .*'d9'.*'d0'",
+        ),
         ([bright_row("0", ["d0"]), bright_row("0", ["d1"])], "row 1: the id '0' is a duplicate"),
         ([{"id": "0", "query": "x", "gold_ids": ["d0"]}], "row 0 has no excluded_ids"),
     ],
@@ -67,6 +70,24 @@ def test_load_bright_names_invalid_row(tmp_path, rows, message):
     folder = write_dataset(tmp_path / "bright", "pony", documents=DOCUMENTS, examples=rows)
     with pytest.raises(UserError, match=message):
         load_collection(f"bright:pony:{folder}")
+
+
+def test_load_bright_reports_gold_ids_missing_from_documents(tmp_path):
+    rows = [bright_row("0", ["d0", "d9"]), bright_row("1", ["d2"])]
+    folder = write_dataset(tmp_path / "bright", "pony", documents=DOCUMENTS, examples=rows)
+    collection = load_collection(f"bright:pony:{folder}")
+    assert collection.judged("test") == {"0": {"d0": 1, "d9": 1}, "1": {"d2": 1}}
+    assert "1 of 3 judged documents are not in the corpus, for example 'd9'" in collection.notes[0]
+
+
+def test_source_of_bright_changes_with_the_documents(tmp_path):
+    rows = [bright_row("0", ["d0"])]
+    folder = write_dataset(tmp_path / "bright", "pony", documents=DOCUMENTS, examples=rows)
+    source = load_collection(f"bright:pony:{folder}").source
+    assert load_collection(f"bright:pony:{folder}").source == source
+    changed = [*DOCUMENTS[:-1], {"id": "d3", "content": "beer"}]
+    write_dataset(tmp_path / "bright", "pony", documents=changed, examples=rows)
+    assert load_collection(f"bright:pony:{folder}").source != source
 
 
 PASSAGES = [
@@ -114,6 +135,19 @@ def test_load_crumb_reads_binary_judgments_of_passages(tmp_path):
     assert folded.binary.keys() == folded.qrels.keys()
     for split, judged in folded.qrels.items():
         assert set(folded.binary[split]) == set(judged)
+
+
+def test_load_crumb_reports_missing_documents_and_rejects_grades_that_are_not_numbers(tmp_path):
+    task = "tip_of_the_tongue"
+    rows = [crumb_row("q", full=[("a", 1.0), ("gone", 2.0)])]
+    configs = {"evaluation_queries": rows, "validation_queries": [crumb_row("v", full=[("b", 1.0)])]}
+    folder = write_dataset(tmp_path / "crumb", task, passage_corpus=PASSAGES, **configs)
+    collection = load_collection(f"crumb:{task}:{folder}")
+    assert "1 of 3 judged documents are not in the corpus, for example 'gone'" in collection.notes[0]
+    configs["evaluation_queries"] = [crumb_row("q", full=[("a", float("nan"))])]
+    write_dataset(tmp_path / "crumb", task, passage_corpus=PASSAGES, **configs)
+    with pytest.raises(UserError, match="row 0: the grade nan is not a number"):
+        load_collection(f"crumb:{task}:{folder}")
 
 
 @pytest.mark.parametrize(
