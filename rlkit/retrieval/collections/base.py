@@ -70,10 +70,13 @@ class Collection:
     def judged(self, split: str) -> Qrels:
         """Return the grades of a split by query and document; raises UserError if there is no such split."""
         if split not in self.qrels:
+            others = self.qrels.keys() - {"train", "dev", "test"}
+            by_file = (
+                f", or give the path of its file qrels/{min(others)}.tsv as the collection" if others else ""
+            )
             raise UserError(
                 f"{self.name} has no split {split!r}{nearest(split, self.qrels)}; it has "
-                f"{', '.join(self.qrels)}. Set folds to use part of its queries for training, or name one of "
-                "its qrels files as the collection"
+                f"{', '.join(self.qrels)}. Set folds to use part of its queries for training{by_file}"
             )
         return self.qrels[split]
 
@@ -193,8 +196,7 @@ def _note_missing_documents(name: str, qrels: Mapping[str, Qrels], document_ids:
     num_relevant = sum(relevant[document] for document in missing)
     return [
         f"{len(missing)} of {len(relevant)} judged documents are not in the corpus, for example "
-        f"{min(missing)!r}; {num_relevant} of them are relevant to a query and lower its measures, as in "
-        "trec_eval"
+        f"{min(missing)!r}; the relevant ones ({num_relevant}) count in the ideal ranking, as in trec_eval"
     ]
 
 

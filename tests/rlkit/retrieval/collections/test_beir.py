@@ -101,7 +101,7 @@ def test_judged_documents_missing_from_corpus_stay_in_ideal_ranking(tmp_path):
     assert judged_queries(collection, "test", None, 0)[0].ideal == [2, 1]
     [note] = collection.notes
     assert "2 of 4 judged documents are not in the corpus" in note and "'gone'" in note
-    assert "1 of them are relevant" in note
+    assert "the relevant ones (1) count" in note
 
 
 def test_judgments_of_unknown_queries_are_dropped(tmp_path):
@@ -138,7 +138,7 @@ def test_qrels_file_of_another_name_is_selected_by_its_path(tmp_path):
     changes = {"qrels/dl19.tsv": judged, "qrels/test-2020.tsv": f"{HEADER}q2\t2\t1\n", "qrels/test.tsv": None}
     folder = write_beir(tmp_path / "set", **changes)
     with pytest.raises(
-        UserError, match=r"no split 'test'.*dl19.*test-2020.*train.* name one of its qrels files"
+        UserError, match=r"no split 'test'.*dl19.*test-2020.*train.* path of its file qrels/dl19"
     ):
         load_collection(folder).judged("test")
     collection = load_collection(f"{folder}/qrels/dl19.tsv")
