@@ -2,12 +2,14 @@
 
 import gzip
 import os
+from math import log2
 
 import pytest
 
 from rlkit.errors import UserError
 from rlkit.retrieval.collections.load import load_collection
 from rlkit.retrieval.documents import Document
+from rlkit.retrieval.evaluate import score_rankings
 
 FILES = {
     "collection.tsv": 'pid\ttext\n0\t一个 "段落\n1\tb\n3\tc\n',
@@ -45,6 +47,14 @@ def test_load_t2ranking_reads_both_files_of_judgments(tmp_path, subfolder):
     assert collection.binary["train"] == {"8": {"0": 1, "1": 0}}
     [note] = collection.notes
     assert "1 of 2 queries of qrels.dev.tsv have no relevant passage" in note and "'9'" in note
+
+
+def test_passage_of_grade_1_counts_in_ndcg_only(tmp_path):
+    collection = load_collection(write_t2ranking(tmp_path / "t2"))
+    scores = score_rankings(collection, "dev", {"7": ["3", "1"], "9": ["3"]}, ["rr@10", "ndcg@10"])
+    assert scores["7"]["rr@10"] == 0.5
+    assert scores["7"]["ndcg@10"] == pytest.approx((1 + 3 / log2(3)) / (3 + 1 / log2(3)))
+    assert scores["9"] == {"rr@10": 0.0, "ndcg@10": 1.0}
 
 
 def test_load_t2ranking_derives_binary_judgments_from_grades(tmp_path):
