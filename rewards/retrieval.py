@@ -1,4 +1,4 @@
-"""Rewards and metrics of one ranking: nDCG, reciprocal rank, recall, precision, average precision.
+"""Rewards and metrics of one ranking: nDCG, RR, AP, recall, precision, hit rate, R-precision.
 
 The definitions are trec_eval's: linear gain, log2 discount. A ranking is a sequence of document ids, best
 first. `qrels` has the grades of one query; a document without a grade is not relevant. A query without a
@@ -13,8 +13,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import NamedTuple
 
-_NAME = re.compile(r"(ndcg|recall|precision|rr|ap)(?:@([1-9][0-9]*))?")
-_OPTIONAL_CUTOFF = ("ndcg", "ap", "rr")
+_NAME = re.compile(r"(ndcg|rr|ap|recall|precision|hit|rprec)(?:\(rel=([1-9][0-9]*)\))?(?:@([1-9][0-9]*))?")
+
+_MAX_EXPONENT = 1000  # of an exponential gain that a float can represent
 
 
 def ndcg(ranking: Iterable[str], qrels: Mapping[str, int], k: int = 10, gain: str = "linear") -> float:
@@ -33,7 +34,14 @@ def ndcg(ranking: Iterable[str], qrels: Mapping[str, int], k: int = 10, gain: st
         raise ValueError(f"there is no gain {gain!r}; use linear or exponential")
     if k < 1:
         raise ValueError(f"k must be at least 1, not {k}")
-    gains = {d: g if gain == "linear" else 2**g - 1 for d, g in qrels.items() if g > 0}
+    gains: dict[str, float] = {document: grade for document, grade in qrels.items() if grade > 0}
+    if gain == "exponential":
+        largest = max(gains.values(), default=0)
+        # 2 ** grade takes memory in proportion to the grade. Dividing all gains by the largest one changes no
+        # nDCG, and next to a large gain the - 1 is below the precision of a float.
+        for document, grade in gains.items():
+            is_large = largest > _MAX_EXPONENT
+            gains[document] = 2.0 ** max(grade - largest, -1074) if is_large else 2**grade - 1
     ranked_gains = [gains.get(document, 0) for document in islice(dict.fromkeys(ranking), k)]
     return ndcg_of_gains(ranked_gains, list(gains.values()), k)
 
@@ -46,48 +54,65 @@ def ndcg_of_gains(gains: Sequence[float], ideal: Iterable[float], k: int = 10) -
         ideal: Gains of all documents that could be ranked, in any order.
         k: Number of ranks that count.
     """
-    ideal_dcg = _dcg(sorted((gain for gain in ideal if gain > 0), reverse=True)[:k])
-    return _dcg(gains[:k]) / ideal_dcg if ideal_dcg else 0.0
+    ideal_gains = sorted((gain for gain in ideal if gain > 0), reverse=True)[:k]
+    if not ideal_gains:
+        return 0.0
+    return _dcg(gains[:k], ideal_gains[0]) / _dcg(ideal_gains, ideal_gains[0])
 
 
-def _dcg(gains: Sequence[float]) -> float:
-    return sum(max(gain, 0) / math.log2(rank + 1) for rank, gain in enumerate(gains, 1))
+def _dcg(gains: Sequence[float], largest: float) -> float:
+    """Return the DCG of gains that are divided by the largest one, because the sum of grades may overflow."""
+    return sum(max(gain, 0) / largest / math.log2(rank + 1) for rank, gain in enumerate(gains, 1))
 
 
 def measure(name: str, ranking: Iterable[str], qrels: Mapping[str, int], min_grade: int = 1) -> float:
     """Return a measure of one ranking, in [0, 1]; 0 if no document is relevant.
 
     Args:
-        name: "ndcg@10", "recall@100", "precision@5", "rr@10", "ap"; nDCG, RR and AP need no cutoff.
+        name: "ndcg@10", "recall@100", "precision@5", "hit@10", "rr@10", "ap" or "rprec"; nDCG, RR and AP need
+            no cutoff. "rr(rel=2)@10" sets the minimum grade of a relevant document.
         ranking: Document ids, best first; a repeated id counts at its first position.
         qrels: Grade of each judged document; a grade below 1 means not relevant.
-        min_grade: Minimum grade of a relevant document, for all measures except nDCG.
+        min_grade: Minimum grade of a relevant document, for measures other than nDCG whose name has none.
 
     Raises:
         ValueError: The measure is unknown.
     """
-    match = _NAME.fullmatch(name)
-    if match is None or (match[2] is None and match[1] not in _OPTIONAL_CUTOFF):
-        raise ValueError(
-            f"there is no measure {name!r}; use ndcg@10, recall@9, precision@5, rr@10 or ap, with any cutoff"
-        )
-    kind = match[1]
-    cutoff = None if match[2] is None else int(match[2])
+    kind, level, cutoff = _parse_name(name)
     ranked = list(islice(dict.fromkeys(ranking), cutoff))
     if kind == "ndcg":
         # Without a cutoff all ranks count, also those that only the ideal ranking has.
         return ndcg(ranked, qrels, cutoff or max(len(qrels), len(ranked), 1))
-    relevant = {document for document, grade in qrels.items() if grade >= max(min_grade, 1)}
+    minimum = level or max(min_grade, 1)
+    relevant = {document for document, grade in qrels.items() if grade >= minimum}
+    if kind == "rprec":
+        ranked = ranked[: len(relevant)]
     ranks = [rank for rank, document in enumerate(ranked, 1) if document in relevant]
     if not ranks:
         return 0.0
+    if kind == "hit":
+        return 1.0
     if kind == "rr":
         return 1 / ranks[0]
     if kind == "precision" and cutoff is not None:
         return len(ranks) / cutoff
-    if kind == "recall":
+    if kind in ("recall", "rprec"):
         return len(ranks) / len(relevant)
     return sum(num_hits / rank for num_hits, rank in enumerate(ranks, 1)) / len(relevant)
+
+
+def _parse_name(name: str) -> tuple[str, int | None, int | None]:
+    """Return the kind, the minimum grade and the cutoff of a measure; raises ValueError."""
+    match = _NAME.fullmatch(name)
+    kind, level, cutoff = match.groups() if match else ("", None, None)
+    is_incomplete = kind in ("recall", "precision", "hit") and not cutoff
+    is_meaningless = (kind == "rprec" and cutoff) or (kind == "ndcg" and level)
+    if match is None or is_incomplete or is_meaningless:
+        raise ValueError(
+            f"there is no measure {name!r}; use ndcg@10, rr@10, ap, recall@100, precision@5, hit@10 or "
+            "rprec, with any cutoff, or with a minimum relevant grade, such as rr(rel=2)@10"
+        )
+    return kind, int(level) if level else None, int(cutoff) if cutoff else None
 
 
 class Page(NamedTuple):

@@ -6,10 +6,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from rlkit.retrieval.measures import Evaluator
+from rlkit.retrieval.measures import Evaluator, canonical_measure
 from rlkit.rewards.retrieval import Page, measure, ndcg, num
 
-MEASURES = ("ndcg@10", "ndcg", "ndcg@1", "rr", "rr@3", "recall@5", "precision@5", "ap", "ap@4")
+MEASURES = (
+    "ndcg@10", "ndcg", "ndcg@1", "rr", "rr@3", "recall@5", "precision@5", "ap", "ap@4", "hit@3", "rprec",
+    "rr(rel=2)@3", "ap(rel=3)", "recall(rel=2)@5", "precision(rel=2)@5", "hit(rel=3)@2", "rprec(rel=2)",
+)  # fmt: skip
 documents = st.text("abcdefgh0123", min_size=1, max_size=3)
 rankings = st.lists(documents, max_size=30)
 grades = st.dictionaries(documents, st.integers(-1, 3), max_size=20)
@@ -25,21 +28,25 @@ def test_measure_agrees_with_trec_eval(qrels, ranking, min_grade):
         assert value == pytest.approx(expected[name], abs=1e-6), name
 
 
-@given(st.from_regex(r"(ndcg|recall|precision|rr|ap|map|mrr)?(@[0-9]{0,2})?", fullmatch=True))
-def test_measure_and_evaluator_accept_the_same_names(name):
-    def error_of(call):
-        try:
-            call()
-        except ValueError as error:
-            return str(error)
-        return None
+NAMES = r"(ndcg|recall|precision|rr|ap|hit|rprec|map|mrr)?(\(rel=[0-9]\))?(@[0-9]{0,2})?"
 
-    assert error_of(lambda: measure(name, [], {})) == error_of(lambda: Evaluator({}, [name]))
+
+@given(st.from_regex(NAMES, fullmatch=True))
+def test_measure_accepts_the_canonical_names_only(name):
+    try:
+        is_canonical = canonical_measure(name) == name
+    except ValueError:
+        is_canonical = False
+    if is_canonical:
+        assert measure(name, [], {}) == 0
+    else:
+        with pytest.raises(ValueError, match="there is no measure"):
+            measure(name, [], {})
 
 
 def test_measure_of_a_perfect_ranking_is_exactly_1():
     qrels = {str(i): 1 for i in range(7)}
-    for name in ("ndcg@10", "ndcg", "rr", "recall@10", "precision@7", "ap"):
+    for name in ("ndcg@10", "ndcg", "rr", "recall@10", "precision@7", "ap", "hit@1", "rprec"):
         assert measure(name, qrels, qrels) == 1
 
 
@@ -60,6 +67,16 @@ def test_ndcg_with_exponential_gain():
     assert ndcg(["ü y", "x"], {"x": 3, "ü y": 1}, gain="exponential") == pytest.approx(expected)
     with pytest.raises(ValueError, match="linear or exponential"):
         ndcg([], {}, gain="exp")
+
+
+def test_ndcg_of_large_grades_neither_overflows_nor_allocates_memory():
+    assert ndcg(["b", "a"], {"a": 10**18, "b": 1}, k=2) == pytest.approx(1 / math.log2(3))
+    huge = {str(i): 10**308 for i in range(9)}  # the sum of these gains is not a float
+    assert ndcg(huge, huge) == 1
+    # Exponential gains are 2 ** grade - 1: two grades less is a quarter of the gain.
+    expected = (0.25 + 1 / math.log2(3)) / (1 + 0.25 / math.log2(3))
+    qrels = {"a": 10**18, "b": 10**18 - 2, "c": 1}
+    assert ndcg(["b", "a", "c"], qrels, gain="exponential") == pytest.approx(expected)
 
 
 def page(shown, clicked=()):
