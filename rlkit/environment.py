@@ -197,7 +197,8 @@ class Environment(ABC):
         """Return all documents that the candidates are chosen from, as (id, passage), or None if unknown.
 
         `rlkit rank` ranks them to find out whether the trained encoder still retrieves well without a first
-        stage. The passages have the form of `Candidates.passages`.
+        stage. The passages have the form of `Candidates.passages`. An id repeats if a document has several
+        passages: it is ranked by its best one.
         """
         return None
 

@@ -56,6 +56,7 @@ class IntentEnvironment(Environment):
         scorer: Scorer that ranks documents by the description: "bm25", or "dense:MODEL" with any
             sentence-transformers model.
         folds, fold: Cross-validation folds; see `RerankEnvironment`.
+        drop_query_id: Whether the document with the id of the query is left out; None follows the benchmark.
 
     Raises:
         UserError: An argument is invalid.
@@ -81,12 +82,13 @@ class IntentEnvironment(Environment):
         scorer: str = "bm25",
         folds: int | None = None,
         fold: int = 0,
+        drop_query_id: bool | None = None,
     ):
         check_integer("shown", shown, 1, 20)
         check_integer("document_words", document_words, 1)
         if scorer != "bm25" and not re.fullmatch("dense:.+", scorer):
             raise UserError(f"there is no scorer {scorer!r}; use bm25 or dense:MODEL")
-        self.collection = open_collection(collection, folds, fold)
+        self.collection = open_collection(collection, folds, fold, drop_query_id)
         self.retriever, self.shown, self.document_words = retriever, shown, document_words
         self.scorer = scorer
 

@@ -55,6 +55,7 @@ class NavigateEnvironment(Environment):
         anchors: Maximum number of already scored documents to score again in a slate, for calibration; 0
             disables calibration.
         folds, fold: Cross-validation folds; see `RerankEnvironment`.
+        drop_query_id: Whether the document with the id of the query is left out; None follows the benchmark.
 
     Raises:
         UserError: An argument is invalid.
@@ -83,6 +84,7 @@ class NavigateEnvironment(Environment):
         anchors: int = 0,
         folds: int | None = None,
         fold: int = 0,
+        drop_query_id: bool | None = None,
     ):
         check_integer("branching", branching, 2, 100)
         check_integer("width", width, 1, 20)
@@ -91,7 +93,7 @@ class NavigateEnvironment(Environment):
         check_integer("anchors", anchors, 0, 100)
         if not 0 < alpha <= 1:
             raise UserError(f"alpha must be above 0 and at most 1, not {alpha}")
-        self.collection = open_collection(collection, folds, fold)
+        self.collection = open_collection(collection, folds, fold, drop_query_id)
         self.embedder, self.branching, self.summaries = embedder, branching, summaries
         self.document_words, self.width, self.turns = document_words, width, turns
         self.alpha, self.anchors = alpha, anchors

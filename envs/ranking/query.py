@@ -63,6 +63,7 @@ class QueryEnvironment(Environment):
         prompt_style: Style of the prompt: "rewrite", "tools" or "reason".
         adaptive: Whether the model can keep the query unchanged.
         folds, fold: Cross-validation folds; see `RerankEnvironment`.
+        drop_query_id: Whether the document with the id of the query is left out; None follows the benchmark.
 
     Raises:
         UserError: An argument is invalid.
@@ -85,6 +86,7 @@ class QueryEnvironment(Environment):
         adaptive: bool = False,
         folds: int | None = None,
         fold: int = 0,
+        drop_query_id: bool | None = None,
     ):
         check_choice("combine", combine, COMBINE_METHODS)
         check_choice("prompt_style", prompt_style, PROMPT_STYLES)
@@ -94,7 +96,7 @@ class QueryEnvironment(Environment):
             Evaluator({}, [measure])
         except ValueError as error:
             raise UserError(str(error)) from None
-        self.collection = open_collection(collection, folds, fold)
+        self.collection = open_collection(collection, folds, fold, drop_query_id)
         self.retriever, self.measure, self.depth = retriever, measure, depth
         self.max_queries, self.combine = max_queries, combine
         self.prompt_style, self.adaptive = prompt_style, adaptive

@@ -6,26 +6,29 @@ RankGPT, BRIGHT and E2Rank. The reward is its nDCG@10. Thinking before the permu
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from rlkit.environment import Candidates, Environment
+from rlkit.envs.ranking.prompts import passage_text, prompt_line
 from rlkit.errors import UserError, check_integer
 from rlkit.retrieval.documents import Document, EngineError, Query, SearchEngine
-from rlkit.retrieval.queries import (
-    JudgedQuery,
-    documents_by_id,
-    judged_queries,
-    open_collection,
-    snippet,
-    task_id,
+from rlkit.retrieval.queries import JudgedQuery, documents_by_id, judged_queries, open_collection, task_id
+from rlkit.retrieval.retrievers import (
+    excluded_ids,
+    open_retriever,
+    search_depth,
+    top_documents,
+    warn_about_empty,
 )
-from rlkit.retrieval.retrievers import open_retriever, search_depth, top_documents
 from rlkit.rewards import reranking
 
 if TYPE_CHECKING:
     import datasets
+
+logger = logging.getLogger(__name__)
 
 K = 10  # cutoff of the reward's nDCG
 _PROMPT = (
@@ -46,6 +49,8 @@ class RerankEnvironment(Environment):
         fold: Index of the fold that is the test split.
         add_relevant: Whether to add the best judged documents that the retriever missed to the candidates of
             training queries, as Neural PG-RANK does. Held-out queries keep the retriever's candidates.
+        drop_query_id: Whether the document whose id equals the query's is never a candidate; None follows the
+            benchmark (true for BEIR's ArguAna and Quora).
 
     Raises:
         UserError: An argument is invalid.
@@ -66,10 +71,11 @@ class RerankEnvironment(Environment):
         folds: int | None = None,
         fold: int = 0,
         add_relevant: bool = True,
+        drop_query_id: bool | None = None,
     ):
         check_integer("candidates", candidates, 2, 1000)
         check_integer("document_words", document_words, 1)
-        self.collection = open_collection(collection, folds, fold)
+        self.collection = open_collection(collection, folds, fold, drop_query_id)
         self.retriever, self.candidates, self.document_words = retriever, candidates, document_words
         self.add_relevant = add_relevant
 
@@ -81,43 +87,79 @@ class RerankEnvironment(Environment):
     def tasks(self, split: str, n: int | None = None, seed: int = 0) -> datasets.Dataset:
         """Return the first `n` queries of a split with their candidates.
 
+        Training queries with fewer than two candidates are left out, because there is nothing to rank.
+        Held-out queries are all kept: without candidates, every ranking scores 0.
+
         Columns: `prompt`, `task_id`, `query_id`, `query`, `candidates` (ids), `passages` (title and text),
-        `grades` (of the candidates), `ideal` (grades of all relevant documents, highest first).
+        `grades` (of the candidates), `ideal` and `relevant` (grades and ids of all relevant documents,
+        highest grade first), `excluded` (ids that are never candidates).
 
         Raises:
-            UserError: The split is unknown, or the retriever fails.
+            UserError: The split is unknown, the retriever fails, or it finds nothing to rank.
         """
         import datasets
 
-        queries = judged_queries(self.collection, split, n, seed)
+        queries = judged_queries(self.collection, split, None, seed)
+        rows: list[dict[str, Any]] = []
+        num_read = num_empty = batch_size = 0
+        while num_read < len(queries) and (n is None or len(rows) < n):
+            # Batches double, because adding documents reads the entire collection once per batch.
+            batch_size = len(queries) if n is None else max(2 * batch_size, n)
+            batch = queries[num_read : num_read + batch_size]
+            num_read += len(batch)
+            for query, hits, candidates in self._find_candidates(batch, split):
+                num_empty += not hits
+                if len(candidates) > 1 or split != "train":
+                    rows.append(self._row(query, candidates))
+        warn_about_empty(num_empty, num_read, self.retriever)
+        if num_left_out := num_read - len(rows):
+            if not rows:
+                raise UserError(
+                    f"{self.retriever} finds fewer than two candidates for each of the {num_read} training "
+                    f"queries of {self.collection.name}; set another retriever"
+                )
+            logger.warning(
+                "%d of %d training queries have fewer than two candidates and are left out",
+                num_left_out,
+                num_read,
+            )
+        return datasets.Dataset.from_list(rows[:n])
+
+    def _find_candidates(
+        self, queries: Sequence[JudgedQuery], split: str
+    ) -> Iterator[tuple[JudgedQuery, list[Document], list[Document]]]:
+        """Yield each query with the documents that the retriever finds, and with its candidates."""
         ids_to_add: list[str] = []
         if self.add_relevant and split == "train":
-            ids_to_add = [document_id for query in queries for document_id in _best_ids(query)]
+            ids_to_add = [document_id for query in queries for document_id in self._best_ids(query)]
         addable = documents_by_id(self.collection, ids_to_add)
         depth = search_depth(self.collection, self.candidates)
         try:
             results = self.engine.search([Query(query.text) for query in queries], depth)
         except EngineError as error:
             raise UserError(f"the search failed: {error}") from error
-        rows = []
         for query, result in zip(queries, results, strict=True):
             if result.error is not None:
                 raise UserError(f"the search failed: {result.error}")
             hits = top_documents(self.collection, query.id, result, self.candidates)
-            rows.append(self._row(query, self._choose_candidates(query, hits, addable)))
-        return datasets.Dataset.from_list(rows)
+            yield query, hits, self._choose_candidates(query, hits, addable)
+
+    def _best_ids(self, query: JudgedQuery) -> list[str]:
+        """Return the ids of the first K documents of an ideal ranking, without excluded ones."""
+        excluded = excluded_ids(self.collection, query.id)
+        return [name for name in _relevant_ids(query) if name not in excluded][:K]
 
     def _choose_candidates(
         self, query: JudgedQuery, hits: Sequence[Document], addable: Mapping[str, Document]
     ) -> list[Document]:
         """Return the hits in their order, with the best judged documents in `addable` at random positions."""
         hit_ids = {document.id for document in hits}
-        added = [addable[name] for name in _best_ids(query) if name in addable and name not in hit_ids]
+        best_ids = self._best_ids(query) if addable else []
+        added = [addable[name] for name in best_ids if name in addable and name not in hit_ids]
         added = added[: self.candidates]
-        protected = set(_best_ids(query)) if addable else set()
         num_dropped = max(len(hits) + len(added) - self.candidates, 0)
         # Drop from the end, and the best judged documents last.
-        drop_order = sorted(range(len(hits)), key=lambda i: (hits[i].id in protected, -i))
+        drop_order = sorted(range(len(hits)), key=lambda i: (hits[i].id in best_ids, -i))
         dropped = drop_order[:num_dropped]
         candidates = [document for i, document in enumerate(hits) if i not in dropped]
         for document in added:
@@ -127,9 +169,11 @@ class RerankEnvironment(Environment):
         return candidates
 
     def _row(self, query: JudgedQuery, candidates: Sequence[Document]) -> dict[str, Any]:
-        passages = [f"{document.title}: {document.text}".removeprefix(": ") for document in candidates]
-        lines = (f"[{i}] {snippet(passage, self.document_words)}" for i, passage in enumerate(passages, 1))
-        prompt = _PROMPT.format(query=query.text, passages="\n".join(lines))
+        passages = [passage_text(document) for document in candidates]
+        lines = (
+            f"[{i}] {prompt_line(passage, self.document_words)}" for i, passage in enumerate(passages, 1)
+        )
+        prompt = _PROMPT.format(query=prompt_line(query.text), passages="\n".join(lines))
         return {
             "prompt": [{"role": "user", "content": prompt}],
             "task_id": task_id(self.collection.name, query.id, prompt),
@@ -139,11 +183,29 @@ class RerankEnvironment(Environment):
             "passages": passages,
             "grades": [max(query.grades.get(document.id, 0), 0) for document in candidates],
             "ideal": query.ideal,
+            "relevant": _relevant_ids(query),
+            "excluded": sorted(excluded_ids(self.collection, query.id)),
         }
 
     def candidate_documents(self, task: Mapping[str, Any]) -> Candidates:
-        """Return the candidates with their grades."""
-        return Candidates(task["query"], task["passages"], task["grades"], task["ideal"])
+        """Return the candidates with their grades and ids."""
+        return Candidates(
+            task["query"],
+            task["passages"],
+            task["grades"],
+            task["ideal"],
+            ids=task["candidates"],
+            relevant=task["relevant"],
+            excluded=task["excluded"],
+        )
+
+    def documents(self) -> Iterator[tuple[str, str]]:
+        """Return all documents of the collection, as (judged id, passage).
+
+        If the collection ranks passages, each passage has the id of its document.
+        """
+        for document in self.collection.documents():
+            yield self.collection.judged_id(document.id), passage_text(document)
 
     def answer(self, task: Mapping[str, Any]) -> str:
         """Return the candidates sorted by grade; ties keep their order.
@@ -154,7 +216,7 @@ class RerankEnvironment(Environment):
         return " > ".join(f"[{i + 1}]" for i in order)
 
 
-def _best_ids(query: JudgedQuery) -> list[str]:
-    """Return the ids of the first K documents of an ideal ranking."""
+def _relevant_ids(query: JudgedQuery) -> list[str]:
+    """Return the ids of the relevant documents in an ideal order: the grades are `query.ideal`."""
     relevant = [name for name, grade in query.grades.items() if grade > 0]
-    return sorted(relevant, key=lambda name: (-query.grades[name], name))[:K]
+    return sorted(relevant, key=lambda name: (-query.grades[name], name))

@@ -7,11 +7,18 @@ the rollouts that sent the query become invalid.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from rlkit.errors import UserError
+
+# A number in brackets, of any width and with any spaces, as prompts number their passages.
+_MARKER = re.compile(
+    r"[\[\uff3b\u3010\u3014\u27e6][\s\u200b-\u200d\u2060\ufeff]*+(\d++)[\s\u200b-\u200d\u2060\ufeff]*+"
+    r"[\]\uff3d\u3011\u3015\u27e7]"
+)
 
 
 class EngineError(Exception):
@@ -82,6 +89,11 @@ class SearchEngine(Protocol):
 def full_text(document: Document) -> str:
     """Return the title and the text of a document on separate lines, as engines index it."""
     return f"{document.title}\n{document.text}" if document.title else document.text
+
+
+def without_markers(text: str) -> str:
+    """Return a string with "(12)" for each "[12]", which a prompt would show as the number of a passage."""
+    return _MARKER.sub(r"(\1)", text)
 
 
 def check_k(k: int) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from rlkit.environment import SPLITS
-from rlkit.errors import check_choice
+from rlkit.errors import UserError, check_choice
 from rlkit.retrieval.collections.base import Collection
 from rlkit.retrieval.collections.load import load_collection
 from rlkit.retrieval.documents import Document
@@ -96,6 +96,8 @@ def open_collection(name: str, folds: int | None, fold: int, drop_query_id: bool
     Raises:
         UserError: The collection does not exist, or an argument is out of range.
     """
+    if drop_query_id is not None and not isinstance(drop_query_id, bool):
+        raise UserError(f"drop_query_id must be true or false, not {drop_query_id!r}")
     collection = load_collection(name)
     if drop_query_id is not None:
         collection = replace(collection, drop_query_id=drop_query_id)

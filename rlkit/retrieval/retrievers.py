@@ -6,6 +6,7 @@ the two by reciprocal rank; the folder of an index; or the URL of a server that 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,8 @@ from rlkit.retrieval.documents import Document, EngineError, Query, Result, Sear
 from rlkit.retrieval.engines.hybrid import Hybrid
 from rlkit.retrieval.engines.index import build_index, open_index
 from rlkit.retrieval.engines.open import open_engine
+
+logger = logging.getLogger(__name__)
 
 PASSAGES_PER_DOCUMENT = 10  # retrieved for each document, since several passages may belong to one document
 
@@ -99,3 +102,15 @@ def excluded_ids(collection: Collection, query: str) -> frozenset[str]:
     """Return the ids of the documents that are removed from a query's ranking."""
     excluded = collection.excluded.get(query, frozenset())
     return excluded | {query} if collection.drop_query_id else excluded
+
+
+def warn_about_empty(num_empty: int, num_queries: int, retriever: str) -> None:
+    """Log a warning if a retriever finds no document for some of the queries."""
+    if num_empty:
+        logger.warning(
+            "%s finds no document for %d of %d queries; are they in another language than the documents, or "
+            "made of stop words? Try bm25:LANGUAGE or dense:MODEL",
+            retriever,
+            num_empty,
+            num_queries,
+        )
