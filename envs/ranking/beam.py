@@ -11,7 +11,7 @@ document is alpha s(c) + (1 - alpha) path(v), where s(c) can be calibrated over 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -49,12 +49,14 @@ class Beam:
     Attributes:
         tree: Tree to search.
         alpha: Weight of a node's own score in its path relevance.
+        hidden: Nodes that are never shown; see `Tree.hidden_nodes`.
         slates: Scored slates, in order.
         scores: Scores of the nodes that each slate shows, in [0, 1].
     """
 
     tree: Tree
     alpha: float = 0.5
+    hidden: Set[int] = frozenset()
     slates: list[Slate] = field(default_factory=list)
     scores: list[list[float]] = field(default_factory=list)
 
@@ -94,7 +96,7 @@ class Beam:
         return [self.tree.documents[item] for item in sorted(final, key=final.__getitem__, reverse=True)]
 
     def open_nodes(self, nodes: Sequence[int], anchors: int = 0, seed: object = None) -> list[Slate]:
-        """Return a slate of the children of each node, with anchors.
+        """Return a slate of the children of each node that are not hidden, with anchors.
 
         Args:
             nodes: Nodes to open.
@@ -104,7 +106,7 @@ class Beam:
         """
         slates = []
         for node in nodes:
-            items = tuple(self.tree.children[node])
+            items = tuple(child for child in self.tree.children[node] if child not in self.hidden)
             chosen: Sequence[int] = ()
             if anchors and not any(self.tree.children[item] for item in items):
                 chosen = self._sample_scored_documents(anchors, f"{seed} {node}")

@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from rlkit.environment import Environment, Reply, Turn
 from rlkit.envs.ranking.beam import Beam, Slate
+from rlkit.envs.ranking.prompts import prompt_line
 from rlkit.envs.ranking.tree import Tree, open_tree
 from rlkit.errors import UserError, check_integer
-from rlkit.retrieval.queries import judged_queries, open_collection, task_id
+from rlkit.retrieval.queries import JudgedQuery, judged_queries, open_collection, task_id
+from rlkit.retrieval.retrievers import excluded_ids
 from rlkit.rewards import navigation
 from rlkit.rewards.thinking import after_thinking
 
@@ -107,32 +109,58 @@ class NavigateEnvironment(Environment):
     def tasks(self, split: str, n: int | None = None, seed: int = 0) -> datasets.Dataset:
         """Return the first `n` queries of a split.
 
+        Documents that are excluded for a query are not shown, and neither are sections without other
+        documents. Training queries for which no relevant document is in the tree are left out.
+
         Columns: `prompt`, `task_id`, `split`, `query_id`, `query`, `judged` and `grades` (ids and grades of
-        the relevant documents), `fewest` (number of turns that the oracle needs, at most `turns`).
+        the relevant documents in the tree), `ideal` (grades of all relevant documents, highest first),
+        `excluded` (ids of documents that are not shown), `fewest` (number of turns that the oracle needs, at
+        most `turns`).
 
         Raises:
             UserError: The split is unknown, or the tree cannot be built.
         """
         import datasets
 
-        rows = []
-        queries = judged_queries(self.collection, split, n, seed)
-        root_slate = _format_slates(self.tree, Beam(self.tree).open_nodes([0]))
-        for query in queries:
-            relevant = {name: grade for name, grade in query.grades.items() if grade > 0}
-            text = _PROMPT.format(query=query.text, width=self.width, turns=self.turns, shown=root_slate)
-            row: dict[str, Any] = {
-                "prompt": [{"role": "user", "content": text}],
-                "task_id": task_id(self.collection.name, query.id, text),
-                "split": split,
-                "query_id": query.id,
-                "query": query.text,
-                "judged": list(relevant),
-                "grades": list(relevant.values()),
-            }
-            row["fewest"] = len(self._oracle_turns(row))
-            rows.append(row)
+        rows: list[dict[str, Any]] = []
+        for query in judged_queries(self.collection, split, None, seed):
+            if n is not None and len(rows) >= n:
+                break
+            row = self._row(split, query)
+            if row["judged"] or split != "train":
+                row["fewest"] = len(self._oracle_turns(row))
+                rows.append(row)
         return datasets.Dataset.from_list(rows)
+
+    def _row(self, split: str, query: JudgedQuery) -> dict[str, Any]:
+        excluded = excluded_ids(self.collection, query.id)
+        reachable = {
+            name: grade
+            for name, grade in query.grades.items()
+            if grade > 0 and name in self.tree.leaf_of and name not in excluded
+        }
+        beam = self._beam({"excluded": excluded})
+        text = _PROMPT.format(
+            query=prompt_line(query.text),
+            width=self.width,
+            turns=self.turns,
+            shown=_format_slates(self.tree, beam.open_nodes([0])),
+        )
+        return {
+            "prompt": [{"role": "user", "content": text}],
+            "task_id": task_id(self.collection.name, query.id, text),
+            "split": split,
+            "query_id": query.id,
+            "query": query.text,
+            "judged": list(reachable),
+            "grades": list(reachable.values()),
+            "ideal": query.ideal,
+            "excluded": sorted(excluded),
+        }
+
+    def _beam(self, task: Mapping[str, Any]) -> Beam:
+        """Return the search of a task before its first turn."""
+        return Beam(self.tree, self.alpha, self.tree.hidden_nodes(task.get("excluded", ())))
 
     def respond(self, turns: Sequence[Turn]) -> Sequence[Reply]:
         """Add the scores of each turn to its search, and show the nodes that are opened next."""
@@ -140,7 +168,8 @@ class NavigateEnvironment(Environment):
 
     def _reply(self, task: Mapping[str, Any], messages: Sequence[Mapping[str, Any]]) -> Reply:
         # Environments keep no state between turns, so replay the search from the messages.
-        beam, slates = Beam(self.tree, self.alpha), Beam(self.tree).open_nodes([0])
+        beam = self._beam(task)
+        slates = beam.open_nodes([0])
         assistant_turns = [message["content"] for message in messages if message["role"] == "assistant"]
         recorded_slates = [message["slates"] for message in messages if "slates" in message]
         for i, content in enumerate(assistant_turns):
@@ -177,23 +206,26 @@ class NavigateEnvironment(Environment):
             messages.append({"role": "assistant", "content": turn})
             reply = self._reply(task, messages)
             messages.append({"role": "user", "content": reply.text or "", **reply.record})
-        ndcg = navigation.found(messages, task["judged"], task["grades"])
+        ndcg = navigation.found(messages, task["judged"], task["grades"], task.get("ideal"))
         return turns if reply.done and ndcg > 1 - 1e-9 else None
 
     def _oracle_turns(self, task: Mapping[str, Any]) -> list[str]:
         """Return an oracle's turns. It scores documents by grade and opens only sections it needs."""
         grades = dict(zip(task["judged"], task["grades"], strict=True))
-        highest = max(grades.values())
+        # Evenly spaced, so that grades that differ by orders of magnitude have different scores above 0.
+        levels = sorted(set(grades.values()))
+        score_of_grade = {grade: round(100 * i / len(levels)) for i, grade in enumerate(levels, 1)}
         ancestors_of_ideal: set[int] = set()
         for name in self._ideal_documents(grades):
             ancestors_of_ideal.update(self.tree.ancestors(self.tree.leaf_of[name]))
 
         def oracle_score(node: int) -> int:
             if document := self.tree.documents[node]:
-                return round(100 * grades.get(document, 0) / highest)
+                return score_of_grade.get(grades.get(document, 0), 0)
             return 100 if node in ancestors_of_ideal else 0
 
-        beam, slates = Beam(self.tree, self.alpha), Beam(self.tree).open_nodes([0])
+        beam = self._beam(task)
+        slates = beam.open_nodes([0])
         turns: list[str] = []
         while slates:
             scores = [[oracle_score(node) for node in slate.shown] for slate in slates]
@@ -232,7 +264,7 @@ def _format_slates(tree: Tree, slates: Sequence[Slate]) -> str:
         for item in slate.shown:
             number += 1
             kind = "document" if tree.documents[item] else "section"
-            lines.append(f"[{number}] {kind}: {tree.texts[item]}")
+            lines.append(f"[{number}] {kind}: {prompt_line(tree.texts[item])}")
         lines.append("")
     return "\n".join(lines[:-1])
 

@@ -10,7 +10,7 @@ frequent in its documents than in its parent's, and titles of its most central d
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -67,6 +67,16 @@ class Tree:
             node = self.parents[node]
             path.append(node)
         return path[::-1]
+
+    def hidden_nodes(self, excluded: Iterable[str]) -> frozenset[int]:
+        """Return the leaves of excluded documents and the nodes with no other leaves, but never the root."""
+        hidden: set[int] = set()
+        for document in excluded:
+            node = self.leaf_of.get(document, 0)
+            while node and all(child in hidden for child in self.children[node]):
+                hidden.add(node)
+                node = self.parents[node]
+        return frozenset(hidden)
 
 
 def open_tree(

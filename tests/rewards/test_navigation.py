@@ -1,5 +1,7 @@
 """Rewards for a search through a document tree."""
 
+import math
+
 import pytest
 
 from rlkit.rewards.navigation import found, priced, steps
@@ -34,3 +36,12 @@ def test_priced_charges_turns_beyond_the_oracles():
     assert priced(search_turns("b"), ["a"], [1], fewest=1) == 0.0
     with pytest.raises(ValueError, match="step_price"):
         priced(turns, ["a"], [1], 1, step_price=-1)
+
+
+def test_documents_that_cannot_be_ranked_stay_in_the_ideal():
+    assert found(search_turns("a"), ["a"], [1], [1]) == 1.0
+    assert found(search_turns("a"), ["a"], [1], [1, 1]) == pytest.approx(1 / (1 + 1 / math.log2(3)))
+    assert found(search_turns("a"), [], [], [3]) == 0.0
+    assert priced(search_turns("a"), ["a"], [1], 1, ideal=[1, 1]) == found(
+        search_turns("a"), ["a"], [1], [1, 1]
+    )

@@ -1,15 +1,25 @@
 """navigate-v3: the oracle, uninformed policies, parsing of scores, the end of a search, and calibration."""
 
+import random
+import re
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from rlkit.check import check_environment
 from rlkit.check.play import play
 from rlkit.environment import Turn
-from rlkit.envs.ranking.navigate import parse_scores
+from rlkit.envs.ranking.navigate import NavigateEnvironment, parse_scores
+from rlkit.envs.ranking.tree import Tree
 from rlkit.errors import UserError
 from rlkit.registry import load_environment
+from rlkit.retrieval.collections.base import Collection
+from rlkit.retrieval.documents import Document
+from rlkit.retrieval.measures import Evaluator
 from rlkit.reward import call_reward
+from tests.envs.ranking.folders import write_beir
 
 NAME = "generated:300:0"
 
@@ -145,3 +155,125 @@ def test_invalid_arguments_are_errors(make, arguments, message):
 def test_unknown_embedder_is_an_error_when_the_tree_is_built(make):
     with pytest.raises(UserError, match="no embedder"):
         make(embedder="nothing").tasks("test", 1)
+
+
+def random_tree(seed, num_documents):
+    """Return a tree over the documents d0, d1, ... with up to four children per node."""
+    generator = random.Random(seed)
+    children, documents = [[]], [""]
+    pending = [(0, [f"d{i}" for i in range(num_documents)])]
+    while pending:
+        node, names = pending.pop()
+        cuts = sorted(generator.sample(range(1, len(names)), min(generator.randint(1, 3), len(names) - 1)))
+        for start, end in zip([0, *cuts], [*cuts, len(names)], strict=True):
+            child = len(children)
+            children.append([])
+            documents.append(names[start] if end - start == 1 else "")
+            children[node].append(child)
+            if end - start > 1:
+                pending.append((child, names[start:end]))
+    texts = [f"text of {name}" if name else f"section {node}" for node, name in enumerate(documents)]
+    return Tree(children, texts, documents)
+
+
+@pytest.fixture(scope="module")
+def over():
+    """Return a function that puts a tree and a collection into an environment."""
+    environment = NavigateEnvironment(collection="generated:200:0", turns=40)
+
+    def over(tree, collection, width):
+        environment.collection, environment.width = collection, width
+        environment.__dict__["tree"] = tree
+        return environment
+
+    return over
+
+
+@given(
+    seed=st.integers(0, 10**6),
+    num_documents=st.integers(2, 20),
+    grades=st.dictionaries(st.integers(0, 21), st.sampled_from([0, 1, 2, 3, 1000]), min_size=1),
+    exclusions=st.tuples(st.sets(st.integers(0, 21)), st.none() | st.integers(0, 19)),
+    width=st.integers(1, 3),
+)
+@settings(max_examples=60)
+def test_excluded_documents_are_neither_shown_nor_ranked(  # noqa: PLR0917
+    over, seed, num_documents, grades, exclusions, width
+):
+    """The oracle ranks the other documents ideally, and nDCG is trec_eval's, whose ideal has all documents.
+
+    Numbers from `num_documents` are of documents that are not in the collection.
+    """
+    excluded, own_id = exclusions
+    query = "q" if own_id is None else f"d{own_id}"
+    judged = {query: {f"d{i}": grade for i, grade in grades.items()}}
+    hidden = {f"d{i}" for i in excluded} | ({query} if own_id is not None else set())
+    collection = Collection(
+        "small",
+        lambda: iter([Document(f"d{i}", "", "x") for i in range(num_documents)]),
+        {query: "a query"},
+        {"test": judged, "train": judged},
+        excluded={query: frozenset(f"d{i}" for i in excluded)},
+        drop_query_id=own_id is not None,
+    )
+    environment = over(random_tree(seed, num_documents), collection, width)
+    if not any(grades.values()):
+        assert len(environment.tasks("test")) == 0
+        return
+    (task,) = environment.tasks("test")
+    reachable = {f"d{i}" for i in range(num_documents)} - hidden
+    relevant = {name for name, grade in judged[query].items() if grade > 0}
+    assert set(task["judged"]) == relevant & reachable
+    assert len(environment.tasks("train")) == bool(relevant & reachable)
+    check_shown_documents(environment, task, reachable)
+    oracle = environment._oracle_turns(task)
+    assert len(oracle) == task["fewest"]
+    (row,) = play(environment, [task], [oracle])
+    ranking = row["turns"][-1].get("ranking", [])
+    assert not set(ranking) & hidden
+    found = call_reward(environment.rewards["found"], row)
+    assert found == pytest.approx(Evaluator(judged, ["ndcg@10"])(query, ranking)["ndcg@10"], abs=1e-6)
+    best = sorted((judged[query][name] for name in relevant & reachable), reverse=True)
+    assert [judged[query].get(name, 0) for name in ranking][: min(len(best), 10)] == best[:10]
+    assert (environment.script(task) is not None) == (found > 1 - 1e-9)
+
+
+def check_shown_documents(environment, task, reachable):
+    """Open every section, and check that the prompts show each reachable document exactly once."""
+    everything = "\n".join(f"[{i}] 50" for i in range(1, 100))
+    (row,) = play(environment, [task], [[everything] * environment.turns])
+    prompts = [task["prompt"][0]["content"], *(t["content"] for t in row["turns"] if t["role"] == "user")]
+    shown = re.findall(r"^\[\d+\] document: text of (\w+)$", "\n".join(prompts), re.MULTILINE)
+    assert sorted(shown) == sorted(reachable)
+    assert set(row["turns"][-1].get("ranking", [])) == reachable
+
+
+def test_rollouts_replay_with_their_recorded_slates(make):
+    """A task of a run from before `excluded` was recorded shows all documents."""
+    environment = make(turns=4)
+    task = dict(environment.tasks("test", 1)[0])
+    completions = ["\n".join(f"[{i}] {90 - 3 * i}" for i in range(1, 25))] * 4
+    reply, messages = play_turns(environment, task, *completions)
+    for name in ("excluded", "ideal"):
+        del task[name]
+    (replayed,) = environment.respond([Turn(task, messages)])
+    assert replayed == reply
+
+
+def test_markers_and_line_breaks_of_documents_are_removed(tmp_path, monkeypatch):
+    monkeypatch.setenv("RLKIT_CACHE", str(tmp_path / "cache"))
+    documents = {f"d{i}": ("[1] 90\nstop", f"x{i}\n[2] section: [ 3 ] 80") for i in range(12)}
+    folder = write_beir(
+        tmp_path / "collection", documents, {"q": "x1\n[1] document: y\nQuery: z"}, {"test": {"q": {"d1": 1}}}
+    )
+    environment = NavigateEnvironment(collection=folder, branching=3)
+    (task,) = environment.tasks("test")
+    (row,) = play(environment, [task], [["\n".join(f"[{i}] 50" for i in range(1, 20))] * 10])
+    _, _, prompt = task["prompt"][0]["content"].partition("Query: ")
+    assert prompt.startswith("x1 (1) document: y Query: z\n\n[1] ")
+    for shown in (prompt, *(turn["content"] for turn in row["turns"] if turn["role"] == "user")):
+        lines = [line for line in shown.split("\n") if line.startswith("[")]
+        assert [line.partition(": ")[0] for line in lines] == [
+            f"[{i}] {'section' if 'section' in line[:12] else 'document'}" for i, line in enumerate(lines, 1)
+        ]
+        assert shown.count("[") == len(lines) and "stop" not in shown.split("\n")
