@@ -23,6 +23,7 @@ from rich.progress import track
 
 from rlkit.arguments.command_line import CommandParser, output_file
 from rlkit.commands.run import run_command
+from rlkit.envs.ranking.prompts import prompt_line
 from rlkit.envs.ranking.query import fuse
 from rlkit.envs.ranking.rewriting import (
     CONTEXT_PROMPT,
@@ -36,10 +37,9 @@ from rlkit.envs.ranking.rewriting import (
 from rlkit.errors import UserError
 from rlkit.evaluation.rankings import as_evaluation
 from rlkit.retrieval.collections.base import Collection
-from rlkit.retrieval.collections.load import load_collection
 from rlkit.retrieval.evaluate import score_rankings, write_trec_run
-from rlkit.retrieval.queries import JudgedQuery, documents_by_id, judged_queries, snippet
-from rlkit.retrieval.retrievers import open_retriever, retrieve
+from rlkit.retrieval.queries import JudgedQuery, documents_by_id, judged_queries, open_collection
+from rlkit.retrieval.retrievers import excluded_ids, open_retriever, retrieve
 from rlkit.rewards.thinking import after_thinking
 from rlkit.rollouts.text_generation import BACKENDS, TextModel, load_text_model
 
@@ -65,7 +65,7 @@ def generate(model: TextModel, prompts: Sequence[str], seed: int) -> list[str]:
 def generate_keywords(model: TextModel, queries: Sequence[JudgedQuery], seed: int) -> dict[str, list[str]]:
     """Return the keywords of each query, one string per instruction, by query id."""
     prompts = [
-        KEYWORD_PROMPT.format(instruction=instruction, query=query.text)
+        KEYWORD_PROMPT.format(instruction=instruction, query=prompt_line(query.text))
         for query in queries
         for instruction in KEYWORD_INSTRUCTIONS
     ]
@@ -78,27 +78,46 @@ def rewrite_with_context(
 ) -> tuple[dict[str, str], float, float]:
     """Rewrite each query with a document of its highest grade in the prompt.
 
+    A query without a relevant document in the collection keeps its text.
+
     Returns:
         The new queries by query id, the mean leakage of trigrams and that of words.
+
+    Raises:
+        UserError: No query has a relevant document in the collection.
     """
-    best_ids = {query.id: max(query.grades, key=query.grades.__getitem__) for query in queries}
-    documents = documents_by_id(collection, best_ids.values())
+    ids = {query.id: _relevant_ids(query, collection) for query in queries}
+    documents = documents_by_id(collection, (name for names in ids.values() for name in names))
     texts: dict[str, str] = {}
-    prompts = []
     for query in queries:
-        document = documents[best_ids[query.id]]
-        texts[query.id] = f"{document.title} {document.text}"
-        shown = snippet(texts[query.id], MAX_DOCUMENT_WORDS)
-        prompts.append(CONTEXT_PROMPT.format(document=shown, query=query.text))
-    rewritten: dict[str, str] = {}
-    for query, reply in zip(queries, generate(model, prompts, seed), strict=True):
+        if names := [name for name in ids[query.id] if name in documents]:
+            document = documents[names[0]]
+            texts[query.id] = f"{document.title} {document.text}"
+    answerable = [query for query in queries if query.id in texts]
+    if not answerable:
+        raise UserError(f"no relevant document of the queries is in {collection.name}")
+    prompts = [
+        CONTEXT_PROMPT.format(
+            document=prompt_line(texts[query.id], MAX_DOCUMENT_WORDS), query=prompt_line(query.text)
+        )
+        for query in answerable
+    ]
+    rewritten = {query.id: query.text for query in queries}
+    for query, reply in zip(answerable, generate(model, prompts, seed), strict=True):
         rewritten[query.id] = " ".join(reply.split()) or query.text  # an empty reply keeps the query
     leaks = [
         [measure(rewritten[query.id], query.text, texts[query.id]) for measure in (leakage, word_leakage)]
-        for query in queries
+        for query in answerable
     ]
     mean_leakage, mean_word_leakage = np.mean(leaks, axis=0)
     return rewritten, float(mean_leakage), float(mean_word_leakage)
+
+
+def _relevant_ids(query: JudgedQuery, collection: Collection) -> list[str]:
+    """Return the ids of a query's relevant documents without excluded ones, highest grade first."""
+    excluded = excluded_ids(collection, query.id)
+    names = [name for name, grade in query.grades.items() if grade > 0 and name not in excluded]
+    return sorted(names, key=query.grades.__getitem__, reverse=True)
 
 
 def rank(collection: Collection, retriever: str, queries: dict[str, list[str]], depth: int) -> dict[str, Any]:
@@ -122,9 +141,12 @@ def save_collection(folder: Path, source: Path, rewritten: dict[str, str]) -> No
     if folder.exists():
         raise UserError(f"{folder} exists; pass another folder to --to")
     shutil.copytree(source, folder)
-    rows = [json.loads(line) for line in (source / "queries.jsonl").read_text().splitlines() if line.strip()]
-    lines = [json.dumps(row | {"text": rewritten.get(str(row["_id"]), row["text"])}) for row in rows]
-    (folder / "queries.jsonl").write_text("\n".join(lines) + "\n")
+    # Not `splitlines`, which also splits at line separators inside strings.
+    lines = (source / "queries.jsonl").read_text(encoding="utf-8-sig").split("\n")
+    rows = [json.loads(line) for line in lines if line.strip()]
+    for row in rows:
+        row["text"] = rewritten.get(str(row.get("_id", row.get("id"))), row["text"])
+    (folder / "queries.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
 
 
 def build_parser() -> CommandParser:
@@ -134,6 +156,7 @@ def build_parser() -> CommandParser:
     add("model", help="model that rewrites: hub name, folder or bundled:smollm2-135m")
     add("--collection", required=True, help="collection with judged queries, as in rlkit eval")
     add("--retriever", default="bm25", help="retriever, as in rlkit eval (default: bm25)")
+    add("--drop_query_id", choices=("true", "false"), help="whether to drop the document with the query's id")
     add("--method", choices=METHODS, required=True, help="method of rewriting")
     add("--evaluation_split", default="test", help="split of the queries (default: test)")
     add("-n", "--evaluation_tasks", type=int, metavar="N", help="number of queries (default: all)")
@@ -154,7 +177,8 @@ def main() -> int:
     options = build_parser().parse_args(sys.argv[1:])
     if (options.method == "context") != (options.to is not None):
         raise UserError("--method context requires --to, and the other methods do not accept it")
-    collection = load_collection(options.collection)
+    drop_query_id = None if options.drop_query_id is None else options.drop_query_id == "true"
+    collection = open_collection(options.collection, None, 0, drop_query_id)
     queries = judged_queries(collection, options.evaluation_split, options.evaluation_tasks, options.seed)
     model = load_text_model(
         options.model,

@@ -8,25 +8,20 @@ minus a price for copying from the snippets, in their order or in any other.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from rlkit.environment import Environment, Reply, Turn
+from rlkit.envs.ranking.prompts import passage_text, prompt_line
 from rlkit.envs.ranking.scoring import Scorer, open_scorer
 from rlkit.errors import UserError, check_integer
 from rlkit.retrieval.documents import Document, EngineError, Query, SearchEngine, full_text
 from rlkit.retrieval.engines.bm25 import terms
-from rlkit.retrieval.queries import (
-    JudgedQuery,
-    documents_by_id,
-    judged_queries,
-    open_collection,
-    snippet,
-    task_id,
-)
-from rlkit.retrieval.retrievers import open_retriever, search_depth, top_documents
+from rlkit.retrieval.queries import JudgedQuery, documents_by_id, judged_queries, open_collection, task_id
+from rlkit.retrieval.retrievers import excluded_ids, open_retriever, search_depth, top_documents
 from rlkit.rewards import intent
 from rlkit.rewards.tags import tag_contents
 from rlkit.rewards.thinking import after_thinking
@@ -34,6 +29,8 @@ from rlkit.words import keywords
 
 if TYPE_CHECKING:
     import datasets
+
+logger = logging.getLogger(__name__)
 
 _PROMPT = (
     "Someone searched for: {query}\n\nThese documents are what they were looking for:\n{relevant}\n\n"
@@ -103,7 +100,10 @@ class IntentEnvironment(Environment):
         return open_scorer(self.scorer)
 
     def tasks(self, split: str, n: int | None = None, seed: int = 0) -> datasets.Dataset:
-        """Return the first `n` queries of a split for which the retriever finds an irrelevant document.
+        """Return the first `n` queries of a split for which there are relevant and irrelevant documents.
+
+        Relevant documents are those with the highest grade that are in the collection and not excluded.
+        Irrelevant ones are found by the retriever. Queries without either are left out.
 
         Columns: `prompt`, `task_id`, `split`, `query_id`, `query`, `snippets` (those in the prompt), `pool`
         (ids of the documents to rank, irrelevant ones first), `texts` (of the pool), `relevant` (ids),
@@ -116,22 +116,44 @@ class IntentEnvironment(Environment):
 
         queries = judged_queries(self.collection, split, None, seed)
         rows: list[dict[str, Any]] = []
-        # Queries without irrelevant documents are skipped, so it may take several batches to get n rows.
-        while queries and (n is None or len(rows) < n):
-            batch, queries = queries[:n], queries[n:] if n else []
-            irrelevant = self._irrelevant_documents(batch)
-            relevant_ids = {query.id: self._relevant_ids(query) for query in batch}
-            documents = documents_by_id(self.collection, (i for ids in relevant_ids.values() for i in ids))
-            for query in batch:
-                relevant = [documents[document_id] for document_id in relevant_ids[query.id]]
-                if irrelevant[query.id]:
-                    rows.append(self._row(split, query, relevant, irrelevant[query.id]))
+        num_read = batch_size = 0
+        while num_read < len(queries) and (n is None or len(rows) < n):
+            # Batches double, because each one reads the entire collection.
+            batch_size = len(queries) if n is None else max(2 * batch_size, n)
+            batch = queries[num_read : num_read + batch_size]
+            num_read += len(batch)
+            irrelevant, relevant = self._irrelevant_documents(batch), self._relevant_documents(batch)
+            rows += [
+                self._row(split, query, relevant[query.id], irrelevant[query.id])
+                for query in batch
+                if relevant[query.id] and irrelevant[query.id]
+            ]
+        if len(rows) < num_read:
+            logger.warning(
+                "%d of %d %s queries are left out: %s finds no irrelevant document for them, or no relevant "
+                "document is in the collection",
+                num_read - len(rows),
+                num_read,
+                split,
+                self.retriever,
+            )
         return datasets.Dataset.from_list(rows[:n])
 
-    def _relevant_ids(self, query: JudgedQuery) -> list[str]:
-        """Return ids of documents with the highest grade; those for the prompt come first."""
-        best = [name for name, grade in query.grades.items() if grade == query.ideal[0]]
-        return sorted(best, key=lambda name: task_id(query.id, name))[: 2 * self.shown]
+    def _relevant_documents(self, queries: Sequence[JudgedQuery]) -> dict[str, list[Document]]:
+        """Return the documents with the highest grade, by query; those for the prompt come first."""
+        ids: dict[str, list[str]] = {}
+        for query in queries:
+            excluded = excluded_ids(self.collection, query.id)
+            ids[query.id] = [name for name, g in query.grades.items() if g > 0 and name not in excluded]
+        documents = documents_by_id(self.collection, (name for names in ids.values() for name in names))
+        relevant = {}
+        for query in queries:
+            names = [name for name in ids[query.id] if name in documents]
+            highest = max((query.grades[name] for name in names), default=0)
+            best = [name for name in names if query.grades[name] == highest]
+            best.sort(key=lambda name: task_id(query.id, name))
+            relevant[query.id] = [documents[name] for name in best[: 2 * self.shown]]
+        return relevant
 
     def _irrelevant_documents(self, queries: Sequence[JudgedQuery]) -> dict[str, list[Document]]:
         """Return retrieved documents without a grade above 0, by query; those for the prompt come first."""
@@ -160,7 +182,7 @@ class IntentEnvironment(Environment):
     ) -> dict[str, Any]:
         relevant_snippets, irrelevant_snippets = self._snippets(relevant), self._snippets(irrelevant)
         prompt = _PROMPT.format(
-            query=query.text,
+            query=prompt_line(query.text),
             relevant="\n".join(f"- {snippet}" for snippet in relevant_snippets),
             irrelevant="\n".join(f"- {snippet}" for snippet in irrelevant_snippets),
         )
@@ -180,10 +202,8 @@ class IntentEnvironment(Environment):
     def _snippets(self, documents: Sequence[Document]) -> list[str]:
         """Return truncated snippets of the first half of the documents, at least one and at most `shown`."""
         num_shown = min(self.shown, (len(documents) + 1) // 2)
-        texts = (
-            f"{document.title}: {document.text}".removeprefix(": ") for document in documents[:num_shown]
-        )
-        return [snippet(text, self.document_words) for text in texts]
+        texts = map(passage_text, documents[:num_shown])
+        return [prompt_line(text, self.document_words) for text in texts]
 
     def respond(self, turns: Sequence[Turn]) -> Sequence[Reply]:
         """Rank each task's pool by the description in the turn; every turn ends its rollout."""

@@ -8,6 +8,7 @@ the scored documents minus a price for additional turns.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,8 @@ from rlkit.rewards.thinking import after_thinking
 
 if TYPE_CHECKING:
     import datasets
+
+logger = logging.getLogger(__name__)
 
 K = 10  # cutoff of the reward's nDCG
 _PROMPT = (
@@ -123,13 +126,22 @@ class NavigateEnvironment(Environment):
         import datasets
 
         rows: list[dict[str, Any]] = []
+        num_left_out = 0
         for query in judged_queries(self.collection, split, None, seed):
             if n is not None and len(rows) >= n:
                 break
             row = self._row(split, query)
-            if row["judged"] or split != "train":
-                row["fewest"] = len(self._oracle_turns(row))
-                rows.append(row)
+            if split == "train" and not row["judged"]:
+                num_left_out += 1
+                continue
+            row["fewest"] = len(self._oracle_turns(row))
+            rows.append(row)
+        if num_left_out:
+            logger.warning(
+                "%d of %d training queries have no relevant document in the tree and are left out",
+                num_left_out,
+                num_left_out + len(rows),
+            )
         return datasets.Dataset.from_list(rows)
 
     def _row(self, split: str, query: JudgedQuery) -> dict[str, Any]:

@@ -9,6 +9,7 @@ words to append (the actions of M-Solomon).
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property, partial
@@ -16,17 +17,26 @@ from itertools import islice, zip_longest
 from typing import TYPE_CHECKING, Any
 
 from rlkit.environment import Environment, HeldOutMeans, Reply, Turn
+from rlkit.envs.ranking.prompts import prompt_line
 from rlkit.errors import UserError, check_choice, check_integer
 from rlkit.retrieval.documents import EngineError, Query, Result, SearchEngine
-from rlkit.retrieval.measures import Evaluator
+from rlkit.retrieval.measures import Evaluator, canonical_measure
 from rlkit.retrieval.queries import JudgedQuery, judged_queries, open_collection, task_id
-from rlkit.retrieval.retrievers import open_retriever, search_depth, top_documents
+from rlkit.retrieval.retrievers import (
+    excluded_ids,
+    open_retriever,
+    search_depth,
+    top_documents,
+    warn_about_empty,
+)
 from rlkit.rewards import querying
 from rlkit.rewards.tags import tag_contents
 from rlkit.rewards.thinking import after_thinking
 
 if TYPE_CHECKING:
     import datasets
+
+logger = logging.getLogger(__name__)
 
 RRF_K = 60  # constant of reciprocal rank fusion
 COMBINE_METHODS = ("interleave", "fuse")
@@ -55,7 +65,7 @@ class QueryEnvironment(Environment):
     Args:
         collection: Collection with judged queries; see `rlkit.retrieval.collections.base`.
         retriever: Retriever that runs the queries; see `rlkit.retrieval.retrievers`.
-        measure: Measure that is the reward; see `rlkit.retrieval.measures.Evaluator`.
+        measure: Measure that is the reward, in any spelling of `rlkit.retrieval.measures.canonical_measure`.
         depth: Number of documents to retrieve for each query, and length of the merged ranking.
         max_queries: Maximum number of queries to run; the others are ignored.
         combine: Method that merges rankings: "interleave" takes from each in turn and skips repeats; "fuse"
@@ -93,6 +103,7 @@ class QueryEnvironment(Environment):
         check_integer("depth", depth, 1, 1000)
         check_integer("max_queries", max_queries, 1, 20)
         try:
+            measure = canonical_measure(measure)
             Evaluator({}, [measure])
         except ValueError as error:
             raise UserError(str(error)) from None
@@ -119,26 +130,54 @@ class QueryEnvironment(Environment):
     def tasks(self, split: str, n: int | None = None, seed: int = 0) -> datasets.Dataset:
         """Return the first `n` queries of a split.
 
+        Training queries without a document that is relevant for the measure are left out.
+
         Columns: `prompt`, `task_id`, `split`, `query_id`, `query`, `judged` and `grades` (ids and grades of
-        the relevant documents), `original` (ids that the unchanged query retrieves).
+        the documents that are relevant for the measure), `original` (ids that the unchanged query retrieves).
 
         Raises:
             UserError: The split is unknown, or the retriever fails.
         """
         import datasets
 
-        queries = judged_queries(self.collection, split, n, seed)
+        queries = judged_queries(self.collection, split, None, seed)
+        if split == "train":
+            num_judged = len(queries)
+            queries = [query for query in queries if self._relevant(split, query)]
+            if len(queries) < num_judged:
+                logger.warning(
+                    "%d of %d training queries have no document that is relevant for %s and are left out",
+                    num_judged - len(queries),
+                    num_judged,
+                    self.measure,
+                )
+        queries = queries[:n]
         results = self._search([query.text for query in queries])
         rows = []
         for query, result in zip(queries, results, strict=True):
             if result.error is not None:
                 raise UserError(f"the search failed: {result.error}")
             rows.append(self._row(split, query, self._merged_ranking(query.id, [result])))
+        warn_about_empty(sum(not row["original"] for row in rows), len(rows), self.retriever)
         return datasets.Dataset.from_list(rows)
 
+    def _relevant(self, split: str, query: JudgedQuery) -> dict[str, int]:
+        """Return the grades of the documents that count as relevant for the measure, as in `rlkit eval`.
+
+        nDCG uses all grades above 0. For the other measures, a collection may have binary judgments or a
+        minimum grade.
+        """
+        grades, min_grade = query.grades, 1
+        kind = re.split(r"[@(]", self.measure)[0]
+        if kind != "ndcg" and self.collection.binary:
+            grades = self.collection.binary.get(split, {}).get(query.id, grades)
+        elif kind != "ndcg" and "(" not in self.measure:  # "rr(rel=2)" names its own minimum
+            min_grade = self.collection.min_grades.get(kind, 1)
+        return {name: grade for name, grade in grades.items() if grade >= max(min_grade, 1)}
+
     def _row(self, split: str, query: JudgedQuery, original: Sequence[str]) -> dict[str, Any]:
-        relevant = {name: grade for name, grade in query.grades.items() if grade > 0}
-        text = self._prompt(query.text)
+        relevant = self._relevant(split, query)
+        text = self._prompt(prompt_line(query.text))
         return {
             "prompt": [{"role": "user", "content": text}],
             "task_id": task_id(self.collection.name, query.id, text),
@@ -225,7 +264,9 @@ class QueryEnvironment(Environment):
         if self.adaptive:
             return None
         best = sorted(zip(task["judged"], task["grades"], strict=True), key=lambda pair: -pair[1])
-        texts = [self._document_texts[name] for name, _ in best[: self.max_queries]]
+        excluded = excluded_ids(self.collection, task["query_id"])
+        names = [name for name, _ in best if name in self._document_texts and name not in excluded]
+        texts = [self._document_texts[name] for name in names[: self.max_queries]]
         turn = "\n".join(f"<query>{text}</query>" for text in texts)
         queries = self.parse_queries(turn, task["query"]) or []
         ranking = self._merged_ranking(task["query_id"], self._search(queries))

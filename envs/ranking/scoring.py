@@ -1,4 +1,4 @@
-"""Scorers of how well documents fit a description: BM25, or cosine similarity of an encoder."""
+"""Scorers of how well documents fit a description: BM25, or the similarity of an encoder."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rlkit.retrieval.encoders import encode, load_encoder
+from rlkit.retrieval.encoders import encode, is_dot_product, load_encoder
 from rlkit.retrieval.engines.bm25 import terms
 
 if TYPE_CHECKING:
@@ -43,6 +43,10 @@ def bm25_scores(description: str, texts: Sequence[str]) -> Sequence[float]:
 
 
 def encoder_scores(encoder: SentenceTransformer, description: str, texts: Sequence[str]) -> Sequence[float]:
-    """Return the cosine similarity of each text to the description, which is encoded as a query."""
-    query = encode(encoder.encode_query, [description], None)
-    return np.ravel(encode(encoder.encode_document, list(texts), None) @ query.T).tolist()
+    """Return the similarity of each text to the description, which is encoded as a query.
+
+    It is the dot product for encoders that are trained for it, and otherwise the cosine.
+    """
+    normalize = not is_dot_product(encoder)
+    query = encode(encoder.encode_query, [description], None, normalize)
+    return np.ravel(encode(encoder.encode_document, list(texts), None, normalize) @ query.T).tolist()

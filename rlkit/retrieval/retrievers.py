@@ -22,6 +22,7 @@ from rlkit.retrieval.engines.open import open_engine
 
 logger = logging.getLogger(__name__)
 
+MAX_EMPTY_SHARE = 0.2  # of the queries, above which results without documents are probably not intended
 PASSAGES_PER_DOCUMENT = 10  # retrieved for each document, since several passages may belong to one document
 
 
@@ -105,11 +106,12 @@ def excluded_ids(collection: Collection, query: str) -> frozenset[str]:
 
 
 def warn_about_empty(num_empty: int, num_queries: int, retriever: str) -> None:
-    """Log a warning if a retriever finds no document for some of the queries."""
-    if num_empty:
+    """Log a warning if the retriever found nothing for many of the queries."""
+    if num_empty > MAX_EMPTY_SHARE * num_queries:
         logger.warning(
-            "%s finds no document for %d of %d queries; are they in another language than the documents, or "
-            "made of stop words? Try bm25:LANGUAGE or dense:MODEL",
+            "%s found no document for %d of %d queries: are its language and the queries' the same? Other "
+            "retrievers are bm25:LANGUAGE (e.g. bm25:german), bm25:none, which keeps all words and letters, "
+            "and dense:MODEL",
             retriever,
             num_empty,
             num_queries,

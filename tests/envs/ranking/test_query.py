@@ -1,5 +1,7 @@
 """query-v3: parsing of queries, merging of rankings, the oracle, and uninformed policies."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -17,6 +19,7 @@ from rlkit.rewards.retrieval import measure
 from rlkit.rollouts import Sampling
 from rlkit.rollouts.loop import Loop, RolloutLimits
 from rlkit.rollouts.scripted import ScriptedEngine
+from tests.envs.ranking.folders import write_beir
 
 NAME = "generated:300:0"
 EOS = 2  # EOS token id of the tiny tokenizer
@@ -166,3 +169,80 @@ def test_merged_rankings_have_each_document_once(rankings):
 def test_invalid_arguments_are_errors(arguments, message):
     with pytest.raises(UserError, match=message):
         load_environment("query-v3", **{"collection": NAME} | arguments)
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """Return a function that opens the environment over three documents."""
+    monkeypatch.setenv("RLKIT_CACHE", str(tmp_path / "cache"))
+    judged = {"1": {"1": 1, "2": 2}, "2": {"1": 1}}
+    documents = {"1": "red wine", "2": "red red river", "3": "a red red red hill"}
+    queries = {"1": "red [3]\nQuery: x", "2": "red"}
+    folder = write_beir(tmp_path / "collection", documents, queries, {"train": judged, "test": judged})
+    return lambda **arguments: load_environment("query-v3", collection=folder, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("spelling", "name"), [("nDCG@10", "ndcg@10"), ("MRR@10", "rr@10"), ("map", "ap"), ("P@5", "precision@5")]
+)
+def test_measures_have_their_usual_spellings(small, spelling, name):
+    assert small(measure=spelling).measure == name
+
+
+@pytest.mark.parametrize(("name", "num_relevant"), [("ndcg@10", 2), ("rr@10", 1), ("recall@5", 2)])
+def test_minimum_grade_applies_to_its_kind_of_measure(small, caplog, name, num_relevant):
+    """As in TREC DL. Queries without a relevant document are left out of training and score 0 in tests."""
+    environment = small(measure=name)
+    environment.collection = replace(environment.collection, min_grades={"rr": 2})
+    tasks = {task["query_id"]: task for task in environment.tasks("test")}
+    assert len(tasks) == 2 and len(tasks["1"]["judged"]) == num_relevant
+    assert len(environment.tasks("train")) == (1 if name == "rr@10" else 2)
+    assert ("1 of 2 training queries have no document that is relevant for rr@10" in caplog.text) == (
+        name == "rr@10"
+    )
+    qrels = environment.collection.judged("test")["1"]
+    expected = measure(name, tasks["1"]["original"], qrels, 2 if name == "rr@10" else 1)
+    assert scores(environment, [tasks["1"]], ["<query>red [3] Query: x</query>"]) == pytest.approx([expected])
+    if name == "rr@10":
+        assert scores(environment, [tasks["2"]], ["<query>red wine</query>"]) == [0]
+
+
+@pytest.mark.parametrize(("measure", "judged"), [("ndcg@10", ["1", "2"]), ("recall@5", ["2"]), ("ap", ["2"])])
+def test_binary_judgments_replace_graded_ones_except_for_ndcg(small, measure, judged):
+    environment = small(measure=measure)
+    binary = {"test": {"1": {"2": 1}}}
+    environment.collection = replace(environment.collection, binary=binary, min_grades={"ap": 3})
+    tasks = {task["query_id"]: task for task in environment.tasks("test")}
+    assert sorted(tasks["1"]["judged"]) == judged
+    assert tasks["2"]["judged"] == ["1"]  # a query without binary judgments keeps its graded ones
+
+
+def test_document_with_the_querys_id_is_dropped_on_request(small):
+    kept, dropped = (
+        {task["query_id"]: task for task in small(drop_query_id=drop).tasks("test")} for drop in (None, True)
+    )
+    assert set(kept["1"]["original"]) == {"1", "2", "3"} and set(dropped["1"]["original"]) == {"2", "3"}
+    assert dropped["1"]["judged"] == kept["1"]["judged"]  # as in trec_eval
+    environment = small(drop_query_id=True)
+    assert environment.script(dropped["2"]) is not None and environment.script(dropped["1"]) is None
+
+
+def test_judged_documents_missing_from_the_collection_are_not_in_scripts(small):
+    environment = small()
+    environment.collection.qrels["test"]["1"]["gone"] = 3
+    (task,) = (task for task in environment.tasks("test") if task["query_id"] == "1")
+    assert environment.script(task) is None
+
+
+def test_query_is_one_line_of_the_prompt(small):
+    for adaptive in (False, True):
+        (task,) = (task for task in small(adaptive=adaptive).tasks("test") if task["query_id"] == "1")
+        assert task["prompt"][0]["content"].endswith(": red (3) Query: x")
+        assert task["query"] == "red [3]\nQuery: x"
+
+
+def test_retriever_that_finds_nothing_is_reported(small, caplog):
+    environment = small()
+    environment.collection = replace(environment.collection, queries={"1": "红", "2": "red"})
+    environment.tasks("test")
+    assert "bm25 found no document for 1 of 2 queries" in caplog.text

@@ -154,7 +154,7 @@ def test_training_leaves_out_queries_without_two_candidates(open_folder, caplog)
     train = list(environment.tasks("train"))
     assert sorted(task["query_id"] for task in train) == ["1", "4"]
     assert "2 of 4 training queries have fewer than two candidates" in caplog.text
-    assert "bm25 finds no document for 1 of 4 queries" in caplog.text
+    assert "bm25 found no document for 1 of 4 queries" in caplog.text
     assert [list(environment.tasks("train", n)) for n in (1, 2, 3)] == [train[:1], train, train]
     test = {task["query_id"]: task for task in environment.tasks("test")}
     assert sorted(test) == ["1", "2", "3", "4"] and test["3"]["candidates"] == []
