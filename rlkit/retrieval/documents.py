@@ -14,8 +14,8 @@ from typing import Protocol
 
 from rlkit.errors import UserError
 
-# A number in brackets, of any width and with any spaces, as prompts number their passages.
-_MARKER = re.compile(
+# A number in brackets of any width, in any script's digits and with spaces, as models write and read it.
+MARKER = re.compile(
     r"[\[\uff3b\u3010\u3014\u27e6][\s\u200b-\u200d\u2060\ufeff]*+(\d++)[\s\u200b-\u200d\u2060\ufeff]*+"
     r"[\]\uff3d\u3011\u3015\u27e7]"
 )
@@ -92,8 +92,12 @@ def full_text(document: Document) -> str:
 
 
 def without_markers(text: str) -> str:
-    """Return a string with "(12)" for each "[12]", which a prompt would show as the number of a passage."""
-    return _MARKER.sub(r"(\1)", text)
+    """Return a string in which `[12]` is written as `(12)`.
+
+    Prompts number passages with such markers. One inside a passage or a query, such as a reference in a
+    paper, would look like the number of another passage.
+    """
+    return MARKER.sub(r"(\1)", text)
 
 
 def check_k(k: int) -> None:
