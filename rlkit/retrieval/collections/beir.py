@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
+from rlkit.encoding import encodable
 from rlkit.errors import UserError
 from rlkit.retrieval.collections.base import Collection, canonical_split, check_judgments, drops_query_id
 from rlkit.retrieval.collections.corpus import corpus_source, layout_files, read_corpus
@@ -76,6 +77,8 @@ def read_queries(paths: Iterable[Path]) -> dict[str, str]:
             name, text = get_value(row, ("_id", "id", "query-id", "qid")), get_value(row, ("text", "query"))
             if isinstance(name, bool) or not isinstance(name, str | int) or not isinstance(text, str):
                 raise UserError(f"{location}: a query needs an _id (string or integer) and a string in text")
+            if encodable([str(name), text]) != [str(name), text]:
+                raise UserError(f"{location}: the row has a lone surrogate; was it cut inside a character?")
             add_query(queries, str(name), text, location)
     return queries
 

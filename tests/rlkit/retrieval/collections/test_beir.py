@@ -64,6 +64,7 @@ ERRORS = [
     ),
     ("corpus.jsonl", None, r"there is no corpus .*corpus\.jsonl"),
     ("queries.jsonl", None, r"there is no file .*queries\.jsonl"),
+    ("queries.jsonl", jsonl({"_id": "q1", "text": "a \ud800"}), r"queries\.jsonl:1: .*lone surrogate"),
     (
         "queries.jsonl",
         jsonl({"_id": "q1", "text": "a"}, {"_id": "q1", "text": "b"}),
