@@ -20,7 +20,7 @@ from rlkit.environment import Environment, HeldOutMeans, Reply, Turn
 from rlkit.envs.ranking.prompts import prompt_line
 from rlkit.errors import UserError, check_choice, check_integer
 from rlkit.retrieval.documents import EngineError, Query, Result, SearchEngine
-from rlkit.retrieval.measures import canonical_measure
+from rlkit.retrieval.measures import canonical_measure, parse_measure
 from rlkit.retrieval.queries import JudgedQuery, judged_queries, open_collection, task_id
 from rlkit.retrieval.retrievers import (
     excluded_ids,
@@ -30,7 +30,6 @@ from rlkit.retrieval.retrievers import (
     warn_about_empty,
 )
 from rlkit.rewards import querying
-from rlkit.rewards.retrieval import measure as measure_of
 from rlkit.rewards.tags import tag_contents
 from rlkit.rewards.thinking import after_thinking
 
@@ -57,7 +56,6 @@ _ADAPTIVE = (
     "additional words would help the engine find the right documents, write /augment followed by those "
     "words.\n\nQuery: {query}"
 )
-_LEVEL = re.compile(r"\(rel=(\d+)\)")  # minimum relevant grade in the name of a measure
 _AUGMENT = re.compile(r"/augment\b(.*)", re.DOTALL)
 
 
@@ -105,21 +103,17 @@ class QueryEnvironment(Environment):
         check_integer("depth", depth, 1, 1000)
         check_integer("max_queries", max_queries, 1, 20)
         try:
-            measure = canonical_measure(measure)
-            # A minimum grade applies to the judgments in the tasks (`_relevant`).
-            rewarded_measure = _LEVEL.sub("", measure)
-            measure_of(rewarded_measure, (), {})  # the rewards may know fewer measures than evaluations
+            self.measure = canonical_measure(measure)
         except ValueError as error:
             raise UserError(str(error)) from None
         self.collection = open_collection(collection, folds, fold, drop_query_id)
-        self.retriever, self.measure, self.depth = retriever, measure, depth
-        self.rewarded_measure = rewarded_measure
+        self.retriever, self.depth = retriever, depth
         self.max_queries, self.combine = max_queries, combine
         self.prompt_style, self.adaptive = prompt_style, adaptive
         self.rewards: Mapping[str, Any] = {
-            "retrieval": partial(querying.retrieval, measure=rewarded_measure),
-            "gain": partial(querying.gain, measure=rewarded_measure),
-            "priced": partial(querying.priced, measure=rewarded_measure),
+            "retrieval": partial(querying.retrieval, measure=self.measure),
+            "gain": partial(querying.gain, measure=self.measure),
+            "priced": partial(querying.priced, measure=self.measure),
             "augmented": querying.augmented,
         }
         if adaptive:
@@ -172,15 +166,14 @@ class QueryEnvironment(Environment):
         nDCG uses all grades above 0. For the other measures, the name can have a minimum grade, as in
         "rr(rel=2)@10". Otherwise the collection may have binary judgments or a minimum grade.
         """
-        grades, min_grade = query.grades, 1
-        kind = re.split(r"[@(]", self.measure)[0]
-        if level := _LEVEL.search(self.measure):
-            min_grade = int(level[1])
-        elif kind != "ndcg" and self.collection.binary:
-            grades = self.collection.binary.get(split, {}).get(query.id, grades)
-        elif kind != "ndcg":
-            min_grade = self.collection.min_grades.get(kind, 1)
-        return {name: grade for name, grade in grades.items() if grade >= max(min_grade, 1)}
+        measure, grades = parse_measure(self.measure), query.grades
+        min_grade = measure.min_grade or 1
+        if measure.kind != "ndcg" and measure.min_grade is None:
+            if self.collection.binary:
+                grades = self.collection.binary.get(split, {}).get(query.id, grades)
+            else:
+                min_grade = self.collection.min_grades.get(measure.kind, 1)
+        return {name: grade for name, grade in grades.items() if grade >= min_grade}
 
     def _row(self, split: str, query: JudgedQuery, original: Sequence[str]) -> dict[str, Any]:
         relevant = self._relevant(split, query)
@@ -278,7 +271,7 @@ class QueryEnvironment(Environment):
         queries = self.parse_queries(turn, task["query"]) or []
         ranking = self._merged_ranking(task["query_id"], self._search(queries))
         reward = querying.retrieval(
-            [{"role": "assistant", "ranking": ranking}], task["judged"], task["grades"], self.rewarded_measure
+            [{"role": "assistant", "ranking": ranking}], task["judged"], task["grades"], self.measure
         )
         return [turn] if reward > 1 - 1e-9 else None
 

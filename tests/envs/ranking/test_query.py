@@ -183,10 +183,17 @@ def small(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("spelling", "name"), [("nDCG@10", "ndcg@10"), ("MRR@10", "rr@10"), ("map", "ap"), ("P@5", "precision@5")]
+    ("spelling", "name"),
+    [("nDCG@10", "ndcg@10"), ("MRR@10", "rr@10"), ("map", "ap"), ("MRR(rel=2)", "rr(rel=2)")],
 )
 def test_measures_have_their_usual_spellings(small, spelling, name):
-    assert small(measure=spelling).measure == name
+    environment = small(measure=spelling)
+    assert environment.measure == name
+    for task in environment.tasks("test"):
+        qrels = environment.collection.judged("test")[task["query_id"]]
+        (reward,) = scores(environment, [task], ["<query>red river</query>"])
+        (row,) = play(environment, [task], [["<query>red river</query>"]])
+        assert reward == pytest.approx(measure(name, row["turns"][0]["ranking"], qrels))
 
 
 @pytest.mark.parametrize(("name", "num_relevant"), [("ndcg@10", 2), ("rr@10", 1), ("recall@5", 2)])
