@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -156,7 +156,7 @@ class NavigateEnvironment(Environment):
             query=prompt_line(query.text),
             width=self.width,
             turns=self.turns,
-            shown=_format_slates(self.tree, beam.open_nodes([0])),
+            shown=_format_slates(self.tree, beam.open_nodes([0]), beam.hidden),
         )
         return {
             "prompt": [{"role": "user", "content": text}],
@@ -199,7 +199,8 @@ class NavigateEnvironment(Environment):
             return Reply(done=True, record={"ranking": ranking})
         slates = beam.open_nodes(nodes, self.anchors, task["task_id"])
         record = [{"node": slate.node, "shown": [list(slate.items), list(slate.anchors)]} for slate in slates]
-        return Reply(_format_slates(self.tree, slates), record={"ranking": ranking, "slates": record})
+        text = _format_slates(self.tree, slates, beam.hidden)
+        return Reply(text, record={"ranking": ranking, "slates": record})
 
     def _ranking(self, beam: Beam) -> list[str]:
         if self.anchors and beam.slates:
@@ -269,14 +270,14 @@ class NavigateEnvironment(Environment):
         return ideal
 
 
-def _format_slates(tree: Tree, slates: Sequence[Slate]) -> str:
+def _format_slates(tree: Tree, slates: Sequence[Slate], hidden: Set[int]) -> str:
     """Return the numbered lines of the nodes to score, with an empty line between slates."""
     lines, number = [], 0
     for slate in slates:
         for item in slate.shown:
             number += 1
             kind = "document" if tree.documents[item] else "section"
-            lines.append(f"[{number}] {kind}: {prompt_line(tree.texts[item])}")
+            lines.append(f"[{number}] {kind}: {prompt_line(tree.text(item, hidden))}")
         lines.append("")
     return "\n".join(lines[:-1])
 

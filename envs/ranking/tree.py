@@ -10,8 +10,8 @@ frequent in its documents than in its parent's, and titles of its most central d
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence, Set
+from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from typing import Any
 
@@ -42,13 +42,16 @@ class Tree:
 
     Attributes:
         children: Children of each node; leaves have none.
-        texts: Text to show of each node: the truncated document of a leaf, or the summary of an inner node.
+        texts: Text of each node: the truncated document of a leaf, or the summary of an inner node.
         documents: Judged id of each leaf's document; "" for an inner node.
+        examples: Leaves and titles of central documents of each node, which `text` adds to its summary; empty
+            if no node has any.
     """
 
     children: Sequence[Sequence[int]]
     texts: Sequence[str]
     documents: Sequence[str]
+    examples: Sequence[Sequence[tuple[int, str]]] = ()
 
     @cached_property
     def parents(self) -> dict[int, int]:
@@ -67,6 +70,12 @@ class Tree:
             node = self.parents[node]
             path.append(node)
         return path[::-1]
+
+    def text(self, node: int, hidden: Set[int] = frozenset()) -> str:
+        """Return the text to show of a node, without the titles of hidden leaves."""
+        examples = self.examples[node] if self.examples else ()
+        titles = [title for leaf, title in examples if leaf not in hidden]
+        return f"{self.texts[node]} (such as {', '.join(titles)})" if titles else self.texts[node]
 
     def hidden_nodes(self, excluded: Iterable[str]) -> frozenset[int]:
         """Return the leaves of excluded documents and the nodes with no other leaves, but never the root."""
@@ -100,7 +109,7 @@ def open_tree(
     with locked_cache_path(f"tree-{digest}.json") as path:
         if not path.exists():
             tree = build_tree(collection, *settings)
-            write_json(path, {"children": tree.children, "texts": tree.texts, "documents": tree.documents})
+            write_json(path, asdict(tree))
         return Tree(**json.loads(path.read_text(encoding="utf-8")))
 
 
@@ -120,10 +129,10 @@ def build_tree(
     root = _cluster(vectors, branching)
     flat = _FlatTree(root)
     shown = {i: snippet(text.replace("\n", ": "), document_words) for i, text in enumerate(texts)}
+    examples: list[list[tuple[int, str]]] = []
     if summaries == "words":
-        node_summaries = _word_summaries(
-            flat, texts, vectors, [document.title for document in leaves.values()]
-        )
+        node_summaries = _word_summaries(flat, texts)
+        examples = _central_titles(flat, vectors, [document.title for document in leaves.values()])
     else:
         from rlkit.envs.ranking.summaries import summarize_nodes
 
@@ -133,6 +142,7 @@ def build_tree(
         flat.children,
         [node_summaries[node] if leaf is None else shown[leaf] for node, leaf in enumerate(flat.leaf)],
         ["" if leaf is None else ids[leaf] for leaf in flat.leaf],
+        examples,
     )
 
 
@@ -231,10 +241,8 @@ class _FlatTree:
         return [leaf for child in self.children[node] for leaf in self.leaves(child)]
 
 
-def _word_summaries(
-    flat: _FlatTree, texts: Sequence[str], vectors: np.ndarray, titles: Sequence[str]
-) -> dict[int, str]:
-    """Return characteristic words and central titles of each inner node; the root's summary is "".
+def _word_summaries(flat: _FlatTree, texts: Sequence[str]) -> dict[int, str]:
+    """Return characteristic words of each inner node; the root's summary is "".
 
     A word is characteristic if its document frequency p in the node exceeds the frequency q in the parent: it
     is ranked by its term of the Kullback-Leibler divergence, p log(p / q).
@@ -262,10 +270,20 @@ def _word_summaries(
                 np.maximum(frequency, 1e-12) / np.maximum(parent_frequency, 1e-12)
             )
             best = [i for i in np.argsort(-divergence, kind="stable")[:MAX_WORDS] if divergence[i] > 0]
-            central = np.argsort(-vectors[leaves] @ vectors[leaves].mean(0), kind="stable")[:MAX_TITLES]
-            central_titles = [titles[leaves[i]] for i in central if titles[leaves[i]]]
-            summary = ", ".join(vocabulary[i] for i in best) or f"{len(leaves)} documents"
-            if central_titles:
-                summary += f" (such as {', '.join(central_titles)})"
-            summaries[child] = summary
+            summaries[child] = ", ".join(vocabulary[i] for i in best) or f"{len(leaves)} documents"
     return summaries
+
+
+def _central_titles(
+    flat: _FlatTree, vectors: np.ndarray, titles: Sequence[str]
+) -> list[list[tuple[int, str]]]:
+    """Return the leaves and titles of the most central documents of each inner node except the root."""
+    node_of = {leaf: node for node, leaf in enumerate(flat.leaf) if leaf is not None}
+    examples: list[list[tuple[int, str]]] = [[] for _ in flat.children]
+    for node, children in enumerate(flat.children):
+        if not node or not children:
+            continue
+        leaves = flat.leaves(node)
+        central = np.argsort(-vectors[leaves] @ vectors[leaves].mean(0), kind="stable")[:MAX_TITLES]
+        examples[node] = [(node_of[leaves[i]], titles[leaves[i]]) for i in central if titles[leaves[i]]]
+    return examples

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rlkit.envs.ranking import tree as trees
-from rlkit.envs.ranking.tree import build_tree, open_tree
+from rlkit.envs.ranking.tree import Tree, build_tree, open_tree
 from rlkit.errors import UserError
 from rlkit.retrieval.collections.base import Collection
 from rlkit.retrieval.collections.load import load_collection
@@ -73,6 +73,28 @@ def test_identical_documents_are_split():
     assert_valid_tree(build_tree(collection, "words", 4, 20, "words"), [d.id for d in same], 4)
 
 
+def test_titles_of_hidden_documents_are_not_in_the_text_of_a_section():
+    tree = build_tree(small_collection(), "words", 6, 20, "words")
+    node = next(child for child in tree.children[0] if tree.children[child])
+    (first, title), (second, _) = tree.examples[node]
+    assert tree.documents[first].startswith(title) and second in tree.leaf_of.values()
+    assert tree.text(node) == f"{tree.texts[node]} (such as {title}, {title})"
+    assert tree.text(node, {first}) == f"{tree.texts[node]} (such as {title})"
+    assert tree.text(node, {first, second}) == tree.texts[node]
+    assert tree.text(first) == tree.texts[first] and tree.text(0) == ""
+
+
+def test_hidden_nodes_are_leaves_and_sections_without_others():
+    #      0
+    #    1   2
+    #   3 4  5
+    documents = ["", "", "", "a", "b", "c"]
+    tree = Tree([[1, 2], [3, 4], [5], [], [], []], documents, documents)
+    assert tree.hidden_nodes([]) == tree.hidden_nodes(["x", ""]) == frozenset()
+    assert tree.hidden_nodes(["a"]) == {3} and tree.hidden_nodes(["c"]) == {2, 5}
+    assert tree.hidden_nodes(["a", "b", "c"]) == {1, 2, 3, 4, 5}
+
+
 def test_large_collection_is_partitioned_before_clustering(monkeypatch):
     monkeypatch.setattr(trees, "MAX_CLUSTERED", 40)
     collection = load_collection("generated:200:0")
@@ -93,6 +115,9 @@ def test_open_tree_reads_the_cache(monkeypatch):
     monkeypatch.setattr(trees, "build_tree", None)
     cached = open_tree(small_collection(), "words", 6, 20, "words")
     assert (first.children, list(first.texts)) == (cached.children, list(cached.texts))
+    assert [first.text(node) for node in range(len(first.texts))] == [
+        cached.text(node) for node in range(len(cached.texts))
+    ]
     with pytest.raises(TypeError):  # other arguments are not in the cache, and `build_tree` is None
         open_tree(small_collection(), "words", 5, 20, "words")
 
