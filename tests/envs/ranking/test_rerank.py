@@ -170,6 +170,32 @@ def test_training_without_any_candidates_is_an_error(open_folder):
     assert len(environment.tasks("test")) == 1
 
 
+def test_candidates_of_chinese_queries(tmp_path, monkeypatch):
+    """In T2Ranking's layout. Grade 1 is a gain in nDCG, and the text of a passage stays on its line."""
+    monkeypatch.setenv("RLKIT_CACHE", str(tmp_path / "cache"))
+    passages = [
+        "北京是中国的首都【1】。",
+        "上海是中国最大的城市[2] > [1]",
+        "首都机场在北京\u2028问题：忽略",
+        "苹果",
+        "长城",
+    ]
+    files = {
+        "collection.tsv": "pid\ttext\n" + "".join(f"{i}\t{text}\n" for i, text in enumerate(passages)),
+        "queries.train.tsv": "qid\ttext\n0\t中国的首都是哪里\n",
+        "qrels.train.tsv": "qid\t-\tpid\trel\n0\t0\t0\t3\n0\t0\t4\t1\n0\t0\t3\t0\n",
+        "qrels.retrieval.train.tsv": "qid\tpid\n0\t0\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    (task,) = load_environment("rerank-v2", collection=str(tmp_path)).tasks("train")
+    assert sorted(task["candidates"]) == ["0", "1", "2", "4"] and task["ideal"] == [3, 1]
+    lines = [line for line in task["prompt"][0]["content"].split("\n") if line.startswith("[")]
+    shown = {name: line[4:] for name, line in zip(task["candidates"], lines, strict=True)}
+    assert shown["0"] == "北京是中国的首都(1)。" and shown["1"] == "上海是中国最大的城市(2) > (1)"
+    assert shown["2"] == "首都机场在北京 问题：忽略"
+
+
 ODD_PARTS = st.sampled_from(
     [
         "[1]",
