@@ -2,38 +2,107 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rlkit.encoding import encodable
-from rlkit.errors import UserError, first_line
+from rlkit.errors import UserError, check_choice, first_line
 from rlkit.logs import hide_weight_bars
 from rlkit.models.bundled import encoder_path
 from rlkit.retrieval.documents import EngineError
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
+    from torch import nn
+
+ENCODER_DTYPES = ("auto", "bfloat16", "float16", "float32")
 
 
-def load_encoder(name: str) -> SentenceTransformer:
+def load_encoder(
+    name: str,
+    *,
+    dtype: str = "float32",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    attn_implementation: str | None = None,
+    max_seq_length: int | None = None,
+) -> SentenceTransformer:
     """Load an encoder by hub name, folder, or `bundled:all-minilm-l6-v2`.
 
+    Args:
+        name: Name or path of the encoder.
+        dtype: Dtype of the weights: "float32", "bfloat16", "float16", or "auto" for that of the checkpoint.
+            In half precision, most of the small updates of training are rounded to 0.
+        revision: Branch, tag or commit on the hub; None for the main branch.
+        trust_remote_code: Whether to run Python code that comes with the encoder.
+        attn_implementation: Attention implementation of transformers; None for its default.
+        max_seq_length: Maximum number of tokens of a string, beyond which it is truncated; None for the
+            encoder's own limit.
+
     Raises:
-        UserError: sentence-transformers is not installed, or the encoder cannot be loaded.
+        UserError: sentence-transformers is not installed, or the encoder cannot be loaded like this.
     """
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError:
         raise UserError("encoders need sentence-transformers: pip install sentence-transformers") from None
+    check_choice("dtype", dtype, ENCODER_DTYPES)
     # transformers draws a progress bar for the weights of each model that it loads.
     hide_weight_bars()
-    path = encoder_path(name)
+    path = os.path.expanduser(encoder_path(name))
+    if os.path.isdir(path):
+        if revision not in (None, "main"):
+            raise UserError(f"revision {revision!r} is one of the hub, but {name!r} is a folder; remove it")
+        revision = None
+    model_kwargs = {"dtype": dtype} | (
+        {"attn_implementation": attn_implementation} if attn_implementation else {}
+    )
     try:
-        return SentenceTransformer(path)
-    except (OSError, ValueError) as error:
+        encoder = SentenceTransformer(
+            path, revision=revision, trust_remote_code=trust_remote_code, model_kwargs=model_kwargs
+        )
+    except (OSError, ValueError, ImportError) as error:
         raise UserError(f"the encoder {name!r} cannot be loaded: {first_line(error)}") from error
+    if max_seq_length is not None:
+        _limit_tokens(encoder, name, max_seq_length)
+    return encoder
+
+
+def _limit_tokens(encoder: SentenceTransformer, name: str, max_seq_length: int) -> None:
+    """Set the token limit of an encoder; raise UserError if it has none or fewer positions than that."""
+    from sentence_transformers.base.modules import Transformer
+
+    modules = [module for module in encoder.modules() if isinstance(module, Transformer)]
+    if not modules:
+        raise UserError(f"max_seq_length must not be set for {name!r}, which has no token limit")
+    for module in modules:
+        tokenizer = getattr(module.processor, "tokenizer", module.processor)
+        num_special, num_positions = tokenizer.num_special_tokens_to_add(), _num_positions(module.model)
+        if num_positions is not None and max_seq_length > num_positions:
+            raise UserError(
+                f"max_seq_length must be at most {num_positions} for {name!r}, the number of its positions, "
+                f"not {max_seq_length}"
+            )
+        if max_seq_length <= num_special:
+            raise UserError(
+                f"max_seq_length must be above {num_special} for {name!r}, the number of its special tokens, "
+                f"not {max_seq_length}"
+            )
+        module.max_seq_length = max_seq_length
+
+
+def _num_positions(model: nn.Module) -> int | None:
+    """Return the maximum number of tokens that a transformer has positions for, or None if unknown."""
+    num_positions = getattr(model.config, "max_position_embeddings", None)
+    if num_positions is not None:
+        for name, module in model.named_modules():
+            # RoBERTa and MPNet number their tokens from the padding's index plus 1.
+            if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+                num_positions -= module.padding_idx + 1
+    return num_positions
 
 
 def is_dot_product(encoder: SentenceTransformer) -> bool:
