@@ -9,50 +9,14 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Poolin
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, RobertaConfig, RobertaModel
 
-WORDS = [
-    "red",
-    "blue",
-    "green",
-    "wine",
-    "river",
-    "castle",
-    "iron",
-    "stone",
-    "bread",
-    "cheese",
-    "north",
-    "south",
-    "king",
-    "queen",
-    "horse",
-    "road",
-    "query",
-    "passage",
-    "search",
-    "what",
-    "is",
-    "the",
-    "a",
-    "of",
-    "and",
-    "document",
-    "answer",
-    "which",
-    "them",
-    "this",
-    "that",
-    "may",
-    "be",
-    "relevant",
-    "Passages",
-    "Which",
-]
+WORDS = """red blue green wine river castle iron stone bread cheese north south king queen horse road query
+passage search what is the a of and document answer which them this that may be relevant Passages Which"""
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
     """Return a tokenizer with one token per known word, and [CLS] and [SEP] around a string."""
-    vocabulary = {word: i for i, word in enumerate((*SPECIAL, *WORDS))}
+    vocabulary = {word: i for i, word in enumerate((*SPECIAL, *WORDS.split()))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -71,7 +35,7 @@ def save_tiny_transformer(
     """Save a BERT or RoBERTa of two layers, 32 dimensions and 64 positions, and return its folder."""
     torch.manual_seed(seed)
     sizes = {
-        "vocab_size": len(SPECIAL) + len(WORDS),
+        "vocab_size": len(SPECIAL) + len(WORDS.split()),
         "hidden_size": 32,
         "num_hidden_layers": 2,
         "num_attention_heads": 2,

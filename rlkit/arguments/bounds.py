@@ -19,6 +19,7 @@ from typing import Any
 from rlkit.arguments.generation import check_generation_kwargs
 from rlkit.arguments.keys import ALGORITHMS, DEMONSTRATIONS, MAPPINGS, OBJECTIVES
 from rlkit.arguments.presets import ESTIMATORS, UTILITIES
+from rlkit.arguments.rank_keys import FALSE, TRUE, check_rank_keys
 from rlkit.arguments.schema import enum_values
 from rlkit.environment import SPLITS
 from rlkit.errors import UserError, check_choice, first_line
@@ -70,6 +71,8 @@ RANGES: dict[str, Range] = {
     **_ranges(COUNT, "max_turns", "max_turn_tokens", "max_reply_tokens"),
     **_ranges(COUNT, "dynamic_sampling_attempts", "group_minimum", "cutoff", "rankings"),
     **_ranges(NOT_NEGATIVE, "evaluation_tasks", "evaluation_steps", "adapter_rank", "listwise"),
+    "first_stage_documents": NOT_NEGATIVE,
+    "max_seq_length": COUNT,
     "reward_retries": NOT_NEGATIVE,
     **_ranges(POSITIVE, "reward_time_limit", "reply_time_limit"),
     **_ranges(SHARE, "reward_error_budget"),
@@ -133,6 +136,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "estimator": ESTIMATORS,
     "evaluation_split": SPLITS,
     "objective": OBJECTIVES,
+    "similarity": ("cosine", "dot"),
     "utility": UTILITIES,
     "importance_sampling_level": ("token", "sequence"),
     "lora_task_type": ("CAUSAL_LM",),
@@ -166,8 +170,6 @@ REPLACEMENTS = {
 PACKAGES = {"use_liger_kernel": "liger_kernel"}
 # Keys whose value is a mapping or the path of a JSON file.
 JSON_FILES = ("accelerator_config", "deepspeed", "fsdp_config")
-TRUE = ("yes", "true", "t", "y", "1")
-FALSE = ("no", "false", "f", "n", "0")
 
 
 def check_values(command: str, keys: Mapping[str, object], types: Mapping[str, str]) -> None:
@@ -189,6 +191,8 @@ def check_values(command: str, keys: Mapping[str, object], types: Mapping[str, s
                     check_choice(key, str(item), choices)
     if command == "train" and keys.get("generation_kwargs"):
         _check_generation(keys)
+    if command == "rank":
+        check_rank_keys({key: value for key, value in keys.items() if value is not None})
 
 
 def _check_generation(keys: Mapping[str, object]) -> None:

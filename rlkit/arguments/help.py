@@ -17,7 +17,7 @@ GROUPS = {
     "run directory": ("resume", "resume_anyway", "overwrite"),
     "evaluation": (
         "evaluation_tasks", "evaluation_steps", "evaluation_split", "evaluation_batch_size",
-        "max_completion_length",
+        "max_completion_length", "first_stage_documents",
     ),
     "rewards": (
         "rewards", "reward_args", "reward_time_limit", "reward_workers", "reward_concurrency",
@@ -30,7 +30,10 @@ GROUPS = {
     "rollouts": ("max_turns", "max_turn_tokens", "max_reply_tokens", "reply_time_limit", "weights_dir"),
     "demonstrations": ("demonstrations",),
     "objective": ("objective", "utility", "cutoff", "rankings", "estimator"),
-    "scorer": ("temperature", "adapter_rank", "listwise"),
+    "scorer": (
+        "temperature", "similarity", "adapter_rank", "listwise", "max_seq_length", "query_prompt",
+        "passage_prompt", "trust_remote_code",
+    ),
 }  # fmt: skip
 LAUNCH = {
     "--accelerate NAME": "accelerate config: ddp, zero3, ... (configs/accelerate).",

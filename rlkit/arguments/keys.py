@@ -94,9 +94,20 @@ class RankArguments(TaskArguments):
     cutoff: int = key(10, "Rank cutoff of the utility, as in nDCG@10.")
     rankings: int = key(16, "Number of rankings sampled per query and step.")
     estimator: str = key("placement_loo", f"Policy gradient estimator: {', '.join(ESTIMATORS)}.")
-    temperature: float = key(0.05, "Temperature that divides the cosine similarities.")
+    temperature: float = key(0.05, "Temperature that divides the similarities of query and document.")
+    similarity: str | None = key(None, "Similarity: cosine or dot. Default: the encoder's own.")
     adapter_rank: int = key(0, "Rank of a low-rank residual on a frozen encoder. 0: train the encoder.")
     listwise: int = key(0, "Number of candidates in the query text (E2Rank). 0: none.")
+    max_seq_length: int | None = key(
+        None, "Maximum tokens of a query or passage. Default: the encoder's own."
+    )
+    query_prompt: str | None = key(None, "String before each query. Default: the encoder's own.")
+    passage_prompt: str | None = key(None, "String before each passage. Default: the encoder's own.")
+    trust_remote_code: bool = key(False, "Run Python code that comes with the encoder.")
+    first_stage_documents: int = key(
+        10_000, "Maximum documents to rank for the held-out queries before and after training. 0: none."
+    )
+    guards: str | None = key(None, "Guard actions (warn, stop, off): {gradient: stop}.")
 
     def __post_init__(self) -> None:
         """Reject combinations of keys that contradict each other; raises UserError."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +44,7 @@ AT_LIMIT_RATIO = 0.9  # of max_completion_length: with a mean this long most ans
 MAX_SAMPLER_GAP_RATIO = 4.0
 MIN_SAMPLER_GAP = 0.05
 MAX_SAMPLER_GAP = 0.5
+MIN_SCORE_SPREAD = 1e-4  # standard deviation; scores are similarities divided by a temperature far below 1
 # Standard errors of the difference between two accuracies, computed as if on independent tasks. The tasks are
 # the same, so the real noise is smaller. In addition, two evaluations must agree.
 HELD_OUT_STANDARD_ERRORS = 2.0
@@ -105,15 +106,36 @@ LOGGED: dict[str, tuple[str, Judge, int]] = {
     "length": ("completions/mean_length", _length, CONFIRM_STEPS),
     "sampler": ("sampling/sampling_logp_difference/mean", _sampler, CONFIRM_STEPS),
 }
+
+
+def _utility_spread(value: float, first: float | None, args: TrainingArguments) -> str | None:
+    return "all rankings drawn for a query had the same utility" if value == 0 else None
+
+
+def _score_spread(value: float, first: float | None, args: TrainingArguments) -> str | None:
+    return "all candidates of a query had the same score" if value <= MIN_SCORE_SPREAD else None
+
+
+# Guards of `rlkit rank`. A batch has many queries, so that a few steps without a gradient are enough.
+RANK_LOGGED: dict[str, tuple[str, Judge, int]] = {
+    "utility_spread": ("utility_spread", _utility_spread, CONFIRM_STEPS),
+    "score_spread": ("score_spread", _score_spread, CONFIRM_STEPS),
+    "gradient": ("grad_norm", _gradient, CONFIRM_STEPS),
+}
+NAMES = (*dict.fromkeys((*LOGGED, *RANK_LOGGED)), "held_out")
 NOT_FINITE = "not_finite"  # the second condition of the guard `gradient`, with its own default action
-NAMES = (*LOGGED, "held_out")
 HELP = {
     "truncation": "raise max_completion_length, prompt for shorter answers, or fine-tune first so that the "
     "model learns to stop (rlkit sft).",
     "reward_spread": "such groups give no learning signal; use easier or mixed tasks, fine-tune first "
     "(rlkit sft), raise num_generations, or use a reward that distinguishes the answers.",
-    "gradient": "such steps do not change the weights; check whether rewards differ within groups, whether "
-    "all completions are truncated and masked, and whether any weights are trainable.",
+    "utility_spread": "such steps have no gradient; use more candidates or harder ones, a higher cutoff or "
+    "temperature, or the measure rr if one relevant document is first in every ranking.",
+    "score_spread": "the encoder has collapsed or the temperature is too high; lower learning_rate or "
+    "temperature, and check that the prompts leave room for the strings (max_seq_length).",
+    "gradient": "such steps do not change the weights; check whether rewards differ within groups (rank: "
+    "utilities between the rankings of a query), whether all completions are truncated and masked, and "
+    "whether any weights are trainable.",
     NOT_FINITE: "resume from the last checkpoint with a lower learning_rate, use bf16 instead of fp16, and "
     "check the rewards and completions of this step.",
     "entropy": "answers are nearly identical, so exploration has ended; lower learning_rate, or raise "
@@ -233,6 +255,8 @@ class Guards(TrainerCallback):
             that is not finite stops the run. With "gradient: warn", a step with such a gradient is skipped.
         record: Function that saves a message, such as `RunDirectory.log`. It is called on the main process
             with the step and `{"guards/<name>": message}`.
+        logged: Guards that read a logged metric, `LOGGED` or `RANK_LOGGED`.
+        reward: Logged metric that training maximizes.
 
     Attributes:
         messages: All messages so far, in order.
@@ -245,12 +269,16 @@ class Guards(TrainerCallback):
         self,
         actions: Mapping[str, object] | None = None,
         record: Callable[[int, dict[str, Any]], None] | None = None,
+        logged: Mapping[str, tuple[str, Judge, int]] = LOGGED,
+        reward: str = "reward",
     ):
-        self.actions = {name: _check_action(name, action) for name, action in (actions or {}).items()}
+        self.logged, self.reward_metric = logged, reward
+        names = (*logged, "held_out")
+        self.actions = {name: _check_action(name, action, names) for name, action in (actions or {}).items()}
         self.record = record
         self.messages: list[str] = []
-        self.episodes = {name: Episode() for name in (*NAMES, NOT_FINITE)}
-        self.first = {name: Mean() for name in LOGGED}
+        self.episodes = {name: Episode() for name in (*names, NOT_FINITE)}
+        self.first = {name: Mean() for name in logged}
         self.evaluations: list[HeldOut] = []
         self.reward = Mean()  # since the last evaluation
         self._is_main = True
@@ -298,15 +326,15 @@ class Guards(TrainerCallback):
         """Check the metrics logged in training; raises GuardError."""
         if not logs or "train_runtime" in logs:  # the summary after training, when there is nothing to stop
             return
-        step, reward, norm = state.global_step, logs.get("reward"), logs.get("grad_norm")
+        step, reward, norm = state.global_step, logs.get(self.reward_metric), logs.get("grad_norm")
         if reward is not None:
-            self.reward.add(reward, self._steps_since_log("reward", step))
+            self.reward.add(reward, self._steps_since_log(self.reward_metric, step))
         if norm is not None and not args.fp16:
             problem = None
             if not math.isfinite(norm):
                 problem = "the gradient is not finite; if the optimizer applied it, the weights are ruined"
             self._report(NOT_FINITE, problem, step)
-        for name, (metric, _, _) in LOGGED.items():
+        for name, (metric, _, _) in self.logged.items():
             value = logs.get(metric)
             if value is not None and (math.isfinite(value) or name == "gradient"):
                 self._check_value(name, value, step, args)
@@ -361,7 +389,7 @@ class Guards(TrainerCallback):
 
     def _check_value(self, name: str, value: float, step: int, args: TrainingArguments) -> None:
         """Check one logged value, and add it to the baseline if it is from the first steps."""
-        metric, judge, patience = LOGGED[name]
+        metric, judge, patience = self.logged[name]
         num_steps = self._steps_since_log(metric, step)
         first = self.first[name]
         has_baseline = first.steps >= BASELINE_STEPS
@@ -403,10 +431,10 @@ class Guards(TrainerCallback):
         return self.actions.get(name, "warn")
 
 
-def _check_action(name: str, action: object) -> str:
+def _check_action(name: str, action: object, names: Collection[str]) -> str:
     """Return the action of a guard; raises UserError if there is no such guard or action."""
-    if name not in NAMES:
-        raise UserError(f"guards: there is no guard {name!r}{nearest(name, NAMES)}")
+    if name not in names:
+        raise UserError(f"guards: there is no guard {name!r}{nearest(name, names)}")
     if action is False:  # YAML parses a bare `off` as False
         return "off"
     if not isinstance(action, str) or action not in ACTIONS:

@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, cast
 
 import torch
 import transformers
@@ -76,6 +76,28 @@ Parameters = ParamSpec("Parameters")
 AnyTrainer = TypeVar("AnyTrainer", bound=transformers.Trainer)
 
 
+class Check(Protocol):
+    """An evaluation before and after training, besides that of the environment's metric."""
+
+    def run(self, trainer: transformers.Trainer, directory: RunDirectory, name: str, *, resume: bool) -> None:
+        """Evaluate the current weights and save the result. All processes take part.
+
+        Args:
+            trainer: Trainer of the run.
+            directory: Run directory to save to.
+            name: "before" or "after".
+            resume: Whether the run is resumed, so that the result "before" may exist.
+        """
+
+    def summary(self, directory: RunDirectory, metric_change: float) -> list[str]:
+        """Return lines for the summary of the run, and log a warning if something is wrong.
+
+        Args:
+            directory: Run directory with both results.
+            metric_change: Mean of the environment's metric after training minus that before.
+        """
+
+
 class Session:
     """A training run, from an empty run directory to a report.
 
@@ -109,6 +131,7 @@ class Session:
         self.max_completion_length = max_completion_length
         self.directory = RunDirectory(Path(run.trainer_args.output_dir), stage)
         self.guards: Guards | None = None
+        self.check: Check | None = None
         # Read only once: a long run must not fail in its last evaluation because the file was deleted.
         self.fold = None if run.args.fold is None else read_fold(run.args.fold, environment)
 
@@ -181,6 +204,7 @@ class Session:
         watch: dict[str, str],
         answer: Answer,
         guards: Guards | None = None,
+        check: Check | None = None,
     ) -> None:
         """Evaluate, train, evaluate, save the model, write the report and print a summary.
 
@@ -192,8 +216,9 @@ class Session:
             answer: Function that answers held-out tasks greedily with the current weights. All processes call
                 it at the same time, each with its shard of the tasks.
             guards: Guards that warn of or stop a run that does not learn.
+            check: Another evaluation before and after training.
         """
-        self.guards = guards
+        self.guards, self.check = guards, check
         preemption = PreemptionCallback()
         trainer.add_callback(preemption)
         with preemption.listening(), write_errors(self.directory.path):
@@ -239,11 +264,13 @@ class Session:
         )
         trainer.callback_handler.callbacks.insert(0, saver)
         self.evaluate(trainer, runner, answer, "before")
+        self._run_check(trainer, "before")
         # Finished: the checkpoint is from the last step, and only the final evaluation is missing.
         with self.directory, suppress(Finished):
             trainer.train(resume_from_checkpoint=checkpoint)
         preemption.finish_training(trainer.state)
         self.evaluate(trainer, runner, answer, "after")
+        self._run_check(trainer, "after")
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
             save_gathered(trainer, self.directory.path / "model")
         elif trainer.accelerator.is_main_process:
@@ -355,6 +382,11 @@ class Session:
                 last=name == "after",
             )
 
+    def _run_check(self, trainer: transformers.Trainer, name: str) -> None:
+        if self.check is not None:
+            with evaluating(trainer):
+                self.check.run(trainer, self.directory, name, resume=self.run.args.resume)
+
     def summary(self) -> str:
         """Write the report; return the held-out accuracy before and after, and the paths of the results."""
         lines = []
@@ -369,6 +401,9 @@ class Session:
                 lines.append(f"{line} (paired permutation p = {compare(before, after)['p']:.2g})")
             except UserError as error:  # no task is valid in both: still write the report
                 lines.append(f"{line} (no paired test: {error})")
+            if self.check is not None:
+                change = after.accuracy.mean - before.accuracy.mean
+                lines += self.check.summary(self.directory, change)
         lines.append(f"model:  {self.directory.path / 'model'}")
         try:
             lines.append(f"report: {build_report([self.directory.path])}")

@@ -1,6 +1,7 @@
 """Supervised ranking losses: baselines and warm starts of the policy gradient of `plackett_luce`.
 
-Shapes: B queries, n documents each. A mask is True for documents and False for padding.
+Shapes: B queries, n documents each. A mask is True for documents and False for padding. Scores in half
+precision are cast to float32 first, and all losses are finite however far apart the scores are.
 """
 
 from __future__ import annotations
@@ -19,33 +20,19 @@ def infonce(scores: Tensor, positive: Tensor, mask: Tensor) -> Tensor:
         positive: Index of each query's positive document, (B,).
         mask: Documents to compare with, (B, n). The positive is added to them.
     """
-    candidates = mask.clone()
-    candidates.scatter_(1, positive[:, None], True)
-    return functional.cross_entropy(scores.masked_fill(~candidates, -torch.inf), positive, reduction="none")
-
-
-def false_negatives(teacher: Tensor, ids: Tensor, all_ids: Tensor, share: float = 0.6) -> Tensor:
-    """Return which documents of the batch must not be negatives of each query, (B, M); see `infonce`.
-
-    These are the documents with a teacher score above `share` of the query's highest one (Tamber et al.,
-    arXiv 2502.19712), the positive included. They are matched by id, since another query's list may contain
-    them.
-
-    Args:
-        teacher: Teacher's scores of each query's own documents, (B, n), at least 0.
-        ids: Ids of those documents, (B, n), -1 for padding.
-        all_ids: Ids of all documents of the batch, (M,).
-        share: Fraction of the highest score.
-    """
-    high = (teacher > share * teacher.max(-1, keepdim=True).values) & (ids >= 0)
-    return ((ids[:, :, None] == all_ids) & high[:, :, None]).any(1)
+    candidates = mask.scatter(1, positive[:, None], True)
+    scores = _at_least_float32(scores).masked_fill(~candidates, -torch.inf)
+    return functional.cross_entropy(scores, positive, reduction="none")
 
 
 def ranknet(scores: Tensor, grades: Tensor, mask: Tensor) -> Tensor:
     """Return the mean of log(1 + exp(s_j - s_i)) over pairs with grade_i > grade_j, (B,); 0 without pairs.
 
-    It is log 2 if all scores are equal. E2Rank (arXiv 2510.22733) uses it with s = 10 cos and graded ranks.
+    The mean is over each query's own pairs, so that every query has the same weight, however many pairs it
+    has. It is log 2 if all scores are equal. E2Rank (arXiv 2510.22733) uses it with s = 10 cos and graded
+    ranks.
     """
+    scores = _at_least_float32(scores)
     pairs = (grades[:, :, None] > grades[:, None]) & mask[:, :, None] & mask[:, None]
     losses = functional.softplus(scores[:, None] - scores[:, :, None])
     return (losses * pairs).sum((1, 2)) / pairs.sum((1, 2)).clamp(min=1)
@@ -59,14 +46,14 @@ def listwise_distillation(scores: Tensor, teacher: Tensor, mask: Tensor) -> Tens
         teacher: Teacher's scores (B, n), divided by their temperature (0.3 in the paper).
         mask: Mask of documents, (B, n).
     """
-    target = teacher.masked_fill(~mask, -torch.inf).softmax(-1)
-    log_probs = scores.masked_fill(~mask, -torch.inf).log_softmax(-1)
+    target = _at_least_float32(teacher).masked_fill(~mask, -torch.inf).softmax(-1)
+    log_probs = _at_least_float32(scores).masked_fill(~mask, -torch.inf).log_softmax(-1)
     # At padding this is 0 * inf = NaN, which `where` replaces. The clamp avoids log 0 for tiny probabilities.
     terms = target * (target.clamp(min=1e-30).log() - log_probs)
     return torch.where(mask, terms, 0.0).sum(-1)
 
 
-def gaussian_wasserstein(scores: Tensor, labels: Tensor) -> Tensor:
+def gaussian_wasserstein(scores: Tensor, labels: Tensor, mask: Tensor | None = None) -> Tensor:
     """Return the squared 2-Wasserstein distance of two Gaussians fitted to the rows of the batch, a scalar::
 
         |mu_P - mu_Q|^2 + tr S_P + tr S_Q - 2 tr (S_P S_Q)^(1/2),   P = softmax(scores), Q = softmax(labels)
@@ -76,14 +63,18 @@ def gaussian_wasserstein(scores: Tensor, labels: Tensor) -> Tensor:
 
     Args:
         scores: Scores (b, m) of all documents of the batch, divided by the temperature.
-        labels: Grades (b, m), 0 for the documents of other queries.
+        labels: Grades (b, m), 0 for documents that are not relevant to the query.
+        mask: Documents that each query may rank, (b, m), or None for all.
 
     Raises:
         ValueError: The batch has a single query, which has no covariance.
     """
     if len(scores) < 2:
         raise ValueError("gaussian_wasserstein needs at least two queries per batch")
-    p, q = scores.double().softmax(-1), labels.double().softmax(-1)
+    scores, labels = scores.double(), labels.double()
+    if mask is not None:
+        scores, labels = scores.masked_fill(~mask, -torch.inf), labels.masked_fill(~mask, -torch.inf)
+    p, q = scores.softmax(-1), labels.softmax(-1)
     mean_p, mean_q = p.mean(0), q.mean(0)
     root = (len(scores) - 1) ** 0.5
     c_p, c_q = ((p - mean_p) / root).T, ((q - mean_q) / root).T
@@ -91,3 +82,8 @@ def gaussian_wasserstein(scores: Tensor, labels: Tensor) -> Tensor:
     # The square root has no finite gradient at 0, hence 1e-15.
     roots = torch.linalg.eigvalsh(cross @ cross.T).clamp(min=0).add(1e-15).sqrt().sum()
     return (mean_p - mean_q).square().sum() + c_p.square().sum() + c_q.square().sum() - 2 * roots
+
+
+def _at_least_float32(scores: Tensor) -> Tensor:
+    """Return scores in float32 or float64. Sums of exponentials in half precision lose documents."""
+    return scores.to(torch.promote_types(scores.dtype, torch.float32))

@@ -33,10 +33,11 @@ class PlackettLuce:
         self.mask = torch.ones_like(scores, dtype=torch.bool) if mask is None else mask
         if not self.mask.any(-1).all():
             raise ValueError("a query has no documents to rank")
+        # float16 has no -1e9, and half precision gives close documents the same score.
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
         # Subtracting the maximum does not change the distribution, and puts all scores far above -1e9.
         highest = scores.detach().masked_fill(~self.mask, _PADDING_SCORE).max(-1, keepdim=True).values
-        self.scores = (scores - highest).to(torch.promote_types(scores.dtype, torch.float32))
-        self.scores = self.scores.masked_fill(~self.mask, _PADDING_SCORE)
+        self.scores = (scores - highest).masked_fill(~self.mask, _PADDING_SCORE)
 
     def sample(self, N: int, K: int, generator: torch.Generator | None = None) -> Tensor:
         """Draw N rankings of each query and return their first K documents, (B, N, K).
@@ -156,8 +157,8 @@ def pl_rank_loss(policy: PlackettLuce, rankings: Tensor, gains: Tensor, weights:
     Args:
         policy: Distribution of the rankings.
         rankings: Rankings (B, N, K) drawn from the policy.
-        gains: Gain of each document, (B, n).
-        weights: Weight of each position, (K,).
+        gains: Gain of each document, (B, n), at least 0.
+        weights: Weight of each position, (K,), at least 0.
     """
     with torch.no_grad():
         gradient = _pl_rank_gradient(policy, rankings, gains, weights)
@@ -167,22 +168,28 @@ def pl_rank_loss(policy: PlackettLuce, rankings: Tensor, gains: Tensor, weights:
 def _pl_rank_gradient(policy: PlackettLuce, rankings: Tensor, gains: Tensor, weights: Tensor) -> Tensor:
     """Return the estimate of d expected utility / d score, (B, n), in O(n + K) per ranking."""
     B, N, K = rankings.shape
-    scores = policy.scores[:, None].expand(-1, N, -1)  # (B, N, n)
+    # In float32, a score of 10,000 has an error of 5e-4, and so has the logarithm of a probability.
+    scores = policy.scores.double()[:, None].expand(-1, N, -1)  # (B, N, n)
+    gains, weights = gains.double(), weights.double()
     exists = rankings >= 0
     index = rankings.clamp(min=0)
     chosen = scores.gather(-1, index).masked_fill(~exists, _PADDING_SCORE)
-    # pi(d | r_<k) = exp(s_d) * inverse_k, so the sums over k are cumulative sums that all documents share.
-    inverse = torch.where(exists, (-_log_denominators(scores, chosen, rankings)).exp(), 0.0)
+    denominators = _log_denominators(scores, chosen, rankings)
     rewards = torch.where(exists, gains[:, None].expand(-1, N, -1).gather(-1, index) * weights, 0.0)
     DR = rewards.flip(-1).cumsum(-1).flip(-1)
-    weight_sums, DR_sums = (weights * inverse).cumsum(-1), (DR * inverse).cumsum(-1)  # (B, N, K)
+    # pi(d | r_<k) = exp(s_d - denominator_k), so the sums over k are cumulative sums that all documents
+    # share. exp(-denominator_k) alone overflows if scores are far apart, hence the logarithms.
+    log_weight_sums = (weights.log() - denominators).masked_fill(~exists, -torch.inf).logcumsumexp(-1)
+    log_DR_sums = (DR.log() - denominators).masked_fill(~exists, -torch.inf).logcumsumexp(-1)  # (B, N, K)
     # For each document (B, N, n): its position, or the last one if it is not ranked, and PR_d.
     position = torch.full(scores.shape, K - 1, device=rankings.device)
     positions = torch.arange(K, device=rankings.device).expand(B, N, K)
     position = _scatter_existing(position, index, positions, exists)
     PR = _scatter_existing(torch.zeros_like(scores), index, DR - rewards, exists)
-    sums = gains[:, None] * weight_sums.gather(-1, position) - DR_sums.gather(-1, position)
-    return (PR + scores.exp() * sums).mean(1)
+    # Up to its position a document is a choice, so that its score is at most the denominators.
+    weight_sums = (scores + log_weight_sums.gather(-1, position)).exp()
+    DR_sums = (scores + log_DR_sums.gather(-1, position)).exp()
+    return (PR + gains[:, None] * weight_sums - DR_sums).mean(1).to(policy.scores.dtype)
 
 
 def _scatter_existing(target: Tensor, index: Tensor, values: Tensor, exists: Tensor) -> Tensor:

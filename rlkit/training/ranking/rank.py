@@ -6,23 +6,33 @@ written out and judged like a language model's answer, so that both can be compa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence, Set
 from contextlib import closing
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 import transformers
+from accelerate.utils import parse_flag_from_env as is_env_flag
 
 from rlkit.arguments.parse import RankConfig
 from rlkit.environment import Candidates, Environment
 from rlkit.errors import UserError
+from rlkit.evaluation.splits import load_tasks
 from rlkit.retrieval.encoders import load_encoder
 from rlkit.rollouts.types import Rollout
+from rlkit.runs.guards import RANK_LOGGED, Guards
 from rlkit.scoring import load_rewards
+from rlkit.training.ranking.first_stage import FirstStage
+from rlkit.training.ranking.lora import add_lora
 from rlkit.training.ranking.scorers import AdapterScorer, EncoderScorer, ListwiseScorer
 from rlkit.training.ranking.trainer import Objective, RankingTrainer, permutation
 from rlkit.training.session import Session, make_environment, make_runner
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+logger = logging.getLogger(__name__)
 
 
 def rank(run: RankConfig) -> None:
@@ -32,13 +42,16 @@ def rank(run: RankConfig) -> None:
     session = Session(run, "rank", environment)
     with closing(session):
         session.prepare()
-        if args.objective == "wasserstein" and trainer_args.per_device_train_batch_size < 2:
-            raise UserError("objective wasserstein needs a per_device_train_batch_size of at least 2")
+        check_settings(run)
+        guards = Guards(
+            args.mapping("guards"), record=session.directory.log, logged=RANK_LOGGED, reward="utility"
+        )
         rows = training_rows(environment, session.tasks())
         rewards, _ = load_rewards(None, environment, None)
         # The adapter is initialized at random, and must be the same on all processes and in a resumed run.
         transformers.set_seed(trainer_args.seed)
         scorer = load_scorer(run)
+        scorer.query_texts([row["query"] for row in rows], [row["passages"] for row in rows])
         trainer_args.remove_unused_columns = False
         objective = Objective(args.objective, args.utility, args.cutoff, args.rankings, args.estimator)
         with make_runner(args, rewards, environment) as runner:
@@ -48,29 +61,60 @@ def rank(run: RankConfig) -> None:
 
             def answer(tasks: Sequence[dict[str, Any]], samples: int) -> list[list[Rollout]]:
                 scorer = trainer.accelerator.unwrap_model(trainer.model)
-                with torch.no_grad():
-                    rankings = [rank_candidates(scorer, c) for c in candidates_of(environment, tasks)]
+                candidates = candidates_of(environment, tasks)
+                rankings = rank_candidates(scorer, candidates, args.evaluation_batch_size)
                 return [[ranking] * samples for ranking in rankings]  # greedy: all samples are the same
 
             watch = {"loss": "loss", "utility": "utility"}
-            session.fit(trainer, trainer.stateful(), runner, watch=watch, answer=answer)
+            session.fit(
+                trainer,
+                trainer.stateful(),
+                runner,
+                watch=watch,
+                answer=answer,
+                guards=guards,
+                check=first_stage_of(run, environment, session.fold),
+            )
+
+
+def check_settings(run: RankConfig) -> None:
+    """Warn of keys that the objective ignores; raise UserError for settings that cannot work together."""
+    args, trainer_args = run.args, run.trainer_args
+    if args.objective == "wasserstein" and trainer_args.per_device_train_batch_size < 2:
+        raise UserError("objective wasserstein needs a per_device_train_batch_size of at least 2")
+    if is_env_flag("ACCELERATE_USE_FSDP") or is_env_flag("ACCELERATE_USE_DEEPSPEED"):
+        raise UserError("`rlkit rank` does not shard encoders over processes: use the accelerate config ddp")
+    ignored = [key for key in ("rankings", "estimator") if key in run.explicit]
+    if args.objective != "plackett_luce" and ignored:
+        logger.warning("%s has no effect on the objective %s", " and ".join(ignored), args.objective)
 
 
 def training_rows(environment: Environment, tasks: Sequence[Any]) -> list[dict[str, Any]]:
     """Return the candidates of tasks whose passages have different grades; the others have no gradient.
 
+    A warning says how many queries are left out.
+
     Raises:
         UserError: The tasks are not about ranking, or no task has different grades.
     """
-    rows = [
-        asdict(candidates)
-        for candidates in candidates_of(environment, tasks)
-        if len(set(candidates.grades)) > 1
-    ]
+    all_candidates = candidates_of(environment, tasks)
+    rows = [asdict(candidates) for candidates in all_candidates if len(set(candidates.grades)) > 1]
     if not rows:
         raise UserError(
             f"{environment.id} has no training query with documents of different grades; increase num_tasks "
             "or the number of candidates"
+        )
+    if len(rows) < len(all_candidates):
+        num_short = sum(len(candidates.grades) < 2 for candidates in all_candidates)
+        num_alike = len(all_candidates) - len(rows) - num_short
+        logger.warning(
+            "%s of %s training queries are left out, because they have nothing to learn from: %s (%.0f%%) "
+            "have fewer than 2 candidates, and %s only candidates of the same grade",
+            len(all_candidates) - len(rows),
+            len(all_candidates),
+            num_short,
+            100 * num_short / len(all_candidates),
+            num_alike,
         )
     return rows
 
@@ -91,23 +135,83 @@ def candidates_of(environment: Environment, tasks: Sequence[Any]) -> list[Candid
 def load_scorer(run: RankConfig) -> EncoderScorer:
     """Return the scorer that the config of a run sets; raise UserError if its encoder cannot be loaded."""
     args = run.args
-    if not run.model_args.model_name_or_path:
-        raise UserError(
-            "no encoder given: set the key 'model_name_or_path', e.g. sentence-transformers/all-MiniLM-L6-v2"
-        )
-    encoder = load_encoder(run.model_args.model_name_or_path).to(run.trainer_args.device)
+    encoder = load_run_encoder(run)
     if args.adapter_rank:
         return AdapterScorer(encoder, args.temperature, args.adapter_rank)
+    if run.model_args.use_peft:
+        add_lora(encoder, run.model_args)
     if args.listwise:
         return ListwiseScorer(encoder, args.temperature, args.listwise)
     return EncoderScorer(encoder, args.temperature)
 
 
-def rank_candidates(scorer: EncoderScorer, candidates: Candidates) -> Rollout:
-    """Return the ranking of the candidates by their scores, as a rollout of one turn."""
-    passages = [candidates.passages]
-    if not candidates.passages:
-        return Rollout.single(permutation([]), [], False)
-    queries = scorer.query_texts([candidates.query], passages)
-    scores = scorer(queries, passages)[0].tolist()
-    return Rollout.single(permutation(scores), [], False)
+def load_run_encoder(run: RankConfig) -> SentenceTransformer:
+    """Return the encoder of a run with its prompts and similarity; raise UserError if it cannot be loaded."""
+    args, model_args = run.args, run.model_args
+    if not model_args.model_name_or_path:
+        raise UserError(
+            "no encoder given: set the key 'model_name_or_path', e.g. sentence-transformers/all-MiniLM-L6-v2"
+        )
+    encoder = load_encoder(
+        model_args.model_name_or_path,
+        dtype=model_args.dtype or "float32",
+        revision=model_args.model_revision,
+        trust_remote_code=args.trust_remote_code,
+        attn_implementation=model_args.attn_implementation,
+        max_seq_length=args.max_seq_length,
+    )
+    from sentence_transformers import SimilarityFunction
+
+    # The saved model keeps these settings, so that `dense:FOLDER` embeds as in training.
+    if args.query_prompt is not None:
+        encoder.prompts["query"] = args.query_prompt
+    if args.passage_prompt is not None:
+        encoder.prompts["document"] = args.passage_prompt
+    if args.similarity is not None:
+        encoder.similarity_fn_name = SimilarityFunction(args.similarity)
+    return encoder.to(run.trainer_args.device)
+
+
+def first_stage_of(
+    run: RankConfig, environment: Environment, fold: Mapping[str, Set[str]] | None
+) -> FirstStage | None:
+    """Return the check of retrieval from all documents, or None if it is off or has no documents."""
+    args = run.args
+    if not args.evaluation_tasks or not args.first_stage_documents:
+        return None
+    tasks = load_tasks(environment, args.evaluation_split, args.evaluation_tasks, run.trainer_args.seed, fold)
+    candidates = {
+        task["task_id"]: of_task
+        for task, of_task in zip(tasks, candidates_of(environment, tasks), strict=True)
+        if of_task.relevant
+    }
+    documents = environment.documents() if candidates else None
+    if documents is None:
+        return None
+    return FirstStage(
+        candidates,
+        documents,
+        max_documents=args.first_stage_documents,
+        seed=run.trainer_args.seed,
+        batch_size=args.evaluation_batch_size,
+    )
+
+
+def rank_candidates(
+    scorer: EncoderScorer, candidates: Sequence[Candidates], batch_size: int
+) -> list[Rollout]:
+    """Return the ranking of each query's candidates by their scores, as a rollout of one turn.
+
+    Args:
+        scorer: Scorer to rank with.
+        candidates: Candidates of each query.
+        batch_size: Number of strings per forward pass.
+    """
+    rollouts = []
+    for of_query in candidates:
+        scores: list[float] = []
+        if of_query.passages:
+            (query,) = scorer.query_texts([of_query.query], [of_query.passages])
+            scores = scorer.score(query, of_query.passages, batch_size).tolist()
+        rollouts.append(Rollout.single(permutation(scores), [], False))
+    return rollouts

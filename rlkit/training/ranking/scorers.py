@@ -1,46 +1,76 @@
 """Score documents for a query with an encoder of sentence-transformers, fully trained or with an adapter.
 
-All scorers are saved as a sentence-transformers model, which `dense:FOLDER` retrieves with.
+All scorers are saved as a sentence-transformers model, which `dense:FOLDER` retrieves with. The vectors are
+those of its methods `encode_query` and `encode_document`.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from rlkit.errors import UserError
+from rlkit.retrieval.documents import without_markers
+from rlkit.retrieval.encoders import is_dot_product
+from rlkit.training.ranking.lora import enable_input_gradients, has_lora, merged
 from rlkit.words import first_words
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
+MIN_CANDIDATE_TOKENS = 8  # of a candidate in the text of a listwise query; with fewer, it says nothing
+
 
 class EncoderScorer(nn.Module):
-    """Scorer with score(q, d) = cos(e(q), e(d)) / temperature, which trains all weights of the encoder e.
+    """Scorer with score(q, d) = e(q) e(d) / temperature, which trains the weights of the encoder e.
+
+    The product is the encoder's own similarity: the cosine or, for encoders trained with it, the dot product.
 
     Args:
-        encoder: Encoder; its own prompts for queries and documents are used.
+        encoder: Encoder; its own prompts for queries and documents are used. With LoRA, only the adapter is
+            trained (`rlkit.training.ranking.lora`).
         temperature: Temperature of the scores. Small ones make the distribution of rankings sharp.
+
+    Raises:
+        UserError: The encoder's similarity is another one, such as a distance.
     """
 
     def __init__(self, encoder: SentenceTransformer, temperature: float):
         super().__init__()
+        if encoder.similarity_fn_name not in ("cosine", "dot"):
+            raise UserError(
+                f"the encoder's similarity is {encoder.similarity_fn_name!r}; set similarity to cosine or dot"
+            )
         self.encoder, self.temperature = encoder, temperature
+        self.normalize = not is_dot_product(encoder)
 
-    def forward(self, queries: Sequence[str], passages: Sequence[Sequence[str]]) -> Tensor:
-        """Return the scores of each query's passages, (B, n); 0 at padding if a query has fewer than n."""
-        # Queries of a batch share passages: each is embedded once.
-        documents = list(dict.fromkeys(passage for of_query in passages for passage in of_query))
-        column = {document: i for i, document in enumerate(documents)}
-        scores = self.similarities(queries, documents)
-        index = torch.full((len(queries), max(map(len, passages))), -1)
-        for row, of_query in enumerate(passages):
-            index[row, : len(of_query)] = torch.tensor([column[passage] for passage in of_query])
-        index = index.to(scores.device)
+    def forward(
+        self,
+        queries: Sequence[str],
+        passages: Sequence[Sequence[str]],
+        documents: Sequence[str] | None = None,
+    ) -> Tensor:
+        """Return the scores of each query's passages, (B, n); 0 at padding if a query has fewer than n.
+
+        With `documents`, return the scores of all of them for every query instead, (B, documents).
+        """
+        if documents is not None:
+            unique = list(dict.fromkeys(documents))
+        else:
+            # Queries of a batch share passages: each is embedded once.
+            unique = list(dict.fromkeys(passage for of_query in passages for passage in of_query))
+        column = {document: i for i, document in enumerate(unique)}
+        scores = self.similarities(queries, unique)
+        if documents is not None:
+            return scores[:, torch.tensor([column[text] for text in documents], device=scores.device)]
+        rows = [torch.tensor([column[passage] for passage in of_query]) for of_query in passages]
+        index = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1).to(scores.device)
         return scores.gather(1, index.clamp(min=0)).masked_fill(index < 0, 0.0)
 
     def query_texts(self, queries: Sequence[str], passages: Sequence[Sequence[str]]) -> list[str]:
@@ -48,27 +78,70 @@ class EncoderScorer(nn.Module):
         return list(queries)
 
     def similarities(self, queries: Sequence[str], documents: Sequence[str]) -> Tensor:
-        """Return the score of every document for every query, (queries, documents)."""
+        """Return the score of every document for every query, (queries, documents), in float32."""
         query_vectors, document_vectors = self.embed(queries, "query"), self.embed(documents, "document")
         # Autocast would round the product to half precision, in which close documents have the same score.
         with torch.autocast(query_vectors.device.type, enabled=False):
             return query_vectors @ document_vectors.T / self.temperature
 
     def embed(self, texts: Sequence[str], task: str) -> Tensor:
-        """Return unit vectors, (texts, dimensions), with a gradient.
+        """Return float32 vectors, (texts, dimensions), with a gradient. For the cosine, their length is 1.
 
         Args:
             texts: Queries or documents.
             task: Kind of `texts`, "query" or "document", which chooses the encoder's prompt.
         """
-        features = self.encoder.preprocess(list(texts), prompt=prompt_of(self.encoder, task))
-        device = next(self.encoder.parameters()).device
+        features = self.encoder.preprocess(list(texts), prompt=prompt_of(self.encoder, task), task=task)
+        device = self.encoder.device
         features = {key: v.to(device) if isinstance(v, Tensor) else v for key, v in features.items()}
-        return functional.normalize(self.encoder(features, task=task)["sentence_embedding"].float(), dim=-1)
+        vectors = self.encoder(features, task=task)["sentence_embedding"]
+        if self.encoder.truncate_dim is not None:
+            vectors = vectors[..., : self.encoder.truncate_dim]
+        with torch.autocast(vectors.device.type, enabled=False):
+            return functional.normalize(vectors.float(), dim=-1) if self.normalize else vectors.float()
+
+    def score(self, query: str, passages: Sequence[str], batch_size: int) -> Tensor:
+        """Return the scores of passages for the string of one query, (passages,), as the saved model would.
+
+        Training computes embeddings under autocast, if it is on; an evaluation must not, since the saved
+        model is used without it.
+        """
+        query_vectors = self.embed_in_batches([query], "query", batch_size)
+        return (query_vectors @ self.embed_in_batches(passages, "document", batch_size).T / self.temperature)[
+            0
+        ]
+
+    def embed_in_batches(self, texts: Sequence[str], task: str, batch_size: int) -> Tensor:
+        """Return the vectors of any number of strings without a gradient, as the saved model computes them.
+
+        Arguments are those of `embed`, and `batch_size`, the number of strings per forward pass. Autocast is
+        off.
+        """
+        # Strings of similar length in one batch need less padding.
+        order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
+        vectors = []
+        with torch.no_grad(), torch.autocast(self.encoder.device.type, enabled=False):
+            for start in range(0, len(order), batch_size):
+                vectors.append(self.embed([texts[i] for i in order[start : start + batch_size]], task))
+        return torch.cat(vectors)[torch.tensor(order).argsort().to(vectors[0].device)]
+
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
+    ) -> None:
+        """Recompute the encoder's activations in the backward pass; called by transformers' Trainer.
+
+        Raises:
+            UserError: The encoder has no layers that support it.
+        """
+        if self.encoder.transformers_model is None:
+            raise UserError("gradient_checkpointing must be false: the encoder has no transformer layers")
+        if has_lora(self.encoder):
+            enable_input_gradients(self.encoder)
+        self.encoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs, **options)
 
     def to_sentence_transformer(self) -> SentenceTransformer:
         """Return a sentence-transformers model with the same scores, up to the temperature."""
-        return self.encoder
+        return merged(self.encoder) if has_lora(self.encoder) else self.encoder
 
     def save_pretrained(self, folder: str | Path, **_: object) -> None:
         """Save the scorer as a sentence-transformers model."""
@@ -79,6 +152,8 @@ class ListwiseScorer(EncoderScorer):
     """`EncoderScorer` that embeds a query together with its first candidates (E2Rank, arXiv 2510.22733).
 
     The documents are embedded alone, as usual. Reranking is thus pseudo-relevance feedback by the encoder.
+    The query is last, since some encoders pool the last token, and is never truncated: the candidates share
+    the tokens that remain.
 
     Args:
         encoder: Encoder whose context is long enough for the candidates.
@@ -94,15 +169,52 @@ class ListwiseScorer(EncoderScorer):
         self.num_candidates, self.max_words = num_candidates, max_words
 
     def query_texts(self, queries: Sequence[str], passages: Sequence[Sequence[str]]) -> list[str]:
-        """Return each query after its candidates, since some encoders pool the last token."""
+        """Return each query after its candidates, with markers such as [3] in either replaced by (3).
+
+        Raises:
+            UserError: A query leaves fewer than `MIN_CANDIDATE_TOKENS` tokens for each candidate.
+        """
         return [self._prompt(query, candidates) for query, candidates in zip(queries, passages, strict=True)]
 
     def _prompt(self, query: str, passages: Sequence[str]) -> str:
-        lines = []
-        for number, passage in enumerate(passages[: self.num_candidates], 1):
-            lines.append(f"[{number}] {first_words(passage, self.max_words)}")
-        listing = "\n".join(lines)
-        return f"Passages that may be relevant:\n{listing}\nWhich of them answer this? {query}"
+        query = without_markers(query)
+        candidates = [
+            without_markers(first_words(passage, self.max_words))
+            for passage in passages[: self.num_candidates]
+        ]
+        limit = self.encoder.max_seq_length
+        prompt = _listing(query, candidates)
+        if limit is None or not candidates or self._num_tokens(prompt) <= limit:
+            return prompt
+        budget = (limit - self._num_tokens(_listing(query, [""] * len(candidates)))) // len(candidates)
+        # Tokens of the parts may add up to a few more in the prompt, where words meet.
+        while budget >= MIN_CANDIDATE_TOKENS:
+            prompt = _listing(query, [self._first_tokens(candidate, budget) for candidate in candidates])
+            if self._num_tokens(prompt) <= limit:
+                return prompt
+            budget -= 1
+        raise UserError(
+            f"listwise: the query {query[:40]!r} leaves fewer than {MIN_CANDIDATE_TOKENS} of the encoder's "
+            f"{limit} tokens for each of {len(candidates)} candidates; set listwise to fewer candidates or "
+            "increase max_seq_length"
+        )
+
+    def _num_tokens(self, text: str) -> int:
+        prompt = prompt_of(self.encoder, "query") or ""
+        return len(self.encoder.tokenizer(prompt + text, truncation=False, verbose=False)["input_ids"])
+
+    def _first_tokens(self, text: str, num_tokens: int) -> str:
+        tokens = self.encoder.tokenizer(
+            text, add_special_tokens=False, truncation=False, verbose=False, return_offsets_mapping=True
+        )
+        offsets = tokens["offset_mapping"]
+        return text if len(offsets) <= num_tokens else text[: offsets[num_tokens - 1][1]]
+
+
+def _listing(query: str, candidates: Sequence[str]) -> str:
+    """Return the string that a listwise query is embedded as."""
+    lines = "\n".join(f"[{number}] {candidate}" for number, candidate in enumerate(candidates, 1))
+    return f"Passages that may be relevant:\n{lines}\nWhich of them answer this? {query}"
 
 
 class AdapterScorer(EncoderScorer):
@@ -116,14 +228,18 @@ class AdapterScorer(EncoderScorer):
         encoder: Encoder, which is frozen.
         temperature: Temperature of the scores.
         rank: Rank of the residual.
+
+    Raises:
+        UserError: The encoder truncates its vectors, to which no layer can be added.
     """
 
     def __init__(self, encoder: SentenceTransformer, temperature: float, rank: int):
         super().__init__(encoder.eval().requires_grad_(False), temperature)
-        size = encoder.encode("one", show_progress_bar=False).shape[0]
-        device = next(encoder.parameters()).device
-        self.down = nn.Linear(size, rank, bias=False, device=device)
-        self.up = nn.Linear(rank, size, bias=False, device=device)
+        if encoder.truncate_dim is not None:
+            raise UserError("adapter_rank must be 0 for an encoder with truncate_dim, which cuts its vectors")
+        size = encoder.encode_query("one", show_progress_bar=False).shape[0]
+        self.down = nn.Linear(size, rank, bias=False, device=encoder.device)
+        self.up = nn.Linear(rank, size, bias=False, device=encoder.device)
         nn.init.zeros_(self.up.weight)
         self._embeddings: dict[tuple[str, str], Tensor] = {}  # by task and text, on the CPU
 
@@ -134,31 +250,39 @@ class AdapterScorer(EncoderScorer):
         return self
 
     def embed(self, texts: Sequence[str], task: str) -> Tensor:
-        """Return unit vectors, (texts, dimensions). Those of queries include the trained residual."""
+        """Return vectors, (texts, dimensions). Those of queries include the trained residual."""
         self._cache_embeddings(texts, task)
         vectors = torch.stack([self._embeddings[task, text] for text in texts]).to(self.up.weight.device)
         if task == "query":
-            vectors = functional.normalize(vectors + self.up(self.down(vectors)), dim=-1)
+            with torch.autocast(vectors.device.type, enabled=False):
+                vectors = vectors + self.up(self.down(vectors))
+                vectors = functional.normalize(vectors, dim=-1) if self.normalize else vectors
         return vectors
 
     def _cache_embeddings(self, texts: Sequence[str], task: str) -> None:
         missing = [text for text in dict.fromkeys(texts) if (task, text) not in self._embeddings]
         if missing:
-            vectors = self.encoder.encode(
-                missing,
-                prompt=prompt_of(self.encoder, task),
-                task=task,
-                normalize_embeddings=True,
-                convert_to_tensor=True,
-                show_progress_bar=False,
-            )
+            encode = self.encoder.encode_query if task == "query" else self.encoder.encode_document
+            with torch.autocast(self.encoder.device.type, enabled=False):
+                vectors = encode(
+                    missing,
+                    normalize_embeddings=self.normalize,
+                    convert_to_tensor=True,
+                    show_progress_bar=False,
+                )
             for text, vector in zip(missing, vectors.float().cpu(), strict=True):
                 self._embeddings[task, text] = vector
 
     def to_sentence_transformer(self) -> SentenceTransformer:
         """Return the encoder with a residual layer for queries, B A as one matrix."""
         from sentence_transformers import SentenceTransformer
-        from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Router
+        from sentence_transformers.sentence_transformer.modules import (
+            Dense,
+            Dropout,
+            Module,
+            Normalize,
+            Router,
+        )
 
         weight = (self.up.weight @ self.down.weight).detach().float()
         layer = Dense(
@@ -169,13 +293,28 @@ class AdapterScorer(EncoderScorer):
             init_weight=weight,
             use_residual=True,
         )
-        head = Router({"query": [Normalize(), layer, Normalize()], "document": [Normalize()]}, "document")
-        model = SentenceTransformer(modules=[*self.encoder, head], device=str(self.up.weight.device))
-        model.prompts = dict(self.encoder.prompts)
+        if self.normalize:
+            routes: dict[str, list[Module]] = {
+                "query": [Normalize(), layer, Normalize()],
+                "document": [Normalize()],
+            }
+        else:
+            routes = {"query": [layer], "document": [Dropout(0.0)]}  # a route needs a module
+        encoder = self.encoder
+        modules: Any = OrderedDict([*encoder.named_children(), ("adapter", Router(routes, "document"))])
+        model = SentenceTransformer(
+            modules=modules,
+            device=str(self.up.weight.device),
+            prompts={name: prompt or "" for name, prompt in encoder.prompts.items()},
+            default_prompt_name=encoder.default_prompt_name,
+            similarity_fn_name=encoder.similarity_fn_name,
+        )
+        model.module_kwargs = encoder.module_kwargs
         return model
 
 
 def prompt_of(encoder: SentenceTransformer, task: str) -> str | None:
-    """Return the prompt that an encoder's config puts before queries or documents, if there is one."""
+    """Return the prompt that `encode_query` or `encode_document` put before each string, or None."""
     names = ("query",) if task == "query" else ("document", "passage", "corpus")
-    return next((encoder.prompts[name] for name in names if encoder.prompts.get(name)), None)
+    name = next((name for name in names if name in encoder.prompts), encoder.default_prompt_name)
+    return None if name is None else encoder.prompts.get(name)

@@ -1,7 +1,7 @@
 """Train a scorer of documents with the policy gradient of its rankings or with a supervised loss.
 
-The rows of the training data have the fields of `rlkit.environment.Candidates`: `query`, `passages`, `grades`
-of the passages, and `ideal`, the grades of all relevant documents, highest first.
+The rows of the training data have the fields of `rlkit.environment.Candidates`. The in-batch objectives
+compare a query with the documents of all queries in the batch of one process.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 # Listwise distillation (arXiv 2502.19712) adds InfoNCE with a weight of 0.1. Its temperature there is 0.01,
 # that of the divergence 0.05: InfoNCE gets 5 times the scores.
 TEACHER_TEMPERATURE, INFONCE_WEIGHT, INFONCE_SCALE = 0.3, 0.1, 5.0
+# Objectives whose negatives are the documents of the batch, and not only the query's own candidates.
+IN_BATCH_OBJECTIVES = ("infonce", "distillation", "wasserstein")
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,21 @@ class Objective:
     estimator: str = "placement_loo"
 
 
+class LogLastStep(transformers.TrainerCallback):
+    """Callback that logs the last step, so that guards see runs shorter than `logging_steps`."""
+
+    def on_step_end(
+        self,
+        args: transformers.TrainingArguments,
+        state: transformers.TrainerState,
+        control: transformers.TrainerControl,
+        **kwargs: object,
+    ) -> None:
+        """Ask the trainer to log if training ends with this step."""
+        if state.global_step >= state.max_steps and args.logging_strategy != "no":
+            control.should_log = True
+
+
 class RankingTrainer(transformers.Trainer):
     """Trainer of a scorer.
 
@@ -67,6 +84,7 @@ class RankingTrainer(transformers.Trainer):
 
     def __init__(self, scorer: EncoderScorer, objective: Objective, **arguments: Any):
         super().__init__(model=scorer, data_collator=collate, **arguments)
+        self.add_callback(LogLastStep())
         self.objective = objective
         self.metrics: defaultdict[str, list[float]] = defaultdict(list)  # values since the last log
 
@@ -88,13 +106,16 @@ class RankingTrainer(transformers.Trainer):
         return losses.mean()
 
     def _losses(self, model: torch.nn.Module, inputs: Mapping[str, Any]) -> tuple[Tensor, dict[str, float]]:
-        if self.objective.name in ("infonce", "distillation", "wasserstein"):
-            return self._in_batch_losses(model, inputs), {}
+        if self.objective.name in IN_BATCH_OBJECTIVES:
+            return self._in_batch_losses(model, inputs)
         scores = model(self._query_texts(model, inputs), inputs["passages"])
         grades, mask = inputs["grades"].to(scores.device), inputs["mask"].to(scores.device)
+        ideal = inputs["ideal"].to(scores.device)
+        metrics = ranking_metrics(self.objective, scores.detach(), grades, mask, ideal)
         if self.objective.name == "ranknet":
-            return ranking_losses.ranknet(scores, grades, mask), {}
-        return self._policy_gradient_losses(scores, grades, mask, inputs["ideal"].to(scores.device))
+            return ranking_losses.ranknet(scores, grades, mask), metrics
+        losses, sampled = self._policy_gradient_losses(scores, grades, mask, ideal)
+        return losses, metrics | sampled
 
     def _query_texts(self, model: torch.nn.Module, inputs: Mapping[str, Any]) -> list[str]:
         return self.accelerator.unwrap_model(model).query_texts(inputs["queries"], inputs["passages"])
@@ -107,39 +128,41 @@ class RankingTrainer(transformers.Trainer):
         ideal_dcg = dcg(ideal[:, : objective.cutoff])
         utility = utility_by_position(objective.utility, rankings, grades, ideal_dcg)
         total = utility.sum(-1)  # (B, N)
-        metrics = {"utility": total.mean().item(), "utility_spread": total.std(1).mean().item()}
+        # A standard deviation of rounding errors must not hide that all rankings have the same utility.
+        spread = torch.where(total.amax(1) - total.amin(1) > 1e-6, total.std(1, correction=0), 0.0)
+        metrics = {"utility": total.mean().item(), "utility_spread": spread.mean().item()}
         if objective.estimator == "pl_rank":
             weights = dcg_discounts(rankings.shape[-1], scores.device)
             gains = grades / ideal_dcg.clamp(min=1e-12)[:, None]
             return pl_rank_loss(policy, rankings, gains, weights), metrics
         return policy_gradient_loss(policy.log_prob(rankings), utility, objective.estimator), metrics
 
-    def _in_batch_losses(self, model: torch.nn.Module, inputs: Mapping[str, Any]) -> Tensor:
+    def _in_batch_losses(
+        self, model: torch.nn.Module, inputs: Mapping[str, Any]
+    ) -> tuple[Tensor, dict[str, float]]:
         """Return the losses, (B,) or a scalar, that compare a query with all M documents of the batch."""
-        documents = list(dict.fromkeys(passage for of_query in inputs["passages"] for passage in of_query))
-        document_ids = {document: i for i, document in enumerate(documents)}
-        scores = model(self._query_texts(model, inputs), [documents] * len(inputs["queries"]))  # (B, M)
-        grades, mask = inputs["grades"].to(scores.device), inputs["mask"].to(scores.device)  # (B, n)
-        rows = [
-            torch.tensor([document_ids[passage] for passage in of_query]) for of_query in inputs["passages"]
-        ]
-        ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1).to(scores.device)
-        labels = torch.zeros_like(scores).scatter_add(1, ids.clamp(min=0), grades * mask)
+        batch = BatchDocuments.of(inputs)
+        scores = model(self._query_texts(model, inputs), inputs["passages"], batch.texts)  # (B, M)
+        device = scores.device
+        grades, mask = inputs["grades"].to(device), inputs["mask"].to(device)  # (B, n)
+        columns, labels, rankable = (x.to(device) for x in (batch.columns, batch.labels, batch.rankable))
+        own_scores = scores.gather(1, columns.clamp(min=0))  # (B, n): of each query's own passages
+        metrics = ranking_metrics(
+            self.objective, own_scores.detach(), grades, mask, inputs["ideal"].to(device)
+        )
         if self.objective.name == "wasserstein":
-            return ranking_losses.gaussian_wasserstein(scores, labels)
-        # The positive is drawn from the documents of the highest grade. Other relevant documents are excluded
-        # from the negatives.
-        is_best = (labels == labels.max(-1, keepdim=True).values).float()
-        positive = torch.multinomial(is_best, 1)[:, 0]
+            return ranking_losses.gaussian_wasserstein(scores, labels, rankable), metrics
+        # The positive is drawn from the query's own documents of the highest grade. Other relevant documents
+        # of the batch are excluded from the negatives.
+        is_best = (grades == grades.max(-1, keepdim=True).values) & mask
+        positive = columns.gather(1, torch.multinomial(is_best.float(), 1))[:, 0]
+        negatives = (labels <= 0) & rankable
         if self.objective.name == "infonce":
-            return ranking_losses.infonce(scores, positive, labels <= 0)
+            return ranking_losses.infonce(scores, positive, negatives), metrics
         teacher = grades / grades.max(-1, keepdim=True).values
-        own_scores = scores.gather(1, ids.clamp(min=0))  # (B, n): of each query's own passages
         divergence = ranking_losses.listwise_distillation(own_scores, teacher / TEACHER_TEMPERATURE, mask)
-        all_ids = torch.arange(len(documents), device=ids.device)
-        negatives = ~ranking_losses.false_negatives(teacher, ids, all_ids)
         infonce = ranking_losses.infonce(INFONCE_SCALE * scores, positive, negatives)
-        return divergence + INFONCE_WEIGHT * infonce
+        return divergence + INFONCE_WEIGHT * infonce, metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log `logs` and the means over all processes of the metrics since the last log."""
@@ -150,6 +173,75 @@ class RankingTrainer(transformers.Trainer):
         super().log(logs, start_time)
 
 
+@dataclass(frozen=True)
+class BatchDocuments:
+    """The M distinct documents of a batch, and what is known about them for each of its B queries.
+
+    Attributes:
+        texts: Text of each document, M strings. Documents are distinct by id or, without ids, by text.
+        columns: Index of the document of each query's candidates, (B, n), -1 for padding.
+        labels: Grades (B, M). A document is relevant to a query if the query's candidates or judgments say
+            so, or if it has the same text as a relevant candidate.
+        rankable: Whether the query may rank the document, (B, M).
+    """
+
+    texts: list[str]
+    columns: Tensor
+    labels: Tensor
+    rankable: Tensor
+
+    @classmethod
+    def of(cls, inputs: Mapping[str, Any]) -> BatchDocuments:
+        """Return the documents of a batch from `collate`."""
+        texts_by_key: dict[str | tuple[str], str] = {}
+        keys_by_query: list[list[str | tuple[str]]] = []
+        for ids, passages in zip(inputs["ids"], inputs["passages"], strict=True):
+            # A tuple, so that a text is never mistaken for the id of another document.
+            keys: list[str | tuple[str]] = list(ids) if ids else [(passage,) for passage in passages]
+            keys_by_query.append(keys)
+            for key, passage in zip(keys, passages, strict=True):
+                texts_by_key.setdefault(key, passage)
+        index = {key: i for i, key in enumerate(texts_by_key)}
+        columns_by_text: defaultdict[str, list[int]] = defaultdict(list)
+        for i, text in enumerate(texts_by_key.values()):
+            columns_by_text[text].append(i)
+        labels = torch.zeros(len(keys_by_query), len(index))
+        rankable = torch.ones_like(labels, dtype=torch.bool)
+        for b, passages in enumerate(inputs["passages"]):
+            grades_by_text: dict[str, float] = {}
+            judged = zip(inputs["relevant"][b], inputs["ideal"][b].tolist(), strict=False)
+            in_batch = [(texts_by_key[key], grade) for key, grade in judged if key in index]
+            for text, grade in (*in_batch, *zip(passages, inputs["grades"][b].tolist(), strict=False)):
+                # The highest grade counts if two documents have the same text.
+                grades_by_text[text] = max(grades_by_text.get(text, 0.0), grade)
+            for text, grade in grades_by_text.items():
+                if grade > 0:
+                    labels[b, columns_by_text[text]] = grade
+            for document_id in inputs["excluded"][b]:
+                if document_id in index:
+                    rankable[b, index[document_id]] = False
+        rows = [torch.tensor([index[key] for key in keys]) for keys in keys_by_query]
+        columns = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)
+        return cls(list(texts_by_key.values()), columns, labels, rankable)
+
+
+def ranking_metrics(
+    objective: Objective, scores: Tensor, grades: Tensor, mask: Tensor, ideal: Tensor
+) -> dict[str, float]:
+    """Return means over the queries of what the scores of their own candidates, (B, n), rank.
+
+    `utility` is that of the ranking by score, and `score_spread` the standard deviation of the scores.
+    """
+    ranking = scores.masked_fill(~mask, -torch.inf).argsort(-1, descending=True)
+    ranking = ranking.masked_fill(~mask.gather(-1, ranking), -1)[:, None, : objective.cutoff]
+    utility = utility_by_position(objective.utility, ranking, grades, dcg(ideal[:, : objective.cutoff]))
+    count = mask.sum(-1)
+    means = torch.where(mask, scores, 0.0).sum(-1) / count
+    deviations = torch.where(mask, scores - means[:, None], 0.0)
+    spread = (deviations.square().sum(-1) / count).sqrt()
+    return {"utility": utility.sum(-1).mean().item(), "score_spread": spread.mean().item()}
+
+
 def collate(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return a batch: lists of strings, `grades` and their `mask` (B, n), and `ideal` (B, m), padded."""
     grades = [torch.tensor(row["grades"], dtype=torch.float32) for row in rows]
@@ -158,6 +250,9 @@ def collate(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
         "queries": [row["query"] for row in rows],
         "passages": [row["passages"] for row in rows],
+        "ids": [row["ids"] for row in rows],
+        "relevant": [row["relevant"] for row in rows],
+        "excluded": [row["excluded"] for row in rows],
         "grades": padded.clamp(min=0),
         "mask": padded >= 0,
         "ideal": torch.nn.utils.rnn.pad_sequence(ideal, batch_first=True),

@@ -199,3 +199,73 @@ def test_invalid_arguments_raise_value_error():
         utility_by_position("ndgc", rankings, GRADES)
     with pytest.raises(ValueError, match="no documents"):
         PlackettLuce(SCORES, torch.zeros(1, 5, dtype=torch.bool))
+
+
+def brute_force_pl_rank(scores, mask, rankings, gains, weights):
+    """Return PL-Rank-3's estimate for one query, with a loop over documents, rankings and positions."""
+    scores = scores.double()
+    gradient = torch.zeros_like(scores)
+    for ranking in rankings:
+        chosen = [d for d in ranking.tolist() if d >= 0]
+        rewards = [gains[d] * weights[k] for k, d in enumerate(chosen)]
+        for document in mask.nonzero()[:, 0].tolist():
+            remaining = mask.clone()
+            for k, choice in enumerate(chosen):
+                log_total = scores[remaining].logsumexp(0)
+                probability = (scores[document] - log_total).exp()
+                gradient[document] += probability * (weights[k] * gains[document] - sum(rewards[k:]))
+                remaining[choice] = False
+                if choice == document:
+                    gradient[document] += sum(rewards[k + 1 :])
+                    break
+    return gradient / len(rankings)
+
+
+spreads = st.sampled_from([0.0, 1.0, 50.0, 88.0, 89.0, 200.0, 1e3, 1e4])
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(st.floats(0, 1), min_size=1, max_size=6),
+    spreads,
+    st.integers(1, 7),
+    st.integers(0, 2),
+    st.integers(0, 10_000),
+)
+def test_pl_rank_equals_its_definition_at_any_spread_of_scores(values, spread, k, padding, seed):
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.cat([torch.tensor(values) * spread, torch.full((padding,), 7.0)])[None].requires_grad_()
+    mask = torch.arange(scores.shape[1])[None] < len(values)
+    policy = PlackettLuce(scores, mask)
+    # Uniform rankings reach the tails, where a sampled one would always follow the scores.
+    order = torch.rand(4, len(values), generator=generator).argsort(-1)[:, :k]
+    rankings = torch.full((1, 4, min(k, scores.shape[1])), -1)
+    rankings[0, :, : order.shape[1]] = order
+    gains = torch.rand(1, scores.shape[1], generator=generator).round()
+    weights = dcg_discounts(rankings.shape[-1])
+    pl_rank_loss(policy, rankings, gains, weights).sum().backward()
+    expected = brute_force_pl_rank(scores.detach()[0], mask[0], rankings[0], gains[0], weights.double())
+    torch.testing.assert_close(-scores.grad[0].double(), expected, atol=1e-4, rtol=1e-4)
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(st.floats(0, 1), min_size=2, max_size=6),
+    spreads,
+    st.sampled_from([torch.float16, torch.bfloat16, torch.float32]),
+    st.sampled_from(["placement_loo", "reinforce", "pl_rank"]),
+)
+def test_policy_gradient_is_finite_in_any_dtype_and_spread(values, spread, dtype, estimator):
+    scores = (torch.tensor([[*values, 0.5]]) * spread).to(dtype).requires_grad_()
+    mask = torch.tensor([[True] * len(values) + [False]])
+    policy = PlackettLuce(scores, mask)
+    rankings = policy.sample(3, 4, torch.Generator().manual_seed(0))
+    grades = torch.arange(len(values) + 1.0)[None]
+    assert policy.scores.dtype == torch.float32
+    if estimator == "pl_rank":
+        loss = pl_rank_loss(policy, rankings, grades, dcg_discounts(rankings.shape[-1]))
+    else:
+        utility = utility_by_position("ndcg", rankings, grades)
+        loss = policy_gradient_loss(policy.log_prob(rankings), utility, estimator)
+    loss.sum().backward()
+    assert loss.isfinite().all() and scores.grad.isfinite().all() and scores.grad[0, -1] == 0
