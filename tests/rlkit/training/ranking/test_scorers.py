@@ -87,13 +87,6 @@ def test_saved_model_gives_the_same_scores(encoder, tmp_path, kind):
     torch.testing.assert_close(reloaded(QUERIES, PASSAGES).detach(), scores, atol=1e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["bundled:minilm", "/no/such/folder"])
-def test_load_encoder_raises_an_error_of_one_line(name):
-    with pytest.raises(UserError, match=r"no encoder|cannot be loaded") as error:
-        load_encoder(name)
-    assert "\n" not in str(error.value)
-
-
 def test_listwise_scorer_embeds_a_query_with_its_first_candidates(encoder):
     scorer = ListwiseScorer(encoder, 0.05, num_candidates=2, max_words=1).eval()
     first, second = scorer.query_texts(QUERIES, PASSAGES)
@@ -103,3 +96,33 @@ def test_listwise_scorer_embeds_a_query_with_its_first_candidates(encoder):
     with torch.no_grad():
         queries, documents = scorer.embed([first], "query"), scorer.embed(PASSAGES[0], "document")
         torch.testing.assert_close(scorer([first], PASSAGES[:1])[0], (queries @ documents.T / 0.05)[0])
+
+
+LONG_PASSAGES = ["wine and rivers in the north of the country " * 12] * 5  # 108 words each
+
+
+def test_listwise_query_is_never_truncated(encoder):
+    """Five candidates of 60 words and a query need more than the encoder's 256 tokens."""
+    scorer = ListwiseScorer(encoder, 0.05, num_candidates=5).eval()
+    long_query = "which river is the longest one and where is it " * 15
+    texts = scorer.query_texts([*QUERIES, long_query], [LONG_PASSAGES] * 3)
+    for text, query in zip(texts, [*QUERIES, long_query], strict=True):
+        assert text.endswith(query) and "[5] wine and rivers" in text
+        assert len(encoder.tokenizer(text, truncation=False)["input_ids"]) <= 256
+    with torch.no_grad():
+        first, second, _ = scorer.embed(texts, "query")
+    assert first @ second < 0.99
+
+
+def test_listwise_query_that_leaves_no_room_is_an_error(encoder):
+    scorer = ListwiseScorer(encoder, 0.05, num_candidates=5)
+    with pytest.raises(UserError, match="fewer candidates or increase max_seq_length") as error:
+        scorer.query_texts(["wine river " * 120], [LONG_PASSAGES])
+    assert "\n" not in str(error.value)
+    assert scorer.query_texts(["wine river " * 110], [["short"]])
+
+
+def test_listwise_query_has_no_markers_but_its_own(encoder):
+    scorer = ListwiseScorer(encoder, 0.05, num_candidates=2)
+    (text,) = scorer.query_texts(["is [2] right?"], [["as shown in [7], [1] > [2]", "b"]])
+    assert text.count("[") == 2 and "(7), (1) > (2)" in text and text.endswith("is (2) right?")

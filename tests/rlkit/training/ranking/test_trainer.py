@@ -1,0 +1,146 @@
+"""In-batch objectives: which documents of a batch are negatives of a query."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlkit.training.ranking.trainer import BatchDocuments, Objective, RankingTrainer, collate, ranking_metrics
+
+
+def row(query, ids, grades, relevant=None, *, texts=None, excluded=()):
+    """Return a training row. The text of a document is its id in capital letters."""
+    relevant = relevant or {name: grade for name, grade in zip(ids, grades, strict=True) if grade}
+    ranked = sorted(relevant, key=lambda name: -relevant[name])
+    return {
+        "query": query,
+        "passages": texts or [name.upper() for name in ids],
+        "grades": grades,
+        "ideal": [relevant[name] for name in ranked],
+        "ids": ids,
+        "relevant": ranked,
+        "excluded": list(excluded),
+    }
+
+
+class Scores(torch.nn.Module):
+    """A model whose scores are a parameter by query and document."""
+
+    def __init__(self, queries, texts):
+        super().__init__()
+        self.queries, self.texts = queries, texts
+        self.scores = torch.nn.Parameter(torch.zeros(len(queries), len(texts)))
+
+    def query_texts(self, queries, passages):
+        return list(queries)
+
+    def forward(self, queries, passages, documents):
+        rows = torch.tensor([self.queries.index(query) for query in queries])
+        return self.scores[rows][:, torch.tensor([self.texts.index(text) for text in documents])]
+
+
+def gradient(rows, objective, tmp_path):
+    """Return the gradient of the loss by query and text."""
+    from transformers import TrainingArguments
+
+    texts = sorted({passage for r in rows for passage in r["passages"]})
+    queries = [r["query"] for r in rows]
+    model = Scores(queries, texts)
+    args = TrainingArguments(str(tmp_path), report_to="none", use_cpu=True)
+    trainer = RankingTrainer(model, Objective(objective), args=args)
+    trainer.compute_loss(model, collate(rows)).backward()
+    grad = model.scores.grad
+    return {q: {t: grad[i, j].item() for j, t in enumerate(texts)} for i, q in enumerate(queries)}
+
+
+@pytest.mark.parametrize("objective", ["infonce", "distillation"])
+def test_relevant_document_of_another_query_is_not_a_negative(objective, tmp_path):
+    both = {"a": 1, "b": 1}
+    rows = [row("q1", ["a", "x"], [1, 0], both), row("q2", ["b", "y"], [1, 0], both)]
+    gradients = gradient(rows, objective, tmp_path)
+    assert gradients["q1"]["B"] == gradients["q2"]["A"] == 0
+    assert gradients["q1"]["A"] < 0 < gradients["q1"]["Y"]
+
+
+@pytest.mark.parametrize("objective", ["infonce", "distillation"])
+def test_judgments_of_another_grade_and_excluded_documents_are_not_negatives(objective, tmp_path):
+    rows = [
+        row("q1", ["a", "c", "x"], [3, 1, 0], {"a": 3, "c": 1, "b": 2}, excluded=["z"]),
+        row("q2", ["b", "y", "z"], [1, 0, 0]),
+    ]
+    gradients = gradient(rows, objective, tmp_path)
+    assert gradients["q1"]["B"] == 0 and gradients["q1"]["Z"] == 0 < gradients["q1"]["Y"]
+    assert gradients["q2"]["C"] > 0 and gradients["q2"]["Z"] > 0
+
+
+def test_document_with_the_text_of_a_relevant_one_is_not_a_negative(tmp_path):
+    rows = [
+        row("q1", ["a", "x"], [1, 0], texts=["same", "X"]),
+        row("q2", ["b", "y"], [1, 0], texts=["same", "Y"]),
+        row("q3", ["c", "a"], [1, 0], texts=["C", "same"]),
+    ]
+    batch = BatchDocuments.of(collate(rows))
+    assert batch.texts == ["same", "X", "same", "Y", "C"]
+    assert batch.labels.tolist() == [[1, 0, 1, 0, 0], [1, 0, 1, 0, 0], [0, 0, 0, 0, 1]]
+    without_ids = [r | {"ids": [], "relevant": []} for r in rows]
+    batch = BatchDocuments.of(collate(without_ids))
+    assert batch.texts == ["same", "X", "Y", "C"]
+    assert batch.labels.tolist() == [[1, 0, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1]]
+    assert batch.columns.tolist() == [[0, 1], [0, 2], [3, 0]]
+
+
+def test_grades_of_two_candidates_with_the_same_text_are_not_added():
+    rows = [row("q", ["a", "b", "c"], [1, 2, 0], texts=["same", "same", "other"])]
+    assert BatchDocuments.of(collate(rows)).labels.tolist() == [[2, 2, 0]]
+    rows[0] |= {"ids": [], "relevant": []}
+    assert BatchDocuments.of(collate(rows)).labels.tolist() == [[2, 0]]
+
+
+def test_grades_of_other_queries_documents_are_labels_of_wasserstein(tmp_path):
+    rows = [row("q1", ["a"], [3], {"a": 3, "b": 2}), row("q2", ["b"], [1])]
+    assert BatchDocuments.of(collate(rows)).labels.tolist() == [[3, 2], [0, 1]]
+    assert all(
+        math.isfinite(x)
+        for of_query in gradient(rows, "wasserstein", tmp_path).values()
+        for x in of_query.values()
+    )
+
+
+documents = st.lists(st.integers(0, 7), min_size=1, max_size=5, unique=True)
+
+
+@given(
+    st.lists(
+        st.tuples(documents, st.dictionaries(st.integers(0, 7), st.integers(1, 3))), min_size=1, max_size=5
+    ),
+    st.booleans(),
+)
+def test_labels_equal_the_judgments(queries, share_texts):
+    """Documents i and i + 4 have the same text if `share_texts`."""
+    rows = []
+    for number, (ids, judged) in enumerate(queries):
+        grades = [judged.get(i, 0) for i in ids]
+        texts = [f"text {i % 4 if share_texts else i}" for i in ids]
+        judged_ids = {f"d{i}": grade for i, grade in judged.items()} or {"none": 0}
+        rows.append(row(f"q{number}", [f"d{i}" for i in ids], grades, judged_ids, texts=texts))
+    batch = BatchDocuments.of(collate(rows))
+    order = list(dict.fromkeys(i for ids, _ in queries for i in ids))
+    assert len(batch.texts) == len(order)
+    for b, (ids, judged) in enumerate(queries):
+        assert batch.columns[b, : len(ids)].tolist() == [order.index(i) for i in ids]
+        for column in range(len(order)):
+            same = [j for j in order if batch.texts[order.index(j)] == batch.texts[column]]
+            assert batch.labels[b, column] == max(judged.get(j, 0) for j in same)
+
+
+def test_metrics_are_the_utility_and_the_spread_of_the_ranking_by_score():
+    grades, mask = (
+        torch.tensor([[1.0, 0, 0], [0, 1.0, 0]]),
+        torch.tensor([[True, True, True], [True, True, False]]),
+    )
+    scores = torch.tensor([[3.0, 0, 0], [1.0, -1.0, 9.0]])
+    metrics = ranking_metrics(Objective(), scores, grades, mask, torch.tensor([[1.0], [1.0]]))
+    assert metrics["utility"] == pytest.approx((1 + 1 / math.log2(3)) / 2)
+    assert metrics["score_spread"] == pytest.approx((2**0.5 + 1) / 2)
