@@ -105,7 +105,9 @@ def open_tree(
         UserError: There is no such embedder or model, or the collection has fewer than two documents.
     """
     settings = (embedder, branching, document_words, summaries)
-    digest = collection_digest(collection, *settings, by_words=True)
+    models = [embedder.removeprefix("dense:")] if embedder.startswith("dense:") else []
+    models += [summaries] if summaries != "words" else []
+    digest = collection_digest(collection, *settings, by_words=True, models=models)
     with locked_cache_path(f"tree-{digest}.json") as path:
         if not path.exists():
             tree = build_tree(collection, *settings)

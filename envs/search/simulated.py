@@ -61,7 +61,7 @@ def open_simulated(
     Raises:
         UserError: An argument is invalid, or the model cannot be loaded.
     """
-    from rlkit.rollouts.text_generation import load_text_model
+    from rlkit.rollouts.text_generation import EngineTextModel, load_text_model
 
     templates = load_prompts(prompts)  # before the model, which takes long to load
     text_model = load_text_model(
@@ -78,6 +78,9 @@ def open_simulated(
     settings = f"{backend if '://' not in backend else 'server'} {tokens} {temperature}"
     if template or extra_body:
         settings += " " + json.dumps([template, extra_body], sort_keys=True, default=str)
+    if cache is not None and isinstance(text_model, EngineTextModel):
+        # The name of a folder does not change when the model in it is retrained.
+        settings += f" {text_model.fingerprint()}"
     return SimulatedEngine(text_model, templates, num_words=words, seed=seed, cache=cache, settings=settings)
 
 

@@ -2,6 +2,7 @@
 
     rlkit index corpus.jsonl --engine bm25 -o indexes/corpus
     rlkit index notes -o indexes/notes                  # a folder of .txt and .md files
+    rlkit index zeitung.csv --language german -o indexes/zeitung
     rlkit index world:100000:0 --engine dense --model BAAI/bge-small-en-v1.5 -o indexes/world
 
 If the build was interrupted, the same command resumes it (docs/search_engines.md).
@@ -55,7 +56,11 @@ def build_parser() -> CommandParser:
     add("--k1", type=float, metavar="X", help="bm25: term frequency saturation (default: 0.9)")
     add("--b", type=float, metavar="X",
         help="bm25: strength of the document length normalization, 0 to 1 (default: 0.4)")  # fmt: skip
+    add("--language", metavar="LANGUAGE",
+        help="bm25: language of the stemmer and the stop words, such as german or de (default: english); "
+        "none indexes all words as they are")  # fmt: skip
     add("--model", metavar="MODEL", help="dense: sentence-transformers model, Hub id or local path")
     add("--query_prefix", metavar="PREFIX", help='dense: prefix of queries, e.g. "query: " for E5')
     add("--passage_prefix", metavar="PREFIX", help='dense: prefix of passages, e.g. "passage: " for E5')
+    add("--similarity", choices=("cosine", "dot"), help="dense: similarity (default: the model's own)")
     return parser

@@ -75,6 +75,21 @@ class Result:
     label: str = ""
 
 
+@dataclass(frozen=True)
+class Ranking:
+    """The ids of the documents retrieved for one query, best first, where their texts are not needed.
+
+    Attributes:
+        ids: At most `k` ids.
+        scores: Score of each document, higher is better; empty if the engine returns no scores.
+        error: Reason why the query failed; None if it succeeded.
+    """
+
+    ids: tuple[str, ...] = ()
+    scores: tuple[float, ...] = ()
+    error: str | None = None
+
+
 class SearchEngine(Protocol):
     """Interface of a search engine."""
 
@@ -84,6 +99,22 @@ class SearchEngine(Protocol):
         Raises:
             EngineError: The engine cannot answer any of the queries.
         """
+
+
+def ranking_of(result: Result) -> Ranking:
+    """Return the ids, the scores and the error of a result."""
+    return Ranking(tuple(document.id for document in result.documents), result.scores, result.error)
+
+
+def search_ids(engine: SearchEngine, queries: Sequence[Query], k: int) -> list[Ranking]:
+    """Return what `engine.search` finds, without texts. Engines with a method `search_ids` do not read them.
+
+    Raises:
+        EngineError: The engine cannot answer any of the queries.
+    """
+    if (method := getattr(engine, "search_ids", None)) is not None:
+        return method(queries, k)
+    return [ranking_of(result) for result in engine.search(queries, k)]
 
 
 def full_text(document: Document) -> str:

@@ -1,13 +1,14 @@
 """Retrievers: search engines over a judged collection, whose index is built on first use and cached.
 
-A retriever is named "bm25"; "dense:MODEL" with any sentence-transformers model; "hybrid:MODEL", which fuses
-the two by reciprocal rank; the folder of an index; or the URL of a server that speaks Search-R1's protocol.
+A retriever is named "bm25" or "bm25:LANGUAGE"; "dense:MODEL" with any sentence-transformers model;
+"hybrid:MODEL", which fuses BM25 and the model by reciprocal rank; the folder of an index; or the URL of a
+server that speaks Search-R1's protocol.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from typing import Any
 from rlkit.errors import UserError
 from rlkit.retrieval.cache import collection_digest, locked_cache_path
 from rlkit.retrieval.collections.base import Collection
-from rlkit.retrieval.documents import Document, EngineError, Query, Result, SearchEngine
+from rlkit.retrieval.documents import Document, EngineError, Query, Result, SearchEngine, search_ids
+from rlkit.retrieval.engines.bm25 import ENGLISH, resolve_language
+from rlkit.retrieval.engines.dense import OutdatedIndexError
 from rlkit.retrieval.engines.hybrid import Hybrid
 from rlkit.retrieval.engines.index import build_index, open_index
 from rlkit.retrieval.engines.open import open_engine
@@ -32,26 +35,39 @@ def open_retriever(name: str, collection: Collection) -> SearchEngine:
     Raises:
         UserError: The retriever is unknown, or its index or model cannot be opened.
     """
-    kind, _, model = name.partition(":")
+    kind, colon, model = name.partition(":")
     # A folder or a server has its own index. Its ids must be those of the collection.
     if name.startswith(("http://", "https://")) or Path(name).expanduser().is_dir():
         return open_engine(name, None, {})
-    if name == "bm25":
-        return open_index(cached_index(collection, "bm25"))
+    if kind == "bm25" and (model or not colon):
+        language = resolve_language(model or ENGLISH)
+        settings = {} if language == ENGLISH else {"language": language}
+        return open_index(cached_index(collection, "bm25", **settings))
     if kind not in ("dense", "hybrid") or not model:
         raise UserError(
-            f"there is no retriever {name!r}; use bm25, dense:MODEL, hybrid:MODEL, an index folder or a URL"
+            f"there is no retriever {name!r}; use bm25, bm25:LANGUAGE, dense:MODEL, hybrid:MODEL, an index "
+            "folder or a URL"
         )
-    dense = open_index(cached_index(collection, "dense", model=model))
+    try:
+        dense = open_index(cached_index(collection, "dense", model=model), model=model)
+    except OutdatedIndexError:
+        # Loading the model has downloaded a newer revision than the one in the hub's cache, or the folder was
+        # retrained at this moment.
+        dense = open_index(cached_index(collection, "dense", model=model), model=model)
     if kind == "dense":
         return dense
     return Hybrid([open_index(cached_index(collection, "bm25")), dense])
 
 
 def cached_index(collection: Collection, engine: str, **settings: Any) -> Path:
-    """Return the cached index folder of a collection; the first process builds it while others wait."""
+    """Return the cached index folder of a collection; the first process builds it while others wait.
+
+    A model is identified by its files: after it is retrained, the documents are encoded again.
+    """
     # Sorted: the order of keyword arguments must not change the key.
-    digest = collection_digest(collection, engine, sorted(settings.items()), by_words=engine == "bm25")
+    others = sorted((name, value) for name, value in settings.items() if name != "model")
+    models = [settings["model"]] if "model" in settings else []
+    digest = collection_digest(collection, engine, others, by_words=engine == "bm25", models=models)
     with locked_cache_path(f"ranking-{digest}-{engine}") as folder:
         if not folder.exists():
             build_index(collection.documents(), folder, engine, **settings)
@@ -66,13 +82,35 @@ def retrieve(
     Raises:
         EngineError: The search failed for one of the queries.
     """
-    results = engine.search([Query(text) for text in queries.values()], search_depth(collection, k))
+    searched = search_ids(engine, [Query(text) for text in queries.values()], search_depth(collection, k))
     rankings = {}
-    for name, result in zip(queries, results, strict=True):
-        if result.error is not None:
-            raise EngineError(result.error)
-        rankings[name] = [document.id for document in top_documents(collection, name, result, k)]
+    for name, ranking in zip(queries, searched, strict=True):
+        if ranking.error is not None:
+            raise EngineError(ranking.error)
+        rankings[name] = _top_ids(collection, name, ranking.ids, k)
+    num_empty = sum(not ranking.ids for ranking in searched)
+    warn_about_empty(num_empty, len(queries), type(engine).__name__)
     return rankings
+
+
+def warn_about_empty(num_empty: int, num_queries: int, retriever: str) -> None:
+    """Log a warning if the retriever found nothing for many of the queries."""
+    if num_empty > MAX_EMPTY_SHARE * num_queries:
+        logger.warning(
+            "%s found no document for %d of %d queries. Are the queries, the documents and the retriever in "
+            "one language? Other retrievers are bm25:LANGUAGE (such as bm25:german), bm25:none, which keeps "
+            "all words as they are, and dense:MODEL",
+            retriever,
+            num_empty,
+            num_queries,
+        )
+
+
+def _top_ids(collection: Collection, query: str, ids: Sequence[str], k: int) -> list[str]:
+    """Return the first `k` judged ids of a ranking, as `top_documents` does for documents."""
+    excluded = excluded_ids(collection, query)
+    judged = dict.fromkeys(map(collection.judged_id, ids))
+    return [name for name in judged if name not in excluded][:k]
 
 
 def search_depth(collection: Collection, k: int) -> int:

@@ -13,11 +13,14 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlkit.errors import UserError
 from rlkit.retrieval.cache import write_json
 from rlkit.retrieval.documents import Document
+
+if TYPE_CHECKING:
+    import pyarrow
 
 FORMAT = 1
 HEADER = "index.json"
@@ -50,10 +53,10 @@ class DocumentStore:
             batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
         except (OSError, pyarrow.ArrowException) as error:
             raise damaged_index(folder, TABLE) from error
-        self._columns = [batch.columns for batch in batches]
         self._num_rows = sum(batch.num_rows for batch in batches)
         if self._num_rows != header["documents"]:
             raise damaged_index(folder, TABLE)
+        self._columns = [list(map(_Strings, batch.columns)) for batch in batches]
         self.fingerprint: str = header["fingerprint"]
 
     def __len__(self) -> int:
@@ -64,11 +67,30 @@ class DocumentStore:
         if not 0 <= row < self._num_rows:
             raise IndexError(row)
         batch, i = divmod(int(row), BATCH)
-        return Document(*(column[i].as_py() for column in self._columns[batch]))
+        return Document(*(column[i] for column in self._columns[batch]))
 
     def __iter__(self) -> Iterator[Document]:
-        for columns in self._columns:
-            yield from map(Document, *(column.to_pylist() for column in columns))
+        return (self[row] for row in range(self._num_rows))
+
+    def ids(self, rows: Iterable[int]) -> list[str]:
+        """Return the ids of the documents of these rows, without reading their texts."""
+        positions = (divmod(row, BATCH) for row in map(int, rows))
+        return [self._columns[batch][0][i] for batch, i in positions]
+
+
+class _Strings:
+    """Strings of an Arrow column by position, several times faster than Arrow's scalars.
+
+    Unlike the columns' `take`, the time does not depend on how many batches the positions are spread over.
+    """
+
+    def __init__(self, column: pyarrow.LargeStringArray):
+        _, offsets, data = column.buffers()
+        self._offsets = memoryview(offsets).cast("q")[column.offset :]
+        self._data = memoryview(data if data is not None else b"")  # None if all strings are empty
+
+    def __getitem__(self, i: int) -> str:
+        return str(self._data[self._offsets[i] : self._offsets[i + 1]], "utf-8")
 
 
 def damaged_index(folder: Path, name: str) -> UserError:

@@ -138,6 +138,12 @@ class EngineTextModel:
         if self.seeded and not _has_cuda():
             self.wave_tokens = self.engine.engine.vllm_config.scheduler_config.max_num_batched_tokens
 
+    def fingerprint(self) -> str:
+        """Return the SHA-256 of the model's files (`rlkit.models.fingerprint`)."""
+        from rlkit.models.fingerprint import model_fingerprint
+
+        return model_fingerprint(self.name)
+
     def generate(self, prompts: Sequence[Any], seeds: Sequence[int]) -> list[Generation]:
         """Generate one reply for each conversation.
 

@@ -1,43 +1,57 @@
 """Dense retrieval: sentence-transformers embeddings and exact nearest-neighbor search with FAISS.
 
-`dense/embeddings.npy` holds a float32 unit vector for each document. FAISS compares a query with all of them
-(inner product of unit vectors, so the cosine) directly in the memory-mapped file, without a copy in memory.
+`dense/embeddings.npy` holds a float32 vector for each document, of length 1 if the similarity is the cosine.
+FAISS computes the inner product of a query with all of them directly in the memory-mapped file, without a
+copy in memory. The settings of the index have the fingerprint of the encoder's files, because the vectors of
+another model, such as the one in the same folder after more training, cannot be compared with these.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rlkit.errors import UserError
+from rlkit.errors import UserError, check_choice
+from rlkit.models.fingerprint import model_fingerprint
 from rlkit.retrieval.cache import write_json
-from rlkit.retrieval.documents import Query, Result, check_k, full_text
-from rlkit.retrieval.encoders import encode, load_encoder
+from rlkit.retrieval.documents import Query, Ranking, Result, check_k, full_text
+from rlkit.retrieval.encoders import encode, is_dot_product, load_encoder
 from rlkit.retrieval.store import DocumentStore, Progress, damaged_index, read_header
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
+logger = logging.getLogger(__name__)
+
 FOLDER = "dense"
+COSINE, DOT = "cosine", "dot"
 EMBEDDINGS = "embeddings.npy"
 STATE = "state.json"
 BLOCK = 1024  # documents that are encoded between two writes of the state
 
 
+class OutdatedIndexError(UserError):
+    """The files of the encoder are not those that encoded the documents of the index."""
+
+
 def build(
     folder: Path,
     progress: Progress,
+    *,
     model: str = "",
     query_prefix: str | None = None,
     passage_prefix: str | None = None,
+    similarity: str | None = None,
 ) -> dict[str, Any]:
     """Encode the documents of a folder and return the settings.
 
-    An interrupted build resumes after its last complete block if documents and settings are the same.
+    An interrupted build resumes after its last complete block if documents, settings and the files of the
+    model are the same.
 
     Args:
         folder: Folder with documents (`rlkit.retrieval.store.write_documents`).
@@ -45,16 +59,26 @@ def build(
         model: Name or path of a sentence-transformers model.
         query_prefix: Prefix of queries; None uses the model's own prompt.
         passage_prefix: Prefix of documents; None uses the model's own prompt.
+        similarity: "cosine" or "dot", the inner product of vectors of any length; None uses the model's own.
 
     Raises:
-        UserError: No model is given, or it cannot be loaded.
+        UserError: No model is given, it cannot be loaded, or there is no such similarity.
     """
     if not model:
         raise UserError("a dense index needs an encoder: set model, for example intfloat/e5-base-v2")
     # The index may be opened from another working directory.
     model = str(Path(model).resolve()) if Path(model).exists() else model
-    settings = {"model": model, "query_prefix": query_prefix, "passage_prefix": passage_prefix}
+    if similarity is not None:
+        check_choice("similarity", similarity, (COSINE, DOT))
     store, encoder = DocumentStore(folder), load_encoder(model)
+    settings = {
+        "model": model,
+        # After loading, which may have downloaded it.
+        "model_fingerprint": model_fingerprint(model),
+        "query_prefix": query_prefix,
+        "passage_prefix": passage_prefix,
+        "similarity": similarity or _own_similarity(encoder, model),
+    }
     state = {"fingerprint": store.fingerprint, "settings": settings}
     (folder / FOLDER).mkdir(exist_ok=True)
     vectors, num_encoded = _open_embeddings(folder / FOLDER, (len(store), _dimensions(encoder)), state)
@@ -62,11 +86,24 @@ def build(
     for start in progress(blocks, "embeddings", len(blocks)):
         stop = min(start + BLOCK, len(store))
         texts = [full_text(store[row]) for row in range(start, stop)]
-        vectors[start:stop] = encode(encoder.encode_document, texts, passage_prefix)
+        normalize = settings["similarity"] == COSINE
+        vectors[start:stop] = encode(encoder.encode_document, texts, passage_prefix, normalize)
         # The vectors must be on disk before the state says so, or a crash could leave zeros as embeddings.
         vectors.flush()
         write_json(folder / FOLDER / STATE, {**state, "done": stop})
     return settings
+
+
+def _own_similarity(encoder: SentenceTransformer, model: str) -> str:
+    if is_dot_product(encoder):
+        return DOT
+    if encoder.similarity_fn_name != COSINE:
+        logger.warning(
+            "the similarity of %s is %s, for which rlkit has no index: the index uses the cosine",
+            model,
+            encoder.similarity_fn_name,
+        )
+    return COSINE
 
 
 def _dimensions(encoder: SentenceTransformer) -> int:
@@ -91,25 +128,33 @@ def _open_embeddings(folder: Path, shape: tuple[int, int], state: dict[str, Any]
 
 
 class Dense:
-    """Exact search for the documents with the highest cosine similarity. An empty query has no results.
+    """Exact search for the documents with the highest similarity. An empty query has no results.
+
+    Attributes:
+        documents: The indexed documents.
 
     Args:
         folder: Folder made by `rlkit.retrieval.engines.index.build_index`.
+        model: Name or path of a copy of the encoder; None uses the one that built the index.
 
     Raises:
+        OutdatedIndexError: The files of the encoder are not those that built the index.
         UserError: The folder is not a dense index, or its encoder cannot be loaded.
     """
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, folder: str | Path, model: str | None = None):
         folder = Path(folder)
         self.documents = DocumentStore(folder)
         try:
             settings = read_header(folder)["settings"]
-            self._prefix, model = settings["query_prefix"], settings["model"]
+            self._prefix, model = settings["query_prefix"], model or settings["model"]
             self._vectors = np.load(folder / FOLDER / EMBEDDINGS, mmap_mode="r")
         except (OSError, ValueError, KeyError) as error:
             raise damaged_index(folder, FOLDER) from error
         self._encoder = load_encoder(model)
+        _check_fingerprint(folder, model, settings.get("model_fingerprint"))
+        # Older versions of rlkit built all indexes for the cosine.
+        self._normalizes = settings.get("similarity", COSINE) == COSINE
         if self._vectors.shape != (len(self.documents), _dimensions(self._encoder)):
             raise damaged_index(folder, FOLDER)
 
@@ -119,25 +164,63 @@ class Dense:
         Raises:
             EngineError: The encoder fails.
         """
+        return [
+            Result(tuple(map(self.documents.__getitem__, rows)), tuple(scores.tolist()))
+            for rows, scores in self._search_rows(queries, k)
+        ]
+
+    def search_ids(self, queries: Sequence[Query], k: int) -> list[Ranking]:
+        """Return the ids and the scores that `search` finds, without reading the documents."""
+        return [
+            Ranking(tuple(self.documents.ids(rows)), tuple(scores.tolist()))
+            for rows, scores in self._search_rows(queries, k)
+        ]
+
+    def _search_rows(self, queries: Sequence[Query], k: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return the rows and the scores of the best documents of each query."""
         check_k(k)
-        # A result is immutable, so empty queries can share one.
-        results = [Result()] * len(queries)
+        hits = [(np.empty(0, np.int64), np.empty(0, np.float32))] * len(queries)
         nonempty = [i for i, query in enumerate(queries) if query.text.strip()]
         if nonempty:
             texts = [queries[i].text for i in nonempty]
-            vectors = encode(self._encoder.encode_query, texts, self._prefix)
-            for i, result in zip(nonempty, self._nearest(vectors, k), strict=True):
-                results[i] = result
-        return results
+            vectors = encode(self._encoder.encode_query, texts, self._prefix, self._normalizes)
+            for i, nearest in zip(nonempty, exact_neighbors(vectors, self._vectors, k), strict=True):
+                hits[i] = nearest
+        return hits
 
-    def _nearest(self, vectors: np.ndarray, k: int) -> list[Result]:
-        import faiss
 
-        scores, rows = faiss.knn(vectors, self._vectors, k, metric=faiss.METRIC_INNER_PRODUCT)
-        return [self._result(*hits) for hits in zip(scores, rows, strict=True)]
+def exact_neighbors(queries: np.ndarray, vectors: np.ndarray, k: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return the rows and the inner products of the `k` nearest vectors of each query, best first.
 
-    def _result(self, scores: np.ndarray, rows: np.ndarray) -> Result:
-        # FAISS fills up with row -1 if there are fewer than k documents, and orders ties arbitrarily.
-        order = [i for i in np.lexsort((rows, -scores)) if rows[i] >= 0]
-        documents = tuple(self.documents[rows[i]] for i in order)
-        return Result(documents, tuple(float(scores[i]) for i in order))
+    Args:
+        queries: Vectors of the queries, float32 (queries, dimensions).
+        vectors: Vectors to search, float32 (vectors, dimensions).
+        k: Maximum number of rows per query.
+    """
+    import faiss
+
+    all_scores, all_rows = faiss.knn(queries, vectors, k, metric=faiss.METRIC_INNER_PRODUCT)
+    hits = []
+    for scores, rows in zip(all_scores, all_rows, strict=True):
+        # FAISS orders ties arbitrarily, and fills up with row -1 if there are fewer than k vectors.
+        order = np.lexsort((rows, -scores))
+        order = order[rows[order] >= 0]
+        hits.append((rows[order], scores[order]))
+    return hits
+
+
+def _check_fingerprint(folder: Path, model: str, fingerprint: str | None) -> None:
+    """Raise OutdatedIndexError if the model's files have another fingerprint than when they were indexed."""
+    if fingerprint is None:
+        logger.warning(
+            "the index %s does not say which weights of %s encoded its documents, since an older version of "
+            "rlkit built it: if the model has been trained since then, rebuild the index with `rlkit index "
+            "--overwrite`",
+            folder,
+            model,
+        )
+    elif model_fingerprint(model) != fingerprint:
+        raise OutdatedIndexError(
+            f"the files of the encoder {model} have changed since the index {folder} was built: rebuild it "
+            "with `rlkit index --overwrite`"
+        )

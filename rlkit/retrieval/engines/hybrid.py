@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from rlkit.errors import UserError
-from rlkit.retrieval.documents import Document, Query, Result, SearchEngine, check_k
+from rlkit.retrieval.documents import Query, Ranking, Result, SearchEngine, check_k, ranking_of, search_ids
 
 MIN_DEPTH = 100  # documents to retrieve from each engine, if k is smaller
 
@@ -41,21 +41,31 @@ class Hybrid:
             EngineError: One of the engines cannot answer any query.
         """
         check_k(k)
-        rankings = [engine.search(queries, max(k, MIN_DEPTH)) for engine in self.engines]
-        return [self._fuse(results, k) for results in zip(*rankings, strict=True)]
+        searched = [engine.search(queries, max(k, MIN_DEPTH)) for engine in self.engines]
+        fused_results = []
+        for results in zip(*searched, strict=True):
+            ranking = self._fuse([ranking_of(result) for result in results], k)
+            # Of the documents with the same id, the first engine's.
+            documents = {d.id: d for result in reversed(results) for d in reversed(result.documents)}
+            hits = tuple(documents[name] for name in ranking.ids)
+            fused_results.append(Result(hits, ranking.scores, ranking.error))
+        return fused_results
 
-    def _fuse(self, results: Sequence[Result], k: int) -> Result:
-        if errors := [result.error for result in results if result.error is not None]:
-            return Result(error=errors[0])
-        documents: dict[str, Document] = {}
+    def search_ids(self, queries: Sequence[Query], k: int) -> list[Ranking]:
+        """Return the ids and the scores that `search` finds. Engines with an index do not read documents."""
+        check_k(k)
+        searched = [search_ids(engine, queries, max(k, MIN_DEPTH)) for engine in self.engines]
+        return [self._fuse(rankings, k) for rankings in zip(*searched, strict=True)]
+
+    def _fuse(self, rankings: Sequence[Ranking], k: int) -> Ranking:
+        if errors := [ranking.error for ranking in rankings if ranking.error is not None]:
+            return Ranking(error=errors[0])
         reciprocal_ranks: defaultdict[str, list[float]] = defaultdict(list)
-        for result in results:
+        for ranking in rankings:
             # A document that a ranking repeats counts at its first rank.
-            ranking = {document.id: document for document in result.documents}
-            for rank, (name, document) in enumerate(ranking.items(), 1):
-                documents.setdefault(name, document)
+            for rank, name in enumerate(dict.fromkeys(ranking.ids), 1):
                 reciprocal_ranks[name].append(1 / (self.k + rank))
         # fsum rounds once, so that the sum does not depend on the order of the engines and ties are exact.
         scores = {name: math.fsum(terms) for name, terms in reciprocal_ranks.items()}
         best = sorted(scores, key=scores.__getitem__, reverse=True)[:k]
-        return Result(tuple(documents[name] for name in best), tuple(scores[name] for name in best))
+        return Ranking(tuple(best), tuple(scores[name] for name in best))

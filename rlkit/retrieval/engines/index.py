@@ -38,19 +38,23 @@ class EngineSpec(NamedTuple):
 
 
 ENGINES = {
-    "bm25": EngineSpec("bm25", "BM25", ("k1", "b"), ("bm25s", "Stemmer"), "bm25s PyStemmer"),
+    "bm25": EngineSpec("bm25", "BM25", ("k1", "b", "language"), ("bm25s", "Stemmer"), "bm25s PyStemmer"),
     "dense": EngineSpec(
         "dense",
         "Dense",
-        ("model", "query_prefix", "passage_prefix"),
+        ("model", "query_prefix", "passage_prefix", "similarity"),
         ("sentence_transformers", "faiss"),
         "sentence-transformers faiss-cpu",
     ),
 }
 
 
-def open_index(path: str | Path) -> SearchEngine:
+def open_index(path: str | Path, **options: str) -> SearchEngine:
     """Open an index folder.
+
+    Args:
+        path: Folder of the index.
+        **options: Keyword arguments of its engine.
 
     Raises:
         UserError: The folder is not a complete, undamaged index of a known format, or a package is missing.
@@ -60,7 +64,7 @@ def open_index(path: str | Path) -> SearchEngine:
     if "engine" not in header:
         raise UserError(f"the index {folder} is incomplete: run the same `rlkit index` command to resume it")
     spec = _engine_spec(header["engine"])
-    return getattr(_import(spec), spec.class_name)(folder)
+    return getattr(_import(spec), spec.class_name)(folder, **options)
 
 
 def build_index(
@@ -71,7 +75,7 @@ def build_index(
     overwrite: bool = False,
     source: list[Any] | None = None,
     progress: Progress = no_progress,
-    **settings: str | float,
+    **settings: str | float | bool,
 ) -> Path:
     """Build the index of documents in a folder and return its path.
 
@@ -87,7 +91,7 @@ def build_index(
         source: Identity of the documents (`rlkit.retrieval.collections.corpus.corpus_source`); None never
             resumes.
         progress: Progress bar.
-        **settings: `k1` and `b` of BM25; `model`, `query_prefix` and `passage_prefix` of a dense index.
+        **settings: Settings of the engine, see `build` in its module.
 
     Raises:
         UserError: An argument is invalid, the documents cannot be indexed, a package is missing, or another

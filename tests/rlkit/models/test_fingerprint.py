@@ -152,10 +152,6 @@ def test_hub_model_has_the_fingerprint_of_its_cached_files(folder, monkeypatch, 
     # sentence-transformers finds a name without an organization among its own models.
     hub_snapshot(monkeypatch, tmp_path, "sentence-transformers/tiny", "c" * 40, FILES)
     assert model_fingerprint("tiny") == expected
-    # Only the settings have been downloaded: the weights are requested.
-    hub_snapshot(monkeypatch, tmp_path, "someone/half", "d" * 40, {"config.json": "{}"})
-    with pytest.raises(UserError, match="cannot be loaded"):
-        model_fingerprint("someone/half")
 
 
 def test_missing_and_unreadable_models_raise_user_error(folder):
@@ -163,7 +159,7 @@ def test_missing_and_unreadable_models_raise_user_error(folder):
         with pytest.raises(UserError, match="cannot be loaded: ") as error:
             model_fingerprint(name)
         assert "\n" not in str(error.value) and name in str(error.value)
-    with pytest.raises(UserError, match="there is no encoder|there is no model"):
+    with pytest.raises(UserError, match="there is no"):
         model_fingerprint("bundled:no-such-model")
     (folder / "adapter_config.json").write_text("[]")
     with pytest.raises(UserError, match=r"adapter_config\.json is not the configuration of an adapter"):

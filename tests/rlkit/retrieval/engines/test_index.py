@@ -48,7 +48,11 @@ def test_command_builds_index_and_reports_errors(tmp_path):
     assert f"3 documents: {out}" in completed.stdout
     engine = open_index(out)
     assert isinstance(engine, BM25) and search_ids(engine, "berta") == ["berta"]
-    assert json.loads((out / "index.json").read_text())["settings"] == {"k1": 1.2, "b": 0.4}
+    assert json.loads((out / "index.json").read_text())["settings"] == {
+        "k1": 1.2,
+        "b": 0.4,
+        "language": "english",
+    }
 
     for arguments, message in [
         ((corpus, "--out", out), "exists: choose another folder"),
