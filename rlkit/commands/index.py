@@ -63,4 +63,8 @@ def build_parser() -> CommandParser:
     add("--query_prefix", metavar="PREFIX", help='dense: prefix of queries, e.g. "query: " for E5')
     add("--passage_prefix", metavar="PREFIX", help='dense: prefix of passages, e.g. "passage: " for E5')
     add("--similarity", choices=("cosine", "dot"), help="dense: similarity (default: the model's own)")
+    add("--approximate", action="store_true",
+        help="dense: search approximately, for more than about a million documents")  # fmt: skip
+    add("--recall", type=float, metavar="X",
+        help="dense: share of the nearest documents that --approximate finds (default: 0.95)")  # fmt: skip
     return parser

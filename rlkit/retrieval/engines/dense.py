@@ -21,7 +21,9 @@ from rlkit.models.fingerprint import model_fingerprint
 from rlkit.retrieval.cache import write_json
 from rlkit.retrieval.documents import Query, Ranking, Result, check_k, full_text
 from rlkit.retrieval.encoders import encode, is_dot_product, load_encoder
+from rlkit.retrieval.engines.approximate import LISTS, Hits, InvertedLists, build_lists, exact_neighbors
 from rlkit.retrieval.store import DocumentStore, Progress, damaged_index, read_header
+from rlkit.words import first_words
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -32,6 +34,8 @@ FOLDER = "dense"
 COSINE, DOT = "cosine", "dot"
 EMBEDDINGS = "embeddings.npy"
 STATE = "state.json"
+RECALL = 0.95  # that an approximate search shall have
+NUM_SPANS, SPAN_WORDS, SPAN_CHARACTERS = 500, 8, 60  # of documents, as queries that measure the recall
 BLOCK = 1024  # documents that are encoded between two writes of the state
 
 
@@ -47,6 +51,8 @@ def build(
     query_prefix: str | None = None,
     passage_prefix: str | None = None,
     similarity: str | None = None,
+    approximate: bool = False,
+    recall: float | None = None,
 ) -> dict[str, Any]:
     """Encode the documents of a folder and return the settings.
 
@@ -60,9 +66,11 @@ def build(
         query_prefix: Prefix of queries; None uses the model's own prompt.
         passage_prefix: Prefix of documents; None uses the model's own prompt.
         similarity: "cosine" or "dot", the inner product of vectors of any length; None uses the model's own.
+        approximate: Whether to build an inverted file for approximate search.
+        recall: Share of the exact neighbors that an approximate search shall find; None is 0.95.
 
     Raises:
-        UserError: No model is given, it cannot be loaded, or there is no such similarity.
+        UserError: No model is given, it cannot be loaded, or a setting is invalid.
     """
     if not model:
         raise UserError("a dense index needs an encoder: set model, for example intfloat/e5-base-v2")
@@ -70,6 +78,10 @@ def build(
     model = str(Path(model).resolve()) if Path(model).exists() else model
     if similarity is not None:
         check_choice("similarity", similarity, (COSINE, DOT))
+    if recall is not None and not approximate:
+        raise UserError("recall is a setting of an approximate index: set approximate, too")
+    if recall is not None and not 0 < recall < 1:
+        raise UserError(f"recall must be above 0 and below 1, not {recall}")
     store, encoder = DocumentStore(folder), load_encoder(model)
     settings = {
         "model": model,
@@ -82,16 +94,40 @@ def build(
     state = {"fingerprint": store.fingerprint, "settings": settings}
     (folder / FOLDER).mkdir(exist_ok=True)
     vectors, num_encoded = _open_embeddings(folder / FOLDER, (len(store), _dimensions(encoder)), state)
+    normalize = settings["similarity"] == COSINE
     blocks = range(num_encoded, len(store), BLOCK)
     for start in progress(blocks, "embeddings", len(blocks)):
         stop = min(start + BLOCK, len(store))
         texts = [full_text(store[row]) for row in range(start, stop)]
-        normalize = settings["similarity"] == COSINE
         vectors[start:stop] = encode(encoder.encode_document, texts, passage_prefix, normalize)
         # The vectors must be on disk before the state says so, or a crash could leave zeros as embeddings.
         vectors.flush()
         write_json(folder / FOLDER / STATE, {**state, "done": stop})
-    return settings
+    if not approximate:
+        # An interrupted build of an approximate index may have left it.
+        (folder / FOLDER / LISTS).unlink(missing_ok=True)
+        return settings
+    queries = encode(encoder.encode_query, sample_spans(store), query_prefix, normalize)
+    target = RECALL if recall is None else recall
+    lists = build_lists(folder / FOLDER, vectors, queries, target, progress)
+    return {**settings, "approximate": lists}
+
+
+def sample_spans(store: DocumentStore) -> list[str]:
+    """Return short spans of sampled documents, as queries with which an approximate search is measured.
+
+    A real query is short and not in the index, and so is a span. Whole documents would be closer to their
+    neighbors than queries are, and show a higher recall.
+    """
+    rng = np.random.default_rng(0)
+    spans = []
+    for row in rng.permutation(len(store))[:NUM_SPANS]:
+        text = full_text(store[row])
+        start = int(rng.integers(max(1, len(text) - SPAN_CHARACTERS)))
+        _, space, after_space = text[start:].partition(" ")
+        at_word = after_space if start and space else text[start:]
+        spans.append(first_words(at_word, SPAN_WORDS))
+    return [span for span in spans if span] or ["document"]
 
 
 def _own_similarity(encoder: SentenceTransformer, model: str) -> str:
@@ -128,7 +164,9 @@ def _open_embeddings(folder: Path, shape: tuple[int, int], state: dict[str, Any]
 
 
 class Dense:
-    """Exact search for the documents with the highest similarity. An empty query has no results.
+    """Search for the documents with the highest similarity, exact unless the index was built as approximate.
+
+    An empty query has no results.
 
     Attributes:
         documents: The indexed documents.
@@ -154,9 +192,18 @@ class Dense:
         self._encoder = load_encoder(model)
         _check_fingerprint(folder, model, settings.get("model_fingerprint"))
         # Older versions of rlkit built all indexes for the cosine.
+        self._lists = self._open_lists(folder, settings.get("approximate"))
         self._normalizes = settings.get("similarity", COSINE) == COSINE
         if self._vectors.shape != (len(self.documents), _dimensions(self._encoder)):
             raise damaged_index(folder, FOLDER)
+
+    def _open_lists(self, folder: Path, settings: dict[str, Any] | None) -> InvertedLists | None:
+        if settings is None:
+            return None
+        try:
+            return InvertedLists(folder / FOLDER, self._vectors, settings["probes"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise damaged_index(folder, FOLDER) from error
 
     def search(self, queries: Sequence[Query], k: int) -> list[Result]:
         """Return the `k` nearest documents of each query, or all of them if the index has fewer.
@@ -176,37 +223,22 @@ class Dense:
             for rows, scores in self._search_rows(queries, k)
         ]
 
-    def _search_rows(self, queries: Sequence[Query], k: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    def _search_rows(self, queries: Sequence[Query], k: int) -> Hits:
         """Return the rows and the scores of the best documents of each query."""
         check_k(k)
-        hits = [(np.empty(0, np.int64), np.empty(0, np.float32))] * len(queries)
+        hits: Hits = [(np.empty(0, np.int64), np.empty(0, np.float32))] * len(queries)
         nonempty = [i for i, query in enumerate(queries) if query.text.strip()]
         if nonempty:
             texts = [queries[i].text for i in nonempty]
             vectors = encode(self._encoder.encode_query, texts, self._prefix, self._normalizes)
-            for i, nearest in zip(nonempty, exact_neighbors(vectors, self._vectors, k), strict=True):
-                hits[i] = nearest
+            for i, neighbors in zip(nonempty, self._nearest(vectors, k), strict=True):
+                hits[i] = neighbors
         return hits
 
-
-def exact_neighbors(queries: np.ndarray, vectors: np.ndarray, k: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return the rows and the inner products of the `k` nearest vectors of each query, best first.
-
-    Args:
-        queries: Vectors of the queries, float32 (queries, dimensions).
-        vectors: Vectors to search, float32 (vectors, dimensions).
-        k: Maximum number of rows per query.
-    """
-    import faiss
-
-    all_scores, all_rows = faiss.knn(queries, vectors, k, metric=faiss.METRIC_INNER_PRODUCT)
-    hits = []
-    for scores, rows in zip(all_scores, all_rows, strict=True):
-        # FAISS orders ties arbitrarily, and fills up with row -1 if there are fewer than k vectors.
-        order = np.lexsort((rows, -scores))
-        order = order[rows[order] >= 0]
-        hits.append((rows[order], scores[order]))
-    return hits
+    def _nearest(self, vectors: np.ndarray, k: int) -> Hits:
+        if self._lists is None:
+            return exact_neighbors(vectors, self._vectors, k)
+        return self._lists.search(vectors, k)
 
 
 def _check_fingerprint(folder: Path, model: str, fingerprint: str | None) -> None:

@@ -42,7 +42,7 @@ ENGINES = {
     "dense": EngineSpec(
         "dense",
         "Dense",
-        ("model", "query_prefix", "passage_prefix", "similarity"),
+        ("model", "query_prefix", "passage_prefix", "similarity", "approximate", "recall"),
         ("sentence_transformers", "faiss"),
         "sentence-transformers faiss-cpu",
     ),

@@ -10,9 +10,16 @@ from rlkit.retrieval import retrievers
 from rlkit.retrieval.cache import collection_digest
 from rlkit.retrieval.collections.base import Collection
 from rlkit.retrieval.collections.load import load_collection
-from rlkit.retrieval.documents import Document, EngineError, Query, Result
+from rlkit.retrieval.documents import Document, EngineError, Query, Ranking, Result
 from rlkit.retrieval.measures import Evaluator
-from rlkit.retrieval.retrievers import cached_index, open_retriever, retrieve
+from rlkit.retrieval.retrievers import (
+    cached_index,
+    open_retriever,
+    retrieve,
+    search_ids,
+    top_documents,
+    warn_about_empty,
+)
 from tests.quick import DATA
 
 DOCUMENTS = [Document("q", "", "red river"), Document("a", "", "red red wine"), Document("b", "", "a river")]
@@ -98,3 +105,65 @@ def test_dense_and_hybrid_with_bundled_encoder():
 def test_open_retriever_rejects_unknown_name(name):
     with pytest.raises(UserError, match="there is no"):
         open_retriever(name, small_collection())
+
+
+def test_language_of_bm25_is_part_of_its_name(tmp_path):
+    documents = [Document("a", "", "Häuser am Fluss"), Document("b", "", "to be"), Document("c", "", "R")]
+    collection = small_collection(documents=lambda: iter(documents))
+    for name, query, ids in [
+        ("bm25:german", "Haus", ["a"]),
+        ("bm25:de", "Haus", ["a"]),
+        ("bm25", "Haus", []),
+        ("bm25:none", "to be", ["b"]),
+        ("bm25:none", "r", ["c"]),
+        ("bm25:english", "to be", []),
+    ]:
+        assert retrieve(open_retriever(name, collection), collection, {"x": query}, 3) == {"x": ids}
+    # The names of a language share an index, and the default is English.
+    folders = [path for path in (tmp_path / "cache" / "search").iterdir() if path.is_dir()]
+    assert len(folders) == 3
+    with pytest.raises(UserError, match=r"no stemmer for the language 'germn'.*did you mean 'german'"):
+        open_retriever("bm25:germn", collection)
+
+
+def test_retrieve_warns_if_many_queries_find_nothing(caplog):
+    collection = small_collection()
+    engine = open_retriever("bm25", collection)
+    few = {"a": "red", "b": "river", "c": "wine", "d": "red wine", "e": "nothing"}
+    retrieve(engine, collection, few, 3)
+    assert "found no document" not in caplog.text
+    retrieve(engine, collection, {**few, "f": "to be or not to be"}, 3)
+    assert "BM25 found no document for 2 of 6 queries" in caplog.text
+    assert "bm25:none" in caplog.text and "bm25:LANGUAGE" in caplog.text
+    caplog.clear()
+    warn_about_empty(0, 0, "bm25")
+    assert not caplog.text
+
+
+def test_search_ids_of_an_engine_without_the_method_are_those_of_its_documents():
+    class Server:
+        def search(self, queries, k):
+            return [Result(tuple(DOCUMENTS[:k])), Result(error="too slow")]
+
+    assert search_ids(Server(), [Query("x"), Query("y")], 2) == [
+        Ranking(("q", "a")),
+        Ranking(error="too slow"),
+    ]
+
+
+@pytest.mark.parametrize("document_of", [None, lambda name: name[0]])
+def test_ids_are_ranked_like_documents(document_of):
+    documents = [Document(f"{name}{i}", "", f"red river {name} {i}") for i in range(6) for name in "abc"]
+    collection = small_collection(
+        documents=lambda: iter(documents),
+        document_of=document_of,
+        excluded={"x": frozenset({"a", "b2"})},
+        drop_query_id=True,
+    )
+    engine = open_retriever("bm25", collection)
+    queries = {"x": "red a", "c": "river c 3", "b1": "red river b 1"}
+    run = retrieve(engine, collection, queries, 4)
+    for name, text in queries.items():
+        (result,) = engine.search([Query(text)], 18)
+        assert run[name] == [document.id for document in top_documents(collection, name, result, 4)]
+        assert len(run[name]) == (4 if document_of is None else 2 if name in ("x", "c") else 3)

@@ -3,6 +3,7 @@
 import csv
 import json
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -54,6 +55,9 @@ def test_rows_are_found_in_every_batch_and_not_outside(tmp_path):
     store = DocumentStore(tmp_path)
     for row in (0, BATCH - 1, BATCH, 2 * BATCH, num_rows - 1):
         assert store[row] == Document(str(row), "", f"text {row}")
+    rows = [2 * BATCH, 0, BATCH, 5, BATCH - 1, 5, num_rows - 1]
+    assert store.ids(rows) == store.ids(np.array(rows)) == [store[row].id for row in rows]
+    assert store.ids([]) == []
     for row in (-1, -BATCH, num_rows):
         with pytest.raises(IndexError):
             store[row]

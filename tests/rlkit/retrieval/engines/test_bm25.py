@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from rlkit.errors import UserError
 from rlkit.retrieval.collections.corpus import read_corpus
-from rlkit.retrieval.documents import Document, Query, Result
+from rlkit.retrieval.documents import Document, Query, Result, ranking_of
 from rlkit.retrieval.engines import bm25
 from rlkit.retrieval.engines.bm25 import BM25, best_rows, terms
 from rlkit.retrieval.engines.index import build_index, open_index
@@ -245,3 +245,86 @@ def test_ndcg_on_cranfield(tmp_path):
         values.append(dcg / sum(gains[: len(ids)]))
     assert len(values) == 225
     assert np.mean(values) == pytest.approx(0.366, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    "language, document, query",
+    [
+        ("german", "Die Häuser stehen am Fluss.", "das Haus"),
+        ("de", "Zwei Bücher über Brücken.", "Buch"),
+        ("french", "Les chevaux mangent des pommes.", "pomme"),
+        ("FR", "L'eau des rivières est froide.", "rivière"),
+        ("spanish", "Las canciones que cantábamos.", "cantar canción"),
+        ("russian", "Старые книги в библиотеке.", "книга"),
+        ("finnish", "Talossa on monta huonetta.", "talon huone"),
+        ("turkish", "Kitaplar masanın üstünde.", "kitap"),
+        ("sv", "Flickorna läser böckerna.", "flicka"),
+    ],
+)
+def test_inflected_words_of_a_language_are_found(tmp_path, language, document, query):
+    engine = build_bm25(tmp_path, [document, "etwas anderes"], language=language)
+    assert [d.id for d in search_one(engine, query).documents][:1] == ["d0"]
+
+
+def test_stop_words_are_those_of_the_language(tmp_path):
+    german = build_bm25(tmp_path, ["der Hund und die Katze", "die Maus"], language="german")
+    assert search_one(german, "der die und") == Result()
+    assert next(terms(["der Hund"], "english")) == ["der", "hund"]
+    # bm25s has no Finnish stop words, so all words are terms.
+    assert next(terms(["hän on talossa"], "finnish")) == ["hän", "on", "talo"]
+
+
+def test_language_none_finds_stop_words_and_letters(tmp_path):
+    texts = ["To be, or not to be", "The R language", "The C language", "runs"]
+    engine = build_bm25(tmp_path, texts, language="none")
+    for query, name in [("to be or not to be", "d0"), ("R", "d1"), ("c", "d2"), ("runs", "d3")]:
+        assert search_one(engine, query).documents[0].id == name
+    assert search_one(engine, "run") == Result()
+    english = build_bm25(tmp_path, texts)
+    assert search_one(english, "to be or not to be") == search_one(english, "R") == Result()
+
+
+def test_language_is_kept_in_the_index(tmp_path):
+    folder = build_index([Document("a", "", "Häuser")], tmp_path / "index", language="de")
+    header = json.loads((folder / "index.json").read_text())
+    assert header["settings"] == {"k1": 0.9, "b": 0.4, "language": "german"}
+    # Indexes without a language are those of older versions, which were all English.
+    folder = build_index([Document("a", "", "running")], tmp_path / "english")
+    header = json.loads((folder / "index.json").read_text())
+    del header["settings"]["language"]
+    (folder / "index.json").write_text(json.dumps(header))
+    assert search_one(BM25(folder), "runs").documents[0].id == "a"
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("germann", "did you mean 'german'"),
+        ("chinese", "use 'none'"),
+        ("xx", "use 'none'"),
+        ("", "use 'none'"),
+    ],
+)
+def test_unknown_language_raises_user_error(tmp_path, name, message):
+    with pytest.raises(UserError, match=f"no stemmer for the language '{name}'.*{message}"):
+        build_bm25(tmp_path, ["word"], language=name)
+
+
+def test_every_language_code_names_a_stemmer():
+    import Stemmer
+
+    for code, language in bm25.LANGUAGE_CODES.items():
+        assert len(code) == 2 and bm25.resolve_language(code) == language
+    assert set(Stemmer.algorithms()) - set(bm25.LANGUAGE_CODES.values()) == {"porter", "dutch_porter"}
+    for language in (*Stemmer.algorithms(), "none"):
+        assert bm25.resolve_language(language.upper()) == language
+        assert next(terms(["Word word, 東京都"], language))[-2:] == ["東京", "京都"]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(sentences, min_size=1, max_size=12), sentences, st.integers(1, 14))
+def test_search_ids_returns_the_ids_and_scores_of_search(tmp_path_factory, texts, query, k):
+    engine = build_bm25(tmp_path_factory.mktemp("bm25"), ["rare", *texts])
+    queries = [Query(query), Query("rare"), Query("")]
+    for ranking, result in zip(engine.search_ids(queries, k), engine.search(queries, k), strict=True):
+        assert ranking == ranking_of(result)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rlkit.errors import UserError
-from rlkit.retrieval.documents import Document, Query, Result
+from rlkit.retrieval.documents import Document, Query, Result, ranking_of
 from rlkit.retrieval.engines import dense as module
 from rlkit.retrieval.engines.dense import Dense
 from rlkit.retrieval.engines.index import build_index, open_index
@@ -182,3 +182,45 @@ def test_damaged_index_raises_user_error(tmp_path, folder):
     np.save(out / "dense" / "embeddings.npy", np.zeros((5, 7), np.float32))
     with pytest.raises(UserError, match="dense is missing or damaged"):
         Dense(out)
+
+
+def test_search_ids_returns_the_ids_and_scores_of_search(engine):
+    queries = [Query("river"), Query(""), Query("medicine")]
+    for ranking, result in zip(engine.search_ids(queries, 3), engine.search(queries, 3), strict=True):
+        assert ranking.ids == ranking_of(result).ids
+        assert ranking.scores == pytest.approx(result.scores, abs=1e-6)
+
+
+def dot_product_encoder(folder):
+    """Save an encoder whose vectors have different lengths and are compared by the dot product."""
+    from sentence_transformers import SentenceTransformer
+
+    encoder = SentenceTransformer(MODEL)
+    modules = list(encoder)[:2]  # without the normalization
+    SentenceTransformer(modules=modules, similarity_fn_name="dot").save(str(folder))
+    return SentenceTransformer(str(folder))
+
+
+def test_similarity_is_that_of_the_encoder_or_of_the_setting(tmp_path):
+    encoder = dot_product_encoder(tmp_path / "model")
+    documents = [Document(str(i), "", text * (i + 1)) for i, text in enumerate(TEXTS)]
+    queries = ["Which river crosses Austria?", "medicine"]
+    vectors, passages = (
+        encoder.encode(texts, show_progress_bar=False).astype(float)
+        for texts in (queries, [document.text for document in documents])
+    )
+    assert np.ptp(np.linalg.norm(passages, axis=1)) > 0.1
+    for settings, expected in [
+        ({}, vectors @ passages.T),
+        ({"similarity": "dot"}, vectors @ passages.T),
+        ({"similarity": "cosine"}, cosines(encoder, queries, [document.text for document in documents])),
+    ]:
+        name = settings.get("similarity", "own")
+        folder = build_index(documents, tmp_path / name, "dense", model=str(tmp_path / "model"), **settings)
+        stored = json.loads((folder / "index.json").read_text())["settings"]["similarity"]
+        assert stored == settings.get("similarity", "dot")
+        for result, row in zip(
+            open_index(folder).search([Query(q) for q in queries], 5), expected, strict=True
+        ):
+            assert [int(document.id) for document in result.documents] == np.argsort(-row).tolist()
+            np.testing.assert_allclose(result.scores, np.sort(row)[::-1], atol=1e-4)

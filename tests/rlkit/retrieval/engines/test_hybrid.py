@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlkit.errors import UserError
-from rlkit.retrieval.documents import Document, EngineError, Query, Result
+from rlkit.retrieval.documents import Document, EngineError, Query, Ranking, Result, ranking_of
 from rlkit.retrieval.engines.hybrid import Hybrid
 from rlkit.retrieval.engines.index import build_index, open_index
 
@@ -119,3 +119,19 @@ def test_invalid_arguments_raise_user_error():
         Hybrid([DownEngine()], k=-1)
     with pytest.raises(UserError, match="at least 1"):
         Hybrid([FixedRankings({"q": ["a"]})]).search([Query("q")], 0)
+
+
+@given(st.dictionaries(st.sampled_from("pqr"), rankings, min_size=1), st.integers(1, 10))
+def test_search_ids_returns_the_ids_and_scores_of_search(by_query, k):
+    engines = [FixedRankings({q: r[i % len(r)] for q, r in by_query.items()}) for i in range(3)]
+    queries = [Query(text) for text in by_query]
+    hybrid = Hybrid(engines)
+    for ranking, result in zip(hybrid.search_ids(queries, k), hybrid.search(queries, k), strict=True):
+        assert ranking == ranking_of(result)
+
+
+def test_search_ids_of_a_failed_query_has_the_error():
+    hybrid = Hybrid([FixedRankings({"a": ["x"], "b": ["y"]}), PartlyFailingEngine()])
+    failed, succeeded = hybrid.search_ids([Query("a"), Query("b")], 3)
+    assert failed == Ranking(error="too slow")
+    assert succeeded == Ranking(("y",), (1 / 61,))
