@@ -12,7 +12,7 @@ from rlkit.retrieval.documents import MARKER, without_markers
     [
         ("as shown in [12]", "as shown in (12)"),
         ("[1][2] > [3]", "(1)(2) > (3)"),
-        ("[ 4 ]", "( 4 )"),
+        ("[ 4 ]", "(4)"),
         ("x[i] and [a1] and [1, 2]", "x[i] and [a1] and [1, 2]"),
         ("[[5]]", "[(5)]"),
     ],
@@ -24,4 +24,3 @@ def test_numbers_in_brackets_lose_their_brackets(text, expected):
 @given(st.text(alphabet="[]()0123456789 a٣", max_size=40))
 def test_no_marker_is_left(text):
     assert MARKER.search(without_markers(text)) is None
-    assert len(without_markers(text)) == len(text)
