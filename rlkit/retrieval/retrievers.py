@@ -141,16 +141,3 @@ def excluded_ids(collection: Collection, query: str) -> frozenset[str]:
     """Return the ids of the documents that are removed from a query's ranking."""
     excluded = collection.excluded.get(query, frozenset())
     return excluded | {query} if collection.drop_query_id else excluded
-
-
-def warn_about_empty(num_empty: int, num_queries: int, retriever: str) -> None:
-    """Log a warning if the retriever found nothing for many of the queries."""
-    if num_empty > MAX_EMPTY_SHARE * num_queries:
-        logger.warning(
-            "%s found no document for %d of %d queries: are its language and the queries' the same? Other "
-            "retrievers are bm25:LANGUAGE (e.g. bm25:german), bm25:none, which keeps all words and letters, "
-            "and dense:MODEL",
-            retriever,
-            num_empty,
-            num_queries,
-        )
