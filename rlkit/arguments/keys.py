@@ -16,7 +16,7 @@ ALGORITHMS = tuple(PRESETS)
 # Keys that hold a mapping. TRL's parser cannot parse one, so they are typed `str` and contain JSON.
 MAPPINGS = ("environment_args", "reward_args", "reward_concurrency", "guards")
 DEMONSTRATIONS = ("answer", "solution")
-OBJECTIVES = ("plackett_luce", "infonce", "ranknet", "distillation", "wasserstein")
+OBJECTIVES = ("plackett_luce", "infonce", "ranknet", "pointwise", "distillation", "wasserstein")
 
 
 def key(default: Any, description: str) -> Any:
@@ -94,7 +94,10 @@ class RankArguments(TaskArguments):
     cutoff: int = key(10, "Rank cutoff of the utility, as in nDCG@10.")
     rankings: int = key(16, "Number of rankings sampled per query and step.")
     estimator: str = key("placement_loo", f"Policy gradient estimator: {', '.join(ESTIMATORS)}.")
-    temperature: float = key(0.05, "Temperature that divides the similarities of query and document.")
+    cross_encoder: bool = key(False, "Train a cross-encoder, which reads query and document together.")
+    temperature: float | None = key(
+        None, "Temperature that divides the scores. Default: 0.05, and 1 for a cross-encoder."
+    )
     similarity: str | None = key(None, "Similarity: cosine or dot. Default: the encoder's own.")
     adapter_rank: int = key(0, "Rank of a low-rank residual on a frozen encoder. 0: train the encoder.")
     listwise: int = key(0, "Number of candidates in the query text (E2Rank). 0: none.")
@@ -121,5 +124,17 @@ class RankArguments(TaskArguments):
                 f"estimator {self.estimator} uses a leave-one-out baseline: rankings must be at least 2, "
                 f"not {self.rankings}"
             )
+        if self.temperature is None:
+            self.temperature = 1.0 if self.cross_encoder else 0.05
+        if self.cross_encoder:
+            for name in ("adapter_rank", "listwise", "similarity", "query_prompt", "passage_prompt"):
+                if getattr(self, name):
+                    raise UserError(f"{name} is for encoders of single strings; remove it or cross_encoder")
+            if self.objective == "wasserstein":
+                raise UserError(
+                    "objective wasserstein compares all documents of a batch with all queries, which takes a "
+                    "cross-encoder a forward pass each; use plackett_luce, infonce, pointwise, ranknet or "
+                    "distillation"
+                )
         if self.listwise and self.adapter_rank:
             raise UserError("listwise trains all weights of the encoder; set adapter_rank to 0")

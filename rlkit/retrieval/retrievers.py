@@ -8,6 +8,7 @@ server that speaks Search-R1's protocol.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,16 +17,19 @@ from typing import Any
 from rlkit.errors import UserError
 from rlkit.retrieval.cache import collection_digest, locked_cache_path
 from rlkit.retrieval.collections.base import Collection
+from rlkit.retrieval.cross_encoders import load_cross_encoder
 from rlkit.retrieval.documents import Document, EngineError, Query, Result, SearchEngine, search_ids
 from rlkit.retrieval.engines.bm25 import ENGLISH, resolve_language
 from rlkit.retrieval.engines.dense import OutdatedIndexError
 from rlkit.retrieval.engines.hybrid import Hybrid
 from rlkit.retrieval.engines.index import build_index, open_index
 from rlkit.retrieval.engines.open import open_engine
+from rlkit.retrieval.engines.rerank import Reranker
 
 logger = logging.getLogger(__name__)
 
 MAX_EMPTY_SHARE = 0.2  # of the queries, above which results without documents are probably not intended
+RERANK_DEPTH = 100  # documents that a cross-encoder reranks, unless the name of the retriever says otherwise
 PASSAGES_PER_DOCUMENT = 10  # retrieved for each document, since several passages may belong to one document
 
 
@@ -39,14 +43,17 @@ def open_retriever(name: str, collection: Collection) -> SearchEngine:
     # A folder or a server has its own index. Its ids must be those of the collection.
     if name.startswith(("http://", "https://")) or Path(name).expanduser().is_dir():
         return open_engine(name, None, {})
+    if kind == "rerank":
+        first, model, depth = parse_reranker(model)
+        return Reranker(open_retriever(first, collection), load_cross_encoder(model), depth)
     if kind == "bm25" and (model or not colon):
         language = resolve_language(model or ENGLISH)
         settings = {} if language == ENGLISH else {"language": language}
         return open_index(cached_index(collection, "bm25", **settings))
     if kind not in ("dense", "hybrid") or not model:
         raise UserError(
-            f"there is no retriever {name!r}; use bm25, bm25:LANGUAGE, dense:MODEL, hybrid:MODEL, an index "
-            "folder or a URL"
+            f"there is no retriever {name!r}; use bm25, bm25:LANGUAGE, dense:MODEL, hybrid:MODEL, "
+            "rerank:FIRST|MODEL@DEPTH, an index folder or a URL"
         )
     try:
         dense = open_index(cached_index(collection, "dense", model=model), model=model)
@@ -57,6 +64,24 @@ def open_retriever(name: str, collection: Collection) -> SearchEngine:
     if kind == "dense":
         return dense
     return Hybrid([open_index(cached_index(collection, "bm25")), dense])
+
+
+def parse_reranker(text: str) -> tuple[str, str, int]:
+    """Split `FIRST|MODEL` or `FIRST|MODEL@DEPTH` into the first retriever, the cross-encoder and the depth.
+
+    Raises:
+        UserError: One of them is missing.
+    """
+    first, _, model = text.partition("|")
+    depth = RERANK_DEPTH
+    if match := re.fullmatch(r"(.*)@(\d{1,7})", model):
+        model, depth = match[1], int(match[2])
+    if not first or not model or not depth:
+        raise UserError(
+            f"'rerank:{text}' must be rerank:FIRST|MODEL or rerank:FIRST|MODEL@DEPTH, in quotes because of "
+            "the |, for example 'rerank:bm25|cross-encoder/ms-marco-MiniLM-L6-v2@100'"
+        )
+    return first, model, depth
 
 
 def cached_index(collection: Collection, engine: str, **settings: Any) -> Path:

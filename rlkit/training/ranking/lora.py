@@ -1,22 +1,24 @@
-"""LoRA adapters in the transformers of an encoder, and a copy of the encoder with the adapters merged."""
+"""LoRA adapters in the transformers of an encoder or a cross-encoder, and a copy with the adapters merged."""
 
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from peft import TaskType, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
 from trl import ModelConfig, get_peft_config
 
 from rlkit.errors import UserError, first_line
 
 if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
     from transformers import PreTrainedModel
 
+Model = TypeVar("Model", bound=nn.Module)
 
-def add_lora(encoder: SentenceTransformer, config: ModelConfig) -> None:
+
+def add_lora(encoder: nn.Module, config: ModelConfig) -> None:
     """Freeze an encoder and add trainable LoRA adapters to its transformers.
 
     Args:
@@ -51,12 +53,12 @@ def add_lora(encoder: SentenceTransformer, config: ModelConfig) -> None:
             module.requires_grad_(True)
 
 
-def has_lora(encoder: SentenceTransformer) -> bool:
+def has_lora(encoder: nn.Module) -> bool:
     """Return whether `add_lora` has added adapters to an encoder."""
     return any(isinstance(module, BaseTunerLayer) for module in encoder.modules())
 
 
-def merged(encoder: SentenceTransformer) -> SentenceTransformer:
+def merged(encoder: Model) -> Model:
     """Return a copy of an encoder with its adapters merged into the weights, a plain encoder."""
     copied = copy.deepcopy(encoder)
     for path, layer in list(copied.named_modules()):
@@ -69,13 +71,13 @@ def merged(encoder: SentenceTransformer) -> SentenceTransformer:
     return copied
 
 
-def enable_input_gradients(encoder: SentenceTransformer) -> None:
+def enable_input_gradients(encoder: nn.Module) -> None:
     """Give the embeddings a gradient, without which checkpointed layers over frozen ones have none."""
     for model in _transformers(encoder):
         model.enable_input_require_grads()
 
 
-def _transformers(encoder: SentenceTransformer) -> list[PreTrainedModel]:
+def _transformers(encoder: nn.Module) -> list[PreTrainedModel]:
     """Return the models of transformers in an encoder, each once."""
     from sentence_transformers.base.modules import Transformer
 

@@ -87,3 +87,19 @@ def gaussian_wasserstein(scores: Tensor, labels: Tensor, mask: Tensor | None = N
 def _at_least_float32(scores: Tensor) -> Tensor:
     """Return scores in float32 or float64. Sums of exponentials in half precision lose documents."""
     return scores.to(torch.promote_types(scores.dtype, torch.float32))
+
+
+def pointwise(scores: Tensor, grades: Tensor, mask: Tensor) -> Tensor:
+    """Return the mean binary cross-entropy of a query's documents, (B,).
+
+    The score is the logit, and the target is the grade divided by the query's highest one: 1 for the best
+    documents, 0 for those that are not relevant.
+
+    Args:
+        scores: Scores (B, n).
+        grades: Grades (B, n), at least 0, with one above 0 per query.
+        mask: Mask of documents, (B, n).
+    """
+    targets = grades / grades.max(-1, keepdim=True).values
+    losses = functional.binary_cross_entropy_with_logits(scores.float(), targets, reduction="none")
+    return torch.where(mask, losses, 0.0).sum(-1) / mask.sum(-1)

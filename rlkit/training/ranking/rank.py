@@ -15,14 +15,17 @@ from typing import TYPE_CHECKING, Any
 import transformers
 from accelerate.utils import parse_flag_from_env as is_env_flag
 
+from rlkit.arguments.keys import RankArguments
 from rlkit.arguments.parse import RankConfig
 from rlkit.environment import Candidates, Environment
 from rlkit.errors import UserError
 from rlkit.evaluation.splits import load_tasks
+from rlkit.retrieval.cross_encoders import load_cross_encoder
 from rlkit.retrieval.encoders import load_encoder
 from rlkit.rollouts.types import Rollout
 from rlkit.runs.guards import RANK_LOGGED, Guards
 from rlkit.scoring import load_rewards
+from rlkit.training.ranking.cross import CrossScorer, train_head
 from rlkit.training.ranking.first_stage import FirstStage
 from rlkit.training.ranking.lora import add_lora
 from rlkit.training.ranking.scorers import AdapterScorer, EncoderScorer, ListwiseScorer
@@ -134,34 +137,41 @@ def candidates_of(environment: Environment, tasks: Sequence[Any]) -> list[Candid
     return candidates_by_task
 
 
-def load_scorer(run: RankConfig) -> EncoderScorer:
-    """Return the scorer that the config of a run sets; raise UserError if its encoder cannot be loaded."""
-    args = run.args
-    encoder = load_run_encoder(run)
-    if args.adapter_rank:
-        return AdapterScorer(encoder, args.temperature, args.adapter_rank)
-    if run.model_args.use_peft:
-        add_lora(encoder, run.model_args)
-    if args.listwise:
-        return ListwiseScorer(encoder, args.temperature, args.listwise)
-    return EncoderScorer(encoder, args.temperature)
-
-
-def load_run_encoder(run: RankConfig) -> SentenceTransformer:
-    """Return the encoder of a run with its prompts and similarity; raise UserError if it cannot be loaded."""
+def load_scorer(run: RankConfig) -> EncoderScorer | CrossScorer:
+    """Return the scorer that the config of a run sets; raise UserError if its model cannot be loaded."""
     args, model_args = run.args, run.model_args
     if not model_args.model_name_or_path:
         raise UserError(
             "no encoder given: set the key 'model_name_or_path', e.g. sentence-transformers/all-MiniLM-L6-v2"
         )
-    encoder = load_encoder(
-        model_args.model_name_or_path,
-        dtype=model_args.dtype or "float32",
-        revision=model_args.model_revision,
-        trust_remote_code=args.trust_remote_code,
-        attn_implementation=model_args.attn_implementation,
-        max_seq_length=args.max_seq_length,
-    )
+    assert args.temperature is not None  # __post_init__ sets it
+    options: dict[str, Any] = {
+        "dtype": model_args.dtype or "float32",
+        "revision": model_args.model_revision,
+        "trust_remote_code": args.trust_remote_code,
+        "attn_implementation": model_args.attn_implementation,
+        "max_seq_length": args.max_seq_length,
+    }
+    if args.cross_encoder:
+        model = load_cross_encoder(model_args.model_name_or_path, new_head=True, **options)
+        if model_args.use_peft:
+            add_lora(model, model_args)
+            train_head(model)
+        return CrossScorer(model.to(run.trainer_args.device), args.temperature)
+    encoder = load_encoder(model_args.model_name_or_path, **options)
+    set_prompts_and_similarity(encoder, args)
+    encoder.to(run.trainer_args.device)
+    if args.adapter_rank:
+        return AdapterScorer(encoder, args.temperature, args.adapter_rank)
+    if model_args.use_peft:
+        add_lora(encoder, model_args)
+    if args.listwise:
+        return ListwiseScorer(encoder, args.temperature, args.listwise)
+    return EncoderScorer(encoder, args.temperature)
+
+
+def set_prompts_and_similarity(encoder: SentenceTransformer, args: RankArguments) -> None:
+    """Set what the keys of a run change in an encoder; the other settings stay as they are."""
     from sentence_transformers import SimilarityFunction
 
     # The saved model keeps these settings, so that `dense:FOLDER` embeds as in training.
@@ -171,7 +181,6 @@ def load_run_encoder(run: RankConfig) -> SentenceTransformer:
         encoder.prompts["document"] = args.passage_prompt
     if args.similarity is not None:
         encoder.similarity_fn_name = SimilarityFunction(args.similarity)
-    return encoder.to(run.trainer_args.device)
 
 
 def first_stage_of(
@@ -179,7 +188,8 @@ def first_stage_of(
 ) -> FirstStage | None:
     """Return the check of retrieval from all documents, or None if it is off or has no documents."""
     args = run.args
-    if not args.evaluation_tasks or not args.first_stage_documents:
+    # A cross-encoder only reranks.
+    if not args.evaluation_tasks or not args.first_stage_documents or args.cross_encoder:
         return None
     tasks = load_tasks(environment, args.evaluation_split, args.evaluation_tasks, run.trainer_args.seed, fold)
     candidates = {
@@ -200,7 +210,7 @@ def first_stage_of(
 
 
 def rank_candidates(
-    scorer: EncoderScorer, candidates: Sequence[Candidates], batch_size: int
+    scorer: EncoderScorer | CrossScorer, candidates: Sequence[Candidates], batch_size: int
 ) -> list[Rollout]:
     """Return the ranking of each query's candidates by their scores, as a rollout of one turn.
 

@@ -41,6 +41,8 @@ class EncoderScorer(nn.Module):
         UserError: The encoder's similarity is another one, such as a distance.
     """
 
+    in_batch = True  # all documents of a batch are compared with all queries at no additional cost
+
     def __init__(self, encoder: SentenceTransformer, temperature: float):
         super().__init__()
         if encoder.similarity_fn_name not in ("cosine", "dot"):

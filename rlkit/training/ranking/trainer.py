@@ -27,13 +27,14 @@ from rlkit.training.ranking.plackett_luce import (
 from rlkit.training.resume import RunningMetrics, Stateful
 
 if TYPE_CHECKING:
+    from rlkit.training.ranking.cross import CrossScorer
     from rlkit.training.ranking.scorers import EncoderScorer
 
 # Listwise distillation (arXiv 2502.19712) adds InfoNCE with a weight of 0.1. Its temperature there is 0.01,
 # that of the divergence 0.05: InfoNCE gets 5 times the scores.
 TEACHER_TEMPERATURE, INFONCE_WEIGHT, INFONCE_SCALE = 0.3, 0.1, 5.0
 # Objectives whose negatives are the documents of the batch, and not only the query's own candidates.
-IN_BATCH_OBJECTIVES = ("infonce", "distillation", "wasserstein")
+IN_BATCH_OBJECTIVES = ("infonce", "distillation", "wasserstein")  # of scorers with `in_batch`
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class RankingTrainer(transformers.Trainer):
 
     objective: Objective
 
-    def __init__(self, scorer: EncoderScorer, objective: Objective, **arguments: Any):
+    def __init__(self, scorer: EncoderScorer | CrossScorer, objective: Objective, **arguments: Any):
         super().__init__(model=scorer, data_collator=collate, **arguments)
         self.add_callback(LogLastStep())
         self.objective = objective
@@ -106,14 +107,15 @@ class RankingTrainer(transformers.Trainer):
         return losses.mean()
 
     def _losses(self, model: torch.nn.Module, inputs: Mapping[str, Any]) -> tuple[Tensor, dict[str, float]]:
-        if self.objective.name in IN_BATCH_OBJECTIVES:
+        scorer = self.accelerator.unwrap_model(model)
+        if self.objective.name in IN_BATCH_OBJECTIVES and scorer.in_batch:
             return self._in_batch_losses(model, inputs)
         scores = model(self._query_texts(model, inputs), inputs["passages"])
         grades, mask = inputs["grades"].to(scores.device), inputs["mask"].to(scores.device)
         ideal = inputs["ideal"].to(scores.device)
         metrics = ranking_metrics(self.objective, scores.detach(), grades, mask, ideal)
-        if self.objective.name == "ranknet":
-            return ranking_losses.ranknet(scores, grades, mask), metrics
+        if self.objective.name != "plackett_luce":
+            return LIST_LOSSES[self.objective.name](scores, grades, mask), metrics
         losses, sampled = self._policy_gradient_losses(scores, grades, mask, ideal)
         return losses, metrics | sampled
 
@@ -154,13 +156,11 @@ class RankingTrainer(transformers.Trainer):
             return ranking_losses.gaussian_wasserstein(scores, labels, rankable), metrics
         # The positive is drawn from the query's own documents of the highest grade. Other relevant documents
         # of the batch are excluded from the negatives.
-        is_best = (grades == grades.max(-1, keepdim=True).values) & mask
-        positive = columns.gather(1, torch.multinomial(is_best.float(), 1))[:, 0]
+        positive = columns.gather(1, draw_positive(grades, mask)[:, None])[:, 0]
         negatives = (labels <= 0) & rankable
         if self.objective.name == "infonce":
             return ranking_losses.infonce(scores, positive, negatives), metrics
-        teacher = grades / grades.max(-1, keepdim=True).values
-        divergence = ranking_losses.listwise_distillation(own_scores, teacher / TEACHER_TEMPERATURE, mask)
+        divergence = list_distillation(own_scores, grades, mask)
         infonce = ranking_losses.infonce(INFONCE_SCALE * scores, positive, negatives)
         return divergence + INFONCE_WEIGHT * infonce, metrics
 
@@ -171,6 +171,32 @@ class RankingTrainer(transformers.Trainer):
             logs[name] = self.accelerator.gather(mean).mean().item()
         self.metrics.clear()
         super().log(logs, start_time)
+
+
+def draw_positive(grades: Tensor, mask: Tensor) -> Tensor:
+    """Return the index of a document of the highest grade for each query, drawn at random, (B,)."""
+    is_best = (grades == grades.max(-1, keepdim=True).values) & mask
+    return torch.multinomial(is_best.float(), 1)[:, 0]
+
+
+def list_infonce(scores: Tensor, grades: Tensor, mask: Tensor) -> Tensor:
+    """Return InfoNCE, (B,), with the query's own candidates that are not relevant as negatives."""
+    return ranking_losses.infonce(scores, draw_positive(grades, mask), (grades <= 0) & mask)
+
+
+def list_distillation(scores: Tensor, grades: Tensor, mask: Tensor) -> Tensor:
+    """Return the divergence, (B,), from the softmax of grade / highest grade over the own candidates."""
+    teacher = grades / grades.max(-1, keepdim=True).values
+    return ranking_losses.listwise_distillation(scores, teacher / TEACHER_TEMPERATURE, mask)
+
+
+# Losses (B,) of scores, grades and mask (B, n) that compare a query with its own candidates.
+LIST_LOSSES = {
+    "ranknet": ranking_losses.ranknet,
+    "pointwise": ranking_losses.pointwise,
+    "infonce": list_infonce,
+    "distillation": list_distillation,
+}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,64 @@
+"""Reranking of another engine's results by a cross-encoder."""
+
+import pytest
+
+from rlkit.errors import UserError
+from rlkit.retrieval.cross_encoders import load_cross_encoder, pair_scores
+from rlkit.retrieval.documents import Document, Query, Result
+from rlkit.retrieval.engines.rerank import Reranker, passage
+from rlkit.retrieval.retrievers import parse_reranker
+from tests.rlkit.retrieval.test_cross_encoders import WORD_LIST, save_classifier
+
+DOCUMENTS = [Document(str(i), "", f"{word} river") for i, word in enumerate(WORD_LIST[:10])]
+
+
+class FixedEngine:
+    """Return the documents in the same order for every query, and an error for the query "down"."""
+
+    def search(self, queries, k):
+        return [
+            Result(error="the server is down")
+            if query.text == "down"
+            else Result(tuple(DOCUMENTS[:k]), tuple(float(100 - i) for i in range(len(DOCUMENTS[:k]))))
+            for query in queries
+        ]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return load_cross_encoder(save_classifier(tmp_path_factory.mktemp("ranker"), 1)).eval()
+
+
+def test_first_documents_are_in_order_of_the_scores_and_the_others_follow(model):
+    (result,) = Reranker(FixedEngine(), model, 4).search([Query("red wine")], 10)
+    scores = pair_scores(model, [("red wine", passage(d)) for d in DOCUMENTS[:4]], 4).tolist()
+    expected = [DOCUMENTS[i] for i in sorted(range(4), key=lambda i: -scores[i])]
+    assert list(result.documents) == expected + DOCUMENTS[4:]
+    assert result.scores[:4] == pytest.approx(sorted(scores, reverse=True))
+    assert list(result.scores) == sorted(result.scores, reverse=True) and len(set(result.scores)) == 10
+
+
+@pytest.mark.parametrize("k", [1, 3, 4, 7])
+def test_smaller_k_returns_the_first_documents_of_a_larger_one(model, k):
+    engine = Reranker(FixedEngine(), model, 4)
+    (all_results,), (first,) = (engine.search([Query("red wine")], n) for n in (10, k))
+    assert first.documents == all_results.documents[:k]
+    assert first.scores == pytest.approx(all_results.scores[:k])
+
+
+def test_error_of_one_query_stays_with_it(model):
+    down, healthy = Reranker(FixedEngine(), model, 4).search([Query("down"), Query("wine")], 3)
+    assert down.error == "the server is down" and not down.documents
+    assert healthy.error is None and len(healthy.documents) == 3
+
+
+def test_parse_reranker_splits_names_with_colons_and_at_signs():
+    assert parse_reranker("bm25|runs/cross/model@50") == ("bm25", "runs/cross/model", 50)
+    assert parse_reranker("dense:a/b|c/d") == ("dense:a/b", "c/d", 100)
+    assert parse_reranker("http://h:80/x|user@host/model") == ("http://h:80/x", "user@host/model", 100)
+
+
+@pytest.mark.parametrize("text", ["", "bm25", "bm25|", "|model", "bm25|model@0", "bm25|@10"])
+def test_parse_reranker_names_the_form(text):
+    with pytest.raises(UserError, match=r"must be rerank:FIRST\|MODEL.*for example"):
+        parse_reranker(text)
