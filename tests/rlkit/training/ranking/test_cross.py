@@ -1,4 +1,4 @@
-"""Training of small cross-encoders: losses, gradients, saved models, and from `rlkit rank` to `rlkit eval`."""
+"""Training of small cross-encoders: losses, gradients, saved models, from `rlkit rank` to `rlkit eval`."""
 
 import json
 import sys
