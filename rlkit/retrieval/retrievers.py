@@ -1,9 +1,9 @@
 """Retrievers: search engines over a judged collection, whose index is built on first use and cached.
 
 A retriever is named "bm25" or "bm25:LANGUAGE"; "dense:MODEL" with any sentence-transformers model;
-"hybrid:MODEL", which fuses BM25 and the model by reciprocal rank; "rerank:FIRST|MODEL@DEPTH", which reranks the
-first documents of another retriever with a cross-encoder; the folder of an index; or the URL of a server that
-speaks Search-R1's protocol.
+"hybrid:MODEL", which fuses BM25 and the model by reciprocal rank; "rerank:FIRST|MODEL@DEPTH", which reranks
+the first documents of another retriever with a cross-encoder; the folder of an index; or the URL of a server
+that speaks Search-R1's protocol.
 """
 
 from __future__ import annotations
