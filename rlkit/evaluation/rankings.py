@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,47 +12,38 @@ import numpy as np
 from rlkit.errors import UserError
 from rlkit.evaluation.result import Evaluation, scores_of
 from rlkit.evaluation.statistics import accuracy_interval, kendall_tau
-from rlkit.retrieval.evaluate import MEASURES, evaluate_retriever
+from rlkit.retrieval.collections.base import Collection
+from rlkit.retrieval.evaluate import RUN_PREFIX, evaluate_retriever
 
 MAX_RECORDED = 10  # documents per ranking that are saved in the result
+MAX_STEM_LENGTH = 60  # characters; file systems allow 255 bytes
 
 
 def evaluate_rankings(
-    collection: str,
+    collection: Collection,
     retriever: str,
     *,
     name: str,
-    split: str,
-    seed: int,
-    folds: Mapping[str, int],
+    arguments: Mapping[str, Any],
+    split: str = "test",
+    seed: int = 0,
     **options: Any,
 ) -> Evaluation:
     """Score a retriever on the judged queries of a collection.
 
     Args:
-        collection: Name of the collection, as for `rlkit.retrieval.evaluate.evaluate_retriever`.
-        retriever: Name of the retriever.
+        collection: Collection with the queries and judgments.
+        retriever: Name of the retriever, as for `rlkit.retrieval.evaluate.evaluate_retriever`.
         name: Name of the result.
+        arguments: Name and options of the collection, recorded as `environment_args`.
         split: Split of the queries.
         seed: Seed of the queries.
-        folds: `folds` and `fold` if the queries are split into folds for cross-validation, else empty.
         options: Other arguments of `evaluate_retriever`.
 
     Raises:
         UserError: If a name does not exist, or the retriever fails.
     """
-    measures = list(dict.fromkeys(options.pop("measures", None) or MEASURES))
-    result = evaluate_retriever(
-        collection,
-        retriever,
-        split=split,
-        seed=seed,
-        measures=measures,
-        folds=folds.get("folds"),
-        fold=folds.get("fold", 0),
-        **options,
-    )
-    arguments = {"collection": collection, **folds}
+    result = evaluate_retriever(collection, retriever, split=split, seed=seed, **options)
     return as_evaluation(result, name=name, model=retriever, arguments=arguments, split=split, seed=seed)
 
 
@@ -61,7 +54,7 @@ def as_evaluation(
 
     Args:
         result: `queries` (query texts by id), `rankings` (document ids by query id) and `scores` (measures by
-            query id, of which the first one is the metric).
+            query id, of which the first one is the metric); optionally `notes` and `counts`.
         name: Name of the evaluation.
         model: Name of the retriever.
         arguments: Collection and fold, recorded as `environment_args`.
@@ -103,7 +96,28 @@ def as_evaluation(
             }
             for query_id, query in result["queries"].items()
         ],
+        notes=list(result.get("notes", ())),
+        counts=dict(result.get("counts", {})),
     )
+
+
+def file_stems(retrievers: Sequence[str]) -> list[str]:
+    """Return a distinct file name without suffix for each retriever, such as "dense-runs-a-model"."""
+    stems: list[str] = []
+    used: set[str] = set()
+    for retriever in retrievers:
+        name = (
+            Path(retriever.removeprefix(RUN_PREFIX)).stem if retriever.startswith(RUN_PREFIX) else retriever
+        )
+        # Words and digits of all scripts, and no longer than file systems allow.
+        stem = re.sub(r"[^\w.]+", "-", name)[-MAX_STEM_LENGTH:].strip("-.") or "retriever"
+        number = 1
+        # Some file systems ignore case.
+        while (candidate := stem if number == 1 else f"{stem}-{number}").lower() in used:
+            number += 1
+        used.add(candidate.lower())
+        stems.append(candidate)
+    return stems
 
 
 def leaderboard_agreement(

@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rlkit.errors import UserError, nearest
 from rlkit.evaluation.statistics import Interval, mean_interval, paired_differences, paired_permutation_test
 from rlkit.files import atomic_write
+
+OPTIONAL = ("notes", "counts")  # fields that older files do not have
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,8 @@ class Evaluation:
         breakdown: `breakdown[column][value]` is the accuracy on the tasks with this value.
         scores: Valid scores of each task's samples, by task id.
         completions: Rollouts, one dictionary each.
+        notes: Sentences about how the data or the evaluation differs from what may be expected.
+        counts: Numbers of queries and documents to which a rule of the evaluation applied, by name.
     """
 
     name: str
@@ -54,6 +59,8 @@ class Evaluation:
     breakdown: Mapping[str, Mapping[str, Interval]]
     scores: Mapping[str, Sequence[float]]
     completions: Sequence[Mapping[str, Any]] = field(repr=False)
+    notes: Sequence[str] = ()
+    counts: Mapping[str, int] = field(default_factory=dict)
 
     def save(self, path: str | Path) -> None:
         """Write the evaluation as JSON, atomically; NaN is written as null."""
@@ -69,7 +76,7 @@ class Evaluation:
         """
         try:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
-            data = {f.name: data[f.name] for f in fields(cls)}
+            data = {f.name: data[f.name] for f in fields(cls) if f.name in data or f.name not in OPTIONAL}
             data["accuracy"] = _to_interval(data["accuracy"])
             for key in ("pass_at", "avg_at"):
                 data[key] = {int(k): _to_float(value) for k, value in data[key].items()}
@@ -104,12 +111,7 @@ def compare(before: Evaluation, after: Evaluation, reward: str | None = None) ->
         UserError: If the environments, their arguments or the metrics differ, there is no such reward, or the
             evaluations have no task in common.
     """
-    for key in ("environment", "environment_args", "metric"):
-        a, b = getattr(before, key), getattr(after, key)
-        if a != b:
-            raise UserError(
-                f"{before.name} and {after.name} cannot be compared: they differ in {key} ({a} and {b})"
-            )
+    check_comparable(before, after)
     first, second = (scores_of(evaluation, reward) for evaluation in (before, after))
     common = [task for task, scores in first.items() if scores and second.get(task)]
     if not common:
@@ -119,8 +121,28 @@ def compare(before: Evaluation, after: Evaluation, reward: str | None = None) ->
         )
     a = np.array([np.mean(first[task]) for task in common])
     b = np.array([np.mean(second[task]) for task in common])
-    # The metric is in [0, 1]; other rewards are unbounded.
-    max_difference = 1.0 if reward in (None, after.metric) else np.inf
+    return difference_of(a, b, is_bounded=reward in (None, after.metric))
+
+
+def check_comparable(before: Evaluation, after: Evaluation) -> None:
+    """Raise UserError if two evaluations differ in their environment, its arguments or the metric."""
+    for key in ("environment", "environment_args", "metric"):
+        a, b = getattr(before, key), getattr(after, key)
+        if a != b:
+            raise UserError(
+                f"{before.name} and {after.name} cannot be compared: they differ in {key} ({a} and {b})"
+            )
+
+
+def difference_of(a: NDArray[np.float64], b: NDArray[np.float64], is_bounded: bool) -> dict[str, float]:
+    """Return the comparison of two systems by their scores on the same tasks; see `compare`.
+
+    Args:
+        a: Mean scores of the first system, shape (tasks,).
+        b: Mean scores of the second system, shape (tasks,).
+        is_bounded: Whether scores are in [0, 1], as those of the metric are.
+    """
+    max_difference = 1.0 if is_bounded else np.inf
     interval = mean_interval(paired_differences(a, b), bounds=(-max_difference, max_difference))
     return {
         "n": interval.n,

@@ -103,6 +103,28 @@ def paired_permutation_test(a: ArrayLike, b: ArrayLike, resamples: int = 10_000,
     return float(result.pvalue)
 
 
+def holm_correction(p_values: Sequence[float]) -> list[float]:
+    """Return p values corrected for the number of tests by Holm's step-down method (Holm 1979).
+
+    If all tests whose corrected p is at most alpha are rejected, the probability of any false rejection is at
+    most alpha, whether or not the tests are independent.
+
+    Args:
+        p_values: p values of the tests; the result has the same order.
+
+    Raises:
+        ValueError: If a p value is not in [0, 1].
+    """
+    if not all(0 <= p <= 1 for p in p_values):
+        raise ValueError(f"p values must be in [0, 1], got {list(p_values)}")
+    corrected = [0.0] * len(p_values)
+    largest = 0.0
+    for i, test in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (len(p_values) - i) * p_values[test]))
+        corrected[test] = largest
+    return corrected
+
+
 def paired_differences(a: ArrayLike, b: ArrayLike) -> NDArray[np.float64]:
     """Return b - a, shape (tasks,).
 

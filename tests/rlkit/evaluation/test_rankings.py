@@ -9,6 +9,7 @@ from rlkit.commands import main as cli
 from rlkit.errors import UserError
 from rlkit.evaluation import Evaluation
 from rlkit.evaluation.rankings import evaluate_rankings, leaderboard_agreement
+from rlkit.retrieval.queries import open_collection
 
 NAME = "generated:200:0"
 
@@ -61,7 +62,8 @@ def leaderboard(**means):
     """Return an evaluation with this mean for each system."""
     evaluations = []
     for model, mean in means.items():
-        evaluation = evaluate_rankings(NAME, "bm25", name=model, split="dev", seed=0, folds={}, n=2)
+        collection = open_collection(NAME, None, 0)
+        evaluation = evaluate_rankings(collection, "bm25", name=model, arguments={}, split="dev", n=2)
         evaluations.append(Evaluation(**{**vars(evaluation), "model": model, "scores": {"q": [mean]}}))
     return evaluations
 
@@ -91,7 +93,7 @@ def test_leaderboard_agreement_matches_systems_by_name(command, tmp_path):
         (("--retriever", "bm25"), "require --collection"),
         (
             ("--collection", NAME, "--retriever", "bm25", "--environment_args.fodl", "1"),
-            "takes only folds and fold, not fodl",
+            "takes only folds, fold and drop_query_id, not fodl",
         ),
         (("--collection", NAME, "--retriever", "bm2"), "no retriever 'bm2'"),
         (("--collection", NAME, "--retriever", "bm25", "--measures", "f1"), "no measure 'f1'"),
