@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from rlkit.evaluation.statistics import (
     accuracy_interval,
     avg_at_k,
+    holm_correction,
     mean_interval,
     paired_permutation_test,
     pass_at_k,
@@ -103,3 +104,35 @@ def test_permutation_test_is_symmetric(pairs):
 def test_permutation_test_rejects_scores_that_do_not_pair(a, b):
     with pytest.raises(ValueError, match="paired"):
         paired_permutation_test(a, b)
+
+
+@pytest.mark.parametrize(
+    ("p_values", "corrected"),
+    [
+        ([], []),
+        ([0.03], [0.03]),
+        ([0.01, 0.02, 0.03, 0.04], [0.04, 0.06, 0.06, 0.06]),
+        ([0.01, 0.04, 0.03, 0.005], [0.03, 0.06, 0.06, 0.02]),  # Wikipedia's example
+        ([0.5, 0.9, 1.0], [1.0, 1.0, 1.0]),
+        ([0.02, 0.02], [0.04, 0.04]),
+        ([0, 1], [0, 1]),
+    ],
+)
+def test_holm_correction_of_known_values(p_values, corrected):
+    """The values are those of R's p.adjust(p, "holm")."""
+    assert holm_correction(p_values) == pytest.approx(corrected)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
+def test_holm_correction_is_monotone_and_between_no_correction_and_bonferronis(p_values):
+    corrected = holm_correction(p_values)
+    for p, q in zip(p_values, corrected, strict=True):
+        assert p <= q <= 1
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    assert [corrected[i] for i in order] == sorted(corrected)
+    assert corrected[order[0]] == min(1, p_values[order[0]] * len(p_values))
+
+
+def test_holm_correction_rejects_what_is_no_probability():
+    with pytest.raises(ValueError, match="in \\[0, 1\\]"):
+        holm_correction([0.5, float("nan")])
