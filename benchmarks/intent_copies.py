@@ -1,4 +1,4 @@
-"""What copies of the relevant snippets earn in `intent-v4`, compared with a description in one's own words.
+"""What copies of the relevant snippets earn in `intent-v5`, compared with a description in one's own words.
 
 Each row is one way to use the words of the relevant snippets, scored by the environment on the first test
 tasks of its default collection. The reference is a sentence such as a person would write who has understood
@@ -88,7 +88,7 @@ def copies(task: Task, random_numbers: random.Random) -> dict[str, str]:
 
 def main() -> None:
     """Score all descriptions and write the result."""
-    environment = load_environment("intent-v4")
+    environment = load_environment("intent-v5")
     tasks = list(environment.tasks("test", NUM_TASKS))
     judged = environment.collection.judged("test")
     buildings, random_numbers = Buildings(SIZE, SEED), random.Random(0)

@@ -24,11 +24,11 @@ PACKAGE = Path(__file__).parent
 # The environments that come with rlkit, by id.
 ENVIRONMENTS = {
     "causal-v1": "rlkit.envs.causal:CausalEnvironment",
-    "intent-v4": "rlkit.envs.ranking:IntentEnvironment",
+    "intent-v5": "rlkit.envs.ranking:IntentEnvironment",
     "math-v1": "rlkit.envs.math:MathEnvironment",
-    "navigate-v3": "rlkit.envs.ranking:NavigateEnvironment",
-    "query-v3": "rlkit.envs.ranking:QueryEnvironment",
-    "rerank-v2": "rlkit.envs.ranking:RerankEnvironment",
+    "navigate-v4": "rlkit.envs.ranking:NavigateEnvironment",
+    "query-v4": "rlkit.envs.ranking:QueryEnvironment",
+    "rerank-v3": "rlkit.envs.ranking:RerankEnvironment",
     "search-v3": "rlkit.envs.search:SearchEnvironment",
     "simulator-v3": "rlkit.envs.simulator:SimulatorEnvironment",
 }

@@ -8,7 +8,7 @@
 
 The methods `ensemble` and `fusion` are GenQREnsemble's. The method `context` (CAR) shows the model a relevant
 document, so it is only for training queries. `--to` writes a copy of the collection in BEIR's layout with the
-new queries of the split, for training with `rlkit rank` or `rerank-v2`, and the script prints the leakage.
+new queries of the split, for training with `rlkit rank` or `rerank-v3`, and the script prints the leakage.
 """
 
 import json

@@ -1,9 +1,9 @@
 """Split an environment's tasks to test interpolation and extrapolation separately.
 
-    python scripts/split_tasks.py rerank-v2 --environment_args.collection data/scifact \\
+    python scripts/split_tasks.py rerank-v3 --environment_args.collection data/scifact \\
         --encoder BAAI/bge-small-en-v1.5 -o splits.json
     rlkit train --config FILE --fold splits.json:interpolation-0
-    rlkit eval MODEL --environment rerank-v2 --fold splits.json:extrapolation-0
+    rlkit eval MODEL --environment rerank-v3 --fold splits.json:extrapolation-0
 
 The script embeds the tasks' column `query`, or their prompts if there is no such column, and compares the
 vectors; `rlkit/evaluation/splits.py` describes the two methods. It prints the sizes of each fold. If the

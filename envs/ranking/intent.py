@@ -1,4 +1,4 @@
-"""`intent-v4`: describe the intent of a searcher from relevant and irrelevant documents (Q2ID).
+"""`intent-v5`: describe the intent of a searcher from relevant and irrelevant documents (Q2ID).
 
 The model sees a query with a few relevant and irrelevant snippets and writes a description of the intent. To
 score the description, a scorer ranks the documents of the prompt, and up to the same number of documents that
@@ -59,7 +59,7 @@ class IntentEnvironment(Environment):
         UserError: An argument is invalid.
     """
 
-    id = "intent-v4"
+    id = "intent-v5"
     metric = "separation"
     max_turns = 2  # not 1: `respond` must see the model's turn to rank by it, and then ends the rollout
     rewards: Mapping[str, Any] = {

@@ -1,4 +1,4 @@
-"""`navigate-v3`: find documents by searching a tree of clusters from the root (LATTICE, arXiv 2510.13217).
+"""`navigate-v4`: find documents by searching a tree of clusters from the root (LATTICE, arXiv 2510.13217).
 
 Each turn shows the children of the most promising nodes. The model scores them from 0 to 100, and best-first
 search over the entire tree (`rlkit.envs.ranking.beam`) selects the nodes to open next. The search ends when
@@ -66,7 +66,7 @@ class NavigateEnvironment(Environment):
         UserError: An argument is invalid.
     """
 
-    id = "navigate-v3"
+    id = "navigate-v4"
     metric = "found"
     rewards: Mapping[str, Any] = {
         "found": navigation.found,

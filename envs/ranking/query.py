@@ -1,4 +1,4 @@
-"""`query-v3`: write queries with which a retriever finds relevant documents.
+"""`query-v4`: write queries with which a retriever finds relevant documents.
 
 The model writes one or more queries, and a fixed retriever runs them. Their rankings are merged, and the
 reward is the nDCG@10 of the merged ranking. The same environment covers query rewriting, tool retrieval and
@@ -79,7 +79,7 @@ class QueryEnvironment(Environment):
         UserError: An argument is invalid.
     """
 
-    id = "query-v3"
+    id = "query-v4"
     metric = "retrieval"
     max_turns = 2  # not 1: `respond` must see the model's turn to run its queries, and then ends the rollout
 

@@ -1,4 +1,4 @@
-"""`rerank-v2`: rerank the first results of a retriever.
+"""`rerank-v3`: rerank the first results of a retriever.
 
 The model sees a query and numbered candidates and writes a permutation, `[3] > [1] > [2]`, in the format of
 RankGPT, BRIGHT and E2Rank. The reward is its nDCG@10. Thinking before the permutation costs nothing.
@@ -56,7 +56,7 @@ class RerankEnvironment(Environment):
         UserError: An argument is invalid.
     """
 
-    id = "rerank-v2"
+    id = "rerank-v3"
     metric = "ndcg"
     rewards: Mapping[str, Any] = {"ndcg": reranking.ndcg, "whole_list": reranking.whole_list}
     reward_weights: Mapping[str, float] = {"ndcg": 1.0, "whole_list": 0.0}

@@ -1,4 +1,4 @@
-"""Query rewriting without training: baselines for `query-v3`, and a rewriter that sees a relevant document.
+"""Query rewriting without training: baselines for `query-v4`, and a rewriter that sees a relevant document.
 
 - Ensemble and fusion (GenQREnsemble, arXiv 2405.17658): a model writes keywords for each of ten instructions.
   An ensemble appends all keywords to the query. Fusion runs the query and each list of keywords as separate

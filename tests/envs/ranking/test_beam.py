@@ -1,4 +1,4 @@
-"""Beam search and calibration of `navigate-v3`: hand-computed values of the formulas."""
+"""Beam search and calibration of `navigate-v4`: hand-computed values of the formulas."""
 
 import numpy as np
 import pytest

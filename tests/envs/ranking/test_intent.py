@@ -1,4 +1,4 @@
-"""intent-v4: tasks, the oracle, useless and copied descriptions, and both scorers."""
+"""intent-v5: tasks, the oracle, useless and copied descriptions, and both scorers."""
 
 import hashlib
 import re
@@ -27,7 +27,7 @@ NAME = "generated:300:0"
 def environment(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RLKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
-        environment = load_environment("intent-v4", collection=NAME)
+        environment = load_environment("intent-v5", collection=NAME)
         environment.tasks("test", 1)  # builds the index while the cache is a temporary folder
         yield environment
 
@@ -120,7 +120,7 @@ def unspaced_environment(environment, tmp_path_factory):
     documents = [Document(d.id, translate(d.title), translate(d.text)) for d in collection.documents()]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RLKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
-        unspaced = load_environment("intent-v4", collection=NAME, document_words=120)
+        unspaced = load_environment("intent-v5", collection=NAME, document_words=120)
         unspaced.collection = replace(
             collection,
             documents=lambda: iter(documents),
@@ -210,7 +210,7 @@ def test_excluded_and_missing_documents_are_not_shown(tmp_path, monkeypatch, cap
     queries = {"0": "red [1]\nthing", "q": "red", "nothing": "zzz"}
     folder = write_beir(tmp_path / "collection", documents, queries, {"test": judged})
     for drop_query_id, relevant in ((None, {"0": ["0"], "q": ["0"]}), (True, {"0": ["1", "2"], "q": ["0"]})):
-        environment = load_environment("intent-v4", collection=folder, drop_query_id=drop_query_id)
+        environment = load_environment("intent-v5", collection=folder, drop_query_id=drop_query_id)
         environment.collection.qrels["test"]["q"] = {"0": 2, "gone": 3}
         caplog.clear()
         tasks = {task["query_id"]: task for task in environment.tasks("test")}
@@ -261,4 +261,4 @@ def test_tasks_report_a_failed_search(environment, monkeypatch):
 )
 def test_invalid_arguments_are_errors(arguments, message):
     with pytest.raises(UserError, match=message):
-        load_environment("intent-v4", **{"collection": NAME} | arguments)
+        load_environment("intent-v5", **{"collection": NAME} | arguments)

@@ -1,4 +1,4 @@
-"""navigate-v3: the oracle, uninformed policies, parsing of scores, the end of a search, and calibration."""
+"""navigate-v4: the oracle, uninformed policies, parsing of scores, the end of a search, and calibration."""
 
 import random
 import re
@@ -28,7 +28,7 @@ NAME = "generated:300:0"
 def make(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RLKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield lambda **arguments: load_environment("navigate-v3", **{"collection": NAME} | arguments)
+        yield lambda **arguments: load_environment("navigate-v4", **{"collection": NAME} | arguments)
 
 
 @pytest.mark.parametrize("arguments", [{}, {"anchors": 3, "turns": 12}])

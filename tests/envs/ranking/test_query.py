@@ -1,4 +1,4 @@
-"""query-v3: parsing of queries, merging of rankings, the oracle, and uninformed policies."""
+"""query-v4: parsing of queries, merging of rankings, the oracle, and uninformed policies."""
 
 from dataclasses import replace
 
@@ -33,7 +33,7 @@ def make(tmp_path_factory):
 
         def make(**arguments):
             key = str(arguments)
-            environments.setdefault(key, load_environment("query-v3", **{"collection": NAME} | arguments))
+            environments.setdefault(key, load_environment("query-v4", **{"collection": NAME} | arguments))
             return environments[key]
 
         yield make
@@ -168,7 +168,7 @@ def test_merged_rankings_have_each_document_once(rankings):
 )
 def test_invalid_arguments_are_errors(arguments, message):
     with pytest.raises(UserError, match=message):
-        load_environment("query-v3", **{"collection": NAME} | arguments)
+        load_environment("query-v4", **{"collection": NAME} | arguments)
 
 
 @pytest.fixture
@@ -179,7 +179,7 @@ def small(tmp_path, monkeypatch):
     documents = {"1": "red wine", "2": "red red river", "3": "a red red red hill"}
     queries = {"1": "red [3]\nQuery: x", "2": "red"}
     folder = write_beir(tmp_path / "collection", documents, queries, {"train": judged, "test": judged})
-    return lambda **arguments: load_environment("query-v3", collection=folder, **arguments)
+    return lambda **arguments: load_environment("query-v4", collection=folder, **arguments)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""rerank-v2: candidates, the oracle, the original order, and agreement with trec_eval."""
+"""rerank-v3: candidates, the oracle, the original order, and agreement with trec_eval."""
 
 import re
 
@@ -23,7 +23,7 @@ from tests.envs.ranking.folders import write_beir
 def environment(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RLKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
-        environment = load_environment("rerank-v2", collection="generated:300:0", candidates=12)
+        environment = load_environment("rerank-v3", collection="generated:300:0", candidates=12)
         environment.tasks("test", 1)  # builds the index while the cache is a temporary folder
         yield environment
 
@@ -63,7 +63,7 @@ def test_ndcg_agrees_with_trec_eval_over_all_judgments(environment):
 
 def test_training_candidates_include_the_best_documents_at_random_positions(environment):
     """The candidates have the ten best documents, and a position does not reveal that one was added."""
-    plain = load_environment("rerank-v2", collection="generated:300:0", candidates=12, add_relevant=False)
+    plain = load_environment("rerank-v3", collection="generated:300:0", candidates=12, add_relevant=False)
     plain_tasks = {task["query_id"]: task for task in plain.tasks("train")}
     positions = []
     for task in environment.tasks("train"):
@@ -78,13 +78,13 @@ def test_training_candidates_include_the_best_documents_at_random_positions(envi
 
 
 def test_held_out_candidates_are_the_retrieved_ones(environment):
-    plain = load_environment("rerank-v2", collection="generated:300:0", candidates=12, add_relevant=False)
+    plain = load_environment("rerank-v3", collection="generated:300:0", candidates=12, add_relevant=False)
     for split in ("dev", "test"):
         assert list(environment.tasks(split)) == list(plain.tasks(split))
 
 
 def test_prompt_truncates_long_passages(environment):
-    short = load_environment("rerank-v2", collection="generated:300:0", document_words=5)
+    short = load_environment("rerank-v3", collection="generated:300:0", document_words=5)
     task = short.tasks("test", 1)[0]
     assert all(line.count(" ") <= 6 for line in task["prompt"][0]["content"].split("\n") if line[:1] == "[")
 
@@ -98,7 +98,7 @@ def open_folder(tmp_path, monkeypatch):
         folder = write_beir(
             tmp_path / f"collection{len(list(tmp_path.iterdir()))}", documents, queries, qrels
         )
-        return load_environment("rerank-v2", collection=folder, **arguments)
+        return load_environment("rerank-v3", collection=folder, **arguments)
 
     return open_folder
 
@@ -188,7 +188,7 @@ def test_candidates_of_chinese_queries(tmp_path, monkeypatch):
     }
     for name, text in files.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
-    (task,) = load_environment("rerank-v2", collection=str(tmp_path)).tasks("train")
+    (task,) = load_environment("rerank-v3", collection=str(tmp_path)).tasks("train")
     assert sorted(task["candidates"]) == ["0", "1", "2", "4"] and task["ideal"] == [3, 1]
     lines = [line for line in task["prompt"][0]["content"].split("\n") if line.startswith("[")]
     shown = {name: line[4:] for name, line in zip(task["candidates"], lines, strict=True)}
@@ -243,4 +243,4 @@ def test_prompt_numbers_each_passage_once(query, documents):
 )
 def test_invalid_arguments_are_errors(arguments, message):
     with pytest.raises(UserError, match=message):
-        load_environment("rerank-v2", **{"collection": "generated:300:0"} | arguments)
+        load_environment("rerank-v3", **{"collection": "generated:300:0"} | arguments)

@@ -137,7 +137,7 @@ def test_split_script_writes_folds_that_cover_the_test_tasks(tmp_path, monkeypat
     monkeypatch.setenv("RLKIT_CACHE", str(tmp_path / "cache"))
     out = tmp_path / "splits.json"
     arguments = [
-        "query-v3",
+        "query-v4",
         "--environment_args.collection",
         "generated:200:0",
         "--encoder",
@@ -153,7 +153,7 @@ def test_split_script_writes_folds_that_cover_the_test_tasks(tmp_path, monkeypat
     )
     assert process.returncode == 0, process.stderr
     assert "of them share a relevant document with a training task" in process.stdout
-    environment = load_environment("query-v3", collection="generated:200:0")
+    environment = load_environment("query-v4", collection="generated:200:0")
     total = 0
     for i in range(3):
         fold = read_fold(f"{out}:extrapolation-{i}", environment)

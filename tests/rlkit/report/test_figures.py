@@ -122,10 +122,10 @@ def test_time_panel_stacks_the_parts_of_a_step(make_run):
 
 
 def test_environment_panels_include_the_plots_of_query_v2(make_run):
-    """query-v3 plots its metric against the share of augmented queries."""
+    """query-v4 plots its metric against the share of augmented queries."""
     path = make_run(steps=4, evaluations=("before", "after"))
     assert environment_panels([read_run(path)]) == []
-    (path / "config.yaml").write_text("environment: query-v3\n")
+    (path / "config.yaml").write_text("environment: query-v4\n")
     assert environment_panels([read_run(path)]) == []
     for name, share, gain in (("before", 0.9, -0.1), ("after", 0.4, 0.2)):
         file = path / "evaluation" / f"{name}.json"

