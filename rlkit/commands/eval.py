@@ -43,17 +43,17 @@ def main(argv: Sequence[str]) -> int:
         reward = _canonical_reward(options.reward, evaluations)
         if len(evaluations) == 2:
             difference = compare(evaluations[0], evaluations[1], reward)
-            print(json.dumps(difference) if options.json else _format_comparison(difference))
+            print(_to_json(difference) if options.json else _format_comparison(difference))
             return 0
         systems = compare_systems(evaluations, system_names(evaluations, options.compare), reward)
-        print(json.dumps(systems) if options.json else _format_systems(systems, "tasks"))
+        print(_to_json(systems) if options.json else _format_systems(systems, "tasks"))
         return 0
     if options.leaderboard:
         first = [Evaluation.load(path) for path in options.leaderboard]
         second = [Evaluation.load(path) for path in options.against]
         reward = _canonical_reward(options.reward, [*first, *second])
         agreement = leaderboard_agreement(first, second, reward)
-        print(json.dumps(agreement) if options.json else _format_agreement(agreement))
+        print(_to_json(agreement) if options.json else _format_agreement(agreement))
         return 0
     if options.retriever:
         _run_retrievers(options)
@@ -62,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
     evaluation = _evaluate_model(options, "evaluation" if out is None else out.stem)
     if out is not None:
         evaluation.save(out)
-    print(json.dumps(_summary(evaluation)) if options.json else _format_evaluation(evaluation))
+    print(_to_json(_summary(evaluation)) if options.json else _format_evaluation(evaluation))
     return 0
 
 
@@ -229,11 +229,11 @@ def _run_retrievers(options: argparse.Namespace) -> None:
             evaluation.save(out)
         evaluations.append(evaluation)
     if len(evaluations) == 1:
-        print(json.dumps(_summary(evaluations[0])) if options.json else _format_evaluation(evaluations[0]))
+        print(_to_json(_summary(evaluations[0])) if options.json else _format_evaluation(evaluations[0]))
     else:
         systems = compare_systems(evaluations, retrievers)
         if options.json:
-            print(json.dumps([_summary(evaluation, systems) for evaluation in evaluations]))
+            print(_to_json([_summary(evaluation, systems) for evaluation in evaluations]))
         else:
             print(_format_systems(systems, f"queries, {options.evaluation_split}"))
     if not options.json:
@@ -282,6 +282,13 @@ def _canonical_reward(reward: str | None, evaluations: Sequence[Evaluation]) -> 
     except ValueError:
         return reward
     return measure if any(measure in evaluation.rewards for evaluation in evaluations) else reward
+
+
+def _to_json(value: object) -> str:
+    """Return JSON on one line. The interval of a single task has no bounds, which are written as null."""
+    from rlkit.evaluation.result import without_nan
+
+    return json.dumps(without_nan(value))
 
 
 def _summary(evaluation: Evaluation, systems: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -349,7 +349,7 @@ def write_trec_run(path: Path, rankings: Mapping[str, Sequence[str]], tag: str) 
                     f"cannot write query {query!r} with document {document!r} to a TREC run: ids must not "
                     "be empty or contain white space"
                 )
-            lines.append(f"{query} Q0 {document} {rank_} {score:g} {tag}\n")
+            lines.append(f"{query} Q0 {document} {rank_} {score:.0f} {tag}\n")
     try:
         atomic_write(path, "".join(lines))
     except OSError as error:

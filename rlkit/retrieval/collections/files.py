@@ -9,10 +9,12 @@ from __future__ import annotations
 import csv
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
 
 from rlkit.errors import UserError
 from rlkit.retrieval.collections.base import Qrels
@@ -195,8 +197,9 @@ def split_space(line: str) -> list[str]:
 def read_run(path: Path) -> dict[str, list[str]]:
     """Return the rankings of a TREC run file by query, best first.
 
-    As in trec_eval, the rank column is ignored: documents are sorted by score, ties by id, descending. What
-    follows the first word of the tag is ignored, and so are blank lines and lines that start with `#`.
+    As in trec_eval, the rank column is ignored: documents are sorted by score (in single precision), ties by
+    id, descending. What follows the first word of the tag is ignored, and so are blank lines and lines that
+    start with `#`.
 
     Raises:
         UserError: The file does not exist, a line is malformed, or a document repeats in a ranking.
@@ -223,7 +226,15 @@ def read_run(path: Path) -> dict[str, list[str]]:
                     "remove one of its lines"
                 )
             ranking[document] = _parse_score(value, f"{path}:{number}")
-    return {query: sorted(run, key=lambda d: (run[d], d), reverse=True) for query, run in scores.items()}
+    return {query: _sort_by_score(run) for query, run in scores.items()}
+
+
+def _sort_by_score(scores: Mapping[str, float]) -> list[str]:
+    """Return documents by score and id, descending."""
+    # trec_eval reads scores in single precision, where more of them are ties.
+    with np.errstate(over="ignore"):
+        values = np.fromiter(scores.values(), np.float32, len(scores)).tolist()
+    return [document for _, document in sorted(zip(values, scores, strict=True), reverse=True)]
 
 
 def _parse_score(value: str, location: str) -> float:

@@ -65,6 +65,15 @@ def test_scores_agree_with_trec_eval_on_ties_and_missing_queries(folder, qrels, 
             assert scores[query][name] == pytest.approx(expected.get((query, str(measure)), 0.0), abs=1e-6)
 
 
+def test_scores_that_are_equal_in_single_precision_are_ties_as_in_trec_eval(folder):
+    """In trec_eval, 1.00000001 and 1 are one number, and the higher id is first."""
+    run = {"q1": {"a": 1.00000001, "b": 1.0, "c": 1e300, "d": 1e40}}
+    result = evaluate_retriever(collection_of({"q1": {"b": 1}}), write_run(folder / "ties", run))
+    assert result["rankings"]["q1"] == ["d", "c", "b", "a"]
+    [metric] = ir_measures.iter_calc([ir_measures.RR], {"q1": {"b": 1}}, run)
+    assert metric.value == pytest.approx(result["scores"]["q1"]["rr@10"])
+
+
 def test_query_without_ranking_scores_0(folder):
     collection = collection_of({"q1": {"a": 1}, "q2": {"b": 1}})
     result = evaluate_retriever(collection, write_run(folder / "one.run", {"q1": {"a": 1}}))
