@@ -349,8 +349,8 @@ def _format_systems(result: dict[str, Any], unit: str) -> str:
         p_values = [f"{test[key]:.3g}" for key in ("p", "corrected_p")]
         tests.append([test["system"], test["reward"], f"{test['difference']:+.3f}", interval, *p_values])
     title = (
-        f"differences from {result['baseline']}, with paired permutation tests; corrected p: Holm's method "
-        f"for all {len(result['tests'])} tests"
+        f"differences from {result['baseline']}: paired permutation tests, and p corrected by Holm's method "
+        f"(tests: {len(result['tests'])})"
     )
     return "\n".join([*lines, "", title, *_align(tests)])
 

@@ -175,7 +175,7 @@ def test_several_retrievers_make_a_table_with_tests(command, files):
     names = ["bm25", f"run:{files / 'a.run'}", f"run:{files / 'b.run'}"]
     assert [row.split()[0] for row in rows[:3]] == names
     assert rows[0].count("*") == 2 and "(3 queries, test; * is the highest mean)" in out
-    assert "differences from bm25" in out and "for all 4 tests" in out
+    assert "differences from bm25" in out and "Holm's method (tests: 4)" in out
     assert [path.name for path in sorted((files / "results").iterdir())] == ["a.json", "b.json", "bm25.json"]
     assert [path.name for path in sorted((files / "runs").iterdir())] == ["a.run", "b.run", "bm25.run"]
     # The same table comes from the saved results; the first one is the baseline.

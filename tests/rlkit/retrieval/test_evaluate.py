@@ -11,7 +11,7 @@ from rlkit.errors import UserError
 from rlkit.retrieval.collections.base import Collection
 from rlkit.retrieval.collections.files import read_run
 from rlkit.retrieval.documents import Document
-from rlkit.retrieval.evaluate import evaluate_retriever, write_trec_run
+from rlkit.retrieval.evaluate import canonical_retriever, evaluate_retriever, write_trec_run
 
 MEASURES = {
     "ndcg@10": ir_measures.nDCG @ 10,
@@ -256,6 +256,14 @@ def test_scores_of_any_grades_are_in_0_1_and_perfect_for_the_ideal_ranking(folde
         scores = evaluate_retriever(collection_of({"q": grades}), run, measures=measures)["scores"]["q"]
         assert all(0 <= value <= 1 + 1e-12 for value in scores.values())
     assert list(scores.values()) == pytest.approx([1] * len(measures))
+
+
+def test_canonical_retriever_names_files_as_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.run").write_text("")
+    assert canonical_retriever("a.run") == canonical_retriever("run:a.run") == "run:a.run"
+    for name in ("bm25", "dense:a.run", str(tmp_path), "b.run", "dense:" + "x" * 5000):
+        assert canonical_retriever(name) == name
 
 
 def test_write_trec_run_round_trips(tmp_path):
