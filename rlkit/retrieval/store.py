@@ -74,8 +74,12 @@ class DocumentStore:
 
     def ids(self, rows: Iterable[int]) -> list[str]:
         """Return the ids of the documents of these rows, without reading their texts."""
-        positions = (divmod(row, BATCH) for row in map(int, rows))
-        return [self._columns[batch][0][i] for batch, i in positions]
+        ids = []
+        for row in map(int, rows):
+            column, i = self._columns[row // BATCH][0], row % BATCH
+            # Without a call of `_Strings.__getitem__`, which would take as long as the rest.
+            ids.append(str(column.data[column.offsets[i] : column.offsets[i + 1]], "utf-8"))
+        return ids
 
 
 class _Strings:
@@ -86,11 +90,11 @@ class _Strings:
 
     def __init__(self, column: pyarrow.LargeStringArray):
         _, offsets, data = column.buffers()
-        self._offsets = memoryview(offsets).cast("q")[column.offset :]
-        self._data = memoryview(data if data is not None else b"")  # None if all strings are empty
+        self.offsets = memoryview(offsets).cast("q")[column.offset :]
+        self.data = memoryview(data if data is not None else b"")  # None if all strings are empty
 
     def __getitem__(self, i: int) -> str:
-        return str(self._data[self._offsets[i] : self._offsets[i + 1]], "utf-8")
+        return str(self.data[self.offsets[i] : self.offsets[i + 1]], "utf-8")
 
 
 def damaged_index(folder: Path, name: str) -> UserError:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -31,6 +31,7 @@ BLOCK = 50_000  # vectors added at once
 # Depths for which the number of lists is measured. Deep rankings need more lists.
 DEPTHS = (10, 100, 1000)
 CANDIDATES_PER_RESULT, MIN_CANDIDATES = 2, 50  # ranked exactly
+NUM_STANDARD_ERRORS = 3  # by which the measured recall exceeds the target
 SCORE_TOLERANCE = 1e-6  # relative difference of scores that are equal up to rounding
 
 Hits = list[tuple[np.ndarray, np.ndarray]]  # rows and inner products of the neighbors of each query
@@ -96,11 +97,12 @@ class InvertedLists:
     def __init__(self, folder: Path, vectors: np.ndarray, probes: dict[str, int]):
         import faiss
 
-        self._index = faiss.read_index(str(folder / LISTS), faiss.IO_FLAG_MMAP)
+        # FAISS's type stubs do not describe inverted files.
+        self._index = cast("Any", faiss.read_index(str(folder / LISTS), faiss.IO_FLAG_MMAP))
         if (self._index.ntotal, self._index.d) != vectors.shape:
             raise ValueError("the inverted file has other vectors")
         # For each search, FAISS would start 32 threads that read the lists ahead.
-        faiss.downcast_InvertedLists(self._index.invlists).prefetch_nthread = 0
+        cast("Any", faiss.downcast_InvertedLists(self._index.invlists)).prefetch_nthread = 0
         self._vectors = np.asarray(vectors)  # indexing a memmap is slow
         self._probes = sorted((int(depth), number) for depth, number in probes.items())
         self.num_lists: int = self._index.nlist
@@ -115,7 +117,7 @@ class InvertedLists:
 
         k = min(k, len(self._vectors))
         num_candidates = min(max(CANDIDATES_PER_RESULT * k, MIN_CANDIDATES), len(self._vectors))
-        parameters = faiss.SearchParametersIVF(nprobe=num_probes)
+        parameters = faiss.SearchParametersIVF(nprobe=num_probes)  # type: ignore[call-arg]
         _, all_rows = self._index.search(queries, num_candidates, params=parameters)
         hits = []
         for query, candidates in zip(queries, all_rows, strict=True):
@@ -195,8 +197,9 @@ def _measure_probes(
 
     def measure(num_probes: int) -> tuple[float, bool]:
         shares = recalls(lists.search_lists(queries, k, num_probes), exact, k)
-        # The recall of other queries is at least this in about 49 of 50 samples.
-        lower_bound = shares.mean() - 2 * shares.std() / math.sqrt(len(shares))
+        # The mean of a sample may be too high, and the smallest number that reaches the target is selected.
+        standard_error = shares.std() / math.sqrt(len(shares))
+        lower_bound = shares.mean() - NUM_STANDARD_ERRORS * standard_error
         return float(shares.mean()), bool(lower_bound >= target_recall)
 
     low, high = 0, 1

@@ -266,4 +266,10 @@ def best_rows(scores: np.ndarray, k: int) -> np.ndarray:
         ties = start + np.flatnonzero(scores[start:stop] == bound)
         rows = np.concatenate([rows, ties[: k - len(rows)]])
         start, stop = stop, 4 * stop
+    if len(rows) > 2 * k:
+        # With a large k, the bound is low. To sort values is much faster than to sort positions stably.
+        row_scores = scores[rows]
+        kth_score = np.sort(row_scores)[-k]
+        above, ties = rows[row_scores > kth_score], rows[row_scores == kth_score]
+        rows = np.concatenate([above, ties[: k - len(above)]])
     return rows[np.argsort(-scores[rows], kind="stable")][:k]
