@@ -24,6 +24,7 @@ from rlkit.words import first_words
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
+MIN_STRINGS_PER_PASS, MAX_PASSES = 8, 4  # of one batch through the encoder
 MIN_CANDIDATE_TOKENS = 8  # of a candidate in the text of a listwise query; with fewer, it says nothing
 
 
@@ -93,7 +94,16 @@ class EncoderScorer(nn.Module):
             texts: Queries or documents.
             task: Kind of `texts`, "query" or "document", which chooses the encoder's prompt.
         """
-        features = self.encoder.preprocess(list(texts), prompt=prompt_of(self.encoder, task), task=task)
+        # Strings of similar length need less padding together. More passes would cost more than they save.
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        size = max(MIN_STRINGS_PER_PASS, -(-len(texts) // MAX_PASSES))
+        passes = [order[start : start + size] for start in range(0, len(order), size)]
+        vectors = torch.cat([self._encode([texts[i] for i in indices], task) for indices in passes])
+        return vectors[torch.tensor(order, device=vectors.device).argsort()]
+
+    def _encode(self, texts: list[str], task: str) -> Tensor:
+        """Return the vectors of one forward pass; see `embed`."""
+        features = self.encoder.preprocess(texts, prompt=prompt_of(self.encoder, task), task=task)
         device = self.encoder.device
         features = {key: v.to(device) if isinstance(v, Tensor) else v for key, v in features.items()}
         vectors = self.encoder(features, task=task)["sentence_embedding"]

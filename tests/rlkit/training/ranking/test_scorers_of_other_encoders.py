@@ -180,3 +180,13 @@ def test_all_documents_of_a_batch_are_scored_for_every_query(make_encoder):
     with torch.no_grad():
         scores = scorer(QUERIES, PASSAGES, documents)
         torch.testing.assert_close(scores, scorer.similarities(QUERIES, documents))
+
+
+def test_strings_embedded_in_several_passes_have_the_vectors_of_one(make_encoder):
+    scorer = EncoderScorer(make_encoder("prompts per task"), 0.5).eval()
+    texts = [" ".join(["red", "wine", "castle", "river"][: 1 + i % 4] * (1 + i % 7)) for i in range(45)]
+    with torch.no_grad():
+        one_by_one = torch.cat([scorer.embed([text], "document") for text in texts])
+        torch.testing.assert_close(scorer.embed(texts, "document"), one_by_one, atol=1e-5, rtol=1e-4)
+        batched = scorer.embed_in_batches(texts, "document", 16)
+    torch.testing.assert_close(batched, one_by_one, atol=1e-5, rtol=1e-4)
