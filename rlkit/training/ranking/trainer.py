@@ -222,7 +222,7 @@ class BatchDocuments:
         texts_by_key: dict[str | tuple[str], str] = {}
         keys_by_query: list[list[str | tuple[str]]] = []
         for ids, passages in zip(inputs["ids"], inputs["passages"], strict=True):
-            # A tuple, so that a text is never mistaken for the id of another document.
+            # A tuple, so that a string is never mistaken for the id of another document.
             keys: list[str | tuple[str]] = list(ids) if ids else [(passage,) for passage in passages]
             keys_by_query.append(keys)
             for key, passage in zip(keys, passages, strict=True):
