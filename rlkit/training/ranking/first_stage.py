@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import logging
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from accelerate.utils import gather_object
 
 from rlkit.environment import Candidates
@@ -24,6 +25,7 @@ from rlkit.retrieval.measures import Evaluator
 if TYPE_CHECKING:
     import transformers
     from accelerate import Accelerator
+    from torch import Tensor
 
     from rlkit.runs.directory import RunDirectory
     from rlkit.training.ranking.scorers import EncoderScorer
@@ -71,21 +73,22 @@ class FirstStage:
             query_vectors = scorer.embed_in_batches([c.query for c in queries], "query", self.batch_size)
             passages = [passage for _, passage in shard]
             similarities = query_vectors @ scorer.embed_in_batches(passages, "document", self.batch_size).T
+            ids, similarities = best_passages([document_id for document_id, _ in shard], similarities)
             for i, of_query in enumerate(queries):
                 # Excluded documents may be at the top.
-                depth = min(DEPTH + len(of_query.excluded), len(shard))
+                depth = min(DEPTH + len(of_query.excluded), len(ids))
                 values, indices = similarities[i].topk(depth)
-                ids = [shard[j][0] for j in indices.tolist()]
                 hits[i] = [
-                    (value, document_id)
-                    for value, document_id in zip(values.tolist(), ids, strict=True)
-                    if document_id not in of_query.excluded
+                    (value, ids[j])
+                    for value, j in zip(values.tolist(), indices.tolist(), strict=True)
+                    if ids[j] not in of_query.excluded
                 ]
         gathered = gather_object([hits])
         scores = {}
         for i, task_id in enumerate(self.candidates):
             merged = sorted((hit for of_process in gathered for hit in of_process[i]), reverse=True)
-            ranking = [document_id for _, document_id in merged[:DEPTH]]
+            # Passages of one document may be in several shards: the evaluator counts the best one.
+            ranking = [document_id for _, document_id in merged]
             scores[task_id] = self.evaluator(task_id, ranking)[MEASURE]
         return scores
 
@@ -135,6 +138,21 @@ class FirstStage:
 
 def _path(directory: RunDirectory, name: str) -> Path:
     return directory.path / "first_stage" / f"{name}.json"
+
+
+def best_passages(ids: Sequence[str], similarities: Tensor) -> tuple[list[str], Tensor]:
+    """Return the distinct documents and the similarity of each one's best passage, (queries, documents).
+
+    Args:
+        ids: Document of each passage.
+        similarities: Similarity of each passage to each query, (queries, passages).
+    """
+    column = {document_id: i for i, document_id in enumerate(dict.fromkeys(ids))}
+    if len(column) == len(ids):
+        return list(ids), similarities
+    columns = torch.tensor([column[document_id] for document_id in ids], device=similarities.device)
+    highest = similarities.new_full((len(similarities), len(column)), -torch.inf)
+    return list(column), highest.scatter_reduce(1, columns.expand_as(similarities), similarities, "amax")
 
 
 def sample_documents(
