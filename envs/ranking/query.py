@@ -169,10 +169,10 @@ class QueryEnvironment(Environment):
         measure, grades = parse_measure(self.measure), query.grades
         min_grade = measure.min_grade or 1
         if measure.kind != "ndcg" and measure.min_grade is None:
-            if self.collection.binary:
-                grades = self.collection.binary.get(split, {}).get(query.id, grades)
+            if binary := self.collection.binary.get(split):
+                grades = binary.get(query.id, grades)
             else:
-                min_grade = self.collection.min_grades.get(measure.kind, 1)
+                min_grade = self.collection.min_grade(measure.kind)
         return {name: grade for name, grade in grades.items() if grade >= min_grade}
 
     def _row(self, split: str, query: JudgedQuery, original: Sequence[str]) -> dict[str, Any]:

@@ -298,8 +298,7 @@ class _Judgments:
             if measure.kind == "ndcg" or measure.min_grade is not None:
                 self._measures[name] = measure, False
             else:
-                kind = "precision" if measure.kind == "rprec" else measure.kind
-                level = 1 if binary else max(collection.min_grades.get(kind, 1), 1)
+                level = 1 if binary else collection.min_grade(measure.kind)
                 self._measures[name] = measure._replace(min_grade=level), bool(binary)
         self._evaluators: dict[bool, Evaluator] = {}
         for is_binary, qrels in ((False, self._graded), (True, self._binary)):

@@ -80,6 +80,10 @@ class Collection:
             )
         return self.qrels[split]
 
+    def min_grade(self, kind: str) -> int:
+        """Return the minimum relevant grade of a kind of measure. R-precision has that of precision."""
+        return max(self.min_grades.get("precision" if kind == "rprec" else kind, 1), 1)
+
     def folds(self, k: int, fold: int, seed: int = 0) -> Collection:
         """Return the collection with new splits from `k`-fold cross-validation over all of its queries.
 

@@ -214,6 +214,14 @@ def test_minimum_grade_applies_to_its_kind_of_measure(small, caplog, name, num_r
         assert scores(environment, [tasks["2"]], ["<query>red wine</query>"]) == [0]
 
 
+@pytest.mark.parametrize(("measure", "num_relevant"), [("rprec", 1), ("precision@5", 1), ("ap", 2)])
+def test_r_precision_has_the_minimum_grade_of_precision_as_in_eval(small, measure, num_relevant):
+    environment = small(measure=measure)
+    environment.collection = replace(environment.collection, min_grades={"precision": 2})
+    tasks = {task["query_id"]: task for task in environment.tasks("test")}
+    assert len(tasks["1"]["judged"]) == num_relevant
+
+
 @pytest.mark.parametrize(("measure", "judged"), [("ndcg@10", ["1", "2"]), ("recall@5", ["2"]), ("ap", ["2"])])
 def test_binary_judgments_replace_graded_ones_except_for_ndcg(small, measure, judged):
     environment = small(measure=measure)
