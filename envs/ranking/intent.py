@@ -15,10 +15,17 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from rlkit.environment import Environment, Reply, Turn
-from rlkit.envs.ranking.prompts import passage_text, prompt_line
+from rlkit.envs.ranking.prompts import prompt_line
 from rlkit.envs.ranking.scoring import Scorer, open_scorer
 from rlkit.errors import UserError, check_integer
-from rlkit.retrieval.documents import Document, EngineError, Query, SearchEngine, full_text
+from rlkit.retrieval.documents import (
+    Document,
+    EngineError,
+    Query,
+    SearchEngine,
+    full_text,
+    passage_text,
+)
 from rlkit.retrieval.engines.bm25 import terms
 from rlkit.retrieval.queries import JudgedQuery, documents_by_id, judged_queries, open_collection, task_id
 from rlkit.retrieval.retrievers import excluded_ids, open_retriever, search_depth, top_documents

@@ -7,13 +7,8 @@ one line each, and their own numbers in brackets become numbers in parentheses.
 
 from __future__ import annotations
 
-from rlkit.retrieval.documents import Document, without_markers
+from rlkit.retrieval.documents import without_markers
 from rlkit.retrieval.queries import snippet
-
-
-def passage_text(document: Document) -> str:
-    """Return the title and the text of a document in one string, as rankers and prompts see it."""
-    return f"{document.title}: {document.text}" if document.title else document.text
 
 
 def prompt_line(text: str, max_words: int | None = None) -> str:

@@ -12,9 +12,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from rlkit.environment import Candidates, Environment
-from rlkit.envs.ranking.prompts import passage_text, prompt_line
+from rlkit.envs.ranking.prompts import prompt_line
 from rlkit.errors import UserError, check_integer
-from rlkit.retrieval.documents import Document, EngineError, Query, SearchEngine
+from rlkit.retrieval.documents import Document, EngineError, Query, SearchEngine, passage_text
 from rlkit.retrieval.queries import JudgedQuery, documents_by_id, judged_queries, open_collection, task_id
 from rlkit.retrieval.retrievers import (
     excluded_ids,

@@ -122,6 +122,11 @@ def full_text(document: Document) -> str:
     return f"{document.title}\n{document.text}" if document.title else document.text
 
 
+def passage_text(document: Document) -> str:
+    """Return the title and the text of a document in one string, as rankers and prompts see it."""
+    return f"{document.title}: {document.text}" if document.title else document.text
+
+
 def without_markers(text: str) -> str:
     """Return a string in which `[12]` is written as `(12)`.
 

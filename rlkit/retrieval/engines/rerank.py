@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rlkit.retrieval.cross_encoders import pair_scores
-from rlkit.retrieval.documents import EngineError, Query, Result, SearchEngine, check_k
+from rlkit.retrieval.documents import EngineError, Query, Result, SearchEngine, check_k, passage_text
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder
-
-    from rlkit.retrieval.documents import Document
 
 BATCH_SIZE = 64  # pairs per forward pass
 
@@ -50,17 +48,12 @@ class Reranker:
         if result.error is not None or not documents:
             return result
         with torch.no_grad():
-            pairs = [(query.text, passage(document)) for document in documents]
+            pairs = [(query.text, passage_text(document)) for document in documents]
             scores = pair_scores(self.model, pairs, BATCH_SIZE).cpu().numpy()
         if not np.isfinite(scores).all():
             raise EngineError("the cross-encoder returned NaN or infinite scores")
         order = np.argsort(-scores, kind="stable")  # ties keep the order of the first stage
-        rest = result.documents[self.depth : max(k, self.depth)]
-        lower_scores = scores.min() - np.arange(1, len(rest) + 1)
-        ranked = (*(documents[i] for i in order), *rest)
+        lower_documents = result.documents[self.depth : max(k, self.depth)]
+        lower_scores = scores.min() - np.arange(1, len(lower_documents) + 1)
+        ranked = (*(documents[i] for i in order), *lower_documents)
         return Result(ranked[:k], tuple(np.concatenate([scores[order], lower_scores]).tolist())[:k])
-
-
-def passage(document: Document) -> str:
-    """Return the title and the text of a document as `rlkit rank` shows them to a model in training."""
-    return f"{document.title}: {document.text}" if document.title else document.text

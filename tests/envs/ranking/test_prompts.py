@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlkit.envs.ranking.prompts import passage_text, prompt_line
-from rlkit.retrieval.documents import Document
+from rlkit.envs.ranking.prompts import prompt_line
 
 
 @pytest.mark.parametrize(
@@ -46,8 +45,3 @@ def test_prompt_line_takes_linear_time():
     """A quadratic search would take hours on these strings."""
     for text in ("[" * 10**6, "[" + "\u200b" * 10**6, "[" + "1" * 10**6, "[1" * 10**6, "[1\u200b" * 10**6):
         assert prompt_line(text) == text
-
-
-def test_passage_text_begins_with_the_title():
-    assert passage_text(Document("a", "Title", "text")) == "Title: text"
-    assert passage_text(Document("a", "", ": text")) == ": text"

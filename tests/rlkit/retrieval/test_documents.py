@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlkit.retrieval.documents import MARKER, without_markers
+from rlkit.retrieval.documents import MARKER, Document, passage_text, without_markers
 
 
 @pytest.mark.parametrize(
@@ -24,3 +24,8 @@ def test_numbers_in_brackets_lose_their_brackets(text, expected):
 @given(st.text(alphabet="[]()0123456789 a٣", max_size=40))
 def test_no_marker_is_left(text):
     assert MARKER.search(without_markers(text)) is None
+
+
+def test_passage_text_begins_with_the_title():
+    assert passage_text(Document("a", "Title", "text")) == "Title: text"
+    assert passage_text(Document("a", "", ": text")) == ": text"

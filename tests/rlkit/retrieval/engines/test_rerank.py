@@ -4,8 +4,8 @@ import pytest
 
 from rlkit.errors import UserError
 from rlkit.retrieval.cross_encoders import load_cross_encoder, pair_scores
-from rlkit.retrieval.documents import Document, Query, Result
-from rlkit.retrieval.engines.rerank import Reranker, passage
+from rlkit.retrieval.documents import Document, Query, Result, passage_text
+from rlkit.retrieval.engines.rerank import Reranker
 from rlkit.retrieval.retrievers import parse_reranker
 from tests.rlkit.retrieval.test_cross_encoders import WORD_LIST, save_classifier
 
@@ -31,7 +31,7 @@ def model(tmp_path_factory):
 
 def test_first_documents_are_in_order_of_the_scores_and_the_others_follow(model):
     (result,) = Reranker(FixedEngine(), model, 4).search([Query("red wine")], 10)
-    scores = pair_scores(model, [("red wine", passage(d)) for d in DOCUMENTS[:4]], 4).tolist()
+    scores = pair_scores(model, [("red wine", passage_text(d)) for d in DOCUMENTS[:4]], 4).tolist()
     expected = [DOCUMENTS[i] for i in sorted(range(4), key=lambda i: -scores[i])]
     assert list(result.documents) == expected + DOCUMENTS[4:]
     assert result.scores[:4] == pytest.approx(sorted(scores, reverse=True))
