@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -204,7 +205,7 @@ class BatchDocuments:
     """The M distinct documents of a batch, and what is known about them for each of its B queries.
 
     Attributes:
-        texts: Text of each document, M strings. Documents are distinct by id or, without ids, by text.
+        texts: Text of each document, M strings. Documents are distinct by id and text.
         columns: Index of the document of each query's candidates, (B, n), -1 for padding.
         labels: Grades (B, M). A document is relevant to a query if the query's candidates or judgments say
             so, or if it has the same text as a relevant candidate.
@@ -219,24 +220,25 @@ class BatchDocuments:
     @classmethod
     def of(cls, inputs: Mapping[str, Any]) -> BatchDocuments:
         """Return the documents of a batch from `collate`."""
-        texts_by_key: dict[str | tuple[str], str] = {}
-        keys_by_query: list[list[str | tuple[str]]] = []
-        for ids, passages in zip(inputs["ids"], inputs["passages"], strict=True):
-            # A tuple, so that a string is never mistaken for the id of another document.
-            keys: list[str | tuple[str]] = list(ids) if ids else [(passage,) for passage in passages]
-            keys_by_query.append(keys)
-            for key, passage in zip(keys, passages, strict=True):
-                texts_by_key.setdefault(key, passage)
-        index = {key: i for i, key in enumerate(texts_by_key)}
+        # One id may have several texts: a document that is ranked by its passages has the best of each query.
+        keys_by_query = [
+            list(zip(ids or [None] * len(passages), passages, strict=True))
+            for ids, passages in zip(inputs["ids"], inputs["passages"], strict=True)
+        ]
+        index = {key: i for i, key in enumerate(dict.fromkeys(chain.from_iterable(keys_by_query)))}
+        columns_by_id: defaultdict[str, list[int]] = defaultdict(list)
         columns_by_text: defaultdict[str, list[int]] = defaultdict(list)
-        for i, text in enumerate(texts_by_key.values()):
+        for (document_id, text), i in index.items():
             columns_by_text[text].append(i)
+            if document_id is not None:
+                columns_by_id[document_id].append(i)
+        texts = [text for _, text in index]
         labels = torch.zeros(len(keys_by_query), len(index))
         rankable = torch.ones_like(labels, dtype=torch.bool)
         for b, passages in enumerate(inputs["passages"]):
             grades_by_text: dict[str, float] = {}
             judged = zip(inputs["relevant"][b], inputs["ideal"][b].tolist(), strict=False)
-            in_batch = [(texts_by_key[key], grade) for key, grade in judged if key in index]
+            in_batch = [(texts[i], grade) for name, grade in judged for i in columns_by_id.get(name, ())]
             for text, grade in (*in_batch, *zip(passages, inputs["grades"][b].tolist(), strict=False)):
                 # The highest grade counts if two documents have the same text.
                 grades_by_text[text] = max(grades_by_text.get(text, 0.0), grade)
@@ -244,11 +246,10 @@ class BatchDocuments:
                 if grade > 0:
                     labels[b, columns_by_text[text]] = grade
             for document_id in inputs["excluded"][b]:
-                if document_id in index:
-                    rankable[b, index[document_id]] = False
+                rankable[b, columns_by_id.get(document_id, [])] = False
         rows = [torch.tensor([index[key] for key in keys]) for keys in keys_by_query]
         columns = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)
-        return cls(list(texts_by_key.values()), columns, labels, rankable)
+        return cls(texts, columns, labels, rankable)
 
 
 def ranking_metrics(

@@ -28,6 +28,8 @@ def row(query, ids, grades, relevant=None, *, texts=None, excluded=()):
 class Scores(torch.nn.Module):
     """A model whose scores are a parameter by query and document."""
 
+    in_batch = True
+
     def __init__(self, queries, texts):
         super().__init__()
         self.queries, self.texts = queries, texts
@@ -96,6 +98,20 @@ def test_grades_of_two_candidates_with_the_same_text_are_not_added():
     assert BatchDocuments.of(collate(rows)).labels.tolist() == [[2, 2, 0]]
     rows[0] |= {"ids": [], "relevant": []}
     assert BatchDocuments.of(collate(rows)).labels.tolist() == [[2, 0]]
+
+
+def test_document_with_another_passage_for_each_query_keeps_its_passages():
+    """As for collections whose documents are ranked by their passages: each query has its best passage."""
+    rows = [
+        row("q1", ["d", "x"], [2, 0], texts=["first passage", "other"], excluded=["e"]),
+        row("q2", ["e", "d"], [0, 1], {"d": 1}, texts=["second of e", "second passage"]),
+        row("q3", ["e"], [1], texts=["third of e"]),
+    ]
+    batch = BatchDocuments.of(collate(rows))
+    assert batch.texts == ["first passage", "other", "second of e", "second passage", "third of e"]
+    assert batch.columns.tolist() == [[0, 1], [2, 3], [4, -1]]
+    assert batch.labels.tolist() == [[2, 0, 0, 2, 0], [1, 0, 0, 1, 0], [0, 0, 1, 0, 1]]
+    assert batch.rankable[0].tolist() == [True, True, False, True, False] and batch.rankable[1:].all()
 
 
 def test_grades_of_other_queries_documents_are_labels_of_wasserstein(tmp_path):
