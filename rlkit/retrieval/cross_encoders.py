@@ -6,21 +6,31 @@ needs a forward pass for each pair, so it can only rerank what another retriever
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlkit.encoding import encodable
 from rlkit.errors import UserError, check_choice, first_line
 from rlkit.logs import hide_weight_bars
 from rlkit.models.bundled import encoder_path
-from rlkit.retrieval.encoders import ENCODER_DTYPES
+from rlkit.retrieval.encoders import (
+    ENCODER_DTYPES,
+    first_tokens,
+    keep_positions,
+    num_positions,
+    num_tokens,
+)
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder
     from torch import Tensor
 
-MIN_DOCUMENT_SHARE = 0.25  # of the token limit; only a query that needs more than the others is truncated
+MIN_DOCUMENT_SHARE = (
+    0.25  # of the tokens of a pair; only a query that needs more than the others is truncated
+)
 HEAD = "ForSequenceClassification"
 
 
@@ -85,21 +95,47 @@ def load_cross_encoder(
         raise UserError(
             f"{name!r} is a classifier with {model.num_labels} labels; a cross-encoder for ranking has 1"
         )
+    keep_positions(model)
+    try:
+        num_fixed = _num_fixed_tokens(model)
+    except ValueError as error:  # a chat template without the roles of a pair
+        raise UserError(f"the cross-encoder {name!r} cannot read a pair: {first_line(error)}") from error
     if max_seq_length is not None:
-        limit = model.max_seq_length
-        if limit is not None and max_seq_length > limit:
-            raise UserError(f"max_seq_length must be at most {limit} for {name!r}, not {max_seq_length}")
-        model.max_seq_length = max_seq_length
+        _limit_tokens(model, name, max_seq_length, num_fixed)
     return model
+
+
+def _limit_tokens(model: CrossEncoder, name: str, max_seq_length: int, num_fixed: int) -> None:
+    """Set the token limit of pairs; raise UserError if the model cannot read as many, or no pair has room."""
+    assert model.transformers_model is not None
+    limit = num_positions(model.transformers_model)
+    if limit is not None and max_seq_length > limit:
+        raise UserError(
+            f"max_seq_length must be at most {limit} for {name!r}, the number of its positions, "
+            f"not {max_seq_length}"
+        )
+    if max_seq_length < num_fixed + 2:
+        raise UserError(
+            f"max_seq_length must be at least {num_fixed + 2} for {name!r}, which puts {num_fixed} tokens "
+            f"around each pair, not {max_seq_length}"
+        )
+    model.max_seq_length = max_seq_length
 
 
 def _has_head(path: str, revision: str | None, trust_remote_code: bool) -> bool:
     """Return whether a checkpoint was saved with a head for scores, or generates an answer to score."""
+    from sentence_transformers.util import load_file_path
     from transformers import AutoConfig
 
+    settings = load_file_path(path, "config_sentence_transformers.json", revision=revision)
+    saved = {} if settings is None else json.loads(Path(settings).read_text(encoding="utf-8"))
+    if saved.get("model_type") == "CrossEncoder":
+        return True
     config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
-    # A language model answers yes or no, and the difference of the two logits is the score.
-    return any(name.endswith((HEAD, "ForCausalLM")) for name in config.architectures or [])
+    # A language model answers yes or no, and the difference of the two logits is the score. An encoder of
+    # sentence-transformers that was made of one has not learned to answer.
+    heads = (HEAD,) if settings is not None else (HEAD, "ForCausalLM")
+    return any(name.endswith(heads) for name in config.architectures or [])
 
 
 def pair_scores(model: CrossEncoder, pairs: Sequence[tuple[str, str]], batch_size: int) -> Tensor:
@@ -117,32 +153,48 @@ def pair_scores(model: CrossEncoder, pairs: Sequence[tuple[str, str]], batch_siz
 
     # Pairs of similar length in one batch need less padding.
     order = sorted(range(len(pairs)), key=lambda i: -sum(map(len, pairs[i])))
-    cut_queries: dict[str, str] = {}
-    scores = []
+    cutter, scores = _Cutter(model), []
     for start in range(0, len(order), batch_size):
-        batch = []
-        for i in order[start : start + batch_size]:
-            query, document = pairs[i]
-            if query not in cut_queries:
-                cut_queries[query] = _first_tokens(model, encodable(query))
-            batch.append([cut_queries[query], encodable(document)])
-        features = model.preprocess(batch, processing_kwargs={"text": {"truncation": "only_second"}})
+        batch = [cutter.cut(*pairs[i]) for i in order[start : start + batch_size]]
+        features = model.preprocess(batch, prompt=_prompt(model), processing_kwargs=cutter.processing_kwargs)
         features = {k: v.to(model.device) if isinstance(v, torch.Tensor) else v for k, v in features.items()}
         scores.append(model(features)["scores"].float().flatten())
     return torch.cat(scores)[torch.tensor(order).argsort().to(model.device)]
 
 
-def _first_tokens(model: CrossEncoder, query: str) -> str:
-    """Return a query, truncated if it leaves fewer than `MIN_DOCUMENT_SHARE` of the tokens to a document."""
-    tokenizer, limit = model.tokenizer, model.max_seq_length
-    if limit is None:
-        return query
-    budget = int((1 - MIN_DOCUMENT_SHARE) * limit) - tokenizer.num_special_tokens_to_add(pair=True)
-    # A token has at least one character, so most queries need not be tokenized to be measured.
-    if len(query) <= budget:
-        return query
-    tokens = tokenizer(
-        query, add_special_tokens=False, truncation=False, verbose=False, return_offsets_mapping=True
-    )
-    offsets = tokens["offset_mapping"]
-    return query if len(offsets) <= budget else query[: offsets[max(budget, 1) - 1][1]]
+class _Cutter:
+    """Truncation of the queries and documents of a cross-encoder's pairs."""
+
+    def __init__(self, model: CrossEncoder):
+        self.tokenizer, limit = model.tokenizer, model.max_seq_length
+        self.num_tokens = None if limit is None else limit - _num_fixed_tokens(model)
+        # The tokenizer cannot truncate a document inside a chat, so its text is cut.
+        self.is_chat = model.supports("message")
+        self.processing_kwargs = None if self.is_chat else {"text": {"truncation": "only_second"}}
+        self.queries: dict[str, tuple[str, int | None]] = {}  # with the number of tokens left for a document
+
+    def cut(self, query: str, document: str) -> list[str]:
+        """Return a pair that fits, apart from a document that the tokenizer truncates."""
+        if query not in self.queries:
+            self.queries[query] = self._cut_query(encodable(query))
+        query, num_left = self.queries[query]
+        document = encodable(document)
+        if self.is_chat and num_left is not None:
+            document = first_tokens(self.tokenizer, document, num_left)
+        return [query, document]
+
+    def _cut_query(self, query: str) -> tuple[str, int | None]:
+        if self.num_tokens is None:
+            return query, None
+        query = first_tokens(self.tokenizer, query, max(int((1 - MIN_DOCUMENT_SHARE) * self.num_tokens), 1))
+        return query, self.num_tokens - num_tokens(self.tokenizer, query)
+
+
+def _prompt(model: CrossEncoder) -> str | None:
+    """Return the model's own prompt, such as the instruction of a language model."""
+    return model.prompts.get(model.default_prompt_name) if model.default_prompt_name else None
+
+
+def _num_fixed_tokens(model: CrossEncoder) -> int:
+    """Return the number of tokens of a pair that are neither the query's nor the document's."""
+    return model.preprocess([["", ""]], prompt=_prompt(model))["input_ids"].shape[-1]

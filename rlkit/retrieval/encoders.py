@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -15,8 +16,9 @@ from rlkit.models.bundled import encoder_path
 from rlkit.retrieval.documents import EngineError
 
 if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
+    from sentence_transformers import CrossEncoder, SentenceTransformer
     from torch import nn
+    from transformers import PreTrainedTokenizerBase
 
 ENCODER_DTYPES = ("auto", "bfloat16", "float16", "float32")
 
@@ -66,6 +68,7 @@ def load_encoder(
         )
     except (OSError, ValueError, ImportError) as error:
         raise UserError(f"the encoder {name!r} cannot be loaded: {first_line(error)}") from error
+    keep_positions(encoder)
     if max_seq_length is not None:
         _limit_tokens(encoder, name, max_seq_length)
     return encoder
@@ -80,10 +83,10 @@ def _limit_tokens(encoder: SentenceTransformer, name: str, max_seq_length: int) 
         raise UserError(f"max_seq_length must not be set for {name!r}, which has no token limit")
     for module in modules:
         tokenizer = getattr(module.processor, "tokenizer", module.processor)
-        num_special, num_positions = tokenizer.num_special_tokens_to_add(), _num_positions(module.model)
-        if num_positions is not None and max_seq_length > num_positions:
+        num_special, limit = tokenizer.num_special_tokens_to_add(), num_positions(module.model)
+        if limit is not None and max_seq_length > limit:
             raise UserError(
-                f"max_seq_length must be at most {num_positions} for {name!r}, the number of its positions, "
+                f"max_seq_length must be at most {limit} for {name!r}, the number of its positions, "
                 f"not {max_seq_length}"
             )
         if max_seq_length <= num_special:
@@ -94,15 +97,40 @@ def _limit_tokens(encoder: SentenceTransformer, name: str, max_seq_length: int) 
         module.max_seq_length = max_seq_length
 
 
-def _num_positions(model: nn.Module) -> int | None:
+def num_positions(model: nn.Module) -> int | None:
     """Return the maximum number of tokens that a transformer has positions for, or None if unknown."""
-    num_positions = getattr(model.config, "max_position_embeddings", None)
-    if num_positions is not None:
+    limit = getattr(model.config, "max_position_embeddings", None)
+    if limit is not None:
         for name, module in model.named_modules():
             # RoBERTa and MPNet number their tokens from the padding's index plus 1.
             if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
-                num_positions -= module.padding_idx + 1
-    return num_positions
+                limit -= module.padding_idx + 1
+    return limit
+
+
+def keep_positions(model: SentenceTransformer | CrossEncoder) -> None:
+    """Lower the token limits of a model to the number of its positions, beyond which it fails."""
+    from sentence_transformers.base.modules import Transformer
+
+    for module in model.modules():
+        if isinstance(module, Transformer) and module.max_seq_length is not None:
+            limit = num_positions(module.model)
+            module.max_seq_length = min(module.max_seq_length, limit or module.max_seq_length)
+
+
+def num_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
+    """Return the number of tokens of a string, without special ones."""
+    tokens = tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)
+    return len(tokens["input_ids"])
+
+
+def first_tokens(tokenizer: PreTrainedTokenizerBase, text: str, limit: int) -> str:
+    """Return the longest prefix of a string that has at most `limit` tokens, without special ones."""
+    if num_tokens(tokenizer, text) <= limit:
+        return text
+    # Not all tokenizers know which characters a token is made of, and a character may have several tokens.
+    length = bisect_right(range(len(text)), limit, key=lambda length: num_tokens(tokenizer, text[:length]))
+    return text[: max(length - 1, 0)]
 
 
 def is_dot_product(encoder: SentenceTransformer) -> bool:

@@ -73,7 +73,7 @@ def parse_reranker(text: str) -> tuple[str, str, int]:
     Raises:
         UserError: One of them is missing.
     """
-    first, _, model = text.partition("|")
+    first, _, model = text.rpartition("|")  # FIRST may be a reranker itself
     depth = RERANK_DEPTH
     if match := re.fullmatch(r"(.*)@(\d{1,7})", model):
         model, depth = match[1], int(match[2])

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rlkit.retrieval.cross_encoders import HEAD, pair_scores
-from rlkit.training.ranking.lora import enable_input_gradients, has_lora, merged
+from rlkit.training.ranking.lora import enable_checkpointing, has_lora, merged
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder
@@ -61,10 +61,12 @@ class CrossScorer(nn.Module):
     def gradient_checkpointing_enable(
         self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
     ) -> None:
-        """Recompute the activations in the backward pass; called by transformers' Trainer."""
-        if has_lora(self.model):
-            enable_input_gradients(self.model)
-        self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs, **options)
+        """Recompute the activations in the backward pass; called by transformers' Trainer.
+
+        Raises:
+            UserError: The model has no layers that support it.
+        """
+        enable_checkpointing(self.model, gradient_checkpointing_kwargs, **options)
 
     def save_pretrained(self, folder: str | Path, **_: object) -> None:
         """Save the cross-encoder, with merged LoRA adapters."""
@@ -74,6 +76,11 @@ class CrossScorer(nn.Module):
 
 def train_head(model: CrossEncoder) -> None:
     """Train the head itself next to LoRA adapters, since it may be new. A language model has no such head."""
+    from sentence_transformers.base.modules import Transformer
+
+    for module in model.children():
+        if not isinstance(module, Transformer):
+            module.requires_grad_(True)
     classifier = model.transformers_model
     if classifier is None or not type(classifier).__name__.endswith(HEAD):
         return

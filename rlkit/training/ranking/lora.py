@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from peft import TaskType, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -13,6 +13,7 @@ from trl import ModelConfig, get_peft_config
 from rlkit.errors import UserError, first_line
 
 if TYPE_CHECKING:
+    from sentence_transformers import CrossEncoder, SentenceTransformer
     from transformers import PreTrainedModel
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -71,10 +72,26 @@ def merged(encoder: Model) -> Model:
     return copied
 
 
-def enable_input_gradients(encoder: nn.Module) -> None:
-    """Give the embeddings a gradient, without which checkpointed layers over frozen ones have none."""
-    for model in _transformers(encoder):
-        model.enable_input_require_grads()
+def enable_checkpointing(
+    encoder: SentenceTransformer | CrossEncoder, checkpointing_kwargs: dict[str, Any] | None, **options: Any
+) -> None:
+    """Recompute the activations of an encoder's transformers in the backward pass, also next to LoRA.
+
+    Raises:
+        UserError: The encoder has no transformer, or one that does not support it, such as MPNet.
+    """
+    models = _transformers(encoder)
+    if not models:
+        raise UserError("gradient_checkpointing must be false: the encoder has no transformer layers")
+    for model in models:
+        if not model.supports_gradient_checkpointing:
+            raise UserError(
+                f"gradient_checkpointing must be false: {type(model).__name__} does not support it"
+            )
+        if has_lora(encoder):
+            # Without a gradient of the embeddings, checkpointed layers over frozen ones have none.
+            model.enable_input_require_grads()
+    encoder.gradient_checkpointing_enable(checkpointing_kwargs, **options)
 
 
 def _transformers(encoder: nn.Module) -> list[PreTrainedModel]:

@@ -6,6 +6,7 @@ those of its methods `encode_query` and `encode_document`.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,10 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from rlkit.encoding import encodable
 from rlkit.errors import UserError
 from rlkit.retrieval.documents import without_markers
-from rlkit.retrieval.encoders import is_dot_product
-from rlkit.training.ranking.lora import enable_input_gradients, has_lora, merged
+from rlkit.retrieval.encoders import first_tokens, is_dot_product
+from rlkit.training.ranking.lora import enable_checkpointing, has_lora, merged
 from rlkit.words import first_words
 
 if TYPE_CHECKING:
@@ -103,6 +105,7 @@ class EncoderScorer(nn.Module):
 
     def _encode(self, texts: list[str], task: str) -> Tensor:
         """Return the vectors of one forward pass; see `embed`."""
+        texts = [encodable(text) for text in texts]  # tokenizers raise on lone surrogates
         features = self.encoder.preprocess(texts, prompt=prompt_of(self.encoder, task), task=task)
         device = self.encoder.device
         features = {key: v.to(device) if isinstance(v, Tensor) else v for key, v in features.items()}
@@ -145,11 +148,7 @@ class EncoderScorer(nn.Module):
         Raises:
             UserError: The encoder has no layers that support it.
         """
-        if self.encoder.transformers_model is None:
-            raise UserError("gradient_checkpointing must be false: the encoder has no transformer layers")
-        if has_lora(self.encoder):
-            enable_input_gradients(self.encoder)
-        self.encoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs, **options)
+        enable_checkpointing(self.encoder, gradient_checkpointing_kwargs, **options)
 
     def to_sentence_transformer(self) -> SentenceTransformer:
         """Return a sentence-transformers model with the same scores, up to the temperature."""
@@ -189,19 +188,20 @@ class ListwiseScorer(EncoderScorer):
         return [self._prompt(query, candidates) for query, candidates in zip(queries, passages, strict=True)]
 
     def _prompt(self, query: str, passages: Sequence[str]) -> str:
-        query = without_markers(query)
+        query = without_markers(encodable(query))
         candidates = [
-            without_markers(first_words(passage, self.max_words))
+            without_markers(first_words(encodable(passage), self.max_words))
             for passage in passages[: self.num_candidates]
         ]
-        limit = self.encoder.max_seq_length
+        limit, tokenizer = self.encoder.max_seq_length, self.encoder.tokenizer
         prompt = _listing(query, candidates)
-        if limit is None or not candidates or self._num_tokens(prompt) <= limit:
+        # Static embeddings have an infinite limit.
+        if limit is None or math.isinf(limit) or not candidates or self._num_tokens(prompt) <= limit:
             return prompt
         budget = (limit - self._num_tokens(_listing(query, [""] * len(candidates)))) // len(candidates)
         # Tokens of the parts may add up to a few more in the prompt, where words meet.
         while budget >= MIN_CANDIDATE_TOKENS:
-            prompt = _listing(query, [self._first_tokens(candidate, budget) for candidate in candidates])
+            prompt = _listing(query, [first_tokens(tokenizer, candidate, budget) for candidate in candidates])
             if self._num_tokens(prompt) <= limit:
                 return prompt
             budget -= 1
@@ -214,13 +214,6 @@ class ListwiseScorer(EncoderScorer):
     def _num_tokens(self, text: str) -> int:
         prompt = prompt_of(self.encoder, "query") or ""
         return len(self.encoder.tokenizer(prompt + text, truncation=False, verbose=False)["input_ids"])
-
-    def _first_tokens(self, text: str, num_tokens: int) -> str:
-        tokens = self.encoder.tokenizer(
-            text, add_special_tokens=False, truncation=False, verbose=False, return_offsets_mapping=True
-        )
-        offsets = tokens["offset_mapping"]
-        return text if len(offsets) <= num_tokens else text[: offsets[num_tokens - 1][1]]
 
 
 def _listing(query: str, candidates: Sequence[str]) -> str:
@@ -277,7 +270,7 @@ class AdapterScorer(EncoderScorer):
             encode = self.encoder.encode_query if task == "query" else self.encoder.encode_document
             with torch.autocast(self.encoder.device.type, enabled=False):
                 vectors = encode(
-                    missing,
+                    [encodable(text) for text in missing],
                     normalize_embeddings=self.normalize,
                     convert_to_tensor=True,
                     show_progress_bar=False,

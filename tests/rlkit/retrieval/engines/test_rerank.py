@@ -54,6 +54,7 @@ def test_error_of_one_query_stays_with_it(model):
 
 def test_parse_reranker_splits_names_with_colons_and_at_signs():
     assert parse_reranker("bm25|runs/cross/model@50") == ("bm25", "runs/cross/model", 50)
+    assert parse_reranker("rerank:bm25|a@50|b@10") == ("rerank:bm25|a@50", "b", 10)
     assert parse_reranker("dense:a/b|c/d") == ("dense:a/b", "c/d", 100)
     assert parse_reranker("http://h:80/x|user@host/model") == ("http://h:80/x", "user@host/model", 100)
 
