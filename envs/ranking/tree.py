@@ -20,11 +20,12 @@ import numpy as np
 from rlkit.errors import UserError
 from rlkit.retrieval.cache import collection_digest, locked_cache_path, write_json
 from rlkit.retrieval.collections.base import Collection
-from rlkit.retrieval.documents import Document, full_text
+from rlkit.retrieval.documents import Document, full_text, passage_text
 from rlkit.retrieval.encoders import encode, load_encoder
 from rlkit.retrieval.queries import snippet
 from rlkit.words import keywords
 
+FORMAT = 2  # of the cached file; in version 1, the texts of sections contained titles of documents
 MAX_CLUSTERED = 5000  # vectors in one agglomerative clustering, whose time and memory are quadratic
 SVD_DIMENSIONS = 128  # to which tf-idf vectors are reduced
 MAX_WORDS, MAX_TITLES = 8, 2  # in the summary of a node
@@ -107,7 +108,7 @@ def open_tree(
     settings = (embedder, branching, document_words, summaries)
     models = [embedder.removeprefix("dense:")] if embedder.startswith("dense:") else []
     models += [summaries] if summaries != "words" else []
-    digest = collection_digest(collection, *settings, by_words=True, models=models)
+    digest = collection_digest(collection, *settings, f"tree {FORMAT}", by_words=True, models=models)
     with locked_cache_path(f"tree-{digest}.json") as path:
         if not path.exists():
             tree = build_tree(collection, *settings)
@@ -130,7 +131,7 @@ def build_tree(
     vectors = embed(texts, embedder)
     root = _cluster(vectors, branching)
     flat = _FlatTree(root)
-    shown = {i: snippet(text.replace("\n", ": "), document_words) for i, text in enumerate(texts)}
+    shown = {i: snippet(passage_text(document), document_words) for i, document in enumerate(leaves.values())}
     examples: list[list[tuple[int, str]]] = []
     if summaries == "words":
         node_summaries = _word_summaries(flat, texts)

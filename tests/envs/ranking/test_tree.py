@@ -8,6 +8,7 @@ import pytest
 from rlkit.envs.ranking import tree as trees
 from rlkit.envs.ranking.tree import Tree, build_tree, open_tree
 from rlkit.errors import UserError
+from rlkit.retrieval.cache import collection_digest, locked_cache_path, write_json
 from rlkit.retrieval.collections.base import Collection
 from rlkit.retrieval.collections.load import load_collection
 from rlkit.retrieval.documents import Document
@@ -108,6 +109,22 @@ def test_first_passage_of_a_document_is_its_leaf():
         "passages", lambda: iter(passages), {}, {}, document_of=lambda name: name.partition(":")[0]
     )
     assert sorted(build_tree(collection, "words", 2, 20, "words").leaf_of) == list("abcd")
+
+
+def test_text_of_a_leaf_keeps_its_lines_apart_without_punctuation():
+    documents = [Document("a", "Title", "one\ntwo"), Document("b", "", "three\nfour")]
+    tree = build_tree(Collection("lines", lambda: iter(documents), {}, {}), "words", 2, 20, "words")
+    assert tree.texts[tree.leaf_of["a"]] == "Title: one two"
+    assert tree.texts[tree.leaf_of["b"]] == "three four"
+
+
+def test_open_tree_does_not_read_trees_of_another_format():
+    """Version 1 had no version in the key. Its texts of sections had titles that cannot be hidden."""
+    settings = ("words", 6, 20, "words")
+    digest = collection_digest(small_collection(), *settings, by_words=True)
+    with locked_cache_path(f"tree-{digest}.json") as path:
+        write_json(path, {"children": [[1], []], "texts": ["", "old"], "documents": ["", "a"]})
+    assert "old" not in open_tree(small_collection(), *settings).texts
 
 
 def test_open_tree_reads_the_cache(monkeypatch):
