@@ -100,9 +100,10 @@ def _hub_snapshot(name: str, revision: str | None) -> Path:
     """Return the folder of a model in the hub's cache, to which it is downloaded if it is not there."""
     from huggingface_hub import snapshot_download, try_to_load_from_cache
 
-    # sentence-transformers prepends an organization to a name without one, and has a cache folder of its own.
+    # sentence-transformers prepends an organization to a name without one, and may have its own cache folder,
+    # which it prefers.
     names = [name] if "/" in name else [f"{organization}/{name}" for organization in ORGANIZATIONS] + [name]
-    caches = {os.environ.get("SENTENCE_TRANSFORMERS_HOME"), None}
+    caches = (os.environ.get("SENTENCE_TRANSFORMERS_HOME"), None)
     failure: Exception | None = None
     try:
         for repository, cache, file in product(names, caches, TOP_FILES):

@@ -154,6 +154,14 @@ def test_hub_model_has_the_fingerprint_of_its_cached_files(folder, monkeypatch, 
     assert model_fingerprint("tiny") == expected
 
 
+def test_cache_folder_of_sentence_transformers_is_preferred(folder, monkeypatch, tmp_path):
+    monkeypatch.setenv("SENTENCE_TRANSFORMERS_HOME", str(tmp_path / "own" / "hub"))
+    hub_snapshot(monkeypatch, tmp_path / "own", "someone/encoder", "a" * 40, FILES)
+    changed = {**FILES, "model.safetensors": "revised"}
+    hub_snapshot(monkeypatch, tmp_path, "someone/encoder", "b" * 40, changed)
+    assert model_fingerprint("someone/encoder") == model_fingerprint(str(folder))
+
+
 def test_missing_and_unreadable_models_raise_user_error(folder):
     for name in ("nobody/no-such-model", "/nowhere/model/folder", "no-such-model"):
         with pytest.raises(UserError, match="cannot be loaded: ") as error:
