@@ -133,7 +133,10 @@ def warn_about_empty(num_empty: int, num_queries: int, retriever: str) -> None:
 
 
 def _top_ids(collection: Collection, query: str, ids: Sequence[str], k: int) -> list[str]:
-    """Return the first `k` judged ids of a ranking, as `top_documents` does for documents."""
+    """Return the first `k` judged ids of a ranking, without excluded ones.
+
+    A document that is ranked by its passages takes the rank of its best one (MaxP); its others are dropped.
+    """
     excluded = excluded_ids(collection, query)
     judged = dict.fromkeys(map(collection.judged_id, ids))
     return [name for name in judged if name not in excluded][:k]
@@ -152,15 +155,13 @@ def search_depth(collection: Collection, k: int) -> int:
 def top_documents(collection: Collection, query: str, result: Result, k: int) -> list[Document]:
     """Return the first `k` documents of a result, without excluded ones, under the ids that are judged.
 
-    A document that is ranked by its passages takes the rank of its best one (MaxP); its others are dropped.
+    A document that is ranked by its passages is represented by the best one (MaxP).
     """
-    excluded = excluded_ids(collection, query)
-    documents: dict[str, Document] = {}
+    names = _top_ids(collection, query, [document.id for document in result.documents], k)
+    best: dict[str, Document] = {}
     for document in result.documents:
-        name = collection.judged_id(document.id)
-        if name not in excluded and name not in documents:
-            documents[name] = replace(document, id=name)
-    return list(documents.values())[:k]
+        best.setdefault(collection.judged_id(document.id), document)
+    return [replace(best[name], id=name) for name in names]
 
 
 def excluded_ids(collection: Collection, query: str) -> frozenset[str]:
