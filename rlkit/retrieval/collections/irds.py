@@ -141,7 +141,7 @@ def find_min_grades(measures: Sequence[str], max_grade: int) -> tuple[dict[str, 
         ]
     official = {level for values in levels.values() for level in values}
     common = min(official) if len(official) == 1 else 1
-    min_grades = {kind: min(levels[kind], default=common) if kind in levels else common for kind in ALL_KINDS}
+    min_grades = {kind: min(levels[kind]) if kind in levels else common for kind in ALL_KINDS}
     if set(min_grades.values()) == {1} and len(official) == 1:
         return {}, []
     values = ", ".join(f"{kind} {grade}" for kind, grade in min_grades.items())

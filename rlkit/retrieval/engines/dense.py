@@ -191,8 +191,8 @@ class Dense:
             raise damaged_index(folder, FOLDER) from error
         self._encoder = load_encoder(model)
         _check_fingerprint(folder, model, settings.get("model_fingerprint"))
-        # Older versions of rlkit built all indexes for the cosine.
         self._lists = self._open_lists(folder, settings.get("approximate"))
+        # Older versions of rlkit built all indexes for the cosine.
         self._normalizes = settings.get("similarity", COSINE) == COSINE
         if self._vectors.shape != (len(self.documents), _dimensions(self._encoder)):
             raise damaged_index(folder, FOLDER)

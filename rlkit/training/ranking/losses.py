@@ -84,11 +84,6 @@ def gaussian_wasserstein(scores: Tensor, labels: Tensor, mask: Tensor | None = N
     return (mean_p - mean_q).square().sum() + c_p.square().sum() + c_q.square().sum() - 2 * roots
 
 
-def _at_least_float32(scores: Tensor) -> Tensor:
-    """Return scores in float32 or float64. Sums of exponentials in half precision lose documents."""
-    return scores.to(torch.promote_types(scores.dtype, torch.float32))
-
-
 def pointwise(scores: Tensor, grades: Tensor, mask: Tensor) -> Tensor:
     """Return the mean binary cross-entropy of a query's documents, (B,).
 
@@ -100,6 +95,12 @@ def pointwise(scores: Tensor, grades: Tensor, mask: Tensor) -> Tensor:
         grades: Grades (B, n), at least 0, with one above 0 per query.
         mask: Mask of documents, (B, n).
     """
-    targets = grades / grades.max(-1, keepdim=True).values
-    losses = functional.binary_cross_entropy_with_logits(scores.float(), targets, reduction="none")
+    scores = _at_least_float32(scores)
+    targets = (grades / grades.max(-1, keepdim=True).values).to(scores.dtype)
+    losses = functional.binary_cross_entropy_with_logits(scores, targets, reduction="none")
     return torch.where(mask, losses, 0.0).sum(-1) / mask.sum(-1)
+
+
+def _at_least_float32(scores: Tensor) -> Tensor:
+    """Return scores in float32 or float64. Sums of exponentials in half precision lose documents."""
+    return scores.to(torch.promote_types(scores.dtype, torch.float32))

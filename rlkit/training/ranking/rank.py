@@ -55,6 +55,7 @@ def rank(run: RankConfig) -> None:
         # The adapter is initialized at random, and must be the same on all processes and in a resumed run.
         transformers.set_seed(trainer_args.seed)
         scorer = load_scorer(run)
+        # Raises now, and not in the middle of training, if a query leaves no tokens for its candidates.
         scorer.query_texts([row["query"] for row in rows], [row["passages"] for row in rows])
         for warning in warnings_of(run, candidates) if trainer_args.process_index == 0 else ():
             logger.warning(warning)
@@ -112,7 +113,8 @@ def warnings_of(run: RankConfig, candidates: Sequence[Candidates]) -> list[str]:
     warnings = []
     ignored = [key for key in ("rankings", "estimator") if key in run.explicit]
     if run.args.objective != "plackett_luce" and ignored:
-        warnings.append(f"{' and '.join(ignored)} has no effect on the objective {run.args.objective}")
+        verb = "has" if len(ignored) == 1 else "have"
+        warnings.append(f"{' and '.join(ignored)} {verb} no effect on the objective {run.args.objective}")
     num_short = sum(len(of_query.grades) < 2 for of_query in candidates)
     num_alike = sum(len(set(of_query.grades)) < 2 for of_query in candidates) - num_short
     if num_short or num_alike:
