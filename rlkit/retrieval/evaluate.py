@@ -345,13 +345,13 @@ def write_trec_run(path: Path, rankings: Mapping[str, Sequence[str]], tag: str) 
     tag = "_".join(tag.split())
     lines = []
     for query, ranking in rankings.items():
-        for rank_, (document, score) in enumerate(descending_scores(ranking).items(), 1):
+        for position, (document, score) in enumerate(descending_scores(ranking).items(), 1):
             if len(query.split()) != 1 or len(document.split()) != 1:
                 raise UserError(
                     f"cannot write query {query!r} with document {document!r} to a TREC run: ids must not "
                     "be empty or contain white space"
                 )
-            lines.append(f"{query} Q0 {document} {rank_} {score:.0f} {tag}\n")
+            lines.append(f"{query} Q0 {document} {position} {score:.0f} {tag}\n")
     try:
         atomic_write(path, "".join(lines))
     except OSError as error:

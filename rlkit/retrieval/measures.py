@@ -15,7 +15,7 @@ import difflib
 import math
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -152,8 +152,6 @@ class Evaluator:
         measures: Names such as "ndcg@10", "recall@100", "precision@5", "rr@10", "ap", in any spelling that
             `canonical_measure` knows. Without a cutoff, a measure uses the whole ranking.
         min_grade: Minimum grade that counts as relevant, for measures other than nDCG whose name has none.
-        excluded: Document ids to remove from each query's ranking before scoring (BRIGHT).
-        drop_query_id: Whether to remove the document whose id equals the query's (BEIR's ArguAna and Quora).
 
     Raises:
         ValueError: A measure is unknown.
@@ -165,13 +163,9 @@ class Evaluator:
         measures: Sequence[str] = ("ndcg@10",),
         *,
         min_grade: int = 1,
-        excluded: Mapping[str, Collection[str]] | None = None,
-        drop_query_id: bool = False,
     ):
         parsed = {measure.name: measure for measure in map(parse_measure, measures)}
         self.names = list(parsed)
-        self.excluded = excluded or {}
-        self.drop_query_id = drop_query_id
         # Documents below the largest cutoff cannot change a score, and passing them on costs time.
         cutoffs = [measure.cutoff for measure in parsed.values()]
         self._depth = max((c for c in cutoffs if c is not None), default=0) if None not in cutoffs else None
@@ -186,10 +180,7 @@ class Evaluator:
 
         A repeated document counts at its first rank.
         """
-        excluded = self.excluded.get(query_id, ())
-        if self.drop_query_id:
-            excluded = {*excluded, query_id}
-        run = descending_scores(ranking, excluded, self._depth)
+        run = descending_scores(ranking, self._depth)
         scores: dict[str, float] = {}
         for scorer in self._scorers:
             scores |= scorer.score(query_id, run)
@@ -267,14 +258,11 @@ def _trec_name(measure: Measure) -> str:
     return f"{name}{'_cut' if measure.kind in ('ndcg', 'ap') else ''}.{measure.cutoff}"
 
 
-def descending_scores(
-    ranking: Iterable[str], excluded: Collection[str] = (), depth: int | None = None
-) -> dict[str, float]:
+def descending_scores(ranking: Iterable[str], depth: int | None = None) -> dict[str, float]:
     """Return strictly decreasing scores of a ranking's first `depth` documents (None: of all).
 
-    Duplicates and excluded documents are dropped first. trec_eval ignores ranks: it sorts by score and breaks
+    Duplicates are dropped first. trec_eval ignores ranks: it sorts by score and breaks
     ties by document id, descending. Decreasing scores make it use the order of the ranking.
     """
-    candidates = (document for document in dict.fromkeys(ranking) if document not in excluded)
-    documents = list(islice(candidates, depth))
+    documents = list(islice(dict.fromkeys(ranking), depth))
     return dict(zip(documents, map(float, range(len(documents), 0, -1)), strict=True))

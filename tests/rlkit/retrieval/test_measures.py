@@ -52,15 +52,6 @@ def test_query_without_ranking_or_relevant_document_scores_zero(query):
     assert evaluator("q", []) == dict.fromkeys(MEASURES, 0)
 
 
-def test_excluded_ids_and_query_id_are_removed():
-    """BRIGHT has excluded ids, and some BEIR queries are themselves documents."""
-    ranking = ["bad", "q", "x", "q2"]
-    assert Evaluator({"q": {"x": 1}}, ["rr"])("q", ranking)["rr"] == pytest.approx(1 / 3)
-    evaluator = Evaluator({"q": {"x": 1}}, ["rr"], excluded={"q": ["bad"]}, drop_query_id=True)
-    assert evaluator("q", ranking)["rr"] == 1
-    assert evaluator("q", ["bad", "q"])["rr"] == 0
-
-
 @pytest.mark.parametrize(
     ("spellings", "canonical"),
     [
