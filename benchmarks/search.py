@@ -81,12 +81,12 @@ def depth(options: argparse.Namespace) -> dict:
             begin = time.perf_counter()
             rankings = search(batch[start : start + 20], 1000)
             seconds[name].append((time.perf_counter() - begin) / 20)
-    means = {name: float(np.median(times)) * 1000 for name, times in seconds.items()}
+    medians = {name: float(np.median(times)) * 1000 for name, times in seconds.items()}
     return {
         "passages": WORLD.size,
         "ids in a ranking": len(rankings[0].ids),
-        "milliseconds_per_query": {name: round(value, 2) for name, value in means.items()},
-        "documents_to_ids": round(means["documents"] / means["ids"], 1),
+        "milliseconds_per_query": {name: round(value, 2) for name, value in medians.items()},
+        "documents_to_ids": round(medians["documents"] / medians["ids"], 1),
         "target_milliseconds": 2,
     }
 
