@@ -24,7 +24,6 @@ from rich.progress import track
 from rlkit.arguments.command_line import CommandParser, output_file
 from rlkit.commands.run import run_command
 from rlkit.envs.ranking.prompts import prompt_line
-from rlkit.envs.ranking.query import fuse
 from rlkit.envs.ranking.rewriting import (
     CONTEXT_PROMPT,
     KEYWORD_INSTRUCTIONS,
@@ -37,6 +36,7 @@ from rlkit.envs.ranking.rewriting import (
 from rlkit.errors import UserError
 from rlkit.evaluation.rankings import as_evaluation
 from rlkit.retrieval.collections.base import Collection
+from rlkit.retrieval.engines.hybrid import fuse
 from rlkit.retrieval.evaluate import score_rankings, write_trec_run
 from rlkit.retrieval.queries import JudgedQuery, documents_by_id, judged_queries, open_collection
 from rlkit.retrieval.retrievers import excluded_ids, open_retriever, retrieve
@@ -130,7 +130,7 @@ def rank(collection: Collection, retriever: str, queries: dict[str, list[str]], 
             rankings[query_id].append(ranking)
     fused: dict[str, Any] = {}
     for query_id, lists in rankings.items():
-        fused[query_id] = fuse(lists)[:depth] if len(lists) > 1 else lists[0]
+        fused[query_id] = list(fuse(lists))[:depth] if len(lists) > 1 else lists[0]
     return fused
 
 

@@ -20,6 +20,7 @@ from rlkit.environment import Environment, HeldOutMeans, Reply, Turn
 from rlkit.envs.ranking.prompts import prompt_line
 from rlkit.errors import UserError, check_choice, check_integer
 from rlkit.retrieval.documents import EngineError, Query, Result, SearchEngine
+from rlkit.retrieval.engines.hybrid import fuse
 from rlkit.retrieval.measures import canonical_measure, parse_measure
 from rlkit.retrieval.queries import JudgedQuery, judged_queries, open_collection, task_id
 from rlkit.retrieval.retrievers import (
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-RRF_K = 60  # constant of reciprocal rank fusion
 COMBINE_METHODS = ("interleave", "fuse")
 _PROMPTS = {
     "rewrite": "Write {queries} that would retrieve the documents that answer the request below.",
@@ -244,8 +244,8 @@ class QueryEnvironment(Environment):
         for result in results:
             documents = top_documents(self.collection, query_id, result, self.depth)
             rankings.append([document.id for document in documents])
-        merge = interleave if self.combine == "interleave" else fuse
-        return merge(rankings)[: self.depth]
+        merged = interleave(rankings) if self.combine == "interleave" else list(fuse(rankings))
+        return merged[: self.depth]
 
     @classmethod
     def report_panels(cls, runs: Sequence[HeldOutMeans]) -> Sequence[Mapping[str, Any]]:
@@ -290,18 +290,6 @@ def interleave(rankings: Sequence[Sequence[str]]) -> list[str]:
     """Merge rankings rank by rank: the first of each, then the second of each; a repeat is skipped."""
     ranks = zip_longest(*rankings)
     return list(dict.fromkeys(name for rank in ranks for name in rank if name is not None))
-
-
-def fuse(rankings: Sequence[Sequence[str]]) -> list[str]:
-    """Merge rankings by reciprocal rank fusion: score(d) = sum of 1 / (60 + rank) over the rankings.
-
-    Documents with equal scores keep the order in which they first occur.
-    """
-    scores: dict[str, float] = {}
-    for ranking in rankings:
-        for rank, name in enumerate(ranking, 1):
-            scores[name] = scores.get(name, 0.0) + 1 / (RRF_K + rank)
-    return sorted(scores, key=scores.__getitem__, reverse=True)
 
 
 def frontier(runs: Sequence[HeldOutMeans], metric: str) -> list[dict[str, Any]]:

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from rlkit.errors import UserError
 from rlkit.retrieval.documents import Query, Ranking, Result, SearchEngine, check_k, ranking_of, search_ids
 
+RANK_CONSTANT = 60  # of the original paper
 MIN_DEPTH = 100  # documents to retrieve from each engine, if k is smaller
 
 
 class Hybrid:
-    """Fuse the rankings of several engines: a document scores the sum of 1 / (k + rank) over the engines.
-
-    Ranks start at 1, and documents with the same id are the same. Ties are in the order in which documents
-    first occur, starting with the first engine's best one (Cormack, Clarke and Büttcher, SIGIR 2009).
+    """Fuse the rankings of several engines by `fuse`. Documents with the same id are the same.
 
     Args:
         engines: Engines to fuse, at least one.
@@ -26,7 +24,7 @@ class Hybrid:
         UserError: There are no engines, or `k` is negative.
     """
 
-    def __init__(self, engines: Sequence[SearchEngine], k: int = 60):
+    def __init__(self, engines: Sequence[SearchEngine], k: int = RANK_CONSTANT):
         if not engines or k < 0:
             raise UserError(
                 f"Hybrid needs at least one engine and a k of 0 or more, got {len(engines)} engines and k={k}"
@@ -60,12 +58,25 @@ class Hybrid:
     def _fuse(self, rankings: Sequence[Ranking], k: int) -> Ranking:
         if errors := [ranking.error for ranking in rankings if ranking.error is not None]:
             return Ranking(error=errors[0])
-        reciprocal_ranks: defaultdict[str, list[float]] = defaultdict(list)
-        for ranking in rankings:
-            # A document that a ranking repeats counts at its first rank.
-            for rank, name in enumerate(dict.fromkeys(ranking.ids), 1):
-                reciprocal_ranks[name].append(1 / (self.k + rank))
-        # fsum rounds once, so that the sum does not depend on the order of the engines and ties are exact.
-        scores = {name: math.fsum(terms) for name, terms in reciprocal_ranks.items()}
-        best = sorted(scores, key=scores.__getitem__, reverse=True)[:k]
-        return Ranking(tuple(best), tuple(scores[name] for name in best))
+        scores = fuse([ranking.ids for ranking in rankings], self.k)
+        return Ranking(tuple(scores)[:k], tuple(scores.values())[:k])
+
+
+def fuse(rankings: Iterable[Sequence[str]], k: int = RANK_CONSTANT) -> dict[str, float]:
+    """Return the documents of several rankings by reciprocal-rank fusion, best first, with their scores.
+
+    A document scores the sum of 1 / (k + rank) over the rankings, where ranks start at 1. Ties are in the
+    order in which documents first occur, starting with the first ranking's best one (Cormack, Clarke and
+    Büttcher, SIGIR 2009).
+
+    Args:
+        rankings: Document ids, best first. A document that a ranking repeats counts at its first rank.
+        k: Rank constant; the larger it is, the less the top ranks count.
+    """
+    reciprocal_ranks: defaultdict[str, list[float]] = defaultdict(list)
+    for ranking in rankings:
+        for rank, name in enumerate(dict.fromkeys(ranking), 1):
+            reciprocal_ranks[name].append(1 / (k + rank))
+    # fsum rounds once, so that the sum does not depend on the order of the rankings and ties are exact.
+    scores = {name: math.fsum(terms) for name, terms in reciprocal_ranks.items()}
+    return dict(sorted(scores.items(), key=lambda item: item[1], reverse=True))

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from rlkit.check import check_environment
 from rlkit.check.play import play
 from rlkit.environment import Turn
-from rlkit.envs.ranking.query import fuse, interleave
+from rlkit.envs.ranking.query import interleave
 from rlkit.errors import UserError
 from rlkit.registry import load_environment
 from rlkit.retrieval.documents import EngineError
+from rlkit.retrieval.engines.hybrid import fuse
 from rlkit.reward import call_reward
 from rlkit.rewards.retrieval import measure
 from rlkit.rollouts import Sampling
@@ -147,7 +148,7 @@ ranking_lists = st.lists(st.lists(st.sampled_from("abcdefg"), unique=True, max_s
 
 def test_interleave_and_fuse_of_two_rankings():
     assert interleave(["abc", "cad"]) == ["a", "c", "b", "d"]
-    assert fuse(["abc", "cad"]) == ["a", "c", "b", "d"]  # a: 1/61 + 1/62, c: 1/63 + 1/61
+    assert list(fuse(["abc", "cad"])) == ["a", "c", "b", "d"]  # a: 1/61 + 1/62, c: 1/63 + 1/61
 
 
 @given(ranking_lists)
