@@ -86,7 +86,10 @@ def rewrite_with_context(
     Raises:
         UserError: No query has a relevant document in the collection.
     """
-    ids = {query.id: _relevant_ids(query, collection) for query in queries}
+    ids: dict[str, list[str]] = {}
+    for query in queries:
+        excluded = excluded_ids(collection, query.id)
+        ids[query.id] = [name for name in query.relevant if name not in excluded]
     documents = documents_by_id(collection, (name for names in ids.values() for name in names))
     texts: dict[str, str] = {}
     for query in queries:
@@ -111,13 +114,6 @@ def rewrite_with_context(
     ]
     mean_leakage, mean_word_leakage = np.mean(leaks, axis=0)
     return rewritten, float(mean_leakage), float(mean_word_leakage)
-
-
-def _relevant_ids(query: JudgedQuery, collection: Collection) -> list[str]:
-    """Return the ids of a query's relevant documents without excluded ones, highest grade first."""
-    excluded = excluded_ids(collection, query.id)
-    names = [name for name, grade in query.grades.items() if grade > 0 and name not in excluded]
-    return sorted(names, key=query.grades.__getitem__, reverse=True)
 
 
 def rank(collection: Collection, retriever: str, queries: dict[str, list[str]], depth: int) -> dict[str, Any]:

@@ -151,7 +151,7 @@ class IntentEnvironment(Environment):
         ids: dict[str, list[str]] = {}
         for query in queries:
             excluded = excluded_ids(self.collection, query.id)
-            ids[query.id] = [name for name, g in query.grades.items() if g > 0 and name not in excluded]
+            ids[query.id] = [name for name in query.relevant if name not in excluded]
         documents = documents_by_id(self.collection, (name for names in ids.values() for name in names))
         relevant = {}
         for query in queries:

@@ -147,7 +147,7 @@ class RerankEnvironment(Environment):
     def _best_ids(self, query: JudgedQuery) -> list[str]:
         """Return the ids of the first K documents of an ideal ranking, without excluded ones."""
         excluded = excluded_ids(self.collection, query.id)
-        return [name for name in _relevant_ids(query) if name not in excluded][:K]
+        return [name for name in query.relevant if name not in excluded][:K]
 
     def _choose_candidates(
         self, query: JudgedQuery, hits: Sequence[Document], addable: Mapping[str, Document]
@@ -183,7 +183,7 @@ class RerankEnvironment(Environment):
             "passages": passages,
             "grades": [max(query.grades.get(document.id, 0), 0) for document in candidates],
             "ideal": query.ideal,
-            "relevant": _relevant_ids(query),
+            "relevant": query.relevant,
             "excluded": sorted(excluded_ids(self.collection, query.id)),
         }
 
@@ -214,9 +214,3 @@ class RerankEnvironment(Environment):
         """
         order = sorted(range(len(task["grades"])), key=lambda i: -task["grades"][i])
         return " > ".join(f"[{i + 1}]" for i in order)
-
-
-def _relevant_ids(query: JudgedQuery) -> list[str]:
-    """Return the ids of the relevant documents in an ideal order: the grades are `query.ideal`."""
-    relevant = [name for name, grade in query.grades.items() if grade > 0]
-    return sorted(relevant, key=lambda name: (-query.grades[name], name))

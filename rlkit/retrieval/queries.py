@@ -35,7 +35,13 @@ class JudgedQuery:
     @property
     def ideal(self) -> list[int]:
         """The grades above 0, highest first: the gains of an ideal ranking."""
-        return sorted((grade for grade in self.grades.values() if grade > 0), reverse=True)
+        return [self.grades[name] for name in self.relevant]
+
+    @property
+    def relevant(self) -> list[str]:
+        """The ids of the documents with a grade above 0 in an ideal order, by grade and then by id."""
+        names = [name for name, grade in self.grades.items() if grade > 0]
+        return sorted(names, key=lambda name: (-self.grades[name], name))
 
 
 def judged_queries(
