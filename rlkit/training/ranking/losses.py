@@ -17,12 +17,17 @@ def infonce(scores: Tensor, positive: Tensor, mask: Tensor) -> Tensor:
     Args:
         scores: Scores (B, n), divided by the temperature. For in-batch negatives, the n
             documents are those of the whole batch.
-        positive: Index of each query's positive document, (B,).
+        positive: Index of each query's positive document, (B,), or a mask of positives, (B, n). The loss is
+            the mean over the positives, none of which is a negative of another.
         mask: Documents to compare with, (B, n). The positive is added to them.
     """
-    candidates = mask.scatter(1, positive[:, None], True)
-    scores = _at_least_float32(scores).masked_fill(~candidates, -torch.inf)
-    return functional.cross_entropy(scores, positive, reduction="none")
+    scores = _at_least_float32(scores)
+    if positive.dtype != torch.bool:
+        positive = torch.zeros_like(mask).scatter(1, positive[:, None], True)
+    # -1e9 instead of -inf, whose gradient would be NaN for a query without negatives.
+    negatives = scores.masked_fill(~mask | positive, -1e9).logsumexp(-1, keepdim=True)
+    losses = functional.softplus(negatives - scores)  # log(e^s + e^negatives) - s
+    return torch.where(positive, losses, 0.0).sum(-1) / positive.sum(-1)
 
 
 def ranknet(scores: Tensor, grades: Tensor, mask: Tensor) -> Tensor:

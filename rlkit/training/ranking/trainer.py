@@ -155,9 +155,10 @@ class RankingTrainer(transformers.Trainer):
         )
         if self.objective.name == "wasserstein":
             return ranking_losses.gaussian_wasserstein(scores, labels, rankable), metrics
-        # The positive is drawn from the query's own documents of the highest grade. Other relevant documents
-        # of the batch are excluded from the negatives.
-        positive = columns.gather(1, draw_positive(grades, mask)[:, None])[:, 0]
+        # The positives are the query's own documents of the highest grade. Other relevant documents of the
+        # batch are excluded from the negatives.
+        is_best = best_candidates(grades, mask).float()
+        positive = torch.zeros_like(labels).scatter_reduce(1, columns.clamp(min=0), is_best, "amax") > 0
         negatives = (labels <= 0) & rankable
         if self.objective.name == "infonce":
             return ranking_losses.infonce(scores, positive, negatives), metrics
@@ -174,15 +175,14 @@ class RankingTrainer(transformers.Trainer):
         super().log(logs, start_time)
 
 
-def draw_positive(grades: Tensor, mask: Tensor) -> Tensor:
-    """Return the index of a document of the highest grade for each query, drawn at random, (B,)."""
-    is_best = (grades == grades.max(-1, keepdim=True).values) & mask
-    return torch.multinomial(is_best.float(), 1)[:, 0]
+def best_candidates(grades: Tensor, mask: Tensor) -> Tensor:
+    """Return which candidates of each query have its highest grade, (B, n)."""
+    return (grades == grades.masked_fill(~mask, -1.0).amax(-1, keepdim=True)) & mask
 
 
 def list_infonce(scores: Tensor, grades: Tensor, mask: Tensor) -> Tensor:
     """Return InfoNCE, (B,), with the query's own candidates that are not relevant as negatives."""
-    return ranking_losses.infonce(scores, draw_positive(grades, mask), (grades <= 0) & mask)
+    return ranking_losses.infonce(scores, best_candidates(grades, mask), (grades <= 0) & mask)
 
 
 def list_distillation(scores: Tensor, grades: Tensor, mask: Tensor) -> Tensor:

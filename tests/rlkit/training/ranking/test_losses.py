@@ -54,6 +54,20 @@ def test_infonce_ignores_masked_documents_but_never_the_positive():
     assert infonce(scores, torch.tensor([0]), mask).item() == pytest.approx(expected)
 
 
+def test_infonce_of_several_positives_is_their_mean():
+    scores, mask = torch.randn(1, 4), torch.tensor([[True, True, False, True]])
+    positives = torch.tensor([[True, False, True, False]])
+    each = [infonce(scores, torch.tensor([i]), mask & ~positives) for i in (0, 2)]
+    torch.testing.assert_close(infonce(scores, positives, mask), sum(each) / 2)
+
+
+def test_infonce_without_negatives_is_0_and_has_no_gradient():
+    scores = torch.randn(1, 2, requires_grad=True)
+    loss = infonce(scores, torch.tensor([0]), torch.tensor([[True, False]]))
+    loss.sum().backward()
+    assert loss.item() == 0 and not scores.grad.any()
+
+
 def dense_wasserstein(p, q):
     """Return the distance computed from full covariance matrices and the eigenvectors of one."""
     s_p, s_q = torch.cov(p.T), torch.cov(q.T)
