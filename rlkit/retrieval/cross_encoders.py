@@ -18,6 +18,7 @@ from rlkit.logs import hide_weight_bars
 from rlkit.models.bundled import encoder_path
 from rlkit.retrieval.encoders import (
     ENCODER_DTYPES,
+    cast_modules,
     first_tokens,
     keep_positions,
     num_positions,
@@ -95,6 +96,7 @@ def load_cross_encoder(
         raise UserError(
             f"{name!r} is a classifier with {model.num_labels} labels; a cross-encoder for ranking has 1"
         )
+    cast_modules(model, dtype)
     keep_positions(model)
     try:
         num_fixed = _num_fixed_tokens(model)

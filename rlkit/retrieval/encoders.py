@@ -68,7 +68,10 @@ def load_encoder(
         )
     except (OSError, ValueError, ImportError) as error:
         raise UserError(f"the encoder {name!r} cannot be loaded: {first_line(error)}") from error
+    cast_modules(encoder, dtype)
     keep_positions(encoder)
+    if attn_implementation and encoder.transformers_model is None:
+        raise UserError(f"attn_implementation must not be set for {name!r}, which has no attention")
     if max_seq_length is not None:
         _limit_tokens(encoder, name, max_seq_length)
     return encoder
@@ -106,6 +109,17 @@ def num_positions(model: nn.Module) -> int | None:
             if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
                 limit -= module.padding_idx + 1
     return limit
+
+
+def cast_modules(model: SentenceTransformer | CrossEncoder, dtype: str) -> None:
+    """Cast the modules that are always loaded in the dtype of the checkpoint, such as static embeddings."""
+    import torch
+    from sentence_transformers.base.modules import Transformer
+
+    if dtype != "auto":
+        for module in model.children():
+            if not isinstance(module, Transformer):
+                module.to(getattr(torch, dtype))
 
 
 def keep_positions(model: SentenceTransformer | CrossEncoder) -> None:

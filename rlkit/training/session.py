@@ -299,6 +299,11 @@ class Session:
         if self.directory.stage == "train":
             weights = dict(zip(runner.names, trainer_args.reward_weights, strict=True))
             identity |= {"rewards": weights, "reward_args": args.mapping("reward_args")}
+        if self.directory.stage == "rank":  # other values give the scorer other weights
+            model_args = self.run.model_args
+            identity |= {key: getattr(args, key) or None for key in ("cross_encoder", "adapter_rank")}
+            lora = {key: getattr(model_args, key) for key in ("lora_r", "lora_target_modules", "use_dora")}
+            identity["lora"] = lora if model_args.use_peft else None
         return json.loads(json.dumps(identity))
 
     def _checkpoint(self, identity: dict[str, Any]) -> str | None:

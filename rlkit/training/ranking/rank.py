@@ -89,6 +89,8 @@ def check_settings(run: RankConfig) -> None:
     args, trainer_args = run.args, run.trainer_args
     if args.objective == "wasserstein" and trainer_args.per_device_train_batch_size < 2:
         raise UserError("objective wasserstein needs a per_device_train_batch_size of at least 2")
+    if trainer_args.fp16 and trainer_args.device.type == "cpu":
+        raise UserError("fp16 must be false on a CPU, where it has no effect; set bf16 to true instead")
     if is_env_flag("ACCELERATE_USE_FSDP") or is_env_flag("ACCELERATE_USE_DEEPSPEED"):
         raise UserError("`rlkit rank` does not shard encoders over processes: use the accelerate config ddp")
 
@@ -115,6 +117,8 @@ def warnings_of(run: RankConfig, candidates: Sequence[Candidates]) -> list[str]:
     if run.args.objective != "plackett_luce" and ignored:
         verb = "has" if len(ignored) == 1 else "have"
         warnings.append(f"{' and '.join(ignored)} {verb} no effect on the objective {run.args.objective}")
+    if run.args.cross_encoder and run.explicit.get("first_stage_documents"):
+        warnings.append("first_stage_documents has no effect on a cross-encoder, which only reranks")
     num_short = sum(len(of_query.grades) < 2 for of_query in candidates)
     num_alike = sum(len(set(of_query.grades)) < 2 for of_query in candidates) - num_short
     if num_short or num_alike:

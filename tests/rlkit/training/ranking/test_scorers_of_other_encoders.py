@@ -3,14 +3,14 @@
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Dense, Router
+from sentence_transformers.sentence_transformer.modules import Dense, Router, StaticEmbedding
 from trl import ModelConfig
 
 from rlkit.errors import UserError
 from rlkit.retrieval.encoders import load_encoder
 from rlkit.training.ranking.lora import add_lora
 from rlkit.training.ranking.scorers import AdapterScorer, EncoderScorer, ListwiseScorer
-from tests.tiny_encoders import save_tiny_encoder
+from tests.tiny_encoders import save_tiny_encoder, tiny_tokenizer
 
 QUERIES = ["red wine", "the castle of stone"]
 PASSAGES = [["bread and cheese", "red wine", "a river"], ["iron", "castle"]]
@@ -190,3 +190,44 @@ def test_strings_embedded_in_several_passes_have_the_vectors_of_one(make_encoder
         torch.testing.assert_close(scorer.embed(texts, "document"), one_by_one, atol=1e-5, rtol=1e-4)
         batched = scorer.embed_in_batches(texts, "document", 16)
     torch.testing.assert_close(batched, one_by_one, atol=1e-5, rtol=1e-4)
+
+
+@pytest.fixture
+def static(tmp_path):
+    """The folder of static embeddings, saved in half precision."""
+    embedding = StaticEmbedding(tiny_tokenizer().backend_tokenizer, embedding_dim=16)
+    encoder = SentenceTransformer(modules=[embedding], device="cpu").half()
+    encoder.save_pretrained(str(tmp_path / "static"), create_model_card=False)
+    return str(tmp_path / "static")
+
+
+def test_static_embeddings_have_the_dtype_of_the_key_and_no_attention(static):
+    assert {parameter.dtype for parameter in load_encoder(static).parameters()} == {torch.float32}
+    assert {p.dtype for p in load_encoder(static, dtype="auto").parameters()} == {torch.float16}
+    with pytest.raises(UserError, match="attn_implementation must not be set"):
+        load_encoder(static, attn_implementation="sdpa")
+
+
+def test_listwise_query_of_static_embeddings_is_never_too_long(static):
+    scorer = ListwiseScorer(load_encoder(static), 1.0, 3)
+    (text,) = scorer.query_texts(["red wine"], [["stone " * 50] * 3])
+    assert text.endswith("red wine") and text.count("stone") == 150
+
+
+@pytest.mark.parametrize("kind", ["encoder", "adapter", "listwise"])
+def test_lone_surrogates_are_scored(tmp_path, kind):
+    encoder = load_encoder(save_tiny_encoder(tmp_path / "encoder"))
+    scorer = {
+        "encoder": lambda: EncoderScorer(encoder, 1.0),
+        "adapter": lambda: AdapterScorer(encoder, 1.0, 2),
+        "listwise": lambda: ListwiseScorer(encoder, 1.0, 1),
+    }[kind]()
+    passages = [["wine \udfff", "stone"]]
+    assert scorer(scorer.query_texts(["red \ud800"], passages), passages).isfinite().all()
+
+
+def test_gradient_checkpointing_is_refused_where_the_layers_do_not_support_it(tmp_path):
+    encoder = load_encoder(save_tiny_encoder(tmp_path / "encoder"))
+    encoder.transformers_model.supports_gradient_checkpointing = False  # as in MPNet
+    with pytest.raises(UserError, match="gradient_checkpointing must be false: BertModel"):
+        EncoderScorer(encoder, 1.0).gradient_checkpointing_enable()
