@@ -7,7 +7,6 @@ needs a forward pass for each pair, so it can only rerank what another retriever
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 from rlkit.encoding import encodable
 from rlkit.errors import UserError, check_choice, first_line
 from rlkit.logs import hide_weight_bars
-from rlkit.models.bundled import encoder_path
 from rlkit.retrieval.encoders import (
     ENCODER_DTYPES,
     cast_modules,
     first_tokens,
     keep_positions,
+    locate_model,
     num_positions,
     num_tokens,
 )
@@ -29,9 +28,7 @@ if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder
     from torch import Tensor
 
-MIN_DOCUMENT_SHARE = (
-    0.25  # of the tokens of a pair; only a query that needs more than the others is truncated
-)
+MIN_DOCUMENT_SHARE = 0.25  # of a pair's tokens; only a query that needs more than the others is truncated
 HEAD = "ForSequenceClassification"
 
 
@@ -68,11 +65,7 @@ def load_cross_encoder(
         ) from None
     check_choice("dtype", dtype, ENCODER_DTYPES)
     hide_weight_bars()
-    path = os.path.expanduser(encoder_path(name))
-    if os.path.isdir(path):
-        if revision not in (None, "main"):
-            raise UserError(f"revision {revision!r} is one of the hub, but {name!r} is a folder; remove it")
-        revision = None
+    path, revision = locate_model(name, revision)
     model_kwargs: dict[str, Any] = {"dtype": dtype}
     if attn_implementation:
         model_kwargs["attn_implementation"] = attn_implementation

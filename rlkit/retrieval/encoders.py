@@ -54,14 +54,10 @@ def load_encoder(
     check_choice("dtype", dtype, ENCODER_DTYPES)
     # transformers draws a progress bar for the weights of each model that it loads.
     hide_weight_bars()
-    path = os.path.expanduser(encoder_path(name))
-    if os.path.isdir(path):
-        if revision not in (None, "main"):
-            raise UserError(f"revision {revision!r} is one of the hub, but {name!r} is a folder; remove it")
-        revision = None
-    model_kwargs = {"dtype": dtype} | (
-        {"attn_implementation": attn_implementation} if attn_implementation else {}
-    )
+    path, revision = locate_model(name, revision)
+    model_kwargs = {"dtype": dtype}
+    if attn_implementation:
+        model_kwargs["attn_implementation"] = attn_implementation
     try:
         encoder = SentenceTransformer(
             path, revision=revision, trust_remote_code=trust_remote_code, model_kwargs=model_kwargs
@@ -75,6 +71,20 @@ def load_encoder(
     if max_seq_length is not None:
         _limit_tokens(encoder, name, max_seq_length)
     return encoder
+
+
+def locate_model(name: str, revision: str | None) -> tuple[str, str | None]:
+    """Return the folder or hub name of a model, and its revision, which is None for a folder.
+
+    Raises:
+        UserError: A folder is given with a revision.
+    """
+    path = os.path.expanduser(encoder_path(name))
+    if not os.path.isdir(path):
+        return path, revision
+    if revision not in (None, "main"):
+        raise UserError(f"revision {revision!r} is one of the hub, but {name!r} is a folder; remove it")
+    return path, None
 
 
 def _limit_tokens(encoder: SentenceTransformer, name: str, max_seq_length: int) -> None:
