@@ -244,18 +244,19 @@ def test_left_out_training_queries_are_counted(run, tiny):
     assert "1 (12%) have fewer than 2 candidates, and 2 only candidates of the same grade" in error
 
 
-def test_run_that_ruins_retrieval_is_reported(run, tiny):
-    keys = TINY | ECHO | {"evaluation_tasks": 40, "max_steps": 20, "learning_rate": 0.05}
+def test_run_evaluates_the_first_stage_before_and_after_training(run, tiny):
+    keys = TINY | ECHO | {"evaluation_tasks": 40, "max_steps": 2}
     code, error, folder = run("run", model_name_or_path=tiny, **keys)
     assert code == 0, error
     before, after = (
         json.loads((folder / "first_stage" / f"{n}.json").read_text()) for n in ("before", "after")
     )
-    assert before["documents"] == 60 and before["scores"].keys() == after["scores"].keys()
+    assert before["documents"] == 60 and len(before["scores"]) == 40
+    assert before["scores"].keys() == after["scores"].keys()
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     means = [line["first_stage/ndcg@10"] for line in lines if "first_stage/ndcg@10" in line]
-    assert means[0] == pytest.approx(sum(before["scores"].values()) / 40) and means[1] < means[0]
-    assert "the encoder retrieves worse than before training: nDCG@10 over all 60 documents" in error
+    expected = [sum(result["scores"].values()) / 40 for result in (before, after)]
+    assert means == pytest.approx(expected)
     code, error, folder = run("sample", model_name_or_path=tiny, first_stage_documents=50, **keys)
     assert json.loads((folder / "first_stage" / "after.json").read_text())["documents"] == 50
     code, error, folder = run("off", model_name_or_path=tiny, first_stage_documents=0, **keys)
