@@ -7,7 +7,7 @@ needs a forward pass for each pair, so it can only rerank what another retriever
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +73,7 @@ def load_cross_encoder(
         has_head = _has_head(path, revision, trust_remote_code)
         if not has_head and not new_head:
             raise UserError(
-                f"{name!r} has no head for scores, so it would rank at random; train one with "
+                f"{name!r} has no trained head for scores, so it would rank at random; train one with "
                 "`rlkit rank --cross_encoder true`, or choose a cross-encoder"
             )
         model = CrossEncoder(
@@ -83,7 +83,7 @@ def load_cross_encoder(
             trust_remote_code=trust_remote_code,
             model_kwargs=model_kwargs,
         )
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError) as error:  # RuntimeError: shapes
         raise UserError(f"the cross-encoder {name!r} cannot be loaded: {first_line(error)}") from error
     if model.num_labels != 1:
         raise UserError(
@@ -118,19 +118,34 @@ def _limit_tokens(model: CrossEncoder, name: str, max_seq_length: int, num_fixed
 
 
 def _has_head(path: str, revision: str | None, trust_remote_code: bool) -> bool:
-    """Return whether a checkpoint was saved with a head for scores, or generates an answer to score."""
+    """Return whether a checkpoint has the weights of a head for scores, or generates an answer to score."""
     from sentence_transformers.util import load_file_path
     from transformers import AutoConfig
 
+    options = {"revision": revision, "trust_remote_code": trust_remote_code}
     settings = load_file_path(path, "config_sentence_transformers.json", revision=revision)
     saved = {} if settings is None else json.loads(Path(settings).read_text(encoding="utf-8"))
-    if saved.get("model_type") == "CrossEncoder":
-        return True
-    config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
+    is_cross_encoder = saved.get("model_type") == "CrossEncoder"
+    if is_cross_encoder and load_file_path(path, "config.json", revision=revision) is None:
+        return True  # all of it is in modules of its own
+    architectures = AutoConfig.from_pretrained(path, **options).architectures or []
+    if any(name.endswith(HEAD) for name in architectures):
+        return _has_all_weights(path, options)
     # A language model answers yes or no, and the difference of the two logits is the score. An encoder of
     # sentence-transformers that was made of one has not learned to answer.
-    heads = (HEAD,) if settings is not None else (HEAD, "ForCausalLM")
-    return any(name.endswith(heads) for name in config.architectures or [])
+    is_language_model = settings is None and any(name.endswith("ForCausalLM") for name in architectures)
+    return is_cross_encoder or is_language_model
+
+
+def _has_all_weights(path: str, options: Mapping[str, Any]) -> bool:
+    """Return whether the files of a classifier hold all its weights. Missing ones would be random."""
+    from transformers import AutoModelForSequenceClassification
+
+    # The weights of the meta device take neither time nor memory.
+    _, info = AutoModelForSequenceClassification.from_pretrained(
+        path, device_map="meta", ignore_mismatched_sizes=True, output_loading_info=True, **options
+    )
+    return not info["missing_keys"] and not info["mismatched_keys"]
 
 
 def pair_scores(model: CrossEncoder, pairs: Sequence[tuple[str, str]], batch_size: int) -> Tensor:

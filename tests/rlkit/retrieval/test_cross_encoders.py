@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.base.modules import Dense, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
@@ -54,7 +55,7 @@ def ranker(tmp_path_factory):
 
 
 def test_model_without_a_head_is_refused_unless_it_is_to_be_trained(body):
-    with pytest.raises(UserError, match=r"has no head for scores.*--cross_encoder true"):
+    with pytest.raises(UserError, match=r"has no trained head for scores.*--cross_encoder true"):
         load_cross_encoder(body)
     assert load_cross_encoder(body, new_head=True).num_labels == 1
 
@@ -191,7 +192,7 @@ def test_encoder_made_of_a_language_model_has_no_head(tmp_path):
     path = tmp_path / "encoder" / "config.json"
     config = json.loads(path.read_text()) | {"architectures": ["Qwen3ForCausalLM"]}
     path.write_text(json.dumps(config))
-    with pytest.raises(UserError, match="has no head for scores"):
+    with pytest.raises(UserError, match="has no trained head for scores"):
         load_cross_encoder(str(tmp_path / "encoder"))
 
 
@@ -209,3 +210,23 @@ def test_head_in_a_module_of_its_own_is_a_head(tmp_path, body):
     pairs = [("red wine", "a river of wine"), ("stone", "")]
     expected = torch.tensor(model.predict(pairs, activation_fn=torch.nn.Identity()))
     torch.testing.assert_close(pair_scores(model, pairs, 2).detach(), expected)
+
+
+def test_classifier_without_the_weights_of_its_head_is_refused_unless_it_is_to_be_trained(tmp_path):
+    """Its config names a classifier, so transformers only warns that the head is random."""
+    folder = save_classifier(tmp_path / "model", 1)
+    CrossEncoder(folder, device="cpu").save_pretrained(str(tmp_path / "saved"), create_model_card=False)
+    for path in (folder, str(tmp_path / "saved")):
+        assert load_cross_encoder(path).num_labels == 1
+        weights = load_file(f"{path}/model.safetensors")
+        body = {key: value for key, value in weights.items() if not key.startswith("classifier.")}
+        for changed in (body, weights | {"classifier.weight": torch.zeros(3, 32)}):
+            save_file(changed, f"{path}/model.safetensors", metadata={"format": "pt"})
+            with pytest.raises(UserError, match="has no trained head for scores"):
+                load_cross_encoder(path)
+        save_file(body, f"{path}/model.safetensors", metadata={"format": "pt"})
+        heads = []
+        for _ in range(2):
+            torch.manual_seed(1)
+            heads.append(load_cross_encoder(path, new_head=True).transformers_model.classifier.weight)
+        torch.testing.assert_close(*heads)
