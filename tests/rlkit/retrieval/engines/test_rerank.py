@@ -5,7 +5,7 @@ import pytest
 from rlkit.errors import UserError
 from rlkit.retrieval.cross_encoders import load_cross_encoder, pair_scores
 from rlkit.retrieval.documents import Document, Query, Result, passage_text
-from rlkit.retrieval.engines.rerank import Reranker
+from rlkit.retrieval.engines.rerank import BLOCK, Reranker
 from rlkit.retrieval.retrievers import parse_reranker
 from tests.rlkit.retrieval.test_cross_encoders import WORD_LIST, save_classifier
 
@@ -13,15 +13,13 @@ DOCUMENTS = [Document(str(i), "", f"{word} river") for i, word in enumerate(WORD
 
 
 class FixedEngine:
-    """Return the documents in the same order for every query, and an error for the query "down"."""
+    """Return the documents in the same order, nothing for the query "nothing", and an error for "down"."""
 
     def search(self, queries, k):
-        return [
-            Result(error="the server is down")
-            if query.text == "down"
-            else Result(tuple(DOCUMENTS[:k]), tuple(float(100 - i) for i in range(len(DOCUMENTS[:k]))))
-            for query in queries
-        ]
+        documents = tuple(DOCUMENTS[:k])
+        results = {"down": Result(error="the server is down"), "nothing": Result()}
+        scores = tuple(float(100 - i) for i in range(len(documents)))
+        return [results.get(query.text, Result(documents, scores)) for query in queries]
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +48,29 @@ def test_error_of_one_query_stays_with_it(model):
     down, healthy = Reranker(FixedEngine(), model, 4).search([Query("down"), Query("wine")], 3)
     assert down.error == "the server is down" and not down.documents
     assert healthy.error is None and len(healthy.documents) == 3
+
+
+def test_queries_of_a_block_are_scored_as_alone(model):
+    """More queries than fit into one block, among them one without results and one that fails."""
+    texts = [*WORD_LIST[: BLOCK - 2], "down", "nothing", *WORD_LIST[:3]]
+    engine = Reranker(FixedEngine(), model, 4)
+    for text, result in zip(texts, engine.search([Query(text) for text in texts], 6), strict=True):
+        (alone,) = engine.search([Query(text)], 6)
+        assert (result.documents, result.error) == (alone.documents, alone.error)
+        assert result.scores == pytest.approx(alone.scores, abs=1e-5)
+
+
+def test_scores_that_are_not_finite_are_an_error_of_the_query(tmp_path):
+    model = load_cross_encoder(save_classifier(tmp_path / "model", 1))
+    embeddings = model.transformers_model.get_input_embeddings().weight
+    (token,) = model.tokenizer("bread", add_special_tokens=False)["input_ids"]
+    embeddings.data[token] = float("nan")
+    broken, healthy, empty = Reranker(FixedEngine(), model, 4).search(
+        [Query("bread"), Query("stone"), Query("nothing")], 3
+    )
+    assert "NaN" in broken.error and not broken.documents
+    assert healthy.error is None and len(healthy.documents) == 3
+    assert empty == Result()
 
 
 def test_parse_reranker_splits_names_with_colons_and_at_signs():
