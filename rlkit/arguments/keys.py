@@ -128,7 +128,7 @@ class RankArguments(TaskArguments):
             self.temperature = 1.0 if self.cross_encoder else 0.05
         if self.cross_encoder:
             for name in ("adapter_rank", "listwise", "similarity", "query_prompt", "passage_prompt"):
-                if getattr(self, name):
+                if getattr(self, name) not in (None, 0):  # "" is an encoder's prompt, too
                     raise UserError(f"{name} is for encoders of single strings; remove it or cross_encoder")
             if self.objective == "wasserstein":
                 raise UserError(

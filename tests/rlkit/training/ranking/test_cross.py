@@ -111,6 +111,7 @@ def test_lora_trains_adapters_and_the_head_and_is_merged_when_saved(scorer, tmp_
         ({"listwise": 3}, "listwise is for encoders"),
         ({"adapter_rank": 4}, "adapter_rank is for encoders"),
         ({"query_prompt": "query: "}, "query_prompt is for encoders"),
+        ({"passage_prompt": ""}, "passage_prompt is for encoders"),
         ({"similarity": "dot"}, "similarity is for encoders"),
         ({"objective": "wasserstein"}, "wasserstein compares all documents of a batch"),
     ],
