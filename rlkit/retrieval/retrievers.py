@@ -46,7 +46,8 @@ def open_retriever(name: str, collection: Collection) -> SearchEngine:
         return open_engine(name, None, {})
     if kind == "rerank":
         first, model, depth = parse_reranker(model)
-        return Reranker(open_retriever(first, collection), load_cross_encoder(model), depth)
+        reranker = load_cross_encoder(model)  # before an index is built that may take hours
+        return Reranker(open_retriever(first, collection), reranker, depth)
     if kind == "bm25" and (model or not colon):
         language = resolve_language(model or ENGLISH)
         settings = {} if language == ENGLISH else {"language": language}

@@ -3,10 +3,11 @@
 import pytest
 
 from rlkit.errors import UserError
+from rlkit.retrieval.collections.base import Collection
 from rlkit.retrieval.cross_encoders import load_cross_encoder, pair_scores
 from rlkit.retrieval.documents import Document, Query, Result, passage_text
 from rlkit.retrieval.engines.rerank import BLOCK, Reranker
-from rlkit.retrieval.retrievers import parse_reranker
+from rlkit.retrieval.retrievers import open_retriever, parse_reranker, retrieve
 from tests.rlkit.retrieval.test_cross_encoders import WORD_LIST, save_classifier
 
 DOCUMENTS = [Document(str(i), "", f"{word} river") for i, word in enumerate(WORD_LIST[:10])]
@@ -71,6 +72,36 @@ def test_scores_that_are_not_finite_are_an_error_of_the_query(tmp_path):
     assert "NaN" in broken.error and not broken.documents
     assert healthy.error is None and len(healthy.documents) == 3
     assert empty == Result()
+
+
+def small_collection(**fields):
+    return Collection("small", lambda: iter(DOCUMENTS), {"q": "river"}, {"test": {"q": {"0": 1}}}, **fields)
+
+
+def test_excluded_documents_and_passages_of_documents_are_reranked_as_of_any_retriever(tmp_path, monkeypatch):
+    """The ranking of documents is that of their best passages (MaxP), without the excluded one."""
+    monkeypatch.setenv("RLKIT_CACHE", str(tmp_path / "cache"))
+    folder = save_classifier(tmp_path / "ranker", 1)
+    model = load_cross_encoder(folder).eval()
+    document_of = {str(i): f"document {i // 2}" for i in range(len(DOCUMENTS))}
+    collection = small_collection(excluded={"q": frozenset({"document 1"})}, document_of=document_of.get)
+    engine = open_retriever(f"rerank:bm25|{folder}@50", collection)
+    ranking = retrieve(engine, collection, {"q": "river"}, 3)["q"]
+    scores = pair_scores(model, [("river", passage_text(document)) for document in DOCUMENTS], 16).tolist()
+    best = {}
+    for i in sorted(range(len(DOCUMENTS)), key=lambda i: -scores[i]):
+        best.setdefault(document_of[str(i)], scores[i])
+    del best["document 1"]
+    assert ranking == list(best)[:3]
+    assert list(tmp_path.glob("cache/**/ranking-*-bm25"))
+
+
+def test_model_is_checked_before_an_index_is_built(tmp_path, monkeypatch):
+    monkeypatch.setenv("RLKIT_CACHE", str(tmp_path / "cache"))
+    for model in (save_classifier(tmp_path / "classifier", 2), str(tmp_path / "missing")):
+        with pytest.raises(UserError, match=r"a classifier with 2 labels|cannot be loaded"):
+            open_retriever(f"rerank:bm25|{model}", small_collection())
+    assert not list(tmp_path.glob("cache/**/ranking-*-bm25"))
 
 
 def test_parse_reranker_splits_names_with_colons_and_at_signs():
