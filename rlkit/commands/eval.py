@@ -185,6 +185,23 @@ def _output_paths(option: str, name: str | None, stems: Sequence[str], suffix: s
         raise UserError(f"{option}: {error}") from None
 
 
+def _check_not_overwritten(
+    options: argparse.Namespace, retrievers: Sequence[str], outputs: Sequence[Path | None]
+) -> None:
+    """Raise UserError if an output file is also an input file, or is written twice."""
+    from rlkit.retrieval.evaluate import RUN_PREFIX
+
+    names = [name.removeprefix(RUN_PREFIX) for name in retrievers if name.startswith(RUN_PREFIX)]
+    names += [name for name in (options.qrels, options.collection) if name]
+    used = {Path(name).expanduser().resolve() for name in names}
+    for path in outputs:
+        if path is None:
+            continue
+        if path.resolve() in used:
+            raise UserError(f"{path} is read or written already; give --out and --run_file another name")
+        used.add(path.resolve())
+
+
 def _evaluate_model(options: argparse.Namespace, name: str) -> Evaluation:
     from rlkit.evaluation.model import evaluate_model
 
@@ -208,6 +225,7 @@ def _run_retrievers(options: argparse.Namespace) -> None:
     stems = file_stems(retrievers)
     outs = _output_paths("--out", options.out, stems, ".json")
     run_files = _output_paths("--run_file", options.run_file, stems, ".run")
+    _check_not_overwritten(options, retrievers, [*outs, *run_files])
     collection, arguments = _open_collection(options, retrievers)
     evaluations = []
     for retriever, stem, out, run_file in zip(retrievers, stems, outs, run_files, strict=True):

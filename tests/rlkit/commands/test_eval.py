@@ -197,6 +197,24 @@ def test_one_retriever_may_be_saved_in_a_folder(command, files):
     assert Evaluation.load(files / "new" / "a.json").name == "a"
 
 
+@pytest.mark.parametrize(
+    "outputs",
+    [
+        ("--run_file", "a.run"),
+        ("-o", "./a.run"),
+        ("-o", "qrels.txt"),
+        ("b.run", "--run_file", "."),
+        ("-o", "same", "--run_file", "same"),
+    ],
+)
+def test_outputs_never_replace_inputs_or_each_other(command, files, monkeypatch, outputs):
+    monkeypatch.chdir(files)
+    contents = {path: path.read_bytes() for path in files.iterdir()}
+    code, _, error = command("--qrels", "qrels.txt", "--retriever", "a.run", *outputs)
+    assert code == 2 and "is read or written already" in error
+    assert {path: path.read_bytes() for path in files.iterdir()} == contents
+
+
 def test_drop_query_id_is_an_option_and_is_reported(command, files):
     (files / "own.run").write_text("q1 Q0 q1 1 9 t\nq1 Q0 fox 2 8 t\nq2 Q0 q2 1 9 t\n")
     arguments = ("--qrels", files / "qrels.txt", "--retriever", files / "own.run", "--measures", "MRR")
