@@ -11,7 +11,7 @@ probes (as `rlkit index --approximate` does), the other half is measured. Two ki
   are at almost equal distances in such data, which is harder to search than text.
 
 Each measurement is made in a process of its own, with one thread. The results of the sizes and kinds that are
-not measured stay in the JSON file. The first run takes about half an hour, a run with `--reuse` three minutes.
+not measured stay in the JSON file. The first run takes half an hour, with `--reuse` three minutes.
 
     python benchmarks/index_size.py --folder /tmp/index_size
     python benchmarks/index_size.py --folder /tmp/index_size --reuse
