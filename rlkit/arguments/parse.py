@@ -186,9 +186,9 @@ def _parse(command: str, arguments: Sequence[str], overrides: Overrides | None) 
                 setattr(config, key, None)  # a command line cannot express `key: null`
     args, trainer_args, model_args = parsed
     # TRL turns a list of one module name into a string, and PEFT matches a string as a regular expression
-    # against full module paths, where a bare name never matches.
+    # against full module paths, where a bare name or the end of a path never matches.
     target = model_args.lora_target_modules
-    if isinstance(target, str) and target.isidentifier():
+    if isinstance(target, str) and target.replace(".", "").isidentifier():
         model_args.lora_target_modules = [target]
     # The strings from the command line are now converted. Keep the string if YAML cannot represent the value.
     for key in config_keys.from_command_line:

@@ -117,6 +117,8 @@ def test_parse_train_converts_values_of_every_type(write, key, value, expected):
 @pytest.mark.parametrize(
     ("target_modules", "expected"),
     [
+        (["self_attn.q_proj"], ["self_attn.q_proj"]),
+        ("layers.0.mlp.up_proj", ["layers.0.mlp.up_proj"]),
         (["q_proj"], ["q_proj"]),
         ("all-linear", "all-linear"),
         (".*q_proj", ".*q_proj"),
