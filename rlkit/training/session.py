@@ -10,14 +10,13 @@ import json
 import logging
 import sys
 import traceback
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterator, Mapping, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 import torch
 import transformers
-from accelerate.utils import gather_object
 
 from rlkit.arguments.keys import TaskArguments
 from rlkit.arguments.parse import RunConfig, TrainConfig, resolved_text
@@ -33,7 +32,6 @@ from rlkit.models.patches import shard_on_cpu
 from rlkit.registry import author_frames, load_environment
 from rlkit.report import build_report
 from rlkit.reward import Reward
-from rlkit.rollouts.types import Rollout
 from rlkit.runs.callbacks import (
     EvaluateCallback,
     Finished,
@@ -46,14 +44,13 @@ from rlkit.runs.directory import RunDirectory, write_errors
 from rlkit.runs.guards import Guards
 from rlkit.runs.preemption import PreemptionCallback
 from rlkit.scoring import RewardRunner, load_rewards
+from rlkit.training.held_out import Answer, Check, evaluating, shard_and_gather
 from rlkit.training.metrics import progress
 from rlkit.training.processes import on_main_process
 from rlkit.training.resume import CheckpointCallback, Stateful
 
 if TYPE_CHECKING:
     import datasets
-    from accelerate import Accelerator
-    from torch import nn
 
 logger = logging.getLogger(__name__)
 
@@ -70,32 +67,8 @@ TASK_ORDER_KEYS = (
     "shuffle_dataset",
 )
 
-# answer(tasks, samples) returns `samples` rollouts for each task.
-Answer = Callable[[Sequence[dict[str, Any]], int], Sequence[list[Rollout]]]
 Parameters = ParamSpec("Parameters")
 AnyTrainer = TypeVar("AnyTrainer", bound=transformers.Trainer)
-
-
-class Check(Protocol):
-    """An evaluation before and after training, besides that of the environment's metric."""
-
-    def run(self, trainer: transformers.Trainer, directory: RunDirectory, name: str, *, resume: bool) -> None:
-        """Evaluate the current weights and save the result. All processes take part.
-
-        Args:
-            trainer: Trainer of the run.
-            directory: Run directory to save to.
-            name: "before" or "after".
-            resume: Whether the run is resumed, so that the result "before" may exist.
-        """
-
-    def summary(self, directory: RunDirectory, metric_change: float) -> list[str]:
-        """Return lines for the summary of the run, and log a warning if something is wrong.
-
-        Args:
-            directory: Run directory with both results.
-            metric_change: Mean of the environment's metric after training minus that before.
-        """
 
 
 class Session:
@@ -508,30 +481,3 @@ def _log_to_wandb(metrics: dict[str, Any]) -> None:
     run = getattr(sys.modules.get("wandb"), "run", None)
     if run is not None:
         run.log(metrics)
-
-
-def shard_and_gather(
-    accelerator: Accelerator, tasks: Sequence[dict[str, Any]], samples: int, answer: Answer
-) -> list[list[Rollout]]:
-    """Answer a shard of the tasks on each process, and return all rollouts on all processes.
-
-    Returns:
-        `samples` rollouts for each task, in the order of the tasks.
-    """
-    shard = list(enumerate(tasks))[accelerator.process_index :: accelerator.num_processes]
-    # Called with an empty shard, too: gathering the weights of a sharded model takes all processes.
-    rollouts = answer([task for _, task in shard], samples)
-    indexed = [(index, of_task) for (index, _), of_task in zip(shard, rollouts, strict=True)]
-    return [of_task for _, of_task in sorted(gather_object(indexed), key=lambda pair: pair[0])]
-
-
-@contextmanager
-def evaluating(trainer: transformers.Trainer) -> Iterator[None]:
-    """Put the model of a trainer into evaluation mode, and restore its mode afterwards."""
-    model: nn.Module = trainer.model  # type: ignore[assignment]
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)

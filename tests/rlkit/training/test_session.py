@@ -8,18 +8,7 @@ import pytest
 
 from rlkit.arguments.keys import SFTArguments, TrainArguments
 from rlkit.errors import UserError
-from rlkit.training.session import Session, evaluating, make_runner
-
-
-def test_evaluating_turns_dropout_off_and_restores_the_mode(tiny_model):
-    model = tiny_model().train()
-    trainer = SimpleNamespace(model=model)
-    with evaluating(trainer):
-        assert not any(module.training for module in model.modules())
-    assert all(module.training for module in model.modules())
-    with pytest.raises(RuntimeError), evaluating(trainer):
-        raise RuntimeError
-    assert model.training
+from rlkit.training.session import Session, make_runner
 
 
 def test_summary_without_plotly_says_how_to_write_the_report_later(monkeypatch, open_run, tmp_path):
