@@ -181,6 +181,8 @@ def _rank(
         num_empty = sum(not ranking for ranking in rankings.values())
         if num_empty:
             notes.append(f"{num_empty} of {len(queries)} queries have no result and score 0")
+        # An index folder or a server may have the documents of another collection.
+        notes += _note_unjudged("retriever", rankings, collection.judged(split))
     rankings, counts = _remove_excluded(collection, rankings, depth)
     if collection.drop_query_id:
         notes.append(
@@ -227,14 +229,22 @@ def _check_run(
             f"{len(unknown)} of {len(run)} queries of the run are not judged, for example {unknown[0]!r}; "
             "they are ignored"
         )
-    if not any(document in judged[query] for query, ranking in rankings.items() for document in ranking):
-        query = next(query for query in rankings if query in run)
-        notes.append(
-            f"no document of the run is judged: for query {query!r}, its ids are such as {run[query][0]!r}, "
-            f"and the judged ids are such as {next(iter(judged[query]), 'none')!r}; do the files belong "
-            "together?"
-        )
+    notes += _note_unjudged("run", rankings, judged)
     return notes
+
+
+def _note_unjudged(source: str, rankings: Mapping[str, Sequence[str]], judged: Qrels) -> list[str]:
+    """Return a note if no ranked document is judged, although there are rankings."""
+    query = next((query for query, ranking in rankings.items() if ranking), None)
+    if query is None:
+        return []
+    if any(document in judged[query] for query, ranking in rankings.items() for document in ranking):
+        return []
+    return [
+        f"no document of the {source} is judged: for query {query!r}, its ids are such as "
+        f"{rankings[query][0]!r}, and the judged ids are such as {next(iter(judged[query]), 'none')!r}; do "
+        f"the judgments and the {source} belong together?"
+    ]
 
 
 def _remove_excluded(

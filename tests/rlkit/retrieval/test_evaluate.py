@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from rlkit.errors import UserError
 from rlkit.retrieval.collections.base import Collection
 from rlkit.retrieval.collections.files import read_run
+from rlkit.retrieval.collections.load import load_collection
 from rlkit.retrieval.documents import Document
+from rlkit.retrieval.engines.index import build_index
 from rlkit.retrieval.evaluate import canonical_retriever, evaluate_retriever, write_trec_run
 
 MEASURES = {
@@ -226,6 +228,15 @@ def test_run_and_judgments_with_different_ids_are_reported(folder):
         collection, write_run(folder / "d", {q: {"MED-1": 1} for q in collection.queries})
     )["notes"]
     assert "no document of the run is judged" in note and "'MED-1'" in note
+
+
+def test_index_of_other_documents_is_reported(tmp_path):
+    collection = load_collection("generated:200:0")
+    others = [Document(f"MED-{i}", "", document.text) for i, document in enumerate(collection.documents())]
+    index = str(build_index(others, tmp_path / "index"))
+    *own, note = evaluate_retriever(collection, index)["notes"]
+    assert "no document of the retriever is judged" in note and "such as 'MED-" in note
+    assert evaluate_retriever(collection, "bm25")["notes"] == own
 
 
 def test_depth_below_a_cutoff_is_reported(folder):
