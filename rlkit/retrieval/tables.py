@@ -39,12 +39,26 @@ class Row(NamedTuple):
 
 
 def files_digest(root: Path, files: Iterable[Path]) -> str:
-    """Return a hash of the names below `root`, sizes and modification times of files."""
+    """Return a hash of the names below `root` and the contents of files."""
     digest = hashlib.sha256()
     for file in files:
-        status = file.stat()
-        digest.update(repr((str(file.relative_to(root)), status.st_size, status.st_mtime_ns)).encode())
+        digest.update(repr((str(file.relative_to(root)), content_digest(file))).encode())
     return digest.hexdigest()
+
+
+def content_digest(path: Path) -> str:
+    """Return the SHA-256 of a file's content.
+
+    Its size and time are not enough: unpacking another version of an archive may leave both as they were.
+
+    Raises:
+        UserError: The file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or first_line(error)}") from None
 
 
 def file_type(path: Path) -> str:

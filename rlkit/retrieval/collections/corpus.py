@@ -16,6 +16,7 @@ from rlkit.retrieval.documents import Document, split_contents
 from rlkit.retrieval.store import TABLE
 from rlkit.retrieval.tables import (
     SUFFIXES,
+    content_digest,
     file_type,
     files_digest,
     get_value,
@@ -36,10 +37,9 @@ _FENCE = re.compile(r" {0,3}(```|~~~)")
 
 
 def corpus_source(corpus: str) -> list[Any] | None:
-    """Return the path, size and modification time of a corpus, which show whether it has changed.
+    """Return the path of a corpus and a hash of its content, which show whether it has changed.
 
-    The source of a folder has a hash of the names, sizes and times of its files. A generated world never
-    changes; its source is None.
+    The hash of a folder includes the names of its files. A generated world never changes; its source is None.
 
     Raises:
         UserError: The corpus does not exist or has no files.
@@ -54,9 +54,8 @@ def corpus_source(corpus: str) -> list[Any] | None:
 
 
 def file_source(path: Path) -> list[Any]:
-    """Return the path, size and modification time of a file."""
-    status = path.stat()
-    return [str(path.resolve()), status.st_size, status.st_mtime_ns]
+    """Return the path of a file and a hash of its content."""
+    return [str(path.resolve()), content_digest(path)]
 
 
 def read_corpus(corpus: str) -> Iterator[Document]:

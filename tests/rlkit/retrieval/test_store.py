@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 
 import numpy as np
 import pyarrow
@@ -236,6 +237,19 @@ def test_corpus_source_changes_with_file(tmp_path):
     assert before == corpus_source(corpus) == json.loads(json.dumps(before))
     write_corpus(tmp_path / "c.jsonl", ROWS[:2])
     assert corpus_source(corpus) != before
+
+
+def test_corpus_source_depends_on_content_and_not_on_size_and_time(tmp_path):
+    file, folder = tmp_path / "c.txt", tmp_path / "folder" / "c.txt"
+    folder.parent.mkdir()
+    sources = []
+    for text, time in (("cat", 1), ("dog", 1), ("dog", 2)):
+        for path in (file, folder):
+            path.write_text(text)
+            os.utime(path, (time, time))
+        sources.append((corpus_source(str(file)), corpus_source(str(folder.parent))))
+    assert sources[0][0] != sources[1][0] and sources[0][1] != sources[1][1]
+    assert sources[1] == sources[2]
 
 
 def test_full_text_includes_title():
