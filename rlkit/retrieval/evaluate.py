@@ -19,7 +19,7 @@ from rlkit.retrieval.collections.files import read_qrels, read_run
 from rlkit.retrieval.documents import EngineError
 from rlkit.retrieval.measures import Evaluator, Measure, canonical_measure, descending_scores, parse_measure
 from rlkit.retrieval.queries import judged_queries
-from rlkit.retrieval.retrievers import open_retriever, retrieve
+from rlkit.retrieval.retrievers import has_own_documents, open_retriever, retrieve
 
 MEASURES = ("ndcg@10", "recall@100", "rr@10")
 RUN_PREFIX = "run:"  # precedes the path of a run file
@@ -181,8 +181,8 @@ def _rank(
         num_empty = sum(not ranking for ranking in rankings.values())
         if num_empty:
             notes.append(f"{num_empty} of {len(queries)} queries have no result and score 0")
-        # An index folder or a server may have the documents of another collection.
-        notes += _note_unjudged("retriever", rankings, collection.judged(split))
+        if has_own_documents(retriever):
+            notes += _note_unjudged("retriever", rankings, collection.judged(split))
     rankings, counts = _remove_excluded(collection, rankings, depth)
     if collection.drop_query_id:
         notes.append(

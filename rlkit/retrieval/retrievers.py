@@ -41,8 +41,7 @@ def open_retriever(name: str, collection: Collection) -> SearchEngine:
         UserError: The retriever is unknown, or its index or model cannot be opened.
     """
     kind, colon, model = name.partition(":")
-    # A folder or a server has its own index. Its ids must be those of the collection.
-    if name.startswith(("http://", "https://")) or Path(name).expanduser().is_dir():
+    if has_own_documents(name):
         return open_engine(name, None, {})
     if kind == "rerank":
         first, model, depth = parse_reranker(model)
@@ -66,6 +65,11 @@ def open_retriever(name: str, collection: Collection) -> SearchEngine:
     if kind == "dense":
         return dense
     return Hybrid([open_index(cached_index(collection, "bm25")), dense])
+
+
+def has_own_documents(name: str) -> bool:
+    """Return whether a retriever is an index folder or a server. Its ids must be those of the collection."""
+    return name.startswith(("http://", "https://")) or Path(name).expanduser().is_dir()
 
 
 def parse_reranker(text: str) -> tuple[str, str, int]:

@@ -234,9 +234,9 @@ def test_index_of_other_documents_is_reported(tmp_path):
     collection = load_collection("generated:200:0")
     others = [Document(f"MED-{i}", "", document.text) for i, document in enumerate(collection.documents())]
     index = str(build_index(others, tmp_path / "index"))
-    *own, note = evaluate_retriever(collection, index)["notes"]
+    note = evaluate_retriever(collection, index)["notes"][-1]
     assert "no document of the retriever is judged" in note and "such as 'MED-" in note
-    assert evaluate_retriever(collection, "bm25")["notes"] == own
+    assert not any("judged" in note for note in evaluate_retriever(collection, "bm25")["notes"])
 
 
 def test_depth_below_a_cutoff_is_reported(folder):
