@@ -101,13 +101,18 @@ def training_rows(environment: Environment, candidates: Sequence[Candidates]) ->
     Raises:
         UserError: No query has passages of different grades.
     """
-    rows = [asdict(of_query) for of_query in candidates if len(set(of_query.grades)) > 1]
+    rows = [asdict(of_query) for of_query in candidates if _has_distinct_grades(of_query)]
     if not rows:
         raise UserError(
             f"{environment.id} has no training query with documents of different grades; increase num_tasks "
             "or the number of candidates"
         )
     return rows
+
+
+def _has_distinct_grades(candidates: Candidates) -> bool:
+    # Negative grades mean not relevant, like 0.
+    return len({max(grade, 0) for grade in candidates.grades}) > 1
 
 
 def warnings_of(run: RankConfig, candidates: Sequence[Candidates]) -> list[str]:
@@ -120,7 +125,7 @@ def warnings_of(run: RankConfig, candidates: Sequence[Candidates]) -> list[str]:
     if run.args.cross_encoder and run.explicit.get("first_stage_documents"):
         warnings.append("first_stage_documents has no effect on a cross-encoder, which only reranks")
     num_short = sum(len(of_query.grades) < 2 for of_query in candidates)
-    num_alike = sum(len(set(of_query.grades)) < 2 for of_query in candidates) - num_short
+    num_alike = sum(not _has_distinct_grades(of_query) for of_query in candidates) - num_short
     if num_short or num_alike:
         warnings.append(
             f"{num_short + num_alike} of {len(candidates)} training queries are left out, because they have "

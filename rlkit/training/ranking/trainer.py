@@ -273,15 +273,16 @@ def collate(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return a batch: lists of strings, `grades` and their `mask` (B, n), and `ideal` (B, m), padded."""
     grades = [torch.tensor(row["grades"], dtype=torch.float32) for row in rows]
     ideal = [torch.tensor(row["ideal"], dtype=torch.float32) for row in rows]
-    padded = torch.nn.utils.rnn.pad_sequence(grades, batch_first=True, padding_value=-1.0)
+    exists = [torch.ones_like(of_query, dtype=torch.bool) for of_query in grades]
     return {
         "queries": [row["query"] for row in rows],
         "passages": [row["passages"] for row in rows],
         "ids": [row["ids"] for row in rows],
         "relevant": [row["relevant"] for row in rows],
         "excluded": [row["excluded"] for row in rows],
-        "grades": padded.clamp(min=0),
-        "mask": padded >= 0,
+        # A negative grade, as in some judgments, means not relevant.
+        "grades": torch.nn.utils.rnn.pad_sequence(grades, batch_first=True).clamp(min=0),
+        "mask": torch.nn.utils.rnn.pad_sequence(exists, batch_first=True),
         "ideal": torch.nn.utils.rnn.pad_sequence(ideal, batch_first=True),
     }
 

@@ -160,3 +160,10 @@ def test_metrics_are_the_utility_and_the_spread_of_the_ranking_by_score():
     metrics = ranking_metrics(Objective(), scores, grades, mask, torch.tensor([[1.0], [1.0]]))
     assert metrics["utility"] == pytest.approx((1 + 1 / math.log2(3)) / 2)
     assert metrics["score_spread"] == pytest.approx((2**0.5 + 1) / 2)
+
+
+def test_negative_grades_are_not_relevant_and_not_padding():
+    row = {"query": "q", "passages": ["a", "b"], "ids": [], "relevant": [], "excluded": [], "ideal": [1]}
+    batch = collate([row | {"grades": [-1, 1]}, row | {"grades": [1], "passages": ["a"]}])
+    assert batch["grades"].tolist() == [[0, 1], [1, 0]]
+    assert batch["mask"].tolist() == [[True, True], [True, False]]
