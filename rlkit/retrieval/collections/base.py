@@ -74,9 +74,12 @@ class Collection:
             by_file = (
                 f", or give the path of its file qrels/{min(others)}.tsv as the collection" if others else ""
             )
+            usual = [name for name in ("test", "dev", "train") if name in self.qrels]
+            by_split = f"set evaluation_split to {usual[0]}, or " if split != "train" and usual else ""
             raise UserError(
                 f"{self.name} has no split {split!r}{nearest(split, self.qrels)}; it has "
-                f"{', '.join(self.qrels)}. Set folds to use part of its queries for training{by_file}"
+                f"{', '.join(self.qrels)}: {by_split}set folds to use part of its queries for "
+                f"training{by_file}"
             )
         return self.qrels[split]
 
