@@ -73,6 +73,10 @@ def _check(options: argparse.Namespace) -> None:
     if options.compare or options.leaderboard:
         if options.compare and len(options.compare) < 2:
             raise UserError(f"--compare requires at least 2 saved results, not 1 ({options.compare[0]})")
+        names = ("model", "environment", "collection", "qrels", "retriever", "measures", "run_file", "out")
+        if given := [name for name in names if getattr(options, name)]:
+            option = "--compare" if options.compare else "--leaderboard"
+            raise UserError(f"{option} reads saved results and cannot be combined with {', '.join(given)}")
         return
     if options.reward:
         raise UserError("--reward requires --compare or --leaderboard; an evaluation reports all rewards")

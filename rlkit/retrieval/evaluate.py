@@ -52,9 +52,9 @@ def open_qrels(
 
 
 def canonical_retriever(name: str) -> str:
-    """Return the name of a retriever, with the prefix "run:" if it is the path of a file."""
+    """Return the name of a retriever, with the prefix "run:" if it is the path of a file but not "bm25"."""
     try:
-        is_file = not name.startswith(RUN_PREFIX) and Path(name).expanduser().is_file()
+        is_file = name != "bm25" and not name.startswith(RUN_PREFIX) and Path(name).expanduser().is_file()
     except OSError:  # a name that is too long for a path
         is_file = False
     return f"{RUN_PREFIX}{name}" if is_file else name

@@ -68,8 +68,12 @@ def open_retriever(name: str, collection: Collection) -> SearchEngine:
 
 
 def has_own_documents(name: str) -> bool:
-    """Return whether a retriever is an index folder or a server. Its ids must be those of the collection."""
-    return name.startswith(("http://", "https://")) or Path(name).expanduser().is_dir()
+    """Return whether a retriever is an index folder or a server. Its ids must be those of the collection.
+
+    "bm25" is never a folder: one of this name is written `./bm25`.
+    """
+    is_folder = name != "bm25" and Path(name).expanduser().is_dir()
+    return is_folder or name.startswith(("http://", "https://"))
 
 
 def parse_reranker(text: str) -> tuple[str, str, int]:

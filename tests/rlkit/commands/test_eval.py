@@ -197,6 +197,18 @@ def test_one_retriever_may_be_saved_in_a_folder(command, files):
     assert Evaluation.load(files / "new" / "a.json").name == "a"
 
 
+def test_bm25_is_the_retriever_even_if_a_file_or_folder_has_its_name(command, files, monkeypatch):
+    monkeypatch.chdir(files)
+    (files / "bm25").write_text("q1 Q0 fox 1 9 t\n")
+    arguments = ("--collection", "generated:200:0", "--retriever", "bm25", "-n", "20")
+    code, out, _ = command(*arguments)
+    assert code == 0 and values(out)["ndcg@10"] > 0
+    (files / "bm25").unlink()
+    (files / "bm25").mkdir()
+    assert command(*arguments)[:2] == (code, out)
+    (files / "bm25").rmdir()
+
+
 @pytest.mark.parametrize(
     "outputs",
     [
@@ -230,6 +242,17 @@ def test_drop_query_id_is_an_option_and_is_reported(command, files):
     assert (
         summary["counts"]["removed_query_ids"] == 2 and summary["environment_args"]["drop_query_id"] is True
     )
+
+
+def test_missing_split_names_one_that_exists(command, tmp_path):
+    folder = tmp_path / "c"
+    (folder / "qrels").mkdir(parents=True)
+    (folder / "corpus.jsonl").write_text('{"_id": 1, "text": "fox"}\n')
+    (folder / "queries.jsonl").write_text('{"_id": 1, "text": "fox"}\n')
+    for split in ("train", "validation"):
+        (folder / f"qrels/{split}.tsv").write_text("query-id\tcorpus-id\tscore\n1\t1\t1\n")
+    code, _, error = command("--collection", folder, "--retriever", "bm25")
+    assert code == 2 and "no split 'test'" in error and "set evaluation_split to dev, or set folds" in error
 
 
 def test_large_grade_is_evaluated(command, files):
@@ -272,6 +295,8 @@ def test_large_grade_is_evaluated(command, files):
             "drop_query_id must be true or false, not 'maybe'",
         ),
         (("--compare", "a.json"), "--compare requires at least 2 saved results, not 1"),
+        (("--compare", "a.json", "b.json", "-o", "c.json"), "cannot be combined with out"),
+        (("--compare", "a.json", "b.json", "--measures", "MAP"), "cannot be combined with measures"),
         (("--compare", "a.json", "b.json", "c.json"), "cannot read a.json"),
     ],
 )
