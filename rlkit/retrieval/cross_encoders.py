@@ -73,8 +73,8 @@ def load_cross_encoder(
         has_head = _has_head(path, revision, trust_remote_code)
         if not has_head and not new_head:
             raise UserError(
-                f"{name!r} has no trained head for scores, so it would rank at random; train one with "
-                "`rlkit rank --cross_encoder true`, or choose a cross-encoder"
+                f"{name!r} has no trained classification head, so it would rank at random; use a "
+                "cross-encoder, or train one with `rlkit rank --cross_encoder true`"
             )
         model = CrossEncoder(
             path,

@@ -54,7 +54,7 @@ def open_retriever(name: str, collection: Collection) -> SearchEngine:
     if kind not in ("dense", "hybrid") or not model:
         raise UserError(
             f"there is no retriever {name!r}; use bm25, bm25:LANGUAGE, dense:MODEL, hybrid:MODEL, "
-            "rerank:FIRST|MODEL@DEPTH, an index folder or a URL"
+            "rerank:FIRST|MODEL@DEPTH, an index folder or a URL (or, in `rlkit eval`, a TREC run file)"
         )
     try:
         dense = open_index(cached_index(collection, "dense", model=model), model=model)
@@ -132,9 +132,9 @@ def warn_about_empty(num_empty: int, num_queries: int, retriever: str) -> None:
     """Log a warning if the retriever found nothing for many of the queries."""
     if num_empty > MAX_EMPTY_SHARE * num_queries:
         logger.warning(
-            "%s found no document for %d of %d queries. Are the queries, the documents and the retriever in "
-            "one language? Other retrievers are bm25:LANGUAGE (such as bm25:german), bm25:none, which keeps "
-            "all words as they are, and dense:MODEL",
+            "%s found no document for %d of %d queries. Check that the queries and documents are in the "
+            "language of the retriever. Alternatives: bm25:LANGUAGE (such as bm25:german), bm25:none (no "
+            "stemming, no stop words) and dense:MODEL",
             retriever,
             num_empty,
             num_queries,

@@ -34,7 +34,13 @@ def load_beir(folder: Path, qrels_file: Path | None = None) -> Collection:
         UserError: A file is missing or invalid, or the judgments do not belong to the documents.
     """
     name = folder_name(folder)
-    queries = read_queries(layout_files(folder, "queries") or [folder / "queries.jsonl"])
+    query_files = layout_files(folder, "queries")
+    if not query_files:
+        raise UserError(
+            f"there is no file {folder / 'queries.jsonl'}; a folder needs the files of BEIR (corpus.jsonl, "
+            "queries.jsonl, qrels/test.tsv) or of T2Ranking (collection.tsv, queries.dev.tsv, qrels.dev.tsv)"
+        )
+    queries = read_queries(query_files)
     notes: list[str] = []
     if qrels_file is None:
         files, notes = _find_qrels(folder)

@@ -92,7 +92,10 @@ def load_irds(name: str) -> Collection:
         ids = (document.doc_id for document in dataset.docs_iter()) if is_checked else None
         qrels, missing = check_judgments(name, qrels, queries, ids)
     except (OSError, RuntimeError, ImportError) as error:  # the network, a missing license, a missing parser
-        raise UserError(f"ir-datasets cannot load {name!r}: {first_line(error)}") from error
+        raise UserError(
+            f"ir-datasets cannot load {name!r}: {first_line(error)}. Check the network connection; "
+            "https://ir-datasets.com says which files of a dataset have to be downloaded by hand"
+        ) from error
     excluded = _exclude_documents(qrels) if name.startswith("bright/") else {}
     evaluated = next(splits[split] for split in ("test", "dev", "train") if split in splits)
     grades = [grade for judged in qrels.values() for grades in judged.values() for grade in grades.values()]

@@ -79,7 +79,7 @@ def build(
     if similarity is not None:
         check_choice("similarity", similarity, (COSINE, DOT))
     if recall is not None and not approximate:
-        raise UserError("recall is a setting of an approximate index: set approximate, too")
+        raise UserError("recall has no effect on an exact index: set approximate as well, or remove recall")
     if recall is not None and not 0 < recall < 1:
         raise UserError(f"recall must be above 0 and below 1, not {recall}")
     store, encoder = DocumentStore(folder), load_encoder(model)

@@ -128,9 +128,9 @@ def warnings_of(run: RankConfig, candidates: Sequence[Candidates]) -> list[str]:
     num_alike = sum(not _has_distinct_grades(of_query) for of_query in candidates) - num_short
     if num_short or num_alike:
         warnings.append(
-            f"{num_short + num_alike} of {len(candidates)} training queries are left out, because they have "
-            f"nothing to learn from: {num_short} ({num_short / len(candidates):.0%}) have fewer than 2 "
-            f"candidates, and {num_alike} only candidates of the same grade"
+            f"{num_short + num_alike} of {len(candidates)} training queries are left out because they give "
+            f"no training signal: {num_short} ({num_short / len(candidates):.0%}) have fewer than 2 "
+            f"candidates, and {num_alike} have only candidates of the same grade"
         )
     return warnings
 

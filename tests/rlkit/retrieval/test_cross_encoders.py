@@ -55,7 +55,7 @@ def ranker(tmp_path_factory):
 
 
 def test_model_without_a_head_is_refused_unless_it_is_to_be_trained(body):
-    with pytest.raises(UserError, match=r"has no trained head for scores.*--cross_encoder true"):
+    with pytest.raises(UserError, match=r"has no trained classification head.*--cross_encoder true"):
         load_cross_encoder(body)
     assert load_cross_encoder(body, new_head=True).num_labels == 1
 
@@ -192,7 +192,7 @@ def test_encoder_made_of_a_language_model_has_no_head(tmp_path):
     path = tmp_path / "encoder" / "config.json"
     config = json.loads(path.read_text()) | {"architectures": ["Qwen3ForCausalLM"]}
     path.write_text(json.dumps(config))
-    with pytest.raises(UserError, match="has no trained head for scores"):
+    with pytest.raises(UserError, match="has no trained classification head"):
         load_cross_encoder(str(tmp_path / "encoder"))
 
 
@@ -222,7 +222,7 @@ def test_classifier_without_the_weights_of_its_head_is_refused_unless_it_is_to_b
         body = {key: value for key, value in weights.items() if not key.startswith("classifier.")}
         for changed in (body, weights | {"classifier.weight": torch.zeros(3, 32)}):
             save_file(changed, f"{path}/model.safetensors", metadata={"format": "pt"})
-            with pytest.raises(UserError, match="has no trained head for scores"):
+            with pytest.raises(UserError, match="has no trained classification head"):
                 load_cross_encoder(path)
         save_file(body, f"{path}/model.safetensors", metadata={"format": "pt"})
         heads = []

@@ -179,7 +179,7 @@ def test_damaged_lists_raise_user_error(folders, tmp_path):
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"recall": 0.9}, "set approximate, too"),
+        ({"recall": 0.9}, "set approximate as well"),
         ({"approximate": True, "recall": 1.0}, "recall must be above 0 and below 1, not 1.0"),
         ({"approximate": True, "recall": 0.0}, "recall must be above 0 and below 1, not 0.0"),
         ({"similarity": "euclidean"}, "unknown similarity 'euclidean'"),
