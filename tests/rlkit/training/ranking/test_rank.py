@@ -241,7 +241,7 @@ def test_left_out_training_queries_are_counted(run, tiny):
     code, error, _ = run("run", model_name_or_path=tiny, **TINY | ECHO)
     assert code == 0, error
     assert "3 of 8 training queries are left out" in error
-    assert "1 (12%) have fewer than 2 candidates, and 2 only candidates of the same grade" in error
+    assert "1 (12%) have fewer than 2 candidates, and 2 have only candidates of the same grade" in error
 
 
 def test_run_evaluates_the_first_stage_before_and_after_training(run, tiny):
