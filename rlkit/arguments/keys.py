@@ -98,14 +98,14 @@ class RankArguments(TaskArguments):
     temperature: float | None = key(
         None, "Temperature that divides the scores. Default: 0.05, and 1 for a cross-encoder."
     )
-    similarity: str | None = key(None, "Similarity: cosine or dot. Default: the encoder's own.")
+    similarity: str | None = key(None, "Similarity: cosine or dot. Default: the encoder's.")
     adapter_rank: int = key(0, "Rank of a low-rank residual on a frozen encoder. 0: train the encoder.")
     listwise: int = key(0, "Number of candidates in the query text (E2Rank). 0: none.")
     max_seq_length: int | None = key(
         None, "Maximum tokens of a query or passage. Default: the encoder's own."
     )
-    query_prompt: str | None = key(None, "String before each query. Default: the encoder's own.")
-    passage_prompt: str | None = key(None, "String before each passage. Default: the encoder's own.")
+    query_prompt: str | None = key(None, "String before a query. Default: the encoder's.")
+    passage_prompt: str | None = key(None, "String before a passage. Default: the encoder's.")
     trust_remote_code: bool = key(False, "Run Python code that comes with the encoder.")
     first_stage_documents: int = key(
         10_000, "Maximum documents to rank for the held-out queries before and after training. 0: none."

@@ -96,6 +96,8 @@ def _check(options: argparse.Namespace) -> None:
             "rlkit eval requires a model and --environment, or --collection (or --qrels) and --retriever, or "
             "--compare, or --leaderboard and --against"
         )
+    else:
+        _output_paths("--out", options.out, [""], ".json")  # before the heavy imports
     check_number("depth", options.depth, COUNT)
     check_evaluation(vars(options))
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from rlkit.errors import UserError
+from rlkit.errors import UserError, nearest
 from rlkit.retrieval.documents import Document
 
 Qrels = dict[str, dict[str, int]]
@@ -78,8 +78,8 @@ class Collection:
             by_split = f"set evaluation_split to {usual[0]}, or " if split != "train" and usual else ""
             raise UserError(
                 f"{self.name} has no split {split!r}{nearest(split, self.qrels)}; it has "
-                f"{', '.join(self.qrels)}: {by_split}set folds to split "
-                f"all of its queries into train, dev and test{by_file}"
+                f"{', '.join(self.qrels)}: {by_split}set folds to split all of its queries into train, dev "
+                f"and test{by_file}"
             )
         return self.qrels[split]
 
