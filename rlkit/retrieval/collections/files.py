@@ -28,6 +28,8 @@ TEXT_SUFFIXES = (".tsv", ".txt", ".qrels", "")  # of files whose columns white s
 WHITE_SPACE = " \t\r\n\v\f"
 _SEPARATOR = re.compile(f"[{WHITE_SPACE}]+")
 
+MAX_GRADE = 2**63 - 1
+
 Grade = str | float | None
 SplitLine = Callable[[str], list[str]]
 
@@ -69,7 +71,8 @@ def parse_grade(value: Grade, location: str, truncate: bool = False) -> int:
     """Return a relevance grade as an integer.
 
     Raises:
-        UserError: It is not a number, or it has a fraction that is not to be truncated.
+        UserError: It is not a number, does not fit in 64 bits as in trec_eval, or has a fraction that is not
+            to be truncated.
     """
     try:
         # float accepts "1_0".
@@ -80,7 +83,12 @@ def parse_grade(value: Grade, location: str, truncate: bool = False) -> int:
         raise UserError(f"{location}: the grade {value!r} is not a number")
     if not truncate and not number.is_integer():
         raise UserError(f"{location}: the grade {value!r} is not an integer")
-    return int(number)
+    text = str(value).strip()
+    # A float has 53 bits.
+    grade = int(text) if re.fullmatch(r"[+-]?[0-9]{1,20}", text) else int(number)
+    if abs(grade) > MAX_GRADE:
+        raise UserError(f"{location}: the grade must have at most 64 bits, not {value}")
+    return grade
 
 
 def iterate_judgments(path: Path) -> Iterator[Judgment]:

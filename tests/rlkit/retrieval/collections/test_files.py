@@ -81,6 +81,9 @@ HEADER = "query-id\tcorpus-id\tscore\n"
         (f"{HEADER}q1\td1\tnan\n", "file:2: the grade 'nan' is not a number"),
         (f"{HEADER}q1\td1\t1e999\n", "file:2: the grade '1e999' is not a number"),
         (f"{HEADER}q1\td1\t1_0\n", "file:2: the grade '1_0' is not a number"),
+        (f"{HEADER}q1\td1\t9223372036854775808\n", "file:2: the grade must have at most 64 bits, not 922"),
+        ("q 0 d -1e30\n", "file:1: the grade must have at most 64 bits, not -1e30"),
+        ("q 0 d 9007199254740992\nq 0 d 9007199254740993\n", "the grade 9007199254740993 for query 'q', but"),
         (
             "q 0 d 1\nq 0 e 1\nq 0 d 2\n",
             "file:3: document 'd' has the grade 2 for query 'q', but 1 in .*file:1; remove",
