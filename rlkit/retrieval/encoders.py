@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -59,6 +61,7 @@ def load_encoder(
     if attn_implementation:
         model_kwargs["attn_implementation"] = attn_implementation
     try:
+        _refuse_cross_encoder(path, revision, name)
         encoder = SentenceTransformer(
             path, revision=revision, trust_remote_code=trust_remote_code, model_kwargs=model_kwargs
         )
@@ -71,6 +74,20 @@ def load_encoder(
     if max_seq_length is not None:
         _limit_tokens(encoder, name, max_seq_length)
     return encoder
+
+
+def _refuse_cross_encoder(path: str, revision: str | None, name: str) -> None:
+    """Raise UserError for a cross-encoder, whose body sentence-transformers would turn into an encoder."""
+    from sentence_transformers.util import load_file_path
+
+    for file, key in (("config_sentence_transformers.json", "model_type"), ("config.json", "architectures")):
+        config = load_file_path(path, file, revision=revision)
+        kind = None if config is None else json.loads(Path(config).read_text(encoding="utf-8")).get(key)
+        if kind == "CrossEncoder" or any(part.endswith("ForSequenceClassification") for part in kind or ()):
+            raise UserError(
+                f"{name!r} is a cross-encoder, which does not embed single strings; rerank with it: "
+                f"'rerank:bm25|{name}'"
+            )
 
 
 def locate_model(name: str, revision: str | None) -> tuple[str, str | None]:

@@ -19,6 +19,7 @@ from transformers import (
 
 from rlkit.errors import UserError
 from rlkit.retrieval.cross_encoders import load_cross_encoder, pair_scores
+from rlkit.retrieval.encoders import load_encoder
 from tests.tiny_encoders import WORDS, save_tiny_transformer, tiny_tokenizer
 
 WORD_LIST = WORDS.split()
@@ -230,3 +231,10 @@ def test_classifier_without_the_weights_of_its_head_is_refused_unless_it_is_to_b
             torch.manual_seed(1)
             heads.append(load_cross_encoder(path, new_head=True).transformers_model.classifier.weight)
         torch.testing.assert_close(*heads)
+
+
+def test_cross_encoder_is_not_loaded_as_an_encoder(ranker, tmp_path):
+    load_cross_encoder(ranker).save_pretrained(str(tmp_path / "saved"))
+    for folder in (ranker, str(tmp_path / "saved")):
+        with pytest.raises(UserError, match=r"is a cross-encoder, .*rerank:bm25"):
+            load_encoder(folder)
