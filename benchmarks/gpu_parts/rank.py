@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -12,6 +13,7 @@ from fixed_prompts import random_letters
 from transformers import BertConfig, BertModel, TrainingArguments
 
 from gpu_parts.common import Bench, Cases, make_tokenizer, speedup
+from rlkit.environment import Candidates
 from rlkit.training.ranking.scorers import EncoderScorer
 from rlkit.training.ranking.trainer import Objective, RankingTrainer, collate
 
@@ -41,7 +43,7 @@ def measure(bench: Bench, name: str) -> dict[str, Any]:
     Both losses tokenize and embed the same strings. MultipleNegativesRankingLoss gets the relevant document
     as the positive and the others as negatives, and compares a query with the documents of all queries;
     Plackett-Luce draws rankings of the query's own documents. sentence-transformers makes 101 passes of 16
-    strings, one for each column of its dataset; rlkit encodes all documents in one pass.
+    strings, one for each column of its dataset; rlkit encodes all documents in a few passes.
     """
     from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
@@ -53,8 +55,9 @@ def measure(bench: Bench, name: str) -> dict[str, Any]:
     documents = random_letters(num_queries * num_documents, document_length)
     passages = [documents[i * num_documents : (i + 1) * num_documents] for i in range(num_queries)]
     scorer = EncoderScorer(make_encoder(bench, name), temperature=0.05)
+    grades = [1] + [0] * (num_documents - 1)
     rows = [
-        {"query": query, "passages": of_query, "grades": [1] + [0] * (num_documents - 1), "ideal": [1]}
+        asdict(Candidates(query, of_query, grades, [1]))
         for query, of_query in zip(queries, passages, strict=True)
     ]
     batch = collate(rows)
