@@ -16,6 +16,7 @@ OBJECTIVES = {
     "plackett_luce": "Plackett-Luce",
     "infonce": "InfoNCE",
     "ranknet": "RankNet",
+    "pointwise": "Pointwise cross-entropy",
     "distillation": "Listwise distillation",
     "wasserstein": "Wasserstein loss",
 }
