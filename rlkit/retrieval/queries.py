@@ -108,7 +108,7 @@ def open_collection(name: str, folds: int | None, fold: int, drop_query_id: bool
     if drop_query_id is not None:
         collection = replace(collection, drop_query_id=drop_query_id)
     elif collection.drop_query_id:
-        note = "a document with the id of its query is not ranked, as in BEIR; drop_query_id: false ranks it"
+        note = "as in BEIR, a document with its query's id is dropped; set drop_query_id to false to keep it"
         collection = replace(collection, notes=[*collection.notes, note])
     for note in collection.notes:
         _log_once(f"{collection.name}: {note}")

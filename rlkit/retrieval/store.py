@@ -15,9 +15,11 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from rlkit.errors import UserError
 from rlkit.retrieval.cache import write_json
-from rlkit.retrieval.documents import Document
+from rlkit.retrieval.documents import Document, Ranking, Result
 
 if TYPE_CHECKING:
     import pyarrow
@@ -68,6 +70,14 @@ class DocumentStore:
             raise IndexError(row)
         batch, i = divmod(int(row), BATCH)
         return Document(*(column[i] for column in self._columns[batch]))
+
+    def result(self, rows: np.ndarray, scores: np.ndarray) -> Result:
+        """Return the documents of these rows with their scores, both in the order of a ranking."""
+        return Result(tuple(map(self.__getitem__, rows)), tuple(scores.tolist()))
+
+    def ranking(self, rows: np.ndarray, scores: np.ndarray) -> Ranking:
+        """Return the ids of these rows with their scores, without reading the documents."""
+        return Ranking(tuple(self.ids(rows)), tuple(scores.tolist()))
 
     def __iter__(self) -> Iterator[Document]:
         return (self[row] for row in range(self._num_rows))

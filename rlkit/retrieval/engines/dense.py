@@ -211,17 +211,11 @@ class Dense:
         Raises:
             EngineError: The encoder fails.
         """
-        return [
-            Result(tuple(map(self.documents.__getitem__, rows)), tuple(scores.tolist()))
-            for rows, scores in self._search_rows(queries, k)
-        ]
+        return [self.documents.result(*hits) for hits in self._search_rows(queries, k)]
 
     def search_ids(self, queries: Sequence[Query], k: int) -> list[Ranking]:
         """Return the ids and the scores that `search` finds, without reading the documents."""
-        return [
-            Ranking(tuple(self.documents.ids(rows)), tuple(scores.tolist()))
-            for rows, scores in self._search_rows(queries, k)
-        ]
+        return [self.documents.ranking(*hits) for hits in self._search_rows(queries, k)]
 
     def _search_rows(self, queries: Sequence[Query], k: int) -> Hits:
         """Return the rows and the scores of the best documents of each query."""
