@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -16,10 +19,48 @@ def atomic_write(path: Path, text: str) -> None:
     # Nothing reads a `.partial` file, so one that a killed process left behind does no harm.
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_text(text, encoding="utf-8")
+        with naming(path):
+            partial.write_text(text, encoding="utf-8")
         replace(partial, path)
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # a file system that has become read-only
+            partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Add a path to an OSError that has none: `write` and `close` do not say which file is too large."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+@contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Yield a scratch folder, which replaces `folder` durably if the block succeeds.
+
+    At any moment `folder` is complete or does not exist. A scratch folder that a killed process left behind
+    is deleted by the next call.
+    """
+    partial, old = (folder.with_name(f"{folder.name}.{kind}") for kind in ("partial", "old.partial"))
+    for leftover in (partial, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        for path in (*partial.rglob("*"), partial):
+            sync(path)
+        if folder.exists():
+            # The old folder is moved first: one that is half deleted must not look complete.
+            folder.rename(old)
+        partial.rename(folder)
+        sync(folder.parent)
+    finally:
+        for leftover in (partial, old):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def replace(partial: Path, path: Path) -> None:

@@ -176,3 +176,19 @@ class Vowels(Letters):
     metric = "vowels"
     rewards = {"vowels": vowels}  # noqa: RUF012
     reward_weights = {"vowels": 1.0}  # noqa: RUF012
+
+
+def odd(completion: str) -> float:
+    return float(len(set(completion)) % 2)
+
+
+odd.in_process = True
+
+
+class Odd(Letters):
+    """An environment that a random model sometimes solves, and whose rewards need no worker process."""
+
+    id = "odd-v1"
+    metric = "odd"
+    rewards = {"odd": odd}  # noqa: RUF012
+    reward_weights = {"odd": 1.0}  # noqa: RUF012

@@ -1,14 +1,15 @@
 """Seal checkpoints and verify them: whether one is complete, and whether it belongs to this run.
 
 The last file written to a checkpoint is a manifest with the sizes of all its files, and older checkpoints are
-deleted only after that. Whenever the power fails, there is still one complete checkpoint, and an incomplete
-one can be recognized.
+deleted only after that, manifest first. Whenever the power fails, there is still one complete checkpoint, and
+one of which a part is missing has no manifest.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,14 @@ logger = logging.getLogger(__name__)
 MANIFEST = "rlkit.json"
 
 
-def seal(folder: Path, step: int, identity: Mapping[str, Any]) -> None:
+def seal(folder: Path, step: int, identity: Mapping[str, Any], num_metrics: int = 0) -> None:
     """Mark a checkpoint as complete: flush its files to disk, then write the manifest.
 
     Args:
         folder: Folder of the checkpoint.
         step: Optimizer step of the checkpoint.
         identity: Config that a run must share to resume from it.
+        num_metrics: Number of lines of `metrics.jsonl`; a run that resumes deletes the later ones.
     """
     # A checkpoint that is being overwritten must not look complete because of its old manifest.
     (folder / MANIFEST).unlink(missing_ok=True)
@@ -36,8 +38,8 @@ def seal(folder: Path, step: int, identity: Mapping[str, Any]) -> None:
     for path in (*paths, folder):
         sync(path)
     sizes = {str(path.relative_to(folder)): path.stat().st_size for path in paths if path.is_file()}
-    text = json.dumps({"step": step, "identity": dict(identity), "files": sizes}, indent=1)
-    atomic_write(folder / MANIFEST, text)
+    manifest = {"step": step, "identity": dict(identity), "num_metrics": num_metrics, "files": sizes}
+    atomic_write(folder / MANIFEST, json.dumps(manifest, indent=1))
     sync(folder.parent)  # otherwise the entry of a new folder may be lost
     logger.debug("checkpoint sealed: %s", folder)
 
@@ -64,23 +66,58 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def last_checkpoint(run: Path) -> Path | None:
-    """Return the newest complete checkpoint of a run, or None if there are no checkpoints.
+    """Return the newest complete checkpoint of a run, or None if none was ever completed.
 
     Incomplete ones are skipped with a warning.
 
     Raises:
-        UserError: All checkpoints are incomplete.
+        UserError: A checkpoint was completed but has been damaged since, and no other is complete.
     """
-    folders = checkpoints(run)
-    for folder in sorted(folders, key=step_of, reverse=True):
+    damages = []
+    for folder in sorted(checkpoints(run), key=step_of, reverse=True):
         try:
             read_manifest(folder)
             return folder
         except ValueError as problem:
             logger.warning("skipping the incomplete checkpoint %s: %s", folder, problem)
-    if folders:
-        raise UserError(f"{run} has no complete checkpoint to resume from; start over with --overwrite")
+            if (folder / MANIFEST).exists():
+                damages.append(f"{folder} is damaged: {problem}")
+    if damages:
+        raise UserError(
+            f"{damages[0]}, and there is no other complete checkpoint to resume from; restore it from a "
+            "backup, or start over with --overwrite"
+        )
     return None
+
+
+def delete_checkpoint(folder: Path) -> None:
+    """Delete a checkpoint, so that it does not look complete if the deletion is interrupted."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+    sync(folder)
+    # Files that another process still has open cannot be deleted on NFS. They must not end the run.
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def rotate(run: Path, limit: int | None, best: str | None) -> None:
+    """Delete the oldest checkpoints of a run, and those of which an earlier deletion was interrupted.
+
+    The newest and the best one are kept.
+
+    Args:
+        run: Run directory, whose newest checkpoint is complete.
+        limit: Maximum number of checkpoints; None or 0 for no limit.
+        best: Path of the best checkpoint, or None.
+    """
+    if not limit:
+        return
+    folders = sorted(checkpoints(run), key=step_of)
+    complete = [folder for folder in folders if (folder / MANIFEST).exists()]
+    protected = {complete[-1], *([] if best is None else [Path(best)])}
+    unprotected = [folder for folder in complete if folder not in protected]
+    num_old = len(unprotected) - max(limit - len(protected), 0)
+    for folder in folders:
+        if folder not in complete or folder in unprotected[: max(num_old, 0)]:
+            delete_checkpoint(folder)
 
 
 def checkpoints(run: Path) -> list[Path]:

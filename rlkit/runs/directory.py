@@ -24,13 +24,20 @@ from types import TracebackType
 from typing import IO, Any, SupportsFloat
 
 from rlkit.errors import UserError, first_line, one_line
-from rlkit.files import atomic_write, replace
+from rlkit.files import atomic_write, naming, replace, sync
 from rlkit.registry import author_frames
 
 logger = logging.getLogger(__name__)
 
 LOCK = ".lock"
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+# A folder with this file was to be emptied by --overwrite, and the run was killed before that was done.
+OVERWRITING = ".overwriting"
+CONFIG = "config.yaml"
+# Folders of results whose means are logged under the name of the folder, such as "evaluation/correct".
+RESULTS = ("evaluation", "first_stage")
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
+DISK_ERRORS = (*FULL, *NOT_WRITABLE, errno.EIO, errno.ESTALE)
 MAX_PENDING_WRITES = 4  # bounds the rollouts in memory: training waits for a disk that is slower than it
 
 
@@ -51,7 +58,7 @@ class RunDirectory:
         # A single thread keeps the order of steps. Python joins it before the process exits.
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="rollouts")
         self._pending: deque[Future[None]] = deque()
-        self._lock: IO[str] | None = None
+        self._lock: IO[bytes] | None = None
         self._last_saved: tuple[int, list[Mapping[str, Any]]] = (0, [])  # last step and its rollouts so far
 
     def __enter__(self) -> RunDirectory:
@@ -92,7 +99,7 @@ class RunDirectory:
                     "--overwrite, or choose another --output_dir"
                 )
             # --overwrite with a mistyped path must not delete somebody's home directory.
-            if not (self.path / "config.yaml").is_file():
+            if not any((self.path / name).is_file() for name in (CONFIG, OVERWRITING)):
                 raise UserError(
                     f"refusing to delete {self.path}: it is not a run directory (it has no config.yaml)"
                 )
@@ -123,34 +130,52 @@ class RunDirectory:
         self.prepare(resume=resume, overwrite=overwrite)
         self._acquire_lock()
         try:
-            if overwrite:
+            if overwrite or (self.path / OVERWRITING).exists():
                 self._delete_contents()
             for folder in ("rollouts", "evaluation"):
                 (self.path / folder).mkdir(parents=True, exist_ok=True)
+            sync(self.path.absolute().parent)  # otherwise the entry of a new folder may be lost
         except OSError as error:
             raise self._unwritable(error) from error
         logger.debug("run directory %s: %s", "resumed" if resume else "opened", self.path)
 
     def is_used(self) -> bool:
-        """Return whether the folder contains any file except the lock."""
-        return any(file.is_file() and file.name != LOCK for file in self.path.rglob("*"))
+        """Return whether the folder contains any file except those that a run killed at its start leaves."""
+        return any(
+            file.is_file() and file.name != LOCK and not file.match(f"{CONFIG}.*.partial")
+            for file in self.path.rglob("*")
+        )
+
+    def save_config(self, text: str) -> None:
+        """Write `config.yaml`; raise UserError if it cannot be written."""
+        try:
+            atomic_write(self.path / CONFIG, text)
+        except OSError as error:
+            raise self._unwritable(error) from error
 
     def _unwritable(self, error: OSError) -> UserError:
         return UserError(f"cannot write to the run directory {self.path}: {error.strerror or error}")
 
     def _delete_contents(self) -> None:
+        # A run that is killed during the deletion leaves a part of the old run. It must be neither resumed
+        # nor taken for a folder that is no run.
+        (self.path / OVERWRITING).touch()
+        sync(self.path)
         for entry in self.path.iterdir():
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
-            elif entry.name != LOCK:
+            elif entry.name not in (LOCK, OVERWRITING):
                 entry.unlink()
+        sync(self.path)
+        (self.path / OVERWRITING).unlink()
 
     def _acquire_lock(self) -> None:
         if self._lock is not None:
             return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = (self.path / LOCK).open("a+")
+            # Unbuffered: closing a file would try again to write what a full disk has rejected.
+            lock = (self.path / LOCK).open("ab+", buffering=0)
         except OSError as error:
             raise self._unwritable(error) from error
         try:
@@ -159,15 +184,17 @@ class RunDirectory:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             lock.seek(0)
-            holder = lock.read().strip() or "another process"
+            holder = lock.read().decode(errors="replace").strip() or "another process"
             lock.close()
             raise UserError(f"{holder} is writing to {self.path}: wait until it ends, or stop it") from None
         except OSError:  # the file system does not support locks
             pass
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-        lock.flush()
         self._lock = lock
+        try:
+            lock.truncate(0)
+            lock.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
+        except OSError as error:
+            raise self._unwritable(error) from error
 
     def close(self) -> None:
         """Release the lock."""
@@ -175,38 +202,61 @@ class RunDirectory:
             self._lock.close()
             self._lock = None
 
-    def rewind(self, step: int) -> None:
-        """Delete the metrics, rollouts and evaluations that this stage wrote after a step.
+    def rewind(self, step: int, num_metrics: int | None = None) -> None:
+        """Delete the metrics, rollouts and evaluations that this stage wrote after a checkpoint.
 
         A resumed run rewinds to its checkpoint, so that it ends with the same files as an uninterrupted run.
         The clock continues from the last remaining line of the metrics.
+
+        Args:
+            step: Step of the checkpoint, or 0 to start from the beginning.
+            num_metrics: Number of lines of the metrics when the checkpoint was written. None keeps all lines
+                up to the step.
         """
         logger.debug("run directory rewound to step %s: %s", step, self.path)
         self.flush()
         self._last_saved = (0, [])
-        rollouts = self.path / "rollouts"
-        files = list((self.path / "evaluation").glob("step-*.json"))
+        # Nothing reads these files of a run that was killed while it wrote them.
+        for pattern in ("*.partial", "rollouts/*.partial", *(f"{folder}/*.partial" for folder in RESULTS)):
+            for path in self.path.glob(pattern):
+                path.unlink() if path.is_file() else shutil.rmtree(path)
         if self.stage == "train":
-            files += rollouts.glob("step-*.parquet")
-        for path in files:
-            if int(path.stem.split("-")[1]) > step:
-                path.unlink()
-        for path in rollouts.glob("*.partial"):  # from a run that was killed during a write
-            path.unlink()
+            for path in (self.path / "rollouts").glob("step-*.parquet"):
+                if int(path.stem.split("-")[1]) > step:
+                    path.unlink()
+        lines = self._rewind_metrics(step, num_metrics)
+        for folder in RESULTS:
+            # A result whose means were not logged yet is computed again, and so is that after training.
+            logged = {line["step"] for line in lines if any(key.startswith(f"{folder}/") for key in line)}
+            names = {f"step-{step}" for step in logged} | ({"before"} if 0 in logged else set())
+            for path in (self.path / folder).glob("*.json"):
+                if path.stem not in names:
+                    path.unlink()
+
+    def _rewind_metrics(self, step: int, num_metrics: int | None) -> list[dict[str, Any]]:
+        """Delete the lines of the metrics after a checkpoint, and return the remaining ones."""
         path = self.path / "metrics.jsonl"
         if not path.exists():
-            return
-        lines = [line for line in map(_parse_line, path.read_text().splitlines()) if line is not None]
+            return []
+        texts = path.read_text(errors="replace").splitlines()[:num_metrics]
+        lines = [line for line in map(_parse_line, texts) if line is not None]
         lines = [line for line in lines if line["stage"] != self.stage or line["step"] <= step]
         atomic_write(path, "".join(json.dumps(line) + "\n" for line in lines))
-        seconds = [line["seconds"] for line in lines if line["stage"] == self.stage]
-        self.start_time = time.monotonic() - max(seconds, default=0.0)
+        lines = [line for line in lines if line["stage"] == self.stage]
+        self.start_time = time.monotonic() - max((line["seconds"] for line in lines), default=0.0)
+        return lines
+
+    def num_metrics(self) -> int:
+        """Return the number of lines of `metrics.jsonl`."""
+        path = self.path / "metrics.jsonl"
+        return len(path.read_text(errors="replace").splitlines()) if path.exists() else 0
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Append one line of metrics. NaN and infinity, which JSON cannot represent, become null."""
         line = {"step": step, "stage": self.stage, "seconds": round(time.monotonic() - self.start_time, 2)}
         line |= {key: _to_json(value) for key, value in metrics.items()}
-        with (self.path / "metrics.jsonl").open("a") as file:
+        path = self.path / "metrics.jsonl"
+        with naming(path), path.open("a") as file:
             file.write(json.dumps(line) + "\n")
 
     def save_rollouts(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -232,9 +282,11 @@ class RunDirectory:
             self._pending.append(self._writer.submit(self._write_rollouts, step, rows))
 
     def flush(self) -> None:
-        """Wait until all saved rollouts are on disk; raises UserError if a write failed."""
+        """Wait until all saved rollouts and metrics are on disk; raises UserError if a write failed."""
         while self._pending:
             self._pending.popleft().result()
+        if (self.path / "metrics.jsonl").exists():
+            sync(self.path / "metrics.jsonl")
 
     def _write_rollouts(self, step: int, rows: list[Mapping[str, Any]]) -> None:
         from rlkit.runs.record import record_frame  # imports pandas, which `check` does not need
@@ -246,7 +298,8 @@ class RunDirectory:
             replace(partial, path)
         except OSError as error:
             reason = error.strerror or first_line(error)
-            raise UserError(f"cannot write the rollouts of step {step} to {path}: {reason}") from error
+            message = f"cannot write the rollouts of step {step} to {path}: {reason}"
+            raise UserError(f"{message}; {_remedy(error.errno)}") from error
 
 
 @contextmanager
@@ -259,36 +312,47 @@ def write_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = None if author_frames(error) else _write_error(error)
-        if reason is None:
+        failure = None if author_frames(error) else _write_error(error)
+        if failure is None:
             raise
+        reason, number = failure
         raise UserError(
-            f"cannot write {reason}; earlier checkpoints in {folder} are kept: free disk space, then resume "
-            "with --resume"
+            f"cannot write {reason}; earlier checkpoints in {folder} are kept: {_remedy(number)}"
         ) from error
 
 
-def _write_error(error: Exception) -> str | None:
-    """Return which file could not be written and why, or None if the error is not a failed write."""
+def _write_error(error: Exception) -> tuple[str, int | None] | None:
+    """Return which file could not be written and why, with the errno; None if that is not the error."""
     if isinstance(error, OSError):
         if error.errno not in DISK_ERRORS:
             return None
-        return f"{error.filename or 'a file'}: {error.strerror}"
+        return f"{error.filename or 'a file'}: {error.strerror}", error.errno
     message = one_line(error)
     # safetensors and torch.save report a full disk with exceptions that are not OSErrors.
-    if match := re.search(r"I/O error: (.+) \(os error \d+\)", message):
-        return f"a checkpoint: {match[1]}"
+    if match := re.search(r"I/O error: (.+) \(os error (\d+)\)", message):
+        return f"a checkpoint: {match[1]}", int(match[2])
     if isinstance(error, RuntimeError) and re.search(r"unexpected pos \d|file write failed", message):
-        return "a checkpoint: the file is truncated, probably because the disk is full"
+        reason = "a checkpoint: the file is truncated, probably because the disk is full"
+        return reason, errno.ENOSPC
     return None
 
 
-def _parse_line(line: str) -> dict[str, Any] | None:
+def _remedy(number: int | None) -> str:
+    """Return what to do after a write has failed with an errno."""
+    if number in FULL:
+        return "free disk space, then resume with --resume"
+    if number in NOT_WRITABLE:
+        return "make the folder writable, then resume with --resume"
+    return "fix the disk, then resume with --resume"
+
+
+def _parse_line(text: str) -> dict[str, Any] | None:
     """Parse a line of the metrics, or return None if the run was killed while writing it."""
     try:
-        return json.loads(line)
+        line = json.loads(text)
     except json.JSONDecodeError:
         return None
+    return line if isinstance(line, dict) and {"step", "stage", "seconds"} <= line.keys() else None
 
 
 def _to_json(value: SupportsFloat | str | None) -> float | str | None:

@@ -21,7 +21,7 @@ from rlkit.arguments.bounds import COUNT, TRUE, check_number
 from rlkit.arguments.command_line import check_keys
 from rlkit.errors import UserError, nearest
 from rlkit.registry import PACKAGE, find_config, load_yaml
-from rlkit.runs.directory import RunDirectory
+from rlkit.runs.directory import CONFIG, OVERWRITING, RunDirectory
 
 logger = logging.getLogger(__name__)
 
@@ -208,7 +208,8 @@ def check_start(command: str, argv: Sequence[str], overrides: Mapping[str, Any] 
         )
     directory = RunDirectory(path, command)
     directory.check(resume=resume, overwrite=overwrite)
-    if resume and directory.is_used() and not (path / "config.yaml").is_file():
+    is_run = any((path / name).is_file() for name in (CONFIG, OVERWRITING))
+    if resume and directory.is_used() and not is_run:
         # Otherwise a folder named by mistake would become a run, which a later --overwrite would delete.
         raise UserError(f"cannot resume {path}: it is not a run directory (it has no config.yaml)")
 

@@ -34,11 +34,13 @@ class PreemptionCallback(TrainerCallback):
     Attributes:
         received: Name of the signal received, or None.
         is_training: Whether signals wait for the end of the step instead of raising `Preempted` at once.
+        is_stopping: Whether the run has ended or `Preempted` was raised, so that signals are ignored.
     """
 
     def __init__(self) -> None:
         self.received: str | None = None
         self.is_training = False
+        self.is_stopping = False
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -57,8 +59,12 @@ class PreemptionCallback(TrainerCallback):
                 signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        # A scheduler may send several signals. A second exception would interrupt the cleanup of the first.
+        if self.is_stopping:
+            return
         self.received = signal.Signals(number).name
         if not self.is_training:
+            self.is_stopping = True
             raise Preempted(f"stopped by {self.received} outside training")
 
     def on_train_begin(
@@ -81,6 +87,15 @@ class PreemptionCallback(TrainerCallback):
                 logger.warning("%s received: writing a checkpoint after step %s", self.received, step)
             control.should_save = control.should_training_stop = True
 
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Stop after a checkpoint during which a signal was received; the grace period may end in a step."""
+        received = [name for name in gather_object([self.received]) if name is not None]
+        if received:
+            self.received = received[0]
+            control.should_training_stop = True
+
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
@@ -94,6 +109,11 @@ class PreemptionCallback(TrainerCallback):
 
     def finish_training(self, state: TrainerState) -> None:
         """Raise `Preempted` if training stopped before the last step. From now on signals raise at once."""
-        self.is_training = False
         if self.received is not None and state.global_step < state.max_steps:
+            self.is_stopping = True
             raise Preempted(f"stopped by {self.received} after step {state.global_step}, with a checkpoint")
+        self.is_training = False
+
+    def finish(self) -> None:
+        """Ignore signals from now on: everything is saved."""
+        self.is_stopping = True

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import pickle
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -17,10 +16,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch.utils.data import Sampler
 from transformers import TrainerCallback
-from transformers.trainer_utils import rotate_checkpoints
 
 from rlkit.errors import UserError, first_line
-from rlkit.runs.checkpoints import checkpoints, seal, step_of
+from rlkit.runs.checkpoints import checkpoints, delete_checkpoint, rotate, seal, step_of
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
@@ -92,11 +90,13 @@ class CheckpointCallback(TrainerCallback):
         if self.resume_from is not None:
             self._restore(Path(self.resume_from))
         if self.trainer.accelerator.is_main_process:
-            # A killed run may have left incomplete checkpoints of later steps. `rotate_checkpoints` would
-            # keep them as the newest ones and delete complete ones.
+            # A killed run may have left incomplete checkpoints of later steps. transformers would write into
+            # these folders, and a file that it does not overwrite would be sealed with the others.
             for folder in checkpoints(self.directory.path):
                 if step_of(folder) > state.global_step:
-                    shutil.rmtree(folder)
+                    delete_checkpoint(folder)
+            if self.resume_from is not None:  # the killed run may not have come to it
+                rotate(self.directory.path, self.limit, state.best_model_checkpoint)
         self.trainer.accelerator.wait_for_everyone()
 
     def on_save(
@@ -112,8 +112,8 @@ class CheckpointCallback(TrainerCallback):
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             self.directory.flush()
-            seal(folder, state.global_step, self.identity)
-            rotate_checkpoints(str(self.directory.path), self.limit, state.best_model_checkpoint)
+            seal(folder, state.global_step, self.identity, self.directory.num_metrics())
+            rotate(self.directory.path, self.limit, state.best_model_checkpoint)
         accelerator.wait_for_everyone()
 
     def on_train_end(
@@ -204,6 +204,17 @@ class RunningMetrics:
         self.trainer._tr_loss.fill_(state["loss"])
         self.trainer._total_loss_scalar = state["loss_before"]
         self.trainer._globalstep_last_logged = state["logged"]
+
+
+def log_end_of_training(trainer: Trainer) -> None:
+    """Log what transformers logs after the last step, in a run that resumes from that step's checkpoint.
+
+    The times are left out: they are those of the process that trained.
+    """
+    loss = trainer._total_loss_scalar + trainer._tr_loss.item()
+    steps = max(trainer.state.global_step, 1)
+    trainer.log({"total_flos": trainer.state.total_flos, "train_loss": loss / steps})
+    trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
 
 
 class ReferenceWeights:

@@ -6,12 +6,11 @@ training, resumes from checkpoints, and saves the model and the report.
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping, Set
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
@@ -25,7 +24,7 @@ from rlkit.environment import Environment
 from rlkit.errors import UserError, first_line, one_line
 from rlkit.evaluation import Evaluation, compare, evaluate
 from rlkit.evaluation.splits import load_tasks, read_fold
-from rlkit.files import atomic_write
+from rlkit.files import atomic_folder
 from rlkit.models.cpu import tune_for_cpu, warn_if_bfloat16_is_slow
 from rlkit.models.load import save_gathered, save_model
 from rlkit.models.patches import shard_on_cpu
@@ -45,27 +44,15 @@ from rlkit.runs.guards import Guards
 from rlkit.runs.preemption import PreemptionCallback
 from rlkit.scoring import RewardRunner, load_rewards
 from rlkit.training.held_out import Answer, Check, evaluating, shard_and_gather
+from rlkit.training.identity import identity_of
 from rlkit.training.metrics import progress
 from rlkit.training.processes import on_main_process
-from rlkit.training.resume import CheckpointCallback, Stateful
+from rlkit.training.resume import CheckpointCallback, Stateful, log_end_of_training
 
 if TYPE_CHECKING:
     import datasets
 
 logger = logging.getLogger(__name__)
-
-# Arguments of the trainer that determine which tasks are in the batch of which step. They must not change
-# when a run is resumed.
-TASK_ORDER_KEYS = (
-    "seed",
-    "data_seed",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "num_generations",
-    "steps_per_generation",
-    "num_iterations",
-    "shuffle_dataset",
-)
 
 Parameters = ParamSpec("Parameters")
 AnyTrainer = TypeVar("AnyTrainer", bound=transformers.Trainer)
@@ -105,6 +92,7 @@ class Session:
         self.directory = RunDirectory(Path(run.trainer_args.output_dir), stage)
         self.guards: Guards | None = None
         self.check: Check | None = None
+        self._signal_handlers = ExitStack()
         # Read only once: a long run must not fail in its last evaluation because the file was deleted.
         self.fold = None if run.args.fold is None else read_fold(run.args.fold, environment)
 
@@ -162,11 +150,12 @@ class Session:
                     self._save_config()
 
     def close(self) -> None:
-        """Release the lock of the run directory."""
+        """Restore the signal handlers, and release the lock of the run directory."""
+        self._signal_handlers.close()
         self.directory.close()
 
     def _save_config(self) -> None:
-        atomic_write(self.directory.path / "config.yaml", resolved_text(self.run))
+        self.directory.save_config(resolved_text(self.run))
 
     def fit(
         self,
@@ -194,7 +183,9 @@ class Session:
         self.guards, self.check = guards, check
         preemption = PreemptionCallback()
         trainer.add_callback(preemption)
-        with preemption.listening(), write_errors(self.directory.path):
+        # Until `close`: a second signal must not kill the run while it still stops because of the first.
+        self._signal_handlers.enter_context(preemption.listening())
+        with write_errors(self.directory.path):
             self._fit(trainer, parts, runner, watch=watch, answer=answer, preemption=preemption)
 
     def _fit(
@@ -225,7 +216,9 @@ class Session:
                     self._evaluated,
                 )
             )
-        identity = self.identity(runner, trainer.accelerator.num_processes)
+        identity = identity_of(
+            self.run, self.directory.stage, self.environment, runner, trainer.accelerator.num_processes
+        )
         checkpoint = on_main_process(trainer.accelerator, lambda: self._checkpoint(identity))
         saver = CheckpointCallback(
             trainer,
@@ -238,52 +231,39 @@ class Session:
         trainer.callback_handler.callbacks.insert(0, saver)
         self.evaluate(trainer, runner, answer, "before")
         self._run_check(trainer, "before")
-        # Finished: the checkpoint is from the last step, and only the final evaluation is missing.
-        with self.directory, suppress(Finished):
-            trainer.train(resume_from_checkpoint=checkpoint)
+        with self.directory:
+            try:
+                trainer.train(resume_from_checkpoint=checkpoint)
+            except Finished:  # the checkpoint is from the last step: what follows training may be missing
+                log_end_of_training(trainer)
         preemption.finish_training(trainer.state)
         self.evaluate(trainer, runner, answer, "after")
         self._run_check(trainer, "after")
-        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-            save_gathered(trainer, self.directory.path / "model")
-        elif trainer.accelerator.is_main_process:
-            model = trainer.accelerator.unwrap_model(trainer.model)
-            save_model(model, trainer.processing_class, self.directory.path / "model")
+        self._save_model(trainer)
         if trainer.accelerator.is_main_process:
+            self.directory.flush()
             print(self.summary(), flush=True)
         trainer.accelerator.wait_for_everyone()  # a process may read the saved model as soon as it returns
+        preemption.finish()
 
-    def identity(self, runner: RewardRunner, num_processes: int) -> dict[str, Any]:
-        """Return the settings that must not change when a run is resumed, as JSON values."""
-        args, trainer_args = self.run.args, self.run.trainer_args
-        identity = {
-            "stage": self.directory.stage,
-            "environment": self.environment.id,
-            "environment_args": args.mapping("environment_args"),
-            "fold": args.fold,
-            "num_tasks": args.num_tasks,
-            "algorithm": getattr(args, "algorithm", None),
-            "model": self.run.model_args.model_name_or_path,
-            "processes": num_processes,
-        }
-        keys = ("demonstrations", "group_by", "dynamic_sampling")
-        identity |= {key: getattr(args, key, None) for key in keys}
-        identity |= {key: getattr(trainer_args, key, None) for key in TASK_ORDER_KEYS}
-        if self.directory.stage == "train":
-            weights = dict(zip(runner.names, trainer_args.reward_weights, strict=True))
-            identity |= {"rewards": weights, "reward_args": args.mapping("reward_args")}
-        if self.directory.stage == "rank":  # other values give the scorer other weights
-            model_args = self.run.model_args
-            identity |= {key: getattr(args, key) or None for key in ("cross_encoder", "adapter_rank")}
-            lora = {key: getattr(model_args, key) for key in ("lora_r", "lora_target_modules", "use_dora")}
-            identity["lora"] = lora if model_args.use_peft else None
-        return json.loads(json.dumps(identity))
+    def _save_model(self, trainer: transformers.Trainer) -> None:
+        """Save the trained model atomically: a run that is killed meanwhile leaves none."""
+        is_sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+        with ExitStack() as stack:
+            folder = self.directory.path / "model"
+            if trainer.accelerator.is_main_process:
+                folder = stack.enter_context(atomic_folder(folder))
+            if is_sharded:
+                save_gathered(trainer, folder)  # only the main process writes
+            elif trainer.accelerator.is_main_process:
+                model = trainer.accelerator.unwrap_model(trainer.model)
+                save_model(model, trainer.processing_class, folder)
 
     def _checkpoint(self, identity: dict[str, Any]) -> str | None:
         """Return the checkpoint to resume from, or None; remove what was logged and saved after it.
 
         Raises:
-            UserError: The checkpoint is of a run with other settings, or all checkpoints are incomplete.
+            UserError: The checkpoint is of a run with other settings, or all checkpoints are damaged.
         """
         if not self.run.args.resume:
             return None
@@ -301,7 +281,7 @@ class Session:
                 raise UserError(f"{message}; --resume_anyway resumes with the new settings")
             logger.warning(message)
         self._save_config()
-        self.directory.rewind(saved["step"])
+        self.directory.rewind(saved["step"], saved.get("num_metrics"))
         return str(checkpoint)
 
     def _evaluated(self, name: str) -> bool:
@@ -312,12 +292,20 @@ class Session:
     ) -> None:
         """Evaluate on the held-out tasks with greedy decoding, and save and log the result.
 
-        All processes take part. A resumed run skips the evaluation "before" if its result exists.
+        All processes take part. A resumed run reads the result "before" if it exists.
         """
         args = self.run.args
         path = self.directory.path / "evaluation" / f"{name}.json"
-        if not args.evaluation_tasks or (args.resume and name == "before" and path.exists()):
+        if not args.evaluation_tasks:
             return
+        if args.resume and name == "before":
+            # Only the main process looks: the other machines may not see its files.
+            earlier = on_main_process(
+                trainer.accelerator, lambda: Evaluation.load(path) if path.exists() else None
+            )
+            if earlier is not None:
+                self._report_to_guards(earlier, trainer.state.global_step)
+                return
         with evaluating(trainer):
             result = evaluate(
                 lambda tasks, samples: shard_and_gather(trainer.accelerator, tasks, samples, answer),
@@ -351,13 +339,16 @@ class Session:
             means = {"evaluation/length": result.length, f"evaluation/{result.metric}": result.accuracy.mean}
             self.directory.log(step, means)
             _log_to_wandb(means | {"train/global_step": step})
+        self._report_to_guards(result, trainer.state.global_step)
+
+    def _report_to_guards(self, result: Evaluation, step: int) -> None:
         if self.guards is not None:
             self.guards.evaluated(
-                trainer.state.global_step,
+                step,
                 result.accuracy.mean,
                 len(result.scores),
                 metric=result.metric,
-                last=name == "after",
+                last=result.name == "after",
             )
 
     def _run_check(self, trainer: transformers.Trainer, name: str) -> None:
