@@ -19,8 +19,9 @@ from typing import Any
 from rlkit.arguments.generation import check_generation_kwargs
 from rlkit.arguments.keys import ALGORITHMS, DEMONSTRATIONS, MAPPINGS, OBJECTIVES
 from rlkit.arguments.presets import ESTIMATORS, UTILITIES
-from rlkit.arguments.rank_keys import FALSE, TRUE, check_rank_keys
+from rlkit.arguments.rank_keys import FALSE, TRUE, check_rank_keys, is_true
 from rlkit.arguments.schema import enum_values
+from rlkit.arguments.train_keys import check_run_keys
 from rlkit.environment import SPLITS
 from rlkit.errors import UserError, check_choice, first_line
 
@@ -191,8 +192,15 @@ def check_values(command: str, keys: Mapping[str, object], types: Mapping[str, s
                     check_choice(key, str(item), choices)
     if command == "train" and keys.get("generation_kwargs"):
         _check_generation(keys)
+    values = {key: value for key, value in keys.items() if value is not None}
     if command == "rank":
-        check_rank_keys({key: value for key, value in keys.items() if value is not None})
+        check_rank_keys(values)
+    else:
+        check_run_keys(command, values)
+    for key, package in PACKAGES.items():
+        if is_true(values.get(key)) and importlib.util.find_spec(package) is None:
+            name = package.replace("_", "-")
+            raise UserError(f"{key} requires the package {name}: pip install {name}")
 
 
 def _check_generation(keys: Mapping[str, object]) -> None:
@@ -248,10 +256,6 @@ def check_value(key: str, value: object, annotation: str) -> None:  # noqa: PLR0
     elif "bool" in kinds and not {"str", "dict"} & set(kinds):
         if str(value).lower() not in TRUE + FALSE:
             raise UserError(f"{key} must be true or false, not {value!r}")
-        package = PACKAGES.get(key)
-        if package and str(value).lower() in TRUE and importlib.util.find_spec(package) is None:
-            name = package.replace("_", "-")
-            raise UserError(f"{key} requires the package {name}: pip install {name}")
     elif key in MAPPINGS or any(kind.startswith("dict") for kind in kinds):
         if isinstance(value, str):
             _check_mapping(key, value)

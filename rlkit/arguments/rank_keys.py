@@ -15,6 +15,9 @@ FALSE = ("no", "false", "f", "n", "0")
 _NO_QUANTIZATION = "set dtype to bfloat16 for less memory"
 _NO_TRAINER_EVALUATION = "set evaluation_tasks and evaluation_steps instead"
 _NO_SHARDING = "all processes hold the entire encoder"
+NO_BEST_CHECKPOINT = (
+    "save_strategy must be steps, epoch or no, not best: rlkit's evaluations do not select checkpoints"
+)
 # Keys that must keep their default, and the remedy or the reason.
 UNUSED: dict[str, tuple[object, str]] = {
     # ModelConfig
@@ -53,6 +56,7 @@ UNUSED: dict[str, tuple[object, str]] = {
     "greater_is_better": (None, _NO_TRAINER_EVALUATION),
     "do_eval": (False, _NO_TRAINER_EVALUATION),
     "do_predict": (False, _NO_TRAINER_EVALUATION),
+    "enable_jit_checkpoint": (False, "rlkit always writes a checkpoint when it is preempted"),
     "fsdp": (None, _NO_SHARDING),
     "fsdp_config": (None, _NO_SHARDING),
     "deepspeed": (None, _NO_SHARDING),
@@ -78,11 +82,13 @@ def check_rank_keys(keys: Mapping[str, object]) -> None:
             may be a string.
     """
     for key, value in keys.items():
-        if key in UNUSED and not _is_default(value, UNUSED[key][0]):
+        if key in UNUSED and not is_default(value, UNUSED[key][0]):
             raise UserError(f"{key} is not supported by `rlkit rank`: {UNUSED[key][1]}")
+    if keys.get("save_strategy") == "best":
+        raise UserError(NO_BEST_CHECKPOINT)
     uses_lora, uses_adapter = is_true(keys.get("use_peft")), _is_positive(keys.get("adapter_rank"))
     for key, value in keys.items():
-        if key in LORA and not uses_lora and not _is_default(value, LORA[key]):
+        if key in LORA and not uses_lora and not is_default(value, LORA[key]):
             raise UserError(f"{key} has no effect without LoRA; set use_peft to true or remove {key}")
     if uses_lora and uses_adapter:
         raise UserError(
@@ -103,12 +109,12 @@ def _is_positive(value: object) -> bool:
     return value is not None and float(str(value)) > 0
 
 
-def _is_default(value: object, default: object) -> bool:
+def is_default(value: object, default: object) -> bool:
     """Return whether a value, which may be a string, is the default or one of several harmless values."""
     if isinstance(default, tuple):
         return str(value) in default
-    if default is False:
-        return str(value).lower() in FALSE
+    if isinstance(default, bool):
+        return str(value).lower() in (TRUE if default else FALSE)
     if default is None or default == []:
         return str(value).lower() in ("", "none", "null", "[]", "{}", *FALSE)
     if isinstance(default, int | float):

@@ -18,15 +18,13 @@ import trl
 from accelerate.utils import gather_object
 from peft import PeftModel
 from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.trainer_utils import has_length
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import use_adapter
 
-from rlkit.arguments.bounds import CHOICES
-from rlkit.arguments.generation import check_generation_kwargs
 from rlkit.environment import Environment
-from rlkit.errors import UserError, check_choice
 from rlkit.models.patches import replaced_vllm_generation
-from rlkit.reward import RewardCall, as_trl_reward
+from rlkit.reward import as_trl_reward
 from rlkit.rollouts.loop import RolloutLimits
 from rlkit.rollouts.sampler import open_sampler
 from rlkit.rollouts.tokenize import decode_turn
@@ -37,6 +35,8 @@ from rlkit.training.batches import Batch, shuffle_groups, split
 from rlkit.training.dynamic_sampling import DynamicSampling
 from rlkit.training.local_engine import transformers_engine
 from rlkit.training.resume import EpochSeededSampler, ReferenceWeights, RunningMetrics, Stateful
+from rlkit.training.rollout_counts import RolloutCounts
+from rlkit.training.settings import check_constructor, check_settings
 from rlkit.training.shared_prefix import add_shared_prefix, completion_log_probs, supports_shared_prefix
 from rlkit.training.step import SampledBatch, Task, training_batch
 from rlkit.training.timing import StepClock
@@ -123,6 +123,7 @@ class GRPOTrainer(trl.GRPOTrainer):
 
             return SyncedVLLM(weights_dir=weights_dir, **settings)
 
+        check_constructor(kwargs)
         # TRL needs the number and the names of the rewards but never calls them: the step does.
         kwargs["reward_funcs"] = [as_trl_reward(reward, name) for name, reward in runner.rewards.items()]
         with replaced_vllm_generation(make_vllm):
@@ -142,8 +143,10 @@ class GRPOTrainer(trl.GRPOTrainer):
         self.shared_prefix = shared_prefix and self._enable_shared_prefix()
         self.dynamic_sampling = DynamicSampling(self, dynamic_sampling) if dynamic_sampling else None
         self.clock = StepClock(self._metrics["train"])
+        self.rollout_counts = RolloutCounts(warns=self.accelerator.is_main_process)
         self.add_callback(self.clock)
-        self._check_settings()
+        self.add_callback(self.rollout_counts)
+        check_settings(self)
 
     def _enable_shared_prefix(self) -> bool:
         model = self.accelerator.unwrap_model(self.model)
@@ -155,50 +158,6 @@ class GRPOTrainer(trl.GRPOTrainer):
             return False
         add_shared_prefix()
         return True
-
-    def _check_settings(self) -> None:
-        args, G = self.args, self.num_generations
-        for key in ("scale_rewards", "multi_objective_aggregation", "vllm_importance_sampling_mode"):
-            check_choice(key, getattr(args, key), CHOICES[key])
-        check_generation_kwargs(
-            args.generation_kwargs or {},
-            use_vllm=args.use_vllm,
-            continuous_batching=args.use_transformers_continuous_batching,
-            max_tokens=self.loop.limits.max_turn_tokens or self.loop.limits.max_tokens,
-            max_turns=self.loop.limits.max_turns,
-        )
-        if args.sync_ref_model and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-            raise UserError(
-                "sync_ref_model does not work with FSDP or DeepSpeed: checkpoints cannot hold a sharded "
-                "reference model yet; set sync_ref_model: false"
-            )
-        if self.samples_with_trl and self.loop.limits.max_turns > 1:
-            raise UserError(
-                f"{self.environment.id} has several turns, which transformers cannot sample with FSDP 1, "
-                "ds3_gather_for_generation: false or continuous batching; set use_vllm: true"
-            )
-        if (
-            self.kl_in_reward
-            and self.advantages is None
-            and args.multi_objective_aggregation == "normalize_then_sum"
-        ):
-            raise UserError("kl_in_reward requires multi_objective_aggregation: sum_then_normalize")
-        need_groups = [
-            f"the reward {name!r}"
-            for name, reward in self.runner.rewards.items()
-            if RewardCall(reward).scope == "group"
-        ]
-        if need_groups and G == 1:
-            raise UserError(f"{need_groups[0]} needs at least 2 rollouts per task; increase num_generations")
-        if self.dynamic_sampling:
-            need_groups.append("dynamic_sampling")
-        B = args.per_device_train_batch_size * args.steps_per_generation
-        if need_groups and B % G:
-            raise UserError(
-                f"{need_groups[0]} needs whole groups, but each process samples {B} rollouts at a time "
-                "(per_device_train_batch_size * steps_per_generation); make that a multiple of "
-                f"num_generations ({G})"
-            )
 
     # --- What `rlkit.training.step` reads -------------------------------------------------------------------
 
@@ -237,7 +196,8 @@ class GRPOTrainer(trl.GRPOTrainer):
         """Return the number of micro-batches in the first `step` optimizer steps of a run."""
         accumulation = self.args.gradient_accumulation_steps
         loader = self.callback_handler.train_dataloader
-        if loader is None:  # training has not begun
+        # Training has not begun, or the tasks are a stream, whose epochs are not counted in advance.
+        if loader is None or not has_length(loader):
             return step * accumulation
         # The last optimizer step of an epoch has fewer micro-batches if they do not divide evenly.
         steps_per_epoch = math.ceil(len(loader) / accumulation)
@@ -424,6 +384,7 @@ class GRPOTrainer(trl.GRPOTrainer):
             "since the last log": RunningMetrics(self, self._metrics["train"]),
             "progress": TrainerPosition(self),
             "budget": self.budget,
+            "rollouts": self.rollout_counts,
         }
         stateful: dict[str, Any] = {f"reward {name}": r for name, r in self.runner.stateful.items()}
         if hasattr(self.environment, "state_dict"):

@@ -94,6 +94,7 @@ def training_batch(trainer: GRPOTrainer, tasks: Sequence[Task]) -> Batch:
         # Saved before the optimizer step, so that the rollouts of a step that crashes can be inspected.
         step = trainer.state.global_step + 1  # global_step counts completed steps
         records = gather_object([record | {"step": step} for record in sampled.judged.records])
+        trainer.rollout_counts.add(records, step)
         if trainer.run_dir is not None and trainer.accelerator.is_main_process:
             trainer.run_dir.save_rollouts(step, records)
         sampled.metrics |= advance_environment(trainer, sampled.judged)
@@ -195,7 +196,7 @@ def judge(trainer: GRPOTrainer, tasks: Sequence[Task], rollouts: Sequence[Rollou
     limit = {"max_length": trainer.args.max_completion_length}  # length rewards read it
     rows = [task | rollout.columns() | limit for task, rollout in zip(tasks, rollouts, strict=True)]
     with trainer.clock("rewards"):
-        # TRL may split a group over processes. `GRPOTrainer._check_settings` rejects that if a reward
+        # TRL may split a group over processes. `rlkit.training.settings` rejects that if a reward
         # compares the rollouts of a group; all other rewards can judge each rollout alone.
         has_whole_groups = len(rows) % trainer.group_size == 0
         group_size = trainer.group_size if has_whole_groups else 1
@@ -235,7 +236,7 @@ def weighted_totals(rewards: torch.Tensor, weights: torch.Tensor) -> torch.Tenso
 
 
 def spend_error_budget(trainer: GRPOTrainer, scores: Scores, rows: Sequence[Mapping[str, Any]]) -> Metrics:
-    """Return the error rate of each reward over all processes; raise RewardError if the budget is spent.
+    """Return the error rates over all processes; raise RewardError if the budget is spent.
 
     All processes raise together: if one raised alone, the others would hang in the next collective.
     """
@@ -247,7 +248,8 @@ def spend_error_budget(trainer: GRPOTrainer, scores: Scores, rows: Sequence[Mapp
     ).tolist()
     row = None if scores.first_row is None else rows[scores.first_row]
     trainer.budget.update(all_invalid / total, scores.first_traceback, row)
-    return {f"rewards/{name}/error_rate": count / total for name, count in zip(names, errors, strict=True)}
+    rates = {f"rewards/{name}/error_rate": count / total for name, count in zip(names, errors, strict=True)}
+    return {"completions/invalid_ratio": all_invalid / total, **rates}
 
 
 # --- 3. Collate --------------------------------------------------------------------------------------------

@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import fields
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from trl import get_peft_config
 
 from rlkit.arguments.parse import TrainConfig
-from rlkit.arguments.presets import warnings_for
+from rlkit.arguments.presets import PRESETS, warnings_for
+from rlkit.arguments.train_keys import keys_without_effect
 from rlkit.environment import Environment
 from rlkit.errors import UserError, nearest
 from rlkit.models.load import load_model
@@ -38,8 +40,9 @@ def train(run: TrainConfig) -> None:
     with closing(session):
         session.prepare()
         rewards, trainer_args.reward_weights = load_run_rewards(run, environment)
-        for warning in warnings_for(run.keys()) if trainer_args.process_index == 0 else ():
-            logger.warning(warning)
+        if trainer_args.process_index == 0:
+            for warning in warnings_for(run.keys()) + keys_without_effect(changed_keys(run), run.keys()):
+                logger.warning(warning)
         guards = Guards(args.mapping("guards"), record=session.directory.log)
         tasks = session.tasks()
         check_columns(rewards, tasks.column_names)
@@ -99,6 +102,14 @@ def answer(
     """Return `samples` greedy rollouts of each held-out task, sampled by the engine of training."""
     with trainer.engine(batch_size) as engine:
         return trainer.sampler(engine, tasks, samples)
+
+
+def changed_keys(run: TrainConfig) -> set[str]:
+    """Return the keys that are neither at their default nor at the value of the algorithm's preset."""
+    defaults = {f.name: f.default for config in (run.args, run.trainer_args) for f in fields(config)}
+    defaults |= PRESETS[run.args.algorithm].keys
+    keys = run.keys()
+    return {key for key in run.explicit if key in defaults and keys[key] != defaults[key]}
 
 
 def check_group_column(tasks: Dataset, column: str) -> None:

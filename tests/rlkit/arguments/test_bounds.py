@@ -44,7 +44,9 @@ def test_tables_contain_only_existing_keys():
 def test_default_values_are_valid(command):
     from rlkit.arguments.parse import trl_parser
 
-    defaults = {a.dest: a.default for a in trl_parser(command)._actions if a.dest in all_keys(command)}
+    # Reversed, because TRL's parser also has an option `--no_KEY` after each key that is true by default.
+    actions = [a for a in reversed(trl_parser(command)._actions) if a.dest in all_keys(command)]
+    defaults = {a.dest: a.default for a in actions}
     values = {key: getattr(value, "value", value) for key, value in defaults.items() if value is not None}
     check_values(command, values, all_keys(command))
 
@@ -60,7 +62,7 @@ def test_check_values_rejects_exactly_the_numbers_out_of_range(key, number):
     is_inside = is_inside and not (allowed.open_high and number == allowed.high)
     for value in (number, str(number)):  # from YAML and from the command line
         if is_inside:
-            check_values("train", {key: value}, KEYS)
+            bounds.check_value(key, value, KEYS[key])
         else:
             assert error_of(**{key: value}).startswith(key)
 
@@ -167,7 +169,7 @@ def test_check_values_accepts_json_and_json_files_for_mappings(tmp_path):
 
 def test_check_values_names_the_missing_package(monkeypatch):
     monkeypatch.setattr(bounds.importlib.util, "find_spec", lambda name: None)
-    assert "pip install liger-kernel" in error_of(use_liger_kernel=True)
+    assert "pip install liger-kernel" in error_of("sft", use_liger_kernel=True)
     check_values("train", {"use_liger_kernel": False}, KEYS)
 
 

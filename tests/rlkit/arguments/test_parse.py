@@ -105,7 +105,7 @@ def test_output_dir_defaults_to_the_name_of_the_config(write):
     ],
 )
 def test_parse_train_converts_values_of_every_type(write, key, value, expected):
-    run = parse_train(["--config", write(**{key: value})])
+    run = parse_train(["--config", write(use_peft=True, **{key: value})])
     if key == "environment_args":
         parsed = run.args.mapping(key)
     else:
@@ -126,7 +126,7 @@ def test_parse_train_converts_values_of_every_type(write, key, value, expected):
     ],
 )
 def test_single_lora_target_module_stays_a_list(write, target_modules, expected):
-    run = parse_train(["--config", write(lora_target_modules=target_modules)])
+    run = parse_train(["--config", write(use_peft=True, lora_target_modules=target_modules)])
     assert run.model_args.lora_target_modules == expected
 
 
@@ -276,6 +276,7 @@ def test_resolved_text_parses_to_the_same_run(write, tmp_path):
         environment_args={"num_nodes": 3},
         rewards=["distribution"],
         reward_weights=[0.5],
+        use_peft=True,
         lora_target_modules="all-linear",
         num_generations=4,
         overwrite=True,

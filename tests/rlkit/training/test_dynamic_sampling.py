@@ -5,6 +5,7 @@ import pytest
 
 from rlkit.errors import UserError
 from rlkit.scoring import RewardRunner
+from rlkit.training.settings import check_settings
 
 G = 4
 
@@ -140,7 +141,7 @@ def test_settings_that_split_groups_over_processes_are_rejected(make):
         trainer.runner,
         pytest.raises(UserError, match=r"dynamic_sampling needs whole groups.*6 rollouts.*\(4\)"),
     ):
-        trainer._check_settings()
+        check_settings(trainer)
 
 
 def test_rollout_without_a_reward_is_no_spread(make):

@@ -16,6 +16,7 @@ from rlkit.errors import RewardError, UserError
 from rlkit.registry import load_environment
 from rlkit.rollouts.types import Rollout
 from rlkit.scoring import ErrorBudget
+from rlkit.training.settings import check_settings
 from rlkit.training.step import judge
 from rlkit.training.timing import StepClock
 from tests.quick import ROOT, TOY
@@ -185,7 +186,8 @@ def test_tokens_of_invalid_rollouts_do_not_change_the_gradient(make, shared_pref
 def test_batch_without_a_valid_rollout_does_not_change_the_weights(make):
     trainer = make(failing=set(range(8)))
     before = [p.detach().clone() for p in trainer.model.parameters()]
-    trainer.train()
+    with pytest.raises(RewardError, match=r"all 8 rollouts of this run are invalid.*the judge is down"):
+        trainer.train()
     for old, new in zip(before, trainer.model.parameters(), strict=True):
         assert torch.equal(old, new)
 
@@ -343,7 +345,7 @@ def test_group_reward_requires_whole_groups_on_each_process(make):
     trainer = make(rewards={"best": Ranking()})
     trainer.args.per_device_train_batch_size = 6
     with pytest.raises(UserError, match=r"'best' needs whole groups.*6 rollouts.*\(4\)"):
-        trainer._check_settings()
+        check_settings(trainer)
 
 
 def test_rewards_of_single_rollouts_work_with_split_groups(make):

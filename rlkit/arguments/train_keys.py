@@ -1,0 +1,231 @@
+"""Keys of TRL and transformers that `rlkit train` and `rlkit sft` do not use: none is silently ignored.
+
+Setting a key of `UNUSED` is an error. A key that needs another one (`REQUIREMENTS`) is reported by a warning,
+so that a config with `vllm_*` keys can be tried with `--use_vllm false`. docs/trl_features.md lists all keys
+of TRL's GRPOConfig; `tests/rlkit/arguments/test_train_keys.py` asserts that each key is decided on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from rlkit.arguments.rank_keys import LORA, NO_BEST_CHECKPOINT, is_default, is_true
+from rlkit.errors import UserError
+
+_EVALUATION = "set evaluation_tasks and evaluation_steps instead"
+_ORDER = "set shuffle_dataset: false for tasks in their order"
+_IMAGES = "rollouts have no images"
+# Keys that rlkit's GRPOTrainer does not use, also when it is built in Python: the default, which is the only
+# valid value, and the remedy or the reason.
+UNUSED_BY_TRAINER: dict[str, tuple[object, str]] = {
+    "auto_find_batch_size": (False, "a smaller batch would split groups; set per_device_train_batch_size"),
+    "cache_implementation": (None, "rlkit's engine has its own cache; set use_vllm: true for another engine"),
+    "include_num_input_tokens_seen": (("no", "False", "false"), "num_tokens is always logged"),
+    "label_names": (None, "tasks have no labels"),
+    "label_smoothing_factor": (0.0, "the policy gradient loss has no labels to smooth"),
+    "length_column_name": ("length", _ORDER),
+    "liger_kernel_config": (None, "rlkit computes the shared prefix with its own attention"),
+    "log_multimodal": (True, _IMAGES),
+    "max_tool_calling_iterations": (None, "set max_turns: tools are replies of an environment"),
+    "neftune_noise_alpha": (None, "noise in the embeddings would change the importance ratio"),
+    "remove_unused_columns": (False, "rewards and environments read the columns of the tasks"),
+    "train_sampling_strategy": (("random",), _ORDER),
+    "use_liger_kernel": (False, "rlkit computes the shared prefix with its own attention"),
+}
+# Keys that a run does not use, because rlkit loads the model, evaluates and handles preemption itself.
+UNUSED_BY_RUN: dict[str, tuple[object, str]] = {
+    "batch_eval_metrics": (False, _EVALUATION),
+    "bf16_full_eval": (False, "evaluations use the dtype of training"),
+    "do_eval": (False, _EVALUATION),
+    "do_predict": (False, "set evaluation_tasks instead"),
+    "enable_jit_checkpoint": (False, "rlkit always writes a checkpoint when it is preempted"),
+    "eval_accumulation_steps": (None, _EVALUATION),
+    "eval_delay": (0, _EVALUATION),
+    "eval_do_concat_batches": (True, _EVALUATION),
+    "eval_steps": (None, _EVALUATION),
+    "eval_use_gather_object": (False, _EVALUATION),
+    "fp16_full_eval": (False, "evaluations use the dtype of training"),
+    "greater_is_better": (None, _EVALUATION),
+    "include_for_metrics": ([], _EVALUATION),
+    "load_best_model_at_end": (False, "the last model is saved; checkpoints keep earlier ones"),
+    "metric_for_best_model": (None, _EVALUATION),
+    "model_init_kwargs": (None, "set dtype, attn_implementation or model_revision, or edit config.json"),
+    "parallelism_config": (None, "set fsdp_config or deepspeed, or --accelerate"),
+    "per_device_eval_batch_size": (8, "set evaluation_batch_size instead"),
+    "prediction_loss_only": (False, _EVALUATION),
+    "use_cache": (False, "rlkit manages the cache of its engines"),
+}
+UNUSED: dict[str, dict[str, tuple[object, str]]] = {
+    "train": UNUSED_BY_TRAINER
+    | UNUSED_BY_RUN
+    | {
+        "log_completions_hub_repo": (None, "the folder rollouts/ has all completions; upload that"),
+        "num_generations_eval": (None, "evaluations answer greedily, once per task; use `rlkit eval`"),
+        "use_transformers_paged": (False, "set use_transformers_continuous_batching instead"),
+        "vllm_importance_sampling_cap": (None, "set vllm_importance_sampling_clip_max instead"),
+    },
+    "sft": UNUSED_BY_RUN
+    | {
+        "dataset_text_field": ("text", "demonstrations have the columns prompt and completion"),
+        "eval_packing": (None, _EVALUATION),
+    },
+}
+
+CLIPPED_LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
+Keys = Mapping[str, Any]
+# What keys of `rlkit train` need to have an effect: a description, a test of all keys, and the keys.
+REQUIREMENTS: tuple[tuple[str, Callable[[Keys], object], tuple[str, ...]], ...] = (
+    (
+        "use_vllm: true",
+        lambda keys: keys["use_vllm"],
+        (
+            "vllm_mode", "vllm_model_impl", "vllm_enable_sleep_mode", "vllm_structured_outputs_regex",
+            "vllm_server_base_url", "vllm_server_host", "vllm_server_port", "vllm_server_timeout",
+            "vllm_group_port", "vllm_gpu_memory_utilization", "vllm_max_model_length",
+            "vllm_tensor_parallel_size", "vllm_importance_sampling_mode",
+            "vllm_importance_sampling_clip_max", "vllm_importance_sampling_clip_min", "weights_dir",
+        ),
+    ),
+    (
+        "vllm_mode: server",
+        lambda keys: not keys["use_vllm"] or keys["vllm_mode"] == "server",
+        (
+            "vllm_server_base_url", "vllm_server_host", "vllm_server_port", "vllm_server_timeout",
+            "vllm_group_port", "weights_dir",
+        ),
+    ),
+    (
+        "vllm_mode: colocate",
+        lambda keys: not keys["use_vllm"] or keys["vllm_mode"] == "colocate",
+        (
+            "vllm_gpu_memory_utilization", "vllm_max_model_length", "vllm_tensor_parallel_size",
+            "vllm_enable_sleep_mode", "vllm_model_impl",
+        ),
+    ),
+    (
+        "vllm_importance_sampling_correction: true",
+        lambda keys: not keys["use_vllm"] or keys["vllm_importance_sampling_correction"],
+        (
+            "vllm_importance_sampling_mode", "vllm_importance_sampling_clip_max",
+            "vllm_importance_sampling_clip_min",
+        ),
+    ),
+    (
+        f"loss_type {', '.join(CLIPPED_LOSSES)}",
+        lambda keys: keys["loss_type"] in CLIPPED_LOSSES,
+        ("delta",),
+    ),
+    (
+        f"loss_type {', '.join(CLIPPED_LOSSES)}, or cispo without epsilon_high",
+        lambda keys: (
+            keys["loss_type"] in CLIPPED_LOSSES
+            or (keys["loss_type"] == "cispo" and keys["epsilon_high"] is None)
+        ),
+        ("epsilon",),
+    ),
+    (
+        f"loss_type {', '.join(CLIPPED_LOSSES)} or cispo",
+        lambda keys: keys["loss_type"] in (*CLIPPED_LOSSES, "cispo"),
+        ("epsilon_high",),
+    ),
+    (
+        "loss_type: sapo",
+        lambda keys: keys["loss_type"] == "sapo",
+        ("sapo_temperature_neg", "sapo_temperature_pos"),
+    ),
+    (
+        "loss_type: vespo",
+        lambda keys: keys["loss_type"] == "vespo",
+        ("vespo_k_pos", "vespo_k_neg", "vespo_lambda_pos", "vespo_lambda_neg"),
+    ),
+    (
+        "a KL term in the loss (beta above 0, and not algorithm rloo)",
+        lambda keys: keys["beta"] and keys["algorithm"] != "rloo",
+        ("use_bias_correction_kl",),
+    ),
+    (
+        "sync_ref_model: true",
+        lambda keys: keys["sync_ref_model"],
+        ("ref_model_mixup_alpha", "ref_model_sync_steps"),
+    ),
+    (
+        "use_adaptive_entropy: true",
+        lambda keys: keys["use_adaptive_entropy"],
+        ("entropy_coef_min", "entropy_coef_max", "entropy_coef_delta", "entropy_target"),
+    ),
+    (
+        "multi_objective_aggregation: sum_then_normalize",
+        lambda keys: keys["multi_objective_aggregation"] == "sum_then_normalize",
+        ("scale_rewards",),
+    ),
+    ("log_completions: true", lambda keys: keys["log_completions"], ("num_completions_to_print",)),
+    (
+        "log_completions: true and report_to wandb or trackio",
+        lambda keys: keys["log_completions"] and {"wandb", "trackio"} & set(keys["report_to"]),
+        ("log_unique_prompts",),
+    ),
+    (
+        "use_transformers_continuous_batching: true",
+        lambda keys: keys["use_transformers_continuous_batching"],
+        ("transformers_continuous_batching_config",),
+    ),
+    (
+        "gradient_checkpointing: true",
+        lambda keys: keys["gradient_checkpointing"],
+        ("gradient_checkpointing_kwargs",),
+    ),
+    ("dynamic_sampling: true", lambda keys: keys["dynamic_sampling"], ("dynamic_sampling_attempts",)),
+    ("algorithm: hrpo", lambda keys: keys["algorithm"] == "hrpo", ("group_minimum",)),
+    (
+        "evaluation_tasks above 0",
+        lambda keys: keys["evaluation_tasks"],
+        ("evaluation_steps", "evaluation_split", "evaluation_batch_size"),
+    ),
+)  # fmt: skip
+
+
+def check_run_keys(command: str, keys: Keys) -> None:
+    """Raise UserError for the first key that `rlkit train` or `rlkit sft` would ignore.
+
+    Args:
+        command: "train" or "sft".
+        keys: Keys that are set, with values that are valid for their types; a number or a boolean may be a
+            string.
+    """
+    check_unused(UNUSED[command], keys, f"`rlkit {command}`")
+    if keys.get("save_strategy") == "best":
+        raise UserError(NO_BEST_CHECKPOINT)
+    if not is_true(keys.get("use_peft")):
+        for key, value in keys.items():
+            if key in LORA and not is_default(value, LORA[key]):
+                raise UserError(f"{key} has no effect without LoRA; set use_peft to true or remove {key}")
+
+
+def check_unused(unused: Mapping[str, tuple[object, str]], keys: Keys, user: str) -> None:
+    """Raise UserError for the first key that is set to another value than its default.
+
+    Args:
+        unused: Default and reason of each key that must keep its default.
+        keys: Values by key.
+        user: What does not use the keys, for the error message.
+    """
+    for key, (default, reason) in unused.items():
+        if key in keys and not is_default(keys[key], default):
+            raise UserError(f"{key} is not supported by {user}: {reason}")
+
+
+def keys_without_effect(changed: Collection[str], keys: Keys) -> list[str]:
+    """Return one sentence for each requirement that is not met, naming the keys that therefore do nothing.
+
+    Args:
+        changed: Keys that the user has set to another value than their default.
+        keys: All keys of a run of `rlkit train` with their values.
+    """
+    sentences = []
+    for requirement, is_met, names in REQUIREMENTS:
+        unused = [name for name in names if name in changed]
+        if unused and not is_met(keys):
+            verb = "has" if len(unused) == 1 else "have"
+            sentences.append(f"{' and '.join(unused)} {verb} no effect without {requirement}")
+    return sentences
