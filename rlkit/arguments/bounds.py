@@ -231,7 +231,7 @@ def _choices(command: str, key: str, value: object) -> tuple[str, ...] | None:
     return CHOICES.get(key)
 
 
-def check_value(key: str, value: object, annotation: str) -> None:  # noqa: PLR0912
+def check_value(key: str, value: object, annotation: str) -> None:
     """Raise UserError if a value is invalid for its key.
 
     Args:

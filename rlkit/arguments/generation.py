@@ -29,7 +29,6 @@ REPLACEMENTS: dict[str, str] = {
     "top_k": "the key `top_k`",
     "min_p": "the key `min_p`",
     "repetition_penalty": "the key `repetition_penalty`",
-    "cache_implementation": "the key `cache_implementation`",
     **dict.fromkeys(("max_new_tokens", "max_length", "max_tokens"), "`max_completion_length`"),
     **dict.fromkeys(("stop", "stop_strings"), "the attribute `stop` of the environment"),
     **dict.fromkeys(("structured_outputs", "response_format"), "`vllm_structured_outputs_regex`"),
@@ -79,7 +78,8 @@ _REJECTED: dict[str, tuple[str, ...]] = {
         "speculation_type", "use_beam_search",
     ),
     CACHE: (
-        "use_cache", "cache_config", "max_cache_len", "prefill_chunk_size", "compile_config",
+        "use_cache", "cache_implementation", "cache_config", "max_cache_len", "prefill_chunk_size",
+        "compile_config",
         "disable_compile", "skip_reading_prefix_cache", "cache_salt", "kv_transfer_params",
         "ec_transfer_params",
     ),

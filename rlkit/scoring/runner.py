@@ -66,6 +66,13 @@ class RewardRunner:
         self.rewards = dict(rewards)
         self.names = list(rewards)
         self.metric = metric
+        for name, reward in rewards.items():
+            # torch modules are callable, but a classifier cannot judge text without its tokenizer.
+            if not callable(reward) or hasattr(reward, "named_parameters"):
+                raise UserError(
+                    f"the reward {name!r} must be a function, not {reward!r:.60}; for a reward model, use "
+                    "rlkit.scoring.reward_model:RewardModel"
+                )
         self._calls = {name: RewardCall(reward) for name, reward in rewards.items()}
         self._check_metric()
         self.stateful = {name: reward for name, reward in rewards.items() if is_stateful(reward)}

@@ -36,7 +36,7 @@ from rlkit.training.dynamic_sampling import DynamicSampling
 from rlkit.training.local_engine import transformers_engine
 from rlkit.training.resume import EpochSeededSampler, ReferenceWeights, RunningMetrics, Stateful
 from rlkit.training.rollout_counts import RolloutCounts
-from rlkit.training.settings import check_constructor, check_settings
+from rlkit.training.settings import check_constructor, check_settings, disable_attention_dropout
 from rlkit.training.shared_prefix import add_shared_prefix, completion_log_probs, supports_shared_prefix
 from rlkit.training.step import SampledBatch, Task, training_batch
 from rlkit.training.timing import StepClock
@@ -123,11 +123,13 @@ class GRPOTrainer(trl.GRPOTrainer):
 
             return SyncedVLLM(weights_dir=weights_dir, **settings)
 
-        check_constructor(kwargs)
+        check_constructor(args, kwargs)
         # TRL needs the number and the names of the rewards but never calls them: the step does.
         kwargs["reward_funcs"] = [as_trl_reward(reward, name) for name, reward in runner.rewards.items()]
         with replaced_vllm_generation(make_vllm):
             super().__init__(*args, **kwargs)
+        if self.args.disable_dropout:
+            disable_attention_dropout(self.model)
         if kl_in_reward:
             self.beta = 0.0  # TRL's loss must not add a KL term as well; the step reads `args.beta`
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+import re
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
+
+import torch
+import trl
 
 from rlkit.arguments.bounds import CHOICES, LOSS_TYPES
 from rlkit.arguments.generation import check_generation_kwargs
 from rlkit.arguments.train_keys import UNUSED_BY_TRAINER, check_unused
-from rlkit.errors import UserError, check_choice
+from rlkit.errors import UserError, check_choice, nearest
 from rlkit.reward import RewardCall
 
 if TYPE_CHECKING:
@@ -17,19 +22,35 @@ if TYPE_CHECKING:
 # Arguments of TRL's GRPOTrainer that rlkit's step does not read, and what to use instead.
 REPLACED_ARGUMENTS = {
     "reward_funcs": "pass the rewards as runner=RewardRunner({...}), which also calls TRL's reward functions",
-    "reward_processing_classes": "a reward model loads its tokenizer, see rlkit.scoring.reward_model",
+    "reward_processing_classes": "use rlkit.scoring.reward_model:RewardModel",
     "rollout_func": "write an Environment, whose `respond` continues a rollout",
     "environment_factory": "write an Environment, whose `respond` continues a rollout",
     "tools": "write an Environment, whose `respond` calls the tools",
 }
+# Arguments of `apply_chat_template` that the loop sets itself, and the reasons.
+TEMPLATE_ARGUMENTS = {
+    "chat_template": "the template is part of the model's tokenizer",
+    "tools": "the environment declares its tools as `Environment.tools`",
+    **dict.fromkeys(
+        (
+            "add_generation_prompt", "continue_final_message", "conversation", "max_length", "messages",
+            "padding", "return_assistant_tokens_mask", "return_dict", "return_tensors", "tokenize",
+            "tokenizer_kwargs", "truncation",
+        ),
+        "the rollout loop sets it",
+    ),
+}  # fmt: skip
 
 
-def check_constructor(arguments: Mapping[str, object]) -> None:
+def check_constructor(positional: Sequence[object], keywords: Mapping[str, object]) -> None:
     """Raise UserError if an argument of TRL's GRPOTrainer is set that rlkit's step would ignore.
 
     Args:
-        arguments: Keyword arguments for TRL's GRPOTrainer.
+        positional: Positional arguments for TRL's GRPOTrainer.
+        keywords: Keyword arguments for it.
     """
+    names = inspect.signature(trl.GRPOTrainer).parameters
+    arguments = {**dict(zip(names, positional, strict=False)), **keywords}
     for name, remedy in REPLACED_ARGUMENTS.items():
         if arguments.get(name) is not None:
             raise UserError(f"GRPOTrainer must be built without {name}: {remedy}")
@@ -58,6 +79,17 @@ def check_settings(trainer: GRPOTrainer) -> None:
     _check_groups(trainer)
 
 
+def disable_attention_dropout(model: torch.nn.Module) -> None:
+    """Set the dropout of attention to 0, which is a number in most models and no module.
+
+    TRL's `disable_dropout` changes only modules. With dropout left, the log-probabilities of the old policy
+    and of the loss differ, and so do those of two calls.
+    """
+    for module in model.modules():
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0  # type: ignore[assignment]
+
+
 def _check_keys(trainer: GRPOTrainer) -> None:
     args, limits = trainer.args, trainer.loop.limits
     choices = ("scale_rewards", "multi_objective_aggregation", "vllm_importance_sampling_mode")
@@ -65,6 +97,7 @@ def _check_keys(trainer: GRPOTrainer) -> None:
         check_choice(key, getattr(args, key), CHOICES[key])
     check_choice("loss_type", args.loss_type, LOSS_TYPES["train"])
     check_unused(UNUSED_BY_TRAINER, vars(args), "rlkit's GRPOTrainer")
+    _check_chat_template_kwargs(trainer)
     check_generation_kwargs(
         args.generation_kwargs or {},
         use_vllm=args.use_vllm,
@@ -72,6 +105,25 @@ def _check_keys(trainer: GRPOTrainer) -> None:
         max_tokens=limits.max_turn_tokens or limits.max_tokens,
         max_turns=limits.max_turns,
     )
+
+
+def _check_chat_template_kwargs(trainer: GRPOTrainer) -> None:
+    """Raise UserError for the first entry of `chat_template_kwargs` that the chat template would ignore."""
+    template = str(trainer.tokenizer.chat_template or "")
+    for name in trainer.chat_template_kwargs:
+        if name in TEMPLATE_ARGUMENTS:
+            raise UserError(
+                f"chat_template_kwargs must not contain {name!r}: {TEMPLATE_ARGUMENTS[name]}; remove it"
+            )
+        if not template:
+            raise UserError(
+                "chat_template_kwargs must be empty, because the tokenizer of the model has no chat template"
+            )
+        if not re.search(rf"\b{re.escape(name)}\b", template):
+            raise UserError(
+                f"chat_template_kwargs: the chat template of the model has no variable {name!r}"
+                f"{nearest(name, set(re.findall(r'[a-z]+(?:_[a-z]+)+', template)))}"
+            )
 
 
 def _check_groups(trainer: GRPOTrainer) -> None:

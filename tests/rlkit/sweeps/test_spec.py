@@ -42,6 +42,7 @@ def test_to_argv_round_trips_through_the_parser(write):
         "learning_rate": 0.5,
         "environment_args.name": "1",
         "environment_args.level": 2,
+        "use_peft": True,
         "lora_target_modules": ["q_proj", "v_proj"],
         "guards": {"length": "stop"},
         "shuffle_dataset": False,
