@@ -92,21 +92,35 @@ def _load_merged(folder: Path) -> PreTrainedModel:
     from peft import PeftConfig, PeftModel
     from transformers import AutoModelForCausalLM
 
+    from rlkit.models.adapters import check_mergeable
+    from rlkit.models.generation_config import fix_generation_config, generation_options
+
     base = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
     try:
-        model = AutoModelForCausalLM.from_pretrained(base, dtype="auto", use_safetensors=True)
+        model = AutoModelForCausalLM.from_pretrained(
+            base, dtype="auto", use_safetensors=True, **generation_options(base)
+        )
     except (OSError, ValueError) as error:
         reason = first_line(error)
         raise UserError(f"the adapter's base model {base!r} cannot be loaded: {reason}") from error
-    return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+    fix_generation_config(model)
+    model = PeftModel.from_pretrained(model, str(folder))
+    check_mergeable(model, "save the adapter alone with --adapter")
+    return model.merge_and_unload()
 
 
 def _load_model(folder: Path) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
+    from rlkit.models.generation_config import fix_generation_config, generation_options
+
     try:
-        return AutoModelForCausalLM.from_pretrained(folder, dtype="auto", use_safetensors=True)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype="auto", use_safetensors=True, **generation_options(str(folder))
+        )
     except (OSError, ValueError) as error:
         is_sharded = (folder / "latest").exists()  # written by DeepSpeed
         hint = "; its weights are sharded: join them with the zero_to_fp32.py in it" if is_sharded else ""
         raise UserError(f"cannot load a model from {folder}: {first_line(error)}{hint}") from error
+    fix_generation_config(model)
+    return model

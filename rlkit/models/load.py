@@ -9,19 +9,22 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from peft import PeftModel, get_peft_model
 from torch.distributed.fsdp import FSDPModule
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from rlkit.errors import UserError, first_line
 from rlkit.logs import hide_weight_bars
+from rlkit.models.adapters import check_mergeable
 from rlkit.models.bundled import PREFIX, bundled_path
+from rlkit.models.generation_config import fix_generation_config, generation_options
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 MODEL_FILES = ("config.json", "adapter_config.json")  # a model folder has the first, an adapter the second
 DTYPES = ("auto", "bfloat16", "float16", "float32")
+UNTIE = "choose other lora_target_modules, or train it in full with lora_modules_to_save, which unties it"
 
 
 class Saveable(Protocol):
@@ -48,6 +51,20 @@ def resolve(name: str | None) -> str:
     if folder.is_dir() and not any((folder / file).is_file() for file in MODEL_FILES):
         raise UserError(f"cannot load {name!r}: the folder has no {' or '.join(MODEL_FILES)}")
     return str(folder) if name.startswith("~") else name
+
+
+def check_is_model(name: str | None) -> None:
+    """Raise UserError if a run cannot train the model because its folder has only a LoRA adapter.
+
+    transformers would load the base model and freeze the adapter. vLLM servers and the reference model of the
+    KL divergence would start from the base model without it.
+    """
+    adapter = Path(resolve(name)) / MODEL_FILES[1]
+    if adapter.is_file():
+        raise UserError(
+            f"model_name_or_path must be a model, but {name!r} is a LoRA adapter: merge it with "
+            f"`rlkit export {name} -o FOLDER`, and set the key to that folder"
+        )
 
 
 def load_model(
@@ -81,14 +98,19 @@ def load_model(
         tokenizer = AutoTokenizer.from_pretrained(
             name, revision=config.model_revision, padding_side="left", trust_remote_code=trust_remote_code
         )
+        # Checked before the weights are read. ZeRO-3 would shard this model, too.
+        if config.use_peft and not is_deepspeed_zero3_enabled():
+            shape = AutoConfig.from_pretrained(
+                name, revision=config.model_revision, trust_remote_code=trust_remote_code
+            )
+            without_weights(shape, config, trust_remote_code=trust_remote_code)
+        options |= generation_options(name, config.model_revision)
         model = AutoModelForCausalLM.from_pretrained(
             name, use_safetensors=True, trust_remote_code=trust_remote_code, **options
         )
-    except (OSError, ValueError, ImportError) as error:  # not found, not a model, not allowed, not installed
+    except (OSError, ValueError, TypeError, ImportError) as error:  # not a model, not allowed, not installed
         raise UserError(f"cannot load {config.model_name_or_path!r}: {first_line(error)}") from error
-    # Check that the adapter fits before the run directory is opened. ZeRO-3 would shard this model, too.
-    if config.use_peft and not is_deepspeed_zero3_enabled():
-        without_weights(model.config, config, trust_remote_code=trust_remote_code)
+    fix_generation_config(model)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return model, tokenizer
@@ -105,15 +127,19 @@ def without_weights(
         trust_remote_code: Whether to run Python code that comes with the model.
 
     Raises:
-        UserError: The adapter does not fit the model.
+        UserError: The adapter does not fit the model, or cannot be merged into its weights.
     """
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(shape, trust_remote_code=trust_remote_code)
         try:
             adapter = get_peft_config(config)
-            return model if adapter is None else get_peft_model(model, adapter)
-        except ValueError as error:
+            if adapter is None:
+                return model
+            model = get_peft_model(model, adapter)
+        except (ValueError, TypeError, NotImplementedError) as error:
             raise UserError(f"invalid adapter (use_peft and lora_* keys): {first_line(error)}") from error
+    check_mergeable(model, UNTIE)
+    return model
 
 
 def save_model(model: Saveable, tokenizer: Saveable | None, folder: Path) -> None:

@@ -142,7 +142,7 @@ def estimate_memory(
     if sharding.weights > 1:  # all weights are gathered to sample
         generation += num_parameters * (HALF_BYTES if half else bytes_per_weight)
     has_reference = getattr(trainer_args, "beta", 0) and not model_args.use_peft
-    optimizer_bytes = _optimizer_bytes_per_parameter(trainer_args.optim) + master_bytes
+    optimizer_bytes = optimizer_bytes_per_parameter(trainer_args.optim) + master_bytes
     return MemoryEstimate(
         weights=weights,
         gradients=num_trained * bytes_per_gradient / sharding.gradients,
@@ -308,7 +308,8 @@ def _bytes_per_weight(model_args: ModelConfig, config: PreTrainedConfig) -> floa
     return (dtype or torch.float32).itemsize  # type: ignore[union-attr]
 
 
-def _optimizer_bytes_per_parameter(name: OptimizerNames | str) -> float:
+def optimizer_bytes_per_parameter(name: OptimizerNames | str) -> float:
+    """Return the bytes of an optimizer's state per trained parameter, for float32 parameters."""
     name = str(getattr(name, "value", name))
     if "8bit" in name:
         return 2

@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import socket
+import tempfile
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -80,7 +81,7 @@ class RunDirectory:
                 logger.error("%s", failure)
 
     def check(self, *, resume: bool, overwrite: bool) -> None:
-        """Check that a run may use the folder. Nothing is created or deleted.
+        """Check that a run may use the folder. A temporary file is created and deleted, and nothing else.
 
         Args:
             resume: Whether to resume the run in the folder.
@@ -106,8 +107,16 @@ class RunDirectory:
         parent = next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists())
         if not parent.is_dir():
             raise UserError(f"cannot create the run directory {self.path}: {parent} is a file")
-        if not os.access(parent, os.W_OK):
-            raise UserError(f"cannot create the run directory {self.path}: {parent} is not writable")
+        try:
+            # Permissions say too little: root may write to any folder, but not on a read-only file system.
+            with tempfile.TemporaryFile(dir=parent) as file:
+                file.write(b"x")
+                file.flush()
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(
+                f"cannot create the run directory {self.path}: {parent} is not writable ({reason})"
+            ) from error
 
     def prepare(self, *, resume: bool, overwrite: bool) -> None:
         """Check that a run may use the folder, and lock it if it exists.

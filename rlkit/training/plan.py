@@ -6,9 +6,11 @@ them, and estimates the memory of a device from the model's config. It loads no 
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +20,7 @@ from rlkit.arguments.parse import TrainConfig
 from rlkit.environment import Environment
 from rlkit.errors import UserError, first_line
 from rlkit.evaluation.splits import read_fold
-from rlkit.models.load import resolve
+from rlkit.models.load import resolve, without_weights
 from rlkit.models.memory import BatchShape, MemoryEstimate, Sharding, estimate_memory
 from rlkit.registry import load_yaml
 from rlkit.reward import Reward
@@ -28,14 +30,16 @@ from rlkit.rollouts.tokenize import tokenize
 from rlkit.runs.launch import config_file
 from rlkit.scoring import check_columns
 from rlkit.scoring.reward_model import RewardModel
+from rlkit.training.disk import GIB, check_room, count_steps, estimate_disk, format_disk, free_bytes
 from rlkit.training.session import load_run_rewards, load_training_tasks, make_environment, make_runner
+from rlkit.training.start_checks import check_saving
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 MAX_TASKS = 32  # tasks whose prompts are tokenized to find their lengths
 MAX_REFERENCE_ANSWERS = 8  # reference answers that the rewards are run on
-GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,53 @@ def plan(run: TrainConfig, options: Mapping[str, str], memory_gib: float | None 
     print(f"step        {describe_step(run, layout.num_processes, prompt_lengths)}")
     print(f"memory      {format_memory(estimate)}")
     print(f"            peak {peak_gib:.1f} of {available_gib:.1f} GiB per device: {verdict}")
-    return fits
+    has_room = print_disk(run, config, tokenizer, len(tasks), layout)
+    return fits and has_room
+
+
+def print_disk(
+    run: TrainConfig,
+    config: PreTrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    num_tasks: int,
+    layout: DeviceLayout,
+) -> bool:
+    """Print the disk space that a run needs and that is free, and return whether the run can end with it.
+
+    Args:
+        run: Arguments of the run.
+        config: Config of the model, from transformers.
+        tokenizer: Tokenizer of the model.
+        num_tasks: Number of training tasks.
+        layout: Processes of the run.
+
+    Raises:
+        UserError: The config, the tokenizer or the adapter cannot be saved.
+    """
+    trainer_args, model_args = run.trainer_args, run.model_args
+    shape = copy.deepcopy(config)
+    if model_args.dtype not in (None, "auto"):
+        shape.dtype = getattr(torch, str(model_args.dtype))
+    model = without_weights(shape, model_args, trust_remote_code=trainer_args.trust_remote_code)
+    size = check_saving(model, tokenizer, trainer_args, trust_remote_code=trainer_args.trust_remote_code)
+    estimate = estimate_disk(
+        model,
+        trainer_args,
+        count_steps(trainer_args, num_tasks, layout.num_processes),
+        deepspeed=layout.sharding.deepspeed,
+        processing_bytes=size,
+    )
+    folder = Path(str(trainer_args.output_dir))
+    print(f"disk        {format_disk(estimate)}")
+    try:
+        room = check_room(estimate, folder, resume=run.args.resume, overwrite=run.args.overwrite)
+    except UserError as error:
+        print(f"            {error}")
+        return False
+    free_gib = free_bytes(folder, overwrite=run.args.overwrite) / GIB
+    verdict = f"at most {estimate.peak_bytes / GIB:.2g} of {free_gib:.1f} GiB free: it fits"
+    print(f"            {room or verdict}")
+    return True
 
 
 def read_device_layout(options: Mapping[str, str]) -> DeviceLayout:

@@ -48,6 +48,7 @@ from rlkit.training.identity import identity_of
 from rlkit.training.metrics import progress
 from rlkit.training.processes import on_main_process
 from rlkit.training.resume import CheckpointCallback, Stateful, log_end_of_training
+from rlkit.training.start_checks import check_start
 
 if TYPE_CHECKING:
     import datasets
@@ -128,7 +129,7 @@ class Session:
         deleted the previous one.
 
         Raises:
-            UserError: TRL or transformers rejects an argument.
+            UserError: TRL or transformers rejects an argument, or the run could not be saved at its end.
         """
         # Trainers set the seed only after they have initialized LoRA adapters, which must be the same on all
         # processes.
@@ -137,6 +138,11 @@ class Session:
             trainer = make(*args, **kwargs)
             # Raises ImportError if the optimizer's package is missing; training would notice much later.
             trainer.get_optimizer_cls_and_kwargs(trainer.args, cast(Any, trainer.model))
+        folder, resume, overwrite = self.directory.path, self.run.args.resume, self.run.args.overwrite
+        on_main_process(
+            trainer.accelerator,
+            lambda: check_start(trainer, folder, resume=resume, overwrite=overwrite),
+        )
         self.open()
         return trainer
 

@@ -11,7 +11,7 @@ from trl import get_peft_config
 
 from rlkit.arguments.parse import SFTRunConfig
 from rlkit.errors import UserError
-from rlkit.models.load import load_model
+from rlkit.models.load import check_is_model, load_model
 from rlkit.rollouts.loop import RolloutLimits
 from rlkit.rollouts.sampler import open_sampler
 from rlkit.rollouts.tokenize import eos_token_ids, require_chat_template
@@ -30,6 +30,7 @@ def sft(run: SFTRunConfig) -> None:
     session = Session(run, "sft", environment, args.max_completion_length)
     with closing(session):
         session.prepare()
+        check_is_model(run.model_args.model_name_or_path)
         tasks = session.tasks()
         rewards, _ = load_rewards(None, environment, None)
         kind, _, path = args.demonstrations.partition(":")

@@ -16,7 +16,7 @@ from rlkit.arguments.presets import PRESETS, warnings_for
 from rlkit.arguments.train_keys import keys_without_effect
 from rlkit.environment import Environment
 from rlkit.errors import UserError, nearest
-from rlkit.models.load import load_model
+from rlkit.models.load import check_is_model, load_model
 from rlkit.rollouts.loop import RolloutLimits
 from rlkit.rollouts.tokenize import require_chat_template
 from rlkit.rollouts.types import Rollout
@@ -39,6 +39,7 @@ def train(run: TrainConfig) -> None:
     session = Session(run, "train", environment, trainer_args.max_completion_length)
     with closing(session):
         session.prepare()
+        check_is_model(run.model_args.model_name_or_path)
         rewards, trainer_args.reward_weights = load_run_rewards(run, environment)
         if trainer_args.process_index == 0:
             for warning in warnings_for(run.keys()) + keys_without_effect(changed_keys(run), run.keys()):

@@ -11,6 +11,7 @@ from torch import nn
 from trl import ModelConfig, get_peft_config
 
 from rlkit.errors import UserError, first_line
+from rlkit.models.adapters import check_mergeable
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder, SentenceTransformer
@@ -46,6 +47,7 @@ def add_lora(encoder: nn.Module, config: ModelConfig) -> None:
             inject_adapter_in_model(copy.deepcopy(lora_config), model)
         except ValueError as error:
             raise UserError(f"invalid adapter (use_peft and lora_* keys): {first_line(error)}") from error
+    check_mergeable(encoder, "choose other lora_target_modules")
     for name in [names] if isinstance(names, str) else names:
         modules = [module for path, module in encoder.named_modules() if f".{path}".endswith(f".{name}")]
         if not modules:

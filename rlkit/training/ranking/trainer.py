@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
+from accelerate.utils import clean_state_dict_for_safetensors
 from torch import Tensor
 
 from rlkit.training.ranking import losses as ranking_losses
@@ -93,6 +94,11 @@ class RankingTrainer(transformers.Trainer):
     def stateful(self) -> dict[str, Stateful]:
         """Return the stateful objects, by name, that a checkpoint holds besides what transformers saves."""
         return {"since the last log": RunningMetrics(self, self.metrics)}
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Save a checkpoint. Tied weights are saved once, because safetensors rejects shared memory."""
+        weights = self.model.state_dict() if state_dict is None else state_dict
+        super()._save(output_dir, clean_state_dict_for_safetensors(weights))
 
     def compute_loss(
         self,
