@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rlkit.arguments.command_line import CommandParser
 from rlkit.errors import UserError, first_line
@@ -104,9 +104,9 @@ def _load_merged(folder: Path) -> PreTrainedModel:
         reason = first_line(error)
         raise UserError(f"the adapter's base model {base!r} cannot be loaded: {reason}") from error
     fix_generation_config(model)
-    model = PeftModel.from_pretrained(model, str(folder))
-    check_mergeable(model, "save the adapter alone with --adapter")
-    return model.merge_and_unload()
+    adapted: Any = PeftModel.from_pretrained(model, str(folder))
+    check_mergeable(adapted, "save the adapter alone with --adapter")
+    return adapted.merge_and_unload()
 
 
 def _load_model(folder: Path) -> PreTrainedModel:

@@ -31,10 +31,10 @@ def check_mergeable(model: nn.Module, remedy: str) -> None:
         if not isinstance(layer, BaseTunerLayer):
             continue
         for weight in _adapted_weights(layer):
-            others = [other for other in paths[_identity(weight)] if other != _plain(path)]
-            if others:
+            sharing = [name for name in paths[_identity(weight)] if name != _plain(path)]
+            if sharing:
                 raise UserError(
-                    f"LoRA must not adapt {_plain(path)}, which shares its weight with {', '.join(others)}: "
+                    f"LoRA must not adapt {_plain(path)}, which shares its weight with {', '.join(sharing)}: "
                     f"the saved model would not be the trained one; {remedy}"
                 )
 
@@ -46,12 +46,12 @@ def weights_by_module(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     `lora_modules_to_save`), so the weights of the original module do not count.
     """
     replaced = [
-        f"{path}.original_module"
+        f"{path}.original_module."
         for path, module in model.named_modules()
         if isinstance(module, ModulesToSaveWrapper)
     ]
     for path, module in model.named_modules(remove_duplicate=False):
-        if path not in replaced and not path.startswith(tuple(f"{other}." for other in replaced)):
+        if not f"{path}.".startswith(tuple(replaced)):
             for weight in module.parameters(recurse=False):
                 yield path, weight
 

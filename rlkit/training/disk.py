@@ -92,7 +92,7 @@ def estimate_disk(
     weights = {id(weight): (path, weight) for path, weight in weights_by_module(model)}.values()
     model_bytes = _num_bytes(weight for path, weight in weights if not is_adapter_weight(path))
     trained = [weight for weight in model.parameters() if weight.requires_grad]
-    checkpoint_bytes = _num_bytes(model.parameters())
+    checkpoint_bytes: float = _num_bytes(model.parameters())
     if isinstance(model, PeftModel):
         checkpoint_bytes = _adapter_bytes(model, trained)
     if getattr(trainer_args, "sync_ref_model", False):  # the reference model is part of the state
@@ -211,7 +211,7 @@ def format_disk(estimate: DiskEstimate) -> str:
     )
 
 
-def _adapter_bytes(model: PeftModel, trained: Iterable[nn.Parameter]) -> float:
+def _adapter_bytes(model: PeftModel, trained: Iterable[nn.Parameter]) -> int:
     """Return the size of the adapter's file, to which PEFT adds embeddings that the adapter is on."""
     weights: Iterable[torch.Tensor] = trained
     if not any(hasattr(weight, "ds_numel") for weight in model.parameters()):

@@ -129,7 +129,7 @@ def _save_language_model(model: PreTrainedModel | PeftModel, folder: Path) -> No
     with _one_line_errors("save the model's configs", MODEL_REMEDY):
         base.save_pretrained(str(folder), state_dict={})
         is_sharded = any(hasattr(weight, "ds_numel") for weight in base.parameters())
-        if base is model and not is_sharded:
+        if not isinstance(model, PeftModel) and not is_sharded:
             # Raises if weights share memory without being declared as tied, which safetensors does not allow.
             remove_tied_weights_from_state_dict(base.state_dict(), base)
 

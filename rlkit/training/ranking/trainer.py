@@ -97,6 +97,7 @@ class RankingTrainer(transformers.Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Save a checkpoint. Tied weights are saved once, because safetensors rejects shared memory."""
+        assert self.model is not None
         weights = self.model.state_dict() if state_dict is None else state_dict
         super()._save(output_dir, clean_state_dict_for_safetensors(weights))
 
