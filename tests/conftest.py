@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import subprocess
+import sys
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -13,7 +15,8 @@ import hypothesis
 import pytest
 
 from rlkit.runs.directory import RunDirectory
-from tests.quick import QUICK_GRPO_CONFIG, TOY
+from tests.quick import QUICK_GRPO_CONFIG, ROOT, TOY
+from tests.waiting import wait_until
 
 # On a busy machine a slow hypothesis example is not a failure.
 hypothesis.settings.register_profile(
@@ -98,6 +101,28 @@ def vllm_folder(tmp_path_factory, tiny_model, tiny_tokenizer):
     tiny_model("llama", **sizes).save_pretrained(folder)
     tiny_tokenizer.save_pretrained(folder)
     return str(folder)
+
+
+@pytest.fixture(scope="session")
+def fork_server(tmp_path_factory):
+    """Start a process that has imported TRL; return the environment variables with which commands fork it."""
+    folder = ROOT / "tests" / "fork_server"
+    address = tmp_path_factory.mktemp("fork") / "socket"
+    command = [sys.executable, str(folder / "server.py"), str(address)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, cwd=ROOT) as server:
+        wait_until(address.exists, process=server)
+        paths = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
+        yield {"FORK_SERVER": str(address), "PYTHONPATH": os.pathsep.join(paths)}
+        server.stdin.close()
+
+
+@pytest.fixture(scope="module")
+def forked_commands(fork_server):
+    """Make `python -m rlkit` and launchers in other processes start in milliseconds (tests/fork_server)."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in fork_server.items():
+            patch.setenv(name, value)
+        yield
 
 
 @pytest.fixture
