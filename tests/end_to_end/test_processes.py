@@ -24,6 +24,7 @@ KEYS = QUICK | {
     "lr_scheduler_type": "constant",
     "ddp_backend": "gloo",
 }
+pytestmark = pytest.mark.usefixtures("forked_commands")
 # Effect of summing float32 gradients in another order, relative to the distance that the weights moved.
 TOLERANCE = 1e-3
 ALGORITHMS = {

@@ -53,7 +53,7 @@ for _ in range(20):
         ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
 print("same:", list(out[0].outputs[0].token_ids) == ids[12:])
 """
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("forked_commands")]
 
 
 @pytest.fixture(scope="module")
