@@ -112,6 +112,7 @@ VARIANTS = {
         "gradient_accumulation_steps": 1,
     },
 }
+pytestmark = pytest.mark.usefixtures("forked_commands")
 FAST = ("grpo", "sft")
 
 

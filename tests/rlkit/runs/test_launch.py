@@ -154,6 +154,7 @@ def test_accelerate_reads_every_config(name):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_commands")
 def test_two_machines_train_together(tmp_path, tiny_folder):
     """Start two launchers with one process each, as srun does on two machines."""
     config = {

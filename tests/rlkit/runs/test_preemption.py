@@ -112,6 +112,7 @@ def wait_for_step(run, step, process):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_commands")
 @pytest.mark.parametrize("argv", [(), ("--accelerate", "cpu2")])
 def test_preempted_run_resumes_to_the_same_result(command, tmp_path, argv):
     reference, preempted = tmp_path / "reference", tmp_path / "preempted"
