@@ -137,6 +137,7 @@ def test_live_view_shows_running_points_first_and_waiting_points_last(begin):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_commands")
 def test_grid_reports_a_failed_point_and_retries_it(write, capsys, tmp_path):
     """Point 1 names a model that does not exist; once it exists, --retry finishes the point."""
     base = load_sweep(write(keys={"beta": [0.0]})).base  # it names a model that exists
@@ -175,6 +176,7 @@ def test_grid_reports_a_failed_point_and_retries_it(write, capsys, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_commands")
 def test_stopped_sweep_resumes_from_a_checkpoint(write):
     """Two points of 24 steps; SIGTERM stops the first, which later resumes from its checkpoint."""
     path = write(changes={"max_steps": 24, "save_steps": 1000}, keys={"learning_rate": [0.01, 0.02]})
@@ -196,6 +198,7 @@ def test_stopped_sweep_resumes_from_a_checkpoint(write):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_commands")
 def test_optuna_prunes_the_worst_point(write):
     """The reward depends on the key. The worst point has 1000 steps, so that polling cannot miss it."""
     changes = {"evaluation_steps": 1, "environment": f"{ROOT / 'tests' / 'toy.py'}:Constant"}

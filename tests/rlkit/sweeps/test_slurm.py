@@ -38,6 +38,7 @@ def steps(point):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_commands")
 def test_array_survives_a_killed_and_a_preempted_job(cluster, write, capsys):
     """All points finish: the preempted job is requeued, the killed one is submitted again by the command."""
     path = write(
@@ -75,6 +76,7 @@ def test_array_survives_a_killed_and_a_preempted_job(cluster, write, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_commands")
 def test_second_node_starts_the_commands_of_the_first(write, tmp_path):
     """Both tasks of a job, as srun starts them on two nodes, with two seeds."""
     base = {"max_steps": 1, "evaluation_tasks": 2, "per_device_train_batch_size": 4}
