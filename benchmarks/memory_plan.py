@@ -15,8 +15,8 @@ from pathlib import Path
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from rlkit.arguments.parse import parse_train
-from rlkit.models.load import resolve
 from rlkit.models.memory import Sharding, estimate_memory
+from rlkit.models.names import resolve
 from rlkit.rollouts.tokenize import tokenize
 from rlkit.training.plan import largest_micro_batch
 from rlkit.training.session import make_environment

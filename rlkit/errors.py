@@ -8,6 +8,11 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 PREEMPTED = 75  # exit code of a preempted run: sysexits.h's EX_TEMPFAIL
+# A misspelling has at least this share of its letters in common with the name. Unrelated keys of the same
+# form, such as num_generations and demonstrations, have up to 0.7.
+SIMILARITY = 0.75
+# Other words for a name, whose letters differ.
+SYNONYMS = {"val": "dev", "valid": "dev", "validation": "dev", "development": "dev"}
 
 
 class UserError(Exception):
@@ -54,7 +59,9 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     in an error message.
     """
     choices = sorted(choices)
-    close = difflib.get_close_matches(name, choices, n=1, cutoff=0.6)
+    if SYNONYMS.get(name) in choices:
+        return f" (did you mean {SYNONYMS[name]!r}?)"
+    close = difflib.get_close_matches(name, choices, n=1, cutoff=SIMILARITY)
     if close:
         return f" (did you mean {close[0]!r}?)"
     return f" (choices: {', '.join(choices)})" if 0 < len(choices) <= 40 else ""
@@ -64,7 +71,7 @@ def check_choice(name: str, value: str, choices: Iterable[str]) -> str:
     """Return `value` if it is one of `choices`; otherwise raise `UserError` with the nearest choice."""
     choices = list(choices)
     if value not in choices:
-        raise UserError(f"unknown {name} {value!r}{nearest(str(value), choices)}")
+        raise UserError(f"unknown {name} {value!r:.60}{nearest(str(value), choices)}")
     return value
 
 

@@ -11,6 +11,7 @@ import importlib.util
 import sys
 import sysconfig
 import traceback
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -73,7 +74,8 @@ def load_object(reference: str) -> Any:
     source, colon, name = reference.rpartition(":")
     if not colon or not source or not name:
         raise UserError(f"cannot load {reference!r}: write 'package.module:Name' or 'path/file.py:Name'")
-    if source.partition(".")[0] not in {"rlkit", *sys.stdlib_module_names}:
+    # A user's file may have the name of a standard module, such as random.py.
+    if source.endswith(".py") or source.partition(".")[0] not in {"rlkit", *sys.stdlib_module_names}:
         _AUTHORED.add(_file_module(source) if source.endswith(".py") else source)
     module = _load_file(source) if source.endswith(".py") else _load_module(source)
     if not hasattr(module, name):
@@ -170,17 +172,30 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
 
     path = find_config(path)
     try:
-        keys = yaml.load(path.read_text(encoding="utf-8"), Loader=_unique_key_loader())
+        keys = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         hint = nearest_config(path) if isinstance(error, FileNotFoundError) else ""
         raise UserError(f"cannot read {path}: {error.strerror}{hint}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    # PyYAML raises a ValueError for a date such as 2024-13-01 and for a number with thousands of digits.
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid YAML: {one_line(error)}") from error
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     if not isinstance(keys, dict):
         raise UserError(f"{path} must contain a mapping of keys to values, not {keys!r:.60}")
     return keys
+
+
+def parse_yaml(text: str) -> Any:
+    """Return the value of a YAML document.
+
+    Raises:
+        UserError: A mapping repeats a key.
+        yaml.YAMLError, ValueError, RecursionError: The text is not valid YAML.
+    """
+    import yaml
+
+    return yaml.load(text, Loader=_unique_key_loader())
 
 
 def nearest_config(path: Path) -> str:
@@ -233,6 +248,10 @@ def load_environment(name: str, **kwargs: Any) -> Environment:
     environment = cls(**kwargs)
     if missing := [attribute for attribute in REQUIRED_ATTRIBUTES if not hasattr(environment, attribute)]:
         raise UserError(f"environment {name} does not define {', '.join(missing)}")
+    for attribute in ("rewards", "reward_weights"):
+        value = getattr(environment, attribute)
+        if not isinstance(value, Mapping):
+            raise UserError(f"environment {name}: {attribute} must be a mapping by name, not {value!r:.60}")
     return environment
 
 

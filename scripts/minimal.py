@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlkit import load_environment
 from rlkit.errors import UserError
-from rlkit.models.load import resolve
+from rlkit.models.names import resolve
 from rlkit.rollouts.local.engine import TransformersEngine
 from rlkit.rollouts.local.generate import position_ids
 from rlkit.rollouts.loop import Loop, RolloutLimits

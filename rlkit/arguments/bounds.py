@@ -18,12 +18,13 @@ from typing import Any
 
 from rlkit.arguments.generation import check_generation_kwargs
 from rlkit.arguments.keys import ALGORITHMS, DEMONSTRATIONS, MAPPINGS, OBJECTIVES
+from rlkit.arguments.late_checks import check_late_keys
 from rlkit.arguments.presets import ESTIMATORS, UTILITIES
 from rlkit.arguments.rank_keys import FALSE, TRUE, check_rank_keys, is_true
 from rlkit.arguments.schema import enum_values
 from rlkit.arguments.train_keys import check_run_keys
 from rlkit.environment import SPLITS
-from rlkit.errors import UserError, check_choice, first_line
+from rlkit.errors import UserError, check_choice, first_line, one_line
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ SHARE_NOT_ZERO = Range(0, 1, open_low=True)
 SHARE_BELOW_ONE = Range(0, 1, open_high=True)
 PORT = Range(1, 65535)
 SEED = Range(0, 2**32 - 1)  # NumPy's
+MAX_INTEGER = 2**31 - 1  # larger ones overflow in a library, which fails late
 
 
 def _ranges(values: Range, *keys: str) -> dict[str, Range]:
@@ -201,6 +203,7 @@ def check_values(command: str, keys: Mapping[str, object], types: Mapping[str, s
         if is_true(values.get(key)) and importlib.util.find_spec(package) is None:
             name = package.replace("_", "-")
             raise UserError(f"{key} requires the package {name}: pip install {name}")
+    check_late_keys(keys)
 
 
 def _check_generation(keys: Mapping[str, object]) -> None:
@@ -231,7 +234,12 @@ def _choices(command: str, key: str, value: object) -> tuple[str, ...] | None:
     return CHOICES.get(key)
 
 
-def check_value(key: str, value: object, annotation: str) -> None:
+def holds_mapping(key: str, annotation: str) -> bool:
+    """Return whether the value of a key is a mapping or, as a string, JSON or the path of a JSON file."""
+    return key in MAPPINGS or any(kind.strip().startswith("dict") for kind in annotation.split("|"))
+
+
+def check_value(key: str, value: object, annotation: str) -> None:  # noqa: PLR0912
     """Raise UserError if a value is invalid for its key.
 
     Args:
@@ -255,8 +263,11 @@ def check_value(key: str, value: object, annotation: str) -> None:
             check_number(key, number, ANY)
     elif "bool" in kinds and not {"str", "dict"} & set(kinds):
         if str(value).lower() not in TRUE + FALSE:
-            raise UserError(f"{key} must be true or false, not {value!r}")
-    elif key in MAPPINGS or any(kind.startswith("dict") for kind in kinds):
+            raise UserError(f"{key} must be true or false, not {value!r:.60}")
+    elif set(kinds) <= {"str", "None"} and key not in MAPPINGS:
+        if isinstance(value, list | dict):
+            raise UserError(f"{key} must be a string, not {value!r:.60}")
+    elif holds_mapping(key, annotation):
         if isinstance(value, str):
             _check_mapping(key, value)
         elif not isinstance(value, dict):
@@ -293,9 +304,11 @@ def check_number(key: str, value: object, allowed: Range, *, is_integer: bool = 
             raise ValueError
         number = int(str(value)) if is_integer else float(str(value))
     except ValueError:
-        raise UserError(f"{key} must be {kind}, not {value!r}") from None
+        raise UserError(f"{key} must be {kind}, not {value!r:.60}") from None
     if number not in allowed:
-        raise UserError(f"{key} must be {allowed}, not {value}")
+        raise UserError(f"{key} must be {allowed}, not {value!s:.60}")
+    if is_integer and math.isinf(allowed.high) and number > MAX_INTEGER:
+        raise UserError(f"{key} must be at most {MAX_INTEGER:,}, not {value!s:.60}")
 
 
 def is_number(text: str) -> bool:
@@ -320,7 +333,7 @@ def _check_mapping(key: str, text: str) -> None:
             raise UserError(f"{key}: cannot read {path}: {reason}") from error
     try:
         value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{source} is not valid JSON: {error}") from error
+    except (ValueError, RecursionError) as error:  # also a number with thousands of digits
+        raise UserError(f"{source} is not valid JSON: {one_line(error)}") from error
     if not isinstance(value, dict):
         raise UserError(f"{source} must be a mapping, not {text!r:.60}")

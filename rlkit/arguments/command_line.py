@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import copy
 import datetime
+import inspect
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,12 +20,13 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, NoReturn
 
-from rlkit.arguments.bounds import check_values, is_number
+from rlkit.arguments.bounds import check_values, holds_mapping, is_number
 from rlkit.arguments.keys import ALGORITHMS
 from rlkit.arguments.presets import PRESETS
+from rlkit.arguments.references import check_references
 from rlkit.arguments.schema import INSTALLED, all_keys
 from rlkit.errors import UserError, check_choice, nearest
-from rlkit.registry import ENVIRONMENTS, load_yaml
+from rlkit.registry import ENVIRONMENTS, environment_class, load_yaml, parse_yaml
 
 SHORT = {"-o": "--output_dir"}
 # Spellings of other commands and earlier versions, for which the most similar name is the wrong suggestion.
@@ -80,16 +82,19 @@ def read_keys(
     file, argv = _split_config(arguments)
     types = all_keys(command)
     options, parts = _read_argv(argv)
+    values = _read_file(command, file) if file is not None else {}
+    strings = options.get("environment")
+    environment = overrides.get("environment") or (strings[0] if strings else values.get("environment"))
     for name in [*options, *(name.split(".")[0] for name, _ in parts)]:
         if name not in types:
-            raise _unknown_key(command, name, f"--{name}")
-    values = _read_file(command, file) if file is not None else {}
+            raise _unknown_key(command, name, f"--{name}", environment=environment)
     values |= {key: _value_of_strings(key, strings, types[key]) for key, strings in options.items()}
     for key in overrides:
         if key not in types:
-            raise _unknown_key(command, key, key)
+            raise _unknown_key(command, key, key, environment=environment)
     values |= overrides
-    values = {key: to_plain(key, value) for key, value in values.items()}
+    values = {key: _parse_if_mapping(key, value, types[key]) for key, value in values.items()}
+    values = _all_plain(values)
     for name, value in parts:
         if name.split(".")[0] in options:
             raise UserError(f"set --{name.split('.')[0]} or --{name}, not both")
@@ -101,14 +106,14 @@ def read_keys(
         scaling = {"true": "group", "false": "none"}.get(str(values["scale_rewards"]).lower())
         values["scale_rewards"] = scaling or values["scale_rewards"]
     check_values(command, values, types)
-    from_command_line = {key for key in options if key not in overrides and values[key] is not None}
-    return ConfigKeys(values, from_command_line)
+    is_string = {key: isinstance(values[key], str | list | bool) for key in options if key not in overrides}
+    return ConfigKeys(values, {key for key in options if is_string.get(key)})
 
 
 def check_keys(
     command: str, arguments: Sequence[str], overrides: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Read the keys of a run and check that the required ones are set.
+    """Read the keys of a run and check that the required ones are set and that what they name exists.
 
     Arguments are those of `read_keys`.
 
@@ -119,18 +124,9 @@ def check_keys(
         UserError: A key is missing or unknown, a value is invalid, or a file does not exist.
     """
     keys = read_keys(command, arguments, overrides).values
-    environment = keys.get("environment")
-    if environment is None:
+    if keys.get("environment") is None:
         raise UserError("no environment given: set the key 'environment', e.g. --environment causal-v1")
-    if ":" not in str(environment):
-        check_choice("environment", str(environment), ENVIRONMENTS)
-    rewards = keys.get("rewards") or []
-    if not isinstance(rewards, list):
-        rewards = [rewards]
-    for reference in [environment, *rewards]:
-        file, _, _ = str(reference).rpartition(":")
-        if file.endswith(".py") and not Path(file).expanduser().is_file():
-            raise UserError(f"there is no file {file!r}")
+    check_references(command, keys)
     if not keys.get("model_name_or_path"):
         encoder = "sentence-transformers/all-MiniLM-L6-v2"
         example = encoder if command == "rank" else "bundled:smollm2-135m"
@@ -164,7 +160,7 @@ def _read_file(command: str, file: Path) -> dict[str, Any]:
     keys = load_yaml(file)
     for key in keys:
         if key not in all_keys(command):
-            raise _unknown_key(command, str(key), str(key), f"{file}: ")
+            raise _unknown_key(command, str(key), str(key), f"{file}: ", keys.get("environment"))
     # Each config gets its own run directory by default.
     return {"output_dir": f"runs/{file.stem}"} | keys
 
@@ -179,6 +175,8 @@ def to_plain(key: str, value: object) -> Any:
         return to_plain(key, value.value)
     if hasattr(value, "item"):  # NumPy scalar
         return to_plain(key, value.item())
+    if isinstance(value, str) and "\0" in value:
+        raise UserError(f"{key} must not contain a NUL character, but is {value!r:.60}")
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Mapping):
@@ -190,6 +188,16 @@ def to_plain(key: str, value: object) -> Any:
     if isinstance(value, datetime.date):  # PyYAML parses an unquoted 2024-01-01 as a date
         return value.isoformat()
     raise UserError(f"{key} must be a number, a string, a list or a mapping, not {type(value).__name__}")
+
+
+def _all_plain(values: Mapping[str, object]) -> dict[str, Any]:
+    plain = {}
+    for key, value in values.items():
+        try:
+            plain[key] = to_plain(key, value)
+        except RecursionError:  # YAML's `&a {b: *a}` contains itself
+            raise UserError(f"{key} contains itself or is nested too deeply") from None
+    return plain
 
 
 def _read_argv(argv: Sequence[str]) -> tuple[dict[str, list[str]], list[tuple[str, str]]]:
@@ -248,7 +256,9 @@ def _value_of_strings(key: str, strings: list[str], annotation: str) -> Any:
     return strings[0]
 
 
-def _unknown_key(command: str, key: str, shown: str, prefix: str = "") -> UserError:
+def _unknown_key(
+    command: str, key: str, shown: str, prefix: str = "", environment: object = None
+) -> UserError:
     """Return the error for a key that a command does not have.
 
     Args:
@@ -256,6 +266,7 @@ def _unknown_key(command: str, key: str, shown: str, prefix: str = "") -> UserEr
         key: Name of the key, without dashes.
         shown: The key as the user wrote it; with dashes if it is from the command line.
         prefix: Start of the message, such as the name of the config file.
+        environment: Environment of the run, if any. The key may be one of its arguments.
     """
     available = all_keys(command)
     message = f"{prefix}unknown key {shown!r}"
@@ -266,6 +277,12 @@ def _unknown_key(command: str, key: str, shown: str, prefix: str = "") -> UserEr
     for other_command in INSTALLED:
         if key in all_keys(other_command):
             return UserError(f"{message}: it is a key of `rlkit {other_command}`, not of `rlkit {command}`")
+    if str(environment) in ENVIRONMENTS:
+        arguments = inspect.signature(environment_class(str(environment))).parameters
+        if key in arguments and shown.startswith("--"):
+            return UserError(f"{message}: it is an argument of {environment}; set --environment_args.{key}")
+        if key in arguments:
+            return UserError(f"{message}: it is an argument of {environment}; set it in environment_args")
     options = LAUNCH_OPTIONS if shown.startswith("--") else ()
     if key in LAUNCH_OPTIONS and not options:
         return UserError(f"{message}: it is a command-line option, not a config key")
@@ -311,20 +328,45 @@ def set_part(keys: dict[str, Any], name: str, value: object) -> None:
 
 
 def parse_value(text: str) -> Any:
-    """Parse a string from the command line as JSON, Python constant or YAML list; else return the string.
+    """Parse a string from the command line as JSON, Python constant or YAML; else return the string.
 
-    `1e-5`, `true`, `True`, `null`, `[1, 2]` and `[a, b]` are parsed; `no` and `2024-01-01` stay strings.
+    `1e-5`, `true`, `True`, `null`, `[1, 2]`, `[a, b]` and `{a: b}` are parsed; `no` and `2024-01-01` stay
+    strings.
+
+    Raises:
+        UserError: A mapping has a key twice.
     """
     if text in PYTHON_CONSTANTS:
         return PYTHON_CONSTANTS[text]
-    with suppress(ValueError):
-        return json.loads(text)
+    with suppress(ValueError, RecursionError):
+        return json.loads(text, object_pairs_hook=_unique_keys)
     if text.startswith(("[", "{")):
         import yaml
 
-        with suppress(yaml.YAMLError):
-            return yaml.safe_load(text)
+        with suppress(yaml.YAMLError, ValueError, RecursionError):
+            return parse_yaml(text)
     return text
+
+
+def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Return the entries of a JSON object as a dict; raise UserError if a key is repeated."""
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
+        keys = [key for key, _ in pairs]
+        repeated = next(key for key in keys if keys.count(key) > 1)
+        raise UserError(f"the key {repeated!r} is set twice")
+    return entries
+
+
+def _parse_if_mapping(key: str, value: object, annotation: str) -> object:
+    """Return the mapping in the string of a key that holds one, such as `{length: stop}`; else the value."""
+    if not isinstance(value, str) or not value.lstrip().startswith("{") or not holds_mapping(key, annotation):
+        return value
+    try:
+        parsed = parse_value(value.strip())
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from None
+    return parsed if isinstance(parsed, dict) else value
 
 
 def output_file(name: str) -> Path:
@@ -394,6 +436,11 @@ class CommandParser(argparse.ArgumentParser):
         hint = hint.replace("mean '", "mean '--")
         return UserError(f"unknown option {argument!r}{hint or f'; see `{self.prog} --help`'}")
 
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Raise a UserError with the nearest choice if an option has choices without this value."""
+        if action.choices is not None:
+            check_choice("/".join(action.option_strings) or action.dest, value, action.choices)
+
     def error(self, message: str) -> NoReturn:
         """Raise argparse's error as a UserError, without printing the usage."""
         raise UserError(f"{message}; see `{self.prog} --help`")
@@ -420,12 +467,11 @@ def _parse_mapping(key: str, text: str | None, parts: Sequence[tuple[str, str]])
     """Return the mapping of `--key JSON` or of the parts `--key.part value`."""
     if text is not None and parts:
         raise UserError(f"set --{key} or --{parts[0][0]}, not both")
-    try:
-        value = {} if text is None else json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"--{key} is not valid JSON: {error}; or use --{key}.KEY VALUE") from error
+    value = {} if text is None else parse_value(text.strip())
     if not isinstance(value, dict):
-        raise UserError(f"--{key} must be a mapping, not {text}")
+        raise UserError(
+            f"--{key} must be a mapping such as '{{a: 1}}', not {text!r:.60}; or use --{key}.KEY VALUE"
+        )
     keys = {key: value}
     for name, part in parts:
         set_part(keys, name, parse_value(part))

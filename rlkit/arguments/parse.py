@@ -176,7 +176,8 @@ def _parse(command: str, arguments: Sequence[str], overrides: Overrides | None) 
         argv += _to_argv(key, value[0] if key in lists else value)
     try:
         parsed = trl_parser(command).parse_args_and_config(argv)
-    except (ValueError, TypeError, ImportError) as error:  # TRL's and transformers' own checks of the keys
+    # TRL's and transformers' own checks of the keys.
+    except (ValueError, TypeError, ImportError, OSError, AssertionError) as error:
         raise UserError(one_line(error)) from error
     for config in parsed:
         for key in config.__dataclass_fields__:
@@ -185,6 +186,8 @@ def _parse(command: str, arguments: Sequence[str], overrides: Overrides | None) 
             elif key in keys and keys[key] is None and config.__dataclass_fields__[key].default is not None:
                 setattr(config, key, None)  # a command line cannot express `key: null`
     args, trainer_args, model_args = parsed
+    if getattr(trainer_args, "activation_offloading", False) and trainer_args.device.type == "cpu":
+        raise UserError("activation_offloading moves activations from a GPU to the CPU; remove it on a CPU")
     # TRL turns a list of one module name into a string, and PEFT matches a string as a regular expression
     # against full module paths, where a bare name or the end of a path never matches.
     target = model_args.lora_target_modules

@@ -64,7 +64,8 @@ def read_items(path: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
     try:
         lines = Path(path).read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot read {path}: {reason}") from error
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue

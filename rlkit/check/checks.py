@@ -5,6 +5,7 @@ tasks are reproducible. The table `CHECKS` lists all checks; each one is a funct
 or None, and raises `DoesNotApply` if the environment has nothing to check.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +18,8 @@ from rlkit.environment import SPLITS, Environment
 from rlkit.errors import UnavailableError, UserError
 from rlkit.reward import Reward, call_reward, single_turn_row
 from rlkit.scoring import check_columns, load_rewards
+
+logger = logging.getLogger(__name__)
 
 ROLES = ("system", "user", "assistant", "tool")
 GARBAGE = "]] qwertz {{ \u2603 lorem ipsum"
@@ -104,9 +107,16 @@ def check_environment(
         split: Split of the tasks.
 
     Raises:
-        UnavailableError: A server that the environment needs is down.
+        UserError: The tasks cannot be loaded because of a wrong argument, such as a file that does not exist,
+            or because a server that the environment needs is down (`UnavailableError`).
     """
     subject = Subject(environment, n, seed, split)
+    try:
+        subject.tasks  # noqa: B018  # cached
+    except UserError:
+        raise
+    except Exception:
+        logger.debug("the tasks cannot be loaded", exc_info=True)  # a finding of the checks
     return [_run_check(name, check, subject) for name, check in CHECKS.items()]
 
 

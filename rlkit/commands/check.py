@@ -7,7 +7,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from rlkit.arguments.bounds import COUNT, POSITIVE, check_number
+from rlkit.arguments.bounds import COUNT, POSITIVE, SEED, check_number
 from rlkit.arguments.command_line import CommandParser
 from rlkit.check.agreement import solver_agreement
 from rlkit.check.checks import Check, check_environment
@@ -52,6 +52,7 @@ def format_check(check: Check) -> str:
 def check_options(options: Namespace, parser: CommandParser) -> None:
     """Raise UserError for a number out of range, or for options that make no sense together."""
     check_number("--num_tasks (-n)", options.num_tasks, COUNT)
+    check_number("--seed", options.seed, SEED)
     if options.reward_concurrency is not None:
         check_number("--reward_concurrency", options.reward_concurrency, COUNT)
     if options.reward_time_limit is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import logging
 import os
@@ -14,6 +15,9 @@ from rlkit.logs import configure_logging, reset_logging
 from rlkit.registry import author_frames
 
 logger = logging.getLogger(__name__)
+
+# Errors of a path that are the user's to fix wherever they occur.
+UNUSABLE_PATHS = (errno.EACCES, errno.EROFS, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOSPC, errno.EDQUOT)
 
 
 def run_command(command: Callable[[], int]) -> int:
@@ -45,6 +49,9 @@ def run_command(command: Callable[[], int]) -> int:
     except Exception as error:
         frames = author_frames(error)
         if not frames:
+            if isinstance(error, OSError) and error.errno in UNUSABLE_PATHS:
+                _print_error(f"cannot use the path {str(error.filename)!r:.120}: {error.strerror}")
+                return 2
             raise
         logger.debug("full traceback:", exc_info=True)
         shown = [] if isinstance(error, SyntaxError) else traceback.format_list(frames)

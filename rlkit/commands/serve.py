@@ -9,8 +9,10 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 
+from rlkit.arguments.bounds import CHOICES, COUNT, PORT, SEED, SHARE_NOT_ZERO, Range, check_number
 from rlkit.arguments.command_line import CommandParser
 from rlkit.errors import UserError
+from rlkit.models.names import resolve
 from rlkit.rollouts.vllm.installed import check_installed, has_cuda, set_cpu_defaults
 from rlkit.rollouts.vllm.worker import EXTENSION
 
@@ -30,15 +32,26 @@ REQUIRED_OPTIONS = [
     "vllm",
 ]
 
+# Maximum ranks of adapters that vLLM can be started with.
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+LIMITS = {
+    "port": PORT,
+    "lora_rank": Range(1, LORA_RANKS[-1]),
+    "max_model_len": COUNT,
+    "gpu_memory_utilization": SHARE_NOT_ZERO,
+    "tensor_parallel_size": COUNT,
+    "data_parallel_size": COUNT,
+    "seed": SEED,
+}
+
 
 def main(argv: Sequence[str]) -> int:
     """Replace this process with the server (exec), so that signals reach it directly."""
     options, vllm_options = parse(argv)
     check_installed()
-    from rlkit.models.load import resolve
-
+    model = resolve(options.model)
     cuda = has_cuda()
-    command = vllm_command(options, resolve(options.model), vllm_options, cuda=cuda)
+    command = vllm_command(options, model, vllm_options, cuda=cuda)
     sys.stdout.flush()
     os.execve(command[0], command, environment(os.environ, options, cuda=cuda))
 
@@ -51,6 +64,9 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """
     parser = build_parser()
     options, vllm_options = parser.parse_known_args(argv)
+    for name, allowed in LIMITS.items():
+        if getattr(options, name) is not None:
+            check_number(f"--{name}", getattr(options, name), allowed)
     for argument in vllm_options:
         name = argument.partition("=")[0]
         underscored = "--" + name.lstrip("-").replace("-", "_")
@@ -69,7 +85,11 @@ def build_parser() -> CommandParser:
     add("--lora_rank", type=int, metavar="N", help="maximum rank of LoRA adapters (default: no LoRA)")
     add("--max_model_len", type=int, metavar="TOKENS",
         help="maximum number of tokens of prompt and completion (default: the model's context)")  # fmt: skip
-    add("--dtype", help="weight dtype: auto, bfloat16, float16 or float32 (default: auto)")
+    add(
+        "--dtype",
+        choices=CHOICES["dtype"],
+        help="weight dtype: auto, bfloat16, float16 or float32 (default: auto)",
+    )
     add("--gpu_memory_utilization", type=float, metavar="FRACTION",
         help="fraction of GPU memory to use, 0 to 1 (default: vLLM's)")  # fmt: skip
     add("--tensor_parallel_size", type=int, metavar="N", help="number of GPUs per replica (default: 1)")
@@ -98,7 +118,6 @@ def vllm_command(
         "--tensor-parallel-size": options.tensor_parallel_size,
         "--data-parallel-size": options.data_parallel_size,
         "--seed": options.seed,
-        "--max-lora-rank": options.lora_rank,
     }
     command = [sys.executable, "-m", *server_module(model), *REQUIRED_OPTIONS]
     command += ["--worker-extension-cls", EXTENSION]
@@ -107,7 +126,8 @@ def vllm_command(
         if value is not None:
             command += [name, str(value)]
     if options.lora_rank is not None:
-        command += ["--enable-lora"]
+        max_rank = next(rank for rank in LORA_RANKS if rank >= options.lora_rank)
+        command += ["--enable-lora", "--max-lora-rank", str(max_rank)]
     if cuda:
         command += ["--weight-transfer-config", json.dumps({"backend": "nccl"})]
     else:

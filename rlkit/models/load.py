@@ -13,16 +13,15 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
-from rlkit.errors import UserError, first_line
+from rlkit.errors import UserError, first_line, nearest
 from rlkit.logs import hide_weight_bars
 from rlkit.models.adapters import check_mergeable
-from rlkit.models.bundled import PREFIX, bundled_path
 from rlkit.models.generation_config import fix_generation_config, generation_options
+from rlkit.models.names import MODEL_FILES, resolve
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
-MODEL_FILES = ("config.json", "adapter_config.json")  # a model folder has the first, an adapter the second
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 UNTIE = "choose other lora_target_modules, or train it in full with lora_modules_to_save, which unties it"
 
@@ -32,25 +31,6 @@ class Saveable(Protocol):
 
     def save_pretrained(self, folder: str, /) -> object:
         """Save the weights or the vocabulary, with the config."""
-
-
-def resolve(name: str | None) -> str:
-    """Return the name or the path of a model for `from_pretrained`, with `~` and `bundled:` resolved.
-
-    Raises:
-        UserError: No model is given, or the path is not a model folder.
-    """
-    if not name:
-        raise UserError("no model given: set the key 'model_name_or_path', e.g. bundled:smollm2-135m")
-    if name.startswith(PREFIX):
-        return str(bundled_path(name))
-    if name.startswith((".", "/", "~", "runs/")) and not Path(name).expanduser().is_dir():
-        # Without this check, transformers would look for the path on the Hub.
-        raise UserError(f"there is no model folder {name!r}: train it first, or set model_name_or_path")
-    folder = Path(name).expanduser()
-    if folder.is_dir() and not any((folder / file).is_file() for file in MODEL_FILES):
-        raise UserError(f"cannot load {name!r}: the folder has no {' or '.join(MODEL_FILES)}")
-    return str(folder) if name.startswith("~") else name
 
 
 def check_is_model(name: str | None) -> None:
@@ -131,6 +111,7 @@ def without_weights(
     """
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(shape, trust_remote_code=trust_remote_code)
+        check_adapter_names(model, config)
         try:
             adapter = get_peft_config(config)
             if adapter is None:
@@ -140,6 +121,19 @@ def without_weights(
             raise UserError(f"invalid adapter (use_peft and lora_* keys): {first_line(error)}") from error
     check_mergeable(model, UNTIE)
     return model
+
+
+def check_adapter_names(model: torch.nn.Module, config: ModelConfig) -> None:
+    """Raise UserError if an adapter names a module or parameter that the model lacks, which PEFT ignores."""
+    if not config.use_peft:
+        return
+    modules = [name for name, _ in model.named_modules()]
+    parameters = [name for name, _ in model.named_parameters()]
+    for key, available in (("lora_modules_to_save", modules), ("lora_target_parameters", parameters)):
+        for name in getattr(config, key) or ():
+            if not any(full.endswith(name) for full in available):  # PEFT's own rule
+                last_parts = {part for full in available if (part := full.rpartition(".")[2]).isidentifier()}
+                raise UserError(f"{key}: the model has no {name!r}{nearest(name, last_parts)}")
 
 
 def save_model(model: Saveable, tokenizer: Saveable | None, folder: Path) -> None:

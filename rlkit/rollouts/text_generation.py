@@ -120,7 +120,7 @@ class EngineTextModel:
         gpu_memory_utilization: float,
         template: Mapping[str, Any],
     ):
-        from rlkit.models.load import resolve
+        from rlkit.models.names import resolve
 
         self.name, self.template = model, template
         self.max_tokens, self.temperature = max_tokens, temperature

@@ -20,8 +20,9 @@ from rlkit.arguments.parse import TrainConfig
 from rlkit.environment import Environment
 from rlkit.errors import UserError, first_line
 from rlkit.evaluation.splits import read_fold
-from rlkit.models.load import resolve, without_weights
+from rlkit.models.load import without_weights
 from rlkit.models.memory import BatchShape, MemoryEstimate, Sharding, estimate_memory
+from rlkit.models.names import resolve
 from rlkit.registry import load_yaml
 from rlkit.reward import Reward
 from rlkit.rollouts import Rollout

@@ -7,13 +7,13 @@ training, resumes from checkpoints, and saves the model and the report.
 from __future__ import annotations
 
 import logging
-import sys
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping, Set
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
+import httpx
 import torch
 import transformers
 
@@ -42,6 +42,7 @@ from rlkit.runs.checkpoints import differences, last_checkpoint, read_manifest
 from rlkit.runs.directory import RunDirectory, write_errors
 from rlkit.runs.guards import Guards
 from rlkit.runs.preemption import PreemptionCallback
+from rlkit.runs.trackers import check_wandb, log_to_wandb
 from rlkit.scoring import RewardRunner, load_rewards
 from rlkit.training.held_out import Answer, Check, evaluating, shard_and_gather
 from rlkit.training.identity import identity_of
@@ -111,7 +112,8 @@ class Session:
         resolved_text(self.run)
         if trainer_args.process_index == 0:
             self.directory.prepare(resume=args.resume, overwrite=args.overwrite)
-        with library_errors_as_user_errors():
+            check_wandb(trainer_args.report_to)
+        with library_errors_as_user_errors("lr_scheduler_type, lr_scheduler_kwargs: "):
             transformers.get_scheduler(
                 trainer_args.lr_scheduler_type,
                 torch.optim.SGD([torch.zeros(1)], lr=trainer_args.learning_rate),
@@ -134,15 +136,22 @@ class Session:
         # Trainers set the seed only after they have initialized LoRA adapters, which must be the same on all
         # processes.
         transformers.set_seed(self.run.trainer_args.seed)
-        with library_errors_as_user_errors():
-            trainer = make(*args, **kwargs)
-            # Raises ImportError if the optimizer's package is missing; training would notice much later.
-            trainer.get_optimizer_cls_and_kwargs(trainer.args, cast(Any, trainer.model))
-        folder, resume, overwrite = self.directory.path, self.run.args.resume, self.run.args.overwrite
-        on_main_process(
-            trainer.accelerator,
-            lambda: check_start(trainer, folder, resume=resume, overwrite=overwrite),
-        )
+        existed = self.directory.path.exists()
+        try:
+            with library_errors_as_user_errors():
+                trainer = make(*args, **kwargs)
+                # Raises ImportError if the optimizer's package is missing; training would notice much later.
+                trainer.get_optimizer_cls_and_kwargs(trainer.args, cast(Any, trainer.model))
+            folder, resume, overwrite = self.directory.path, self.run.args.resume, self.run.args.overwrite
+            on_main_process(
+                trainer.accelerator,
+                lambda: check_start(trainer, folder, resume=resume, overwrite=overwrite),
+            )
+        except UserError:
+            if not existed:  # transformers' constructor creates the folder
+                with suppress(OSError):
+                    self.directory.path.rmdir()
+            raise
         self.open()
         return trainer
 
@@ -344,7 +353,7 @@ class Session:
             step = trainer.state.global_step
             means = {"evaluation/length": result.length, f"evaluation/{result.metric}": result.accuracy.mean}
             self.directory.log(step, means)
-            _log_to_wandb(means | {"train/global_step": step})
+            log_to_wandb(means | {"train/global_step": step})
         self._report_to_guards(result, trainer.state.global_step)
 
     def _report_to_guards(self, result: Evaluation, step: int) -> None:
@@ -388,15 +397,15 @@ class Session:
 
 
 @contextmanager
-def library_errors_as_user_errors() -> Iterator[None]:
-    """Turn an argument error that a library raises into a UserError of one line.
+def library_errors_as_user_errors(keys: str = "") -> Iterator[None]:
+    """Turn an argument error that a library raises into a UserError of one line, which starts with `keys`.
 
     Errors that are raised by rlkit or by a user's own code, and errors of a device such as out of memory, are
     not about an argument. They keep their traceback.
     """
     try:
         yield
-    except (ValueError, TypeError, OSError, ImportError, NotImplementedError, RuntimeError) as error:
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError, httpx.HTTPError) as error:
         # torch's device errors, such as OutOfMemoryError, are subclasses of RuntimeError.
         is_device_error = isinstance(error, RuntimeError) and type(error) not in (
             RuntimeError,
@@ -407,7 +416,7 @@ def library_errors_as_user_errors() -> Iterator[None]:
         if is_device_error or is_rlkit_error or author_frames(error):
             raise
         logger.debug("a library rejected an argument", exc_info=True)
-        raise UserError(one_line(error)) from error
+        raise UserError(keys + one_line(error)) from error
 
 
 def make_environment(args: TaskArguments) -> Environment:
@@ -470,11 +479,3 @@ def load_run_rewards(run: TrainConfig, environment: Environment) -> tuple[dict[s
     added = [name for name in PRESETS[args.algorithm].rewards if name not in names]
     weights = None if weights is None else [*weights, *(1.0 for _ in added)]
     return load_rewards([*names, *added], environment, weights, args.mapping("reward_args"))
-
-
-def _log_to_wandb(metrics: dict[str, Any]) -> None:
-    # W&B's sweeps compare runs by these. transformers' callback opens the W&B run when training begins, so
-    # there is none for the evaluation "before".
-    run = getattr(sys.modules.get("wandb"), "run", None)
-    if run is not None:
-        run.log(metrics)

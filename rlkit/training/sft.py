@@ -80,7 +80,20 @@ def sft(run: SFTRunConfig) -> None:
 
 
 class SFTTrainer(trl.SFTTrainer):
-    """TRL's SFTTrainer with state: TRL's own starts `num_tokens` at 0 again when a run is resumed."""
+    """TRL's SFTTrainer with state: TRL's own starts `num_tokens` at 0 again when a run is resumed.
+
+    Raises:
+        UserError: No demonstration is left after truncation to `max_length`.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        dataset: Any = self.train_dataset
+        if not len(dataset):
+            max_length = kwargs["args"].max_length
+            raise UserError(
+                f"no demonstration has tokens to train on within max_length {max_length}; raise max_length"
+            )
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write TRL's model card only for the Hub: the card omits a base model from a local folder."""

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlkit.errors import UserError, check_arguments, check_choice, first_line
+from rlkit.errors import UserError, check_arguments, check_choice, first_line, nearest
 
 
 @given(st.text())
@@ -23,6 +23,20 @@ def test_check_choice_names_the_nearest():
     assert check_choice("level", "low", ("low", "high")) == "low"
     with pytest.raises(UserError, match=r"unknown level 'hihg' \(did you mean 'high'\?\)"):
         check_choice("level", "hihg", {"low": 1, "high": 2})
+
+
+@pytest.mark.parametrize(
+    ("name", "choice"),
+    [("extra", "beta"), ("num_generations", "demonstrations"), ("logging_dir", "logging_first_step")],
+)
+def test_nearest_does_not_suggest_an_unrelated_name(name, choice):
+    assert nearest(name, [choice]) == f" (choices: {choice})"
+
+
+def test_nearest_knows_other_words_for_the_dev_split():
+    for name in ("val", "validation", "valid"):
+        assert nearest(name, ["train", "dev", "test"]) == " (did you mean 'dev'?)"
+    assert "dev" not in nearest("validation", ["train", "test"])
 
 
 def test_check_arguments_names_the_nearest():

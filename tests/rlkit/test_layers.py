@@ -139,6 +139,12 @@ def import_edges():
     return [(module, target) for module, targets in imports().items() for target in targets]
 
 
+def test_every_folder_of_modules_is_a_regular_package():
+    """A folder without __init__.py is not found if another folder of the same name is on the path first."""
+    folders = {path.parent for path in sources().values()}
+    assert [folder for folder in folders if not (folder / "__init__.py").is_file()] == []
+
+
 def test_every_component_has_a_layer():
     components = {component(module) for module in sources()} - {"", "envs", "rewards"}
     assert components == set(LEVEL)

@@ -62,6 +62,20 @@ def test_class_fields_names_a_missing_class_or_package():
         (["train", *RUN, "--accelerate", "ddp", "--beta", "-1"], "beta must be at least 0, not -1"),
         (["sft", *RUN, "--beta", "1"], "it is a key of `rlkit train`, not of `rlkit sft`"),
         (["rank", *RUN, "--objective", "infonc"], "(did you mean 'infonce'?)"),
+        (["train", *RUN, "--environment_args.num_node", "3"], "(did you mean 'num_nodes'?)"),
+        (["train", *RUN, "--num_nodes", "3"], "set --environment_args.num_nodes"),
+        (["train", *RUN, "--model_name_or_path", "./none"], "there is no model folder './none'"),
+        (["train", *RUN, "--model_name_or_path", "docs"], "the folder has no config.json"),
+        (["sft", *RUN, "--model_name_or_path", "bundled:x"], "there is no model 'bundled:x'"),
+        (["train", *RUN, "--fold", "docs:a"], "fold: docs is a folder; name a file"),
+        (["sft", *RUN, "--demonstrations", "best:"], "demonstrations: an empty path"),
+        (["train", *RUN, "--rewards", "x" * 300 + ".py:f"], "File name too long"),
+        (["train", *RUN, "--use_peft", "--lora_target_modules", "("], "not a valid regular expression"),
+        (["train", *RUN, "--guards", "{length: stop, length: off}"], "guards: the key 'length' is set twice"),
+        (["serve", "docs"], "the folder has no config.json"),
+        (["serve", "m", "--port", "70000"], "--port must be at least 1 and at most 65,535"),
+        (["serve", "m", "--dtype", "half"], "unknown --dtype 'half'"),
+        (["check", "causal-v1", "--split", "validation"], "(did you mean 'dev'?)"),
         (["sft", *RUN, "--demonstrations", "anser"], "(did you mean 'answer'?)"),
         (["train", *RUN, "--resume"], "there is no run directory runs/x to resume"),
         (["train", *RUN, "--resume", "--overwrite", "true"], "set --resume or --overwrite, not both"),
@@ -166,6 +180,48 @@ def test_read_keys_converts_python_values_to_plain_ones(tmp_path):
         read_keys("train", RUN, {"environment_args": {"f": lambda: 1}})
 
 
+def test_read_keys_accepts_yaml_mappings_on_the_command_line():
+    argv = [*RUN, "--guards", "{length: stop, gradient: off}", "--generation_kwargs={min_new_tokens: 2}"]
+    values = read_keys("train", argv).values
+    assert values["guards"] == {"length": "stop", "gradient": False}
+    assert values["generation_kwargs"] == {"min_new_tokens": 2}
+    assert "is not valid JSON" in error_of("--guards", "length: stop")
+    assert "is not valid JSON" in error_of("--guards", "{length: stop")
+
+
+def test_read_keys_rejects_values_that_no_key_can_hold(tmp_path):
+    path = tmp_path / "a.yaml"
+    for text, expected in {
+        "environment_args: &a {b: *a}": "environment_args contains itself",
+        'model_name_or_path: "a\\0b"': "model_name_or_path must not contain a NUL character",
+        "output_dir: [a, b]": "output_dir must be a string",
+        "seed: 2024-13-01": "not valid YAML",
+    }.items():
+        path.write_text(text)
+        with pytest.raises(UserError, match=expected):
+            read_keys("train", [str(path)])
+
+
+HOSTILE = ["nan", "-inf", "1e999", "9" * 5000, "{", "[", "{a: b}", "null", "a b", "ü", "١"]
+TEXT = st.text(max_size=20) | st.sampled_from(HOSTILE)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.just(10**400) | TEXT,
+    lambda values: st.lists(values, max_size=2) | st.dictionaries(TEXT, values, max_size=2),
+    max_leaves=3,
+)
+
+
+@given(st.sampled_from([(c, key) for c in INSTALLED for key in sorted(all_keys(c))]), VALUES)
+def test_read_keys_parses_or_rejects_any_value(command_and_key, value):
+    command, key = command_and_key
+    arguments = [f"--{key}={value}"] if isinstance(value, str) else []
+    overrides = {} if isinstance(value, str) else {key: value}
+    try:
+        read_keys(command, arguments, overrides)
+    except UserError as error:
+        assert len(str(error).splitlines()) == 1 and len(str(error)) < 2500
+
+
 def test_read_keys_rejects_an_argument_without_a_key():
     with pytest.raises(UserError, match="unexpected argument 'extra'"):
         read_keys("train", ["configs/causal/smollm2.yaml", "extra"])
@@ -236,7 +292,8 @@ def test_command_parser_collects_parts_of_environment_args(parser):
     assert options.environment_args == {"level": "x", "rate": 0.001}
     assert (options.out, options.evaluation_tasks) == ("a", 3)
     assert parser.parse_args(["-o", "a"]).environment_args == {}
-    assert parser.parse_args(["-o", "a", "--environment_args", '{"a": [1]}']).environment_args == {"a": [1]}
+    for text in ('{"a": [1]}', "{a: [1]}"):
+        assert parser.parse_args(["-o", "a", "--environment_args", text]).environment_args == {"a": [1]}
 
 
 @pytest.mark.parametrize(
@@ -248,7 +305,7 @@ def test_command_parser_collects_parts_of_environment_args(parser):
         (["-o", "a", "--args", "x=1"], "did you mean '--environment_args'"),
         (["-o", "a", "--evaluation_task", "3"], "did you mean '--evaluation_tasks'"),
         (["-o", "a", "-n", "x"], "invalid int value"),
-        (["-o", "a", "--environment_args", "x=1"], "not valid JSON"),
+        (["-o", "a", "--environment_args", "x=1"], "must be a mapping such as '{a: 1}'"),
         (["-o", "a", "--environment_args", "[1]"], "must be a mapping"),
         (["-o", "a", "--environment_args.x"], "needs a value"),
         (["-o", "a", "--environment_args", "{}", "--environment_args.x", "1"], "not both"),

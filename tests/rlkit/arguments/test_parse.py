@@ -246,7 +246,7 @@ def test_parse_train_lets_trl_replace_null_with_its_default(write, key):
 
 def test_resolved_text_is_valid_yaml_for_parsed_objects(write):
     run = parse_train([write(), "--accelerator_config", '{"split_batches": false}'])
-    assert yaml.safe_load(resolved_text(run))["accelerator_config"] == '{"split_batches": false}'
+    assert yaml.safe_load(resolved_text(run))["accelerator_config"] == {"split_batches": False}
 
 
 def test_make_environment_requires_the_key_environment(write):

@@ -380,9 +380,11 @@ def test_command_prints_json(capsys):
         ([f"{THIS}:Sum"], "did you mean 'Sums'"),
         ([f"{THIS}:Sums", "--environment_args.digit", "1"], "did you mean 'digits'"),
         ([f"{THIS}:Sums", "--environment_args.digits"], "needs a value"),
-        ([f"{THIS}:Sums", "--environment_args", "{digits"], "not valid JSON"),
+        ([f"{THIS}:Sums", "--environment_args", "{digits"], "must be a mapping such as"),
         ([f"{THIS}:Sums", "-n", "0"], "at least 1"),
-        ([f"{THIS}:Sums", "--items", "absent.jsonl"], "cannot read absent.jsonl"),
+        ([f"{THIS}:Sums", "--items", "absent.jsonl"], "cannot read absent.jsonl: No such file or directory$"),
+        ([f"{THIS}:Sums", "--seed", "-1"], "--seed must be at least 0"),
+        (["math-v1", "--environment_args", "{dataset: absent.jsonl}"], "there is no file absent.jsonl"),
     ],
 )
 def test_command_rejects_bad_input(arguments, message):

@@ -368,7 +368,7 @@ def test_label_agreement_rejects_rewards_that_cannot_run(reward, message, agree)
         (["--agreement", "FILE", "--reward", "jugde"], "causal-v1 has no reward 'jugde'"),
         (["--agreement", "FILE", "--reward_args.judge"], "--reward_args.judge needs a value"),
         (["--agreement", "FILE", "--reward_args"], "expected one argument"),
-        (["--agreement", "FILE", "--reward_args", "{"], "--reward_args is not valid JSON"),
+        (["--agreement", "FILE", "--reward_args", "{"], "--reward_args must be a mapping such as"),
         (["--agreement", "FILE", "--reward_args", "{}", "--reward_args.a.b", "1"], "not both"),
         (["--agreement", "FILE", "--reward_args.distribution.a", "1"], "but the reward is 'judge'"),
         (["--agreement", "FILE", "--reward_arg.judge.model", "1"], "unknown option '--reward_arg"),

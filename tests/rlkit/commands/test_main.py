@@ -175,6 +175,8 @@ def snapshot(folder):
         ({"lr_scheduler_type": "cosine_with_min_lr"}, ["min_lr"]),
         ({"lr_scheduler_kwargs": '{"foo": 1}', "lr_scheduler_type": "cosine"}, ["foo"]),
         ({"optim": "adamw_bnb_8bit"}, ["bitsandbytes"]),
+        ({"lr_scheduler_kwargs": "{power: x}", "lr_scheduler_type": "polynomial"}, ["lr_scheduler_kwargs"]),
+        ({"use_peft": "true", "lora_modules_to_save": "lm_haed"}, ["'lm_head'"]),
         ({"router_aux_loss_coef": "0.1"}, ["Mixture-of-Experts"]),
         ({"use_peft": "true", "lora_target_modules": "lm_head"}, ["lm_head"]),
         ({"num_tasks": "1", "num_generations": "4", "per_device_train_batch_size": "8"}, ["1 tasks"]),
@@ -192,8 +194,28 @@ def test_overwrite_deletes_nothing_before_the_new_run_can_start(train, tmp_path,
     assert after == before
 
 
-def test_rejected_run_creates_no_directory(train, tmp_path):
-    assert_one_line(train(model_name_or_path="./no/such/model"), "./no/such/model")
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({"model_name_or_path": "./no/such/model"}, ["./no/such/model"]),
+        ({"optim": "galore_adamw"}, ["galore_torch"]),  # noticed after transformers has created the folder
+        ({"report_to": "wandb"}, ["report_to wandb", "WANDB_MODE"]),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
+)
+def test_rejected_run_creates_no_directory(train, tmp_path, monkeypatch, keys, expected):
+    for variable in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))  # without a .netrc
+    assert_one_line(train(**keys), *expected)
+    assert not (tmp_path / "run").exists()
+
+
+def test_sft_rejects_a_max_length_that_leaves_nothing_to_learn(rlkit, tmp_path, tiny_folder):
+    argv = ["--environment", f"{TOY}:Letters", "--model_name_or_path", tiny_folder, "--use_cpu", "true"]
+    argv += ["--report_to", "none", "--output_dir", str(tmp_path / "run"), "--max_length", "1"]
+    code, stderr = rlkit("sft", *argv)
+    assert code == 2 and "raise max_length" in stderr.splitlines()[-1]
     assert not (tmp_path / "run").exists()
 
 
@@ -276,11 +298,28 @@ def test_exception_in_an_environment_shows_only_its_frames(train, tmp_path, sour
     assert "rlkit/" not in stderr.replace(str(tmp_path), "")
 
 
-def test_exception_in_a_reward_file_shows_only_its_frames(train, tmp_path):
-    file = tmp_path / "mine.py"
+@pytest.mark.parametrize("name", ["mine.py", "random.py"])  # the second is also a standard module
+def test_exception_in_a_reward_file_shows_only_its_frames(train, tmp_path, name):
+    file = tmp_path / name
     file.write_text("import helper_that_is_missing\n")
     code, stderr = train(rewards=f"{file}:reward")
     assert code == 2 and f'File "{file}", line 1' in stderr
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("pass", "self.rewards = ['m']", "rewards must be a mapping by name"),
+        ("raise", "return []", "must return a datasets.Dataset, not list"),
+    ],
+)
+def test_environment_that_breaks_the_contract_is_a_one_line_error(train, tmp_path, old, new, expected):
+    file = tmp_path / "mine.py"
+    parts = {"init": "pass", "tasks": "raise"}
+    file.write_text(
+        ENVIRONMENT.format(**{name: new if text == old else text for name, text in parts.items()})
+    )
+    assert_one_line(train(environment=f"{file}:A"), expected)
 
 
 def test_incomplete_environment_is_a_one_line_error(train, tmp_path):
@@ -340,7 +379,7 @@ def test_sft_rejects_an_environment_without_worked_solutions(rlkit, tmp_path):
         (["model", "--environment", "casual-v1"], ["'causal-v1'"]),
         (["model", "--environment", "causal-v1", "-n", "0"], ["evaluation_tasks"]),
         (["model", "--environment", "causal-v1", "--samples", "4"], ["temperature"]),
-        (["model", "--environment", "causal-v1", "--environment_args", "num_nodes"], ["not valid JSON"]),
+        (["model", "--environment", "causal-v1", "--environment_args", "num_nodes"], ["mapping"]),
         (["./nowhere", "--environment", "causal-v1"], ["./nowhere"]),
         (["--compare", "a.json", "b.json"], ["a.json"]),
     ],

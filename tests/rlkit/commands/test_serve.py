@@ -43,6 +43,8 @@ def test_vllm_command_enables_lora_if_a_rank_is_set():
     command, options = build("m", "--lora_rank", "16")
     assert "--enable-lora" in command
     assert value(command, "--max-lora-rank") == "16"
+    # vLLM supports only some maximum ranks.
+    assert value(build("m", "--lora_rank", "5")[0], "--max-lora-rank") == "8"
     assert serve.environment({}, options, cuda=True)["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "True"
 
 

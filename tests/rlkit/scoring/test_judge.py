@@ -76,7 +76,7 @@ def test_special_tokens_are_escaped(token):
 def test_special_tokens_of_the_bundled_model_are_escaped():
     from transformers import AutoTokenizer
 
-    from rlkit.models.load import resolve
+    from rlkit.models.names import resolve
 
     tokenizer = AutoTokenizer.from_pretrained(resolve("bundled:smollm2-135m"))
     assert len(tokenizer.all_special_tokens) > 2
