@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Collection
 from typing import Any
@@ -11,22 +10,28 @@ from rlkit.errors import UserError, one_line
 
 
 def check_wandb(report_to: Collection[str]) -> None:
-    """Raise UserError if a run reports to W&B but cannot log in; without a login, training would not start.
+    """Raise UserError if a run reports to W&B online and has no API key.
+
+    transformers would notice when training begins, after the evaluation before it.
 
     Args:
         report_to: Trackers of the run.
     """
-    if "wandb" not in report_to or os.environ.get("WANDB_MODE", "online") != "online":
+    if "wandb" not in report_to:
         return
     import wandb
 
+    if wandb.setup().settings.mode not in ("online", "shared"):
+        return
     try:
-        wandb.login()
+        is_logged_in = wandb.login(prompt=False)
     except wandb.errors.Error as error:
+        raise UserError(f"report_to wandb: {one_line(error)}") from error
+    if not is_logged_in:
         raise UserError(
-            f"report_to wandb: {one_line(error)} Without a network, set the environment variable "
-            "WANDB_MODE=offline."
-        ) from error
+            "report_to wandb requires an API key: run `wandb login`, set WANDB_API_KEY, or set "
+            "WANDB_MODE=offline"
+        )
 
 
 def log_to_wandb(metrics: dict[str, Any]) -> None:

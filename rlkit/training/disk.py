@@ -18,6 +18,7 @@ import torch
 import transformers
 from peft import PeftModel, get_peft_model_state_dict
 from torch import nn
+from transformers import PreTrainedModel
 
 from rlkit.errors import UserError
 from rlkit.models.adapters import is_adapter_weight, weights_by_module
@@ -95,6 +96,8 @@ def estimate_disk(
     checkpoint_bytes: float = _num_bytes(model.parameters())
     if isinstance(model, PeftModel):
         checkpoint_bytes = _adapter_bytes(model, trained)
+    elif not isinstance(model, PreTrainedModel):  # a scorer of documents, saved with copies of tied weights
+        checkpoint_bytes = _num_bytes(model.state_dict().values())
     if getattr(trainer_args, "sync_ref_model", False):  # the reference model is part of the state
         checkpoint_bytes += model_bytes
     if not trainer_args.save_only_model:

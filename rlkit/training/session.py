@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping, Set
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
@@ -49,7 +49,7 @@ from rlkit.training.identity import identity_of
 from rlkit.training.metrics import progress
 from rlkit.training.processes import on_main_process
 from rlkit.training.resume import CheckpointCallback, Stateful, log_end_of_training
-from rlkit.training.start_checks import check_start
+from rlkit.training.start_checks import check_start, no_empty_folder
 
 if TYPE_CHECKING:
     import datasets
@@ -136,22 +136,16 @@ class Session:
         # Trainers set the seed only after they have initialized LoRA adapters, which must be the same on all
         # processes.
         transformers.set_seed(self.run.trainer_args.seed)
-        existed = self.directory.path.exists()
-        try:
+        folder, resume, overwrite = self.directory.path, self.run.args.resume, self.run.args.overwrite
+        with no_empty_folder(folder):
             with library_errors_as_user_errors():
                 trainer = make(*args, **kwargs)
                 # Raises ImportError if the optimizer's package is missing; training would notice much later.
                 trainer.get_optimizer_cls_and_kwargs(trainer.args, cast(Any, trainer.model))
-            folder, resume, overwrite = self.directory.path, self.run.args.resume, self.run.args.overwrite
             on_main_process(
                 trainer.accelerator,
                 lambda: check_start(trainer, folder, resume=resume, overwrite=overwrite),
             )
-        except UserError:
-            if not existed:  # transformers' constructor creates the folder
-                with suppress(OSError):
-                    self.directory.path.rmdir()
-            raise
         self.open()
         return trainer
 

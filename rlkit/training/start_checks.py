@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +24,14 @@ from rlkit.models.adapters import check_mergeable
 from rlkit.models.load import UNTIE
 from rlkit.runs.directory import DISK_ERRORS
 from rlkit.training.disk import check_room, count_steps, estimate_disk
+from rlkit.training.resume import check_plain
 
 if TYPE_CHECKING:
     from transformers import Trainer
+
+    from rlkit.environment import Environment
+    from rlkit.scoring import RewardRunner
+
 
 logger = logging.getLogger(__name__)
 
@@ -78,8 +83,30 @@ def check_dtypes(model: nn.Module, *, deepspeed: bool) -> None:
     for name, weight in model.named_parameters():
         if weight.requires_grad and weight.dtype == torch.float16:
             raise UserError(
-                f"dtype must be float32, not float16, which is the dtype of {name}: Adam needs it"
+                f"dtype must be float32 or bfloat16 to train, but {name} is float16: set the key `dtype`"
             )
+
+
+def check_states(runner: RewardRunner, environment: Environment) -> None:
+    """Raise UserError if the state of a reward or of the environment could not be saved in a checkpoint."""
+    states: dict[str, Any] = {f"reward {name}": reward for name, reward in runner.stateful.items()}
+    if hasattr(environment, "state_dict"):
+        states["environment"] = environment
+    for name, part in states.items():
+        check_plain(name, part.state_dict())
+
+
+@contextmanager
+def no_empty_folder(folder: Path) -> Iterator[None]:
+    """Delete a new run directory if the block raises, unless it has files: trainers create it."""
+    existed = folder.exists()
+    try:
+        yield
+    except BaseException:
+        if not existed:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
 
 
 def check_saving(model: Any, tokenizer: Any, trainer_args: object, *, trust_remote_code: bool = False) -> int:

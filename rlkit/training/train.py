@@ -25,6 +25,7 @@ from rlkit.scoring import ErrorBudget, check_columns
 from rlkit.training.advantages import by_key, leave_one_out
 from rlkit.training.grpo import Advantages, GRPOTrainer
 from rlkit.training.session import Session, load_run_rewards, make_environment, make_runner
+from rlkit.training.start_checks import check_states
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -61,6 +62,7 @@ def train(run: TrainConfig) -> None:
             }
         # Before the model is loaded, because a reward may turn out to be unusable.
         with make_runner(args, rewards, environment) as runner:
+            check_states(runner, environment)
             model, tokenizer = load_model(run.model_args, trust_remote_code=trainer_args.trust_remote_code)
             require_chat_template(tokenizer, tasks[:1]["prompt"])
             options = trainer_options(run, environment)

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
-from accelerate.utils import clean_state_dict_for_safetensors
 from torch import Tensor
 
 from rlkit.training.ranking import losses as ranking_losses
@@ -96,10 +95,15 @@ class RankingTrainer(transformers.Trainer):
         return {"since the last log": RunningMetrics(self, self.metrics)}
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Save a checkpoint. Tied weights are saved once, because safetensors rejects shared memory."""
+        """Save a checkpoint, with copies of tied weights, because safetensors rejects shared memory."""
         assert self.model is not None
         weights = self.model.state_dict() if state_dict is None else state_dict
-        super()._save(output_dir, clean_state_dict_for_safetensors(weights))
+        pointers: set[int] = set()
+        for name, weight in weights.items():
+            if weight.data_ptr() in pointers:
+                weights[name] = weight.clone()
+            pointers.add(weight.data_ptr())
+        super()._save(output_dir, weights)
 
     def compute_loss(
         self,

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
@@ -46,6 +47,13 @@ def test_open_keeps_files_to_resume_and_deletes_them_to_overwrite(existing_run):
     existing_run.open(resume=False, overwrite=True)
     assert not (existing_run.path / "config.yaml").exists()
     assert list((existing_run.path / "rollouts").iterdir()) == []
+
+
+def test_check_rejects_a_folder_in_which_even_root_cannot_create_files():
+    with pytest.raises(
+        UserError, match=r"cannot create the run directory /proc/run: /proc is not writable \("
+    ):
+        RunDirectory(Path("/proc/run"), "train").check(resume=False, overwrite=False)
 
 
 def test_open_rejects_resume_with_overwrite(existing_run):

@@ -1,5 +1,6 @@
 """The plan of a run: counts are exact, and the estimated memory is near the measured peak."""
 
+import shutil
 import sys
 
 import pytest
@@ -150,11 +151,29 @@ def test_plan_prints_tasks_rewards_step_and_memory_and_writes_nothing(parse, tmp
     assert train.main(argv) == 0
     out = capsys.readouterr().out
     assert "20 of letters-v1" in out and "share 1, correct 1 (means on 8" in out
-    assert "16 rollouts of 4 prompts" in out and "it fits" in out
+    assert "16 rollouts of 4 prompts" in out and out.count("it fits") == 2
+    assert "\ndisk        1 checkpoint of " in out
     assert not (tmp_path / "run").exists()
     assert train.main([*argv, "--memory", "0.01", "--accelerate", "zero3"]) == 1
     out = capsys.readouterr().out
     assert "128 rollouts of 32 prompts" in out and "of 0.0 GiB per device: IT DOES NOT FIT" in out
+
+
+def test_plan_of_a_run_that_does_not_fit_on_the_disk_fails(parse, tmp_path, capsys, monkeypatch):
+    parse(max_steps=20, save_steps=5, save_total_limit=3, use_peft=True)
+    monkeypatch.setattr("rlkit.training.disk.disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 1000))
+    assert train.main([str(tmp_path / "run.yaml"), "--dry_run"]) == 1
+    out = capsys.readouterr().out
+    assert "disk        3 checkpoints of " in out and "not enough disk space" in out
+
+
+def test_plan_rejects_an_adapter_that_cannot_be_merged(parse, tmp_path, config, tiny_folder):
+    folder = shutil.copytree(tiny_folder, tmp_path / "tied")
+    config.tie_word_embeddings = True
+    config.save_pretrained(folder)
+    parse(model_name_or_path=str(folder), use_peft=True, lora_target_modules=["embed_tokens"])
+    with pytest.raises(UserError, match=r"LoRA must not adapt model\.embed_tokens"):
+        train.main([str(tmp_path / "run.yaml"), "--dry_run"])
 
 
 def test_plan_counts_the_weights_of_a_reward_model_without_running_it(parse, config, tmp_path, capsys):

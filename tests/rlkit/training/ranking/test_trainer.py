@@ -167,3 +167,21 @@ def test_negative_grades_are_not_relevant_and_not_padding():
     batch = collate([row | {"grades": [-1, 1]}, row | {"grades": [1], "passages": ["a"]}])
     assert batch["grades"].tolist() == [[0, 1], [1, 0]]
     assert batch["mask"].tolist() == [[True, True], [True, False]]
+
+
+def test_checkpoint_of_a_scorer_with_tied_weights_is_saved_and_loaded(tmp_path):
+    """The embeddings of T5 encoders have two names, and safetensors rejects tensors that share memory."""
+    from transformers import TrainingArguments
+
+    scorer = torch.nn.ModuleDict(
+        {"shared": torch.nn.Embedding(3, 2), "embed_tokens": torch.nn.Embedding(3, 2)}
+    )
+    scorer["embed_tokens"].weight = scorer["shared"].weight
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+    trainer = RankingTrainer(scorer, Objective(), args=arguments)
+    trainer.save_model(tmp_path / "checkpoint-1")
+    expected = scorer["shared"].weight.detach().clone()
+    scorer["shared"].weight.data.zero_()
+    trainer._load_from_checkpoint(str(tmp_path / "checkpoint-1"))
+    assert torch.equal(scorer["embed_tokens"].weight, expected)
+    assert scorer["embed_tokens"].weight is scorer["shared"].weight
