@@ -128,7 +128,7 @@ def whole_model(
 
     def forward_backward(attention: Attention) -> None:
         with replaced(shared_prefix, "attend", attention):
-            log_probs, _ = shared_prefix.completion_log_probs(model, ids, mask, width)
+            log_probs = shared_prefix.completion_log_probs(model, ids, mask, width).log_probs
             (log_probs * batch["advantages"][:, None]).mean().backward()
         model.zero_grad()
 

@@ -87,7 +87,7 @@ def backward(model: Any, side: str, batch: dict[str, torch.Tensor]) -> torch.Ten
     mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
     length = batch["completion_ids"].size(1)
     if side == "shared":
-        log_probs, _ = completion_log_probs(model, ids, mask, length)
+        log_probs = completion_log_probs(model, ids, mask, length).log_probs
     else:  # each row by itself, as in TRL's trainer
         labels = ids.masked_fill(mask == 0, -100)
         labels[:, :-length] = -100

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 import trl
 from accelerate.utils import gather_object
-from peft import PeftModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import has_length
 from trl.models.utils import disable_gradient_checkpointing
@@ -34,10 +33,11 @@ from rlkit.scoring import ErrorBudget, RewardRunner
 from rlkit.training.batches import Batch, shuffle_groups, split
 from rlkit.training.dynamic_sampling import DynamicSampling
 from rlkit.training.local_engine import transformers_engine
+from rlkit.training.prefix_check import SharedPrefix
 from rlkit.training.resume import EpochSeededSampler, ReferenceWeights, RunningMetrics, Stateful
 from rlkit.training.rollout_counts import RolloutCounts
 from rlkit.training.settings import check_constructor, check_settings, disable_attention_dropout
-from rlkit.training.shared_prefix import add_shared_prefix, completion_log_probs, supports_shared_prefix
+from rlkit.training.shared_prefix import Scores
 from rlkit.training.step import SampledBatch, Task, training_batch
 from rlkit.training.timing import StepClock
 
@@ -142,24 +142,15 @@ class GRPOTrainer(trl.GRPOTrainer):
             template=self.chat_template_kwargs,
         )
         self.loop = self.sampler.loop
-        self.shared_prefix = shared_prefix and self._enable_shared_prefix()
+        self.shared_prefix = False  # until `enable` has compared it with TRL's forward pass
+        self.prefix = SharedPrefix(self)
+        self.prefix.enable(share=shared_prefix)
         self.dynamic_sampling = DynamicSampling(self, dynamic_sampling) if dynamic_sampling else None
         self.clock = StepClock(self._metrics["train"])
         self.rollout_counts = RolloutCounts(warns=self.accelerator.is_main_process)
         self.add_callback(self.clock)
         self.add_callback(self.rollout_counts)
         check_settings(self)
-
-    def _enable_shared_prefix(self) -> bool:
-        model = self.accelerator.unwrap_model(self.model)
-        base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-        reason = supports_shared_prefix(base)
-        if reason:
-            if self.accelerator.is_main_process:
-                logger.warning("shared_prefix is off for this model: %s", reason)
-            return False
-        add_shared_prefix()
-        return True
 
     # --- What `rlkit.training.step` reads -------------------------------------------------------------------
 
@@ -321,25 +312,32 @@ class GRPOTrainer(trl.GRPOTrainer):
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """Run the forward pass of each prompt once, in TRL's loss and in `token_log_probs` alike."""
-        # The other arguments are for images and MoE losses, which the shared prefix does not support.
-        is_text = not any(
-            value is not None and value is not False
-            for name, value in kwargs.items()
-            if name != "compute_entropy"
+        # The other arguments are for images, which the shared prefix does not support.
+        options = ("compute_entropy", "compute_aux_loss")
+        is_text = all(value is None for name, value in kwargs.items() if name not in options)
+        if self.shared_prefix and is_text:
+            needs_aux_loss = bool(kwargs.get("compute_aux_loss"))
+            inputs = input_ids, attention_mask, logits_to_keep
+            scores = self.prefix.score(model, *inputs, batch_size, compute_aux_loss=needs_aux_loss)
+            return scores if kwargs.get("compute_entropy") else scores._replace(entropies=None)
+        forward: Any = self.prefix.with_position_ids(model) if is_text else model
+        return super()._get_per_token_logps_and_entropies(
+            forward, input_ids, attention_mask, logits_to_keep, batch_size, **kwargs
         )
-        if not (self.shared_prefix and is_text):
-            return super()._get_per_token_logps_and_entropies(
-                model, input_ids, attention_mask, logits_to_keep, batch_size, **kwargs
-            )
-        size = batch_size or len(input_ids)
-        log_probs, entropies = [], []
-        for ids, mask in zip(input_ids.split(size), attention_mask.split(size), strict=True):
-            with self.accelerator.autocast():
-                chunk_log_probs, chunk_entropies = completion_log_probs(model, ids, mask, logits_to_keep)
-            log_probs.append(chunk_log_probs)
-            if chunk_entropies is not None:
-                entropies.append(chunk_entropies)
-        return torch.cat(log_probs), torch.cat(entropies) if kwargs.get("compute_entropy") else None, None
+
+    def padded_scores(
+        self, model: torch.nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor, length: int
+    ) -> Scores:
+        """Return the scores of completions of a length by TRL's forward pass, for `SharedPrefix`."""
+        scores = self._get_per_token_logps_and_entropies(
+            model,
+            input_ids,
+            attention_mask,
+            length,
+            compute_entropy=True,
+            compute_aux_loss=self.aux_loss_enabled,
+        )
+        return Scores(*scores)
 
     # --- Where TRL calls the step ---------------------------------------------------------------------------
 

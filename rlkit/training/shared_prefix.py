@@ -10,10 +10,12 @@ LoRA and gradient checkpointing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from torch.nn.functional import pad
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -22,6 +24,7 @@ from rlkit.rollouts.local.generate import position_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+    from transformers.modeling_outputs import MoeModelOutputWithPast
 
 # Arguments with which models change attention in ways that `attend` does not implement.
 UNSUPPORTED_ARGUMENTS = ("sliding_window", "softcap", "s_aux", "position_bias")
@@ -38,6 +41,8 @@ class Layout(NamedTuple):
         shape: Sizes (U, P, B, T) of the two tables.
         mask: Mask (B, 1, T, P+T) of the prompt and completion tokens that each completion token attends to,
             or None to compute attention of prompt and completion together, causally, without a mask.
+        rollouts: Indices in the row of the tokens of all rollouts, each with its prompt, or None if no
+            auxiliary loss is computed from them.
     """
 
     prompts: torch.Tensor
@@ -45,23 +50,45 @@ class Layout(NamedTuple):
     prompt_of: torch.Tensor
     shape: tuple[int, int, int, int]
     mask: torch.Tensor | None
+    rollouts: torch.Tensor | None = None
 
 
 def supports_shared_prefix(model: PreTrainedModel) -> str | None:
-    """Return None if a model's prompts can be shared, else the reason why not.
+    """Return None if a model's config allows its prompts to be shared, else the reason why not.
 
     Every layer must use full attention through the interface "sdpa", which `add_shared_prefix` replaces.
+    `rlkit.training.prefix_check` then compares numbers.
     """
     config = model.config.get_text_config()
-    if config._attn_implementation != "sdpa" or not getattr(model, "_supports_attention_backend", False):
-        return f"its attention is not sdpa but {config._attn_implementation}"
     # A recurrent state runs along the row, so a completion would continue from the end of the previous one.
     if getattr(model, "_is_stateful", False):
         return "it has recurrent layers"
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if kinds != {"full_attention"} or getattr(config, "sliding_window", None):
-        return "it has layers that do not attend to the whole prompt"
+    if config._attn_implementation != "sdpa":
+        remedy = "set attn_implementation: sdpa" if model._supports_sdpa else "this model has no sdpa"
+        return (
+            f"only sdpa shares prompts, and attn_implementation is {config._attn_implementation} ({remedy})"
+        )
+    if not getattr(model, "_supports_attention_backend", False):
+        return f"{type(model).__name__} does not use transformers' attention interface"
+    partial_layers = sorted(set(getattr(config, "layer_types", None) or []) - {"full_attention"})
+    if partial_layers:
+        return f"it has layers that do not attend to the whole prompt ({', '.join(partial_layers)})"
+    if getattr(config, "sliding_window", None):
+        window = config.sliding_window
+        return f"it has layers that do not attend to the whole prompt (a sliding window of {window} tokens)"
     return None
+
+
+def needs_last_token(model: PreTrainedModel) -> bool:
+    """Return whether the row must contain the last token of each completion, which predicts nothing.
+
+    Rotary embeddings of type "dynamic" and "longrope" depend on the largest position of a forward pass. It
+    must be the same as without a shared prefix.
+    """
+    parameters = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
+    by_layer_type = [value for value in parameters.values() if isinstance(value, dict)]
+    kinds = {each.get("rope_type") for each in [parameters, *by_layer_type]}
+    return bool(kinds & {"dynamic", "longrope"})
 
 
 def add_shared_prefix() -> None:
@@ -76,6 +103,39 @@ def add_shared_prefix() -> None:
 _original: dict[str, Callable[..., Any]] = {"sdpa": sdpa_attention_forward}
 
 
+class AttentionRecord(NamedTuple):
+    """The modules that compute attention through the interface, in the order of their first call.
+
+    Attributes:
+        has_layout: Whether each module always got a layout.
+        faults: What a module does that the shared prefix does not support.
+    """
+
+    has_layout: dict[torch.nn.Module, bool]
+    faults: dict[torch.nn.Module, str]
+
+
+# What `recorded_attention` yields, and whether that forward pass has a shared prefix.
+_recorded: list[tuple[AttentionRecord, bool]] = []
+
+
+@contextmanager
+def recorded_attention(*, shared: bool) -> Iterator[AttentionRecord]:
+    """Yield a record of the attention in the block, in which unsupported attention does not raise.
+
+    An exception in the middle of a forward pass would leave a sharded model unusable.
+
+    Args:
+        shared: Whether the forward pass in the block has a shared prefix.
+    """
+    record = AttentionRecord({}, {})
+    _recorded.append((record, shared))
+    try:
+        yield record
+    finally:
+        _recorded.pop()
+
+
 def _sdpa(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -86,19 +146,80 @@ def _sdpa(
 ) -> tuple[torch.Tensor, None]:
     # transformers passes extra arguments of the model's forward on to attention, so `layout` arrives here.
     layout = kwargs.pop("layout", None)
+    if _recorded:
+        record, shared = _recorded[-1]
+        record.has_layout[module] = layout is not None and record.has_layout.get(module, True)
+        if shared and layout is None:
+            attention_mask = None  # the long row has a mask only for the sake of transformers
     if layout is None:
         return _original["sdpa"](module, query, key, value, attention_mask, **kwargs)
-    for name in UNSUPPORTED_ARGUMENTS:
-        if kwargs.get(name) is not None:
-            raise NotImplementedError(f"shared_prefix does not support {name}; set shared_prefix: false")
+    fault = _unsupported(module, attention_mask, kwargs)
+    if fault is not None:
+        if not _recorded:
+            raise NotImplementedError(f"{type(module).__name__} {fault}; set shared_prefix: false")
+        _recorded[-1][0].faults.setdefault(module, fault)
     options = {"scale": kwargs.get("scaling"), "dropout_p": kwargs.get("dropout", 0.0)}
     return attend(query, key, value, layout, **options), None
 
 
+def _unsupported(
+    module: torch.nn.Module, attention_mask: torch.Tensor | None, kwargs: dict[str, Any]
+) -> str | None:
+    """Return what attention does that `attend` does not implement, or None."""
+    for name in UNSUPPORTED_ARGUMENTS:
+        if kwargs.get(name) is not None:
+            return f"uses {name}, which a shared prefix does not support"
+    # Any mask but the long row's own contains a bias or a window that the model has added.
+    if attention_mask is not None and attention_mask.shape[:-1] != (1, 1, 1):
+        return "changes the attention mask, which a shared prefix replaces"
+    is_causal = kwargs.get("is_causal")
+    if is_causal is None:
+        is_causal = getattr(module, "is_causal", True)
+    return None if is_causal else "attends in both directions"
+
+
+def expand_router_logits(model: PreTrainedModel) -> None:
+    """Make a mixture of experts compute its auxiliary loss from all rollouts, each with its prompt.
+
+    TRL's fused head computes the loss from the router logits of the backbone's output.
+    """
+    model.base_model.register_forward_hook(_expand_router_logits, with_kwargs=True)
+
+
+def _expand_router_logits(
+    backbone: torch.nn.Module, args: object, kwargs: dict[str, Any], output: MoeModelOutputWithPast
+) -> None:
+    layout = kwargs.get("layout")
+    if layout is not None and layout.rollouts is not None and output.router_logits is not None:
+        expanded: Any = tuple(x.index_select(0, layout.rollouts) for x in output.router_logits)
+        output.router_logits = expanded
+
+
+class Scores(NamedTuple):
+    """Scores of the completions in a batch.
+
+    Attributes:
+        log_probs: Log-probabilities (B, T), 0 for masked tokens.
+        entropies: Entropies (B, T), 0 for masked tokens, or None if the head does not compute them.
+        aux_loss: Load-balancing loss of a mixture of experts, or None.
+    """
+
+    log_probs: torch.Tensor
+    entropies: torch.Tensor | None
+    aux_loss: torch.Tensor | None = None
+
+
 def completion_log_probs(
-    model: torch.nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor, completion_length: int
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Return the log-probabilities and entropies of the last `completion_length` tokens (T) of each row.
+    model: torch.nn.Module,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    completion_length: int,
+    *,
+    with_last_token: bool = False,
+    compute_aux_loss: bool = False,
+    masks_short_rows: bool = True,
+) -> Scores:
+    """Return the scores of the last `completion_length` tokens (T) of each row.
 
     Args:
         model: Causal LM with TRL's fused head (`trl.trainer.utils.add_fused_lm_head`) that
@@ -106,11 +227,65 @@ def completion_log_probs(
         input_ids: Token ids (B, P+T), prompts padded on the left, completions on the right.
         attention_mask: Mask (B, P+T), 0 for padding and for tokens that are not scored.
         completion_length: Width T of the completions.
-
-    Returns:
-        Log-probabilities (B, T) and entropies (B, T), 0 for masked tokens. The entropies are None if the head
-        does not compute them.
+        with_last_token: Whether the last token of each completion, which predicts nothing, is computed, too
+            (see `needs_last_token`).
+        compute_aux_loss: Whether to compute the auxiliary loss, which needs `with_last_token` and
+            `expand_router_logits`.
+        masks_short_rows: Whether short rows have an attention mask on a CPU (see `make_layout`).
     """
+    row = _make_row(input_ids, attention_mask, completion_length, with_last_token, masks_short_rows)
+    layout = row.layout
+    options: dict[str, bool] = {}
+    num_keys = 1
+    if compute_aux_loss:
+        rollouts = _rollout_indices(row)
+        layout = layout._replace(rollouts=rollouts)
+        num_keys = len(rollouts)
+        options["output_router_logits"] = True
+    output = model(
+        input_ids=row.ids[None],
+        # transformers builds no (N, N) mask if it gets a 4D one. TRL takes it for the padding mask of the
+        # router logits, of which there are as many as tokens in all rollouts.
+        attention_mask=row.ids.new_ones(1, 1, 1, num_keys),
+        position_ids=row.positions[None],
+        shift_labels=row.labels[None],
+        layout=layout,
+        fused_lm_head=True,
+        **options,
+    )
+    scored = attention_mask[:, -completion_length:].bool()
+    log_probs = _to_table(output.log_probs, row, scored)
+    entropies = None if output.entropy is None else _to_table(output.entropy, row, scored)
+    return Scores(log_probs, entropies, output.aux_loss if compute_aux_loss else None)
+
+
+class _Row(NamedTuple):
+    """The long row of N tokens.
+
+    Attributes:
+        ids: Token ids (N,).
+        positions: Position of each token in its rollout, (N,).
+        labels: Token that each token predicts, (N,), or -100.
+        layout: Layout of the row.
+        prompt_mask: Mask (U, P) of the prompts' tokens, padded on the left.
+        predicts: Which tokens of the completions' part predict a scored token, or None if all do.
+    """
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    labels: torch.Tensor
+    layout: Layout
+    prompt_mask: torch.Tensor
+    predicts: torch.Tensor | None
+
+
+def _make_row(
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    completion_length: int,
+    with_last_token: bool,
+    masks_short_rows: bool,
+) -> _Row:
     start = input_ids.size(1) - completion_length
     # Adjacent rows with equal prompts, padding included, share one, as the completions of a group do. Not
     # torch.unique: on a GPU, one thread would compare all tokens of two rows, one after the other.
@@ -123,35 +298,51 @@ def completion_log_probs(
     # completion, so that all log-probabilities are read from the completions' part of the row.
     ids, mask = ids[:, :-1], mask[:, :-1].bool()
     scored = attention_mask[:, start:].bool()
-    row = torch.cat([ids[mask], input_ids[:, start - 1 : -1][scored]])
+    targets, is_input, predicts, end = input_ids[:, start:], scored, None, -1
+    if with_last_token:
+        targets = pad(targets.masked_fill(~scored, -100), (0, 1), value=-100)
+        is_input = attention_mask[:, start - 1 :].bool()
+        predicts = pad(scored, (0, 1))[is_input]
+        end = input_ids.size(1)
     # The position ids of a completion continue from its prompt's, wherever in the row the completion is.
-    positions = [position_ids(mask)[mask], position_ids(attention_mask)[:, start - 1 : -1][scored]]
-    # The head skips tokens with the label -100. For a small model it is the largest matrix product.
-    labels = torch.cat([torch.full_like(ids[mask], -100), input_ids[:, start:][scored]])
-    layout = make_layout(mask, scored, prompt_of)
-    output = model(
-        input_ids=row[None],
-        attention_mask=row.new_ones(1, 1, 1, 1),  # transformers builds no (N, N) mask if it gets a 4D one
-        position_ids=torch.cat(positions)[None],
-        shift_labels=labels[None],
-        layout=layout,
-        fused_lm_head=True,
+    positions = [position_ids(mask)[mask], position_ids(attention_mask)[:, start - 1 : end][is_input]]
+    return _Row(
+        ids=torch.cat([ids[mask], input_ids[:, start - 1 : end][is_input]]),
+        positions=torch.cat(positions),
+        # The head skips tokens with the label -100. For a small model it is the largest matrix product.
+        labels=torch.cat([torch.full_like(ids[mask], -100), targets[is_input]]),
+        layout=make_layout(mask, is_input, prompt_of, masks_short_rows=masks_short_rows),
+        prompt_mask=mask,
+        predicts=predicts,
     )
-    first = len(layout.prompts)
-    zeros = torch.zeros_like(scored, dtype=output.log_probs.dtype)
-    log_probs = zeros.masked_scatter(scored, output.log_probs[0, first:])
-    if output.entropy is None:
-        return log_probs, None
-    return log_probs, zeros.masked_scatter(scored, output.entropy[0, first:])
 
 
-def make_layout(mask: torch.Tensor, scored: torch.Tensor, prompt_of: torch.Tensor) -> Layout:
+def _to_table(values: torch.Tensor, row: _Row, scored: torch.Tensor) -> torch.Tensor:
+    """Return values (1, N) of the row's tokens as a table (B, T) of the scored tokens, 0 elsewhere."""
+    values = values[0, len(row.layout.prompts) :]
+    if row.predicts is not None:
+        values = values[row.predicts]
+    return torch.zeros_like(scored, dtype=values.dtype).masked_scatter(scored, values)
+
+
+def _rollout_indices(row: _Row) -> torch.Tensor:
+    """Return the indices in the row of all rollouts' tokens, those of a prompt once for each rollout."""
+    mask, layout = row.prompt_mask, row.layout
+    indices = (mask.flatten().cumsum(0) - 1).view_as(mask)
+    prompts = indices[layout.prompt_of][mask[layout.prompt_of]]
+    return torch.cat([prompts, torch.arange(len(layout.prompts), len(row.ids), device=mask.device)])
+
+
+def make_layout(
+    mask: torch.Tensor, scored: torch.Tensor, prompt_of: torch.Tensor, *, masks_short_rows: bool = True
+) -> Layout:
     """Return the layout of prompts and completions in the long row.
 
     Args:
         mask: Mask (U, P) of the prompts' tokens, padded on the left.
         scored: Mask (B, T) of the completions' tokens, padded on the right.
         prompt_of: Index of each completion's prompt, (B,).
+        masks_short_rows: Whether rows that are short enough for the faster kernel of a CPU have a mask.
     """
     device, (U, _), (B, T) = mask.device, mask.shape, scored.shape
     lengths = mask.sum(1)
@@ -164,7 +355,7 @@ def make_layout(mask: torch.Tensor, scored: torch.Tensor, prompt_of: torch.Tenso
     # for each completion. That pays if the prompt is shorter than the completion, and is correct if no prompt
     # is padded. For short rows a CPU has a faster kernel (`rlkit.models.attention`).
     has_short_rows = device.type == "cpu" and P + T <= MATMUL_KEYS
-    if T > P and bool(prompt_tokens.all()) and not has_short_rows:
+    if T > P and bool(prompt_tokens.all()) and not (has_short_rows and masks_short_rows):
         return layout
     to_prompt = prompt_tokens[prompt_of, None, :].expand(-1, T, -1)
     to_completion = torch.ones(T, T, dtype=torch.bool, device=device).tril().expand(B, -1, -1)

@@ -58,7 +58,7 @@ def has_only_dynamic_layers(cache: Cache) -> bool:
 
     Sliding-window, linear-attention and quantized layers store other state.
     """
-    return all(type(layer) is DynamicLayer for layer in cache.layers)
+    return bool(cache.layers) and all(type(layer) is DynamicLayer for layer in cache.layers)
 
 
 def preallocate(cache: DynamicCache, rows: torch.Tensor, room: int) -> DynamicCache:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,23 @@ def left_pad(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tenso
 def position_ids(mask: torch.Tensor) -> torch.Tensor:
     """Return position ids (B, T) that skip padding, so that left padding does not shift the prompt."""
     return (mask.cumsum(-1) - 1).clamp(min=0)
+
+
+def continues_from_cache(model: PreTrainedModel) -> bool:
+    """Return whether a model can continue from a cache of keys and values that was computed before.
+
+    Others have a cache of their own, a recurrent state or a window, or compute positions from the row's
+    length. `generate` runs their prompts as the model's own code wants it, once for each sample.
+    """
+    base: Any = model
+    if hasattr(model, "peft_config"):
+        base = base.get_base_model()
+    parameters = inspect.signature(type(base).forward).parameters
+    if not {"past_key_values", "position_ids", "logits_to_keep"} <= parameters.keys():
+        return False
+    if getattr(base, "_is_stateful", False) or not base._supports_default_dynamic_cache():
+        return False
+    return has_only_dynamic_layers(DynamicCache(config=base.config))
 
 
 @torch.no_grad()
@@ -122,12 +140,11 @@ def generate(
     if uniforms is not None and sampling.is_supported(config):
         arguments["logits_processor"] = sampling.processors(config, uniforms.to(device))
         config = sampling.greedy(config)  # the argmax is the token that the last processor selected
-    if ids.size(1) > 1:
+    if ids.size(1) > 1 and continues_from_cache(model):
         # All but the last prompt token: `generate` runs that one itself to get the first logits.
         cache = prefill(model, ids[:, :-1], mask[:, :-1])
-        if has_only_dynamic_layers(cache):
-            # One more than `max_new_tokens`, for the last prompt token.
-            arguments["past_key_values"] = preallocate(cache, rows, 1 + config.max_new_tokens)
+        # One more than `max_new_tokens`, for the last prompt token.
+        arguments["past_key_values"] = preallocate(cache, rows, 1 + config.max_new_tokens)
     output = model.generate(  # type: ignore[operator]
         input_ids=ids[rows], attention_mask=mask[rows], generation_config=config, **arguments
     )

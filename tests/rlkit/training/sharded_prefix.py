@@ -39,7 +39,7 @@ shard = slice(rank * G, (rank + 1) * G)
 
 def loss_of(model, rows):
     """Return the loss of some rows. Two processes average their gradients, which is half of the sum."""
-    log_probs, _ = completion_log_probs(model, ids[rows], mask[rows], T)
+    log_probs = completion_log_probs(model, ids[rows], mask[rows], T).log_probs
     return (log_probs * weights[rows]).sum()
 
 

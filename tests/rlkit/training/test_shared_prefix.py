@@ -73,7 +73,7 @@ def assert_equals_unshared(model, ids, mask, length):
     weights = torch.randn(ids.size(0), length, generator=torch.Generator().manual_seed(1))
     expected, expected_entropy = score_without_sharing(model, ids, mask, length)
     expected_gradient = gradient(model, expected, weights)
-    actual, actual_entropy = completion_log_probs(model, ids, mask, length)
+    actual, actual_entropy, _ = completion_log_probs(model, ids, mask, length)
     actual_gradient = gradient(model, actual, weights)
     assert actual.shape == expected.shape
     assert (actual - expected).abs().max() < LOG_PROB_TOLERANCE
@@ -181,7 +181,11 @@ def test_add_shared_prefix_does_not_change_attention_without_a_layout(tiny_model
     [
         ("mistral", {"sliding_window": 4}, "whole prompt"),
         ("gemma3_text", {"sliding_window": 4}, "whole prompt"),
-        ("mamba", {}, "attention"),
+        ("mistral", {"sliding_window": 4, "attn_implementation": "eager"}, "set attn_implementation: sdpa"),
+        ("mamba", {}, "recurrent"),
+        ("lfm2", {"layer_types": ["conv", "full_attention"]}, "(conv)"),
+        ("bloom", {}, "has no sdpa"),
+        ("stablelm", {}, "attention interface"),
         ("llama", {"attn_implementation": "eager"}, "eager"),
     ],
 )

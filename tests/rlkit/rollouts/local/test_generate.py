@@ -1,13 +1,30 @@
 """Sampling with a shared prefill equals `model.generate` on each prompt alone."""
 
+import peft
 import pytest
 import torch
 from transformers import GenerationConfig
 
 from rlkit.rollouts.local import generate as module
-from rlkit.rollouts.local.generate import cut_after_eos, generate, group_prompts, left_pad, position_ids
+from rlkit.rollouts.local.generate import (
+    continues_from_cache,
+    cut_after_eos,
+    generate,
+    group_prompts,
+    left_pad,
+    position_ids,
+)
 
 SLIDING = {"sliding_window": 4}
+# Models with a cache of their own, without positions, without a cache, and with a recurrent state.
+OTHER_CACHES = [
+    ("minimax", {"layer_types": ["full_attention", "linear_attention"]}),
+    ("mpt", {"d_model": 32, "n_heads": 4, "n_layers": 2}),
+    ("bloom", {"n_head": 4, "n_layer": 2}),
+    ("openai-gpt", {"n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 64}),
+    ("mamba", {}),
+    ("lfm2", {"layer_types": ["conv", "full_attention"]}),
+]
 MODELS = [
     ("llama", {}),
     ("qwen2", {}),
@@ -50,6 +67,27 @@ def test_generate_repeats_only_dynamic_caches(tiny_model, kind, options, monkeyp
     monkeypatch.setattr(module, "has_only_dynamic_layers", has_only_dynamic_layers)
     generate(tiny_model(kind, **options), [[5, 6, 7]] * 2, greedy(2), "cpu")
     assert results == [not options]
+
+
+@pytest.mark.parametrize(("kind", "options"), OTHER_CACHES, ids=[kind for kind, _ in OTHER_CACHES])
+def test_generate_equals_that_of_models_with_other_caches(tiny_model, kind, options):
+    model = tiny_model(kind, **options)
+    assert not continues_from_cache(model)
+    prompts = [prompt for prompt in PROMPTS for _ in range(2)]
+    ids, mask = left_pad(prompts, pad_id=2)
+    with torch.no_grad():
+        output = model.generate(input_ids=ids, attention_mask=mask, generation_config=greedy())
+    expected = [cut_after_eos(row, [2, 3]) for row in output[:, ids.size(1) :].tolist()]
+    assert generate(model, prompts, greedy(), "cpu") == expected
+
+
+def test_models_with_lora_share_the_prefill(tiny_model):
+    config = peft.LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+    model = peft.get_peft_model(tiny_model(), config)
+    assert continues_from_cache(model)
+    assert generate(model, PROMPTS, greedy(), "cpu") == [
+        generate_alone(model, prompt, greedy()) for prompt in PROMPTS
+    ]
 
 
 def test_generate_accepts_prompts_of_one_token(tiny_model):

@@ -1,0 +1,419 @@
+"""Comparison, at the start of training, of the shared prefix with TRL's padded forward pass.
+
+A config does not say everything about a model's code: a block may drop keyword arguments, a position may be
+the index in the row, a convolution may mix neighboring tokens. So two prompts with two completions each are
+scored on the user's own model both ways, once per layout of `rlkit.training.shared_prefix.make_layout`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import torch
+from accelerate.utils import gather_object
+from peft import PeftModel
+from transformers import TrainerCallback
+
+from rlkit.errors import first_line
+from rlkit.rollouts.local.generate import position_ids
+from rlkit.training.probe import (
+    can_upcast,
+    in_float32,
+    module_names,
+    recorded_tensors,
+    undisturbed,
+    upcast,
+)
+from rlkit.training.shared_prefix import (
+    AttentionRecord,
+    Scores,
+    add_shared_prefix,
+    completion_log_probs,
+    expand_router_logits,
+    needs_last_token,
+    recorded_attention,
+    supports_shared_prefix,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, TrainerControl, TrainerState, TrainingArguments
+
+    from rlkit.training.grpo import GRPOTrainer
+
+logger = logging.getLogger(__name__)
+
+# Maximum difference of log-probabilities, entropies and auxiliary losses in float32. The order of sums
+# changes the log-probabilities of random tokens by at most 5e-5 nats in SmolLM2-135M, and by 5e-6 in models
+# of two layers.
+FLOAT32_TOLERANCE = 1e-4
+# Maximum of the same differences relative to the range of the log-probabilities, which is the wider the
+# larger the logits are. Measured: at most 0.06 in bfloat16 (0.07 if a router selects another expert), and
+# 0.003 in float16.
+RELATIVE_TOLERANCES = {torch.float16: 0.02, torch.bfloat16: 0.15}
+# Maximum difference of a layer's output, relative to its largest element, to name the first wrong layer.
+LAYER_TOLERANCES = {torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.1}
+
+# Prompt lengths and completion lengths of two groups of two rollouts, and whether attention has a mask.
+SHAPES = (
+    ((5, 9), (6, 3, 4, 6), True),
+    ((4, 4), (12, 10, 9, 12), False),
+)
+
+
+class SharedPrefix(TrainerCallback):
+    """The forward pass of a trainer that computes each prompt once, if a check on its model passes.
+
+    Args:
+        trainer: Trainer of the model, of which `shared_prefix` is set when the check passes.
+    """
+
+    def __init__(self, trainer: GRPOTrainer):
+        model: Any = trainer.accelerator.unwrap_model(trainer.model)
+        self.trainer = trainer
+        base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+        self.model: PreTrainedModel = base
+        self._is_candidate = False
+        self._needs_last_token = needs_last_token(base)
+        self._takes_position_ids = "position_ids" in inspect.signature(type(base).forward).parameters
+
+    def enable(self, *, share: bool) -> None:
+        """Check the model, at once or, if it is sharded, when training begins.
+
+        Args:
+            share: Whether prompts are shared if the check passes.
+        """
+        trainer = self.trainer
+        reason = supports_shared_prefix(self.model) if share else None
+        self._is_candidate = share and reason is None
+        if reason is not None:
+            self._warn(reason)
+        if self._is_candidate:
+            add_shared_prefix()
+            if trainer.aux_loss_enabled:
+                expand_router_logits(self.model)
+        elif not trainer.aux_loss_enabled:
+            return
+        # Weights that are sharded, or not on their device yet, are complete only in the prepared model.
+        is_sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+        if is_sharded or self.model.device != trainer.accelerator.device:
+            trainer.add_callback(self)
+        else:
+            self._check(trainer.model, may_upcast=True)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Check the prepared model."""
+        self._check(self.trainer.model_wrapped, may_upcast=False)
+
+    def _warn(self, reason: str) -> None:
+        if self.trainer.accelerator.is_main_process:
+            logger.warning("shared_prefix is off for this model: %s", reason)
+
+    @property
+    def with_last_token(self) -> bool:
+        """Whether rows contain the last token of each completion, which predicts nothing.
+
+        Old log-probabilities and the loss come from the same computation, so both have the token, even if
+        only the loss needs it for its auxiliary loss.
+        """
+        return self._needs_last_token or self.trainer.aux_loss_enabled
+
+    def score(
+        self,
+        model: torch.nn.Module,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        completion_length: int,
+        batch_size: int | None = None,
+        *,
+        compute_aux_loss: bool = False,
+        masks_short_rows: bool = True,
+    ) -> Scores:
+        """Return what `completion_log_probs` does, for `batch_size` rows at a time."""
+        size = batch_size or len(input_ids)
+        chunks = []
+        for ids, mask in zip(input_ids.split(size), attention_mask.split(size), strict=True):
+            with self.trainer.accelerator.autocast():
+                scores = completion_log_probs(
+                    model,
+                    ids,
+                    mask,
+                    completion_length,
+                    with_last_token=self.with_last_token,
+                    compute_aux_loss=compute_aux_loss,
+                    masks_short_rows=masks_short_rows,
+                )
+            chunks.append(scores)
+        log_probs, entropies, aux_losses = zip(*chunks, strict=True)
+        return Scores(
+            torch.cat(log_probs),
+            None if entropies[0] is None else torch.cat(entropies),
+            torch.stack(aux_losses).mean() if compute_aux_loss else None,
+        )
+
+    def with_position_ids(self, model: torch.nn.Module) -> Callable[..., Any]:
+        """Return a function that calls a model with position ids that skip padding, as sampling does.
+
+        TRL passes none. With absolute positions (GPT-2), or a norm after the rotary embedding (Hunyuan), a
+        prompt's padding would then change its log-probabilities.
+        """
+        if not self._takes_position_ids:
+            return model
+
+        def forward(*, attention_mask: torch.Tensor, **inputs: object) -> object:
+            positions = position_ids(attention_mask)
+            return model(attention_mask=attention_mask, position_ids=positions, **inputs)
+
+        return forward
+
+    # --- The check ------------------------------------------------------------------------------------------
+
+    def _check(self, model: torch.nn.Module, *, may_upcast: bool) -> None:
+        """Turn the shared prefix on, or warn why not. All processes must call this together.
+
+        Nothing is raised, and the model, its buffers and the random states are as before.
+
+        Args:
+            model: Model inside the wrappers that training uses.
+            may_upcast: Whether a second check in float32 may convert the weights for a moment.
+        """
+        trainer = self.trainer
+        precision = lowest_precision(self.model, trainer.accelerator.mixed_precision)
+        with trainer.no_grad(), undisturbed(model, trainer.accelerator.device):
+            self._check_aux_loss(model)
+            if not self._is_candidate:
+                return
+            fault = self._compare(model, precision)
+            if fault is None and may_upcast and precision != torch.float32 and can_upcast(model):
+                with upcast(model):
+                    fault = self._compare(in_float32(model), torch.float32)
+                if fault is not None and fault.startswith(_PADDED_FAILS):
+                    fault = None  # the model's code does not support float32
+        trainer.shared_prefix = fault is None
+        if fault is not None:
+            self._warn(fault)
+
+    def _check_aux_loss(self, model: torch.nn.Module) -> None:
+        """Turn off an auxiliary loss that TRL cannot compute, for example because there are no experts."""
+        trainer = self.trainer
+        if not trainer.aux_loss_enabled:
+            return
+        batch = check_batch(self.model, *SHAPES[0][:2], trainer.accelerator.device)
+        padded = partial(trainer.padded_scores, model)
+        error = _first(_error_of(padded, batch))
+        if error is None:
+            return
+        trainer.aux_loss_enabled = False
+        if _first(_error_of(padded, batch)) is not None:
+            trainer.aux_loss_enabled = True  # the auxiliary loss is not the cause
+        elif trainer.accelerator.is_main_process:
+            name = type(self.model).__name__
+            logger.warning("the auxiliary loss is off: TRL cannot compute it for %s (%s)", name, error)
+
+    def _compare(self, model: Any, precision: torch.dtype) -> str | None:
+        padded = partial(self.trainer.padded_scores, model)
+        for prompts, completions, has_mask in SHAPES:
+            batch = check_batch(self.model, prompts, completions, self.trainer.accelerator.device)
+            shared = partial(
+                self.score,
+                model,
+                compute_aux_loss=self.trainer.aux_loss_enabled,
+                masks_short_rows=has_mask,
+            )
+            fault = _first(_compare(self.model, padded, shared, batch, precision))
+            if fault is not None and fault.startswith(_DIFFERENCE):
+                # The processes agree, so that all of them run these forward passes, too.
+                tolerance = LAYER_TOLERANCES[precision]
+                layer = _first(_first_wrong_layer(self.model, padded, shared, batch, tolerance))
+                fault += f"; the first that differs is {layer}" if layer else ""
+            if fault is not None:
+                return fault
+        return None
+
+
+class Scorer(Protocol):
+    """Function that scores the completions (T tokens) of a batch with either forward pass."""
+
+    def __call__(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, completion_length: int
+    ) -> Scores:
+        """Return the scores for ids and mask (B, P+T)."""
+        ...
+
+
+class CheckBatch(NamedTuple):
+    """Batch of four rollouts of two prompts: ids and mask (4, P+T), and the width T of the completions."""
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    completion_length: int
+
+
+_DIFFERENCE = "it changes"
+_PADDED_FAILS = "TRL's forward pass raises"
+
+
+def _first(fault: str | None) -> str | None:
+    """Return the fault of the first process that has one."""
+    return next((each for each in gather_object([fault]) if each is not None), None)
+
+
+def _compare(
+    model: PreTrainedModel, padded: Scorer, shared: Scorer, batch: CheckBatch, precision: torch.dtype
+) -> str | None:
+    # Any exception means that this forward pass cannot be used, whatever a custom model raises.
+    try:
+        with recorded_attention(shared=False) as expected_calls:
+            expected = padded(*batch)
+    except Exception as error:
+        return f"{_PADDED_FAILS} {_describe(error)}"
+    try:
+        with recorded_attention(shared=True) as calls:
+            actual = shared(*batch)
+    except Exception as error:
+        return (
+            _fault_of_modules(model, expected_calls, calls, is_complete=False)
+            or f"it raises {_describe(error)}"
+        )
+    fault = _fault_of_modules(model, expected_calls, calls, is_complete=True)
+    if fault is not None:
+        return fault
+    is_scored = batch.attention_mask[:, -batch.completion_length :].bool()
+    tolerance = _tolerance(precision, expected.log_probs[is_scored])
+    for name, before, after in zip(
+        ("log-probabilities", "entropies", "the auxiliary loss"), expected, actual, strict=True
+    ):
+        if before is None or after is None:
+            continue
+        difference = (after - before).abs()
+        largest = float(difference[is_scored].max() if difference.dim() else difference)
+        if not largest <= tolerance:  # a NaN is a difference, too
+            return f"{_DIFFERENCE} {name} by up to {largest:.2g} (tolerance {tolerance:.2g})"
+    return None
+
+
+def _tolerance(precision: torch.dtype, log_probs: torch.Tensor) -> float:
+    if precision == torch.float32:
+        return FLOAT32_TOLERANCE
+    return RELATIVE_TOLERANCES[precision] * float(log_probs.max() - log_probs.min())
+
+
+def _error_of(scorer: Scorer, batch: CheckBatch) -> str | None:
+    try:
+        scorer(*batch)
+    except Exception as error:
+        return _describe(error)
+    return None
+
+
+def _describe(error: Exception) -> str:
+    return f"{type(error).__name__}: {first_line(error)}"
+
+
+def _fault_of_modules(
+    model: PreTrainedModel, expected: AttentionRecord, actual: AttentionRecord, *, is_complete: bool
+) -> str | None:
+    """Return the fault of the first attention module that has one, or None.
+
+    Args:
+        model: Model with the modules.
+        expected: Record of TRL's forward pass.
+        actual: Record of the forward pass with a shared prefix.
+        is_complete: Whether that forward pass has reached all modules.
+    """
+    names = module_names(model)
+    without_layout = [
+        names.get(module, type(module).__name__)
+        for module in expected.has_layout
+        if not actual.has_layout.get(module, not is_complete)
+    ]
+    if without_layout:
+        more = f" (and {len(without_layout) - 1} more)" if len(without_layout) > 1 else ""
+        return f"{without_layout[0]}{more} computes attention without the layout of the shared row"
+    for module, fault in actual.faults.items():
+        return f"{names.get(module, type(module).__name__)} {fault}"
+    return None
+
+
+def lowest_precision(model: torch.nn.Module, mixed_precision: str) -> torch.dtype:
+    """Return the least precise of the float types that a forward pass computes in."""
+    if mixed_precision in ("bf16", "fp8"):
+        return torch.bfloat16
+    dtypes = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+    # On a GPU, float32 products may be computed in TF32, which has the 10 bits of float16.
+    uses_tf32 = torch.get_float32_matmul_precision() != "highest" and torch.cuda.is_available()
+    if mixed_precision == "fp16" or uses_tf32:
+        dtypes.add(torch.float16)
+    if dtypes <= {torch.float32, torch.float64}:
+        return torch.float32
+    return torch.float16 if dtypes <= {torch.float16, torch.float32, torch.float64} else torch.bfloat16
+
+
+def check_batch(
+    model: PreTrainedModel,
+    prompt_lengths: Sequence[int],
+    completion_lengths: Sequence[int],
+    device: torch.device,
+) -> CheckBatch:
+    """Return a batch of random tokens, in which each prompt has as many completions as the others."""
+    config = model.config.get_text_config()
+    # Without special tokens, of which some models have their own idea: padding, or the place of an image.
+    special = {value for key, value in config.to_dict().items() if key.endswith("token_id")}
+    allowed = torch.tensor([token for token in range(min(config.vocab_size, 1000)) if token not in special])
+    generator = torch.Generator().manual_seed(0)  # the same tokens in every process
+    B, P, T = len(completion_lengths), max(prompt_lengths), max(completion_lengths)
+    group = B // len(prompt_lengths)
+    ids = allowed[torch.randint(len(allowed), (B, P + T), generator=generator)]
+    ids[:, :P] = ids[::group, :P].repeat_interleave(group, 0)
+    columns = torch.arange(P + T)
+    begin = P - torch.tensor(prompt_lengths).repeat_interleave(group)[:, None]
+    end = P + torch.tensor(completion_lengths)[:, None]
+    mask = ((begin <= columns) & (columns < end)).long()
+    padding = config.pad_token_id if isinstance(config.pad_token_id, int) else 0
+    ids = ids.masked_fill(mask == 0, padding)
+    return CheckBatch(ids.to(device), mask.to(device), T)
+
+
+def _first_wrong_layer(
+    model: PreTrainedModel, padded: Scorer, shared: Scorer, batch: CheckBatch, tolerance: float
+) -> str | None:
+    """Return the name of the first layer or part of a layer whose output differs, or None if none does."""
+    with recorded_tensors(model) as expected:
+        padded(*batch)
+    with recorded_tensors(model) as actual:
+        shared(*batch)
+    B, width = batch.input_ids.shape
+    for before, after in zip(expected, actual, strict=False):
+        indices = _padded_indices(batch, after.tensor.size(1))
+        is_comparable = before.tensor.shape[:2] == (B, width) and len(after.tensor) == 1
+        if before.name != after.name or not is_comparable or indices is None:
+            continue
+        row = before.tensor.flatten(0, 1)[indices].float()
+        difference = (after.tensor[0].float() - row).abs().max()
+        if not difference <= tolerance * row.abs().max():
+            return after.name
+    return None
+
+
+def _padded_indices(batch: CheckBatch, num_tokens: int) -> torch.Tensor | None:
+    """Return the index in the flattened batch of each token of the shared row, or None if sizes differ."""
+    mask = batch.attention_mask.bool().cpu()
+    start = mask.size(1) - batch.completion_length
+    is_new = torch.tensor([True, False]).repeat(len(mask) // 2)[:, None]
+    columns = torch.arange(mask.size(1))
+    is_prompt = mask & is_new & (columns < start - 1)
+    prompts, is_completion = is_prompt.flatten().nonzero(), mask & (columns >= start - 1)
+    has_next = torch.nn.functional.pad(mask[:, 1:], (0, 1))
+    for inputs in (
+        is_completion & has_next,
+        is_completion,
+    ):  # without the last token of each completion, and with it
+        indices = torch.cat([prompts, inputs.flatten().nonzero()]).squeeze(1)
+        if len(indices) == num_tokens:
+            return indices.to(batch.input_ids.device)
+    return None

@@ -1,0 +1,130 @@
+"""Look into a model during a few forward passes, and leave it as it was."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+
+
+@contextmanager
+def undisturbed(model: torch.nn.Module, device: torch.device) -> Iterator[None]:
+    """Inside the block, the model is in evaluation mode; afterward it and the random state are as before."""
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = [
+        (module, name, buffer, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None and not buffer.is_meta
+    ]
+    devices = [device] if device.type == "cuda" else []
+    with torch.no_grad(), torch.random.fork_rng(devices):
+        model.eval()
+        try:
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
+            # Rotary embeddings that depend on the length replace theirs.
+            for module, name, buffer, values in buffers:
+                module._buffers[name] = buffer
+                buffer.copy_(values)
+
+
+def can_upcast(model: torch.nn.Module) -> bool:
+    """Return whether all weights are floats, and there is memory for them in float32."""
+    if any(not parameter.is_floating_point() for parameter in model.parameters()):
+        return False  # quantized
+    if getattr(model, "is_quantized", False):
+        return False
+    parameter = next(model.parameters())
+    if parameter.device.type != "cuda":
+        return True
+    num_bytes = 4 * sum(p.numel() for p in model.parameters() if p.dtype != torch.float32)
+    return num_bytes < 0.8 * torch.cuda.mem_get_info(parameter.device)[0]
+
+
+@contextmanager
+def upcast(model: torch.nn.Module) -> Iterator[None]:
+    """Inside the block, weights and buffers are float32. That and the conversion back change no value."""
+    tensors = [tensor for tensor in [*model.parameters(), *model.buffers()] if tensor.is_floating_point()]
+    dtypes = [tensor.dtype for tensor in tensors]
+    for tensor in tensors:
+        tensor.data = tensor.data.float()
+    try:
+        yield
+    finally:
+        for tensor, dtype in zip(tensors, dtypes, strict=True):
+            tensor.data = tensor.data.to(dtype)
+
+
+def in_float32(model: torch.nn.Module) -> Callable[..., Any]:
+    """Return a function that calls a model without autocast."""
+
+    def forward(**inputs: object) -> object:
+        with torch.autocast(next(model.parameters()).device.type, enabled=False):
+            return model(**inputs)
+
+    return forward
+
+
+def module_names(model: torch.nn.Module) -> dict[torch.nn.Module, str]:
+    """Return the names of a model's modules, without those of wrappers for sharding and compilation."""
+    wrappers = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.", "module.")
+    names = {}
+    for name, module in model.named_modules():
+        names[module] = functools.reduce(lambda short, wrapper: short.replace(wrapper, ""), wrappers, name)
+    return names
+
+
+class Event(NamedTuple):
+    """Tensor that a module got or returned during a forward pass."""
+
+    name: str
+    tensor: torch.Tensor
+
+
+@contextmanager
+def recorded_tensors(model: torch.nn.Module) -> Iterator[list[Event]]:
+    """Yield a list of the tensors that layers and their parts get and return in the block."""
+    names = module_names(model)
+    modules = list(model.modules())
+    listed = [layer for module in modules if isinstance(module, torch.nn.ModuleList) for layer in module]
+    in_layers = {inner for layer in listed for inner in layer.modules() if inner is not layer}
+    layers = [layer for layer in listed if layer not in in_layers]  # not experts in a layer
+    parts = [part for layer in layers for part in layer.children()]
+    outside = [module for module in modules if module not in in_layers and module not in layers]
+    events: list[Event] = []
+
+    def before(module: torch.nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+        tensor = _first_tensor([*args, *kwargs.values()])
+        if tensor is not None:
+            events.append(Event(f"the input of {names[module]}", tensor.clone()))
+
+    def after(module: torch.nn.Module, args: object, output: object) -> None:
+        tensor = _first_tensor(output)
+        if tensor is not None:
+            events.append(Event(names[module], tensor.clone()))
+
+    # What an embedding or a norm outside of the layers gets is what the module before it returns.
+    handles = [m.register_forward_pre_hook(before, with_kwargs=True) for m in [*layers, *parts]]
+    handles += [m.register_forward_hook(after) for m in dict.fromkeys([*layers, *parts, *outside])]
+    try:
+        yield events
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _first_tensor(value: object) -> torch.Tensor | None:
+    """Return the first float tensor of at least two dimensions in nested outputs, or None."""
+    if isinstance(value, torch.Tensor):
+        return value if value.is_floating_point() and value.dim() > 1 else None
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        return next((x for x in map(_first_tensor, value) if x is not None), None)
+    return None
