@@ -61,7 +61,10 @@ SHARE_NOT_ZERO = Range(0, 1, open_low=True)
 SHARE_BELOW_ONE = Range(0, 1, open_high=True)
 PORT = Range(1, 65535)
 SEED = Range(0, 2**32 - 1)  # NumPy's
+WORKERS = Range(0, 1024)
+SECONDS = Range(0, 1e8, open_low=True)  # Python's timers overflow at 9e9
 MAX_INTEGER = 2**31 - 1  # larger ones overflow in a library, which fails late
+MAX_FLOAT = 3e38  # of float32
 
 
 def _ranges(values: Range, *keys: str) -> dict[str, Range]:
@@ -70,14 +73,15 @@ def _ranges(values: Range, *keys: str) -> dict[str, Range]:
 
 RANGES: dict[str, Range] = {
     # rlkit's own keys.
-    **_ranges(COUNT, "num_tasks", "evaluation_batch_size", "reward_workers", "reward_error_patience"),
+    **_ranges(COUNT, "num_tasks", "evaluation_batch_size", "reward_error_patience"),
+    "reward_workers": Range(1, WORKERS.high),
     **_ranges(COUNT, "max_turns", "max_turn_tokens", "max_reply_tokens"),
     **_ranges(COUNT, "dynamic_sampling_attempts", "group_minimum", "cutoff", "rankings"),
     **_ranges(NOT_NEGATIVE, "evaluation_tasks", "evaluation_steps", "adapter_rank", "listwise"),
     "first_stage_documents": NOT_NEGATIVE,
     "max_seq_length": COUNT,
     "reward_retries": NOT_NEGATIVE,
-    **_ranges(POSITIVE, "reward_time_limit", "reply_time_limit"),
+    **_ranges(SECONDS, "reward_time_limit", "reply_time_limit", "vllm_server_timeout"),
     **_ranges(SHARE, "reward_error_budget"),
     # Batches.
     **_ranges(COUNT, "per_device_train_batch_size", "per_device_eval_batch_size"),
@@ -99,7 +103,8 @@ RANGES: dict[str, Range] = {
     **_ranges(SHARE, "ref_model_mixup_alpha", "top_entropy_quantile"),
     "ref_model_sync_steps": COUNT,
     # Sampling.
-    **_ranges(POSITIVE, "temperature", "repetition_penalty"),
+    "temperature": Range(1e-3),  # logits that are divided by less overflow
+    "repetition_penalty": POSITIVE,
     "top_p": SHARE_NOT_ZERO,
     "min_p": SHARE,
     "top_k": Range(low=-1),  # 0 and -1 keep all tokens
@@ -108,8 +113,7 @@ RANGES: dict[str, Range] = {
     **_ranges(PORT, "vllm_server_port", "vllm_group_port"),
     "vllm_gpu_memory_utilization": SHARE_NOT_ZERO,
     **_ranges(COUNT, "vllm_max_model_length", "vllm_tensor_parallel_size"),
-    **_ranges(POSITIVE, "vllm_server_timeout", "vllm_importance_sampling_clip_max"),
-    **_ranges(POSITIVE, "vllm_importance_sampling_cap"),
+    **_ranges(POSITIVE, "vllm_importance_sampling_clip_max", "vllm_importance_sampling_cap"),
     "vllm_importance_sampling_clip_min": NOT_NEGATIVE,
     # LoRA.
     **_ranges(COUNT, "lora_r", "lora_alpha"),
@@ -119,7 +123,8 @@ RANGES: dict[str, Range] = {
     "save_steps": POSITIVE,
     "save_total_limit": NOT_NEGATIVE,  # 0 keeps all
     **_ranges(COUNT, "eval_accumulation_steps", "dataset_num_proc"),
-    **_ranges(NOT_NEGATIVE, "eval_delay", "dataloader_num_workers"),
+    "eval_delay": NOT_NEGATIVE,
+    "dataloader_num_workers": WORKERS,
     **_ranges(COUNT, "dataloader_prefetch_factor", "ddp_bucket_cap_mb", "ddp_timeout"),
 }
 # Numeric keys without a range, and the reason.
@@ -307,8 +312,9 @@ def check_number(key: str, value: object, allowed: Range, *, is_integer: bool = 
         raise UserError(f"{key} must be {kind}, not {value!r:.60}") from None
     if number not in allowed:
         raise UserError(f"{key} must be {allowed}, not {value!s:.60}")
-    if is_integer and math.isinf(allowed.high) and number > MAX_INTEGER:
-        raise UserError(f"{key} must be at most {MAX_INTEGER:,}, not {value!s:.60}")
+    maximum = MAX_INTEGER if is_integer else MAX_FLOAT
+    if math.isinf(allowed.high) and number > maximum:
+        raise UserError(f"{key} must be at most {maximum:,}, not {value!s:.60}")
 
 
 def is_number(text: str) -> bool:

@@ -60,8 +60,8 @@ def test_check_values_rejects_exactly_the_numbers_out_of_range(key, number):
     is_inside = math.isfinite(number) and allowed.low <= number <= allowed.high
     is_inside = is_inside and not (allowed.open_low and number == allowed.low)
     is_inside = is_inside and not (allowed.open_high and number == allowed.high)
-    if is_integer and math.isinf(allowed.high):
-        is_inside = is_inside and number <= bounds.MAX_INTEGER
+    if math.isinf(allowed.high):
+        is_inside = is_inside and number <= (bounds.MAX_INTEGER if is_integer else bounds.MAX_FLOAT)
     for value in (number, str(number)):  # from YAML and from the command line
         if is_inside:
             bounds.check_value(key, value, KEYS[key])
@@ -106,6 +106,9 @@ def test_check_values_rejects_values_that_are_not_numbers(key, value):
         {"num_iterations": "9" * 5000},
         {"max_steps": 2**31},
         {"learning_rate": "1e999"},
+        {"epsilon": 1e300},
+        {"reward_time_limit": 1e300},
+        {"temperature": 1e-300},
         {"guards": True},
         {"environment_args": 3},
         {"environment_args": ["a"]},
