@@ -166,6 +166,11 @@ def test_run_continues_after_a_server_restarts(train, serve, tmp_path):
         "output_dir": str(tmp_path / "run"),
         "max_steps": 5,
         "evaluation_tasks": 0,
+        # The server does not accept adapters, so it gets merged weights.
+        "use_peft": True,
+        "use_dora": True,
+        "lora_target_modules": "all-linear",
+        "lora_modules_to_save": ["norm"],
     }
     folder, stderr = train("killed", **keys)
     assert kill_times and f"127.0.0.1:{port}" in stderr  # a warning that the server is unavailable

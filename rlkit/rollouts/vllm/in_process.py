@@ -16,10 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import broadcast_object_list
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import ModulesToSaveWrapper
+from torch import nn
 from trl.generation import vllm_generation
 
 from rlkit.errors import UserError
+from rlkit.models.merged import merged_parameters
 from rlkit.models.patches import vllm_settings
 from rlkit.rollouts.types import Engine, Request, Sample, Sampling
 from rlkit.rollouts.vllm.endpoint import as_sample, sampling_params, server_settings
@@ -39,10 +43,14 @@ class SyncedVLLM(vllm_generation.VLLMGeneration):
     In mode "server", each rank sends its own requests to the servers, and the main process pushes weights.
 
     Args:
-        args: Positional arguments of `VLLMGeneration`.
+        model: Model to train.
+        args: Other positional arguments of `VLLMGeneration`.
         weights_dir: Directory through which servers on other machines get their weights.
         kwargs: Keyword arguments of `VLLMGeneration`. `server_base_url` may list several URLs, separated by
             commas.
+
+    Raises:
+        UserError: vLLM cannot hold the weights of the model.
 
     Attributes:
         sync_bytes: Size of the last weight transfer in bytes.
@@ -50,10 +58,11 @@ class SyncedVLLM(vllm_generation.VLLMGeneration):
 
     sync_bytes = 0
 
-    def __init__(self, *args: Any, weights_dir: str | None = None, **kwargs: Any):
+    def __init__(self, model: Any, *args: Any, weights_dir: str | None = None, **kwargs: Any):
+        check_adapter(model)
         self.weights_dir = weights_dir
         self._num_syncs = 0
-        super().__init__(*args, **kwargs)
+        super().__init__(model, *args, **kwargs)
 
     def _init_vllm(self) -> None:
         if self.mode == "server":
@@ -139,12 +148,16 @@ class SyncedVLLM(vllm_generation.VLLMGeneration):
         """Return whether the adapter holds all trained weights, unsharded, and the servers accept it."""
         if not isinstance(self.model, PeftModel) or self._dist.is_fsdp or self._dist.is_zero3:
             return False
-        # `modules_to_save` are trained in full, and vLLM loads only the low-rank part of an adapter.
-        full = [getattr(config, "modules_to_save", None) for config in self.model.peft_config.values()]
-        return self._accepts_adapters and not any(full)
+        return self._accepts_adapters and all(map(is_low_rank, self.model.peft_config.values()))
 
     def _iter_named_params(self) -> Iterator[tuple[str, torch.Tensor]]:
-        for name, weight in super()._iter_named_params():
+        named_parameters = super()._iter_named_params()
+        if isinstance(self.model, PeftModel) and not (self._dist.is_fsdp and self._dist.fsdp_version == 1):
+            named_parameters = (
+                (self._fix_param_name_to_vllm(name), weight)
+                for name, weight in merged_parameters(self.model, self._dist.gather_params)
+            )
+        for name, weight in named_parameters:
             self.sync_bytes += weight.nbytes
             yield name, weight
 
@@ -162,6 +175,23 @@ class SyncedVLLM(vllm_generation.VLLMGeneration):
         if self.enable_sleep_mode:
             self.llm.sleep(level=2)  # this level discards the weights, which are synced again before use
             self._llm_weights_sleeping = True
+
+
+def check_adapter(model: nn.Module) -> None:
+    """Raise UserError if an adapter gives tied embeddings different weights, which vLLM would keep tied."""
+    if not isinstance(model, PeftModel) or not model.config.tie_word_embeddings:
+        return
+    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+        if isinstance(layer, BaseTunerLayer | ModulesToSaveWrapper):
+            raise UserError(
+                "the input and output embeddings of the model are tied, and vLLM keeps them tied; remove "
+                "them from lora_target_modules and lora_modules_to_save, or set use_vllm to false"
+            )
+
+
+def is_low_rank(config: PeftConfig) -> bool:
+    """Return whether vLLM can load an adapter: it supports only low-rank updates of modules."""
+    return not any(getattr(config, key, None) for key in ("modules_to_save", "use_dora", "target_parameters"))
 
 
 def is_repacked(model: torch.nn.Module) -> bool:

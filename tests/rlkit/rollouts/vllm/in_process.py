@@ -3,6 +3,7 @@
 `test_in_process.py` runs this script in a separate process.
 """
 
+import copy
 import json
 import sys
 
@@ -110,16 +111,22 @@ def skip_cache_reset(engine):
 
 
 def sync_adapter(engine):
-    """Sync a LoRA model. vLLM receives merged weights, while the trainer's adapter stays unmerged."""
+    """Sync models with an adapter. vLLM receives merged weights, and the trainer's stay the same."""
     hot = Sampling((127,), temperature=1.0)
-    lora = LoraConfig(r=4, lora_alpha=32, target_modules="all-linear", init_lora_weights=False)
-    sampler.model = get_peft_model(model, lora)  # this adds the adapter to the layers of `model` itself
-    results["gap without the adapter"] = gap(PROMPTS, sample(engine, sampling=hot))
-    sampler.sync_weights()
-    results["gap with the adapter"] = gap(PROMPTS, sample(engine, sampling=hot))
-    results["trainer is merged"] = any(
-        module.merged for module in model.modules() if hasattr(module, "merged")
-    )
+    results["gaps without the adapter"], results["gaps with the adapter"] = [], []
+    for options in ({"use_rslora": True}, {"use_dora": True, "modules_to_save": ["norm"]}):
+        lora = LoraConfig(r=4, lora_alpha=32, target_modules="all-linear", init_lora_weights=False, **options)
+        sampler.model = get_peft_model(model, lora)  # this adds the adapter to the layers of `model` itself
+        before = copy.deepcopy(sampler.model.state_dict())
+        results["gaps without the adapter"].append(gap(PROMPTS, sample(engine, sampling=hot)))
+        sampler.sync_weights()
+        results["gaps with the adapter"].append(gap(PROMPTS, sample(engine, sampling=hot)))
+        after = sampler.model.state_dict()
+        results["changed"] = [name for name in before if not torch.equal(before[name], after[name])]
+        results["trainer is merged"] = any(
+            module.merged for module in model.modules() if hasattr(module, "merged")
+        )
+        sampler.model.unload()
 
 
 with sampler.engine() as engine:

@@ -48,9 +48,9 @@ def test_sync_weights_sends_all_weights(results):
 
 
 def test_sync_weights_merges_the_adapter(results):
-    assert results["gap with the adapter"] < 1e-4
-    assert results["gap without the adapter"] > 0.05
-    assert not results["trainer is merged"]
+    assert max(results["gaps with the adapter"]) < 1e-4
+    assert min(results["gaps without the adapter"]) > 0.05
+    assert not results["trainer is merged"] and not results["changed"]
 
 
 def test_log_probs_differ_at_another_temperature_or_top_p(results):
