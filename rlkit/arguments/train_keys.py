@@ -63,6 +63,8 @@ UNUSED: dict[str, dict[str, tuple[object, str]]] = {
         "log_completions_hub_repo": (None, "the folder rollouts/ has all completions; upload that"),
         "num_generations_eval": (None, "evaluations answer greedily, once per task; use `rlkit eval`"),
         "use_transformers_paged": (False, "set use_transformers_continuous_batching instead"),
+        "vllm_group_port": (51216, "rlkit connects to servers through free ports"),
+        "vllm_tensor_parallel_size": (1, "start `rlkit serve MODEL --tensor_parallel_size N` instead"),
         "vllm_importance_sampling_cap": (None, "set vllm_importance_sampling_clip_max instead"),
     },
     "sft": UNUSED_BY_RUN
@@ -82,8 +84,7 @@ REQUIREMENTS: tuple[tuple[str, Callable[[Keys], object], tuple[str, ...]], ...] 
         (
             "vllm_mode", "vllm_model_impl", "vllm_enable_sleep_mode", "vllm_structured_outputs_regex",
             "vllm_server_base_url", "vllm_server_host", "vllm_server_port", "vllm_server_timeout",
-            "vllm_group_port", "vllm_gpu_memory_utilization", "vllm_max_model_length",
-            "vllm_tensor_parallel_size", "vllm_importance_sampling_mode",
+            "vllm_gpu_memory_utilization", "vllm_max_model_length", "vllm_importance_sampling_mode",
             "vllm_importance_sampling_clip_max", "vllm_importance_sampling_clip_min", "weights_dir",
         ),
     ),
@@ -92,15 +93,15 @@ REQUIREMENTS: tuple[tuple[str, Callable[[Keys], object], tuple[str, ...]], ...] 
         lambda keys: not keys["use_vllm"] or keys["vllm_mode"] == "server",
         (
             "vllm_server_base_url", "vllm_server_host", "vllm_server_port", "vllm_server_timeout",
-            "vllm_group_port", "weights_dir",
+            "weights_dir",
         ),
     ),
     (
         "vllm_mode: colocate",
         lambda keys: not keys["use_vllm"] or keys["vllm_mode"] == "colocate",
         (
-            "vllm_gpu_memory_utilization", "vllm_max_model_length", "vllm_tensor_parallel_size",
-            "vllm_enable_sleep_mode", "vllm_model_impl",
+            "vllm_gpu_memory_utilization", "vllm_max_model_length", "vllm_enable_sleep_mode",
+            "vllm_model_impl",
         ),
     ),
     (

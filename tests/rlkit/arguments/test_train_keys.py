@@ -17,8 +17,8 @@ learning_rate trust_remote_code router_aux_loss_coef disable_dropout cast_lm_hea
 max_completion_length ds3_gather_for_generation shuffle_dataset pad_to_multiple_of generation_batch_size
 steps_per_generation temperature top_p top_k min_p generation_kwargs chat_template_kwargs repetition_penalty
 use_vllm vllm_mode vllm_model_impl vllm_enable_sleep_mode vllm_structured_outputs_regex vllm_server_base_url
-vllm_server_host vllm_server_port vllm_server_timeout vllm_group_port vllm_gpu_memory_utilization
-vllm_max_model_length vllm_tensor_parallel_size beta num_iterations epsilon delta epsilon_high
+vllm_server_host vllm_server_port vllm_server_timeout vllm_gpu_memory_utilization
+vllm_max_model_length beta num_iterations epsilon delta epsilon_high
 sapo_temperature_neg sapo_temperature_pos vespo_k_pos vespo_lambda_pos vespo_k_neg vespo_lambda_neg
 importance_sampling_level reward_weights multi_objective_aggregation scale_rewards loss_type
 mask_truncated_completions sync_ref_model ref_model_mixup_alpha ref_model_sync_steps top_entropy_quantile
@@ -104,6 +104,8 @@ def test_refused_keys_and_requirements_exist(command):
         ("train", "log_multimodal", False, "no images"),
         ("train", "use_transformers_paged", True, "use_transformers_continuous_batching"),
         ("train", "vllm_importance_sampling_cap", 2.0, "vllm_importance_sampling_clip_max"),
+        ("train", "vllm_group_port", 4000, "free ports"),
+        ("train", "vllm_tensor_parallel_size", "2", "rlkit serve"),
         ("train", "use_liger_kernel", "yes", "shared prefix"),
         ("train", "liger_kernel_config", {"rope": True}, "shared prefix"),
         ("train", "include_num_input_tokens_seen", "all", "num_tokens"),
@@ -220,11 +222,9 @@ def test_keys_whose_requirements_are_met_are_not_reported():
         "algorithm": "hrpo",
         "evaluation_tasks": 4,
     }
-    by_value = {
-        name for name in CONDITIONAL if name.startswith(("sapo", "vespo", "vllm_server", "vllm_group"))
-    }
+    by_value = {name for name in CONDITIONAL if name.startswith(("sapo", "vespo", "vllm_server"))}
     assert keys_without_effect(CONDITIONAL - by_value - {"weights_dir"}, KEYS | met) == []
-    server = {"vllm_server_port", "vllm_group_port", "weights_dir"}
+    server = {"vllm_server_port", "vllm_server_timeout", "weights_dir"}
     assert keys_without_effect(server, KEYS | met | {"vllm_mode": "server"}) == []
 
 

@@ -4,8 +4,10 @@ docs/trl_features.md lists them. Losses are compared with formulas of this file,
 pass of the model; the trainer computes the prompt of a group once (`shared_prefix`).
 """
 
+import json
 import random
 import re
+import shutil
 from functools import partial
 
 import numpy as np
@@ -15,16 +17,21 @@ import torch
 import trl.trainer.grpo_trainer
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, TrainerCallback
+from transformers.integrations import HfDeepSpeedConfig
+from trl import ModelConfig
+from trl.generation import vllm_generation
 
 import rlkit
 from rlkit.arguments.parse import parse_train
 from rlkit.arguments.train_keys import keys_without_effect
 from rlkit.errors import RewardError, UserError
+from rlkit.models.load import load_model
 from rlkit.registry import load_environment
 from rlkit.runs.checkpoints import last_checkpoint
 from rlkit.scoring import ErrorBudget, RewardRunner
 from rlkit.training.resume import CheckpointCallback
 from rlkit.training.rollout_counts import EpisodeWarnings
+from rlkit.training.step import sampling_settings
 from rlkit.training.train import changed_keys
 from tests.conftest import TEMPLATE
 from tests.quick import QUICK_GRPO, TOY
@@ -354,6 +361,35 @@ def test_trained_adapter_is_its_own_reference(make, tiny_folder):
     assert kl[0] == pytest.approx(0, abs=1e-6) and kl[1] > 1e-6
 
 
+CODE = """
+from transformers import LlamaConfig, LlamaForCausalLM
+
+class MineConfig(LlamaConfig):
+    model_type = "mine"
+
+class Mine(LlamaForCausalLM):
+    config_class = MineConfig
+"""
+
+
+def test_trust_remote_code_runs_the_code_of_policy_and_reference(make, tiny_folder, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    config = json.loads((folder / "config.json").read_text()) | {"model_type": "mine"}
+    config["auto_map"] = {
+        "AutoConfig": "code_of_mine.MineConfig",
+        "AutoModelForCausalLM": "code_of_mine.Mine",
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "code_of_mine.py").write_text(CODE)
+    with pytest.raises(UserError, match="cannot load"):
+        load_model(ModelConfig(model_name_or_path=str(folder)))
+    model, _ = load_model(ModelConfig(model_name_or_path=str(folder)), trust_remote_code=True)
+    trainer = make(model=model, trust_remote_code=True, beta=0.1)
+    trainer.train()
+    assert type(trainer.ref_model).__name__ == type(trainer.model).__name__ == "Mine"
+
+
 def test_compiled_model_learns_the_weights_of_the_plain_one(make):
     compiled = make(**SGD, torch_compile=True, torch_compile_backend="eager")
     plain = make(**SGD)
@@ -545,6 +581,46 @@ def test_continuous_batching_samples_rollouts_with_the_config_given(make):
     frame = saved_rollouts(trainer)
     assert len(frame) == B and frame["length"].between(1, T).all() and frame["invalid"].isna().all()
     assert not torch.equal(weights_of(trainer.model), start)
+
+
+def test_structured_outputs_regex_is_a_setting_of_each_vllm_request(make):
+    trainer = make(vllm_structured_outputs_regex="[ab]+")
+    assert sampling_settings(trainer).extra == {}
+    trainer.use_vllm = True
+    assert sampling_settings(trainer).extra == {"structured_outputs": {"regex": "[ab]+"}}
+
+
+class Started(Exception):  # noqa: N818
+    """Raised instead of starting vLLM; its argument are the settings."""
+
+
+def test_vllm_keys_reach_the_engine_in_this_process(make, monkeypatch):
+    def start(**settings):
+        raise Started(settings)
+
+    monkeypatch.setattr(vllm_generation, "LLM", start)
+    keys = {
+        "vllm_mode": "colocate",
+        "vllm_gpu_memory_utilization": 0.4,
+        "vllm_max_model_length": 64,
+        "vllm_model_impl": "transformers",
+        "vllm_enable_sleep_mode": True,
+    }
+    with pytest.raises(Started) as caught:
+        make(use_vllm=True, **keys)
+    (settings,) = caught.value.args
+    for key in ("gpu_memory_utilization", "model_impl", "enable_sleep_mode"):
+        assert settings[key] == keys[f"vllm_{key}"]
+    assert settings["max_model_len"] == 64
+
+
+@pytest.mark.parametrize("gathers", [True, False])
+def test_zero3_without_gathered_weights_samples_with_trl(make, gathers):
+    trainer = make(ds3_gather_for_generation=gathers)
+    assert not trainer.samples_with_trl
+    config = HfDeepSpeedConfig({"zero_optimization": {"stage": 3}})  # ZeRO-3 is on while this object exists
+    assert trainer.samples_with_trl is not gathers
+    del config
 
 
 # --- Rewards and advantages ---------------------------------------------------------------------------------
