@@ -376,12 +376,10 @@ def test_trust_remote_code_runs_the_code_of_policy_and_reference(make, tiny_fold
     folder = tmp_path / "model"
     shutil.copytree(tiny_folder, folder)
     config = json.loads((folder / "config.json").read_text()) | {"model_type": "mine"}
-    config["auto_map"] = {
-        "AutoConfig": "code_of_mine.MineConfig",
-        "AutoModelForCausalLM": "code_of_mine.Mine",
-    }
+    config |= {"architectures": ["Mine"]}
+    config["auto_map"] = {"AutoConfig": "code.MineConfig", "AutoModelForCausalLM": "code.Mine"}
     (folder / "config.json").write_text(json.dumps(config))
-    (folder / "code_of_mine.py").write_text(CODE)
+    (folder / "code.py").write_text(CODE)
     with pytest.raises(UserError, match="cannot load"):
         load_model(ModelConfig(model_name_or_path=str(folder)))
     model, _ = load_model(ModelConfig(model_name_or_path=str(folder)), trust_remote_code=True)
@@ -788,7 +786,7 @@ def test_episode_warnings_double_the_number_of_episodes_between_two():
 
 
 def test_num_completions_to_print_limits_the_printed_table(make, capsys):
-    for limit, expected in ((1, 1), (3, 3), (None, B)):
+    for limit, expected in ((3, 3), (None, B)):
         trainer = make(log_completions=True, num_completions_to_print=limit)
         trainer.train()
         # TRL prints the table of the last step again when training ends.
