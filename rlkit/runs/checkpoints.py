@@ -22,14 +22,15 @@ logger = logging.getLogger(__name__)
 MANIFEST = "rlkit.json"
 
 
-def seal(folder: Path, step: int, identity: Mapping[str, Any], num_metrics: int = 0) -> None:
+def seal(folder: Path, step: int, identity: Mapping[str, Any], num_metrics: int | None = None) -> None:
     """Mark a checkpoint as complete: flush its files to disk, then write the manifest.
 
     Args:
         folder: Folder of the checkpoint.
         step: Optimizer step of the checkpoint.
         identity: Config that a run must share to resume from it.
-        num_metrics: Number of lines of `metrics.jsonl`; a run that resumes deletes the later ones.
+        num_metrics: Number of lines of `metrics.jsonl`; a run that resumes deletes the later ones. None if
+            the run logs none.
     """
     # A checkpoint that is being overwritten must not look complete because of its old manifest.
     (folder / MANIFEST).unlink(missing_ok=True)
@@ -38,7 +39,9 @@ def seal(folder: Path, step: int, identity: Mapping[str, Any], num_metrics: int 
     for path in (*paths, folder):
         sync(path)
     sizes = {str(path.relative_to(folder)): path.stat().st_size for path in paths if path.is_file()}
-    manifest = {"step": step, "identity": dict(identity), "num_metrics": num_metrics, "files": sizes}
+    manifest: dict[str, Any] = {"step": step, "identity": dict(identity), "files": sizes}
+    if num_metrics is not None:
+        manifest["num_metrics"] = num_metrics
     atomic_write(folder / MANIFEST, json.dumps(manifest, indent=1))
     sync(folder.parent)  # otherwise the entry of a new folder may be lost
     logger.debug("checkpoint sealed: %s", folder)
@@ -112,7 +115,7 @@ def rotate(run: Path, limit: int | None, best: str | None) -> None:
         return
     folders = sorted(checkpoints(run), key=step_of)
     complete = [folder for folder in folders if (folder / MANIFEST).exists()]
-    protected = {complete[-1], *([] if best is None else [Path(best)])}
+    protected = {complete[-1]} | {folder for folder in complete if best and folder == Path(best)}
     unprotected = [folder for folder in complete if folder not in protected]
     num_old = len(unprotected) - max(limit - len(protected), 0)
     for folder in folders:

@@ -163,7 +163,8 @@ class RunDirectory:
             raise self._unwritable(error) from error
 
     def _unwritable(self, error: OSError) -> UserError:
-        return UserError(f"cannot write to the run directory {self.path}: {error.strerror or error}")
+        reason = f"{error.strerror or error}; {_remedy(error.errno)}"
+        return UserError(f"cannot write to the run directory {self.path}: {reason}")
 
     def _delete_contents(self) -> None:
         # A run that is killed during the deletion leaves a part of the old run. It must be neither resumed
@@ -235,11 +236,16 @@ class RunDirectory:
                     path.unlink()
         lines = self._rewind_metrics(step, num_metrics)
         for folder in RESULTS:
-            # A result whose means were not logged yet is computed again, and so is that after training.
+            # A result whose means the killed run had not logged yet is computed again.
             logged = {line["step"] for line in lines if any(key.startswith(f"{folder}/") for key in line)}
-            names = {f"step-{step}" for step in logged} | ({"before"} if 0 in logged else set())
-            for path in (self.path / folder).glob("*.json"):
-                if path.stem not in names:
+            if num_metrics is None and step:  # a checkpoint without the number: assume that they were logged
+                logged |= {0, step}
+            (self.path / folder / "after.json").unlink(missing_ok=True)
+            if 0 not in logged:
+                (self.path / folder / "before.json").unlink(missing_ok=True)
+            for path in (self.path / folder).glob("step-*.json"):
+                step_of_result = int(path.stem.split("-")[1])
+                if step_of_result > step or (step_of_result == step and step not in logged):
                     path.unlink()
 
     def _rewind_metrics(self, step: int, num_metrics: int | None) -> list[dict[str, Any]]:
@@ -308,7 +314,7 @@ class RunDirectory:
         except OSError as error:
             reason = error.strerror or first_line(error)
             message = f"cannot write the rollouts of step {step} to {path}: {reason}"
-            raise UserError(f"{message}; {_remedy(error.errno)}") from error
+            raise UserError(f"{message}; {_remedy(error.errno)}, then resume with --resume") from error
 
 
 @contextmanager
@@ -325,8 +331,9 @@ def write_errors(folder: Path) -> Iterator[None]:
         if failure is None:
             raise
         reason, number = failure
+        kept = f"earlier checkpoints in {folder} are kept"
         raise UserError(
-            f"cannot write {reason}; earlier checkpoints in {folder} are kept: {_remedy(number)}"
+            f"cannot write {reason}; {kept}: {_remedy(number)}, then resume with --resume"
         ) from error
 
 
@@ -340,19 +347,23 @@ def _write_error(error: Exception) -> tuple[str, int | None] | None:
     # safetensors and torch.save report a full disk with exceptions that are not OSErrors.
     if match := re.search(r"I/O error: (.+) \(os error (\d+)\)", message):
         return f"a checkpoint: {match[1]}", int(match[2])
-    if isinstance(error, RuntimeError) and re.search(r"unexpected pos \d|file write failed", message):
-        reason = "a checkpoint: the file is truncated, probably because the disk is full"
-        return reason, errno.ENOSPC
+    if isinstance(error, RuntimeError):
+        if re.search(r"unexpected pos \d|file write failed|iostream error", message):
+            reason = "a checkpoint: the file is truncated, probably because the disk is full"
+            return reason, errno.ENOSPC
+        if match := re.search(r"open file failed with strerror: (.+)", message):
+            numbers = (number for number in DISK_ERRORS if os.strerror(number) == match[1])
+            return f"a checkpoint: {match[1]}", next(numbers, None)
     return None
 
 
 def _remedy(number: int | None) -> str:
     """Return what to do after a write has failed with an errno."""
     if number in FULL:
-        return "free disk space, then resume with --resume"
+        return "free disk space"
     if number in NOT_WRITABLE:
-        return "make the folder writable, then resume with --resume"
-    return "fix the disk, then resume with --resume"
+        return "make the folder writable"
+    return "fix the disk"
 
 
 def _parse_line(text: str) -> dict[str, Any] | None:

@@ -4,7 +4,6 @@ An audit hook sees each file that Python opens, renames or deletes. Libraries th
 are wrapped. Nothing is killed by a clock, so a seed determines where a run is killed.
 """
 
-import contextlib
 import gc
 import os
 import shutil
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
+import yaml
 
 from rlkit.commands import main as cli
 
@@ -25,14 +25,19 @@ KILLED = -signal.SIGKILL
 def run_in_fork(argv, log, at_start=lambda: None):
     """Run a command in a fork and return its exit code; its output is appended to a file."""
     gc.freeze()  # a collection in the child would copy the memory of the libraries
+    # A pipe, because the child may be unable to write files.
+    output, end = os.pipe()
     pid = os.fork()
     if pid:
+        os.close(end)
+        with open(output, "rb") as stream, open(log, "ab") as file:
+            file.write(stream.read())
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     code = 70
     try:
-        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(output, 1)
-        os.dup2(output, 2)
+        os.dup2(end, 1)
+        os.dup2(end, 2)
+        os.close(end)
         sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
         torch.set_num_threads(1)
         sys.argv = ["rlkit", *argv]
@@ -41,9 +46,8 @@ def run_in_fork(argv, log, at_start=lambda: None):
     except BaseException:
         traceback.print_exc()
     finally:
-        with contextlib.suppress(OSError):
-            sys.stdout.flush()
-            sys.stderr.flush()
+        sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(code)
 
 
@@ -118,6 +122,29 @@ class Operations:
         self.install(call)
 
 
+class Run:
+    """A run of one kind, which may be killed.
+
+    Args:
+        folder: Folder for the run directory, the config and the output.
+        name: Name of the run.
+        stage: Command of the run.
+        keys: Keys of the config.
+    """
+
+    def __init__(self, folder, name, stage, keys):
+        self.path, self.log = folder / name, folder / f"{name}.log"
+        self.operations = Operations(self.path, folder / f"{name}.operations")
+        config = folder / f"{name}.yaml"
+        config.write_text(yaml.safe_dump(keys | {"output_dir": str(self.path)}))
+        self.argv = [stage, "--config", str(config)]
+
+    def __call__(self, at_start):
+        """Start or resume the run in a fork, and return its exit code."""
+        resume = ["--resume"] if self.path.exists() else []
+        return run_in_fork([*self.argv, *resume], self.log, at_start)
+
+
 def is_read(path, mode, flags):
     """Return whether `open` only reads, except to flush a file to disk (`os.open`, which has no mode)."""
     return mode is not None and not flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
@@ -147,8 +174,24 @@ def lose_power(run, operations, before, rng):
         before: Files before the process started, which are on disk (`files_of`).
         rng: Generator of random numbers.
     """
-    sizes = {path: size for path, (_, size) in before.items()}  # of what is on disk
-    entries = set(before)  # paths whose entry is on disk
+    sizes, entries = on_disk(operations, before)
+    for name, (inode, size) in files_of(run).items():
+        if name.endswith(".lock") or before.get(name) == (inode, size):
+            continue
+        if os.path.isdir(name):
+            if name not in entries and rng.random() < 0.3:
+                shutil.rmtree(name)
+        elif os.path.exists(name):  # its folder may be deleted by now
+            if name not in entries and rng.random() < 0.3:
+                os.remove(name)
+            elif rng.random() < 0.5:
+                os.truncate(name, rng.randint(min(sizes.get(name, 0), size), size))
+
+
+def on_disk(operations, before):
+    """Return the flushed size of each file, and the paths whose entries in their folders are flushed."""
+    sizes = {path: size for path, (_, size) in before.items()}
+    entries = set(before)
     is_done = operations[-1][0] in ("saved", "synced")
     for kind, path, value in operations if is_done else operations[:-1]:
         if kind == "synced" and os.path.isdir(path):
@@ -163,14 +206,4 @@ def lose_power(run, operations, before, rng):
                 entries.add(value)
         elif kind in ("torch.save", "save_file", "os.remove"):
             sizes.pop(path, None)
-    for name, (inode, size) in files_of(run).items():
-        if name.endswith(".lock") or before.get(name) == (inode, size):
-            continue
-        if os.path.isdir(name):
-            if name not in entries and rng.random() < 0.3:
-                shutil.rmtree(name)
-        elif os.path.exists(name):  # its folder may be deleted by now
-            if name not in entries and rng.random() < 0.3:
-                os.remove(name)
-            elif rng.random() < 0.5:
-                os.truncate(name, rng.randint(min(sizes.get(name, 0), size), size))
+    return sizes, entries

@@ -1,4 +1,4 @@
-"""A run that is killed at any moment, or loses power, resumes and ends like an uninterrupted run, bit for bit.
+"""A run that is killed or loses power at any moment resumes and ends like an uninterrupted one, bit for bit.
 
 Each run is a fork of this process that kills itself before a random operation on its files; at least every
 second one while it writes a checkpoint. A run is killed several times before it may finish.
@@ -7,15 +7,19 @@ second one while it writes a checkpoint. A run is killed several times before it
 import json
 import math
 import random
+from functools import partial
 
 import pytest
 import torch
-import yaml
 
-from tests.end_to_end.killing import KILLED, Operations, files_of, lose_power, run_in_fork
-from tests.end_to_end.killing import truncate_file_being_written as truncate_last
+from tests.end_to_end.killing import (
+    KILLED,
+    Run,
+    files_of,
+    lose_power,
+    truncate_file_being_written,
+)
 from tests.quick import QUICK, ROOT, TOY
-from tests.tiny_encoders import save_tiny_encoder
 
 KEYS = QUICK | {
     "environment": f"{TOY}:Odd",
@@ -49,45 +53,6 @@ KINDS = {
     ),
 }
 TIMES = ("seconds", "step_time", "train_runtime", "train_samples_per_second", "train_steps_per_second")
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory, tiny_model, tiny_tokenizer):
-    """Return the folders of a tiny language model and a tiny encoder, by stage."""
-    import rlkit.report
-    import rlkit.training.ranking.rank
-    import rlkit.training.sft
-    import rlkit.training.train  # noqa: F401 (imported before the process is forked)
-
-    folder = tmp_path_factory.mktemp("models")
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    tiny_model("llama", **sizes, num_key_value_heads=1).save_pretrained(folder / "llama")
-    tiny_tokenizer.save_pretrained(folder / "llama")
-    encoder = save_tiny_encoder(folder / "encoder")
-    return {"train": str(folder / "llama"), "sft": str(folder / "llama"), "rank": encoder}
-
-
-class Run:
-    """A run of one kind, which may be killed.
-
-    Args:
-        folder: Folder for the run directory, the config and the output.
-        name: Name of the run.
-        stage: Command of the run.
-        keys: Keys of the config.
-    """
-
-    def __init__(self, folder, name, stage, keys):
-        self.path, self.log = folder / name, folder / f"{name}.log"
-        self.operations = Operations(self.path, folder / f"{name}.operations")
-        config = folder / f"{name}.yaml"
-        config.write_text(yaml.safe_dump(keys | {"output_dir": str(self.path)}))
-        self.argv = [stage, "--config", str(config)]
-
-    def __call__(self, at_start):
-        """Start or resume the run in a fork, and return its exit code."""
-        resume = ["--resume"] if self.path.exists() else []
-        return run_in_fork([*self.argv, *resume], self.log, at_start)
 
 
 def is_time(key):
@@ -158,7 +123,9 @@ def kill_and_resume(folder, stage, keys, num_kills, seed):
             number = rng.randint(1, num_in_checkpoint if part else num_operations)
             before = files_of(run.path)
             finish = kills == num_kills or in_chain == 6
-            code = run(run.operations.install if finish else lambda: run.operations.kill_before(number, part))
+            code = run(
+                run.operations.install if finish else partial(run.operations.kill_before, number, part)
+            )
             if code != KILLED:
                 break
             kills, in_chain = kills + 1, in_chain + 1
@@ -167,7 +134,7 @@ def kill_and_resume(folder, stage, keys, num_kills, seed):
             if rng.random() < 0.5:
                 lose_power(run.path, operations, before, rng)
             else:
-                truncate_last(operations, rng)
+                truncate_file_being_written(operations, rng)
         assert code == 0, f"{number} {part} {operations[-1]}\n{run.log.read_text()[-3000:]}"
         actual = final_state(run.path)
         assert sorted(actual) == sorted(expected), run.log.read_text()[-3000:]

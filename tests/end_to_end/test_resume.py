@@ -205,10 +205,17 @@ def test_resume_skips_an_incomplete_checkpoint(run_in, tmp_path):
     assert code == 0 and "checkpoint-3: optimizer.pt has 100 of" in stderr
     assert (run / "model").is_dir()
     assert [line["step"] for line in metrics(run) if "reward" in line] == [1, 2, 3]
+    rollouts = sorted((run / "rollouts").iterdir())
+    for file in run.glob("checkpoint-*/scheduler.pt"):
+        file.unlink()
+    code, stderr = run_in("run", "--resume", **keys)
+    assert code == 2 and "checkpoint-3 is damaged: scheduler.pt is missing, and there is no other" in stderr
+    assert sorted((run / "rollouts").iterdir()) == rollouts
     for file in run.glob("checkpoint-*/rlkit.json"):
         file.unlink()
     code, stderr = run_in("run", "--resume", **keys)
-    assert code == 2 and "no complete checkpoint" in stderr
+    assert code == 0 and "there is no checkpoint to resume from; starting from the beginning" in stderr
+    assert [line["step"] for line in metrics(run) if "reward" in line] == [1, 2, 3]
 
 
 def test_resume_stops_if_the_config_has_changed(run_in, tmp_path):
@@ -241,10 +248,10 @@ def test_failed_save_keeps_the_previous_checkpoint(run_in, tmp_path, monkeypatch
     keys = {"max_steps": 2, "save_steps": 1, "save_total_limit": 1, "evaluation_tasks": 0}
     original = resume.seal
 
-    def seal(folder, step, identity):
+    def seal(folder, step, *args):
         if step == 2:
             raise OSError("power failure")
-        original(folder, step, identity)
+        original(folder, step, *args)
 
     monkeypatch.setattr(resume, "seal", seal)
     with pytest.raises(OSError, match="power failure"):

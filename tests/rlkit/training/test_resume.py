@@ -1,6 +1,8 @@
 """Incomplete checkpoints are skipped, changed settings are reported, and resuming keeps the task order."""
 
 import json
+import os
+from contextlib import suppress
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +13,16 @@ from hypothesis import strategies as st
 from trl.trainer.utils import RepeatSampler
 
 from rlkit.errors import UserError
-from rlkit.runs.checkpoints import differences, last_checkpoint, read_manifest, seal
+from rlkit.runs.checkpoints import (
+    checkpoints,
+    delete_checkpoint,
+    differences,
+    last_checkpoint,
+    read_manifest,
+    rotate,
+    seal,
+    step_of,
+)
 from rlkit.training.resume import EpochSeededSampler, check_plain
 
 
@@ -83,15 +94,72 @@ def test_last_checkpoint_skips_an_incomplete_one_with_a_warning(tmp_path, caplog
     assert "checkpoint-10: " in record.message and reason in record.message
 
 
-def test_last_checkpoint_raises_if_all_are_incomplete(tmp_path):
-    unseal(save_checkpoint(tmp_path, 1))
-    with pytest.raises(UserError, match=r"no complete checkpoint.*--overwrite"):
+@pytest.mark.parametrize("damage", [truncate_file, delete_file, truncate_manifest, replace_manifest])
+def test_last_checkpoint_raises_if_the_only_complete_one_is_damaged(tmp_path, damage):
+    damage(save_checkpoint(tmp_path, 1))
+    unseal(save_checkpoint(tmp_path, 2))
+    with pytest.raises(UserError, match=r"checkpoint-1 is damaged: .*restore it from a backup.*--overwrite"):
         last_checkpoint(tmp_path)
+
+
+def test_last_checkpoint_is_none_if_none_was_completed(tmp_path, caplog):
+    unseal(save_checkpoint(tmp_path, 1))
+    (tmp_path / "checkpoint-2").mkdir()
+    assert last_checkpoint(tmp_path) is None
+    assert len(caplog.records) == 2
 
 
 def test_last_checkpoint_is_none_without_checkpoints(tmp_path):
     (tmp_path / "checkpoint-notes").mkdir()
     assert last_checkpoint(tmp_path) is None
+
+
+@pytest.mark.parametrize("num_deleted", range(4))
+def test_interrupted_deletion_of_a_checkpoint_leaves_an_incomplete_one(tmp_path, monkeypatch, num_deleted):
+    folder = save_checkpoint(tmp_path, 1)
+    unlink, deleted = os.unlink, []
+
+    def unlink_some(path, **kwargs):
+        if len(deleted) == num_deleted:
+            raise KeyboardInterrupt
+        deleted.append(path)
+        unlink(path, **kwargs)
+
+    with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
+        patch.setattr(os, "unlink", unlink_some)
+        delete_checkpoint(folder)
+    if num_deleted == 0:
+        assert last_checkpoint(tmp_path) == folder
+    else:
+        assert last_checkpoint(tmp_path) is None
+    delete_checkpoint(folder) if folder.exists() else None
+    assert not folder.exists()
+
+
+@given(
+    steps=st.sets(st.integers(1, 9), min_size=1),
+    unsealed=st.sets(st.integers(1, 9)),
+    limit=st.none() | st.integers(0, 4),
+    best=st.none() | st.integers(1, 9),
+)
+def test_rotate_keeps_the_newest_checkpoints_and_the_best(tmp_path_factory, steps, unsealed, limit, best):
+    run = tmp_path_factory.mktemp("run")
+    newest = max(steps)
+    unsealed = {step for step in unsealed if step < newest}
+    for step in steps | unsealed:
+        (run / f"checkpoint-{step}").mkdir()
+        if step not in unsealed:
+            (run / f"checkpoint-{step}" / "rlkit.json").write_text("{}")
+    complete = sorted(steps - unsealed, reverse=True)
+    rotate(run, limit, None if best is None else str(run / f"checkpoint-{best}"))
+    remaining = {step_of(folder) for folder in checkpoints(run)}
+    if not limit:
+        assert remaining == steps | unsealed
+        return
+    protected = {newest} | ({best} & set(complete))
+    assert protected <= remaining <= set(complete)
+    assert len(remaining) == min(len(complete), max(limit, len(protected)))
+    assert remaining - protected <= set(complete[:limit])
 
 
 @given(
