@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from rlkit.errors import UserError
+from rlkit.runs.checkpoints import differences
+
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rlkit.arguments.parse import RunConfig
     from rlkit.environment import Environment
     from rlkit.scoring import RewardRunner
+
+logger = logging.getLogger(__name__)
 
 # Arguments of the trainer that determine which tasks are in the batch of which step. They must not change
 # when a run is resumed.
@@ -22,6 +31,10 @@ TASK_ORDER_KEYS = (
     "num_iterations",
     "shuffle_dataset",
 )
+
+# Settings that determine which weights a checkpoint has, and the state of their optimizer. Not even
+# --resume_anyway can change them: the libraries would ignore weights that are missing, or fail.
+STRUCTURE_KEYS = ("stage", "cross_encoder", "adapter_rank", "listwise", "lora", "optim")
 
 
 def identity_of(
@@ -53,9 +66,39 @@ def identity_of(
     if stage == "train":
         weights = dict(zip(runner.names, trainer_args.reward_weights, strict=True))
         identity |= {"rewards": weights, "reward_args": args.mapping("reward_args")}
-    if stage == "rank":  # other values give the scorer other weights
-        model_args = run.model_args
-        identity |= {key: getattr(args, key) or None for key in ("cross_encoder", "adapter_rank")}
-        lora = {key: getattr(model_args, key) for key in ("lora_r", "lora_target_modules", "use_dora")}
-        identity["lora"] = lora if model_args.use_peft else None
+    if stage == "rank":
+        identity |= {key: getattr(args, key) or None for key in ("cross_encoder", "adapter_rank", "listwise")}
+    keys = ("lora_r", "lora_target_modules", "lora_modules_to_save", "use_dora")
+    lora = {key: getattr(run.model_args, key) for key in keys}
+    identity |= {"lora": lora if run.model_args.use_peft else None, "optim": trainer_args.optim}
     return json.loads(json.dumps(identity))
+
+
+def check_unchanged(
+    saved: Mapping[str, Any], now: Mapping[str, Any], folder: Path, *, resume_anyway: bool
+) -> None:
+    """Check that a run may resume from a checkpoint, and log which settings have changed.
+
+    Args:
+        saved: Identity in the manifest of the checkpoint.
+        now: Identity of the run.
+        folder: Folder of the checkpoint.
+        resume_anyway: Whether settings may change that do not determine the weights.
+
+    Raises:
+        UserError: A setting has changed that must not change.
+    """
+    # Checkpoints of earlier versions lack some of the keys.
+    now = {key: value for key, value in now.items() if key in saved or key not in STRUCTURE_KEYS}
+    changed = differences(saved, now)
+    if not changed:
+        return
+    message = f"the settings differ from those of {folder}: {'; '.join(changed)}"
+    if any(saved.get(key) != now.get(key) for key in STRUCTURE_KEYS):
+        raise UserError(
+            f"{message}; its weights and optimizer state do not fit: restore the settings, or choose another "
+            "--output_dir"
+        )
+    if not resume_anyway:
+        raise UserError(f"{message}; --resume_anyway resumes with the new settings")
+    logger.warning(message)

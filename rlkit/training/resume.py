@@ -10,14 +10,16 @@ from __future__ import annotations
 import logging
 import pickle
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+from safetensors import SafetensorError
 from torch.utils.data import Sampler
 from transformers import TrainerCallback
 
-from rlkit.errors import UserError, first_line
+from rlkit.errors import UserError, first_line, one_line
 from rlkit.runs.checkpoints import checkpoints, delete_checkpoint, rotate, seal, step_of
 
 if TYPE_CHECKING:
@@ -34,6 +36,10 @@ torch.serialization.register_package(
 )
 # `check_plain` compares exact types: numpy's scalars are subclasses of some of these and cannot be loaded.
 PLAIN_TYPES = (type(None), bool, int, float, str, bytes)
+
+
+# What weights or an optimizer state that do not fit, or that are damaged, raise.
+LOADING_ERRORS = (RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError, SafetensorError)
 
 
 class Stateful(Protocol):
@@ -78,15 +84,28 @@ class CheckpointCallback(TrainerCallback):
         self.identity = identity
         self.resume_from = resume_from
         self.resume_anyway = resume_anyway
+        self.is_loading = resume_from is not None
         # transformers deletes old checkpoints as soon as a new one is written. If the run were killed before
         # that one is sealed, no complete one might be left. `on_save` deletes them after sealing instead.
         self.limit = trainer.args.save_total_limit
         trainer.args.save_total_limit = None
 
+    @contextmanager
+    def loading(self) -> Iterator[None]:
+        """Turn an error of transformers or torch that loads the checkpoint into a UserError of one line."""
+        try:
+            yield
+        except LOADING_ERRORS as error:
+            if not self.is_loading or isinstance(error, torch.OutOfMemoryError):
+                raise
+            logger.debug("the checkpoint cannot be loaded", exc_info=True)
+            raise UserError(f"cannot resume from {self.resume_from}: {one_line(error)[:300]}") from error
+
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Restore the state of this process; raise UserError if the checkpoint lacks a part of it."""
+        self.is_loading = False
         if self.resume_from is not None:
             self._restore(Path(self.resume_from))
         if self.trainer.accelerator.is_main_process:

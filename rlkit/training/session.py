@@ -38,14 +38,14 @@ from rlkit.runs.callbacks import (
     MetricsCallback,
     ProgressCallback,
 )
-from rlkit.runs.checkpoints import differences, last_checkpoint, read_manifest
+from rlkit.runs.checkpoints import last_checkpoint, read_manifest
 from rlkit.runs.directory import RunDirectory, write_errors
 from rlkit.runs.guards import Guards
 from rlkit.runs.preemption import PreemptionCallback
 from rlkit.runs.trackers import check_wandb, log_to_wandb
 from rlkit.scoring import RewardRunner, load_rewards
 from rlkit.training.held_out import Answer, Check, evaluating, shard_and_gather
-from rlkit.training.identity import identity_of
+from rlkit.training.identity import check_unchanged, identity_of
 from rlkit.training.metrics import progress
 from rlkit.training.processes import on_main_process
 from rlkit.training.resume import CheckpointCallback, Stateful, log_end_of_training
@@ -242,7 +242,8 @@ class Session:
         self._run_check(trainer, "before")
         with self.directory:
             try:
-                trainer.train(resume_from_checkpoint=checkpoint)
+                with saver.loading():
+                    trainer.train(resume_from_checkpoint=checkpoint)
             except Finished:  # the checkpoint is from the last step: what follows training may be missing
                 log_end_of_training(trainer)
         preemption.finish_training(trainer.state)
@@ -283,12 +284,7 @@ class Session:
             self.directory.rewind(0)
             return None
         saved = read_manifest(checkpoint)
-        changed = differences(saved["identity"], identity)
-        if changed:
-            message = f"the settings differ from those of {checkpoint}: {'; '.join(changed)}"
-            if not self.run.args.resume_anyway:
-                raise UserError(f"{message}; --resume_anyway resumes with the new settings")
-            logger.warning(message)
+        check_unchanged(saved["identity"], identity, checkpoint, resume_anyway=self.run.args.resume_anyway)
         self._save_config()
         self.directory.rewind(saved["step"], saved.get("num_metrics"))
         return str(checkpoint)
