@@ -1,6 +1,7 @@
 """The command line: a usage error exits with 2 and prints one line to stderr, never a traceback."""
 
 import importlib
+import re
 import resource
 import subprocess
 import sys
@@ -214,10 +215,12 @@ def test_train_neither_resumes_nor_deletes_a_folder_without_config(train, tmp_pa
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["precious.txt"]
 
 
-def test_train_with_failing_rewards_writes_a_report_and_logs_the_reason(train, tmp_path, capsys):
+def test_train_with_failing_rewards_only_fails_and_logs_the_reason(train, tmp_path, capsys):
+    """Also if the run is too short to exhaust the error budget."""
     keys = {"num_generations": "2", "per_device_train_batch_size": "2", "evaluation_tasks": "2"}
     code, stderr = train(rewards="broken", max_completion_length="4", **keys)
-    assert code == 0 and (tmp_path / "run" / "report.html").is_file()
+    assert code == 1 and not (tmp_path / "run" / "model").exists()
+    assert re.search(r"all \d+ rollouts of this run are invalid.*the judge is down", stderr)
     assert "2 of 2 held-out rollouts are invalid, the first because: " in stderr
     assert "the judge is down" in stderr
 
