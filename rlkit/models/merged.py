@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -57,10 +58,11 @@ def _merged_layer(
     layer: BaseTunerLayer, prefix: str, gather: Gather, seen: set[int]
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield the parameters of the layer that an adapter layer wraps, merged."""
-    adapters = [layer]  # of several parameters of one module, each adapter wraps the next
-    while isinstance(adapters[-1].base_layer, BaseTunerLayer):
-        adapters.append(adapters[-1].base_layer)
-    base: nn.Module = adapters[-1].base_layer  # type: ignore[assignment]
+    adapters = []  # of several parameters of one module, each adapter wraps the next
+    base: Any = layer
+    while isinstance(base, BaseTunerLayer):
+        adapters.append(base)
+        base = base.base_layer  # type: ignore[attr-defined]
     owners = [
         (owner, name, parameter)
         for owner in layer.modules()  # type: ignore[attr-defined]

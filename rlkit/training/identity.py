@@ -68,8 +68,8 @@ def identity_of(
         identity |= {"rewards": weights, "reward_args": args.mapping("reward_args")}
     if stage == "rank":
         identity |= {key: getattr(args, key) or None for key in ("cross_encoder", "adapter_rank", "listwise")}
-    keys = ("lora_r", "lora_target_modules", "lora_modules_to_save", "use_dora")
-    lora = {key: getattr(run.model_args, key) for key in keys}
+    lora_keys = ("lora_r", "lora_target_modules", "lora_modules_to_save", "use_dora")
+    lora = {key: getattr(run.model_args, key) for key in lora_keys}
     identity |= {"lora": lora if run.model_args.use_peft else None, "optim": trainer_args.optim}
     return json.loads(json.dumps(identity))
 
