@@ -171,7 +171,9 @@ def _load_again(folder: Path, tokenizer: Any, *, trust_remote_code: bool) -> Non
         saved = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
         if saved.get_vocab() != tokenizer.get_vocab():
             raise ValueError("its vocabulary has changed")
-        if saved.chat_template != tokenizer.chat_template:
+        # The file is read with universal newlines.
+        templates = [str(t.chat_template).replace("\r\n", "\n") for t in (saved, tokenizer)]
+        if templates[0] != templates[1]:
             raise ValueError("its chat template has changed")
 
 

@@ -1,6 +1,7 @@
 """`rlkit export`: adapters are merged or copied, plain models are copied, and errors are one line."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -72,3 +73,21 @@ def test_export_raises_one_line_errors(tmp_path, tiny_folder, run):
         export(run[0], tmp_path / "empty")
     with pytest.raises(UserError, match="has no adapter"):
         export(Path(tiny_folder), tmp_path / "out", adapter=True)
+
+
+def test_export_refuses_to_merge_an_adapter_on_tied_embeddings(tmp_path, tiny_model, tiny_tokenizer):
+    tiny_model("llama", tie_word_embeddings=True).save_pretrained(tmp_path / "base")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    adapter = LoraConfig(task_type="CAUSAL_LM", target_modules=["embed_tokens"])
+    get_peft_model(base, adapter).save_pretrained(tmp_path / "adapter")
+    tiny_tokenizer.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(UserError, match=r"LoRA must not adapt .*; save the adapter alone with --adapter"):
+        export(tmp_path / "adapter", tmp_path / "out")
+    export(tmp_path / "adapter", tmp_path / "out", adapter=True)
+
+
+def test_export_removes_generation_settings_that_cannot_be_saved(tmp_path, tiny_folder):
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    (folder / "generation_config.json").write_text('{"temperature": 0.6, "num_return_sequences": 2}')
+    export(folder, tmp_path / "out")
+    assert (tmp_path / "out" / "model.safetensors").is_file()
