@@ -121,6 +121,16 @@ class Operations:
 
         self.install(call)
 
+    def signal_before(self, numbers, part):
+        """Send signals to this process before its first operations on paths that contain `part`."""
+        numbers = list(numbers)
+
+        def call(kind, path):
+            if part in path and numbers:
+                os.kill(os.getpid(), numbers.pop(0))
+
+        self.install(call)
+
 
 class Run:
     """A run of one kind, which may be killed.

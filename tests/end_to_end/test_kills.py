@@ -7,11 +7,13 @@ second one while it writes a checkpoint. A run is killed several times before it
 import json
 import math
 import random
+import signal
 from functools import partial
 
 import pytest
 import torch
 
+from rlkit.errors import PREEMPTED
 from tests.end_to_end.killing import (
     KILLED,
     Run,
@@ -150,3 +152,39 @@ def test_killed_run_ends_like_an_uninterrupted_one(tmp_path, models, kind):
     keys = KEYS | {"model_name_or_path": models[stage]} | keys
     num_kills = 20
     assert kill_and_resume(tmp_path, stage, keys, num_kills, kind) >= num_kills // 2
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory, models):
+    """Return the stage, the keys and the final state of a run without evaluations during training."""
+    stage, keys = KINDS["sft"]
+    keys = KEYS | {"model_name_or_path": models[stage]} | keys
+    keys |= {"evaluation_steps": 0, "save_steps": 2, "max_steps": 4}
+    run = Run(tmp_path_factory.mktemp("uninterrupted"), "run", stage, keys)
+    assert run(lambda: None) == 0, run.log.read_text()[-3000:]
+    return stage, keys, final_state(run.path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("part", "numbers"),
+    [
+        ("evaluation/before", (signal.SIGTERM,) * 3),
+        ("checkpoint-2/optimizer", (signal.SIGTERM,) * 3),
+        ("checkpoint-2/optimizer", (signal.SIGUSR1, signal.SIGKILL)),
+        ("model.partial", (signal.SIGTERM,) * 3),
+        ("report.html", (signal.SIGUSR2, signal.SIGKILL)),
+    ],
+)
+def test_preempted_run_ends_like_an_uninterrupted_one(tmp_path, uninterrupted, part, numbers):
+    stage, keys, expected = uninterrupted
+    run = Run(tmp_path, "run", stage, keys)
+    code = run(partial(run.operations.signal_before, numbers, part))
+    assert code in (PREEMPTED, *([KILLED] if signal.SIGKILL in numbers else [])), run.log.read_text()[-3000:]
+    if code == PREEMPTED:
+        assert "rlkit: stopped by SIGTERM" in run.log.read_text().splitlines()[-1]
+    if part.startswith("checkpoint-2"):  # no other step is trained in the grace period
+        assert not (run.path / "checkpoint-4").exists() and not (run.path / "checkpoint-3").exists()
+    assert not (run.path / "model").exists() or part == "report.html"
+    assert run(lambda: None) == 0, run.log.read_text()[-3000:]
+    assert final_state(run.path) == expected

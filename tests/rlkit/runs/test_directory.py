@@ -16,6 +16,8 @@ import pytest
 
 from rlkit.errors import UserError
 from rlkit.runs.directory import MAX_PENDING_WRITES, RunDirectory
+from rlkit.runs.launch import check_start
+from tests.interrupting import interrupt_after
 
 
 @pytest.fixture
@@ -68,9 +70,38 @@ def test_overwrite_rejects_a_folder_without_config(tmp_path):
     assert (tmp_path / "thesis.tex").exists()
 
 
-@pytest.mark.parametrize(
-    "options", [{"resume": True, "overwrite": False}, {"resume": False, "overwrite": True}]
-)
+OPEN = [{"resume": True, "overwrite": False}, {"resume": False, "overwrite": True}]
+KEYS = {"environment": "causal-v1", "model_name_or_path": "bundled:smollm2-135m"}
+
+
+@pytest.mark.parametrize("options", OPEN)
+@pytest.mark.parametrize("number", range(6))
+def test_interrupted_overwrite_is_completed_by_the_next_start(existing_run, monkeypatch, options, number):
+    """The rest of the old run must not be resumed, nor block the folder."""
+    path = existing_run.path
+    (path / "checkpoint-1").mkdir()
+    for name in ("checkpoint-1/rlkit.json", "checkpoint-1/model", "metrics.jsonl"):
+        (path / name).write_text("{}")
+    interrupt_after(monkeypatch, number, "unlink", "rmdir")
+    with pytest.raises(KeyboardInterrupt):
+        existing_run.open(resume=False, overwrite=True)
+    monkeypatch.undo()
+    check_start("train", [], KEYS | {"output_dir": str(path)} | options)
+    existing_run.open(**options)
+    assert sorted(entry.name for entry in path.iterdir()) == [".lock", "evaluation", "rollouts"]
+    assert not existing_run.is_used()
+
+
+def test_run_killed_while_it_writes_its_config_can_be_started_again(run):
+    """Without --resume: a sweep adds it only to runs that have a config."""
+    (run.path / "config.yaml.123.partial").write_text("a: ")
+    check_start("train", [], KEYS | {"output_dir": str(run.path)})
+    run.open(resume=False, overwrite=False)
+    run.save_config("a: 1\n")
+    assert run.is_used()
+
+
+@pytest.mark.parametrize("options", OPEN)
 def test_open_rejects_a_run_locked_by_another_process(existing_run, options):
     """The lock is released when the process dies, even if a child that it forked survives."""
     existing_run.close()
@@ -121,6 +152,37 @@ def test_rewind_deletes_later_files_and_metrics(run):
         f"step-00000{i}.parquet" for i in (1, 2)
     ]
     assert sorted(p.name for p in (run.path / "evaluation").iterdir()) == ["step-1.json", "step-2.json"]
+
+
+def test_rewind_deletes_what_a_killed_run_did_not_log(run):
+    """A result is saved before it is logged; the one after training is always computed again."""
+    run.log(0, {"first_stage/ndcg@10": 0.5})
+    run.log(2, {"evaluation/even": 0.5})
+    run.log(2, {"reward": 1.0})
+    run.log(4, {"reward": 1.0})
+    num_metrics = run.num_metrics()
+    run.log(4, {"evaluation/even": 0.5})
+    names = ("evaluation/before", "evaluation/step-2", "evaluation/step-4", "evaluation/after")
+    for name in (*names, "first_stage/before", "first_stage/after"):
+        (run.path / name).parent.mkdir(exist_ok=True)
+        (run.path / f"{name}.json").write_text("{}")
+    (run.path / "model.partial").mkdir()
+    (run.path / "evaluation" / "step-4.json.7.partial").touch()
+    run.rewind(4, num_metrics)
+    assert run.num_metrics() == num_metrics
+    assert sorted(path.stem for path in (run.path / "evaluation").iterdir()) == ["step-2"]
+    assert sorted(path.stem for path in (run.path / "first_stage").iterdir()) == ["before"]
+    assert not (run.path / "model.partial").exists()
+
+
+@pytest.mark.parametrize("rest", [b'{"step": 4, "rew', b"\x00" * 50, b"\xff\xfe{", b"12", b'{"a": 1}'])
+def test_rewind_drops_a_damaged_last_line(run, rest):
+    run.log(1, {"reward": 1.0})
+    with (run.path / "metrics.jsonl").open("ab") as file:
+        file.write(rest)
+    run.rewind(4)
+    lines = (run.path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1]
 
 
 def test_rewind_continues_the_clock(run):

@@ -1,7 +1,6 @@
 """Incomplete checkpoints are skipped, changed settings are reported, and resuming keeps the task order."""
 
 import json
-import os
 from contextlib import suppress
 from types import SimpleNamespace
 
@@ -24,6 +23,7 @@ from rlkit.runs.checkpoints import (
     step_of,
 )
 from rlkit.training.resume import EpochSeededSampler, check_plain
+from tests.interrupting import interrupt_after
 
 
 def save_checkpoint(run, step, identity=None):
@@ -117,23 +117,13 @@ def test_last_checkpoint_is_none_without_checkpoints(tmp_path):
 @pytest.mark.parametrize("num_deleted", range(4))
 def test_interrupted_deletion_of_a_checkpoint_leaves_an_incomplete_one(tmp_path, monkeypatch, num_deleted):
     folder = save_checkpoint(tmp_path, 1)
-    unlink, deleted = os.unlink, []
-
-    def unlink_some(path, **kwargs):
-        if len(deleted) == num_deleted:
-            raise KeyboardInterrupt
-        deleted.append(path)
-        unlink(path, **kwargs)
-
     with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
-        patch.setattr(os, "unlink", unlink_some)
+        interrupt_after(patch, num_deleted, "unlink")
         delete_checkpoint(folder)
     if num_deleted == 0:
         assert last_checkpoint(tmp_path) == folder
     else:
         assert last_checkpoint(tmp_path) is None
-    delete_checkpoint(folder) if folder.exists() else None
-    assert not folder.exists()
 
 
 @given(
