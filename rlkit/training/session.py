@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping, Set
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
@@ -37,6 +37,7 @@ from rlkit.runs.callbacks import (
     FinishedCallback,
     MetricsCallback,
     ProgressCallback,
+    continued_wandb_run,
 )
 from rlkit.runs.checkpoints import last_checkpoint, read_manifest
 from rlkit.runs.directory import RunDirectory, write_errors
@@ -242,7 +243,7 @@ class Session:
         self._run_check(trainer, "before")
         with self.directory:
             try:
-                with saver.loading():
+                with saver.loading(), self._wandb_run(trainer):
                     trainer.train(resume_from_checkpoint=checkpoint)
             except Finished:  # the checkpoint is from the last step: what follows training may be missing
                 log_end_of_training(trainer)
@@ -255,6 +256,11 @@ class Session:
             print(self.summary(), flush=True)
         trainer.accelerator.wait_for_everyone()  # a process may read the saved model as soon as it returns
         preemption.finish()
+
+    def _wandb_run(self, trainer: transformers.Trainer) -> AbstractContextManager[None]:
+        if not trainer.accelerator.is_main_process:
+            return nullcontext()
+        return continued_wandb_run(self.directory.path, trainer.args.report_to)
 
     def _save_model(self, trainer: transformers.Trainer) -> None:
         """Save the trained model atomically: a run that is killed meanwhile leaves none."""
