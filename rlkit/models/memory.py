@@ -16,11 +16,10 @@ import torch
 from peft import PeftModel
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
-from trl.kernels.chunked_logprob import TOKEN_CHUNK_SIZE
-from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE
 
 from rlkit.models.attention import MATMUL_KEYS
 from rlkit.models.load import without_weights
+from rlkit.models.patches import CPU_LOGITS_TILE, GPU_LOGITS_TILE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -196,8 +195,9 @@ def saved_activation_bytes(
     else:
         body_bytes = num_layers * layer_bytes
     # TRL's fused head computes the logits of a tile of tokens and vocabulary at a time.
-    tile_tokens = min(shape.num_completions * shape.completion_tokens, TOKEN_CHUNK_SIZE)
-    tile_bytes = tile_tokens * min(text_config.vocab_size, _CHUNKED_LOGPROB_CHUNK_SIZE) * FLOAT32_BYTES
+    max_tokens, max_vocabulary = CPU_LOGITS_TILE if on_cpu else GPU_LOGITS_TILE
+    tile_tokens = min(shape.num_completions * shape.completion_tokens, max_tokens)
+    tile_bytes = tile_tokens * min(text_config.vocab_size, max_vocabulary) * FLOAT32_BYTES
     return outside_bytes + body_bytes + tile_bytes * LOGITS_TILE_COPIES[on_cpu]
 
 

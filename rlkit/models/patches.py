@@ -12,8 +12,17 @@ from functools import partial
 from types import ModuleType
 from typing import Any
 
+import trl.kernels.chunked_logprob
 import trl.trainer.utils
 from accelerate import DistributedType, PartialState
+
+# Tokens and vocabulary entries of the tiles in which TRL's fused head computes logits: TRL's own size, and
+# the size that `use_small_logits_tiles` sets, which was as fast as larger ones on two cores.
+GPU_LOGITS_TILE = (
+    trl.kernels.chunked_logprob.TOKEN_CHUNK_SIZE,
+    trl.trainer.utils._CHUNKED_LOGPROB_CHUNK_SIZE,
+)
+CPU_LOGITS_TILE = (1024, 8192)
 
 
 @contextmanager
@@ -72,6 +81,16 @@ def score_only_completions() -> None:
     `_use_triton` decides nothing else in that module of TRL.
     """
     trl.trainer.utils._use_triton = lambda device: True
+
+
+def use_small_logits_tiles() -> None:
+    """Make TRL's fused head compute logits in tiles of `CPU_LOGITS_TILE`.
+
+    TRL's tiles have the size for one kernel of a GPU. On a CPU, TRL holds about ten float32 copies of a tile:
+    5 GiB, several times the activations of a small model.
+    """
+    trl.kernels.chunked_logprob.TOKEN_CHUNK_SIZE = CPU_LOGITS_TILE[0]
+    trl.trainer.utils._CHUNKED_LOGPROB_CHUNK_SIZE = CPU_LOGITS_TILE[1]
 
 
 def shard_on_cpu() -> None:

@@ -25,7 +25,7 @@ from rlkit.errors import UserError, first_line, one_line
 from rlkit.evaluation import Evaluation, compare, evaluate
 from rlkit.evaluation.splits import load_tasks, read_fold
 from rlkit.files import atomic_folder
-from rlkit.models.cpu import tune_for_cpu, warn_if_bfloat16_is_slow
+from rlkit.models.cpu import FreedMemoryCallback, tune_for_cpu, warn_if_bfloat16_is_slow
 from rlkit.models.load import save_gathered, save_model
 from rlkit.models.patches import shard_on_cpu
 from rlkit.registry import author_frames, load_environment
@@ -212,6 +212,8 @@ class Session:
         # transformers prints to the terminal, too; rlkit's ProgressCallback replaces that.
         for default in (transformers.trainer_callback.ProgressCallback, transformers.PrinterCallback):
             trainer.remove_callback(default)
+        if self.run.trainer_args.device.type == "cpu":
+            trainer.add_callback(FreedMemoryCallback())
         trainer.add_callback(FinishedCallback())
         trainer.add_callback(MetricsCallback(self.directory))
         if guards is not None:

@@ -1,16 +1,23 @@
 """The settings for a CPU change the speed but not the results, and TRL still has the functions they patch."""
 
+import json
+import os
+from functools import partial
+from pathlib import Path
+from random import Random
+
 import pytest
 import torch
 import trl.trainer.utils
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AttentionInterface
+from torch.distributed._tools.mem_tracker import MemTracker
+from transformers import AttentionInterface, TrainerCallback
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from rlkit.models import cpu
+from rlkit.models import cpu, patches
 from rlkit.models.attention import cpu_attention
-from rlkit.models.cpu import tune_for_cpu, warn_if_bfloat16_is_slow
+from rlkit.models.cpu import FreedMemoryCallback, tune_for_cpu, warn_if_bfloat16_is_slow
 
 
 class Attention(torch.nn.Module):
@@ -77,6 +84,9 @@ def test_cpu_attention_equals_transformers_with_a_position_bias():
 def untuned(monkeypatch):
     """Start without the CPU settings, and restore the global state after the test."""
     monkeypatch.setattr(trl.trainer.utils, "_use_triton", lambda device: False)
+    tokens, vocabulary = patches.GPU_LOGITS_TILE
+    monkeypatch.setattr(trl.kernels.chunked_logprob, "TOKEN_CHUNK_SIZE", tokens)
+    monkeypatch.setattr(trl.trainer.utils, "_CHUNKED_LOGPROB_CHUNK_SIZE", vocabulary)
     registered = AttentionInterface()["sdpa"]
     AttentionInterface.register("sdpa", sdpa_attention_forward)
     monkeypatch.setattr(cpu, "_keep_memory", lambda: None)
@@ -84,7 +94,9 @@ def untuned(monkeypatch):
     AttentionInterface.register("sdpa", registered)
 
 
-def test_tune_for_cpu_changes_neither_loss_nor_gradients(untuned, tiny_model):
+@pytest.mark.parametrize("tile", [(1024, 8192), (1, 100), (5, 7), (24, 99)], ids=str)
+def test_tune_for_cpu_changes_neither_loss_nor_gradients(untuned, tiny_model, monkeypatch, tile):
+    monkeypatch.setattr(patches, "CPU_LOGITS_TILE", tile)
     model = tiny_model("llama", attn_implementation="sdpa")
     trl.trainer.utils.add_fused_lm_head(model, outputs=("entropy",))
     ids = torch.randint(3, 100, (4, 12), generator=torch.Generator().manual_seed(0))
@@ -103,6 +115,105 @@ def test_tune_for_cpu_changes_neither_loss_nor_gradients(untuned, tiny_model):
     assert AttentionInterface()["sdpa"] is cpu_attention
     for expected, actual in zip(*results, strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+def peak_bytes(function):
+    """Return the peak bytes of tensors while a function runs, beyond those before."""
+    with MemTracker() as tracker:
+        function()
+    return sum(total["Total"] for total in tracker.get_tracker_snapshot("peak").values())
+
+
+def test_tune_for_cpu_bounds_the_memory_of_the_logits(untuned, tiny_model, monkeypatch):
+    monkeypatch.setattr(patches, "CPU_LOGITS_TILE", (128, 1024))
+    model = tiny_model("llama", vocab_size=8192)
+    trl.trainer.utils.add_fused_lm_head(model)
+    ids = torch.randint(3, 8192, (1, 500), generator=torch.Generator().manual_seed(0))
+
+    def forward_backward():
+        model(input_ids=ids, labels=ids, fused_lm_head=True).loss.backward()
+
+    before = peak_bytes(forward_backward)
+    tune_for_cpu()
+    assert peak_bytes(forward_backward) < before / 3
+
+
+def status_bytes(key):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
+
+
+def in_a_fork(function, *args):
+    """Return what a function returns in a copy of this process, whose allocator settings stay there."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
+            os.write(writer, json.dumps(function(*args)).encode())
+            status = 0
+        finally:
+            os._exit(status)
+    assert os.waitpid(pid, 0)[1] == 0
+    os.close(writer)
+    with os.fdopen(reader) as pipe:
+        return json.load(pipe)
+
+
+def resident_peak(steps, keep_memory, callback):
+    """Return the resident memory before the steps, and its peak."""
+    if keep_memory:
+        cpu._keep_memory()
+    callback.on_train_begin(None, None, None)
+    before = cpu.resident_bytes()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from the current value
+    for step in steps:
+        step()
+        callback.on_step_end(None, None, None)
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return before, next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+
+needs_glibc = pytest.mark.skipif(not cpu._has_mallopt(), reason="needs glibc")
+
+
+@needs_glibc
+def test_kept_memory_is_at_most_half_of_what_training_needs(tiny_model):
+    model, random = tiny_model("llama", vocab_size=16_000), Random(0)
+
+    def step():
+        ids = torch.randint(3, 100, (8, random.randint(20, 120)))
+        model(input_ids=ids, labels=ids).loss.backward()
+        model.zero_grad()
+
+    added = []
+    for keep_memory in (False, True):
+        before, peak = in_a_fork(resident_peak, [step] * 12, keep_memory, FreedMemoryCallback())
+        added.append(peak - before)
+    assert added[0] > 100e6
+    assert added[1] < 1.5 * added[0]
+
+
+@needs_glibc
+def test_kept_memory_does_not_grow_with_every_new_length():
+    live, pins = [], []
+
+    def step(size):
+        live.append(torch.empty(size, dtype=torch.uint8))
+        live[0].numpy().fill(1)
+        pins.append(torch.empty(100_000, dtype=torch.uint8))  # what a step keeps, e.g. its rollouts
+        pins[-1].numpy().fill(1)
+        live.clear()  # the next tensor is larger, and does not fit between the pins
+
+    sizes = range(4_000_000, 40_000_000, 1_000_000)
+    steps = [partial(step, size) for size in sizes]
+    before, unbounded = in_a_fork(resident_peak, steps, True, TrainerCallback())
+    assert unbounded > before + 10 * max(sizes)
+    before, bounded = in_a_fork(resident_peak, steps, True, FreedMemoryCallback())
+    needed = before + max(sizes) + 100_000 * len(steps)
+    # Within a step, its tensors come on top of what is kept.
+    assert bounded < 1.25 * needed + max(sizes)
 
 
 def test_keep_memory_is_accepted_by_the_allocator():
