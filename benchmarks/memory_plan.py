@@ -46,16 +46,16 @@ COMMON = ["--max_steps", "3", "--evaluation_tasks", "0", "--save_strategy", "no"
 # Trains in a separate process, and prints its peak memory minus the memory before the model was loaded.
 TRAIN = """
 import sys
-import rlkit.models.load as models
+import rlkit.training.train as training
 def status(key):
     lines = open("/proc/self/status").read().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
-load = models.load_model
+load = training.load_model
 before = []
 def load_model(*args, **kwargs):
     before.append(status("VmRSS"))
     return load(*args, **kwargs)
-models.load_model = load_model
+training.load_model = load_model
 from rlkit.commands.train import main
 main(sys.argv[1:])
 print("measured", status("VmHWM") - before[0])

@@ -30,6 +30,7 @@ NUM_CASES = {"smoke": 5, "step": 12, "attention": 8, "long": 4, "generate": 2, "
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_commands")
 @pytest.mark.parametrize("part", gpu.PARTS)
 def test_part_measures_all_cases_on_a_cpu(part, tmp_path):
     out = tmp_path / "gpu.json"
