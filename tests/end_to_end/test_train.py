@@ -168,6 +168,7 @@ def test_run_writes_tensorboard_events(rlkit, write_config, tmp_path, monkeypatc
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_commands")
 def test_run_writes_an_offline_wandb_run(write_config, tmp_path):
     pytest.importorskip("wandb")
     keys = {"report_to": "wandb", "evaluation_tasks": 0, "max_steps": 1, "save_strategy": "no"}
@@ -193,6 +194,7 @@ def test_eval_and_compare(rlkit, tmp_path, tiny_folder):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_commands")
 def test_two_processes_split_a_group(write_config, tmp_path):
     """Each process gets two of the four rollouts of a group."""
     keys = TRAIN | {"per_device_train_batch_size": 2, "save_strategy": "no", "ddp_backend": "gloo"}

@@ -367,6 +367,7 @@ def means_of_one_process(train):
 
 # Under FSDP2, `from_pretrained` would fill the weights of every process but the first with zeros.
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_commands")
 @pytest.mark.parametrize("shards", ["zero3", "fsdp2"])
 def test_two_sharded_processes_log_the_rewards_of_one(train, means_of_one_process, shards):
     means = train(shards, "--accelerate", shards, "--num_processes", "2", batch_size=4)

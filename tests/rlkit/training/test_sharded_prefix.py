@@ -10,6 +10,7 @@ SCRIPT = Path(__file__).parent / "sharded_prefix.py"
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_commands")
 def test_gradients_of_two_processes_equal_those_of_one():
     command = [
         sys.executable,

@@ -85,6 +85,7 @@ def test_rank_improves_rankings_and_writes_metrics_evaluations_and_report(run):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_commands")
 def test_resumed_run_gives_the_weights_of_an_uninterrupted_one(run, tmp_path):
     _, _, uninterrupted = run("uninterrupted")
     path = write(tmp_path, "killed")
@@ -99,6 +100,7 @@ def test_resumed_run_gives_the_weights_of_an_uninterrupted_one(run, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_commands")
 def test_two_processes_equal_one_with_twice_the_batch_size(run, tmp_path):
     """The objective is ranknet, because the others draw different random numbers in two processes.
 
