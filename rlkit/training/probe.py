@@ -34,11 +34,16 @@ def undisturbed(model: torch.nn.Module, device: torch.device) -> Iterator[None]:
                 buffer.copy_(values)
 
 
+def uses_tf32() -> bool:
+    """Return whether a GPU may compute products of float32 matrices in TF32, with the 10 bits of float16."""
+    return torch.cuda.is_available() and torch.backends.cuda.matmul.fp32_precision == "tf32"
+
+
 def can_upcast(model: torch.nn.Module) -> bool:
-    """Return whether all weights are floats, and there is memory for them in float32."""
+    """Return whether float32 is exact, all weights are floats, and there is memory for them in float32."""
     if any(not parameter.is_floating_point() for parameter in model.parameters()):
         return False  # quantized
-    if getattr(model, "is_quantized", False):
+    if getattr(model, "is_quantized", False) or uses_tf32():
         return False
     parameter = next(model.parameters())
     if parameter.device.type != "cuda":

@@ -74,8 +74,13 @@ def launch(tmp_path_factory, vllm_folder):
         if accelerate:
             argv = ("--accelerate", accelerate, "--num_processes", "2", *argv)
         command = [sys.executable, "-m", "rlkit", subcommand, str(path), *argv]
-        process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+        env = os.environ | {"RLKIT_LOG_LEVEL": "debug"}
+        process = subprocess.run(
+            command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False
+        )
         assert process.returncode == 0, process.stderr[-3000:]
+        if subcommand == "train":
+            assert "shared_prefix gives the log-probabilities" in process.stderr
         return run
 
     return launch
