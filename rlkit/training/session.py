@@ -262,7 +262,7 @@ class Session:
     def _wandb_run(self, trainer: transformers.Trainer) -> AbstractContextManager[None]:
         if not trainer.accelerator.is_main_process:
             return nullcontext()
-        return continued_wandb_run(self.directory.path, trainer.args.report_to)
+        return continued_wandb_run(self.directory.path, trainer.args.report_to or ())
 
     def _save_model(self, trainer: transformers.Trainer) -> None:
         """Save the trained model atomically: a run that is killed meanwhile leaves none."""
