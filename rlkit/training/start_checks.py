@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
 from rlkit.errors import UserError, one_line
+from rlkit.logs import hide_weight_bars
 from rlkit.models.adapters import check_mergeable
 from rlkit.models.load import UNTIE
 from rlkit.runs.directory import DISK_ERRORS
@@ -124,6 +125,7 @@ def check_saving(model: Any, tokenizer: Any, trainer_args: object, *, trust_remo
     Raises:
         UserError: Something cannot be saved or loaded again.
     """
+    hide_weight_bars()
     with (
         _one_line_errors("create a temporary folder", "set TMPDIR to a writable folder"),
         tempfile.TemporaryDirectory(prefix="rlkit-") as scratch,
