@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,12 +117,38 @@ def _load_model(folder: Path) -> PreTrainedModel:
     from rlkit.models.generation_config import fix_generation_config, generation_options
 
     try:
+        if (folder / "latest").exists() and not any(folder.glob("*.safetensors")):
+            return _load_deepspeed(folder)
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype="auto", use_safetensors=True, **generation_options(str(folder))
         )
     except (OSError, ValueError) as error:
-        is_sharded = (folder / "latest").exists()  # written by DeepSpeed
-        hint = "; its weights are sharded: join them with the zero_to_fp32.py in it" if is_sharded else ""
-        raise UserError(f"cannot load a model from {folder}: {first_line(error)}{hint}") from error
+        raise UserError(f"cannot load a model from {folder}: {first_line(error)}") from error
     fix_generation_config(model)
+    return model
+
+
+def _load_deepspeed(folder: Path) -> PreTrainedModel:
+    """Load a checkpoint of ZeRO-3 whose weights are in DeepSpeed's files only.
+
+    DeepSpeed writes no safetensors if `stage3_gather_16bit_weights_on_model_save` is false.
+
+    Raises:
+        UserError: DeepSpeed is not installed, or its files do not contain all weights.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+    except ImportError as error:
+        raise UserError(f"the weights in {folder} are sharded: pip install deepspeed to join them") from error
+    config = AutoConfig.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_config(config, dtype=config.dtype)
+    with redirect_stdout(sys.stderr):  # DeepSpeed prints its progress
+        weights = get_fp32_state_dict_from_zero_checkpoint(str(folder))
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    missing = [name for name in missing if name not in model.all_tied_weights_keys]
+    if missing or unexpected:
+        wrong = ", ".join([*missing, *unexpected])
+        raise UserError(f"the weights in {folder} do not fit its config.json: {wrong:.100}")
     return model

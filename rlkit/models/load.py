@@ -171,16 +171,22 @@ def _weights_on_cpu(model: PeftModel) -> dict[int, object]:
 
 def save_gathered(trainer: Trainer, folder: Path) -> None:
     """Save a model that is sharded over processes; all processes must call this, and the main one writes."""
-    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if is_deepspeed_zero3_enabled():
+        weights = _gather_zero3(model)
+    else:
+        weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if not trainer.accelerator.is_main_process:
         return
-    model = trainer.accelerator.unwrap_model(trainer.model)
     if isinstance(model, PeftModel):
         base = model.get_base_model()
         # `from_config` would shard the new model, too. FSDP2 has replaced the class of `base` by a subclass,
         # so the original class is the first base class without FSDPModule.
         model_class: Any = next(cls for cls in type(base).__mro__ if not issubclass(cls, FSDPModule))
         unsharded = get_peft_model(model_class(base.config), model.peft_config["default"])
+        for name, parameter in unsharded.named_parameters():
+            # Not with `assign=True` below, which would untie tied weights.
+            parameter.data = parameter.data.to(weights[name].dtype)
         unsharded.load_state_dict(weights)
         save_model(unsharded, trainer.processing_class, folder)
         return
@@ -189,3 +195,20 @@ def save_gathered(trainer: Trainer, folder: Path) -> None:
     weights = {name: value for name, value in weights.items() if name not in tied}
     model.save_pretrained(folder, state_dict=weights)
     trainer.processing_class.save_pretrained(folder)  # type: ignore[union-attr]
+
+
+def _gather_zero3(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return the state of a model that ZeRO-3 shards, on the CPU of the main process; {} on the others.
+
+    accelerate's `get_state_dict` does the same, unless `stage3_gather_16bit_weights_on_model_save` is false:
+    then it raises an error, after the last step.
+    """
+    import deepspeed
+
+    is_main = deepspeed.comm.get_rank() == 0
+    state = dict(model.state_dict()) if is_main else {}  # with empty tensors for parameters
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        with deepspeed.zero.GatheredParameters([parameter]):
+            if is_main:
+                state[name] = parameter.detach().to("cpu", copy=True)
+    return state

@@ -55,17 +55,15 @@ def _parameters(
 
 
 def _merged_layer(
-    layer: BaseTunerLayer, prefix: str, gather: Gather, seen: set[int]
+    layer: Any, prefix: str, gather: Gather, seen: set[int]
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield the parameters of the layer that an adapter layer wraps, merged."""
-    adapters = []  # of several parameters of one module, each adapter wraps the next
-    base: Any = layer
-    while isinstance(base, BaseTunerLayer):
-        adapters.append(base)
-        base = base.base_layer  # type: ignore[attr-defined]
+    base = layer.get_base_layer()
+    # Of several parameters of one module, each adapter wraps the next.
+    adapters = [module for module in layer.modules() if isinstance(module, BaseTunerLayer)]
     owners = [
         (owner, name, parameter)
-        for owner in layer.modules()  # type: ignore[attr-defined]
+        for owner in layer.modules()
         for name, parameter in owner.named_parameters(recurse=False)
     ]
     with gather([parameter for _, _, parameter in owners]):

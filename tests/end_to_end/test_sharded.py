@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file
 
+from rlkit.commands.export import export
 from tests.quick import QUICK, ROOT, TOY
 
 KEYS = QUICK | {
@@ -143,17 +145,39 @@ def assert_vllm_loads(folder):
 
 
 @pytest.mark.parametrize("shards", ["zero3", "fsdp2"])
-def test_sharded_run_merges_the_adapter(launch, vllm_folder, shards):
+def test_sharded_run_merges_the_adapter(launch, vllm_folder, tmp_path, shards):
     keys = {
         "use_peft": True,
+        "use_dora": True,
         "lora_target_modules": ["q_proj", "v_proj"],
+        "lora_modules_to_save": ["norm"],
         "lora_r": 2,
         "lora_dropout": 0.0,
         "max_steps": 2,
     }
+    accelerate = (ROOT / "configs" / "accelerate" / f"{shards}.yaml").read_text()
+    # Without this setting of ZeRO-3, accelerate cannot gather the weights.
+    (tmp_path / "a.yaml").write_text(accelerate.replace("16bit_model: true", "16bit_model: false"))
     single = launch("sft", out=f"lora-{shards}-single", **keys)
-    sharded = launch("sft", shards, out=f"lora-{shards}-sharded", **keys)
+    sharded = launch("sft", str(tmp_path / "a.yaml"), out=f"lora-{shards}-sharded", **keys)
     assert_same(single, sharded, vllm_folder)
+    export(sharded / "checkpoint-2", tmp_path / "exported")
+    assert_same_weights(tmp_path / "exported", sharded / "model", atol=1e-6)
+
+
+def assert_same_weights(folder, expected, atol=0.0):
+    weights, expected = (load_file(path / "model.safetensors") for path in (folder, expected))
+    assert weights.keys() == expected.keys()
+    for name in expected:
+        torch.testing.assert_close(weights[name], expected[name], atol=atol, rtol=0)
+
+
+def assert_export_joins_shards(checkpoint, folder):
+    """Export a checkpoint of ZeRO-3 without the complete weights that it has by default."""
+    ignored = shutil.ignore_patterns("*.safetensors")
+    shutil.copytree(checkpoint, folder / "shards", ignore=ignored)
+    export(folder / "shards", folder / "exported")
+    assert_same_weights(folder / "exported", checkpoint)
 
 
 # GRPO and HAPO without shards are in test_processes.py.
@@ -164,6 +188,8 @@ def test_sharded_run_learns_the_weights_of_one_process(launch, launch_single, vl
     assert_same(run, launch_single(name), vllm_folder)
     if (name, shards) == ("grpo", "zero3"):
         assert_vllm_loads(run / "model")
+    if (name, shards) == ("sft", "zero3"):
+        assert_export_joins_shards(run / "checkpoint-2", run.with_name("export"))
     if name == "hapo":  # resume from the checkpoint before the last
         resumed = run.with_name(f"resumed-{shards}")
         shutil.copytree(run, resumed)

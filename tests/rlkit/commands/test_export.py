@@ -91,3 +91,10 @@ def test_export_removes_generation_settings_that_cannot_be_saved(tmp_path, tiny_
     (folder / "generation_config.json").write_text('{"temperature": 0.6, "num_return_sequences": 2}')
     export(folder, tmp_path / "out")
     assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+def test_export_of_incomplete_shards_of_deepspeed_is_a_one_line_error(tmp_path, tiny_folder):
+    (tmp_path / "latest").write_text("global_step2")
+    (tmp_path / "config.json").write_bytes((Path(tiny_folder) / "config.json").read_bytes())
+    with pytest.raises(UserError, match=r"cannot load a model from .*global_step2"):
+        export(tmp_path, tmp_path / "out")
