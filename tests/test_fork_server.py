@@ -85,7 +85,30 @@ def test_signal_that_a_command_ignores_is_ignored_until_its_fork_handles_it(tmp_
     assert (output, process.wait()) == ("True\n", 7)
 
 
-def test_process_that_inherits_a_pipe_is_not_a_fork():
+def test_process_of_multiprocessing_is_a_fork_with_its_pipes(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import multiprocessing, sys\n\n\ndef is_fork(x):\n    return x, 'trl' in sys.modules\n\n\n"
+        "if __name__ == '__main__':\n"
+        "    with multiprocessing.get_context('spawn').Pool(2) as pool:\n"
+        "        print(pool.map(is_fork, [1, 2, 3]))\n"
+    )
+    result = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
+    assert result.stdout == "[(1, True), (2, True), (3, True)]\n"
+
+
+def test_killed_command_takes_its_children_with_it(tmp_path):
+    """As `killpg` does without forks."""
+    path = tmp_path / "pid"
+    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {SLEEP!r}, sys.argv[1]])"
+    process = subprocess.Popen([sys.executable, "-c", code, str(path)], start_new_session=True)
+    wait_until(lambda: path.exists() and path.read_text(), process=process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    wait_until(lambda: not psutil.pid_exists(int(path.read_text())))
+
+
+def test_process_that_inherits_another_pipe_is_not_a_fork():
     reader, writer = os.pipe()
     code = f"import os, sys; os.write({writer}, str('trl' in sys.modules).encode())"
     subprocess.run([sys.executable, "-c", code], pass_fds=[writer], check=True)

@@ -42,6 +42,7 @@ KEYS = {
 GAP = "sampling/sampling_logp_difference/mean"
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.usefixtures("forked_commands"),
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
 ]
 

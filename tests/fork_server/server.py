@@ -4,6 +4,7 @@ The server exits when its stdin is closed, which happens at the latest when the 
 """
 
 import atexit
+import fcntl
 import gc
 import importlib
 import os
@@ -29,7 +30,7 @@ PRELOADED = (
 
 
 def serve(path):
-    """Fork for each request, and return it and its streams in the fork; the server does not return."""
+    """Fork for each request; return it and its open files in the fork. The server does not return."""
     wakeup, signaled = socket.socketpair()
     signaled.setblocking(False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -45,7 +46,7 @@ def serve(path):
         for key, _ in selector.select():
             if key.fileobj is listener:
                 connection, _ = listener.accept()
-                request, streams = receive(connection)
+                request, files = receive(connection)
                 pid = os.fork()
                 if pid == 0:
                     signal.set_wakeup_fd(-1)
@@ -54,9 +55,9 @@ def serve(path):
                     connection.sendall(os.getpid().to_bytes(4, "big"))
                     for source in (connection, *connections.values(), listener, wakeup, signaled, selector):
                         source.close()
-                    return request, streams
-                for stream in streams:
-                    os.close(stream)
+                    return request, files
+                for file in files:
+                    os.close(file)
                 connections[pid] = connection
                 selector.register(connection, selectors.EVENT_READ, pid)
             elif key.fileobj is wakeup:
@@ -64,18 +65,18 @@ def serve(path):
                 report_exits(connections, selector)
             elif key.fileobj is sys.stdin:
                 for pid in connections:
-                    os.kill(pid, signal.SIGKILL)
+                    os.killpg(pid, signal.SIGKILL)
                 os._exit(0)
             else:  # the process that sent the request was killed
                 selector.unregister(key.fileobj)
-                os.kill(key.data, signal.SIGKILL)
+                os.killpg(key.data, signal.SIGKILL)
 
 
 def receive(connection):
-    """Return a request, and the file descriptors of its standard streams."""
-    header, streams, _, _ = socket.recv_fds(connection, 4, 3)
+    """Return a request, and the descriptors that its open files have here."""
+    header, files, _, _ = socket.recv_fds(connection, 4, 250)
     request = connection.recv(int.from_bytes(header, "big"), socket.MSG_WAITALL)
-    return pickle.loads(request), streams
+    return pickle.loads(request), files
 
 
 def report_exits(connections, selector):
@@ -91,15 +92,19 @@ def report_exits(connections, selector):
         connection.close()
 
 
-def run(request, streams):
+def run(request, files):
     """Run a command as Python does, and exit."""
-    command, environment, folder, ignored = request
+    command, environment, folder, ignored, descriptors = request
     for number, is_ignored in ignored.items():
         default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
         signal.signal(number, signal.SIG_IGN if is_ignored else default)
-    for number, stream in enumerate(streams):
-        os.dup2(stream, number)
-        os.close(stream)
+    # Out of the way first: a file can have the descriptor here that another must get.
+    copies = [fcntl.fcntl(file, fcntl.F_DUPFD, 500) for file in files]
+    for file in files:
+        os.close(file)
+    for copy, descriptor in zip(copies, descriptors, strict=True):
+        os.dup2(copy, descriptor)
+        os.close(copy)
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)

@@ -2,7 +2,7 @@
 
 Python imports this file when it starts if its folder is in PYTHONPATH. If FORK_SERVER names the socket of
 server.py, and the command can run in a fork, the server forks a process that runs it with this process's
-arguments, environment, working directory and standard streams. This process forwards signals, waits and exits
+arguments, environment, working directory and file descriptors. This process forwards signals, waits and exits
 as the fork did. If it is killed, the server kills the fork.
 """
 
@@ -18,18 +18,31 @@ MODULES = (
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
 
 
-def can_fork(command):
-    """Return whether a command can run in a fork: -m, -c or a script, and all that follows."""
+def can_fork(command, descriptors):
+    """Return whether a command can run in a fork: -m, -c or a script, and all that follows.
+
+    Processes of multiprocessing inherit pipes, and so do reward workers, which import little.
+    """
     if command[0] == "-m":
-        is_heavy = command[1] in MODULES
-    else:
-        is_heavy = command[0] == "-c" or command[0].endswith(".py")
-    # A fork would not inherit the pipes of a process of multiprocessing, or of a reward worker.
-    descriptors = os.listdir("/proc/self/fd")  # with the one that lists the folder
-    return is_heavy and len(descriptors) == 4 and {"0", "1", "2"} < set(descriptors)
+        return command[1] in MODULES
+    if command[0] == "-c" and "multiprocessing.spawn" in command[1]:
+        return True
+    return (command[0] == "-c" or command[0].endswith(".py")) and len(descriptors) == 3
 
 
-def run_in_fork(address, command):
+def open_descriptors():
+    """Return the file descriptors of this process."""
+    descriptors = []
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            os.fstat(int(name))
+        except OSError:  # that of the folder itself
+            continue
+        descriptors.append(int(name))
+    return descriptors
+
+
+def run_in_fork(address, command, descriptors):
     """Run a command in a fork of the server and exit as it did; return if there is no server."""
     import pickle
     import signal
@@ -42,8 +55,8 @@ def run_in_fork(address, command):
         return
     numbers = [getattr(signal, name) for name in SIGNALS]
     ignored = {int(number): signal.getsignal(number) is signal.SIG_IGN for number in numbers}
-    request = pickle.dumps((command, dict(os.environ), os.getcwd(), ignored))
-    socket.send_fds(connection, [len(request).to_bytes(4, "big")], [0, 1, 2])
+    request = pickle.dumps((command, dict(os.environ), os.getcwd(), ignored, descriptors))
+    socket.send_fds(connection, [len(request).to_bytes(4, "big")], descriptors)
     connection.sendall(request)
     pid = int.from_bytes(connection.recv(4, socket.MSG_WAITALL), "big")
     # A signal to the process group that this process leads is meant for the children of the fork, too.
@@ -59,6 +72,8 @@ def run_in_fork(address, command):
 
 
 if "FORK_SERVER" in os.environ:
-    start = 2 if sys.orig_argv[1:2] == ["-u"] else 1
-    if sys.orig_argv[start:] and can_fork(sys.orig_argv[start:]):
-        run_in_fork(os.environ["FORK_SERVER"], sys.orig_argv[start:])
+    command, descriptors = sys.orig_argv[1:], open_descriptors()
+    while command and command[0].startswith("-") and command[0] not in ("-m", "-c"):
+        del command[0]  # -u and -B
+    if command and can_fork(command, descriptors):
+        run_in_fork(os.environ["FORK_SERVER"], command, descriptors)

@@ -349,6 +349,7 @@ def test_server_model_reports_a_server_that_is_down():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_commands")
 def test_vllm_model_generates_in_this_process(vllm_folder):
     environment = os.environ | {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_CPU_KVCACHE_SPACE": "1"}
     command = [sys.executable, "-c", VLLM_SCRIPT, vllm_folder, "1.0", json.dumps(PROMPTS)]

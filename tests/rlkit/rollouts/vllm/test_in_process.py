@@ -12,6 +12,7 @@ import pytest
 SCRIPT = Path(__file__).parent / "in_process.py"
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.usefixtures("forked_commands"),
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
 ]
 

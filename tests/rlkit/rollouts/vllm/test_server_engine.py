@@ -22,6 +22,7 @@ from rlkit.rollouts.vllm.server_engine import ServerEngine
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.usefixtures("forked_commands"),
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
 ]
 GREEDY = Sampling(eos_token_ids=(2,), temperature=0.0)
