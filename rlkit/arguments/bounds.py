@@ -103,7 +103,7 @@ RANGES: dict[str, Range] = {
     **_ranges(SHARE, "ref_model_mixup_alpha", "top_entropy_quantile"),
     "ref_model_sync_steps": COUNT,
     # Sampling.
-    "temperature": Range(1e-3),  # logits that are divided by less overflow
+    "temperature": Range(1e-9),  # logits that are divided by less overflow
     "repetition_penalty": POSITIVE,
     "top_p": SHARE_NOT_ZERO,
     "min_p": SHARE,

@@ -157,7 +157,7 @@ def test_listwise_run_trains_and_evaluates(run, objective):
         ({"objective": "infonse"}, "unknown objective 'infonse' (did you mean 'infonce'?)"),
         ({"estimator": "lo"}, "unknown estimator 'lo'"),
         ({"rankings": 1}, "rankings must be at least 2"),
-        ({"temperature": 0}, "temperature must be above 0"),
+        ({"temperature": 0}, "temperature must be at least 1e-09"),
         ({"utility": "rr", "estimator": "pl_rank"}, "pl_rank requires utility ndcg"),
         ({"use_peft": True}, "set only one"),
         ({"load_in_4bit": True}, "load_in_4bit is not supported"),
