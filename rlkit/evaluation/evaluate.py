@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -16,20 +16,31 @@ from rlkit.errors import UserError
 from rlkit.evaluation.result import Evaluation
 from rlkit.evaluation.splits import load_tasks
 from rlkit.evaluation.statistics import Interval, accuracy_interval, avg_at_k, pass_at_k
-from rlkit.reward import FINISHED, TrainerState
+from rlkit.reward import FINISHED, Row, TrainerState
 from rlkit.rollouts import Rollout
 from rlkit.runs.record import RolloutRecord, rollout_records
-from rlkit.scoring import RewardRunner
+from rlkit.scoring import Scores
 
 Task = dict[str, Any]
 # generate(tasks, samples) returns a group of `samples` rollouts for each task.
 Generate = Callable[[list[Task], int], Sequence[Sequence[Rollout]]]
 
 
+class Scorer(Protocol):
+    """Runner of rewards, such as `rlkit.scoring.RewardRunner`."""
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the rewards."""
+
+    def __call__(self, rows: Sequence[Row], group_size: int, trainer_state: TrainerState, /) -> Scores:
+        """Score rows, in which the `group_size` rows of one task are adjacent."""
+
+
 def evaluate(
     generate: Generate,
     environment: Environment,
-    runner: RewardRunner,
+    runner: Scorer,
     *,
     split: str = "test",
     n: int | None = None,

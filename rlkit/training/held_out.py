@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from accelerate.utils import gather_object
 
+from rlkit.reward import Row, TrainerState
 from rlkit.rollouts.types import Rollout
+from rlkit.scoring import RewardRunner, Scores
+from rlkit.training.processes import on_every_process, on_main_process
 
 if TYPE_CHECKING:
     import transformers
@@ -53,9 +56,33 @@ def shard_and_gather(
     """
     shard = list(enumerate(tasks))[accelerator.process_index :: accelerator.num_processes]
     # Called with an empty shard, too: gathering the weights of a sharded model takes all processes.
-    rollouts = answer([task for _, task in shard], samples)
+    rollouts = on_every_process(lambda: answer([task for _, task in shard], samples))
     indexed = [(index, of_task) for (index, _), of_task in zip(shard, rollouts, strict=True)]
     return [of_task for _, of_task in sorted(gather_object(indexed), key=lambda pair: pair[0])]
+
+
+class MainProcessRunner:
+    """Runner of rewards that scores on the main process and returns its scores on all processes.
+
+    All processes hold the rollouts of all. If each scored them, the processes would disagree on the result of
+    a judge that samples, and so on whether a guard stops the run.
+
+    Args:
+        accelerator: Accelerator of the trainer.
+        runner: Runner to call.
+    """
+
+    def __init__(self, accelerator: Accelerator, runner: RewardRunner):
+        self.accelerator, self.runner = accelerator, runner
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the rewards."""
+        return self.runner.names
+
+    def __call__(self, rows: Sequence[Row], group_size: int, trainer_state: TrainerState) -> Scores:
+        """Return the scores of rows that all processes have. Arguments are those of `RewardRunner`."""
+        return on_main_process(self.accelerator, lambda: self.runner(rows, group_size, trainer_state))
 
 
 @contextmanager

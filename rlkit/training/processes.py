@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from accelerate.utils import broadcast_object_list, gather_object
 
-from rlkit.errors import RewardError, UserError
+from rlkit.errors import GuardError, RewardError, UserError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -16,29 +16,31 @@ Result = TypeVar("Result")
 
 
 def on_main_process(accelerator: Accelerator, decide: Callable[[], Result]) -> Result:
-    """Call `decide` on the main process; return its result, or raise its UserError, on all processes.
+    """Call `decide` on the main process, and return its result on all processes.
 
-    If only the main process raised, the others would hang in the next collective.
+    Raises:
+        UserError, RewardError: `decide` raised it. If only the main process did, the others would hang in the
+            next collective.
     """
     outcome: list[Any] = [None, None]
     if accelerator.is_main_process:
         try:
             outcome[0] = decide()
-        except UserError as error:
-            outcome[1] = str(error)
+        except (UserError, RewardError) as error:
+            outcome[1] = error
     broadcast_object_list(outcome)
     if outcome[1] is not None:
-        raise UserError(outcome[1])
+        raise outcome[1]
     return outcome[0]
 
 
 def on_every_process(call: Callable[[], Result]) -> Result:
-    """Return the result of `call`, made on each process; if one raises a UserError or RewardError, all do."""
+    """Return the result of `call`, made on each process; if one raises an error for the user, all do."""
     result: Result | None = None
-    error: UserError | RewardError | None = None
+    error: UserError | RewardError | GuardError | None = None
     try:
         result = call()
-    except (UserError, RewardError) as caught:
+    except (UserError, RewardError, GuardError) as caught:
         error = caught
     errors = [e for e in gather_object([error]) if e is not None]
     if errors:

@@ -45,7 +45,7 @@ from rlkit.runs.guards import Guards
 from rlkit.runs.preemption import PreemptionCallback
 from rlkit.runs.trackers import check_wandb, log_to_wandb
 from rlkit.scoring import RewardRunner, load_rewards
-from rlkit.training.held_out import Answer, Check, evaluating, shard_and_gather
+from rlkit.training.held_out import Answer, Check, MainProcessRunner, evaluating, shard_and_gather
 from rlkit.training.identity import check_unchanged, identity_of
 from rlkit.training.metrics import progress
 from rlkit.training.processes import on_main_process
@@ -323,7 +323,7 @@ class Session:
             result = evaluate(
                 lambda tasks, samples: shard_and_gather(trainer.accelerator, tasks, samples, answer),
                 self.environment,
-                runner,
+                MainProcessRunner(trainer.accelerator, runner),
                 split=args.evaluation_split,
                 n=args.evaluation_tasks,
                 seed=self.run.trainer_args.seed,
