@@ -513,6 +513,7 @@ def count_requests(url):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_commands")
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
 def test_real_server_grades_responses_and_check_reports_agreement(vllm_url, tmp_path, capsys):
     from rlkit.commands.check import main

@@ -141,10 +141,10 @@ def test_supervised_objective_decreases_its_loss(run, objective):
 @pytest.mark.slow
 @pytest.mark.parametrize("objective", ["plackett_luce", "infonce"])
 def test_listwise_run_trains_and_evaluates(run, objective):
-    keys = {"num_tasks": 8, "max_steps": 4, "evaluation_tasks": 4, "learning_rate": 1e-5, "adapter_rank": 0}
-    code, error, folder = run(
-        objective, objective=objective, listwise=4, per_device_train_batch_size=4, **keys
-    )
+    keys = {"num_tasks": 8, "max_steps": 2, "evaluation_tasks": 4, "learning_rate": 1e-5, "adapter_rank": 0}
+    keys |= {"environment_args": {"collection": "generated:200:0", "candidates": 8}}
+    keys |= {"per_device_train_batch_size": 2, "first_stage_documents": 0}
+    code, error, folder = run(objective, objective=objective, listwise=4, **keys)
     assert code == 0, error
     after = Evaluation.load(folder / "evaluation" / "after.json")
     assert len(after.scores) == 4 and after.accuracy.mean > 0
