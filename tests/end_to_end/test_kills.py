@@ -145,13 +145,14 @@ def kill_and_resume(folder, stage, keys, num_kills, seed):
     return in_checkpoints
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_killed_run_ends_like_an_uninterrupted_one(tmp_path, models, kind):
+@pytest.mark.parametrize(
+    "num_kills", [pytest.param(10, marks=pytest.mark.slow), pytest.param(20, marks=pytest.mark.exhaustive)]
+)
+def test_killed_run_ends_like_an_uninterrupted_one(tmp_path, models, kind, num_kills):
     stage, keys = KINDS[kind]
     keys = KEYS | {"model_name_or_path": models[stage]} | keys
-    num_kills = 20
-    assert kill_and_resume(tmp_path, stage, keys, num_kills, kind) >= num_kills // 2
+    assert kill_and_resume(tmp_path, stage, keys, num_kills, f"{kind} {num_kills}") >= num_kills // 2
 
 
 @pytest.fixture(scope="module")
