@@ -2,54 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import secrets
-import sys
 import time
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from accelerate.utils import gather_object
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback
 
-from rlkit.files import atomic_write
 from rlkit.runs.directory import RunDirectory
 
 if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
 SECONDS_BETWEEN_LINES = 30  # if the output is not a terminal
-
-
-@contextmanager
-def continued_wandb_run(folder: Path, report_to: Collection[str]) -> Iterator[None]:
-    """Let a run that starts training in the block log to one W&B run, however often it is resumed.
-
-    transformers would start another W&B run each time. The id is in the file `wandb_id` of the run directory.
-    `WANDB_RUN_ID` and a W&B run that is active already take precedence.
-
-    Args:
-        folder: Run directory.
-        report_to: Names of the trackers that the trainer reports to.
-    """
-    is_active = getattr(sys.modules.get("wandb"), "run", None) is not None
-    if "wandb" not in report_to or "WANDB_RUN_ID" in os.environ or is_active:
-        yield
-        return
-    path = folder / "wandb_id"
-    if not path.exists():
-        atomic_write(path, secrets.token_hex(8))
-    settings = {"WANDB_RUN_ID": path.read_text(encoding="utf-8"), "WANDB_RESUME": "allow"}
-    added = {name: value for name, value in settings.items() if name not in os.environ}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for name in added:
-            os.environ.pop(name, None)
 
 
 class MetricsCallback(TrainerCallback):

@@ -37,20 +37,19 @@ from rlkit.runs.callbacks import (
     FinishedCallback,
     MetricsCallback,
     ProgressCallback,
-    continued_wandb_run,
 )
 from rlkit.runs.checkpoints import last_checkpoint, read_manifest
 from rlkit.runs.directory import RunDirectory, write_errors
 from rlkit.runs.guards import Guards
 from rlkit.runs.preemption import PreemptionCallback
-from rlkit.runs.trackers import check_wandb, log_to_wandb
+from rlkit.runs.trackers import check_wandb, continued_wandb_run, log_to_wandb
 from rlkit.scoring import RewardRunner, load_rewards
 from rlkit.training.held_out import Answer, Check, MainProcessRunner, evaluating, shard_and_gather
 from rlkit.training.identity import check_unchanged, identity_of
 from rlkit.training.metrics import progress
 from rlkit.training.processes import on_main_process
 from rlkit.training.resume import CheckpointCallback, Stateful, log_end_of_training
-from rlkit.training.start_checks import check_start, no_empty_folder
+from rlkit.training.start_checks import check_trainer, no_empty_folder
 
 if TYPE_CHECKING:
     import datasets
@@ -145,7 +144,7 @@ class Session:
                 trainer.get_optimizer_cls_and_kwargs(trainer.args, cast(Any, trainer.model))
             on_main_process(
                 trainer.accelerator,
-                lambda: check_start(trainer, folder, resume=resume, overwrite=overwrite),
+                lambda: check_trainer(trainer, folder, resume=resume, overwrite=overwrite),
             )
         self.open()
         return trainer

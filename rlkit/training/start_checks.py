@@ -40,7 +40,7 @@ MODEL_REMEDY = "fix config.json and generation_config.json in the model's folder
 TOKENIZER_REMEDY = "fix the tokenizer's files in the model's folder"
 
 
-def check_start(trainer: Trainer, folder: Path, *, resume: bool, overwrite: bool) -> None:
+def check_trainer(trainer: Trainer, folder: Path, *, resume: bool, overwrite: bool) -> None:
     """Check on the main process, before anything is written, that a run can be saved.
 
     Args:

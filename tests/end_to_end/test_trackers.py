@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 
-from rlkit.runs.callbacks import continued_wandb_run
+from rlkit.runs.trackers import continued_wandb_run
 from tests.end_to_end.killing import KILLED, Run
 from tests.end_to_end.test_full_disk import KEYS_BY_STAGE
 
