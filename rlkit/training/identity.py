@@ -36,6 +36,18 @@ TASK_ORDER_KEYS = (
 # --resume_anyway can change them: the libraries would ignore weights that are missing, or fail.
 STRUCTURE_KEYS = ("stage", "cross_encoder", "adapter_rank", "listwise", "lora", "optim")
 
+# Keys of "lora". The first ones determine the adapter's weights; with another scale (`lora_alpha`,
+# `use_rslora`), the same weights would be another model.
+LORA_KEYS = (
+    "lora_r",
+    "lora_target_modules",
+    "lora_target_parameters",
+    "lora_modules_to_save",
+    "use_dora",
+    "lora_alpha",
+    "use_rslora",
+)
+
 
 def identity_of(
     run: RunConfig[Any, Any], stage: str, environment: Environment, runner: RewardRunner, num_processes: int
@@ -68,8 +80,7 @@ def identity_of(
         identity |= {"rewards": weights, "reward_args": args.mapping("reward_args")}
     if stage == "rank":
         identity |= {key: getattr(args, key) or None for key in ("cross_encoder", "adapter_rank", "listwise")}
-    lora_keys = ("lora_r", "lora_target_modules", "lora_modules_to_save", "use_dora")
-    lora = {key: getattr(run.model_args, key) for key in lora_keys}
+    lora = {key: getattr(run.model_args, key) for key in LORA_KEYS}
     identity |= {"lora": lora if run.model_args.use_peft else None, "optim": trainer_args.optim}
     return json.loads(json.dumps(identity))
 
@@ -90,6 +101,8 @@ def check_unchanged(
     """
     # Checkpoints of earlier versions lack some of the keys.
     now = {key: value for key, value in now.items() if key in saved or key not in STRUCTURE_KEYS}
+    if saved.get("lora") and now["lora"]:
+        now["lora"] = {key: value for key, value in now["lora"].items() if key in saved["lora"]}
     changed = differences(saved, now)
     if not changed:
         return

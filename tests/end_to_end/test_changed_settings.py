@@ -29,6 +29,7 @@ OTHER_WEIGHTS = [
     ("train", {}, LORA, "lora: none -> lora_r=2"),
     ("train", LORA, {"use_peft": False}, "-> none"),
     ("train", LORA, {"lora_r": 4}, "-> lora_r=4"),
+    ("train", LORA, {"lora_alpha": 64}, "lora_alpha=64"),
     ("sft", {}, {"optim": "sgd"}, "optim: adamw_torch_fused -> sgd"),
     ("rank", {}, {"adapter_rank": 3}, "adapter_rank: 2 -> 3"),
     ("rank", {}, {"adapter_rank": 0, "listwise": 1}, "listwise: none -> 1"),
