@@ -66,6 +66,9 @@ SHAPES = (
     ((5, 9), (6, 3, 4, 6), True),
     ((4, 4), (12, 10, 9, 12), False),
 )
+# Starts of faults that are followed up.
+_DIFFERENCE = "it changes"
+_PADDED_FAILS = "TRL's forward pass raises"
 
 
 class SharedPrefix(TrainerCallback):
@@ -192,10 +195,12 @@ class SharedPrefix(TrainerCallback):
             self._check_aux_loss(model)
             if not self._is_candidate:
                 return
-            fault = self._compare(model, precision)
-            if fault is None and may_upcast and precision != torch.float32 and can_upcast(model):
+            fault = self._compare_shapes(model, precision)
+            # The processes must agree, because the check gathers, and their GPUs differ in free memory.
+            may_upcast = may_upcast and all(gather_object([can_upcast(model)]))
+            if fault is None and may_upcast and precision != torch.float32:
                 with upcast(model):
-                    fault = self._compare(in_float32(model), torch.float32)
+                    fault = self._compare_shapes(in_float32(model), torch.float32)
                 if fault is not None and fault.startswith(_PADDED_FAILS):
                     fault = None  # the model's code does not support float32
         trainer.shared_prefix = fault is None
@@ -221,7 +226,8 @@ class SharedPrefix(TrainerCallback):
             name = self.model.config.model_type
             logger.warning("the auxiliary loss is off: TRL cannot compute it for %s (%s)", name, error)
 
-    def _compare(self, model: Any, precision: torch.dtype) -> str | None:
+    def _compare_shapes(self, model: Any, precision: torch.dtype) -> str | None:
+        """Return the first fault with batches of all `SHAPES`, the same in all processes, or None."""
         padded = partial(self.trainer.padded_scores, model)
         for prompts, completions, has_mask in SHAPES:
             batch = check_batch(self.model, prompts, completions, self.trainer.accelerator.device)
@@ -266,10 +272,6 @@ class CheckBatch(NamedTuple):
     completion_length: int
 
 
-_DIFFERENCE = "it changes"
-_PADDED_FAILS = "TRL's forward pass raises"
-
-
 def _first(fault: str | None) -> str | None:
     """Return the fault of the first process that has one."""
     return next((each for each in gather_object([fault]) if each is not None), None)
@@ -284,6 +286,7 @@ def _compare(
     *,
     float32_tolerance: float = FLOAT32_TOLERANCE,
 ) -> str | None:
+    """Return why the forward pass with a shared prefix cannot be used for a batch, or None."""
     # Any exception means that this forward pass cannot be used, whatever a custom model raises.
     try:
         with recorded_attention(shared=False) as expected_calls:
@@ -387,7 +390,7 @@ def check_batch(
 ) -> CheckBatch:
     """Return a batch of random tokens, in which each prompt has as many completions as the others."""
     config = model.config.get_text_config()
-    # Without special tokens, of which some models have their own idea: padding, or the place of an image.
+    # Without special tokens, which models treat differently: padding, or placeholders of an image.
     special = {value for key, value in config.to_dict().items() if key.endswith("token_id")}
     allowed = torch.tensor([token for token in range(min(config.vocab_size, 1000)) if token not in special])
     generator = torch.Generator().manual_seed(0)  # the same tokens in every process
@@ -434,10 +437,8 @@ def _padded_indices(batch: CheckBatch, num_tokens: int) -> torch.Tensor | None:
     is_prompt = mask & is_new & (columns < start - 1)
     prompts, is_completion = is_prompt.flatten().nonzero(), mask & (columns >= start - 1)
     has_next = torch.nn.functional.pad(mask[:, 1:], (0, 1))
-    for inputs in (
-        is_completion & has_next,
-        is_completion,
-    ):  # without the last token of each completion, and with it
+    # Without the last token of each completion, and with it.
+    for inputs in (is_completion & has_next, is_completion):
         indices = torch.cat([prompts, inputs.flatten().nonzero()]).squeeze(1)
         if len(indices) == num_tokens:
             return indices.to(batch.input_ids.device)
