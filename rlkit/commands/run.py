@@ -16,10 +16,16 @@ from rlkit.registry import author_frames
 
 logger = logging.getLogger(__name__)
 
-# Errors of a path that are the user's to fix wherever they occur.
-UNUSABLE_PATHS = {
-    *(errno.EACCES, errno.EROFS, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR, errno.ENOSPC, errno.EDQUOT)
-}
+# Errors of a path that only the user can fix, wherever they occur.
+UNUSABLE_PATHS = (
+    errno.EACCES,
+    errno.EROFS,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.ENOTDIR,
+    errno.ENOSPC,
+    errno.EDQUOT,
+)
 
 
 def run_command(command: Callable[[], int]) -> int:
