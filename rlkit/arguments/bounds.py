@@ -8,7 +8,6 @@ of its type. `tests/rlkit/arguments/test_bounds.py` asserts that every numeric k
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 from collections.abc import Mapping
@@ -20,9 +19,10 @@ from rlkit.arguments.generation import check_generation_kwargs
 from rlkit.arguments.keys import ALGORITHMS, DEMONSTRATIONS, MAPPINGS, OBJECTIVES
 from rlkit.arguments.late_checks import check_late_keys
 from rlkit.arguments.presets import ESTIMATORS, UTILITIES
-from rlkit.arguments.rank_keys import FALSE, TRUE, check_rank_keys, is_true
+from rlkit.arguments.rank_keys import check_rank_keys
 from rlkit.arguments.schema import enum_values
-from rlkit.arguments.train_keys import check_run_keys
+from rlkit.arguments.train_keys import UNUSED
+from rlkit.arguments.unused_keys import FALSE, TRUE, check_unused_keys
 from rlkit.environment import SPLITS
 from rlkit.errors import UserError, check_choice, first_line, one_line
 
@@ -175,7 +175,6 @@ REPLACEMENTS = {
     "resume_from_checkpoint": "resume",
 }
 # Keys that require an optional package, by its import name.
-PACKAGES = {"use_liger_kernel": "liger_kernel"}
 # Keys whose value is a mapping or the path of a JSON file.
 JSON_FILES = ("accelerator_config", "deepspeed", "fsdp_config")
 
@@ -203,11 +202,7 @@ def check_values(command: str, keys: Mapping[str, object], types: Mapping[str, s
     if command == "rank":
         check_rank_keys(values)
     else:
-        check_run_keys(command, values)
-    for key, package in PACKAGES.items():
-        if is_true(values.get(key)) and importlib.util.find_spec(package) is None:
-            name = package.replace("_", "-")
-            raise UserError(f"{key} requires the package {name}: pip install {name}")
+        check_unused_keys(UNUSED[command], values, command)
     check_late_keys(keys)
 
 
@@ -310,11 +305,12 @@ def check_number(key: str, value: object, allowed: Range, *, is_integer: bool = 
         number = int(str(value)) if is_integer else float(str(value))
     except ValueError:
         raise UserError(f"{key} must be {kind}, not {value!r:.60}") from None
+    shown = f"{str(value).strip():.60}"  # int and float accept whitespace, also line breaks
     if number not in allowed:
-        raise UserError(f"{key} must be {allowed}, not {value!s:.60}")
+        raise UserError(f"{key} must be {allowed}, not {shown}")
     maximum = MAX_INTEGER if is_integer else MAX_FLOAT
     if math.isinf(allowed.high) and number > maximum:
-        raise UserError(f"{key} must be at most {maximum:,}, not {value!s:.60}")
+        raise UserError(f"{key} must be at most {maximum:,}, not {shown}")
 
 
 def is_number(text: str) -> bool:
@@ -336,7 +332,7 @@ def _check_mapping(key: str, text: str) -> None:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or first_line(error)
-            raise UserError(f"{key}: cannot read {path}: {reason}") from error
+            raise UserError(f"{key}: cannot read {str(path)!r}: {reason}") from error
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:  # also a number with thousands of digits

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from rlkit.arguments.unused_keys import is_true
 from rlkit.errors import UserError, nearest
 
 # Packages of `report_to`, by import name. azure_ml and kubeflow have none of their own.
@@ -38,10 +39,10 @@ def check_late_keys(keys: Mapping[str, object]) -> None:
     """
     trackers = keys.get("report_to")
     for tracker in trackers if isinstance(trackers, list) else [trackers]:
-        package = TRACKERS.get(str(tracker))
-        if package and not _is_installed(package):
-            name = package.replace("_", "-")
-            raise UserError(f"report_to {tracker} requires the package {name}: pip install {name}")
+        if str(tracker) in TRACKERS:
+            _check_package(f"report_to {tracker}", TRACKERS[str(tracker)])
+    if is_true(keys.get("use_liger_kernel")):
+        _check_package("use_liger_kernel", "liger_kernel")
     patterns = keys.get("lora_target_modules")
     patterns = patterns if isinstance(patterns, list) else [patterns]
     if len(patterns) == 1 and isinstance(patterns[0], str):  # PEFT matches a single name as a pattern
@@ -64,10 +65,13 @@ def check_late_keys(keys: Mapping[str, object]) -> None:
         _check_deepspeed(keys["deepspeed"])
 
 
-def _is_installed(package: str) -> bool:
+def _check_package(setting: str, package: str) -> None:
+    """Raise UserError if the package that a setting requires is not installed."""
     spec = importlib.util.find_spec(package)
     # A folder without __init__.py, such as the ./wandb that W&B writes to, has no origin.
-    return spec is not None and spec.origin is not None
+    if spec is None or spec.origin is None:
+        name = package.replace("_", "-")
+        raise UserError(f"{setting} requires the package {name}: pip install {name}")
 
 
 def _check_deepspeed(value: object) -> None:

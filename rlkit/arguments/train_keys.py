@@ -10,53 +10,36 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from rlkit.arguments.rank_keys import LORA, NO_BEST_CHECKPOINT, is_default, is_true
-from rlkit.errors import UserError
+from rlkit.arguments.unused_keys import EVALUATION, UNUSED_BY_ANY_RUN, UnusedKeys
 
-_EVALUATION = "set evaluation_tasks and evaluation_steps instead"
 _ORDER = "set shuffle_dataset: false for tasks in their order"
-_IMAGES = "rollouts have no images"
 # Keys that rlkit's GRPOTrainer does not use, also when it is built in Python: the default, which is the only
 # valid value, and the remedy or the reason.
-UNUSED_BY_TRAINER: dict[str, tuple[object, str]] = {
+UNUSED_BY_TRAINER: UnusedKeys = {
     "auto_find_batch_size": (False, "a smaller batch would split groups; set per_device_train_batch_size"),
     "cache_implementation": (None, "rlkit's engine has its own cache; set use_vllm: true for another engine"),
     "include_num_input_tokens_seen": (("no", "False", "false"), "num_tokens is always logged"),
     "label_names": (None, "tasks have no labels"),
     "label_smoothing_factor": (0.0, "the policy gradient loss has no labels to smooth"),
     "length_column_name": ("length", _ORDER),
-    "liger_kernel_config": (None, "rlkit computes the shared prefix with its own attention"),
-    "log_multimodal": (True, _IMAGES),
+    "liger_kernel_config": (None, "TRL has deprecated it, and it is not tested with the shared prefix"),
+    "log_multimodal": (True, "rollouts have no images"),
     "max_tool_calling_iterations": (None, "set max_turns: tools are replies of an environment"),
     "neftune_noise_alpha": (None, "noise in the embeddings would change the importance ratio"),
     "remove_unused_columns": (False, "rewards and environments read the columns of the tasks"),
     "train_sampling_strategy": (("random",), _ORDER),
-    "use_liger_kernel": (False, "rlkit computes the shared prefix with its own attention"),
+    "use_liger_kernel": (False, "TRL has deprecated it, and it is not tested with the shared prefix"),
 }
-# Keys that a run does not use, because rlkit loads the model, evaluates and handles preemption itself.
-UNUSED_BY_RUN: dict[str, tuple[object, str]] = {
-    "batch_eval_metrics": (False, _EVALUATION),
+# Keys that `rlkit train` and `rlkit sft` do not use, because rlkit loads the model and evaluates itself.
+UNUSED_BY_RUN: UnusedKeys = {
+    **UNUSED_BY_ANY_RUN,
     "bf16_full_eval": (False, "evaluations use the dtype of training"),
-    "do_eval": (False, _EVALUATION),
-    "do_predict": (False, "set evaluation_tasks instead"),
-    "enable_jit_checkpoint": (False, "rlkit always writes a checkpoint when it is preempted"),
-    "eval_accumulation_steps": (None, _EVALUATION),
-    "eval_delay": (0, _EVALUATION),
-    "eval_do_concat_batches": (True, _EVALUATION),
-    "eval_steps": (None, _EVALUATION),
-    "eval_use_gather_object": (False, _EVALUATION),
     "fp16_full_eval": (False, "evaluations use the dtype of training"),
-    "greater_is_better": (None, _EVALUATION),
-    "include_for_metrics": ([], _EVALUATION),
-    "load_best_model_at_end": (False, "the last model is saved; checkpoints keep earlier ones"),
-    "metric_for_best_model": (None, _EVALUATION),
     "model_init_kwargs": (None, "set dtype, attn_implementation or model_revision, or edit config.json"),
     "parallelism_config": (None, "set fsdp_config or deepspeed, or --accelerate"),
-    "per_device_eval_batch_size": (8, "set evaluation_batch_size instead"),
-    "prediction_loss_only": (False, _EVALUATION),
     "use_cache": (False, "rlkit manages the cache of its engines"),
 }
-UNUSED: dict[str, dict[str, tuple[object, str]]] = {
+UNUSED: dict[str, UnusedKeys] = {
     "train": UNUSED_BY_TRAINER
     | UNUSED_BY_RUN
     | {
@@ -70,7 +53,7 @@ UNUSED: dict[str, dict[str, tuple[object, str]]] = {
     "sft": UNUSED_BY_RUN
     | {
         "dataset_text_field": ("text", "demonstrations have the columns prompt and completion"),
-        "eval_packing": (None, _EVALUATION),
+        "eval_packing": (None, EVALUATION),
     },
 }
 
@@ -184,36 +167,6 @@ REQUIREMENTS: tuple[tuple[str, Callable[[Keys], object], tuple[str, ...]], ...] 
         ("evaluation_steps", "evaluation_split", "evaluation_batch_size"),
     ),
 )  # fmt: skip
-
-
-def check_run_keys(command: str, keys: Keys) -> None:
-    """Raise UserError for the first key that `rlkit train` or `rlkit sft` would ignore.
-
-    Args:
-        command: "train" or "sft".
-        keys: Keys that are set, with values that are valid for their types; a number or a boolean may be a
-            string.
-    """
-    check_unused(UNUSED[command], keys, f"`rlkit {command}`")
-    if keys.get("save_strategy") == "best":
-        raise UserError(NO_BEST_CHECKPOINT)
-    if not is_true(keys.get("use_peft")):
-        for key, value in keys.items():
-            if key in LORA and not is_default(value, LORA[key]):
-                raise UserError(f"{key} has no effect without LoRA; set use_peft to true or remove {key}")
-
-
-def check_unused(unused: Mapping[str, tuple[object, str]], keys: Keys, user: str) -> None:
-    """Raise UserError for the first key that is set to another value than its default.
-
-    Args:
-        unused: Default and reason of each key that must keep its default.
-        keys: Values by key.
-        user: What does not use the keys, for the error message.
-    """
-    for key, (default, reason) in unused.items():
-        if key in keys and not is_default(keys[key], default):
-            raise UserError(f"{key} is not supported by {user}: {reason}")
 
 
 def keys_without_effect(changed: Collection[str], keys: Keys) -> list[str]:

@@ -12,7 +12,8 @@ import trl
 
 from rlkit.arguments.bounds import CHOICES, LOSS_TYPES
 from rlkit.arguments.generation import check_generation_kwargs
-from rlkit.arguments.train_keys import UNUSED_BY_TRAINER, check_unused
+from rlkit.arguments.train_keys import UNUSED_BY_TRAINER
+from rlkit.arguments.unused_keys import check_defaults
 from rlkit.errors import UserError, check_choice, nearest
 from rlkit.reward import RewardCall
 
@@ -96,7 +97,7 @@ def _check_keys(trainer: GRPOTrainer) -> None:
     for key in (*choices, "importance_sampling_level"):
         check_choice(key, getattr(args, key), CHOICES[key])
     check_choice("loss_type", args.loss_type, LOSS_TYPES["train"])
-    check_unused(UNUSED_BY_TRAINER, vars(args), "rlkit's GRPOTrainer")
+    check_defaults(UNUSED_BY_TRAINER, vars(args), "rlkit's GRPOTrainer")
     _check_chat_template_kwargs(trainer)
     check_generation_kwargs(
         args.generation_kwargs or {},

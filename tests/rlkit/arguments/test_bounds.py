@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
-from rlkit.arguments import bounds
+from rlkit.arguments import bounds, late_checks
 from rlkit.arguments.bounds import CHOICES, LOSS_TYPES, RANGES, UNBOUNDED, Range, check_values
 from rlkit.arguments.schema import INSTALLED, all_keys
 from rlkit.errors import UserError
@@ -37,7 +37,7 @@ def test_every_numeric_key_is_in_ranges_or_unbounded():
 
 
 def test_tables_contain_only_existing_keys():
-    assert set(RANGES) | set(UNBOUNDED) | set(CHOICES) | set(bounds.PACKAGES) <= set(KEYS)
+    assert set(RANGES) | set(UNBOUNDED) | set(CHOICES) <= set(KEYS)
 
 
 @pytest.mark.parametrize("command", INSTALLED)
@@ -176,7 +176,7 @@ def test_check_values_accepts_json_and_json_files_for_mappings(tmp_path):
 
 
 def test_check_values_names_the_missing_package(monkeypatch):
-    monkeypatch.setattr(bounds.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(late_checks.importlib.util, "find_spec", lambda name: None)
     assert "pip install liger-kernel" in error_of("sft", use_liger_kernel=True)
     check_values("train", {"use_liger_kernel": False}, KEYS)
 

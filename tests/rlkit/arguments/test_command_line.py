@@ -202,7 +202,21 @@ def test_read_keys_rejects_values_that_no_key_can_hold(tmp_path):
             read_keys("train", [str(path)])
 
 
-HOSTILE = ["nan", "-inf", "1e999", "9" * 5000, "{", "[", "{a: b}", "null", "a b", "ü", "١"]
+HOSTILE = [
+    "\x85",
+    "\u2028-1",
+    "nan",
+    "-inf",
+    "1e999",
+    "9" * 5000,
+    "{",
+    "[",
+    "{a: b}",
+    "null",
+    "a b",
+    "ü",
+    "١",
+]
 TEXT = st.text(max_size=20) | st.sampled_from(HOSTILE)
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.just(10**400) | TEXT,

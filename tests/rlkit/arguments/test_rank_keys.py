@@ -3,8 +3,9 @@
 import pytest
 
 from rlkit.arguments.bounds import check_values
-from rlkit.arguments.rank_keys import LORA, UNUSED
+from rlkit.arguments.rank_keys import UNUSED
 from rlkit.arguments.schema import all_keys, class_fields
+from rlkit.arguments.unused_keys import LORA
 from rlkit.errors import UserError
 
 MODEL_KEYS = {"model_name_or_path", "model_revision", "dtype", "attn_implementation", "use_peft"} | set(LORA)
@@ -30,7 +31,6 @@ OTHER_KEYS = {
     "eval_on_start",
     "resume_from_checkpoint",
     "average_tokens_across_devices",
-    "eval_do_concat_batches",
 }
 
 

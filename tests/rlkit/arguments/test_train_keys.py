@@ -5,9 +5,9 @@ import re
 import pytest
 
 from rlkit.arguments.bounds import REPLACEMENTS, check_values
-from rlkit.arguments.rank_keys import LORA
 from rlkit.arguments.schema import all_keys, class_fields
 from rlkit.arguments.train_keys import REQUIREMENTS, UNUSED, keys_without_effect
+from rlkit.arguments.unused_keys import LORA
 from rlkit.errors import UserError
 from tests.quick import ROOT
 
