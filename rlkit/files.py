@@ -19,7 +19,7 @@ def atomic_write(path: Path, text: str) -> None:
     # Nothing reads a `.partial` file, so one that a killed process left behind does no harm.
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        with naming(path):
+        with errors_with_path(path):
             partial.write_text(text, encoding="utf-8")
         replace(partial, path)
     finally:
@@ -28,7 +28,7 @@ def atomic_write(path: Path, text: str) -> None:
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
+def errors_with_path(path: Path) -> Iterator[None]:
     """Add a path to an OSError that has none: `write` and `close` do not say which file is too large."""
     try:
         yield

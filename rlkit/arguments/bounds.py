@@ -174,7 +174,6 @@ REPLACEMENTS = {
     "eval_strategy": "evaluation_tasks and evaluation_steps",
     "resume_from_checkpoint": "resume",
 }
-# Keys that require an optional package, by its import name.
 # Keys whose value is a mapping or the path of a JSON file.
 JSON_FILES = ("accelerator_config", "deepspeed", "fsdp_config")
 

@@ -1,4 +1,4 @@
-"""LoRA adapters that can be merged: the merged model computes what the model with the adapter computes."""
+"""Check that merging a LoRA adapter gives a model that computes the same as the model with the adapter."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ class FreedMemoryCallback(TrainerCallback):
     `tune_for_cpu` keeps freed memory for the next tensors. Those of other sizes may not fit into it, so the
     resident memory would grow with every new length of prompts and completions.
 
-    What a step needs is measured in steps that begin with nothing freed: the first one, and each one after
+    What a step needs is measured in steps that begin without freed memory: the first one, and each one after
     freed memory has been returned. A process that returns memory therefore has either kept too much, or its
     steps need 1.25 times the memory of all steps before.
     """

@@ -23,7 +23,7 @@ def resolve(name: str | None) -> str:
 
 
 def check_model_name(name: str | None) -> str:
-    """Return the name of a model if it may be loaded; whether the Hub has it is not known before.
+    """Return the name of a model after checks that need no network; a name on the Hub may not exist.
 
     Raises:
         UserError: No model is given, there is no such bundled model, or the path is not a model folder.

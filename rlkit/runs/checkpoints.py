@@ -2,7 +2,7 @@
 
 The last file written to a checkpoint is a manifest with the sizes of all its files, and older checkpoints are
 deleted only after that, manifest first. Whenever the power fails, there is still one complete checkpoint, and
-one of which a part is missing has no manifest.
+one that is not complete has no manifest.
 """
 
 from __future__ import annotations

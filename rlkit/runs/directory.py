@@ -25,7 +25,7 @@ from types import TracebackType
 from typing import IO, Any, SupportsFloat
 
 from rlkit.errors import UserError, first_line, one_line
-from rlkit.files import atomic_write, naming, replace, sync
+from rlkit.files import atomic_write, errors_with_path, replace, sync
 from rlkit.registry import author_frames
 
 logger = logging.getLogger(__name__)
@@ -271,7 +271,7 @@ class RunDirectory:
         line = {"step": step, "stage": self.stage, "seconds": round(time.monotonic() - self.start_time, 2)}
         line |= {key: _to_json(value) for key, value in metrics.items()}
         path = self.path / "metrics.jsonl"
-        with naming(path), path.open("a") as file:
+        with errors_with_path(path), path.open("a") as file:
             file.write(json.dumps(line) + "\n")
 
     def save_rollouts(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:

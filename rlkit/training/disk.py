@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 GIB = 2**30
 STATE_BYTES = 20_000  # schedule, random states, state of the trainer and of rlkit, manifest
-RECORD_BYTES = 300  # of a tensor in a file of torch.save besides its values
+RECORD_BYTES = 300  # of a tensor in a file of torch.save in addition to its values
 # Bytes per parameter that DeepSpeed adds: half weights for its own format, and float32 copies of those that
 # are trained. The moments of the optimizer are counted separately, in float32.
 DEEPSPEED_WEIGHT_BYTES, DEEPSPEED_MASTER_BYTES = 2, 4
@@ -66,7 +66,7 @@ class DiskEstimate:
 
     @property
     def peak_bytes(self) -> float:
-        """Space for all that exists at a time: an old checkpoint is deleted when the new one is complete."""
+        """Maximum space in use: an old checkpoint is deleted when the new one is complete."""
         num_existing = min(self.num_saved, self.num_kept + 1)
         return max(
             num_existing * self.checkpoint_bytes, self.num_kept * self.checkpoint_bytes + self.model_bytes
@@ -164,7 +164,7 @@ def count_steps(trainer_args: TrainingArguments, num_rows: int, num_processes: i
 
 
 def free_bytes(folder: Path, *, overwrite: bool = False) -> int:
-    """Return the space that a run in a folder may use, which need not exist.
+    """Return the free disk space for a run in a folder, which need not exist.
 
     Args:
         folder: Run directory.

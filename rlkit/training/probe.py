@@ -1,4 +1,4 @@
-"""Look into a model during a few forward passes, and leave it as it was."""
+"""Inspect a model during a few forward passes without changing it."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def module_names(model: torch.nn.Module) -> dict[torch.nn.Module, str]:
 
 
 class Event(NamedTuple):
-    """Tensor that a module got or returned during a forward pass."""
+    """Tensor that a module received or returned during a forward pass."""
 
     name: str
     tensor: torch.Tensor
@@ -94,7 +94,7 @@ class Event(NamedTuple):
 
 @contextmanager
 def recorded_tensors(model: torch.nn.Module) -> Iterator[list[Event]]:
-    """Yield a list of the tensors that layers and their parts get and return in the block."""
+    """Yield a list of the tensors that layers and their parts receive and return in the block."""
     names = module_names(model)
     modules = list(model.modules())
     listed = [layer for module in modules if isinstance(module, torch.nn.ModuleList) for layer in module]
@@ -114,7 +114,7 @@ def recorded_tensors(model: torch.nn.Module) -> Iterator[list[Event]]:
         if tensor is not None:
             events.append(Event(names[module], tensor.clone()))
 
-    # What an embedding or a norm outside of the layers gets is what the module before it returns.
+    # The input of an embedding or a norm outside the layers is the output of the module before it.
     handles = [m.register_forward_pre_hook(before, with_kwargs=True) for m in [*layers, *parts]]
     handles += [m.register_forward_hook(after) for m in dict.fromkeys([*layers, *parts, *outside])]
     try:

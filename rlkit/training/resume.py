@@ -38,7 +38,7 @@ torch.serialization.register_package(
 PLAIN_TYPES = (type(None), bool, int, float, str, bytes)
 
 
-# What weights or an optimizer state that do not fit, or that are damaged, raise.
+# Errors from loading weights or optimizer states that are damaged or do not fit.
 LOADING_ERRORS = (RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError, SafetensorError)
 
 
@@ -92,7 +92,7 @@ class CheckpointCallback(TrainerCallback):
 
     @contextmanager
     def loading(self) -> Iterator[None]:
-        """Turn an error of transformers or torch that loads the checkpoint into a UserError of one line."""
+        """Turn an error from loading the checkpoint into a UserError of one line."""
         try:
             yield
         except LOADING_ERRORS as error:
@@ -114,7 +114,7 @@ class CheckpointCallback(TrainerCallback):
             for folder in checkpoints(self.directory.path):
                 if step_of(folder) > state.global_step:
                     delete_checkpoint(folder)
-            if self.resume_from is not None:  # the killed run may not have come to it
+            if self.resume_from is not None:  # the run may have been killed before this
                 rotate(self.directory.path, self.limit, state.best_model_checkpoint)
         self.trainer.accelerator.wait_for_everyone()
 

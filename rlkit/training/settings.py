@@ -1,4 +1,4 @@
-"""What a GRPOTrainer checks before it trains: its arguments, and settings that contradict each other."""
+"""Checks of a GRPOTrainer's arguments and settings before training."""
 
 from __future__ import annotations
 
@@ -81,10 +81,10 @@ def check_settings(trainer: GRPOTrainer) -> None:
 
 
 def disable_attention_dropout(model: torch.nn.Module) -> None:
-    """Set the dropout of attention to 0, which is a number in most models and no module.
+    """Set attention dropout to 0; most models store it as a number, not as a module.
 
-    TRL's `disable_dropout` changes only modules. With dropout left, the log-probabilities of the old policy
-    and of the loss differ, and so do those of two calls.
+    TRL's `disable_dropout` changes only modules. With attention dropout, the log-probabilities of the old
+    policy and of the loss differ, and so do those of two calls.
     """
     for module in model.modules():
         if isinstance(getattr(module, "attention_dropout", None), float):

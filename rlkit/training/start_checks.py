@@ -1,4 +1,4 @@
-"""What a run needs at its end is checked before it starts: that its model can be saved, and disk space.
+"""Checks, before a run starts, of what it needs at its end: a model that can be saved, and disk space.
 
 Without these checks, the configs and the tokenizer would be saved for the first time in the first checkpoint,
 after hours of training.
@@ -181,7 +181,7 @@ def _load_again(folder: Path, tokenizer: Any, *, trust_remote_code: bool) -> Non
 
 @contextmanager
 def _one_line_errors(action: str, remedy: str) -> Iterator[None]:
-    """Convert any exception to a UserError: all that happens inside the block would happen after training."""
+    """Convert any exception to a UserError: without the block, the same would be raised after training."""
     try:
         yield
     except UserError:
