@@ -27,9 +27,9 @@ from rlkit.rewards.thinking import outside_thoughts
 from rlkit.rollouts.replies import escape_stop_strings
 from rlkit.words import keywords, separate_characters, truncate_words
 
-LENGTHS = (5_000, 40_000)  # characters
+LENGTHS = (2_500, 20_000)  # characters
 MAX_RATIO = 20.0  # of the CPU times; 8 is linear, 64 quadratic
-NEGLIGIBLE_SECONDS = 0.01  # a quadratic parser takes longer at 40,000 characters
+NEGLIGIBLE_SECONDS = 0.0025  # a quadratic parser takes longer at 20,000 characters
 ATTEMPTS = 10
 
 # fmt: off
@@ -179,7 +179,7 @@ def cpu_seconds(parse, text):
 
 
 def time_ratio(parse, unit):
-    """Return the CPU time at 40,000 characters, in units of that at 5,000; 0 if it is negligible.
+    """Return the CPU time at 20,000 characters, in units of that at 2,500; 0 if it is negligible.
 
     Another process can only add to the time of a call, so the minimum of several calls counts.
     """
