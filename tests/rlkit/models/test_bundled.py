@@ -63,11 +63,12 @@ def test_converted_folder_is_a_regular_model_without_gguf(folder, tmp_path):
 
 @pytest.mark.slow
 @needs_wheel
-def test_damaged_weights_are_converted_again(monkeypatch, tmp_path):
+def test_damaged_weights_are_converted_again(folder, monkeypatch, tmp_path):
     from transformers import AutoModelForCausalLM
 
     monkeypatch.setenv("RLKIT_CACHE", str(tmp_path / "cache"))
-    folder = bundled_path(NAME)
+    shutil.copytree(folder, tmp_path / "cache" / folder.name)
+    folder = bundled_path(NAME)  # intact, and not converted again
     assert folder.parent == tmp_path / "cache"
     assert [path.name for path in folder.parent.iterdir() if path.is_dir()] == ["smollm2-135m"]
     model = AutoModelForCausalLM.from_pretrained(folder)
