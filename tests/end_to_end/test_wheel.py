@@ -15,7 +15,7 @@ from tests.quick import ROOT
 pytestmark = pytest.mark.slow
 TINY_RUN = {
     "model_name_or_path": "bundled:smollm2-135m",
-    "max_steps": 2,
+    "max_steps": 1,
     "bf16": False,
     "num_tasks": 8,
     "evaluation_tasks": 0,
@@ -102,7 +102,8 @@ def test_commands_work_next_to_packages_of_the_same_names(installed, workdir):
         assert "FAIL" not in run(*command, "check", "causal-v1", "-n", 8, cwd=workdir)
     assert "causal-v1" in run(rlkit, "envs", cwd=workdir)
     argv = [argument for key, value in TINY_RUN.items() for argument in (f"--{key}", value)]
-    run(rlkit, "train", "configs/causal/smollm2.yaml", "--accelerate", "cpu2", *argv, cwd=workdir)
+    launcher = ("--accelerate", "cpu2", "--num_processes", 1)
+    run(rlkit, "train", "configs/causal/smollm2.yaml", *launcher, *argv, cwd=workdir)
     assert (workdir / "run" / "model" / "model.safetensors").is_file()
     run(rlkit, "report", "run", "--out", "page.html", cwd=workdir)
     run(rlkit, "sweep", "configs/sweeps/causal_smollm2.yaml", "--collect", cwd=workdir)
