@@ -1,31 +1,40 @@
 """Speed and memory of a GRPO step, compared with TRL's trainer.
 
-    python benchmarks/grpo_step.py
+    python benchmarks/grpo_step.py               # ten minutes on two CPU cores
 
-Both trainers are in one process and train the same model on the same tasks. Completions are forced to their
-full length, so that both have the same shapes. For each shape (prompt tokens, completion tokens, rollouts per
-prompt), the script measures complete steps in pairs, one of each trainer, in alternating order: a machine
-that becomes slower for a while then slows down both. A step is sampling, the rewards, and the forward and
-backward pass of the loss. The result has the median and the range of the ratios of the pairs.
+The two trainers are in one process, with a copy of the same model each, and take complete steps in turn: one
+of each is a pair. The order is reversed from pair to pair, so that a change of the machine's speed affects
+both alike. Completions are forced to their full length, so that both have the same shapes. On a CPU, TRL's
+trainer gets rlkit's CPU settings, too.
 
-Every shape has at least two pairs. More follow while they fit into `--minutes`, the ones of the cheapest
-shapes first. Before the first pair, the forward and backward pass of each side is run once to warm up, and
-the peak memory of its tensors is measured. `resident_gib` is the peak of what the process takes from the
-kernel during the steps of a side, which includes both models, libraries and freed memory.
+For each shape (prompt tokens, completion tokens, rollouts per prompt), the result has
 
-On a CPU, TRL's trainer gets rlkit's CPU settings, too. The result goes to benchmarks/results/grpo_step.json.
-The same comparison on a GPU is the part `step` of benchmarks/gpu.py.
+- `forward_backward_s` and `step_s`: median, minimum and maximum of the seconds of the forward and backward
+  pass, and of the complete step: sampling, rewards, forward and backward pass, optimizer;
+- `peak_gib` and `resident_gib`: how much the memory of the tensors, and of the process, grew at most in a
+  forward and backward pass, starting without freed memory;
+- `ratio_to_trl`: TRL's numbers divided by rlkit's. For times, it is the median, minimum and maximum of the
+  ratios of the `pairs`;
+- `process_gib`: how much the memory of the process grew at most in all pairs of both trainers, with the freed
+  memory that it keeps.
+
+The time is split over the shapes, each of which gets at least two pairs. The result goes to
+benchmarks/results/grpo_step.json. The same comparison on a GPU is the part `step` of benchmarks/gpu.py.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
+import datetime
 import json
 import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +45,17 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlkit.models.bundled import bundled_path
-from rlkit.models.cpu import FreedMemoryCallback, tune_for_cpu
+from rlkit.models.cpu import FreedMemoryCallback, resident_bytes, tune_for_cpu
+from rlkit.rollouts.loop import RolloutLimits
 from rlkit.runs.directory import RunDirectory
 from rlkit.scoring import ErrorBudget, RewardRunner
 from rlkit.training.grpo import GRPOTrainer
 
 RESULT = Path(__file__).parent / "results" / "grpo_step.json"
 SHAPES = ((900, 100, 8), (300, 300, 8), (100, 1000, 8))
+SIDES = ("trl", "rlkit")
+MIN_PAIRS = 2
+GIB = 2**30
 
 
 def random_prompts(tokenizer: Any, length: int) -> list[str]:
@@ -50,14 +63,6 @@ def random_prompts(tokenizer: Any, length: int) -> list[str]:
     ids = torch.randint(1000, 20000, (64, length), generator=torch.Generator().manual_seed(0)).tolist()
     # Decoding and encoding again gives about the same number of tokens; cut them to the exact length.
     return [tokenizer.decode(tokenizer(tokenizer.decode(row))["input_ids"][:length]) for row in ids]
-
-
-def peak_gib(step: Callable[[], object]) -> float:
-    """Return the peak memory in GiB that tensors take while `step` runs, beyond what they took before."""
-    # Not the resident memory of the process: the allocator keeps freed memory.
-    with MemTracker() as tracker:
-        step()
-    return sum(total["Total"] for total in tracker.get_tracker_snapshot("peak").values()) / 2**30
 
 
 def make_trainer(  # noqa: PLR0917
@@ -121,175 +126,218 @@ def close(trainer: Any) -> None:
 
 
 class Side:
-    """One of the two trainers with its own copy of the model.
+    """A trainer that takes one step at a time.
 
     Args:
-        name: "trl" or "rlkit".
-        shape: Prompt tokens, completion tokens, rollouts.
-        folder: Folder of the run.
-        freed_memory: Callback that bounds the memory that the process keeps between steps.
+        name: Name of the trainer, "trl" or "rlkit".
+        shape: Prompt tokens, completion tokens, rollouts per step.
+        folder: Empty folder of the run.
     """
 
-    def __init__(
-        self, name: str, shape: tuple[int, int, int], folder: str, freed_memory: FreedMemoryCallback
-    ):
-        self.name = name
-        self.shape = shape
-        self.freed_memory = freed_memory
+    def __init__(self, name: str, shape: tuple[int, int, int], folder: Path):
         path = bundled_path("bundled:smollm2-135m")
         tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
         weights = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16)
+        prompts = random_prompts(tokenizer, shape[0])
+        folder.mkdir()
         # bf16=False: the weights are bfloat16 already.
         settings = {"use_cpu": True, "bf16": False, "gradient_checkpointing": False, "optim": "sgd"}
-        prompts = random_prompts(tokenizer, shape[0])
-        self.trainer = make_trainer(name, weights, tokenizer, prompts, shape, folder, **settings)
+        self.name = name
+        self.num_completion_tokens = shape[1] * shape[2]
+        self.trainer = make_trainer(name, weights, tokenizer, prompts, shape, str(folder), **settings)
+        self.trainer.create_optimizer_and_scheduler(self.trainer.args.max_steps)
         self.model = self.trainer._wrap_model(self.trainer.model_wrapped)
         self.model.train()
         self.trainer.current_gradient_accumulation_steps = 1
-        self.batches = iter(self.trainer.get_train_dataloader())
-        self.forward_backward_s: list[float] = []
-        self.step_s: list[float] = []
-        self.resident_gib = 0.0
-        self.peak_gib = peak_gib(lambda: self.forward_backward(self.random_batch()))
+        self.loader = iter(self.trainer.get_train_dataloader())
 
-    def random_batch(self) -> dict[str, torch.Tensor]:
-        """Return a batch of random tokens, as `step` samples them."""
-        prompt, completion, group = self.shape
-        random = torch.Generator().manual_seed(0)
-        prompt_ids = torch.randint(1000, 20000, (1, prompt), generator=random).expand(group, -1)
-        return {
-            "prompt_ids": prompt_ids,
-            "prompt_mask": torch.ones_like(prompt_ids),
-            "completion_ids": torch.randint(1000, 20000, (group, completion), generator=random),
-            "completion_mask": torch.ones(group, completion, dtype=torch.long),
-            "advantages": torch.randn(group, generator=random),
-            "num_items_in_batch": torch.tensor(group * completion),
-        }
+    def sample(self) -> Any:
+        """Sample and judge the rollouts of the next prompt, and return the batch of the loss."""
+        batch = self.trainer._prepare_inputs(next(self.loader))
+        assert batch["completion_mask"].sum() == self.num_completion_tokens, "a completion ended early"
+        return batch
 
     def forward_backward(self, batch: Any) -> None:
-        """Compute the loss and its gradient, and clear it."""
+        """Compute the loss of a batch and its gradient, which `step` or `clear` must clear."""
         self.trainer.compute_loss(self.model, batch).backward()
+
+    def clear(self) -> None:
+        """Clear the gradient."""
         self.model.zero_grad()
 
-    def step(self) -> None:
-        """Sample, judge, and compute the loss and its gradient; record how long that takes."""
-        reset_peak_resident()
+    def step(self) -> dict[str, float]:
+        """Take a step; return the seconds of its forward and backward pass, and of all of it."""
         start = time.perf_counter()
-        batch = self.trainer._generate_and_score_completions(next(self.batches))
+        batch = self.sample()
         sampled = time.perf_counter()
         self.forward_backward(batch)
-        end = time.perf_counter()
-        assert batch["completion_mask"].sum() == self.shape[1] * self.shape[2]
-        self.forward_backward_s.append(end - sampled)
-        self.step_s.append(end - start)
-        self.resident_gib = max(self.resident_gib, peak_resident_gib())
-        trainer = self.trainer
-        self.freed_memory.on_step_end(trainer.args, trainer.state, trainer.control)
+        learned = time.perf_counter()
+        self.trainer.optimizer.step()
+        self.clear()
+        return {"forward_backward": learned - sampled, "step": time.perf_counter() - start}
 
-    def result(self) -> dict[str, float]:
-        """Return the medians of what was measured."""
-        return {
-            "forward_backward_s": round(statistics.median(self.forward_backward_s), 3),
-            "step_s": round(statistics.median(self.step_s), 3),
-            "peak_gib": round(self.peak_gib, 3),
-            "resident_gib": round(self.resident_gib, 3),
-        }
+    def warm_up(self, tokens: int = 4) -> None:
+        """Sample a few tokens per completion and judge them, which starts the workers of the rewards."""
+        trainer, full_length = self.trainer, self.trainer.max_completion_length
+        for length in (tokens, full_length):
+            if self.name == "trl":
+                trainer.generation_config.update(max_new_tokens=length, min_new_tokens=length)
+            else:
+                trainer.loop.limits = RolloutLimits(length)
+                trainer.args.generation_kwargs["min_new_tokens"] = length
+            if length == tokens:
+                trainer._prepare_inputs(next(self.loader))
+
+    def measure_memory(self, batch: Any) -> dict[str, float]:
+        """Return the GiB that tensors and the process need at most for the forward and backward pass."""
+        ctypes.CDLL(None).malloc_trim(0)
+        before = resident_bytes()
+        reset_resident_peak()
+        with MemTracker() as tracker:
+            self.forward_backward(batch)
+        resident = resident_peak_bytes() - before
+        self.clear()
+        tensors = sum(total["Total"] for total in tracker.get_tracker_snapshot("peak").values())
+        return {"peak_gib": round(tensors / GIB, 3), "resident_gib": round(resident / GIB, 3)}
 
     def close(self) -> None:
-        """Stop the background work of rlkit's trainer."""
+        """Finish background work."""
         if self.name == "rlkit":
             close(self.trainer)
 
 
-def reset_peak_resident() -> None:
-    """Set the recorded peak of the process's resident memory to its current value."""
+def random_batch(shape: tuple[int, int, int]) -> dict[str, torch.Tensor]:
+    """Return a batch of the loss for completions of one prompt, with random tokens and advantages."""
+    prompt, completion, group = shape
+    generator = torch.Generator().manual_seed(0)
+    completion_ids = torch.randint(1000, 20000, (group, completion), generator=generator)
+    prompt_ids = torch.randint(1000, 20000, (1, prompt), generator=generator).expand(group, -1)
+    return {
+        "prompt_ids": prompt_ids,
+        "prompt_mask": torch.ones_like(prompt_ids),
+        "completion_ids": completion_ids,
+        "completion_mask": torch.ones_like(completion_ids),
+        "advantages": torch.randn(group, generator=generator),
+        "num_items_in_batch": torch.tensor(completion_ids.numel()),
+    }
+
+
+def reset_resident_peak() -> None:
+    """Make the peak of the process's resident memory start again from the current value."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def peak_resident_gib() -> float:
-    """Return the peak of the process's resident memory since the last reset, in GiB."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0]) / 2**20
+def resident_peak_bytes() -> int:
+    """Return the peak of the process's resident memory since the last reset."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
-class Pairs:
-    """Both trainers at one shape, and the pairs of steps measured so far."""
+def measure_pairs(
+    steps: Mapping[str, Callable[[], dict[str, float]]], deadline: float, min_pairs: int = MIN_PAIRS
+) -> dict[str, list[dict[str, float]]]:
+    """Take steps of the sides in turn until another pair would end after the deadline.
 
-    def __init__(self, shape: tuple[int, int, int], folder: str, freed_memory: FreedMemoryCallback):
-        self.shape = shape
-        self.sides: list[Side] = []
-        for name in ("trl", "rlkit"):
-            path = Path(folder) / f"{name}-{'-'.join(map(str, shape))}"
-            path.mkdir()
-            self.sides.append(Side(name, shape, str(path), freed_memory))
-        self.num_pairs = 0
+    Args:
+        steps: Function of each side that takes a step and returns its seconds, by what was timed.
+        deadline: Time by which to finish, as `time.monotonic()` counts.
+        min_pairs: Number of pairs to measure in any case.
 
-    def run_pair(self) -> None:
-        """Measure a step of each side; the order changes with every pair."""
-        for side in self.sides if self.num_pairs % 2 == 0 else reversed(self.sides):
-            side.step()
-        self.num_pairs += 1
-
-    def seconds(self) -> float:
-        """Return the median duration of a pair."""
-        return sum(statistics.median(side.step_s) for side in self.sides)
-
-    def result(self) -> dict[str, Any]:
-        """Return the medians of each side, and median and range of the ratios of the pairs."""
-        trl_side, rlkit_side = self.sides
-        ratios = {
-            "forward_backward": pair_ratios(trl_side.forward_backward_s, rlkit_side.forward_backward_s),
-            "step": pair_ratios(trl_side.step_s, rlkit_side.step_s),
-            "peak": round(trl_side.peak_gib / rlkit_side.peak_gib, 2),
-        }
-        sides = {side.name: side.result() for side in self.sides}
-        return {"pairs": self.num_pairs, **sides, "ratio_to_trl": ratios}
+    Returns:
+        What the functions returned, for each side in the order of the pairs.
+    """
+    measured: dict[str, list[dict[str, float]]] = {name: [] for name in steps}
+    start, num_pairs = time.monotonic(), 0
+    while True:
+        names = list(steps) if num_pairs % 2 == 0 else list(reversed(steps))
+        for name in names:
+            measured[name].append(steps[name]())
+        num_pairs += 1
+        now = time.monotonic()
+        if num_pairs >= min_pairs and now + (now - start) / num_pairs > deadline:
+            return measured
 
 
-def pair_ratios(slow: Sequence[float], fast: Sequence[float]) -> dict[str, float]:
-    """Return the median, minimum and maximum of the ratios of paired durations."""
-    ratios = [s / f for s, f in zip(slow, fast, strict=True)]
-    return {
-        "median": round(statistics.median(ratios), 2),
-        "min": round(min(ratios), 2),
-        "max": round(max(ratios), 2),
+def spread(values: Sequence[float], digits: int = 3) -> dict[str, float]:
+    """Return the median, the minimum and the maximum."""
+    numbers = {"median": statistics.median(values), "min": min(values), "max": max(values)}
+    return {name: round(number, digits) for name, number in numbers.items()}
+
+
+def compare(
+    seconds: Mapping[str, Sequence[Mapping[str, float]]], memory: Mapping[str, Mapping[str, float]]
+) -> dict[str, Any]:
+    """Return the summary of each side, and the ratios of TRL's numbers to rlkit's.
+
+    Args:
+        seconds: Seconds of each side's steps, by what was timed, from `measure_pairs`.
+        memory: Memory of each side, by what was measured.
+    """
+    parts = list(seconds["trl"][0])
+    result: dict[str, Any] = {"pairs": len(seconds["trl"])}
+    for name, steps in seconds.items():
+        times = {f"{part}_s": spread([step[part] for step in steps]) for part in parts}
+        result[name] = times | dict(memory[name])
+    pairs = list(zip(seconds["trl"], seconds["rlkit"], strict=True))
+    ratios: dict[str, Any] = {
+        part: spread([trl_step[part] / step[part] for trl_step, step in pairs], 2) for part in parts
     }
+    for key, gib in memory["trl"].items():
+        ratios[key.removesuffix("_gib")] = round(gib / memory["rlkit"][key], 2)
+    return result | {"ratio_to_trl": ratios}
+
+
+def measure(shape: tuple[int, int, int], deadline: float) -> dict[str, Any]:
+    """Return the times and the memory of both trainers for a shape, and their ratios."""
+    freed_memory = FreedMemoryCallback()
+
+    def take_step(side: Side) -> dict[str, float]:
+        seconds = side.step()
+        freed_memory.on_step_end(None, None, None)  # type: ignore[arg-type]
+        return seconds
+
+    with tempfile.TemporaryDirectory() as folder:
+        sides = {name: Side(name, shape, Path(folder) / name) for name in SIDES}
+        ctypes.CDLL(None).malloc_trim(0)
+        before = resident_bytes()
+        batch, memory = random_batch(shape), {}
+        for name, side in sides.items():
+            side.warm_up()
+            memory[name] = side.measure_memory(batch)
+        reset_resident_peak()
+        seconds = measure_pairs({name: partial(take_step, side) for name, side in sides.items()}, deadline)
+        process_bytes = resident_peak_bytes() - before
+        for side in sides.values():
+            side.close()
+    return compare(seconds, memory) | {"process_gib": round(process_bytes / GIB, 3)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=10, help="time for pairs beyond the first two")
+    parser.add_argument("--minutes", type=float, default=10, help="time for all shapes (default: 10)")
     parser.add_argument("--shapes", type=int, nargs="*", default=range(len(SHAPES)), help="indices of SHAPES")
     parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args()
-    start = time.perf_counter()
+    start = time.monotonic()
+    deadline = start + 60 * options.minutes
     tune_for_cpu()
-    freed_memory = FreedMemoryCallback()
-    with tempfile.TemporaryDirectory() as folder:
-        all_pairs = [Pairs(SHAPES[i], folder, freed_memory) for i in options.shapes]
-        for _ in range(2):
-            for pairs in all_pairs:
-                pairs.run_pair()
-                print(pairs.shape, json.dumps(pairs.result()), flush=True)
-        while True:
-            # The shape with the fewest seconds so far: each shape gets about the same time.
-            pairs = min(all_pairs, key=lambda pairs: pairs.num_pairs * pairs.seconds())
-            if time.perf_counter() - start + pairs.seconds() > 60 * options.minutes:
-                break
-            pairs.run_pair()
-        for pairs in all_pairs:
-            print(pairs.shape, json.dumps(pairs.result()), flush=True)
-            for side in pairs.sides:
-                side.close()
+    shapes = [SHAPES[i] for i in options.shapes]
+    measured: dict[str, dict[str, Any]] = {str(shape): {} for shape in shapes}
+    # The most expensive shape first: the others share the time that its minimum leaves.
+    by_cost = sorted(shapes, key=lambda shape: shape[1], reverse=True)
+    for i, shape in enumerate(by_cost):
+        now = time.monotonic()
+        measured[str(shape)] = measure(shape, now + (deadline - now) / (len(by_cost) - i))
+        print(shape, json.dumps(measured[str(shape)]), flush=True)
     result = {
         "model": "SmolLM2-135M, bfloat16",
         "shape": "prompt tokens, completion tokens, rollouts",
-        "device": f"{torch.get_num_threads()} CPU threads",
+        "device": f"{torch.get_num_threads()} CPU threads, {torch.backends.cpu.get_cpu_capability()}",
         "platform": platform.machine(),
-        "torch": torch.__version__,
-        "trl": trl.__version__,
-        "minutes": round((time.perf_counter() - start) / 60, 1),
-        "shapes": {str(pairs.shape): pairs.result() for pairs in all_pairs},
+        "versions": {name: version(name) for name in ("torch", "transformers", "trl")},
+        "date": datetime.date.today().isoformat(),
+        "minutes": round((time.monotonic() - start) / 60, 1),
+        "shapes": measured,
     }
     options.out.write_text(json.dumps(result, indent=2) + "\n")
 
