@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rlkit.errors import UserError, check_arguments, check_choice
-from rlkit.models.names import check_model_name
+from rlkit.models.names import check_folder, check_model_name
 from rlkit.registry import ENVIRONMENTS, environment_class
 
 
@@ -32,8 +32,9 @@ def check_references(command: str, keys: Mapping[str, Any]) -> None:
         if file.endswith(".py") and not Path(file).expanduser().is_file():
             raise UserError(f"there is no file {file!r}")
     check_arguments(environment_class(environment), keys.get("environment_args") or {})
-    if keys.get("model_name_or_path") and command != "rank":  # the folder of an encoder has other files
-        check_model_name(str(keys["model_name_or_path"]))
+    if model := str(keys.get("model_name_or_path") or ""):
+        # The folder of an encoder has other files.
+        check_folder(model) if command == "rank" else check_model_name(model)
     file, colon, _ = str(keys.get("fold") or "").rpartition(":")
     if colon:
         _check_file("fold", file)

@@ -36,9 +36,14 @@ def check_model_name(name: str | None) -> str:
     folder = Path(name).expanduser()
     if folder.is_file():
         raise UserError(f"cannot load {name!r}: it is a file; give the folder of the model")
-    if name.startswith((".", "/", "~", "runs/")) and not folder.is_dir():
-        # Without this check, transformers would look for the path on the Hub.
-        raise UserError(f"there is no model folder {name!r}: train it first, or set model_name_or_path")
+    check_folder(name)
     if folder.is_dir() and not any((folder / file).is_file() for file in MODEL_FILES):
         raise UserError(f"cannot load {name!r}: the folder has no {' or '.join(MODEL_FILES)}")
     return name
+
+
+def check_folder(name: str) -> None:
+    """Raise UserError if the name of a model is a path that does not exist, not a name on the Hub."""
+    if name.startswith((".", "/", "~", "runs/")) and not Path(name).expanduser().is_dir():
+        # Without this check, transformers would look for the path on the Hub.
+        raise UserError(f"there is no model folder {name!r}: train it first, or set model_name_or_path")

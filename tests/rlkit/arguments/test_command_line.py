@@ -66,6 +66,7 @@ def test_class_fields_names_a_missing_class_or_package():
         (["train", *RUN, "--num_nodes", "3"], "set --environment_args.num_nodes"),
         (["train", *RUN, "--model_name_or_path", "./none"], "there is no model folder './none'"),
         (["train", *RUN, "--model_name_or_path", "docs"], "the folder has no config.json"),
+        (["rank", *RUN, "--model_name_or_path", "./none"], "there is no model folder './none'"),
         (["sft", *RUN, "--model_name_or_path", "bundled:x"], "there is no model 'bundled:x'"),
         (["train", *RUN, "--fold", "docs:a"], "fold: docs is a folder; name a file"),
         (["sft", *RUN, "--demonstrations", "best:"], "demonstrations: an empty path"),
