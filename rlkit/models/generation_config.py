@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# Training reads these. A wrong EOS token would silently change where completions end.
+TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 # The settings that other settings depend on. They are kept, and what contradicts them is removed.
 MODES = ("do_sample", "num_beams", "use_cache", "return_dict_in_generate", "suppress_tokens")
 
@@ -37,7 +39,7 @@ def generation_options(name: str, revision: str | None = None) -> dict[str, Gene
         revision: Revision on the Hub.
 
     Raises:
-        UserError: The file is not a JSON object.
+        UserError: The file is not a JSON object, or has an invalid id of a special token.
     """
     path = cached_file(
         name,
@@ -73,12 +75,20 @@ def _valid_generation_config(settings: Mapping[str, Any], source: str) -> Genera
     """Return a generation config with the settings, except for those that transformers would not save.
 
     rlkit does not sample from it: its keys, such as `temperature`, set the sampling of a run. It needs the
-    EOS tokens, which are always valid.
+    EOS tokens.
 
     Args:
         settings: Settings by name.
         source: File of the settings, which the log names.
+
+    Raises:
+        UserError: The id of a special token is not an integer, or a list of them.
     """
+    for key in TOKEN_IDS:
+        value = settings.get(key)
+        ids = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(type(token) is int for token in ids):
+            raise UserError(f"{key} in {source} must be a token id or a list of them, not {value!r:.60}")
     with _no_warnings():
         if (config := _saveable(settings)) is not None:
             return config

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -13,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
-from rlkit.errors import UserError, first_line, nearest
+from rlkit.errors import UserError, first_line, nearest, one_line
 from rlkit.logs import hide_weight_bars
 from rlkit.models.adapters import check_mergeable
 from rlkit.models.generation_config import fix_generation_config, generation_options
@@ -21,6 +24,8 @@ from rlkit.models.names import MODEL_FILES, resolve
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, Trainer
+
+logger = logging.getLogger(__name__)
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 UNTIE = "choose other lora_target_modules, or train it in full with lora_modules_to_save, which unties it"
@@ -74,7 +79,7 @@ def load_model(
         "quantization_config": quantization,
     }
     options = {key: value for key, value in options.items() if value is not None}
-    try:
+    with loading(repr(config.model_name_or_path)):
         tokenizer = AutoTokenizer.from_pretrained(
             name, revision=config.model_revision, padding_side="left", trust_remote_code=trust_remote_code
         )
@@ -88,12 +93,36 @@ def load_model(
         model = AutoModelForCausalLM.from_pretrained(
             name, use_safetensors=True, trust_remote_code=trust_remote_code, **options
         )
-    except (OSError, ValueError, TypeError, ImportError) as error:  # not a model, not allowed, not installed
-        raise UserError(f"cannot load {config.model_name_or_path!r}: {first_line(error)}") from error
     fix_generation_config(model)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return model, tokenizer
+
+
+@contextmanager
+def loading(description: str) -> Iterator[None]:
+    """Convert an exception that a damaged or unsupported model raises to a UserError of one line.
+
+    Args:
+        description: What is loaded, for the message, e.g. its name in quotes.
+    """
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # also KeyError, ZeroDivisionError, SafetensorError, ...
+        # The errors of a device, such as out of memory, do not come from the model's files.
+        if isinstance(error, RuntimeError) and type(error) not in (RuntimeError, NotImplementedError):
+            raise
+        logger.debug("cannot load %s", description, exc_info=True)
+        reason = first_line(error)
+        if reason.endswith(":"):
+            reason = one_line(error)[:300]
+        if "ignore_mismatched_sizes" in reason:
+            reason = "its weights have other shapes than config.json says"
+        if not isinstance(error, OSError | ValueError | TypeError | ImportError | RuntimeError):
+            reason = f"{type(error).__name__}: {reason}"
+        raise UserError(f"cannot load {description}: {reason}") from error
 
 
 def without_weights(

@@ -16,8 +16,9 @@ from accelerate import PartialState
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.integrations import deepspeed
 
-from rlkit.errors import UserError, check_choice, check_integer, first_line
+from rlkit.errors import UserError, check_choice, check_integer
 from rlkit.logs import hide_weight_bars
+from rlkit.models.load import loading
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -66,15 +67,13 @@ class RewardModel:
         self.batch_size = check_integer("batch_size", batch_size, 1)
         self.dtype = check_choice("dtype", dtype, DTYPES)
         self.trust_remote_code = trust_remote_code
-        try:
+        with loading(f"the reward model {model!r}"):
             self.config: PreTrainedConfig = AutoConfig.from_pretrained(
                 self.name, trust_remote_code=trust_remote_code
             )
             self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
                 self.name, trust_remote_code=trust_remote_code
             )
-        except (OSError, ValueError, ImportError) as error:
-            raise UserError(f"cannot load the reward model {model!r}: {first_line(error)}") from error
         _check_classifier(model, self.config)
         if self.tokenizer.pad_token_id is None:
             if self.tokenizer.eos_token_id is None:
@@ -136,20 +135,21 @@ class RewardModel:
             )
         hide_weight_bars()
         dtype = self.dtype if self.dtype == "auto" else getattr(torch, self.dtype)
-        try:
-            # A resumed run loads the model at another step than the original run did. So loading must not
-            # draw from the generator of the run.
-            with _unsharded(), torch.random.fork_rng(devices=[]):
-                model, info = AutoModelForSequenceClassification.from_pretrained(
-                    self.name,
-                    use_safetensors=True,  # pickled weights can run code
-                    dtype=dtype,
-                    trust_remote_code=self.trust_remote_code,
-                    ignore_mismatched_sizes=True,  # reported below, on one line
-                    output_loading_info=True,
-                )
-        except (OSError, ValueError, ImportError) as error:
-            raise UserError(f"cannot load the reward model {self.name!r}: {first_line(error)}") from error
+        # A resumed run loads the model at another step than the original run did. So loading must not draw
+        # from the generator of the run.
+        with (
+            loading(f"the reward model {self.name!r}"),
+            _unsharded(),
+            torch.random.fork_rng(devices=[]),
+        ):
+            model, info = AutoModelForSequenceClassification.from_pretrained(
+                self.name,
+                use_safetensors=True,  # pickled weights can run code
+                dtype=dtype,
+                trust_remote_code=self.trust_remote_code,
+                ignore_mismatched_sizes=True,  # reported below, on one line
+                output_loading_info=True,
+            )
         # transformers only warns that these would be random.
         not_loaded = sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
         if not_loaded:

@@ -18,9 +18,9 @@ from transformers import AutoConfig, AutoTokenizer
 
 from rlkit.arguments.parse import TrainConfig
 from rlkit.environment import Environment
-from rlkit.errors import UserError, first_line
+from rlkit.errors import UserError
 from rlkit.evaluation.splits import read_fold
-from rlkit.models.load import without_weights
+from rlkit.models.load import loading, without_weights
 from rlkit.models.memory import BatchShape, MemoryEstimate, Sharding, estimate_memory
 from rlkit.models.names import resolve
 from rlkit.registry import load_yaml
@@ -68,11 +68,9 @@ def plan(run: TrainConfig, options: Mapping[str, str], memory_gib: float | None 
     tasks = load_training_tasks(run, environment, fold)
     check_columns(rewards, tasks.column_names)
     name = resolve(run.model_args.model_name_or_path)
-    try:
+    with loading(repr(name)):
         config = AutoConfig.from_pretrained(name, trust_remote_code=run.trainer_args.trust_remote_code)
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=run.trainer_args.trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot load {name!r}: {first_line(error)}") from error
     # The replies and tool calls of the chat template, which training checks after it has loaded the model.
     limits = RolloutLimits(1, max_turns=environment.max_turns)
     template: Mapping[str, Any] = run.trainer_args.chat_template_kwargs or {}  # type: ignore[assignment]

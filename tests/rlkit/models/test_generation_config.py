@@ -78,3 +78,11 @@ def test_generation_config_that_is_no_object_is_a_user_error(folder):
         (folder / "generation_config.json").write_text(text)
         with pytest.raises(UserError, match=r"generation_config\.json"):
             load_model(ModelConfig(model_name_or_path=str(folder)))
+
+
+@pytest.mark.parametrize("value", ["x", [2, "x"], 2.0, [[2]], True, {"a": 1}])
+def test_invalid_token_id_is_a_user_error(folder, value):
+    """Training and evaluation end completions at these tokens."""
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": value}))
+    with pytest.raises(UserError, match=r"eos_token_id in .* must be a token id or a list of them, not "):
+        generation_options(str(folder))

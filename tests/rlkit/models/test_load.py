@@ -1,11 +1,17 @@
-"""Saving a model with an adapter leaves the trained one, and the memory of its device, alone."""
+"""Damaged models are rejected in one line; saving a merged adapter leaves the trained model unchanged."""
+
+import json
+import shutil
 
 import peft
+import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
+from trl import ModelConfig
 
-from rlkit.models.load import save_model
+from rlkit.errors import UserError
+from rlkit.models.load import load_model, loading, save_model
 
 
 class RecordCopies(TorchDispatchMode):
@@ -37,3 +43,42 @@ def test_save_model_merges_the_adapter_in_a_copy_on_the_cpu(tiny_model, tmp_path
     saved = AutoModelForCausalLM.from_pretrained(tmp_path)
     torch.testing.assert_close(saved(ids).logits, expected, atol=1e-4, rtol=1e-4)
     assert saved.get_output_embeddings().weight is saved.get_input_embeddings().weight
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden_size": "x"}, "Validation error for field 'hidden_size': .*expected int"),
+        ({"num_attention_heads": 0}, "ZeroDivisionError"),
+        ({"vocab_size": 50}, r"its weights have other shapes than config\.json says"),
+        ({"hidden_act": "zzz"}, "KeyError: 'zzz'"),
+        ({"rope_parameters": {"rope_type": "zzz"}}, "KeyError: 'zzz'"),
+        ({"dtype": "float8"}, "AttributeError"),
+        ("model.safetensors", "SafetensorError"),
+        ("tokenizer.json", "KeyError: 'added_tokens'"),
+    ],
+)
+def test_damaged_model_is_a_user_error_of_one_line(tmp_path, tiny_folder, change, message):
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    if isinstance(change, str):
+        (folder / change).write_text("{}")
+    else:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(UserError, match=f"cannot load '{folder}': .*{message}") as caught:
+        load_model(ModelConfig(model_name_or_path=str(folder)))
+    assert "\n" not in str(caught.value)
+
+
+def test_model_without_a_tokenizer_gets_the_whole_reason(tmp_path, tiny_folder):
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match=r"Couldn't instantiate the backend tokenizer from one of: .*slow"):
+        load_model(ModelConfig(model_name_or_path=str(folder)))
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), MemoryError(), UserError("as it is")])
+def test_errors_that_are_not_the_models_fault_stay_as_they_are(error):
+    with pytest.raises(type(error)) as caught, loading("'a model'"):
+        raise error
+    assert caught.value is error
