@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -195,12 +196,14 @@ class SharedPrefix(TrainerCallback):
             self._check_aux_loss(model)
             if not self._is_candidate:
                 return
-            fault = self._compare_shapes(model, precision)
+            fault = self._compare_shapes(model, precision) or self._compare_training(model, precision)
             # The processes must agree, because the check gathers, and their GPUs differ in free memory.
             may_upcast = may_upcast and all(gather_object([can_upcast(model)]))
             if fault is None and may_upcast and precision != torch.float32:
                 with upcast(model):
-                    fault = self._compare_shapes(in_float32(model), torch.float32)
+                    exact = in_float32(model)
+                    fault = self._compare_shapes(exact, torch.float32)
+                    fault = fault or self._compare_training(exact, torch.float32)
                 if fault is not None and fault.startswith(_PADDED_FAILS):
                     fault = None  # the model's code does not support float32
         trainer.shared_prefix = fault is None
@@ -226,10 +229,26 @@ class SharedPrefix(TrainerCallback):
             name = self.model.config.model_type
             logger.warning("the auxiliary loss is off: TRL cannot compute it for %s (%s)", name, error)
 
-    def _compare_shapes(self, model: Any, precision: torch.dtype) -> str | None:
-        """Return the first fault with batches of all `SHAPES`, the same in all processes, or None."""
+    def _compare_training(self, model: Any, precision: torch.dtype) -> str | None:
+        """Compare in training mode, in which a model may limit the capacity of experts or use batch norms.
+
+        Dropout is off. Other randomness, such as noise in a router, leaves nothing to compare.
+        """
+        for module in self.model.modules():
+            module.training = not isinstance(module, torch.nn.modules.dropout._DropoutNd)
         padded = partial(self.trainer.padded_scores, model)
-        for prompts, completions, has_mask in SHAPES:
+        batch = check_batch(self.model, *SHAPES[0][:2], self.trainer.accelerator.device)
+        fault = _first(_randomness(padded, batch))
+        fault = None if fault else self._compare_shapes(model, precision, SHAPES[:1])
+        self.model.eval()
+        return f"in training mode, {fault}" if fault else None
+
+    def _compare_shapes(
+        self, model: Any, precision: torch.dtype, shapes: Sequence[tuple[Any, ...]] = SHAPES
+    ) -> str | None:
+        """Return the first fault with batches of the given shapes, the same in all processes, or None."""
+        padded = partial(self.trainer.padded_scores, model)
+        for prompts, completions, has_mask in shapes:
             batch = check_batch(self.model, prompts, completions, self.trainer.accelerator.device)
             shared = partial(
                 self.score,
@@ -299,7 +318,7 @@ def _compare(
     except Exception as error:
         return (
             _fault_of_modules(model, expected_calls, calls, is_complete=False)
-            or f"it raises {_describe(error)}"
+            or f"{_raising_module(model, error)} raises {_describe(error)}"
         )
     fault = _fault_of_modules(model, expected_calls, calls, is_complete=True)
     if fault is not None:
@@ -333,6 +352,15 @@ def _padding_noise(padded: Scorer, batch: CheckBatch) -> float:
     return max(differences)
 
 
+def _randomness(scorer: Scorer, batch: CheckBatch) -> str | None:
+    """Return why the scores of a batch cannot be compared: they differ from call to call, or raise."""
+    error = _error_of(scorer, batch)
+    if error is not None:
+        return error
+    first, second = (scorer(*batch).log_probs for _ in range(2))
+    return None if torch.equal(first, second) else "it is random"
+
+
 def _error_of(scorer: Scorer, batch: CheckBatch) -> str | None:
     try:
         scorer(*batch)
@@ -343,6 +371,17 @@ def _error_of(scorer: Scorer, batch: CheckBatch) -> str | None:
 
 def _describe(error: Exception) -> str:
     return f"{type(error).__name__}: {first_line(error)}"
+
+
+def _raising_module(model: PreTrainedModel, error: Exception) -> str:
+    """Return the name of the innermost module in whose forward pass an exception was raised."""
+    names = module_names(model)
+    found = ""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        module = frame.f_locals.get("self", frame.f_locals.get("module"))
+        if isinstance(module, torch.nn.Module):
+            found = names.get(module) or found
+    return found or "it"
 
 
 def _fault_of_modules(

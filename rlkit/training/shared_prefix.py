@@ -154,6 +154,8 @@ def _sdpa(
     if layout is None:
         return _original["sdpa"](module, query, key, value, attention_mask, **kwargs)
     fault = _unsupported(module, attention_mask, kwargs)
+    if key.size(2) != query.size(2):
+        fault = "attends to other keys than those of the row, which a shared prefix does not support"
     if fault is not None:
         if not _recorded:
             raise NotImplementedError(f"{type(module).__name__} {fault}; set shared_prefix: false")

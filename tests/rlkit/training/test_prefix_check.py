@@ -1,12 +1,14 @@
 """The shared prefix compares itself with TRL's forward pass, and names what differs."""
 
+import copy
 import logging
+import re
 
 import peft
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import (
     LlamaAttention,
     LlamaDecoderLayer,
@@ -288,6 +290,47 @@ class RefusesMasks(LlamaModel):
         return super().forward(input_ids, attention_mask, **kwargs)
 
 
+class AddsKey(LlamaAttention):
+    """Attention with a key and a value of its own (an attention sink)."""
+
+    def forward(self, hidden_states, position_embeddings=None, attention_mask=None, **kwargs):
+        def attend(module, query, key, value, mask, **options):
+            key, value = (torch.nn.functional.pad(x, (0, 0, 1, 0)) for x in (key, value))
+            if mask is None:
+                mask = torch.ones(query.size(2), query.size(2), dtype=torch.bool).tril()[None, None]
+            mask = torch.nn.functional.pad(mask, (1, 0), value=True)
+            return AttentionInterface()["sdpa"](module, query, key, value, mask, **options)
+
+        AttentionInterface.register("with_sink", attend)
+        config, self.config = self.config, copy.copy(self.config)
+        self.config._attn_implementation_internal = "with_sink"
+        try:
+            return super().forward(hidden_states, position_embeddings, attention_mask, **kwargs)
+        finally:
+            self.config = config
+
+
+class ShiftsInTraining(TokenShift):
+    """Layer that mixes tokens only in training mode, as experts with a limited capacity do."""
+
+    def forward(self, hidden_states, **kwargs):
+        layer = super() if self.training else super(TokenShift, self)
+        return layer.forward(hidden_states, **kwargs)
+
+
+class BatchNorm(LlamaDecoderLayer):
+    """Layer that normalizes over all tokens of a batch in training mode."""
+
+    def __init__(self, config, layer_idx):
+        super().__init__(config, layer_idx)
+        self.norm = torch.nn.BatchNorm1d(config.hidden_size)
+        self.dropout = torch.nn.Dropout(0.5)
+
+    def forward(self, hidden_states, **kwargs):
+        normed = self.norm(hidden_states.transpose(1, 2)).transpose(1, 2)
+        return super().forward(self.dropout(normed), **kwargs)
+
+
 def replace_layer(kind):
     return lambda model, i: model.model.layers.__setitem__(i, kind(model.config, i))
 
@@ -316,7 +359,17 @@ FAULTS = {
         "the first that differs is model.rotary_emb",
     ),
     "positions from length": (replace_model(PositionsFromLength), "the input of model.layers.0"),
-    "refuses masks": (replace_model(RefusesMasks), "raises ValueError: mask of shape (1, 1, 1, 1)"),
+    "refuses masks": (replace_model(RefusesMasks), "model raises ValueError: mask of shape (1, 1, 1, 1)"),
+}
+
+
+MORE_FAULTS = {
+    "adds a key": (replace_attention(AddsKey), "model.layers.2.self_attn attends to other keys than those"),
+    "shifts in training": (
+        replace_layer(ShiftsInTraining),
+        "in training mode, it changes log-probabilities .* the input of model.layers.2.input",
+    ),
+    "batch norm": (replace_layer(BatchNorm), "in training mode, .* the input of model.layers.2.dropout"),
 }
 
 
@@ -325,7 +378,7 @@ def build_faulty(name, **options):
     torch.manual_seed(0)
     config = LlamaConfig(**(SIZES | {"num_hidden_layers": 4, "attn_implementation": "sdpa"} | options))
     model = LlamaForCausalLM(config)
-    FAULTS[name][0](model, 2)
+    (FAULTS | MORE_FAULTS)[name][0](model, 2)
     return randomized(model)
 
 
@@ -337,6 +390,16 @@ def test_faulty_layer_is_caught_and_named(trainer_of, reasons, name, dtype, init
     trainer = trainer_of(build_faulty(name, initializer_range=initializer_range).to(dtype))
     assert not trainer.shared_prefix
     assert FAULTS[name][1] in reasons()[0]
+
+
+@pytest.mark.parametrize("name", MORE_FAULTS)
+def test_less_common_fault_is_caught_and_named(trainer_of, reasons, name):
+    model = build_faulty(name)
+    buffers = {name: value.clone() for name, value in model.named_buffers()}
+    trainer = trainer_of(model)
+    assert not trainer.shared_prefix
+    assert re.search(MORE_FAULTS[name][1], reasons()[0])
+    assert all(torch.equal(value, buffers[name]) for name, value in model.named_buffers())
 
 
 @pytest.mark.parametrize("name", ["token shift", "rotates by column"])
