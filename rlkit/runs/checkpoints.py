@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -56,6 +57,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         sizes = dict(manifest["files"])
+        if type(manifest["step"]) is not int or not isinstance(manifest["identity"], dict):
+            raise ValueError
     except (OSError, ValueError, KeyError, TypeError):
         raise ValueError(f"it has no valid {MANIFEST}, which is written last") from None
     for name, size in sizes.items():
@@ -124,8 +127,12 @@ def rotate(run: Path, limit: int | None, best: str | None) -> None:
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """Return the checkpoint folders of a run, in no particular order."""
-    return [path for path in run.glob("checkpoint-*") if path.name.split("-")[1].isdigit()]
+    """Return the checkpoint folders of a run, in no particular order; other names are not the run's own."""
+    return [
+        path
+        for path in run.glob("checkpoint-*")
+        if re.fullmatch("checkpoint-[0-9]+", path.name) and path.is_dir()
+    ]
 
 
 def step_of(checkpoint: Path) -> int:

@@ -231,8 +231,8 @@ class RunDirectory:
             for path in self.path.glob(pattern):
                 path.unlink() if path.is_file() else shutil.rmtree(path)
         if self.stage == "train":
-            for path in (self.path / "rollouts").glob("step-*.parquet"):
-                if int(path.stem.split("-")[1]) > step:
+            for step_of_rollouts, path in _files_of_steps(self.path / "rollouts", ".parquet"):
+                if step_of_rollouts > step:
                     path.unlink()
         lines = self._rewind_metrics(step, num_metrics)
         for folder in RESULTS:
@@ -243,8 +243,7 @@ class RunDirectory:
             (self.path / folder / "after.json").unlink(missing_ok=True)
             if 0 not in logged:
                 (self.path / folder / "before.json").unlink(missing_ok=True)
-            for path in (self.path / folder).glob("step-*.json"):
-                step_of_result = int(path.stem.split("-")[1])
+            for step_of_result, path in _files_of_steps(self.path / folder, ".json"):
                 if step_of_result > step or (step_of_result == step and step not in logged):
                     path.unlink()
 
@@ -315,6 +314,13 @@ class RunDirectory:
             reason = error.strerror or first_line(error)
             message = f"cannot write the rollouts of step {step} to {path}: {reason}"
             raise UserError(f"{message}; {_remedy(error.errno)}, then resume with --resume") from error
+
+
+def _files_of_steps(folder: Path, suffix: str) -> Iterator[tuple[int, Path]]:
+    """Yield the files `step-N` in a folder with their steps, but none that somebody else has put there."""
+    for path in list(folder.glob(f"step-*{suffix}")):
+        if re.fullmatch("step-[0-9]+", path.stem):
+            yield int(path.stem.removeprefix("step-")), path
 
 
 @contextmanager

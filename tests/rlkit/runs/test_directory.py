@@ -142,10 +142,15 @@ def test_rewind_deletes_later_files_and_metrics(run):
         run.save_rollouts(step, [{"a": step}])
         (run.path / "evaluation" / f"step-{step}.json").touch()
     (run.path / "rollouts" / "step-000004.partial").touch()
+    foreign = [run.path / "rollouts" / "step-best.parquet", run.path / "evaluation" / "step-3-copy.json"]
+    for path in foreign:
+        path.touch()
     RunDirectory(run.path, "sft").log(7, {"loss": 1.0})
     with (run.path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "rew')
     run.rewind(2)
+    for path in foreign:
+        path.unlink()  # kept
     lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
     assert [(line["stage"], line["step"]) for line in lines] == [("train", 1), ("train", 2), ("sft", 7)]
     assert sorted(p.name for p in (run.path / "rollouts").iterdir()) == [

@@ -1,6 +1,7 @@
 """Incomplete checkpoints are skipped, changed settings are reported, and resuming keeps the task order."""
 
 import json
+import shutil
 from contextlib import suppress
 from types import SimpleNamespace
 
@@ -75,9 +76,19 @@ def replace_manifest(folder):
     (folder / "rlkit.json").write_text("[]")
 
 
+def remove_the_step(folder):
+    (folder / "rlkit.json").write_text('{"files": {}, "identity": {}}')
+
+
+def empty_the_identity(folder):
+    (folder / "rlkit.json").write_text('{"step": 4, "files": {}, "identity": null}')
+
+
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
+        (remove_the_step, "no valid rlkit.json"),
+        (empty_the_identity, "no valid rlkit.json"),
         (truncate_file, "99 of 100 bytes"),
         (delete_file, "is missing"),
         (unseal, "no valid rlkit.json"),
@@ -111,7 +122,20 @@ def test_last_checkpoint_is_none_if_none_was_completed(tmp_path, caplog):
 
 def test_last_checkpoint_is_none_without_checkpoints(tmp_path):
     (tmp_path / "checkpoint-notes").mkdir()
+    (tmp_path / "checkpoint-²").mkdir()
+    (tmp_path / "checkpoint-5").write_text("")
     assert last_checkpoint(tmp_path) is None
+
+
+def test_renamed_copy_of_a_checkpoint_is_neither_resumed_from_nor_deleted(tmp_path):
+    copy = shutil.copytree(save_checkpoint(tmp_path, 4), tmp_path / "checkpoint-4-backup")
+    for step in (6, 8):
+        save_checkpoint(tmp_path, step)
+    rotate(tmp_path, 1, None)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-4-backup", "checkpoint-8"]
+    shutil.rmtree(tmp_path / "checkpoint-8")
+    assert last_checkpoint(tmp_path) is None
+    assert (copy / "rlkit.json").exists()
 
 
 @pytest.mark.parametrize("num_deleted", range(4))
