@@ -89,7 +89,8 @@ RANGES: dict[str, Range] = {
     **_ranges(COUNT, "num_generations", "num_generations_eval", "num_iterations"),
     **_ranges(COUNT, "max_completion_length", "max_length", "pad_to_multiple_of"),
     # Optimization. A learning rate of 0 is valid: a test run that does everything but change the weights.
-    **_ranges(NOT_NEGATIVE, "learning_rate", "weight_decay", "max_grad_norm", "adam_epsilon"),
+    **_ranges(NOT_NEGATIVE, "learning_rate", "weight_decay", "max_grad_norm"),
+    "adam_epsilon": Range(1e-30),  # with less, a weight without a gradient becomes NaN in float32
     **_ranges(NOT_NEGATIVE, "warmup_steps", "neftune_noise_alpha"),
     **_ranges(SHARE_BELOW_ONE, "adam_beta1", "adam_beta2", "label_smoothing_factor"),
     "num_train_epochs": POSITIVE,

@@ -93,6 +93,11 @@ class RunDirectory:
         """
         if resume and overwrite:
             raise UserError("set --resume or --overwrite, not both")
+        try:
+            self.path.exists()
+        except OSError as error:  # for example, the name is too long
+            reason = error.strerror or error
+            raise UserError(f"output_dir cannot be a folder ({reason}): {str(self.path)!r:.60}") from error
         if self.is_used() and not resume:
             if not overwrite:
                 raise UserError(

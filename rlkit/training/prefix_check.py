@@ -376,12 +376,12 @@ def _describe(error: Exception) -> str:
 def _raising_module(model: PreTrainedModel, error: Exception) -> str:
     """Return the name of the innermost module in whose forward pass an exception was raised."""
     names = module_names(model)
-    found = ""
+    name = ""
     for frame, _ in traceback.walk_tb(error.__traceback__):
         module = frame.f_locals.get("self", frame.f_locals.get("module"))
         if isinstance(module, torch.nn.Module):
-            found = names.get(module) or found
-    return found or "it"
+            name = names.get(module) or name
+    return name or "it"
 
 
 def _fault_of_modules(

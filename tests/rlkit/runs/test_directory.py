@@ -384,3 +384,8 @@ def test_checkpoint_without_its_rollouts_is_not_sealed(run, save):
     with pytest.raises(UserError, match="No space left"):
         save()
     assert not (run.path / "checkpoint-1" / "rlkit.json").exists()
+
+
+def test_name_that_is_too_long_is_a_user_error(tmp_path):
+    with pytest.raises(UserError, match=r"output_dir cannot be a folder \(File name too long\): "):
+        RunDirectory(tmp_path / ("x" * 300), "train").check(resume=False, overwrite=False)
