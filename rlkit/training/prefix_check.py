@@ -341,13 +341,19 @@ def _compare(
 
 
 def _padding_noise(padded: Scorer, batch: CheckBatch) -> float:
-    """Return how much TRL's log-probabilities of a batch differ from those of its rows without padding."""
+    """Return how much TRL's log-probabilities of a batch differ from those of its rows without padding.
+
+    0 if the model cannot score a single row.
+    """
     log_probs = padded(*batch).log_probs
     differences = []
     for ids, mask, row in zip(batch.input_ids, batch.attention_mask.bool(), log_probs, strict=True):
         length = int(mask[-batch.completion_length :].sum())
         unpadded = ids[mask][None]
-        alone = padded(unpadded, torch.ones_like(unpadded), length).log_probs[0]
+        try:
+            alone = padded(unpadded, torch.ones_like(unpadded), length).log_probs[0]
+        except Exception:
+            return 0.0
         differences.append(float((alone - row[:length]).abs().max()))
     return max(differences)
 
