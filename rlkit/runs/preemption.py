@@ -34,13 +34,13 @@ class PreemptionCallback(TrainerCallback):
     Attributes:
         received: Name of the signal received, or None.
         is_training: Whether signals wait for the end of the step instead of raising `Preempted` at once.
-        is_stopping: Whether the run has ended or `Preempted` was raised, so that signals are ignored.
+        has_ended: Whether the run has ended, so that signals are ignored.
     """
 
     def __init__(self) -> None:
         self.received: str | None = None
         self.is_training = False
-        self.is_stopping = False
+        self.has_ended = False
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -59,12 +59,10 @@ class PreemptionCallback(TrainerCallback):
                 signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        # A scheduler may send several signals. A second exception would interrupt the cleanup of the first.
-        if self.is_stopping:
+        if self.has_ended:
             return
         self.received = signal.Signals(number).name
         if not self.is_training:
-            self.is_stopping = True
             raise Preempted(f"stopped by {self.received} outside training")
 
     def on_train_begin(
@@ -110,10 +108,9 @@ class PreemptionCallback(TrainerCallback):
     def finish_training(self, state: TrainerState) -> None:
         """Raise `Preempted` if training stopped before the last step. From now on signals raise at once."""
         if self.received is not None and state.global_step < state.max_steps:
-            self.is_stopping = True
             raise Preempted(f"stopped by {self.received} after step {state.global_step}, with a checkpoint")
         self.is_training = False
 
     def finish(self) -> None:
-        """Ignore signals from now on: everything is saved."""
-        self.is_stopping = True
+        """Ignore signals from now on. A scheduler may send several, while the process still exits."""
+        self.has_ended = True

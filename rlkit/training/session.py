@@ -192,10 +192,13 @@ class Session:
         self.guards, self.check = guards, check
         preemption = PreemptionCallback()
         trainer.add_callback(preemption)
-        # Until `close`: a second signal must not kill the run while it still stops because of the first.
+        # Until `close`: a second signal must not kill the process while it exits because of the first.
         self._signal_handlers.enter_context(preemption.listening())
-        with write_errors(self.directory.path):
-            self._fit(trainer, parts, runner, watch=watch, answer=answer, preemption=preemption)
+        try:
+            with write_errors(self.directory.path):
+                self._fit(trainer, parts, runner, watch=watch, answer=answer, preemption=preemption)
+        finally:
+            preemption.finish()
 
     def _fit(
         self,
@@ -256,7 +259,6 @@ class Session:
             self.directory.flush()
             print(self.summary(), flush=True)
         trainer.accelerator.wait_for_everyone()  # a process may read the saved model as soon as it returns
-        preemption.finish()
 
     def _wandb_run(self, trainer: transformers.Trainer) -> AbstractContextManager[None]:
         if not trainer.accelerator.is_main_process:

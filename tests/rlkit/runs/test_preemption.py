@@ -77,6 +77,26 @@ def test_signal_outside_training_raises_and_handlers_are_restored():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_signals_after_the_end_of_a_run_are_ignored():
+    callback = PreemptionCallback()
+    with callback.listening():
+        callback.finish()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0)
+    assert callback.received is None
+
+
+def test_signal_during_a_checkpoint_stops_after_it():
+    callback, control = PreemptionCallback(), Control()
+    with callback.listening():
+        callback.on_train_begin(None, None, None)
+        callback.on_save(None, State, control)
+        assert not control.should_training_stop
+        os.kill(os.getpid(), signal.SIGTERM)
+        callback.on_save(None, State, control)
+        assert control.should_training_stop and not control.should_save
+
+
 def test_children_ignore_user_signals():
     before = {number: signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGUSR2)}
     try:
