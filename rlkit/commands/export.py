@@ -61,11 +61,15 @@ def export(source: Path, out: Path, *, adapter: bool = False) -> None:
             for file in folder.glob(pattern):
                 shutil.copy2(file, out)
         return
-    model = _load_merged(folder) if is_adapter else _load_model(folder)
-    model.save_pretrained(out)
     from transformers import AutoTokenizer
 
-    AutoTokenizer.from_pretrained(folder).save_pretrained(out)
+    from rlkit.models.load import loading
+
+    with loading(f"a model from {folder}"):
+        model = _load_merged(folder) if is_adapter else _load_model(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
 
 
 def _weights_folder(source: Path, *, adapter: bool) -> Path:
@@ -116,14 +120,11 @@ def _load_model(folder: Path) -> PreTrainedModel:
 
     from rlkit.models.generation_config import fix_generation_config, generation_options
 
-    try:
-        if (folder / "latest").exists() and not any(folder.glob("*.safetensors")):
-            return _load_deepspeed(folder)
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype="auto", use_safetensors=True, **generation_options(str(folder))
-        )
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot load a model from {folder}: {first_line(error)}") from error
+    if (folder / "latest").exists() and not any(folder.glob("*.safetensors")):
+        return _load_deepspeed(folder)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype="auto", use_safetensors=True, **generation_options(str(folder))
+    )
     fix_generation_config(model)
     return model
 

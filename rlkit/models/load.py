@@ -147,7 +147,10 @@ def without_weights(
                 return model
             model = get_peft_model(model, adapter)
         except (ValueError, TypeError, NotImplementedError) as error:
-            raise UserError(f"invalid adapter (use_peft and lora_* keys): {first_line(error)}") from error
+            reason = first_line(error)
+            if "lora_dropout" in reason:  # TRL's default is 0.05
+                reason += "; set lora_dropout: 0"
+            raise UserError(f"invalid adapter (use_peft and lora_* keys): {reason}") from error
     check_mergeable(model, UNTIE)
     return model
 
@@ -161,8 +164,10 @@ def check_adapter_names(model: torch.nn.Module, config: ModelConfig) -> None:
     for key, available in (("lora_modules_to_save", modules), ("lora_target_parameters", parameters)):
         for name in getattr(config, key) or ():
             if not any(full.endswith(name) for full in available):  # PEFT's own rule
-                last_parts = {part for full in available if (part := full.rpartition(".")[2]).isidentifier()}
-                raise UserError(f"{key}: the model has no {name!r}{nearest(name, last_parts)}")
+                # `modules` end in a name, `parameters` in the name of a module and of a weight.
+                length = 1 if key == "lora_modules_to_save" else 2
+                ends = {".".join(full.split(".")[-length:]) for full in available}
+                raise UserError(f"{key}: the model has no {name!r}{nearest(name, ends)}")
 
 
 def save_model(model: Saveable, tokenizer: Saveable | None, folder: Path) -> None:

@@ -15,6 +15,7 @@ from transformers import (
     StopStringCriteria,
 )
 
+from rlkit.errors import UserError
 from rlkit.rollouts.local import sampling
 from rlkit.rollouts.local.cache import has_only_dynamic_layers, preallocate
 
@@ -140,9 +141,17 @@ def generate(
     if uniforms is not None and sampling.is_supported(config):
         arguments["logits_processor"] = sampling.processors(config, uniforms.to(device))
         config = sampling.greedy(config)  # the argmax is the token that the last processor selected
+    stores_keys = [False]
     if ids.size(1) > 1 and continues_from_cache(model):
         # All but the last prompt token: `generate` runs that one itself to get the first logits.
         cache = prefill(model, ids[:, :-1], mask[:, :-1])
+        stores_keys = [getattr(layer, "keys", None) is not None for layer in cache.layers]
+        if not any(stores_keys):
+            raise UserError(
+                f"cannot sample from {type(model).__name__}: its attention does not write keys and values to "
+                "the cache of transformers; set use_vllm: true"
+            )
+    if all(stores_keys):  # layers that share the keys of another layer write none
         # One more than `max_new_tokens`, for the last prompt token.
         arguments["past_key_values"] = preallocate(cache, rows, 1 + config.max_new_tokens)
     output = model.generate(  # type: ignore[operator]

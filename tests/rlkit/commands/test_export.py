@@ -93,6 +93,15 @@ def test_export_removes_generation_settings_that_cannot_be_saved(tmp_path, tiny_
     assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_export_of_a_damaged_model_is_a_one_line_error(tmp_path, tiny_folder, name):
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    (folder / name).write_bytes(b'{"a"')
+    with pytest.raises(UserError, match=r"cannot load a model from .*model"):
+        export(folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_export_of_incomplete_shards_of_deepspeed_is_a_one_line_error(tmp_path, tiny_folder):
     (tmp_path / "latest").write_text("global_step2")
     (tmp_path / "config.json").write_bytes((Path(tiny_folder) / "config.json").read_bytes())

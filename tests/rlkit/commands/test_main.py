@@ -178,6 +178,7 @@ def snapshot(folder):
         ({"optim": "adamw_bnb_8bit"}, ["bitsandbytes"]),
         ({"lr_scheduler_kwargs": "{power: x}", "lr_scheduler_type": "polynomial"}, ["lr_scheduler_kwargs"]),
         ({"use_peft": "true", "lora_modules_to_save": "lm_haed"}, ["'lm_head'"]),
+        ({"use_peft": "true", "lora_target_parameters": "norm.wieght"}, ["'norm.weight'"]),
         ({"router_aux_loss_coef": "0.1"}, ["Mixture-of-Experts"]),
         ({"use_peft": "true", "lora_target_modules": "lm_head"}, ["lm_head"]),
         ({"num_tasks": "1", "num_generations": "4", "per_device_train_batch_size": "8"}, ["1 tasks"]),

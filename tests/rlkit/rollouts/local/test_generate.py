@@ -5,6 +5,7 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
+from rlkit.errors import UserError
 from rlkit.rollouts.local import generate as module
 from rlkit.rollouts.local.generate import (
     continues_from_cache,
@@ -79,6 +80,31 @@ def test_generate_equals_that_of_models_with_other_caches(tiny_model, kind, opti
         output = model.generate(input_ids=ids, attention_mask=mask, generation_config=greedy())
     expected = [cut_after_eos(row, [2, 3]) for row in output[:, ids.size(1) :].tolist()]
     assert generate(model, prompts, greedy(), "cpu") == expected
+
+
+def drop_cache(module, args, kwargs):
+    return args, {name: value for name, value in kwargs.items() if name != "past_key_values"}
+
+
+def test_attention_that_writes_nothing_to_the_cache_is_an_error_of_one_line(tiny_model):
+    model = tiny_model()
+    for layer in model.model.layers:
+        layer.self_attn.register_forward_pre_hook(drop_cache, with_kwargs=True)
+    with pytest.raises(UserError, match="cannot sample from LlamaForCausalLM: its attention does not write"):
+        generate(model, PROMPTS, greedy(), "cpu")
+
+
+def test_layer_that_shares_the_keys_of_another_turns_off_the_shared_prefill(tiny_model, monkeypatch):
+    def prefill(*args, original=module.prefill):
+        cache = original(*args)
+        cache.layers[1] = type(cache.layers[1])()  # such a layer writes nothing
+        return cache
+
+    monkeypatch.setattr(module, "prefill", prefill)
+    model = tiny_model()
+    assert generate(model, PROMPTS, greedy(), "cpu") == [
+        generate_alone(model, prompt, greedy()) for prompt in PROMPTS
+    ]
 
 
 def test_models_with_lora_share_the_prefill(tiny_model):
