@@ -59,6 +59,9 @@ def continued_wandb_run(folder: Path, report_to: Collection[str]) -> Iterator[No
     settings = {"WANDB_RUN_ID": path.read_text(encoding="utf-8"), "WANDB_RESUME": "allow"}
     added = {name: value for name, value in settings.items() if name not in os.environ}
     os.environ.update(added)
+    if "wandb" in sys.modules:
+        # W&B reads the environment only once in a process, for `check_wandb` or another call before.
+        sys.modules["wandb"].teardown()
     try:
         yield
     finally:

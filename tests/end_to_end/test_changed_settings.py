@@ -27,7 +27,7 @@ LORA = {"use_peft": True, "lora_r": 2, "lora_target_modules": "all-linear"}
 # Of each run, the changes that do not fit its weights.
 OTHER_WEIGHTS = [
     ("train", {}, LORA, "lora: none -> lora_r=2"),
-    ("train", LORA, {"use_peft": False}, "-> none"),
+    ("train", LORA, {"use_peft": False, "lora_r": 16, "lora_target_modules": None}, "-> none"),
     ("train", LORA, {"lora_r": 4}, "-> lora_r=4"),
     ("train", LORA, {"lora_alpha": 64}, "lora_alpha=64"),
     ("sft", {}, {"optim": "sgd"}, "optim: adamw_torch_fused -> sgd"),

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -139,10 +140,12 @@ def test_live_view_shows_running_points_first_and_waiting_points_last(begin):
 @pytest.mark.slow
 @pytest.mark.usefixtures("forked_commands")
 def test_grid_reports_a_failed_point_and_retries_it(write, capsys, tmp_path):
-    """Point 1 names a model that does not exist; once it exists, --retry finishes the point."""
+    """Point 1 names a folder without weights; once they exist, --retry finishes the point."""
     base = load_sweep(write(keys={"beta": [0.0]})).base  # it names a model that exists
     model = next(line.split(": ")[1] for line in Path(base).read_text().splitlines() if "model_name" in line)
     missing = tmp_path / "missing"
+    missing.mkdir()
+    (missing / "config.json").write_text('{"model_type": "llama"}')
     keys = {"model_name_or_path": [model, str(missing)], "learning_rate": [0.01]}
     path = write(keys=keys, seeds=[0, 1], parallel=2)
     assert main([str(path)]) == 1
@@ -168,6 +171,7 @@ def test_grid_reports_a_failed_point_and_retries_it(write, capsys, tmp_path):
     log = (Point(sweep, 0).folder / "seed-0.log").read_text()
     assert re.search(r"step 2/2  reward \S+  even \S+  length", log)
 
+    shutil.rmtree(missing)
     missing.symlink_to(model)
     assert main([str(path)]) == 1  # without --retry, a failed point stays failed
     assert main([str(path), "--retry"]) == 0

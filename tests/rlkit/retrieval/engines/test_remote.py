@@ -544,6 +544,8 @@ def test_check_reports_a_server_that_is_down_in_one_line(split):
 
 @pytest.mark.parametrize("key", ["engine", "held_out_engine"])
 def test_dry_run_reports_a_server_that_is_down_in_one_line(key, tmp_path):
+    (tmp_path / "no-model").mkdir()
+    (tmp_path / "no-model" / "config.json").write_text("{}")
     url = down_url()
     arguments = {
         "environment": "search-v3",
