@@ -42,14 +42,6 @@ def open_descriptors():
     return descriptors
 
 
-def receive_integer(connection):
-    message = connection.recv(4)
-    if len(message) < 4:
-        sys.stderr.write("the fork server has exited\n")
-        os._exit(1)
-    return int.from_bytes(message, "big", signed=True)
-
-
 def run_in_fork(address, command, descriptors):
     """Run a command in a fork of the server and exit as it did; return if there is no server."""
     import pickle
@@ -66,12 +58,12 @@ def run_in_fork(address, command, descriptors):
     request = pickle.dumps((command, dict(os.environ), os.getcwd(), ignored, descriptors))
     socket.send_fds(connection, [len(request).to_bytes(4, "big")], descriptors)
     connection.sendall(request)
-    pid = receive_integer(connection)
+    pid = int.from_bytes(connection.recv(4, socket.MSG_WAITALL), "big")
     # A signal to the process group that this process leads is meant for the children of the fork, too.
     send = os.killpg if os.getpgrp() == os.getpid() else os.kill
     for number in numbers:
         signal.signal(number, lambda number, _: send(pid, number))
-    exit_code = receive_integer(connection)
+    exit_code = int.from_bytes(connection.recv(4, socket.MSG_WAITALL), "big", signed=True)
     if exit_code < 0:
         if exit_code != -signal.SIGKILL:
             signal.signal(-exit_code, signal.SIG_DFL)
