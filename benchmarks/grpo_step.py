@@ -11,14 +11,16 @@ For each shape (prompt tokens, completion tokens, rollouts per prompt), the resu
 
 - `forward_backward_s` and `step_s`: median, minimum and maximum of the seconds of the forward and backward
   pass, and of the complete step: sampling, rewards, forward and backward pass, optimizer;
-- `peak_gib` and `resident_gib`: how much the memory of the tensors, and of the process, grew at most in a
-  forward and backward pass, starting without freed memory;
+- `peak_gib` and `resident_gib`: how much the memory of the tensors, and of the process, grew at most in the
+  first forward and backward pass, starting without freed memory. Measuring it slows this pass down a little,
+  on both sides;
 - `ratio_to_trl`: TRL's numbers divided by rlkit's. For times, it is the median, minimum and maximum of the
   ratios of the `pairs`;
 - `process_gib`: how much the memory of the process grew at most in all pairs of both trainers, with the freed
   memory that it keeps.
 
-The time is split over the shapes, each of which gets at least two pairs. The result goes to
+The time is split over the shapes, each of which gets at least two pairs, after sampling a few tokens as a
+warm-up. The result goes to
 benchmarks/results/grpo_step.json. The same comparison on a GPU is the part `step` of benchmarks/gpu.py.
 """
 
@@ -32,7 +34,9 @@ import platform
 import statistics
 import tempfile
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -41,7 +45,7 @@ from typing import Any
 import torch
 import trl
 from fixed_prompts import FixedPrompts, code_sum
-from torch.distributed._tools.mem_tracker import MemTracker
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlkit.models.bundled import bundled_path
@@ -63,6 +67,45 @@ def random_prompts(tokenizer: Any, length: int) -> list[str]:
     ids = torch.randint(1000, 20000, (64, length), generator=torch.Generator().manual_seed(0)).tolist()
     # Decoding and encoding again gives about the same number of tokens; cut them to the exact length.
     return [tokenizer.decode(tokenizer(tokenizer.decode(row))["input_ids"][:length]) for row in ids]
+
+
+class TensorMemory(TorchDispatchMode):
+    """Inside a `with` block, tracks the bytes of the tensors that operations create.
+
+    torch's MemTracker gives the same peak, but also attributes it to modules, which takes longer than the
+    forward and backward pass of a short row.
+
+    Attributes:
+        num_bytes: Bytes of the tensors that exist now.
+        peak_bytes: Maximum of `num_bytes` so far.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_bytes = self.peak_bytes = 0
+        self._alive: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation, and count the memory of its outputs that is not that of an input."""
+        inputs = {id(x.untyped_storage()) for x in args if isinstance(x, torch.Tensor)}
+        outputs = func(*args, **(kwargs or {}))
+        for output in outputs if isinstance(outputs, (tuple, list)) else (outputs,):
+            if isinstance(output, torch.Tensor):
+                storage = output.untyped_storage()
+                if id(storage) not in inputs and id(storage) not in self._alive:
+                    self._count(storage)
+        return outputs
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key, num_bytes = id(storage), storage.nbytes()
+
+        def freed(_: object) -> None:
+            del self._alive[key]
+            self.num_bytes -= num_bytes
+
+        self._alive[key] = weakref.ref(storage, freed)
+        self.num_bytes += num_bytes
+        self.peak_bytes = max(self.peak_bytes, self.num_bytes)
 
 
 def make_trainer(  # noqa: PLR0917
@@ -143,6 +186,7 @@ class Side:
         # bf16=False: the weights are bfloat16 already.
         settings = {"use_cpu": True, "bf16": False, "gradient_checkpointing": False, "optim": "sgd"}
         self.name = name
+        self.memory: dict[str, float] = {}
         self.num_completion_tokens = shape[1] * shape[2]
         self.trainer = make_trainer(name, weights, tokenizer, prompts, shape, str(folder), **settings)
         self.trainer.create_optimizer_and_scheduler(self.trainer.args.max_steps)
@@ -166,18 +210,33 @@ class Side:
         self.model.zero_grad()
 
     def step(self) -> dict[str, float]:
-        """Take a step; return the seconds of its forward and backward pass, and of all of it."""
+        """Take a step; return the seconds of its forward and backward pass, and of all of it.
+
+        The first step also measures the memory: a separate pass would take too long for the longest shape.
+        """
         start = time.perf_counter()
         batch = self.sample()
-        sampled = time.perf_counter()
-        self.forward_backward(batch)
-        learned = time.perf_counter()
+        sampling = time.perf_counter() - start
+        is_first = not self.memory
+        before = without_freed_memory() if is_first else 0
+        start = time.perf_counter()
+        with TensorMemory() if is_first else nullcontext() as tensors:
+            self.forward_backward(batch)
+        learning = time.perf_counter() - start
+        if is_first:
+            resident = resident_peak_bytes() - before
+            self.memory = {
+                "peak_gib": round(tensors.peak_bytes / GIB, 3),
+                "resident_gib": round(resident / GIB, 3),
+            }
+        start = time.perf_counter()
         self.trainer.optimizer.step()
         self.clear()
-        return {"forward_backward": learned - sampled, "step": time.perf_counter() - start}
+        update = time.perf_counter() - start
+        return {"forward_backward": learning, "step": sampling + learning + update}
 
     def warm_up(self, tokens: int = 4) -> None:
-        """Sample a few tokens per completion and judge them, which starts the workers of the rewards."""
+        """Sample and judge completions of a few tokens, which starts the workers of the rewards."""
         trainer, full_length = self.trainer, self.trainer.max_completion_length
         for length in (tokens, full_length):
             if self.name == "trl":
@@ -188,38 +247,17 @@ class Side:
             if length == tokens:
                 trainer._prepare_inputs(next(self.loader))
 
-    def measure_memory(self, batch: Any) -> dict[str, float]:
-        """Return the GiB that tensors and the process need at most for the forward and backward pass."""
-        ctypes.CDLL(None).malloc_trim(0)
-        before = resident_bytes()
-        reset_resident_peak()
-        with MemTracker() as tracker:
-            self.forward_backward(batch)
-        resident = resident_peak_bytes() - before
-        self.clear()
-        tensors = sum(total["Total"] for total in tracker.get_tracker_snapshot("peak").values())
-        return {"peak_gib": round(tensors / GIB, 3), "resident_gib": round(resident / GIB, 3)}
-
     def close(self) -> None:
         """Finish background work."""
         if self.name == "rlkit":
             close(self.trainer)
 
 
-def random_batch(shape: tuple[int, int, int]) -> dict[str, torch.Tensor]:
-    """Return a batch of the loss for completions of one prompt, with random tokens and advantages."""
-    prompt, completion, group = shape
-    generator = torch.Generator().manual_seed(0)
-    completion_ids = torch.randint(1000, 20000, (group, completion), generator=generator)
-    prompt_ids = torch.randint(1000, 20000, (1, prompt), generator=generator).expand(group, -1)
-    return {
-        "prompt_ids": prompt_ids,
-        "prompt_mask": torch.ones_like(prompt_ids),
-        "completion_ids": completion_ids,
-        "completion_mask": torch.ones_like(completion_ids),
-        "advantages": torch.randn(group, generator=generator),
-        "num_items_in_batch": torch.tensor(completion_ids.numel()),
-    }
+def without_freed_memory() -> int:
+    """Return freed memory to the kernel, reset the peak of the resident memory, and return that memory."""
+    ctypes.CDLL(None).malloc_trim(0)
+    reset_resident_peak()
+    return resident_bytes()
 
 
 def reset_resident_peak() -> None:
@@ -290,26 +328,24 @@ def compare(
 def measure(shape: tuple[int, int, int], deadline: float) -> dict[str, Any]:
     """Return the times and the memory of both trainers for a shape, and their ratios."""
     freed_memory = FreedMemoryCallback()
+    peaks = []
 
     def take_step(side: Side) -> dict[str, float]:
         seconds = side.step()
+        peaks.append(resident_peak_bytes())
         freed_memory.on_step_end(None, None, None)  # type: ignore[arg-type]
         return seconds
 
     with tempfile.TemporaryDirectory() as folder:
         sides = {name: Side(name, shape, Path(folder) / name) for name in SIDES}
-        ctypes.CDLL(None).malloc_trim(0)
-        before = resident_bytes()
-        batch, memory = random_batch(shape), {}
-        for name, side in sides.items():
+        for side in sides.values():
             side.warm_up()
-            memory[name] = side.measure_memory(batch)
-        reset_resident_peak()
+        before = without_freed_memory()
         seconds = measure_pairs({name: partial(take_step, side) for name, side in sides.items()}, deadline)
-        process_bytes = resident_peak_bytes() - before
         for side in sides.values():
             side.close()
-    return compare(seconds, memory) | {"process_gib": round(process_bytes / GIB, 3)}
+        memory = {name: side.memory for name, side in sides.items()}
+    return compare(seconds, memory) | {"process_gib": round((max(peaks) - before) / GIB, 3)}
 
 
 def main() -> None:

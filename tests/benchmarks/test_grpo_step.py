@@ -3,6 +3,8 @@
 import sys
 
 import pytest
+import torch
+from torch.distributed._tools.mem_tracker import MemTracker
 
 from tests.quick import ROOT
 
@@ -42,3 +44,28 @@ def test_compare_gives_ratios_within_pairs():
     assert result["rlkit"]["peak_gib"] == 2.0
     spread = {"median": 2.0, "min": 2.0, "max": 2.0}
     assert result["ratio_to_trl"] == {"forward_backward": spread, "step": spread, "peak": 1.5}
+
+
+def test_tensor_memory_counts_each_storage_while_it_exists():
+    before = torch.ones(100)
+    with grpo_step.TensorMemory() as memory:
+        view = before.view(10, 10).add_(1)
+        doubled = [view * 2, view * 2]
+        parts = doubled[0].split(5)
+        assert memory.num_bytes == 800
+        doubled.clear()
+        assert memory.num_bytes == 400  # `parts` are views of the first
+        del parts
+    assert (memory.num_bytes, memory.peak_bytes) == (0, 800)
+
+
+def test_tensor_memory_has_the_peak_of_torchs_tracker(tiny_model):
+    peaks = []
+    for tracker in (MemTracker(), grpo_step.TensorMemory()):
+        model = tiny_model("llama")
+        with tracker:
+            model(input_ids=torch.ones(4, 50, dtype=torch.long)).logits.sum().backward()
+        peaks.append(tracker)
+    expected = sum(total["Total"] for total in peaks[0].get_tracker_snapshot("peak").values())
+    expected -= sum(w.numel() * w.element_size() for w in model.parameters())  # existed before
+    assert peaks[1].peak_bytes == pytest.approx(expected, rel=0.02)
