@@ -15,7 +15,7 @@ import hypothesis
 import pytest
 
 from rlkit.runs.directory import RunDirectory
-from tests.quick import QUICK_GRPO_CONFIG, ROOT, TOY
+from tests.quick import QUICK_GRPO_CONFIG, ROOT, TINY_MODEL, TOY
 from tests.waiting import wait_until
 
 # On a busy machine a slow hypothesis example is not a failure.
@@ -62,22 +62,8 @@ def tiny_model():
     from transformers import AutoConfig, AutoModelForCausalLM
 
     def make(kind="llama", seed=0, **options):
-        sizes = {
-            "vocab_size": 128,
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "head_dim": 8,
-            "max_position_embeddings": 512,
-            "initializer_range": 0.3,  # large enough that greedy decoding has no ties
-            "eos_token_id": 2,
-            "pad_token_id": 2,
-            "bos_token_id": 1,
-        }
         torch.manual_seed(seed)
-        config = AutoConfig.for_model(kind, **(sizes | options))
+        config = AutoConfig.for_model(kind, **(TINY_MODEL | options))
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
 
     return make

@@ -104,7 +104,7 @@ def test_killed_command_takes_its_children_with_it(tmp_path):
     process = subprocess.Popen([sys.executable, "-c", code, str(path)], start_new_session=True)
     wait_until(lambda: path.exists() and path.read_text(), process=process)
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    assert process.wait() == -signal.SIGKILL
     wait_until(lambda: not psutil.pid_exists(int(path.read_text())))
 
 

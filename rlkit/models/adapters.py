@@ -26,16 +26,16 @@ def check_mergeable(model: nn.Module, remedy: str) -> None:
     """
     paths: dict[int, list[str]] = defaultdict(list)  # of the modules with each weight
     for path, weight in weights_by_module(model):
-        paths[_identity(weight)].append(_plain(path))
+        paths[_storage_id(weight)].append(_base_path(path))
     for path, layer in model.named_modules():
         if not isinstance(layer, BaseTunerLayer):
             continue
         for weight in _adapted_weights(layer):
-            sharing = [name for name in paths[_identity(weight)] if name != _plain(path)]
+            sharing = [name for name in paths[_storage_id(weight)] if name != _base_path(path)]
             if sharing:
                 raise UserError(
-                    f"LoRA must not adapt {_plain(path)}, which shares its weight with {', '.join(sharing)}: "
-                    f"the saved model would not be the trained one; {remedy}"
+                    f"LoRA must not adapt {_base_path(path)}, which shares its weight with "
+                    f"{', '.join(sharing)}: the saved model would not be the trained one; {remedy}"
                 )
 
 
@@ -64,7 +64,7 @@ def _adapted_weights(layer: BaseTunerLayer) -> list[nn.Parameter]:
     return [weight for name, weight in base.named_parameters(recurse=False) if "bias" not in name]
 
 
-def _identity(weight: torch.Tensor) -> int:
+def _storage_id(weight: torch.Tensor) -> int:
     """Return a number that weights in the same memory share. Meta and sharded weights have no memory."""
     return id(weight) if weight.is_meta else weight.data_ptr() or id(weight)
 
@@ -74,7 +74,7 @@ def is_adapter_weight(path: str) -> bool:
     return ".lora_" in path
 
 
-def _plain(path: str) -> str:
+def _base_path(path: str) -> str:
     """Return the path of a module in the model without adapters."""
     path = path.removeprefix("base_model.model.").replace(".modules_to_save.default", "")
     return path.replace(".base_layer", "")

@@ -65,6 +65,12 @@ class PreemptionCallback(TrainerCallback):
         if not self.is_training:
             raise Preempted(f"stopped by {self.received} outside training")
 
+    def _is_any_preempted(self) -> bool:
+        """Return whether any rank has received a signal; all ranks then have the name of one."""
+        received = [name for name in gather_object([self.received]) if name is not None]
+        self.received = received[0] if received else None
+        return self.received is not None
+
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
@@ -75,9 +81,7 @@ class PreemptionCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Save a checkpoint and stop if any rank received a signal. All ranks decide the same."""
-        received = [name for name in gather_object([self.received]) if name is not None]
-        if received:
-            self.received = received[0]
+        if self._is_any_preempted():
             # Not logged in the signal handler: it may have interrupted another write to stderr, and a
             # reentrant write raises a RuntimeError.
             if state.is_world_process_zero:
@@ -89,9 +93,7 @@ class PreemptionCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Stop after a checkpoint during which a signal was received; the grace period may end in a step."""
-        received = [name for name in gather_object([self.received]) if name is not None]
-        if received:
-            self.received = received[0]
+        if self._is_any_preempted():
             control.should_training_stop = True
 
     def on_epoch_end(

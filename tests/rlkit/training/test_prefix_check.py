@@ -18,22 +18,10 @@ from transformers.models.llama.modeling_llama import (
 )
 
 from rlkit.training.prefix_check import check_batch
+from tests.quick import TINY_MODEL
 from tests.rlkit.training.recorded_steps import Judge
 
-SIZES = {
-    "vocab_size": 128,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 128,
-    "initializer_range": 0.3,
-    "eos_token_id": 2,
-    "pad_token_id": 2,
-    "bos_token_id": 1,
-}
+SIZES = TINY_MODEL | {"max_position_embeddings": 128}
 GPT = {"n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 128}
 LATENT = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8}
 LATENT |= {"v_head_dim": 8, "num_key_value_heads": 4}

@@ -182,7 +182,8 @@ def test_model_with_an_invalid_generation_config_trains_and_is_saved(tmp_path, k
     keys |= QUICK_GRPO | {"evaluation_tasks": 0, "model_name_or_path": str(folder), "beta": 0.1}
     train(parse_train([], keys))
     for name in ("checkpoint-2", "model"):
-        AutoModelForCausalLM.from_pretrained(tmp_path / "run" / name)
+        saved = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / name).generation_config
+        assert (saved.eos_token_id, saved.temperature, saved.top_p) == ([2], None, None)
 
 
 def test_model_with_its_own_code_is_saved_with_it(tmp_path, keys, tiny_folder):
