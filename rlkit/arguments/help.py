@@ -14,7 +14,7 @@ MIN_WIDTH, MAX_WIDTH = 60, 100
 # The headings of rlkit's own keys, in order.
 GROUPS = {
     "tasks": ("environment", "environment_args", "fold", "num_tasks"),
-    "run directory": ("resume", "resume_anyway", "overwrite"),
+    "run directory": ("resume", "resume_anyway", "overwrite", "guards"),
     "evaluation": (
         "evaluation_tasks", "evaluation_steps", "evaluation_split", "evaluation_batch_size",
         "max_completion_length", "first_stage_documents",
@@ -25,7 +25,7 @@ GROUPS = {
     ),
     "algorithm": (
         "algorithm", "dynamic_sampling", "dynamic_sampling_attempts", "group_by", "group_minimum",
-        "difficulty_weighting", "shared_prefix", "guards",
+        "difficulty_weighting", "shared_prefix",
     ),
     "rollouts": ("max_turns", "max_turn_tokens", "max_reply_tokens", "reply_time_limit", "weights_dir"),
     "demonstrations": ("demonstrations",),

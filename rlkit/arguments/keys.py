@@ -43,6 +43,7 @@ class TaskArguments:
     reward_workers: int = key(1, "Number of reward processes per rank.")
     reward_concurrency: str | None = key(None, "Maximum concurrent calls by reward: {judge: 16}.")
     reward_retries: int = key(3, "Retries of a reward whose service is unavailable.")
+    guards: str | None = key(None, "Guard actions (warn, stop, off): {gradient: stop}.")
 
     def mapping(self, key: str) -> dict[str, Any]:
         """Return the value of a key that holds a mapping, such as `environment_args`, as a dict."""
@@ -70,7 +71,6 @@ class TrainArguments(TaskArguments):
     max_reply_tokens: int | None = key(None, "Maximum tokens per reply. Default: all that remain.")
     reply_time_limit: float = key(60.0, "Timeout of environment replies, in seconds.")
     weights_dir: str | None = key(None, "Folder shared with vLLM servers on other machines.")
-    guards: str | None = key(None, "Guard actions (warn, stop, off): {length: stop}.")
 
 
 @dataclass
@@ -110,7 +110,6 @@ class RankArguments(TaskArguments):
     first_stage_documents: int = key(
         10_000, "Maximum documents to rank for the held-out queries before and after training. 0: none."
     )
-    guards: str | None = key(None, "Guard actions (warn, stop, off): {gradient: stop}.")
 
     def __post_init__(self) -> None:
         """Reject combinations of keys that contradict each other; raises UserError."""

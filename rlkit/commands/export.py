@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Sequence
-from contextlib import redirect_stdout
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlkit.arguments.command_line import CommandParser
 from rlkit.errors import UserError, first_line
+from rlkit.files import atomic_folder
 from rlkit.logs import hide_weight_bars
+from rlkit.runs.directory import write_error
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -56,10 +58,10 @@ def export(source: Path, out: Path, *, adapter: bool = False) -> None:
     if adapter and not is_adapter:
         raise UserError(f"{folder} has no adapter; it was not trained with use_peft")
     if adapter:
-        out.mkdir(parents=True)
-        for pattern in ADAPTER_FILES:
-            for file in folder.glob(pattern):
-                shutil.copy2(file, out)
+        with _new_folder(out) as partial:
+            for pattern in ADAPTER_FILES:
+                for file in folder.glob(pattern):
+                    shutil.copy2(file, partial)
         return
     from transformers import AutoTokenizer
 
@@ -68,8 +70,23 @@ def export(source: Path, out: Path, *, adapter: bool = False) -> None:
     with loading(f"a model from {folder}"):
         model = _load_merged(folder) if is_adapter else _load_model(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder)
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
+    with _new_folder(out) as partial:
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+
+
+@contextmanager
+def _new_folder(out: Path) -> Iterator[Path]:
+    """Yield a scratch folder that becomes `out` if the block succeeds; raise UserError if the disk fails."""
+    try:
+        with atomic_folder(out) as partial:
+            yield partial
+    except Exception as error:
+        failure = write_error(error)
+        if failure is None:
+            raise
+        reason, remedy = failure
+        raise UserError(f"cannot write {reason}; {remedy}") from error
 
 
 def _weights_folder(source: Path, *, adapter: bool) -> Path:

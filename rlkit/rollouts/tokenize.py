@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from rlkit.errors import UserError
+from rlkit.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from transformers import BatchEncoding, PreTrainedTokenizerBase
@@ -29,13 +29,23 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Any], **templ
         tokenizer: Tokenizer of the model.
         prompts: Strings, or lists of chat messages; not a mix.
         template: Extra arguments of the chat template.
+
+    Raises:
+        UserError: There is no chat template, or it cannot format the messages.
     """
     require_chat_template(tokenizer, prompts)
     if isinstance(prompts[0], str):
         return tokenizer(list(prompts))["input_ids"]
-    encoding: BatchEncoding = tokenizer.apply_chat_template(  # type: ignore[assignment]
-        list(prompts), add_generation_prompt=True, tokenize=True, return_dict=True, **template
-    )
+    try:
+        encoding: BatchEncoding = tokenizer.apply_chat_template(  # type: ignore[assignment]
+            list(prompts), add_generation_prompt=True, tokenize=True, return_dict=True, **template
+        )
+    except Exception as error:  # a template is a program: jinja raises whatever its code raises
+        name = tokenizer.name_or_path or "the model"
+        raise UserError(
+            f"the chat template of {name} cannot format the prompts: {first_line(error)}; fix the template "
+            "in the model's folder"
+        ) from error
     return encoding["input_ids"]
 
 

@@ -19,7 +19,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, SupportsFloat
@@ -38,8 +38,22 @@ CONFIG = "config.yaml"
 RESULTS = ("evaluation", "first_stage")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
-DISK_ERRORS = (*FULL, *NOT_WRITABLE, errno.EIO, errno.ESTALE)
+WRONG_KIND = (errno.EEXIST, errno.EISDIR, errno.ENOTDIR)  # a file in the place of a folder, or the reverse
+DISK_ERRORS = (*FULL, *NOT_WRITABLE, *WRONG_KIND, errno.EIO, errno.ESTALE)
 MAX_PENDING_WRITES = 4  # bounds the rollouts in memory: training waits for a disk that is slower than it
+
+
+@contextmanager
+def no_empty_folder(folder: Path) -> Iterator[None]:
+    """Delete a new run directory if the block raises, unless it has files: trainers create it."""
+    existed = folder.exists()
+    try:
+        yield
+    except BaseException:
+        if not existed:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
 
 
 class RunDirectory:
@@ -168,8 +182,8 @@ class RunDirectory:
             raise self._unwritable(error) from error
 
     def _unwritable(self, error: OSError) -> UserError:
-        reason = f"{error.strerror or error}; {_remedy(error.errno)}"
-        return UserError(f"cannot write to the run directory {self.path}: {reason}")
+        reason = f"{error.filename or self.path}: {error.strerror or error}; {_remedy(error.errno)}"
+        return UserError(f"cannot write to the run directory: {reason}")
 
     def _delete_contents(self) -> None:
         # A run that is killed during the deletion leaves a part of the old run. It must be neither resumed
@@ -255,9 +269,11 @@ class RunDirectory:
     def _rewind_metrics(self, step: int, num_metrics: int | None) -> list[dict[str, Any]]:
         """Delete the lines of the metrics after a checkpoint, and return the remaining ones."""
         path = self.path / "metrics.jsonl"
-        if not path.exists():
+        texts = path.read_text(errors="replace").splitlines()[:num_metrics] if path.exists() else []
+        if len(texts) < (num_metrics or 0):
+            logger.warning("%s has %s lines, but had %s in the checkpoint", path, len(texts), num_metrics)
+        if not texts:
             return []
-        texts = path.read_text(errors="replace").splitlines()[:num_metrics]
         lines = [line for line in map(_parse_line, texts) if line is not None]
         lines = [line for line in lines if line["stage"] != self.stage or line["step"] <= step]
         atomic_write(path, "".join(json.dumps(line) + "\n" for line in lines))
@@ -338,33 +354,31 @@ def write_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        failure = None if author_frames(error) else _write_error(error)
+        failure = None if author_frames(error) else write_error(error)
         if failure is None:
             raise
-        reason, number = failure
+        reason, remedy = failure
         kept = f"earlier checkpoints in {folder} are kept"
-        raise UserError(
-            f"cannot write {reason}; {kept}: {_remedy(number)}, then resume with --resume"
-        ) from error
+        raise UserError(f"cannot write {reason}; {kept}: {remedy}, then resume with --resume") from error
 
 
-def _write_error(error: Exception) -> tuple[str, int | None] | None:
-    """Return which file could not be written and why, with the errno; None if that is not the error."""
+def write_error(error: Exception) -> tuple[str, str] | None:
+    """Return which file could not be written and why, and the remedy; None if that is not the error."""
     if isinstance(error, OSError):
         if error.errno not in DISK_ERRORS:
             return None
-        return f"{error.filename or 'a file'}: {error.strerror}", error.errno
+        return f"{error.filename or 'a file'}: {error.strerror}", _remedy(error.errno)
     message = one_line(error)
     # safetensors and torch.save report a full disk with exceptions that are not OSErrors.
     if match := re.search(r"I/O error: (.+) \(os error (\d+)\)", message):
-        return f"a checkpoint: {match[1]}", int(match[2])
+        return f"the weights: {match[1]}", _remedy(int(match[2]))
     if isinstance(error, RuntimeError):
         if re.search(r"unexpected pos \d|file write failed|iostream error", message):
             reason = "a checkpoint: the file is truncated, probably because the disk is full"
-            return reason, errno.ENOSPC
+            return reason, _remedy(errno.ENOSPC)
         if match := re.search(r"open file failed with strerror: (.+)", message):
             numbers = (number for number in DISK_ERRORS if os.strerror(number) == match[1])
-            return f"a checkpoint: {match[1]}", next(numbers, None)
+            return f"a checkpoint: {match[1]}", _remedy(next(numbers, None))
     return None
 
 
@@ -374,6 +388,8 @@ def _remedy(number: int | None) -> str:
         return "free disk space"
     if number in NOT_WRITABLE:
         return "make the folder writable"
+    if number in WRONG_KIND:
+        return "move it out of the way"
     return "fix the disk"
 
 

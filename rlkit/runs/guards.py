@@ -122,6 +122,7 @@ RANK_LOGGED: dict[str, tuple[str, Judge, int]] = {
     "score_spread": ("score_spread", _score_spread, CONFIRM_STEPS),
     "gradient": ("grad_norm", _gradient, CONFIRM_STEPS),
 }
+SFT_LOGGED = {"gradient": LOGGED["gradient"]}
 NAMES = (*dict.fromkeys((*LOGGED, *RANK_LOGGED)), "held_out")
 NOT_FINITE = "not_finite"  # the second condition of the guard `gradient`, with its own default action
 HELP = {
@@ -137,7 +138,7 @@ HELP = {
     "utilities between the rankings of a query), whether all completions are truncated and masked, and "
     "whether any weights are trainable.",
     NOT_FINITE: "resume from the last checkpoint with a lower learning_rate, use bf16 instead of fp16, and "
-    "check the rewards and completions of this step.",
+    "check the rewards and completions (sft: the demonstrations) of this step.",
     "entropy": "answers are nearly identical, so exploration has ended; lower learning_rate, or raise "
     "epsilon_high, temperature or beta; or stop the run if the held-out results are good.",
     "length": "check whether longer answers earn more reward; use loss_type dr_grpo, a length reward or a "
@@ -255,8 +256,8 @@ class Guards(TrainerCallback):
             that is not finite stops the run. With "gradient: warn", a step with such a gradient is skipped.
         record: Function that saves a message, such as `RunDirectory.log`. It is called on the main process
             with the step and `{"guards/<name>": message}`.
-        logged: Guards that read a logged metric, `LOGGED` or `RANK_LOGGED`.
-        reward: Logged metric that training maximizes.
+        logged: Guards that read a logged metric: `LOGGED`, `RANK_LOGGED` or `SFT_LOGGED`.
+        reward: Logged metric that training maximizes; None if there is none, and no guard `held_out`.
 
     Attributes:
         messages: All messages so far, in order.
@@ -270,10 +271,10 @@ class Guards(TrainerCallback):
         actions: Mapping[str, object] | None = None,
         record: Callable[[int, dict[str, Any]], None] | None = None,
         logged: Mapping[str, tuple[str, Judge, int]] = LOGGED,
-        reward: str = "reward",
+        reward: str | None = "reward",
     ):
         self.logged, self.reward_metric = logged, reward
-        names = (*logged, "held_out")
+        names = (*logged, "held_out") if reward else (*logged,)
         self.actions = {name: _check_action(name, action, names) for name, action in (actions or {}).items()}
         self.record = record
         self.messages: list[str] = []
@@ -326,8 +327,9 @@ class Guards(TrainerCallback):
         """Check the metrics logged in training; raises GuardError."""
         if not logs or "train_runtime" in logs:  # the summary after training, when there is nothing to stop
             return
-        step, reward, norm = state.global_step, logs.get(self.reward_metric), logs.get("grad_norm")
-        if reward is not None:
+        step, norm = state.global_step, logs.get("grad_norm")
+        if self.reward_metric is not None and logs.get(self.reward_metric) is not None:
+            reward = logs[self.reward_metric]
             self.reward.add(reward, self._steps_since_log(self.reward_metric, step))
         if norm is not None and not args.fp16:
             problem = None
@@ -354,6 +356,8 @@ class Guards(TrainerCallback):
         Raises:
             GuardError: The metric fell while the reward rose, and the action of `held_out` is "stop".
         """
+        if self.reward_metric is None:
+            return
         accuracy, n_tasks = gather_object([(float(accuracy), n_tasks)])[0]
         if not n_tasks or math.isnan(accuracy):
             return

@@ -12,7 +12,7 @@ import logging
 import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar
 
 import torch
 from accelerate.utils import gather_object
@@ -24,11 +24,11 @@ from rlkit.rollouts.local.generate import position_ids
 from rlkit.training.probe import (
     can_upcast,
     in_float32,
+    lowest_precision,
     module_names,
     recorded_tensors,
     undisturbed,
     upcast,
-    uses_tf32,
 )
 from rlkit.training.shared_prefix import (
     AttentionRecord,
@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from rlkit.training.grpo import GRPOTrainer
 
 logger = logging.getLogger(__name__)
+
+Finding = TypeVar("Finding")
 
 # Maximum difference of log-probabilities, entropies and auxiliary losses in float32. The order of sums
 # changes the log-probabilities of random tokens by at most 5e-5 nats in SmolLM2-135M (30 layers), and by 9e-6
@@ -67,9 +69,6 @@ SHAPES = (
     ((5, 9), (6, 3, 4, 6), True),
     ((4, 4), (12, 10, 9, 12), False),
 )
-# Starts of faults that are followed up.
-_DIFFERENCE = "it changes"
-_PADDED_FAILS = "TRL's forward pass raises"
 
 
 class SharedPrefix(TrainerCallback):
@@ -204,11 +203,11 @@ class SharedPrefix(TrainerCallback):
                     exact = in_float32(model)
                     fault = self._compare_shapes(exact, torch.float32)
                     fault = fault or self._compare_training(exact, torch.float32)
-                if fault is not None and fault.startswith(_PADDED_FAILS):
+                if fault is not None and fault.kind == "padded_fails":
                     fault = None  # the model's code does not support float32
         trainer.shared_prefix = fault is None
         if fault is not None:
-            self._warn(fault)
+            self._warn(fault.message)
         elif trainer.accelerator.is_main_process:
             logger.debug("shared_prefix gives the log-probabilities of TRL's forward pass")
 
@@ -229,7 +228,7 @@ class SharedPrefix(TrainerCallback):
             name = self.model.config.model_type
             logger.warning("the auxiliary loss is off: TRL cannot compute it for %s (%s)", name, error)
 
-    def _compare_training(self, model: Any, precision: torch.dtype) -> str | None:
+    def _compare_training(self, model: Any, precision: torch.dtype) -> Fault | None:
         """Compare in training mode, in which a model may limit the capacity of experts or use batch norms.
 
         Dropout is off. Other randomness, such as noise in a router, leaves nothing to compare.
@@ -238,14 +237,14 @@ class SharedPrefix(TrainerCallback):
             module.training = not isinstance(module, torch.nn.modules.dropout._DropoutNd)
         padded = partial(self.trainer.padded_scores, model)
         batch = check_batch(self.model, *SHAPES[0][:2], self.trainer.accelerator.device)
-        fault = _first(_randomness(padded, batch))
-        fault = None if fault else self._compare_shapes(model, precision, SHAPES[:1])
+        cannot_compare = _first(_randomness(padded, batch))
+        fault = None if cannot_compare else self._compare_shapes(model, precision, SHAPES[:1])
         self.model.eval()
-        return f"in training mode, {fault}" if fault else None
+        return fault and fault._replace(message=f"in training mode, {fault.message}")
 
     def _compare_shapes(
         self, model: Any, precision: torch.dtype, shapes: Sequence[tuple[Any, ...]] = SHAPES
-    ) -> str | None:
+    ) -> Fault | None:
         """Return the first fault with batches of the given shapes, the same in all processes, or None."""
         padded = partial(self.trainer.padded_scores, model)
         for prompts, completions, has_mask in shapes:
@@ -257,17 +256,18 @@ class SharedPrefix(TrainerCallback):
                 masks_short_rows=has_mask,
             )
             fault = _first(_compare(self.model, padded, shared, batch, precision))
-            if fault is not None and fault.startswith(_DIFFERENCE) and precision == torch.float32:
+            if fault is not None and fault.kind == "difference" and precision == torch.float32:
                 noise = max(gather_object([_padding_noise(padded, batch)]))
                 tolerance = min(3 * noise, MAX_FLOAT32_TOLERANCE)
                 if tolerance > FLOAT32_TOLERANCE:
                     inputs = self.model, padded, shared, batch, precision
                     fault = _first(_compare(*inputs, float32_tolerance=tolerance))
-            if fault is not None and fault.startswith(_DIFFERENCE):
+            if fault is not None and fault.kind == "difference":
                 # The processes agree, so that all of them run these forward passes, too.
                 tolerance = LAYER_TOLERANCES[precision]
                 layer = _first(_first_wrong_layer(self.model, padded, shared, batch, tolerance))
-                fault += f"; the first that differs is {layer}" if layer else ""
+                if layer is not None:
+                    fault = fault._replace(message=f"{fault.message}; the first that differs is {layer}")
             if fault is not None:
                 return fault
         return None
@@ -283,6 +283,19 @@ class Scorer(Protocol):
         ...
 
 
+class Fault(NamedTuple):
+    """Why the forward pass with a shared prefix cannot be used.
+
+    Attributes:
+        kind: "padded_fails" if TRL's own forward pass raises, "difference" if the two passes give other
+            numbers, or "module" if a module raises, or computes attention without the layout.
+        message: Reason for the log.
+    """
+
+    kind: Literal["padded_fails", "difference", "module"]
+    message: str
+
+
 class CheckBatch(NamedTuple):
     """Batch of four rollouts of two prompts: ids and mask (4, P+T), and the width T of the completions."""
 
@@ -291,9 +304,9 @@ class CheckBatch(NamedTuple):
     completion_length: int
 
 
-def _first(fault: str | None) -> str | None:
-    """Return the fault of the first process that has one."""
-    return next((each for each in gather_object([fault]) if each is not None), None)
+def _first(finding: Finding | None) -> Finding | None:
+    """Return what the first process that has found anything has found."""
+    return next((each for each in gather_object([finding]) if each is not None), None)
 
 
 def _compare(
@@ -304,25 +317,23 @@ def _compare(
     precision: torch.dtype,
     *,
     float32_tolerance: float = FLOAT32_TOLERANCE,
-) -> str | None:
+) -> Fault | None:
     """Return why the forward pass with a shared prefix cannot be used for a batch, or None."""
     # Any exception means that this forward pass cannot be used, whatever a custom model raises.
     try:
         with recorded_attention(shared=False) as expected_calls:
             expected = padded(*batch)
     except Exception as error:
-        return f"{_PADDED_FAILS} {_describe(error)}"
+        return Fault("padded_fails", f"TRL's forward pass raises {_describe(error)}")
     try:
         with recorded_attention(shared=True) as calls:
             actual = shared(*batch)
     except Exception as error:
-        return (
-            _fault_of_modules(model, expected_calls, calls, is_complete=False)
-            or f"{_raising_module(model, error)} raises {_describe(error)}"
-        )
-    fault = _fault_of_modules(model, expected_calls, calls, is_complete=True)
-    if fault is not None:
-        return fault
+        reason = _fault_of_modules(model, expected_calls, calls, is_complete=False)
+        return Fault("module", reason or f"{_raising_module(model, error)} raises {_describe(error)}")
+    reason = _fault_of_modules(model, expected_calls, calls, is_complete=True)
+    if reason is not None:
+        return Fault("module", reason)
     is_scored = batch.attention_mask[:, -batch.completion_length :].bool()
     tolerance = float32_tolerance
     if precision != torch.float32:
@@ -336,7 +347,8 @@ def _compare(
         difference = (after - before).abs()
         largest = float(difference[is_scored].max() if difference.dim() else difference)
         if not largest <= tolerance:  # a NaN is a difference, too
-            return f"{_DIFFERENCE} {name} by up to {largest:.2g} (tolerance {tolerance:.2g})"
+            change = f"it changes {name} by up to {largest:.2g} (tolerance {tolerance:.2g})"
+            return Fault("difference", change)
     return None
 
 
@@ -413,18 +425,6 @@ def _fault_of_modules(
     for module, fault in actual.faults.items():
         return f"{names.get(module, type(module).__name__)} {fault}"
     return None
-
-
-def lowest_precision(model: torch.nn.Module, mixed_precision: str) -> torch.dtype:
-    """Return the least precise of the float types that a forward pass computes in."""
-    if mixed_precision in ("bf16", "fp8"):
-        return torch.bfloat16
-    dtypes = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
-    if mixed_precision == "fp16" or uses_tf32():
-        dtypes.add(torch.float16)
-    if dtypes <= {torch.float32, torch.float64}:
-        return torch.float32
-    return torch.float16 if dtypes <= {torch.float16, torch.float32, torch.float64} else torch.bfloat16
 
 
 def check_batch(

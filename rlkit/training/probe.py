@@ -39,6 +39,18 @@ def uses_tf32() -> bool:
     return torch.cuda.is_available() and torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
+def lowest_precision(model: torch.nn.Module, mixed_precision: str) -> torch.dtype:
+    """Return the least precise of the float types that a forward pass computes in."""
+    if mixed_precision in ("bf16", "fp8"):
+        return torch.bfloat16
+    dtypes = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+    if mixed_precision == "fp16" or uses_tf32():
+        dtypes.add(torch.float16)
+    if dtypes <= {torch.float32, torch.float64}:
+        return torch.float32
+    return torch.float16 if dtypes <= {torch.float16, torch.float32, torch.float64} else torch.bfloat16
+
+
 def can_upcast(model: torch.nn.Module) -> bool:
     """Return whether float32 is exact, all weights are floats, and there is memory for them in float32."""
     if any(not parameter.is_floating_point() for parameter in model.parameters()):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 import httpx
+import jinja2
 import torch
 import transformers
 
@@ -39,7 +40,7 @@ from rlkit.runs.callbacks import (
     ProgressCallback,
 )
 from rlkit.runs.checkpoints import last_checkpoint, read_manifest
-from rlkit.runs.directory import RunDirectory, write_errors
+from rlkit.runs.directory import RunDirectory, no_empty_folder, write_errors
 from rlkit.runs.guards import Guards
 from rlkit.runs.preemption import PreemptionCallback
 from rlkit.runs.trackers import check_wandb, continued_wandb_run, log_to_wandb
@@ -49,7 +50,7 @@ from rlkit.training.identity import check_unchanged, identity_of
 from rlkit.training.metrics import progress
 from rlkit.training.processes import on_main_process
 from rlkit.training.resume import CheckpointCallback, Stateful, log_end_of_training
-from rlkit.training.start_checks import check_trainer, no_empty_folder
+from rlkit.training.start_checks import check_trainer
 
 if TYPE_CHECKING:
     import datasets
@@ -404,7 +405,9 @@ def library_errors_as_user_errors(keys: str = "") -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, TypeError, OSError, ImportError, RuntimeError, httpx.HTTPError) as error:
+    except (
+        ValueError, TypeError, OSError, ImportError, RuntimeError, httpx.HTTPError, jinja2.TemplateError,
+    ) as error:  # fmt: skip
         # torch's device errors, such as OutOfMemoryError, are subclasses of RuntimeError.
         is_device_error = isinstance(error, RuntimeError) and type(error) not in (
             RuntimeError,

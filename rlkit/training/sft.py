@@ -14,8 +14,9 @@ from rlkit.errors import UserError
 from rlkit.models.load import check_is_model, load_model
 from rlkit.rollouts.loop import RolloutLimits
 from rlkit.rollouts.sampler import open_sampler
-from rlkit.rollouts.tokenize import eos_token_ids, require_chat_template
+from rlkit.rollouts.tokenize import eos_token_ids, tokenize
 from rlkit.rollouts.types import Rollout
+from rlkit.runs.guards import SFT_LOGGED, Guards
 from rlkit.scoring import load_rewards
 from rlkit.training.demonstrations import demonstrations, rejection_samples, scripted_demonstrations
 from rlkit.training.local_engine import transformers_engine
@@ -30,6 +31,7 @@ def sft(run: SFTRunConfig) -> None:
     session = Session(run, "sft", environment, args.max_completion_length)
     with closing(session):
         session.prepare()
+        guards = Guards(args.mapping("guards"), record=session.directory.log, logged=SFT_LOGGED, reward=None)
         check_is_model(run.model_args.model_name_or_path)
         tasks = session.tasks()
         rewards, _ = load_rewards(None, environment, None)
@@ -40,7 +42,7 @@ def sft(run: SFTRunConfig) -> None:
             rows = demonstrations(environment, tasks, args.demonstrations)
         model, tokenizer = load_model(run.model_args, trust_remote_code=trainer_args.trust_remote_code)
         if trainer_args.chat_template_path is None:
-            require_chat_template(tokenizer, tasks[:1]["prompt"])
+            tokenize(tokenizer, tasks[:1]["prompt"])
         if is_scripted:
             if trainer_args.chat_template_path or trainer_args.eos_token:
                 raise UserError(
@@ -76,7 +78,7 @@ def sft(run: SFTRunConfig) -> None:
                     return sampler(engine, tasks, samples)
 
             watch = {"loss": "loss", "token accuracy": "mean_token_accuracy"}
-            session.fit(trainer, trainer.stateful(), runner, watch=watch, answer=answer)
+            session.fit(trainer, trainer.stateful(), runner, watch=watch, answer=answer, guards=guards)
 
 
 class SFTTrainer(trl.SFTTrainer):

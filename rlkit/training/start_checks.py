@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,19 +95,6 @@ def check_states(runner: RewardRunner, environment: Environment) -> None:
         states["environment"] = environment
     for name, part in states.items():
         check_plain(name, part.state_dict())
-
-
-@contextmanager
-def no_empty_folder(folder: Path) -> Iterator[None]:
-    """Delete a new run directory if the block raises, unless it has files: trainers create it."""
-    existed = folder.exists()
-    try:
-        yield
-    except BaseException:
-        if not existed:
-            with suppress(OSError):
-                folder.rmdir()
-        raise
 
 
 def check_saving(model: Any, tokenizer: Any, trainer_args: object, *, trust_remote_code: bool = False) -> int:

@@ -1,6 +1,8 @@
 """`rlkit export`: adapters are merged or copied, plain models are copied, and errors are one line."""
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -73,6 +75,19 @@ def test_export_raises_one_line_errors(tmp_path, tiny_folder, run):
         export(run[0], tmp_path / "empty")
     with pytest.raises(UserError, match="has no adapter"):
         export(Path(tiny_folder), tmp_path / "out", adapter=True)
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_export_that_fails_leaves_no_folder(tmp_path, run, adapter, monkeypatch):
+    def fail(*args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "tokenizer.json")
+
+    monkeypatch.setattr(shutil, "copy2", fail)
+    monkeypatch.setattr("transformers.PreTrainedTokenizerBase.save_pretrained", fail)
+    message = r"cannot write tokenizer\.json: No space left on device; free disk space"
+    with pytest.raises(UserError, match=message):
+        export(run[0], tmp_path / "out", adapter=adapter)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_export_refuses_to_merge_an_adapter_on_tied_embeddings(tmp_path, tiny_model, tiny_tokenizer):

@@ -70,6 +70,16 @@ def test_damaged_model_is_a_user_error_of_one_line(tmp_path, tiny_folder, change
     assert "\n" not in str(caught.value)
 
 
+def test_adapter_of_parameters_names_the_key_that_must_be_zero(tmp_path, tiny_model, tiny_tokenizer):
+    tiny_model("qwen3_moe").save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    config = ModelConfig(
+        model_name_or_path=str(tmp_path), use_peft=True, lora_target_parameters=["mlp.experts.gate_up_proj"]
+    )
+    with pytest.raises(UserError, match=r"invalid adapter .*lora_dropout.*; set lora_dropout: 0$"):
+        load_model(config)
+
+
 def test_model_without_a_tokenizer_gets_the_whole_reason(tmp_path, tiny_folder):
     folder = shutil.copytree(tiny_folder, tmp_path / "model")
     (folder / "tokenizer.json").unlink()

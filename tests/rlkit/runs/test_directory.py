@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rlkit.errors import UserError
-from rlkit.runs.directory import MAX_PENDING_WRITES, RunDirectory
+from rlkit.runs.directory import MAX_PENDING_WRITES, RunDirectory, write_errors
 from rlkit.runs.launch import check_start
 from tests.interrupting import interrupt_after
 
@@ -188,6 +188,36 @@ def test_rewind_drops_a_damaged_last_line(run, rest):
     run.rewind(4)
     lines = (run.path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1]
+
+
+@pytest.mark.parametrize("num_left", [0, 1, None])
+def test_rewind_warns_of_metrics_that_were_deleted(run, num_left, caplog):
+    run.log(1, {"reward": 1.0})
+    run.log(2, {"reward": 2.0})
+    path = run.path / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.unlink() if num_left is None else path.write_text("".join(lines[:num_left]))
+    run.rewind(2, num_metrics=2)
+    assert caplog.messages == [f"{path} has {num_left or 0} lines, but had 2 in the checkpoint"]
+    caplog.clear()
+    path.write_text("".join(lines))
+    run.rewind(2, num_metrics=2)
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize("name", ["rollouts", "evaluation"])
+def test_open_names_a_file_in_the_place_of_a_folder(tmp_path, name):
+    (tmp_path / "config.yaml").touch()
+    (tmp_path / name).touch()
+    with pytest.raises(UserError, match=rf"cannot write .*/{name}: File exists; move it out of the way"):
+        RunDirectory(tmp_path, "train").open(resume=True, overwrite=False)
+
+
+def test_write_errors_names_a_folder_in_the_place_of_a_file(run):
+    (run.path / "metrics.jsonl").mkdir()
+    message = r"cannot write .*metrics\.jsonl: Is a directory; .*: move it out of the way, then resume"
+    with pytest.raises(UserError, match=message), write_errors(run.path):
+        run.rewind(1)
 
 
 def test_rewind_continues_the_clock(run):

@@ -1,6 +1,7 @@
 """What a run needs at its end is checked before its directory is touched."""
 
 import json
+import math
 import shutil
 
 import pytest
@@ -9,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from trl import SFTConfig
 
 from rlkit.arguments.parse import parse_sft, parse_train
-from rlkit.errors import UserError
+from rlkit.errors import GuardError, UserError
 from rlkit.training.sft import sft
 from rlkit.training.start_checks import check_dtypes, check_saving
 from rlkit.training.train import train
@@ -173,6 +174,37 @@ def test_reward_whose_state_cannot_be_saved_is_rejected_before_training(tmp_path
     with pytest.raises(UserError, match=r"state_dict\(\) of 'reward .*' contains a numpy\.float64"):
         train(parse_train([], keys))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("stage", ["sft", "train"])
+@pytest.mark.parametrize(
+    "template",
+    ["{% for m in messages %}{{ m.content }", "{{ raise_exception('no user messages, please') }}"],
+)
+def test_chat_template_that_fails_is_a_one_line_error(tmp_path, keys, tiny_folder, stage, template):
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    (folder / "chat_template.jinja").write_text(template)
+    keys |= {"model_name_or_path": str(folder)}
+    message = r"chat template of .*model cannot format the prompts: (unexpected '}'|no user messages).*; fix"
+    with pytest.raises(UserError, match=message):
+        sft(parse_sft([], keys)) if stage == "sft" else train(parse_train([], keys | QUICK_GRPO))
+    assert not (tmp_path / "run").exists()
+
+
+def test_sft_with_a_broken_chat_template_path_is_a_one_line_error(tmp_path, keys):
+    (tmp_path / "own.jinja").write_text("{% for m in messages %}")
+    with pytest.raises(UserError, match=r"Unexpected end of template"):
+        sft(parse_sft([], keys | {"chat_template_path": str(tmp_path / "own.jinja")}))
+
+
+def test_sft_stops_before_a_step_with_a_nan(tmp_path, keys, tiny_folder):
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"rms_norm_eps": math.nan}))
+    keys |= {"model_name_or_path": str(folder)}
+    with pytest.raises(GuardError, match="guard gradient, step 1: the gradient is not finite"):
+        sft(parse_sft([], keys))
+    assert not list((tmp_path / "run").glob("checkpoint-*"))
 
 
 def test_model_with_an_invalid_generation_config_trains_and_is_saved(tmp_path, keys, tiny_folder):
