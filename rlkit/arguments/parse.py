@@ -172,7 +172,7 @@ def _parse(command: str, arguments: Sequence[str], overrides: Overrides | None) 
         if isinstance(value, list) and len(value) > 1 and "str" in types[key].split(" | ")
     }
     argv: list[str] = []
-    for key, value in {**_defaults_on_cpu(keys), **keys}.items():
+    for key, value in {**_defaults(keys), **keys}.items():
         argv += _to_argv(key, value[0] if key in lists else value)
     try:
         parsed = trl_parser(command).parse_args_and_config(argv)
@@ -201,10 +201,15 @@ def _parse(command: str, arguments: Sequence[str], overrides: Overrides | None) 
     return RunConfig(args=args, trainer_args=trainer_args, model_args=model_args, explicit=keys)
 
 
-def _defaults_on_cpu(keys: Overrides) -> dict[str, bool]:
-    """Return the defaults that differ from TRL's on a CPU: float32, and no pinned memory."""
+def _defaults(keys: Overrides) -> dict[str, bool]:
+    """Return the defaults that differ from TRL's.
+
+    A loss of NaN is logged as it is, and not as a mean of earlier losses, which is 0 in the first step. On a
+    CPU, the precision is float32, and there is no pinned memory.
+    """
     on_cpu = str(keys.get("use_cpu")).lower() in TRUE or not torch.accelerator.is_available()
-    return {"bf16": False, "dataloader_pin_memory": False} if on_cpu else {}
+    precision = {"bf16": False, "dataloader_pin_memory": False} if on_cpu else {}
+    return {"logging_nan_inf_filter": False} | precision
 
 
 def _to_argv(key: str, value: object) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -79,7 +80,7 @@ def load_model(
         "quantization_config": quantization,
     }
     options = {key: value for key, value in options.items() if value is not None}
-    with loading(repr(config.model_name_or_path)):
+    with loading(repr(config.model_name_or_path), Path(name)):
         tokenizer = AutoTokenizer.from_pretrained(
             name, revision=config.model_revision, padding_side="left", trust_remote_code=trust_remote_code
         )
@@ -94,17 +95,19 @@ def load_model(
             name, use_safetensors=True, trust_remote_code=trust_remote_code, **options
         )
     fix_generation_config(model)
+    model.config.return_dict = True  # trainers read the fields of outputs by name
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return model, tokenizer
 
 
 @contextmanager
-def loading(description: str) -> Iterator[None]:
+def loading(description: str, folder: Path | None = None) -> Iterator[None]:
     """Convert an exception that a damaged or unsupported model raises to a UserError of one line.
 
     Args:
         description: What is loaded, for the message, e.g. its name in quotes.
+        folder: Folder of the files, if it is known, to name one that is not JSON.
     """
     try:
         yield
@@ -122,7 +125,19 @@ def loading(description: str) -> Iterator[None]:
             reason = "its weights have other shapes than config.json says"
         if not isinstance(error, OSError | ValueError | TypeError | ImportError | RuntimeError):
             reason = f"{type(error).__name__}: {reason}"
+        if folder is not None and (invalid := _invalid_json(folder)):
+            reason = invalid
         raise UserError(f"cannot load {description}: {reason}") from error
+
+
+def _invalid_json(folder: Path) -> str | None:
+    """Return the first JSON file of a folder that cannot be parsed, and why, or None."""
+    for path in sorted(folder.glob("*.json")):
+        try:
+            json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, OSError) as error:
+            return f"{path.name} is not valid JSON: {first_line(error)}"
+    return None
 
 
 def without_weights(
@@ -159,7 +174,7 @@ def check_adapter_names(model: torch.nn.Module, config: ModelConfig) -> None:
     """Raise UserError if an adapter names a module or parameter that the model lacks, which PEFT ignores."""
     if not config.use_peft:
         return
-    modules = [name for name, _ in model.named_modules()]
+    modules = [name for name, _ in model.named_modules() if name]
     parameters = [name for name, _ in model.named_parameters()]
     for key, available in (("lora_modules_to_save", modules), ("lora_target_parameters", parameters)):
         for name in getattr(config, key) or ():

@@ -22,6 +22,26 @@ def require_chat_template(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[
         )
 
 
+def check_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Any], **template: Any) -> None:
+    """Check that the chat template formats prompts, and that two different ones stay different.
+
+    Args:
+        tokenizer: Tokenizer of the model.
+        prompts: First prompts of the training tasks.
+        template: Extra arguments of the chat template.
+
+    Raises:
+        UserError: The template fails, or ignores the messages.
+    """
+    different = [prompt for i, prompt in enumerate(prompts) if prompt not in prompts[:i]][:2]
+    ids = tokenize(tokenizer, different, **template)
+    if len(ids) == 2 and ids[0] == ids[1]:
+        raise UserError(
+            f"the chat template of {tokenizer.name_or_path or 'the model'} formats different prompts alike; "
+            "fix the template in the model's folder"
+        )
+
+
 def tokenize(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Any], **template: Any) -> list[list[int]]:
     """Return the token ids of each prompt; chat messages are formatted with the chat template.
 

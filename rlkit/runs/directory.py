@@ -123,6 +123,10 @@ class RunDirectory:
                 raise UserError(
                     f"refusing to delete {self.path}: it is not a run directory (it has no config.yaml)"
                 )
+        self.check_writable()
+
+    def check_writable(self) -> None:
+        """Raise UserError if the folder cannot be created or written to."""
         parent = next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists())
         if not parent.is_dir():
             raise UserError(f"cannot create the run directory {self.path}: {parent} is a file")
@@ -248,7 +252,7 @@ class RunDirectory:
         # Nothing reads these files of a run that was killed while it wrote them.
         for pattern in ("*.partial", "rollouts/*.partial", *(f"{folder}/*.partial" for folder in RESULTS)):
             for path in self.path.glob(pattern):
-                path.unlink() if path.is_file() else shutil.rmtree(path)
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         if self.stage == "train":
             for step_of_rollouts, path in _files_of_steps(self.path / "rollouts", ".parquet"):
                 if step_of_rollouts > step:
@@ -271,7 +275,11 @@ class RunDirectory:
         path = self.path / "metrics.jsonl"
         texts = path.read_text(errors="replace").splitlines()[:num_metrics] if path.exists() else []
         if len(texts) < (num_metrics or 0):
-            logger.warning("%s has %s lines, but had %s in the checkpoint", path, len(texts), num_metrics)
+            logger.warning(
+                "%s has %s of the %s lines that it had when the checkpoint was written: the report will lack "
+                "the others",
+                *(path, len(texts), num_metrics),
+            )
         if not texts:
             return []
         lines = [line for line in map(_parse_line, texts) if line is not None]
@@ -371,7 +379,7 @@ def write_error(error: Exception) -> tuple[str, str] | None:
     message = one_line(error)
     # safetensors and torch.save report a full disk with exceptions that are not OSErrors.
     if match := re.search(r"I/O error: (.+) \(os error (\d+)\)", message):
-        return f"the weights: {match[1]}", _remedy(int(match[2]))
+        return f"a checkpoint: {match[1]}", _remedy(int(match[2]))
     if isinstance(error, RuntimeError):
         if re.search(r"unexpected pos \d|file write failed|iostream error", message):
             reason = "a checkpoint: the file is truncated, probably because the disk is full"

@@ -137,8 +137,9 @@ HELP = {
     "gradient": "such steps do not change the weights; check whether rewards differ within groups (rank: "
     "utilities between the rankings of a query), whether all completions are truncated and masked, and "
     "whether any weights are trainable.",
-    NOT_FINITE: "resume from the last checkpoint with a lower learning_rate, use bf16 instead of fp16, and "
-    "check the rewards and completions (sft: the demonstrations) of this step.",
+    NOT_FINITE: "in the first step, check the model's files; later, resume from the last checkpoint with a "
+    "lower learning_rate, use bf16 instead of fp16, and check the rewards and completions (sft: the "
+    "demonstrations) of this step.",
     "entropy": "answers are nearly identical, so exploration has ended; lower learning_rate, or raise "
     "epsilon_high, temperature or beta; or stop the run if the held-out results are good.",
     "length": "check whether longer answers earn more reward; use loss_type dr_grpo, a length reward or a "

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,7 @@ from rlkit.runs.directory import RunDirectory
 from rlkit.scoring import ErrorBudget, RewardRunner
 from rlkit.training.batches import Batch, shuffle_groups, split
 from rlkit.training.dynamic_sampling import DynamicSampling
+from rlkit.training.head_check import check_fused_head
 from rlkit.training.local_engine import transformers_engine
 from rlkit.training.prefix_check import SharedPrefix
 from rlkit.training.resume import EpochSeededSampler, ReferenceWeights, RunningMetrics, Stateful
@@ -145,6 +147,7 @@ class GRPOTrainer(trl.GRPOTrainer):
         self.shared_prefix = False  # until `enable` has compared it with TRL's forward pass
         self.prefix = SharedPrefix(self)
         self.prefix.enable(share=shared_prefix)
+        check_fused_head(self)
         self.dynamic_sampling = DynamicSampling(self, dynamic_sampling) if dynamic_sampling else None
         self.clock = StepClock(self._metrics["train"])
         self.rollout_counts = RolloutCounts(warns=self.accelerator.is_main_process)
@@ -204,6 +207,8 @@ class GRPOTrainer(trl.GRPOTrainer):
             metrics[name].append(value)
         metrics["num_tokens"] = [self.state.num_input_tokens_seen]  # a running total: log only the last value
         if self.log_completions:
+            # TRL creates the folder in its constructor, before --overwrite deletes it.
+            os.makedirs(f"{self.args.output_dir}/completions", exist_ok=True)
             records = gather_object(sampled.judged.records)
             for column in ("prompt", "completion"):
                 self._logs[column].extend(record[column] for record in records)
@@ -276,10 +281,15 @@ class GRPOTrainer(trl.GRPOTrainer):
     @contextmanager
     def no_grad(self) -> Iterator[None]:
         """Turn off gradients, and gradient checkpointing, which would warn that no input requires one."""
+        model: Any = self.accelerator.unwrap_model(self.model)
+        is_checkpointing = model.is_gradient_checkpointing
         with (
             torch.no_grad(),
             disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs),
         ):
+            if is_checkpointing:
+                # Turning it on again adds this hook of the embeddings; transformers would collect them.
+                model.disable_input_require_grads()
             yield
 
     @contextmanager

@@ -28,6 +28,7 @@ from rlkit.reward import Reward
 from rlkit.rollouts import Rollout
 from rlkit.rollouts.loop import Loop, RolloutLimits
 from rlkit.rollouts.tokenize import tokenize
+from rlkit.runs.directory import RunDirectory
 from rlkit.runs.launch import config_file
 from rlkit.scoring import check_columns
 from rlkit.scoring.reward_model import RewardModel
@@ -142,6 +143,7 @@ def print_disk(
     folder = Path(str(trainer_args.output_dir))
     print(f"disk        {format_disk(estimate)}")
     try:
+        RunDirectory(folder, "train").check_writable()
         room = check_room(estimate, folder, resume=run.args.resume, overwrite=run.args.overwrite)
     except UserError as error:
         print(f"            {error}")

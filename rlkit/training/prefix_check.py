@@ -10,7 +10,8 @@ from __future__ import annotations
 import inspect
 import logging
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar
 
@@ -22,7 +23,9 @@ from transformers import TrainerCallback
 from rlkit.errors import first_line
 from rlkit.rollouts.local.generate import position_ids
 from rlkit.training.probe import (
+    CheckBatch,
     can_upcast,
+    check_batch,
     in_float32,
     lowest_precision,
     module_names,
@@ -187,22 +190,24 @@ class SharedPrefix(TrainerCallback):
 
         Args:
             model: Model inside the wrappers that training uses.
-            may_upcast: Whether a second check in float32 may convert the weights for a moment.
+            may_upcast: Whether the model is not sharded, so that a second check in float32 may convert the
+                weights for a moment, and forward passes with gradients need no backward pass.
         """
         trainer = self.trainer
         precision = lowest_precision(self.model, trainer.accelerator.mixed_precision)
-        with trainer.no_grad(), undisturbed(model, trainer.accelerator.device):
+        with undisturbed(model, trainer.accelerator.device):
             self._check_aux_loss(model)
             if not self._is_candidate:
                 return
-            fault = self._compare_shapes(model, precision) or self._compare_training(model, precision)
+            fault = self._compare_shapes(model, precision)
+            fault = fault or self._compare_training(model, precision, with_gradients=may_upcast)
             # The processes must agree, because the check gathers, and their GPUs differ in free memory.
             may_upcast = may_upcast and all(gather_object([can_upcast(model)]))
             if fault is None and may_upcast and precision != torch.float32:
                 with upcast(model):
                     exact = in_float32(model)
                     fault = self._compare_shapes(exact, torch.float32)
-                    fault = fault or self._compare_training(exact, torch.float32)
+                    fault = fault or self._compare_training(exact, torch.float32, with_gradients=True)
                 if fault is not None and fault.kind == "padded_fails":
                     fault = None  # the model's code does not support float32
         trainer.shared_prefix = fault is None
@@ -228,19 +233,38 @@ class SharedPrefix(TrainerCallback):
             name = self.model.config.model_type
             logger.warning("the auxiliary loss is off: TRL cannot compute it for %s (%s)", name, error)
 
-    def _compare_training(self, model: Any, precision: torch.dtype) -> Fault | None:
+    def _compare_training(self, model: Any, precision: torch.dtype, *, with_gradients: bool) -> Fault | None:
         """Compare in training mode, in which a model may limit the capacity of experts or use batch norms.
 
+        Gradient checkpointing, which may call the layers with other arguments, is on if training uses it.
         Dropout is off. Other randomness, such as noise in a router, leaves nothing to compare.
         """
         for module in self.model.modules():
             module.training = not isinstance(module, torch.nn.modules.dropout._DropoutNd)
         padded = partial(self.trainer.padded_scores, model)
         batch = check_batch(self.model, *SHAPES[0][:2], self.trainer.accelerator.device)
-        cannot_compare = _first(_randomness(padded, batch))
-        fault = None if cannot_compare else self._compare_shapes(model, precision, SHAPES[:1])
+        with self._gradients() if with_gradients else nullcontext():
+            cannot_compare = _first(_randomness(padded, batch))
+            fault = None if cannot_compare else self._compare_shapes(model, precision, SHAPES[:1])
         self.model.eval()
         return fault and fault._replace(message=f"in training mode, {fault.message}")
+
+    @contextmanager
+    def _gradients(self) -> Iterator[None]:
+        """Compute gradients in the block, with gradient checkpointing as in training."""
+        args = self.trainer.args
+        with torch.enable_grad():
+            if not args.gradient_checkpointing or self.model.is_gradient_checkpointing:
+                yield
+                return
+            hooks = getattr(self.model, "_require_grads_hooks", [])
+            self.model.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs)
+            try:
+                yield
+            finally:
+                self.model.gradient_checkpointing_disable()
+                self.model.disable_input_require_grads()  # of the hooks that were added here
+                self.model._require_grads_hooks = hooks
 
     def _compare_shapes(
         self, model: Any, precision: torch.dtype, shapes: Sequence[tuple[Any, ...]] = SHAPES
@@ -296,14 +320,6 @@ class Fault(NamedTuple):
     message: str
 
 
-class CheckBatch(NamedTuple):
-    """Batch of four rollouts of two prompts: ids and mask (4, P+T), and the width T of the completions."""
-
-    input_ids: torch.Tensor
-    attention_mask: torch.Tensor
-    completion_length: int
-
-
 def _first(finding: Finding | None) -> Finding | None:
     """Return what the first process that has found anything has found."""
     return next((each for each in gather_object([finding]) if each is not None), None)
@@ -337,14 +353,14 @@ def _compare(
     is_scored = batch.attention_mask[:, -batch.completion_length :].bool()
     tolerance = float32_tolerance
     if precision != torch.float32:
-        log_probs = expected.log_probs[is_scored]
+        log_probs = expected.log_probs.detach()[is_scored]
         tolerance = RELATIVE_TOLERANCES[precision] * float(log_probs.max() - log_probs.min())
     for name, before, after in zip(
         ("log-probabilities", "entropies", "the auxiliary loss"), expected, actual, strict=True
     ):
         if before is None or after is None:
             continue
-        difference = (after - before).abs()
+        difference = (after - before).detach().abs()
         largest = float(difference[is_scored].max() if difference.dim() else difference)
         if not largest <= tolerance:  # a NaN is a difference, too
             change = f"it changes {name} by up to {largest:.2g} (tolerance {tolerance:.2g})"
@@ -366,7 +382,7 @@ def _padding_noise(padded: Scorer, batch: CheckBatch) -> float:
             alone = padded(unpadded, torch.ones_like(unpadded), length).log_probs[0]
         except Exception:
             return 0.0
-        differences.append(float((alone - row[:length]).abs().max()))
+        differences.append(float((alone - row[:length]).detach().abs().max()))
     return max(differences)
 
 
@@ -425,31 +441,6 @@ def _fault_of_modules(
     for module, fault in actual.faults.items():
         return f"{names.get(module, type(module).__name__)} {fault}"
     return None
-
-
-def check_batch(
-    model: PreTrainedModel,
-    prompt_lengths: Sequence[int],
-    completion_lengths: Sequence[int],
-    device: torch.device,
-) -> CheckBatch:
-    """Return a batch of random tokens, in which each prompt has as many completions as the others."""
-    config = model.config.get_text_config()
-    # Without special tokens, which models treat differently: padding, or placeholders of an image.
-    special = {value for key, value in config.to_dict().items() if key.endswith("token_id")}
-    allowed = torch.tensor([token for token in range(min(config.vocab_size, 1000)) if token not in special])
-    generator = torch.Generator().manual_seed(0)  # the same tokens in every process
-    B, P, T = len(completion_lengths), max(prompt_lengths), max(completion_lengths)
-    group = B // len(prompt_lengths)
-    ids = allowed[torch.randint(len(allowed), (B, P + T), generator=generator)]
-    ids[:, :P] = ids[::group, :P].repeat_interleave(group, 0)
-    columns = torch.arange(P + T)
-    begin = P - torch.tensor(prompt_lengths).repeat_interleave(group)[:, None]
-    end = P + torch.tensor(completion_lengths)[:, None]
-    mask = ((begin <= columns) & (columns < end)).long()
-    padding = config.pad_token_id if isinstance(config.pad_token_id, int) else 0
-    ids = ids.masked_fill(mask == 0, padding)
-    return CheckBatch(ids.to(device), mask.to(device), T)
 
 
 def _first_wrong_layer(

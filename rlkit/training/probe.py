@@ -3,11 +3,47 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class CheckBatch(NamedTuple):
+    """Batch of four rollouts of two prompts: ids and mask (4, P+T), and the width T of the completions."""
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    completion_length: int
+
+
+def check_batch(
+    model: PreTrainedModel,
+    prompt_lengths: Sequence[int],
+    completion_lengths: Sequence[int],
+    device: torch.device,
+) -> CheckBatch:
+    """Return a batch of random tokens, in which each prompt has as many completions as the others."""
+    config = model.config.get_text_config()
+    # Without special tokens, which models treat differently: padding, or placeholders of an image.
+    special = {value for key, value in config.to_dict().items() if key.endswith("token_id")}
+    allowed = torch.tensor([token for token in range(min(config.vocab_size, 1000)) if token not in special])
+    generator = torch.Generator().manual_seed(0)  # the same tokens in every process
+    B, P, T = len(completion_lengths), max(prompt_lengths), max(completion_lengths)
+    group = B // len(prompt_lengths)
+    ids = allowed[torch.randint(len(allowed), (B, P + T), generator=generator)]
+    ids[:, :P] = ids[::group, :P].repeat_interleave(group, 0)
+    columns = torch.arange(P + T)
+    begin = P - torch.tensor(prompt_lengths).repeat_interleave(group)[:, None]
+    end = P + torch.tensor(completion_lengths)[:, None]
+    mask = ((begin <= columns) & (columns < end)).long()
+    padding = config.pad_token_id if isinstance(config.pad_token_id, int) else 0
+    ids = ids.masked_fill(mask == 0, padding)
+    return CheckBatch(ids.to(device), mask.to(device), T)
 
 
 @contextmanager

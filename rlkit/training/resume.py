@@ -105,9 +105,9 @@ class CheckpointCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Restore the state of this process; raise UserError if the checkpoint lacks a part of it."""
-        self.is_loading = False
         if self.resume_from is not None:
             self._restore(Path(self.resume_from))
+            apply_optimizer_settings(self.trainer)
         if self.trainer.accelerator.is_main_process:
             # A killed run may have left incomplete checkpoints of later steps. transformers would write into
             # these folders, and a file that it does not overwrite would be sealed with the others.
@@ -117,6 +117,12 @@ class CheckpointCallback(TrainerCallback):
             if self.resume_from is not None:  # the run may have been killed before this
                 rotate(self.directory.path, self.limit, state.best_model_checkpoint)
         self.trainer.accelerator.wait_for_everyone()
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """End the loading: transformers reads the random states after `on_train_begin`."""
+        self.is_loading = False
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
@@ -166,6 +172,31 @@ class CheckpointCallback(TrainerCallback):
         if not self.resume_anyway:
             raise UserError(f"cannot resume: {problem}; --resume_anyway starts that state from scratch")
         logger.warning("%s; that state starts from scratch", problem)
+
+
+def apply_optimizer_settings(trainer: Trainer) -> None:
+    """Set the learning rate and the other settings of the optimizer to those of the config.
+
+    A checkpoint contains them, and would silently keep those of the run that wrote it.
+    """
+    args, groups = trainer.args, trainer.optimizer.param_groups  # type: ignore[union-attr]
+    _, settings = trainer.get_optimizer_cls_and_kwargs(args, trainer.model)  # type: ignore[arg-type]
+    scheduler: Any = getattr(trainer.lr_scheduler, "scheduler", trainer.lr_scheduler)
+    old = groups[0].get("initial_lr")  # DeepSpeed's own schedulers, which set none, keep theirs
+    ratio = args.learning_rate / old if old else 1.0
+    if ratio != 1:
+        logger.info("the learning rate changes from %g to %g", old, args.learning_rate)
+        for values in (getattr(scheduler, "base_lrs", []), getattr(scheduler, "_last_lr", [])):
+            values[:] = [value * ratio for value in values]
+    decays = [group for group in groups if group.get("weight_decay")] or groups[:1]
+    for group in groups:
+        for key in ("lr", "initial_lr") if ratio != 1 else ():
+            if key in group:
+                group[key] *= ratio
+        group |= {key: value for key, value in settings.items() if key in group and key != "lr"}
+    for group in decays:
+        if "weight_decay" in group:
+            group["weight_decay"] = args.weight_decay
 
 
 def check_plain(name: str, state: Any) -> Any:

@@ -7,8 +7,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import jinja2
 import torch
 import trl
+from datasets import Dataset
+from jinja2.meta import find_undeclared_variables
 
 from rlkit.arguments.bounds import CHOICES, LOSS_TYPES
 from rlkit.arguments.generation import check_generation_kwargs
@@ -16,6 +19,7 @@ from rlkit.arguments.train_keys import UNUSED_BY_TRAINER
 from rlkit.arguments.unused_keys import check_defaults
 from rlkit.errors import UserError, check_choice, nearest
 from rlkit.reward import RewardCall
+from rlkit.rollouts.tokenize import check_prompts
 
 if TYPE_CHECKING:
     from rlkit.training.grpo import GRPOTrainer
@@ -99,6 +103,8 @@ def _check_keys(trainer: GRPOTrainer) -> None:
     check_choice("loss_type", args.loss_type, LOSS_TYPES["train"])
     check_defaults(UNUSED_BY_TRAINER, vars(args), "rlkit's GRPOTrainer")
     _check_chat_template_kwargs(trainer)
+    if isinstance(trainer.train_dataset, Dataset):
+        check_prompts(trainer.tokenizer, trainer.train_dataset[:8]["prompt"], **trainer.chat_template_kwargs)
     check_generation_kwargs(
         args.generation_kwargs or {},
         use_vllm=args.use_vllm,
@@ -123,8 +129,19 @@ def _check_chat_template_kwargs(trainer: GRPOTrainer) -> None:
         if not re.search(rf"\b{re.escape(name)}\b", template):
             raise UserError(
                 f"chat_template_kwargs: the chat template of the model has no variable {name!r}"
-                f"{nearest(name, set(re.findall(r'[a-z]+(?:_[a-z]+)+', template)))}"
+                f"{nearest(name, _variables(template))}"
             )
+
+
+def _variables(template: str) -> set[str]:
+    """Return the variables of a chat template that `chat_template_kwargs` may set."""
+    environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"])
+    try:
+        names = find_undeclared_variables(environment.parse(template))
+    except jinja2.TemplateSyntaxError:  # transformers adds a tag, `generation`
+        return set()
+    helpers = {"raise_exception", "strftime_now"}
+    return {name for name in names - TEMPLATE_ARGUMENTS.keys() - helpers if not name.endswith("_token")}
 
 
 def _check_groups(trainer: GRPOTrainer) -> None:

@@ -14,7 +14,7 @@ from rlkit.errors import UserError
 from rlkit.models.load import check_is_model, load_model
 from rlkit.rollouts.loop import RolloutLimits
 from rlkit.rollouts.sampler import open_sampler
-from rlkit.rollouts.tokenize import eos_token_ids, tokenize
+from rlkit.rollouts.tokenize import check_prompts, eos_token_ids
 from rlkit.rollouts.types import Rollout
 from rlkit.runs.guards import SFT_LOGGED, Guards
 from rlkit.scoring import load_rewards
@@ -42,7 +42,7 @@ def sft(run: SFTRunConfig) -> None:
             rows = demonstrations(environment, tasks, args.demonstrations)
         model, tokenizer = load_model(run.model_args, trust_remote_code=trainer_args.trust_remote_code)
         if trainer_args.chat_template_path is None:
-            tokenize(tokenizer, tasks[:1]["prompt"])
+            check_prompts(tokenizer, tasks[:8]["prompt"])
         if is_scripted:
             if trainer_args.chat_template_path or trainer_args.eos_token:
                 raise UserError(

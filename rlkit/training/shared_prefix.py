@@ -115,6 +115,8 @@ class AttentionRecord(NamedTuple):
     faults: dict[torch.nn.Module, str]
 
 
+# Not empty during a forward pass with a shared prefix.
+_in_long_row: list[bool] = []
 # What `recorded_attention` yields, and whether that forward pass has a shared prefix.
 _recorded: list[tuple[AttentionRecord, bool]] = []
 
@@ -151,6 +153,12 @@ def _sdpa(
         record.has_layout[module] = layout is not None and record.has_layout.get(module, True)
         if shared and layout is None:
             attention_mask = None  # the long row has a mask only for the sake of transformers
+    elif _in_long_row and layout is None:
+        # The check of the first step did not meet this branch of the model's code.
+        raise NotImplementedError(
+            f"{type(module).__name__} computes attention without the layout of the shared row; "
+            "set shared_prefix: false"
+        )
     if layout is None:
         return _original["sdpa"](module, query, key, value, attention_mask, **kwargs)
     fault = _unsupported(module, attention_mask, kwargs)
@@ -244,17 +252,21 @@ def completion_log_probs(
         layout = layout._replace(rollouts=rollouts)
         num_keys = len(rollouts)
         options["output_router_logits"] = True
-    output = model(
-        input_ids=row.ids[None],
-        # transformers builds no (N, N) mask if it gets a 4D one. TRL takes it for the padding mask of the
-        # router logits, of which there are as many as tokens in all rollouts.
-        attention_mask=row.ids.new_ones(1, 1, 1, num_keys),
-        position_ids=row.positions[None],
-        shift_labels=row.labels[None],
-        layout=layout,
-        fused_lm_head=True,
-        **options,
-    )
+    _in_long_row.append(True)
+    try:
+        output = model(
+            input_ids=row.ids[None],
+            # transformers builds no (N, N) mask if it gets a 4D one. TRL takes it for the padding mask of the
+            # router logits, of which there are as many as tokens in all rollouts.
+            attention_mask=row.ids.new_ones(1, 1, 1, num_keys),
+            position_ids=row.positions[None],
+            shift_labels=row.labels[None],
+            layout=layout,
+            fused_lm_head=True,
+            **options,
+        )
+    finally:
+        _in_long_row.pop()
     scored = attention_mask[:, -completion_length:].bool()
     log_probs = _to_table(output.log_probs, row, scored)
     entropies = None if output.entropy is None else _to_table(output.entropy, row, scored)

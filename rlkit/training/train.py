@@ -18,7 +18,7 @@ from rlkit.environment import Environment
 from rlkit.errors import UserError, nearest
 from rlkit.models.load import check_is_model, load_model
 from rlkit.rollouts.loop import RolloutLimits
-from rlkit.rollouts.tokenize import tokenize
+from rlkit.rollouts.tokenize import require_chat_template
 from rlkit.rollouts.types import Rollout
 from rlkit.runs.guards import Guards
 from rlkit.scoring import ErrorBudget, check_columns
@@ -64,8 +64,7 @@ def train(run: TrainConfig) -> None:
         with make_runner(args, rewards, environment) as runner:
             check_states(runner, environment)
             model, tokenizer = load_model(run.model_args, trust_remote_code=trainer_args.trust_remote_code)
-            template: dict[str, Any] = trainer_args.chat_template_kwargs or {}  # type: ignore[assignment]
-            tokenize(tokenizer, tasks[:1]["prompt"], **template)
+            require_chat_template(tokenizer, tasks[:1]["prompt"])
             options = trainer_options(run, environment)
             if options["limits"].max_turns > 1 and "vllm_importance_sampling_mode" not in run.explicit:
                 # TRL's default, sequence_mask, multiplies the ratios of all tokens. In a long rollout the

@@ -130,6 +130,9 @@ def generate(
 
     Returns:
         The sampled tokens of each prompt, up to and including the first EOS token.
+
+    Raises:
+        UserError: The model's cache is not supported, or its logits are not finite.
     """
     distinct, index = group_prompts(prompts)
     ids, mask = (tensor.to(device) for tensor in left_pad(distinct, config.pad_token_id))
@@ -138,8 +141,10 @@ def generate(
         limits = [config.max_new_tokens] * len(rows)
     criteria = RowStoppingCriteria(ids.size(1), torch.tensor(limits).to(device), stop)
     arguments: dict[str, Any] = {"stopping_criteria": StoppingCriteriaList([criteria])}
+    processors = None
     if uniforms is not None and sampling.is_supported(config):
-        arguments["logits_processor"] = sampling.processors(config, uniforms.to(device))
+        processors = sampling.processors(config, uniforms.to(device))
+        arguments["logits_processor"] = processors
         config = sampling.greedy(config)  # the argmax is the token that the last processor selected
     stores_keys = [False]
     if ids.size(1) > 1 and continues_from_cache(model):
@@ -157,6 +162,11 @@ def generate(
     output = model.generate(  # type: ignore[operator]
         input_ids=ids[rows], attention_mask=mask[rows], generation_config=config, **arguments
     )
+    if processors and not processors[-1].is_finite:
+        raise UserError(
+            "the model's logits are not finite, so no token can be sampled: check config.json and the "
+            "weights, or resume from an earlier checkpoint with a lower learning_rate"
+        )
     eos_ids = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     sampled = output[:, ids.size(1) :].tolist()
     lengths = criteria.lengths.tolist()

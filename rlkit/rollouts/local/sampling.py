@@ -48,10 +48,15 @@ class InverseCDFSampler(LogitsProcessor):
 
     Args:
         uniforms: (B, T) random numbers in [0, 1), one per row and step.
+
+    Attributes:
+        is_finite: Whether all probabilities so far were numbers; on the device, so as not to wait for it in
+            each step.
     """
 
     def __init__(self, uniforms: torch.Tensor):
         self.uniforms = uniforms
+        self.is_finite = torch.ones((), dtype=torch.bool, device=uniforms.device)
         self.step = 0
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -66,6 +71,8 @@ class InverseCDFSampler(LogitsProcessor):
         target = torch.minimum(target, torch.nextafter(total, torch.zeros_like(total)))
         # `right=True` skips tokens of probability 0, whose interval is empty.
         token = torch.searchsorted(cumulative, target, right=True)
+        self.is_finite &= total.isfinite().all()
+        token.clamp_(max=scores.size(1) - 1)  # NaN would select a token that does not exist
         self.step += 1
         return scores.scatter(1, token, torch.inf)
 

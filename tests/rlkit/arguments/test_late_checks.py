@@ -19,6 +19,9 @@ from rlkit.errors import UserError
         ({"optim_args": "a=1,b"}, "not 'b'"),
         ({"optim_args": "a=1=2"}, "not 'a=1=2'"),
         ({"gradient_checkpointing_kwargs": {"use_reentrent": True}}, "did you mean 'use_reentrant'"),
+        ({"dataloader_persistent_workers": True}, "requires a dataloader_num_workers above 0"),
+        ({"attn_implementation": "paged|sdpa"}, "'paged|sdpa' is for inference only: use 'sdpa'"),
+        ({"accelerator_config": {"dispatch_batches": True}}, "dispatch_batches must be false"),
         ({"deepspeed": {"zero_optimization": 3}}, "zero_optimization must be a mapping, not 3"),
         ({"deepspeed": {"zero_optimization": {"stage": 3}}}, "train_micro_batch_size_per_gpu: auto"),
     ],
@@ -49,6 +52,7 @@ def test_check_late_keys_accepts_valid_values(tmp_path):
     path = tmp_path / "zero.json"
     path.write_text(json.dumps({"zero_optimization": {"stage": 3}, "train_batch_size": "auto"}))
     check_late_keys({"deepspeed": str(path), "lora_target_modules": ["a", "("], "optim_args": "a=1, b=2"})
+    check_late_keys({"dataloader_persistent_workers": True, "dataloader_num_workers": 1})
     check_late_keys({"report_to": "none", "gradient_checkpointing_kwargs": {"use_reentrant": False}})
 
 

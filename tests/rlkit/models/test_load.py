@@ -70,6 +70,14 @@ def test_damaged_model_is_a_user_error_of_one_line(tmp_path, tiny_folder, change
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json"])
+def test_file_that_is_not_json_is_named(tmp_path, tiny_folder, name):
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    (folder / name).write_text("{a: 1}")
+    with pytest.raises(UserError, match=f"cannot load .*: {name} is not valid JSON: Expecting property name"):
+        load_model(ModelConfig(model_name_or_path=str(folder)))
+
+
 def test_adapter_of_parameters_names_the_key_that_must_be_zero(tmp_path, tiny_model, tiny_tokenizer):
     tiny_model("qwen3_moe").save_pretrained(tmp_path)
     tiny_tokenizer.save_pretrained(tmp_path)

@@ -7,6 +7,7 @@ import sys
 import time
 
 import pandas as pd
+import peft
 import pytest
 import torch
 import trl
@@ -477,3 +478,19 @@ def test_trl_reward_of_training_gets_whole_batches_state_and_loggers(make):
         assert (num_tokens - batch["length"]).between(0, 1).all()  # `length` excludes the EOS token
         expected = step - 1 + (num_tokens > num_tokens.mean()) / 2
         assert batch["rewards/progress"].tolist() == pytest.approx(expected.tolist())
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_no_grad_leaves_gradient_checkpointing_as_it_was(make_trainer, tiny_model, lora):
+    model = tiny_model("llama")
+    if lora:
+        model = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules="all-linear"))
+    trainer = make_trainer({"judge": Judge(())}, model=model, gradient_checkpointing=True)
+    trainer.model.gradient_checkpointing_enable()
+    embeddings = trainer.model.get_input_embeddings()
+    num_hooks = len(embeddings._forward_hooks)
+    for _ in range(3):
+        with trainer.no_grad():
+            assert not trainer.model.is_gradient_checkpointing
+        assert trainer.model.is_gradient_checkpointing
+        assert len(embeddings._forward_hooks) == num_hooks

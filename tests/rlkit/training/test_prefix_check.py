@@ -319,6 +319,22 @@ class BatchNorm(LlamaDecoderLayer):
         return super().forward(self.dropout(normed), **kwargs)
 
 
+class DropsKeywordsInCheckpoints(LlamaDecoderLayer):
+    """Layer of a custom model that hands extra keywords on, but not with gradient checkpointing."""
+
+    def __call__(self, *args, layout=None, **kwargs):
+        if self.gradient_checkpointing and self.training:
+            layout = None
+        return super().__call__(*args, **kwargs, layout=layout)
+
+
+class DropsKeywordsWithGradients(LlamaDecoderLayer):
+    """Layer that hands extra keywords on only if no gradients are computed."""
+
+    def __call__(self, *args, layout=None, **kwargs):
+        return super().__call__(*args, **kwargs, layout=None if torch.is_grad_enabled() else layout)
+
+
 def replace_layer(kind):
     return lambda model, i: model.model.layers.__setitem__(i, kind(model.config, i))
 
@@ -357,6 +373,14 @@ MORE_FAULTS = {
         replace_layer(ShiftsInTraining),
         "in training mode, it changes log-probabilities .* the input of model.layers.2.input",
     ),
+    "drops keywords in checkpoints": (
+        replace_layer(DropsKeywordsInCheckpoints),
+        r"in training mode, model\.layers\.2\.self_attn computes attention without",
+    ),
+    "drops keywords with gradients": (
+        replace_layer(DropsKeywordsWithGradients),
+        r"in training mode, model\.layers\.2\.self_attn computes attention without",
+    ),
     "batch norm": (replace_layer(BatchNorm), "in training mode, .* the input of model.layers.2.dropout"),
 }
 
@@ -384,7 +408,8 @@ def test_faulty_layer_is_caught_and_named(trainer_of, reasons, name, dtype, init
 def test_less_common_fault_is_caught_and_named(trainer_of, reasons, name):
     model = build_faulty(name)
     buffers = {name: value.clone() for name, value in model.named_buffers()}
-    trainer = trainer_of(model)
+    trainer = trainer_of(model, gradient_checkpointing=True)
+    assert not model.is_gradient_checkpointing  # until training begins
     assert not trainer.shared_prefix
     assert re.search(MORE_FAULTS[name][1], reasons()[0])
     assert all(torch.equal(value, buffers[name]) for name, value in model.named_buffers())
@@ -494,6 +519,19 @@ def test_padding_does_not_change_log_probs_without_a_shared_prefix(trainer_of, k
         padded = trainer.padded_scores(trainer.model, ids, mask, length).log_probs[2:]
         alone = trainer.padded_scores(trainer.model, ids[2:, 5:], mask[2:, 5:], length).log_probs
     assert (padded - alone).abs().max() < 1e-4
+
+
+def test_layer_that_loses_the_layout_after_the_check_stops_the_run(trainer_of):
+    """Its attention would otherwise take the long row for one sequence."""
+    trainer = trainer_of(build("llama"))
+    assert trainer.shared_prefix
+    trainer.model.model.layers[1] = DropsKeywords(trainer.model.config, 1)
+    batch = check_batch(trainer.model, (7, 2), (4, 4, 4, 4), torch.device("cpu"))
+    with pytest.raises(NotImplementedError, match="without the layout of the shared row; set shared_prefix"):
+        trainer.prefix.score(trainer.model, *batch)
+    trainer.prefix.with_position_ids(trainer.model)(
+        input_ids=batch.input_ids, attention_mask=batch.attention_mask
+    )  # calls without a shared row are not affected
 
 
 def test_auxiliary_loss_that_trl_cannot_compute_is_turned_off(trainer_of, caplog):

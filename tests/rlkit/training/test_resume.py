@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trl.trainer.utils import RepeatSampler
 
+from rlkit.arguments.parse import parse_sft
 from rlkit.errors import UserError
 from rlkit.runs.checkpoints import (
     checkpoints,
@@ -24,7 +25,9 @@ from rlkit.runs.checkpoints import (
     step_of,
 )
 from rlkit.training.resume import EpochSeededSampler, check_plain
+from rlkit.training.sft import sft
 from tests.interrupting import interrupt_after
+from tests.quick import QUICK
 
 
 def save_checkpoint(run, step, identity=None):
@@ -243,3 +246,43 @@ def test_state_loads_with_weights_only(tmp_path):
     """Loading a checkpoint must not run code from the file."""
     torch.save({"reward hapo": {"tasks": [1], "lengths": [2.0]}}, tmp_path / "s.pt")
     assert torch.load(tmp_path / "s.pt", weights_only=True)["reward hapo"]["tasks"] == [1]
+
+
+@pytest.fixture
+def keys(tmp_path, tiny_folder):
+    """Return the keys of a run of four steps that saves a checkpoint of every second one."""
+    steps = {"max_steps": 4, "save_steps": 2, "num_tasks": 8, "evaluation_tasks": 0, "logging_steps": 1}
+    paths = {"model_name_or_path": tiny_folder, "output_dir": str(tmp_path / "run")}
+    return QUICK | steps | paths | {"learning_rate": 1e-3}
+
+
+def learning_rates(run):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line["learning_rate"] for line in lines if "learning_rate" in line}
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine", "constant_with_warmup"])
+def test_resumed_run_trains_with_the_settings_of_its_config(tmp_path, keys, schedule):
+    keys |= {"lr_scheduler_type": schedule, "warmup_steps": 3 if "warmup" in schedule else 0}
+    run = tmp_path / "run"
+    sft(parse_sft([], keys))
+    before = learning_rates(run)
+    shutil.rmtree(run / "checkpoint-4")
+    changes = {"learning_rate": 1e-5, "weight_decay": 0.25, "adam_beta1": 0.5, "resume": True}
+    sft(parse_sft([], keys | changes))
+    after = learning_rates(run)
+    assert after == pytest.approx({step: rate * (0.01 if step > 2 else 1) for step, rate in before.items()})
+    (group, _) = torch.load(run / "checkpoint-4" / "optimizer.pt", weights_only=True)["param_groups"]
+    assert (group["initial_lr"], group["weight_decay"]) == pytest.approx((1e-5, 0.25))
+    assert group["betas"][0] == 0.5
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "rlkit_state_0.pt"])
+def test_checkpoint_with_damaged_content_is_an_error_of_one_line(tmp_path, keys, name):
+    sft(parse_sft([], keys))
+    shutil.rmtree(tmp_path / "run" / "checkpoint-4")
+    path = tmp_path / "run" / "checkpoint-2" / name
+    path.write_bytes(bytes(path.stat().st_size))
+    with pytest.raises(UserError, match=r"checkpoint-2") as caught:
+        sft(parse_sft([], keys | {"resume": True}))
+    assert "\n" not in str(caught.value)

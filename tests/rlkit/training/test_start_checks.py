@@ -179,13 +179,20 @@ def test_reward_whose_state_cannot_be_saved_is_rejected_before_training(tmp_path
 @pytest.mark.parametrize("stage", ["sft", "train"])
 @pytest.mark.parametrize(
     "template",
-    ["{% for m in messages %}{{ m.content }", "{{ raise_exception('no user messages, please') }}"],
+    [
+        "{% for m in messages %}{{ m.content }",
+        "{{ raise_exception('no user messages, please') }}",
+        "hello",
+    ],
 )
 def test_chat_template_that_fails_is_a_one_line_error(tmp_path, keys, tiny_folder, stage, template):
     folder = shutil.copytree(tiny_folder, tmp_path / "model")
     (folder / "chat_template.jinja").write_text(template)
     keys |= {"model_name_or_path": str(folder)}
-    message = r"chat template of .*model cannot format the prompts: (unexpected '}'|no user messages).*; fix"
+    message = (
+        r"chat template of .*model (cannot format the prompts: (unexpected '}'|no user messages).*"
+        "|formats different prompts alike); fix the template"
+    )
     with pytest.raises(UserError, match=message):
         sft(parse_sft([], keys)) if stage == "sft" else train(parse_train([], keys | QUICK_GRPO))
     assert not (tmp_path / "run").exists()
@@ -205,6 +212,22 @@ def test_sft_stops_before_a_step_with_a_nan(tmp_path, keys, tiny_folder):
     with pytest.raises(GuardError, match="guard gradient, step 1: the gradient is not finite"):
         sft(parse_sft([], keys))
     assert not list((tmp_path / "run").glob("checkpoint-*"))
+
+
+def test_model_whose_config_turns_off_named_outputs_trains(tmp_path, keys, tiny_folder):
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"return_dict": False}))
+    train(parse_train([], keys | QUICK_GRPO | {"model_name_or_path": str(folder), "evaluation_tasks": 0}))
+    assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
+
+
+def test_overwritten_run_can_log_its_completions(tmp_path, keys):
+    keys |= QUICK_GRPO | {"evaluation_tasks": 0, "log_completions": True, "overwrite": True}
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").touch()
+    train(parse_train([], keys))
+    assert list((tmp_path / "run" / "completions").glob("*.parquet"))
 
 
 def test_model_with_an_invalid_generation_config_trains_and_is_saved(tmp_path, keys, tiny_folder):

@@ -5,6 +5,7 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
+from rlkit.errors import UserError
 from rlkit.rollouts.local.generate import generate
 from rlkit.rollouts.local.sampling import InverseCDFSampler, draw, is_supported, processors
 
@@ -76,6 +77,15 @@ def test_samples_do_not_depend_on_the_batch(tiny_model):
     halves = [generate(model, prompts[i : i + 4], config(), "cpu", uniforms[i : i + 4]) for i in (0, 4)]
     assert full == halves[0] + halves[1]
     assert len({tuple(tokens) for tokens in full}) > 4
+
+
+def test_logits_that_are_not_finite_are_an_error_of_one_line(tiny_model):
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.model.norm.weight[3] = torch.nan
+    for options in ({}, {"top_p": 0.9}, {"top_k": 3}, {"temperature": 0.5}):
+        with pytest.raises(UserError, match=r"logits are not finite, .*: check config\.json"):
+            generate(model, [[5, 6, 7]] * 2, config(**options), "cpu", draw((0,), range(2), 6))
 
 
 def test_generate_leaves_unsupported_settings_to_transformers(tiny_model):
