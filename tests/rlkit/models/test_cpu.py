@@ -204,8 +204,9 @@ def test_kept_memory_does_not_grow_with_every_new_length():
     def step(size):
         live.append(torch.empty(size, dtype=torch.uint8))
         live[0].numpy().fill(1)
-        pins.append(torch.empty(100_000, dtype=torch.uint8))  # what a step keeps, e.g. its rollouts
-        pins[-1].numpy().fill(1)
+        # What a step keeps, e.g. its rollouts. It is too large for any gap, so it ends up behind the tensor.
+        pins.append(torch.empty(size + 500_000, dtype=torch.uint8))
+        pins[-1].numpy()[:100_000].fill(1)
         live.clear()  # the next tensor is larger, and does not fit between the pins
 
     sizes = range(4_000_000, 40_000_000, 1_000_000)
