@@ -67,15 +67,14 @@ def check_late_keys(keys: Mapping[str, object]) -> None:
 
 
 def _check_loading(keys: Mapping[str, object]) -> None:
-    """Raise UserError for a way to load data or to attend with which no run trains."""
-    if is_true(keys.get("dataloader_persistent_workers")) and not keys.get("dataloader_num_workers"):
+    """Raise UserError for settings of data loading or attention that cannot be used in training."""
+    num_workers = keys.get("dataloader_num_workers")
+    if is_true(keys.get("dataloader_persistent_workers")) and str(num_workers or 0) == "0":
         raise UserError("dataloader_persistent_workers requires a dataloader_num_workers above 0")
     attention = str(keys.get("attn_implementation") or "")
-    if attention.startswith("paged"):
-        raise UserError(f"attn_implementation {attention!r} is for inference only: use {attention[6:]!r}")
-    options = keys.get("accelerator_config")
-    if isinstance(options, dict) and is_true(options.get("dispatch_batches")):
-        raise UserError("accelerator_config: dispatch_batches must be false, because tasks are not tensors")
+    if attention.startswith("paged|"):
+        kernel = attention.removeprefix("paged|")
+        raise UserError(f"attn_implementation {attention!r} is for inference only: use {kernel!r}")
 
 
 def _check_package(setting: str, package: str) -> None:

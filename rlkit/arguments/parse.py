@@ -204,7 +204,7 @@ def _parse(command: str, arguments: Sequence[str], overrides: Overrides | None) 
 def _defaults(keys: Overrides) -> dict[str, bool]:
     """Return the defaults that differ from TRL's.
 
-    A loss of NaN is logged as it is, and not as a mean of earlier losses, which is 0 in the first step. On a
+    A NaN loss is logged as NaN, and not as a mean of earlier losses, which is 0 in the first step. On a
     CPU, the precision is float32, and there is no pinned memory.
     """
     on_cpu = str(keys.get("use_cpu")).lower() in TRUE or not torch.accelerator.is_available()

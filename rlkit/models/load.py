@@ -125,9 +125,15 @@ def loading(description: str, folder: Path | None = None) -> Iterator[None]:
             reason = "its weights have other shapes than config.json says"
         if not isinstance(error, OSError | ValueError | TypeError | ImportError | RuntimeError):
             reason = f"{type(error).__name__}: {reason}"
-        if folder is not None and (invalid := _invalid_json(folder)):
-            reason = invalid
+        if folder is not None and _is_json_error(error):
+            reason = _invalid_json(folder) or reason
         raise UserError(f"cannot load {description}: {reason}") from error
+
+
+def _is_json_error(error: BaseException | None) -> bool:
+    while error is not None and not isinstance(error, json.JSONDecodeError):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _invalid_json(folder: Path) -> str | None:

@@ -23,7 +23,7 @@ def require_chat_template(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[
 
 
 def check_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Any], **template: Any) -> None:
-    """Check that the chat template formats prompts, and that two different ones stay different.
+    """Check that the chat template formats prompts, and does not ignore their messages.
 
     Args:
         tokenizer: Tokenizer of the model.
@@ -31,11 +31,11 @@ def check_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Any], **
         template: Extra arguments of the chat template.
 
     Raises:
-        UserError: The template fails, or ignores the messages.
+        UserError: The template fails, or formats different prompts alike.
     """
-    different = [prompt for i, prompt in enumerate(prompts) if prompt not in prompts[:i]][:2]
-    ids = tokenize(tokenizer, different, **template)
-    if len(ids) == 2 and ids[0] == ids[1]:
+    ids = tokenize(tokenizer, prompts, **template)
+    are_messages = not isinstance(prompts[0], str)
+    if are_messages and any(prompt != prompts[0] for prompt in prompts) and all(row == ids[0] for row in ids):
         raise UserError(
             f"the chat template of {tokenizer.name_or_path or 'the model'} formats different prompts alike; "
             "fix the template in the model's folder"

@@ -278,7 +278,9 @@ class RunDirectory:
             logger.warning(
                 "%s has %s of the %s lines that it had when the checkpoint was written: the report will lack "
                 "the others",
-                *(path, len(texts), num_metrics),
+                path,
+                len(texts),
+                num_metrics,
             )
         if not texts:
             return []

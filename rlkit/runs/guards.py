@@ -135,8 +135,8 @@ HELP = {
     "score_spread": "the encoder has collapsed or the temperature is too high; lower learning_rate or "
     "temperature, and check that the prompts leave room for the strings (max_seq_length).",
     "gradient": "such steps do not change the weights; check whether rewards differ within groups (rank: "
-    "utilities between the rankings of a query), whether all completions are truncated and masked, and "
-    "whether any weights are trainable.",
+    "utilities between the rankings of a query; sft: whether the demonstrations have tokens to train on), "
+    "whether all completions are truncated and masked, and whether any weights are trainable.",
     NOT_FINITE: "in the first step, check the model's files; later, resume from the last checkpoint with a "
     "lower learning_rate, use bf16 instead of fp16, and check the rewards and completions (sft: the "
     "demonstrations) of this step.",

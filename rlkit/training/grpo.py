@@ -146,8 +146,8 @@ class GRPOTrainer(trl.GRPOTrainer):
         self.loop = self.sampler.loop
         self.shared_prefix = False  # until `enable` has compared it with TRL's forward pass
         self.prefix = SharedPrefix(self)
-        self.prefix.enable(share=shared_prefix)
         check_fused_head(self)
+        self.prefix.enable(share=shared_prefix)
         self.dynamic_sampling = DynamicSampling(self, dynamic_sampling) if dynamic_sampling else None
         self.clock = StepClock(self._metrics["train"])
         self.rollout_counts = RolloutCounts(warns=self.accelerator.is_main_process)
@@ -288,7 +288,7 @@ class GRPOTrainer(trl.GRPOTrainer):
             disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs),
         ):
             if is_checkpointing:
-                # Turning it on again adds this hook of the embeddings; transformers would collect them.
+                # Re-enabling registers another hook of the embeddings; without this, one would leak per call.
                 model.disable_input_require_grads()
             yield
 

@@ -7,12 +7,13 @@ are not those of its sampler.
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 import torch
 
 from rlkit.errors import UserError
-from rlkit.training.prefix_check import MAX_FLOAT32_TOLERANCE, RELATIVE_TOLERANCES, SHAPES
+from rlkit.training.prefix_check import SHAPES
 from rlkit.training.probe import check_batch, lowest_precision, undisturbed
 
 if TYPE_CHECKING:
@@ -20,36 +21,55 @@ if TYPE_CHECKING:
 
     from rlkit.training.grpo import GRPOTrainer
 
+logger = logging.getLogger(__name__)
 
-def check_fused_head(trainer: GRPOTrainer) -> None:
-    """Raise UserError if TRL's log-probabilities are not those of the model's logits.
+# Maximum difference of log-probabilities in float32, and relative to their range in half precision. The
+# hidden states are the same, so that only the rounding of the head itself differs.
+FLOAT32_TOLERANCE = 1e-3
+RELATIVE_TOLERANCE = 0.02
 
-    A model that is sharded, or that cannot score the short rows of the check, is not checked.
+
+def check_fused_head(trainer: GRPOTrainer) -> float | None:
+    """Check that TRL's log-probabilities are those of the model's logits.
+
+    Call it before prompts are shared. A model that is sharded, is random, or cannot score the short rows of
+    the check is not checked.
+
+    Returns:
+        The largest difference, or None if the model was not checked.
+
+    Raises:
+        UserError: The log-probabilities differ, or are not finite.
     """
     model: PreTrainedModel = trainer.accelerator.unwrap_model(trainer.model)
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-        return
-    batch = check_batch(model, *SHAPES[0][:2], trainer.accelerator.device)
-    targets = batch.input_ids[:, -batch.completion_length :]
-    is_scored = batch.attention_mask[:, -batch.completion_length :].bool()
+        return None
+    ids, mask, length = check_batch(model, *SHAPES[0][:2], trainer.accelerator.device)
+    is_scored = mask[:, -length:].bool()
+    forward = trainer.prefix.with_position_ids(model)
     with undisturbed(model, trainer.accelerator.device), trainer.accelerator.autocast():
         try:
-            fused = trainer.padded_scores(model, *batch).log_probs[is_scored]
-            forward = trainer.prefix.with_position_ids(model)
-            output = forward(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
-            logits = output.logits[:, -batch.completion_length - 1 : -1].float() / trainer.temperature
+            fused, again = (
+                trainer._get_per_token_logps_and_entropies(model, ids, mask, length)[0] for _ in range(2)
+            )
+            logits = forward(input_ids=ids, attention_mask=mask).logits[:, -length - 1 : -1].float()
+            own = (logits / trainer.temperature).log_softmax(-1)
+            own = own.gather(2, ids[:, -length:, None]).squeeze(2)[is_scored]
         except Exception:
-            return
-        own = logits.log_softmax(-1).gather(2, targets[..., None]).squeeze(2)[is_scored]
-    precision = lowest_precision(model, trainer.accelerator.mixed_precision)
-    tolerance = RELATIVE_TOLERANCES.get(precision, MAX_FLOAT32_TOLERANCE)
-    # Differences grow with the logits: those of a low temperature are large.
-    tolerance *= max(1.0, 1 / trainer.temperature)
-    if precision != torch.float32:
-        tolerance *= float(own.max() - own.min())
-    difference = float((fused - own).abs().max())
-    if not difference <= tolerance:
+            logger.debug("the head of the model is not checked", exc_info=True)
+            return None
+    if not own.isfinite().all():
+        raise UserError("the model's logits are not finite: check config.json and the weights")
+    if not torch.equal(fused, again):
+        return None
+    tolerance = FLOAT32_TOLERANCE * max(1.0, 1 / trainer.temperature)
+    if lowest_precision(model, trainer.accelerator.mixed_precision) != torch.float32:
+        tolerance = RELATIVE_TOLERANCE * float(own.max() - own.min())
+    difference = float((fused[is_scored] - own).abs().max())
+    if difference > tolerance:
         raise UserError(
             f"{type(model).__name__} changes its logits in a way that TRL does not know: the "
-            f"log-probabilities of the loss would differ from its own by up to {difference:.2g}"
+            f"log-probabilities of the loss would differ from its own by up to {difference:.2g}; set "
+            "logit_scale or final_logit_softcapping in config.json instead"
         )
+    return difference

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Finding = TypeVar("Finding")
+T = TypeVar("T")
 
 # Maximum difference of log-probabilities, entropies and auxiliary losses in float32. The order of sums
 # changes the log-probabilities of random tokens by at most 5e-5 nats in SmolLM2-135M (30 layers), and by 9e-6
@@ -112,13 +112,13 @@ class SharedPrefix(TrainerCallback):
         if is_sharded or self.model.device != trainer.accelerator.device:
             trainer.add_callback(self)
         else:
-            self._check(trainer.model, may_upcast=True)
+            self._check(trainer.model, is_prepared=False)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Check the prepared model."""
-        self._check(self.trainer.model_wrapped, may_upcast=False)
+        self._check(self.trainer.model_wrapped, is_prepared=True)
 
     def _warn(self, reason: str) -> None:
         if self.trainer.accelerator.is_main_process:
@@ -183,15 +183,15 @@ class SharedPrefix(TrainerCallback):
 
     # --- The check ------------------------------------------------------------------------------------------
 
-    def _check(self, model: torch.nn.Module, *, may_upcast: bool) -> None:
+    def _check(self, model: torch.nn.Module, *, is_prepared: bool) -> None:
         """Turn the shared prefix on, or warn why not. All processes must call this together.
 
         Nothing is raised, and the model, its buffers and the random states are as before.
 
         Args:
             model: Model inside the wrappers that training uses.
-            may_upcast: Whether the model is not sharded, so that a second check in float32 may convert the
-                weights for a moment, and forward passes with gradients need no backward pass.
+            is_prepared: Whether wrappers shard the model. Its weights cannot be converted to float32 then,
+                and forward passes in grad mode would wait for a backward pass.
         """
         trainer = self.trainer
         precision = lowest_precision(self.model, trainer.accelerator.mixed_precision)
@@ -200,9 +200,9 @@ class SharedPrefix(TrainerCallback):
             if not self._is_candidate:
                 return
             fault = self._compare_shapes(model, precision)
-            fault = fault or self._compare_training(model, precision, with_gradients=may_upcast)
+            fault = fault or self._compare_training(model, precision, with_gradients=not is_prepared)
             # The processes must agree, because the check gathers, and their GPUs differ in free memory.
-            may_upcast = may_upcast and all(gather_object([can_upcast(model)]))
+            may_upcast = not is_prepared and all(gather_object([can_upcast(model)]))
             if fault is None and may_upcast and precision != torch.float32:
                 with upcast(model):
                     exact = in_float32(model)
@@ -243,15 +243,15 @@ class SharedPrefix(TrainerCallback):
             module.training = not isinstance(module, torch.nn.modules.dropout._DropoutNd)
         padded = partial(self.trainer.padded_scores, model)
         batch = check_batch(self.model, *SHAPES[0][:2], self.trainer.accelerator.device)
-        with self._gradients() if with_gradients else nullcontext():
+        with self._grad_enabled() if with_gradients else nullcontext():
             cannot_compare = _first(_randomness(padded, batch))
             fault = None if cannot_compare else self._compare_shapes(model, precision, SHAPES[:1])
         self.model.eval()
         return fault and fault._replace(message=f"in training mode, {fault.message}")
 
     @contextmanager
-    def _gradients(self) -> Iterator[None]:
-        """Compute gradients in the block, with gradient checkpointing as in training."""
+    def _grad_enabled(self) -> Iterator[None]:
+        """Enable grad mode in the block, and gradient checkpointing if training uses it."""
         args = self.trainer.args
         with torch.enable_grad():
             if not args.gradient_checkpointing or self.model.is_gradient_checkpointing:
@@ -320,9 +320,9 @@ class Fault(NamedTuple):
     message: str
 
 
-def _first(finding: Finding | None) -> Finding | None:
-    """Return what the first process that has found anything has found."""
-    return next((each for each in gather_object([finding]) if each is not None), None)
+def _first(value: T | None) -> T | None:
+    """Return the first value that is not None, in the order of the processes."""
+    return next((each for each in gather_object([value]) if each is not None), None)
 
 
 def _compare(

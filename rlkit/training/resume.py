@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from safetensors import SafetensorError
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Sampler
 from transformers import TrainerCallback
 
@@ -85,6 +87,7 @@ class CheckpointCallback(TrainerCallback):
         self.resume_from = resume_from
         self.resume_anyway = resume_anyway
         self.is_loading = resume_from is not None
+        self.optimizer_settings = None if resume_from is None else OptimizerSettings(trainer)
         # transformers deletes old checkpoints as soon as a new one is written. If the run were killed before
         # that one is sealed, no complete one might be left. `on_save` deletes them after sealing instead.
         self.limit = trainer.args.save_total_limit
@@ -96,7 +99,9 @@ class CheckpointCallback(TrainerCallback):
         try:
             yield
         except LOADING_ERRORS as error:
-            if not self.is_loading or isinstance(error, torch.OutOfMemoryError):
+            # transformers loads the random states only before the first step.
+            is_loading = self.is_loading or _is_raised_in(error, "_load_rng_state")
+            if not is_loading or isinstance(error, torch.OutOfMemoryError):
                 raise
             logger.debug("the checkpoint cannot be loaded", exc_info=True)
             raise UserError(f"cannot resume from {self.resume_from}: {one_line(error)[:300]}") from error
@@ -105,9 +110,10 @@ class CheckpointCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Restore the state of this process; raise UserError if the checkpoint lacks a part of it."""
-        if self.resume_from is not None:
+        self.is_loading = False
+        if self.resume_from is not None and self.optimizer_settings is not None:
             self._restore(Path(self.resume_from))
-            apply_optimizer_settings(self.trainer)
+            self.optimizer_settings.apply()
         if self.trainer.accelerator.is_main_process:
             # A killed run may have left incomplete checkpoints of later steps. transformers would write into
             # these folders, and a file that it does not overwrite would be sealed with the others.
@@ -117,12 +123,6 @@ class CheckpointCallback(TrainerCallback):
             if self.resume_from is not None:  # the run may have been killed before this
                 rotate(self.directory.path, self.limit, state.best_model_checkpoint)
         self.trainer.accelerator.wait_for_everyone()
-
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
-        """End the loading: transformers reads the random states after `on_train_begin`."""
-        self.is_loading = False
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
@@ -174,29 +174,49 @@ class CheckpointCallback(TrainerCallback):
         logger.warning("%s; that state starts from scratch", problem)
 
 
-def apply_optimizer_settings(trainer: Trainer) -> None:
-    """Set the learning rate and the other settings of the optimizer to those of the config.
+class OptimizerSettings:
+    """The optimizer's settings in the config of a run that resumes, such as its learning rate.
 
-    A checkpoint contains them, and would silently keep those of the run that wrote it.
+    A checkpoint contains the settings of the run that wrote it, which would silently replace them.
+
+    Args:
+        trainer: Trainer that will load the checkpoint.
     """
-    args, groups = trainer.args, trainer.optimizer.param_groups  # type: ignore[union-attr]
-    _, settings = trainer.get_optimizer_cls_and_kwargs(args, trainer.model)  # type: ignore[arg-type]
-    scheduler: Any = getattr(trainer.lr_scheduler, "scheduler", trainer.lr_scheduler)
-    old = groups[0].get("initial_lr")  # DeepSpeed's own schedulers, which set none, keep theirs
-    ratio = args.learning_rate / old if old else 1.0
-    if ratio != 1:
-        logger.info("the learning rate changes from %g to %g", old, args.learning_rate)
-        for values in (getattr(scheduler, "base_lrs", []), getattr(scheduler, "_last_lr", [])):
-            values[:] = [value * ratio for value in values]
-    decays = [group for group in groups if group.get("weight_decay")] or groups[:1]
-    for group in groups:
-        for key in ("lr", "initial_lr") if ratio != 1 else ():
-            if key in group:
-                group[key] *= ratio
-        group |= {key: value for key, value in settings.items() if key in group and key != "lr"}
-    for group in decays:
-        if "weight_decay" in group:
-            group["weight_decay"] = args.weight_decay
+
+    def __init__(self, trainer: Trainer):
+        self.trainer = trainer
+        self._groups: list[dict[str, Any]] = []
+        create_scheduler = trainer.create_scheduler
+
+        # There is no callback between the creation of the optimizer and the loading of its state.
+        def record_groups(*args: Any, **kwargs: Any) -> Any:
+            scheduler = create_scheduler(*args, **kwargs)
+            groups = trainer.optimizer.param_groups  # type: ignore[union-attr]
+            self._groups = [{key: value for key, value in g.items() if key != "params"} for g in groups]
+            return scheduler
+
+        trainer.create_scheduler = record_groups  # type: ignore[method-assign]
+
+    def apply(self) -> None:
+        """Replace the loaded settings, and set the learning rate of the next step.
+
+        A schedule that depends on the results so far, such as reduce_lr_on_plateau, keeps its learning rate.
+        """
+        groups = self.trainer.optimizer.param_groups  # type: ignore[union-attr]
+        for group, new in zip(groups, self._groups, strict=True):
+            group |= {key: value for key, value in new.items() if key != "lr"}
+        scheduler: Any = getattr(self.trainer.lr_scheduler, "scheduler", self.trainer.lr_scheduler)
+        if not isinstance(scheduler, LambdaLR):
+            return
+        scheduler.base_lrs = [group["initial_lr"] for group in groups]
+        scheduler._last_lr = [
+            rate * factor(scheduler.last_epoch)
+            for rate, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+        ]
+        for group, rate in zip(groups, scheduler._last_lr, strict=True):
+            if group["lr"] != rate:
+                logger.info("the learning rate changes from %g to %g", group["lr"], rate)
+            group["lr"] = rate
 
 
 def check_plain(name: str, state: Any) -> Any:
@@ -218,6 +238,10 @@ def check_plain(name: str, state: Any) -> Any:
             "tensors, lists and dicts"
         )
     return state
+
+
+def _is_raised_in(error: BaseException, function: str) -> bool:
+    return any(frame.f_code.co_name == function for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
 def _state_file(rank: int) -> str:

@@ -103,6 +103,8 @@ def _check_keys(trainer: GRPOTrainer) -> None:
     check_choice("loss_type", args.loss_type, LOSS_TYPES["train"])
     check_defaults(UNUSED_BY_TRAINER, vars(args), "rlkit's GRPOTrainer")
     _check_chat_template_kwargs(trainer)
+    if trainer.accelerator.dataloader_config.dispatch_batches:
+        raise UserError("accelerator_config: dispatch_batches must be false, because tasks are not tensors")
     if isinstance(trainer.train_dataset, Dataset):
         check_prompts(trainer.tokenizer, trainer.train_dataset[:8]["prompt"], **trainer.chat_template_kwargs)
     check_generation_kwargs(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ from torch.nn.functional import pad
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from rlkit.errors import UserError
 from rlkit.models.attention import MATMUL_KEYS, grouped_attention
 from rlkit.rollouts.local.generate import position_ids
 
@@ -115,8 +117,9 @@ class AttentionRecord(NamedTuple):
     faults: dict[torch.nn.Module, str]
 
 
-# Not empty during a forward pass with a shared prefix.
-_in_long_row: list[bool] = []
+# Whether a forward pass with a shared prefix is running. It has ended when a backward pass computes parts of
+# it again, with the arguments of then.
+_in_long_row: ContextVar[bool] = ContextVar("in_long_row", default=False)
 # What `recorded_attention` yields, and whether that forward pass has a shared prefix.
 _recorded: list[tuple[AttentionRecord, bool]] = []
 
@@ -153,11 +156,11 @@ def _sdpa(
         record.has_layout[module] = layout is not None and record.has_layout.get(module, True)
         if shared and layout is None:
             attention_mask = None  # the long row has a mask only for the sake of transformers
-    elif _in_long_row and layout is None:
+    elif layout is None and _in_long_row.get():
         # The check of the first step did not meet this branch of the model's code.
-        raise NotImplementedError(
-            f"{type(module).__name__} computes attention without the layout of the shared row; "
-            "set shared_prefix: false"
+        raise UserError(
+            f"{type(module).__name__} computes attention without the layout of the shared row: set "
+            "shared_prefix: false"
         )
     if layout is None:
         return _original["sdpa"](module, query, key, value, attention_mask, **kwargs)
@@ -252,7 +255,7 @@ def completion_log_probs(
         layout = layout._replace(rollouts=rollouts)
         num_keys = len(rollouts)
         options["output_router_logits"] = True
-    _in_long_row.append(True)
+    token = _in_long_row.set(True)
     try:
         output = model(
             input_ids=row.ids[None],
@@ -266,7 +269,7 @@ def completion_log_probs(
             **options,
         )
     finally:
-        _in_long_row.pop()
+        _in_long_row.reset(token)
     scored = attention_mask[:, -completion_length:].bool()
     log_probs = _to_table(output.log_probs, row, scored)
     entropies = None if output.entropy is None else _to_table(output.entropy, row, scored)

@@ -190,7 +190,7 @@ def test_rewind_drops_a_damaged_last_line(run, rest):
     assert [json.loads(line)["step"] for line in lines] == [1]
 
 
-def test_rewind_deletes_partial_links_only(run, tmp_path):
+def test_rewind_deletes_partial_links_but_not_their_targets(run, tmp_path):
     target = tmp_path / "elsewhere"
     target.mkdir()
     for path, to in (("x.partial", tmp_path / "gone"), ("rollouts/y.partial", target)):

@@ -17,7 +17,8 @@ from transformers.models.llama.modeling_llama import (
     apply_rotary_pos_emb,
 )
 
-from rlkit.training.prefix_check import check_batch
+from rlkit.errors import UserError
+from rlkit.training.probe import check_batch
 from tests.quick import TINY_MODEL
 from tests.rlkit.training.recorded_steps import Judge
 
@@ -408,8 +409,10 @@ def test_faulty_layer_is_caught_and_named(trainer_of, reasons, name, dtype, init
 def test_less_common_fault_is_caught_and_named(trainer_of, reasons, name):
     model = build_faulty(name)
     buffers = {name: value.clone() for name, value in model.named_buffers()}
+    hooks = len(model.get_input_embeddings()._forward_hooks)
     trainer = trainer_of(model, gradient_checkpointing=True)
     assert not model.is_gradient_checkpointing  # until training begins
+    assert len(model.get_input_embeddings()._forward_hooks) == hooks
     assert not trainer.shared_prefix
     assert re.search(MORE_FAULTS[name][1], reasons()[0])
     assert all(torch.equal(value, buffers[name]) for name, value in model.named_buffers())
@@ -522,12 +525,12 @@ def test_padding_does_not_change_log_probs_without_a_shared_prefix(trainer_of, k
 
 
 def test_layer_that_loses_the_layout_after_the_check_stops_the_run(trainer_of):
-    """Its attention would otherwise take the long row for one sequence."""
+    """Its attention would otherwise treat the long row as one sequence."""
     trainer = trainer_of(build("llama"))
     assert trainer.shared_prefix
     trainer.model.model.layers[1] = DropsKeywords(trainer.model.config, 1)
     batch = check_batch(trainer.model, (7, 2), (4, 4, 4, 4), torch.device("cpu"))
-    with pytest.raises(NotImplementedError, match="without the layout of the shared row; set shared_prefix"):
+    with pytest.raises(UserError, match="without the layout of the shared row: set shared_prefix"):
         trainer.prefix.score(trainer.model, *batch)
     trainer.prefix.with_position_ids(trainer.model)(
         input_ids=batch.input_ids, attention_mask=batch.attention_mask

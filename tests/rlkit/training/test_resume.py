@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from trl.trainer.utils import RepeatSampler
 
 from rlkit.arguments.parse import parse_sft
@@ -261,6 +262,10 @@ def learning_rates(run):
     return {line["step"]: line["learning_rate"] for line in lines if "learning_rate" in line}
 
 
+def param_groups(run):
+    return torch.load(run / "checkpoint-4" / "optimizer.pt", weights_only=True)["param_groups"]
+
+
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine", "constant_with_warmup"])
 def test_resumed_run_trains_with_the_settings_of_its_config(tmp_path, keys, schedule):
     keys |= {"lr_scheduler_type": schedule, "warmup_steps": 3 if "warmup" in schedule else 0}
@@ -272,9 +277,32 @@ def test_resumed_run_trains_with_the_settings_of_its_config(tmp_path, keys, sche
     sft(parse_sft([], keys | changes))
     after = learning_rates(run)
     assert after == pytest.approx({step: rate * (0.01 if step > 2 else 1) for step, rate in before.items()})
-    (group, _) = torch.load(run / "checkpoint-4" / "optimizer.pt", weights_only=True)["param_groups"]
-    assert (group["initial_lr"], group["weight_decay"]) == pytest.approx((1e-5, 0.25))
-    assert group["betas"][0] == 0.5
+    decayed, other = param_groups(run)
+    assert (decayed["initial_lr"], decayed["weight_decay"], other["weight_decay"]) == (1e-5, 0.25, 0)
+    assert decayed["betas"][0] == other["betas"][0] == 0.5
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"lr_scheduler_type": "cosine"},
+        {"optim": "sgd", "optim_args": "weight_decay=0.5,momentum=0.9"},
+        {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 1e-4}},
+        {"lr_scheduler_type": "inverse_sqrt", "warmup_steps": 2, "weight_decay": 0.1},
+        {"optim": "adafactor"},
+    ],
+)
+def test_resume_with_the_same_settings_changes_nothing(tmp_path, keys, options):
+    run = tmp_path / "run"
+    sft(parse_sft([], keys | options))
+    rates, groups = learning_rates(run), param_groups(run)
+    weights = load_file(run / "model" / "model.safetensors")
+    shutil.rmtree(run / "checkpoint-4")
+    sft(parse_sft([], keys | options | {"resume": True}))
+    assert learning_rates(run) == rates
+    assert param_groups(run) == groups
+    resumed = load_file(run / "model" / "model.safetensors")
+    assert all(torch.equal(weight, resumed[name]) for name, weight in weights.items())
 
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "rlkit_state_0.pt"])
