@@ -53,19 +53,19 @@ def check_fused_head(trainer: GRPOTrainer) -> float | None:
                 trainer._get_per_token_logps_and_entropies(model, ids, mask, length)[0] for _ in range(2)
             )
             logits = forward(input_ids=ids, attention_mask=mask).logits[:, -length - 1 : -1].float()
-            own = (logits / trainer.temperature).log_softmax(-1)
-            own = own.gather(2, ids[:, -length:, None]).squeeze(2)[is_scored]
+            log_probs = (logits / trainer.temperature).log_softmax(-1)
+            log_probs = log_probs.gather(2, ids[:, -length:, None]).squeeze(2)[is_scored]
         except Exception:
             logger.debug("the head of the model is not checked", exc_info=True)
             return None
-    if not own.isfinite().all():
+    if not log_probs.isfinite().all():
         raise UserError("the model's logits are not finite: check config.json and the weights")
     if not torch.equal(fused, again):
         return None
     tolerance = FLOAT32_TOLERANCE * max(1.0, 1 / trainer.temperature)
     if lowest_precision(model, trainer.accelerator.mixed_precision) != torch.float32:
-        tolerance = RELATIVE_TOLERANCE * float(own.max() - own.min())
-    difference = float((fused[is_scored] - own).abs().max())
+        tolerance = RELATIVE_TOLERANCE * float(log_probs.max() - log_probs.min())
+    difference = float((fused[is_scored] - log_probs).abs().max())
     if difference > tolerance:
         raise UserError(
             f"{type(model).__name__} changes its logits in a way that TRL does not know: the "
