@@ -7,8 +7,9 @@ from pathlib import Path
 
 import yaml
 
-from rlkit.evaluation import Evaluation, compare, paired_permutation_test
+from rlkit.evaluation import Evaluation, compare, compare_by, paired_permutation_test
 from rlkit.evaluation.result import scores_of
+from rlkit.evaluation.statistics import holm_correction
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -34,7 +35,13 @@ def seconds(run: Path) -> float:
     return json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["seconds"]
 
 
-def collect(configs: str, seeds: Sequence[int], folder: Path, rewards: Sequence[str] = ()) -> dict:
+def collect(
+    configs: str,
+    seeds: Sequence[int],
+    folder: Path,
+    rewards: Sequence[str] = (),
+    columns: Sequence[str] = (),
+) -> dict:
     """Compare the evaluations before and after GRPO, for each seed and for all seeds together.
 
     Args:
@@ -42,6 +49,7 @@ def collect(configs: str, seeds: Sequence[int], folder: Path, rewards: Sequence[
         seeds: Seeds that were run.
         folder: Folder of the runs.
         rewards: Names of rewards to compare in addition to the metric.
+        columns: Columns of the breakdown, by whose values the metric is compared, too.
     """
     pairs = []
     rows = []
@@ -50,7 +58,8 @@ def collect(configs: str, seeds: Sequence[int], folder: Path, rewards: Sequence[
         pair = [Evaluation.load(run / "evaluation" / f"{n}.json") for n in ("before", "after")]
         minutes = round((seconds(start) + seconds(run)) / 60, 1)
         row = {"seed": seed, "minutes": minutes} | compare(*pair)
-        rows.append(row | {name: compare(*pair, name) for name in rewards})
+        row |= {name: compare(*pair, name) for name in rewards}
+        rows.append(row | {"by": {column: compare_by(*pair, column) for column in columns}})
         pairs.append(pair)
     return {
         "config": yaml.safe_load((CONFIGS / configs / "smollm2.yaml").read_text()),
@@ -58,19 +67,37 @@ def collect(configs: str, seeds: Sequence[int], folder: Path, rewards: Sequence[
         "mean_difference": sum(row["difference"] for row in rows) / len(rows),
         "p_all_seeds": pooled_p_value(pairs, None),
         **{f"p_all_seeds_{name}": pooled_p_value(pairs, name) for name in rewards},
+        "p_all_seeds_by": {column: pooled_p_values_by(pairs, column) for column in columns},
     }
 
 
 def pooled_p_value(pairs: Sequence[Sequence[Evaluation]], reward: str | None) -> float:
     """Return the p value of the paired permutation test over the tasks of all seeds."""
-    before, after = [], []
+    return paired_permutation_test(*zip(*_paired_means(pairs, reward).values(), strict=True))
+
+
+def pooled_p_values_by(pairs: Sequence[Sequence[Evaluation]], column: str) -> dict[str, float]:
+    """Return the p values over the tasks of all seeds with each value of a column, corrected by Holm."""
+    groups: dict[str, list[tuple[float, float]]] = {}
     for pair in pairs:
+        value_of = {record["task_id"]: str(record[column]) for record in pair[1].completions}
+        for (_, task), means in _paired_means([pair], None).items():
+            groups.setdefault(value_of[task], []).append(means)
+    p_values = [paired_permutation_test(*zip(*groups[value], strict=True)) for value in sorted(groups)]
+    return dict(zip(sorted(groups), holm_correction(p_values), strict=True))
+
+
+def _paired_means(
+    pairs: Sequence[Sequence[Evaluation]], reward: str | None
+) -> dict[tuple[int, str], tuple[float, float]]:
+    """Return the mean scores before and after, by the number of the pair and the task."""
+    means = {}
+    for number, pair in enumerate(pairs):
         first, second = (scores_of(evaluation, reward) for evaluation in pair)
         for task in first:
             if first[task] and second.get(task):
-                before.append(sum(first[task]) / len(first[task]))
-                after.append(sum(second[task]) / len(second[task]))
-    return paired_permutation_test(before, after)
+                means[number, task] = tuple(sum(x[task]) / len(x[task]) for x in (first, second))
+    return means
 
 
 def report(result: dict) -> None:
@@ -78,3 +105,7 @@ def report(result: dict) -> None:
     for row in result["seeds"]:
         change = f"{row['before']:.1%} -> {row['after']:.1%}, p = {row['p']:.2g}"
         print(f"seed {row['seed']}: {change}, {row['minutes']} min")
+        for column, groups in row["by"].items():
+            for value, group in groups.items():
+                change = f"{group['before']:.1%} -> {group['after']:.1%} of {group['n']}"
+                print(f"  {column} {value}: {change}, corrected p = {group['corrected_p']:.2g}")

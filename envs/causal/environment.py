@@ -28,6 +28,7 @@ from rlkit.envs.causal.items import agrees, read_item
 from rlkit.envs.causal.model import LEVELS, hundredths
 from rlkit.envs.causal.problem import from_json
 from rlkit.envs.causal.prompts import ANSWER_WRITERS, PROMPT_WRITERS, official_answer, short_name
+from rlkit.envs.causal.queries import KINDS
 from rlkit.envs.causal.solutions import table_row, write_steps
 from rlkit.errors import UserError, check_choice, check_integer
 from rlkit.rewards import distribution as rewards
@@ -52,6 +53,7 @@ class CausalEnvironment(Environment):
         cardinality: Number of values of a variable.
         roots: Number of nodes without parents; None draws it from 1..num_nodes - 1.
         max_in_degree: Maximum number of parents of a node.
+        decimals: Number of decimals of the tables in the prompt, 1 or 2.
         concentration: Parameter of the Dirichlet distribution of every table row. Values below 1 give more
             deterministic rows.
         questions_per_graph: Number of consecutive questions about one graph; None means 100 in train, 10 in
@@ -70,7 +72,7 @@ class CausalEnvironment(Environment):
 
     id = "causal-v1"
     metric = "correct"
-    breakdown = ("level", "relevant_size")
+    breakdown = ("kind", "level", "relevant_size")
 
     def __init__(
         self,
@@ -80,7 +82,9 @@ class CausalEnvironment(Environment):
         cardinality: int = 2,
         roots: int | None = None,
         max_in_degree: int = 2,
+        decimals: int = 2,
         concentration: float = 1.0,
+        kinds: Mapping[str, float] | None = None,
         questions_per_graph: int | None = None,
         truth_from: str = "printed",
         prompt_style: str = "official",
@@ -110,7 +114,9 @@ class CausalEnvironment(Environment):
             )
         self.config = TaskConfig(
             graph=GraphConfig(num_nodes, roots, max_in_degree),
-            levels=_level_probabilities(level),
+            levels=_probabilities("level", level, LEVELS),
+            kinds=None if kinds is None else _probabilities("kind", kinds, KINDS),
+            decimals=check_integer("decimals", decimals, 1, 2),
             cardinality=cardinality,
             concentration=concentration,
             truth_from=truth_from,
@@ -197,24 +203,26 @@ def _rewards(tolerance: float, strict: bool, parser: str, answer_rule: str | Non
     }
 
 
-def _level_probabilities(level: str | Sequence[str] | Mapping[str, float]) -> dict[str, float]:
-    """Return the probability of each level."""
-    if isinstance(level, str):
-        level = [level]
-    if not isinstance(level, Sequence | Mapping):
-        raise UserError(f"level must be a name, a list of names or a mapping to weights, not {level!r}")
-    weights = dict(level) if isinstance(level, Mapping) else dict.fromkeys(level, 1.0)
-    for name, weight in weights.items():
-        check_choice("level", name, LEVELS)
+def _probabilities(
+    name: str, value: str | Sequence[str] | Mapping[str, float], choices: Sequence[str]
+) -> dict[str, float]:
+    """Return the probability of each level or kind, from a name, a list of names or a mapping to weights."""
+    if isinstance(value, str):
+        value = [value]
+    if not isinstance(value, Sequence | Mapping):
+        raise UserError(f"{name} must be a name, a list of names or a mapping to weights, not {value!r}")
+    weights = dict(value) if isinstance(value, Mapping) else dict.fromkeys(value, 1.0)
+    for choice, weight in weights.items():
+        check_choice(name, choice, choices)
         if not (isinstance(weight, int | float) and 0 <= weight < float("inf")):
             raise UserError(
-                f"the weight of level {name!r} must be a finite number of at least 0, not {weight!r}"
+                f"the weight of {name} {choice!r} must be a finite number of at least 0, not {weight!r}"
             )
     total = sum(weights.values())
     if total <= 0:
-        raise UserError(f"no level has a positive weight: choose from {', '.join(LEVELS)}")
-    # In the order of LEVELS, so that the order in a config does not change the tasks.
-    return {name: weights[name] / total for name in LEVELS if name in weights}
+        raise UserError(f"no {name} has a positive weight: choose from {', '.join(choices)}")
+    # In a fixed order, so that the order in a config does not change the tasks.
+    return {choice: weights[choice] / total for choice in choices if choice in weights}
 
 
 def _check_graph(num_nodes: int, cardinality: int, roots: int | None, max_in_degree: int) -> None:

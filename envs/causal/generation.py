@@ -18,9 +18,10 @@ from rlkit.envs.causal.inference import infer
 from rlkit.envs.causal.model import CausalModel, CausalQuery, hundredths
 from rlkit.envs.causal.problem import to_json
 from rlkit.envs.causal.prompts import PROMPT_WRITERS, QUESTION_WRITERS
-from rlkit.envs.causal.queries import draw_model, draw_query
+from rlkit.envs.causal.queries import draw_model, draw_query, kind_of
 
 INT64_MAX = 2**63 - 1
+MAX_DRAWS = 100  # of a query of a certain kind
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,10 @@ class TaskConfig:
     levels: Mapping[str, float]  # level -> probability
     cardinality: int
     concentration: float
+    decimals: int
     truth_from: str
     prompt_style: str
+    kinds: Mapping[str, float] | None  # kind of question -> probability; None for that of random queries
 
 
 def generate(
@@ -45,7 +48,7 @@ def generate(
         # A stream per graph and per question: task i does not depend on n or on the tasks before it.
         rng = random_stream(1, split, seed, number)
         model = draw_model(parents, config.cardinality, config.concentration, rng)
-        printed = model.printed()
+        printed = model.printed(config.decimals)
         graph = _Graph(config, printed, printed if config.truth_from == "printed" else model, structure)
         for question in range(min(questions_per_graph, n - number * questions_per_graph)):
             yield graph.draw_task(random_stream(2, split, seed, number, question))
@@ -65,9 +68,8 @@ class _Graph:
 
     def draw_task(self, rng: np.random.Generator) -> dict[str, Any]:
         """Draw a question and return its row."""
-        level = str(rng.choice(list(self.config.levels), p=list(self.config.levels.values())))
-        query = draw_query(self.model, level, rng)
-        prompt = PROMPT_WRITERS[self.config.prompt_style](self.printed, query)
+        query = self._draw_query(rng)
+        prompt = PROMPT_WRITERS[self.config.prompt_style](self.printed, query, self.config.decimals)
         truth = [h / 100 for h in self.hundredths(query)]
         differs = self._differs(query)
         difficulty = measure_difficulty(self.model, query)
@@ -75,7 +77,8 @@ class _Graph:
             "prompt": prompt,
             "task_id": _task_id(prompt, truth),
             "truth": truth,
-            "level": level,
+            "level": query.level,
+            "kind": kind_of(self.model, query),
             "relevant_size": difficulty.relevant_size,
             "is_core": all(differs),
             "is_semicore": any(differs),
@@ -87,6 +90,18 @@ class _Graph:
             "problem": to_json(self.model, query),
         }
 
+    def _draw_query(self, rng: np.random.Generator) -> CausalQuery:
+        """Draw a query, of a kind that is drawn first if the config has probabilities of kinds."""
+        level = _draw(self.config.levels, rng)
+        if self.config.kinds is None:
+            return draw_query(self.model, level, rng)
+        kind = _draw(self.config.kinds, rng)
+        for _ in range(MAX_DRAWS):
+            query = draw_query(self.model, level, rng)
+            if kind_of(self.model, query) == kind:
+                break
+        return query  # of another kind if this graph has no such question
+
     def _differs(self, query: CausalQuery) -> list[bool]:
         """Return for each simpler question (a condition removed) whether the rounded answer changes."""
         variants = {
@@ -97,6 +112,10 @@ class _Graph:
         # Only the rounded answers are compared, because a model sees and writes two decimals.
         answer = self.hundredths(query)
         return [self.hundredths(simpler) != answer for simpler in variants - {query}]
+
+
+def _draw(probabilities: Mapping[str, float], rng: np.random.Generator) -> str:
+    return str(rng.choice(list(probabilities), p=list(probabilities.values())))
 
 
 def _task_id(prompt: list[dict[str, str]], truth: list[float]) -> str:

@@ -51,9 +51,9 @@ class CausalModel:
         """Cardinality (number of values) of each node."""
         return tuple(table.shape[-1] for table in self.tables)
 
-    def printed(self) -> CausalModel:
-        """Return the model with the tables that a prompt shows: rows rounded to hundredths that sum to 1."""
-        return replace(self, tables=tuple(round_rows(table) for table in self.tables))
+    def printed(self, decimals: int = 2) -> CausalModel:
+        """Return the model with the tables that a prompt shows: rounded rows that sum to 1."""
+        return replace(self, tables=tuple(round_rows(table, decimals) for table in self.tables))
 
     def sample(self, rng: np.random.Generator) -> list[int]:
         """Draw one joint assignment by ancestral sampling. Nodes must be in topological order."""
@@ -68,17 +68,18 @@ class CausalModel:
         return values
 
 
-def round_rows(table: np.ndarray) -> np.ndarray:
-    """Round rows (last axis) to hundredths by the largest-remainder method, so that each still sums to 1.
+def round_rows(table: np.ndarray, decimals: int = 2) -> np.ndarray:
+    """Round rows (last axis) by the largest-remainder method, so that each still sums to 1.
 
     For two values this equals plain rounding. For more, plain rounding can give a row such as 0.33, 0.33,
     0.33.
     """
-    hundredths = np.floor(table * 100 + 1e-9)
-    missing = np.rint(100 - hundredths.sum(axis=-1, keepdims=True))
-    by_remainder = np.argsort(hundredths - table * 100, axis=-1, kind="stable")
+    scale = 10**decimals
+    units = np.floor(table * scale + 1e-9)
+    missing = np.rint(scale - units.sum(axis=-1, keepdims=True))
+    by_remainder = np.argsort(units - table * scale, axis=-1, kind="stable")
     rank = np.argsort(by_remainder, axis=-1, kind="stable")
-    return (hundredths + (rank < missing)) / 100
+    return (units + (rank < missing)) / scale
 
 
 def hundredths(distribution: np.ndarray) -> list[int]:

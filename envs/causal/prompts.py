@@ -49,8 +49,11 @@ SHORT_QUESTIONS = {
 }
 
 
-def official_prompt(model: CausalModel, query: CausalQuery) -> Messages:
-    """Return the chat messages in the RLCausal layout. `model` must have the rounded tables."""
+def official_prompt(model: CausalModel, query: CausalQuery, decimals: int = 2) -> Messages:
+    """Return the chat messages in the RLCausal layout, which omits zeros at the end of a number.
+
+    `model` must have the rounded tables.
+    """
     # Domains and graph list the nodes by name, the tables in topological order.
     nodes = sorted(range(len(model)), key=lambda node: int(model.names[node][1:]))
     names = [model.names[node] for node in nodes]
@@ -99,7 +102,7 @@ def _rows(model: CausalModel, node: int) -> Iterator[str]:
         yield f"P({event}) = {official_list(row)}"
 
 
-def short_prompt(model: CausalModel, query: CausalQuery) -> Messages:
+def short_prompt(model: CausalModel, query: CausalQuery, decimals: int = 2) -> Messages:
     """Return one user message with table rows and question. `model` must have the rounded tables."""
     names = [short_name(name) for name in model.names]
     lines = []
@@ -107,7 +110,7 @@ def short_prompt(model: CausalModel, query: CausalQuery) -> Messages:
         for assignment, row in table_rows(model, node):
             condition = ",".join(f"{names[p]}={x}" for p, x in assignment)
             event = f"{name}|{condition}" if condition else name
-            lines.append(f"P({event})={short_list(row)}")
+            lines.append(f"P({event})={short_list(row, decimals)}")
     if query.level == "counterfactual":
         lines.append(SHORT_SELECTORS)
     # The example has as many entries as the answer; with three or more values, zeros between the outer two.
@@ -151,9 +154,9 @@ def official_list(numbers: Sequence[float]) -> str:
     return str([round(number, 2) for number in numbers])
 
 
-def short_list(numbers: Sequence[float]) -> str:
-    """Format numbers with exactly two decimals: `[0.30, 0.70]`."""
-    return f"[{', '.join(f'{number:.2f}' for number in numbers)}]"
+def short_list(numbers: Sequence[float], decimals: int = 2) -> str:
+    """Format numbers with an exact number of decimals: `[0.30, 0.70]`."""
+    return f"[{', '.join(f'{number:.{decimals}f}' for number in numbers)}]"
 
 
 def official_answer(truth: Sequence[float]) -> str:
@@ -161,7 +164,7 @@ def official_answer(truth: Sequence[float]) -> str:
     return f"ANSWER\n{official_list(truth)}"
 
 
-PROMPT_WRITERS: dict[str, Callable[[CausalModel, CausalQuery], Messages]] = {
+PROMPT_WRITERS: dict[str, Callable[[CausalModel, CausalQuery, int], Messages]] = {
     "official": official_prompt,
     "short": short_prompt,
 }

@@ -9,6 +9,8 @@ import numpy as np
 from rlkit.envs.causal.graphs import Parents
 from rlkit.envs.causal.model import CausalModel, CausalQuery, descendants
 
+KINDS = ("given", "row", "arithmetic")
+
 
 def draw_model(
     parents: Parents, cardinality: int, concentration: float, rng: np.random.Generator
@@ -18,6 +20,25 @@ def draw_model(
     tables = tuple(rng.dirichlet(alpha, size=(cardinality,) * len(node_parents)) for node_parents in parents)
     names = tuple(f"v{i}" for i in rng.permutation(len(parents)))
     return CausalModel(names, parents, tables)
+
+
+def kind_of(model: CausalModel, query: CausalQuery) -> str:
+    """Return what a query takes: "given", "row" or "arithmetic".
+
+    The target of "given" has a known value, because it is observed or set. The answer of "row" is a row of
+    the target's table. All others take arithmetic.
+    """
+    observed, intervened = query.observed, query.intervened
+    if intervened and query.target not in descendants(model.parents, intervened[0]):
+        intervened = None  # it changes nothing
+    setting = intervened or observed
+    if setting and setting[0] == query.target:
+        return "given"
+    if set(model.parents[query.target]) - {setting[0] if setting else None}:
+        return "arithmetic"
+    # What is downstream of the target changes its distribution by Bayes' rule.
+    is_downstream = observed and observed[0] in descendants(model.parents, query.target)
+    return "arithmetic" if is_downstream else "row"
 
 
 def draw_query(model: CausalModel, level: str, rng: np.random.Generator) -> CausalQuery:

@@ -16,25 +16,16 @@ from math import prod
 import numpy as np
 
 from rlkit.envs.causal.model import CausalModel, CausalQuery, ancestors, cut_parents, descendants
+from rlkit.envs.causal.queries import kind_of
 
 
 def table_row(model: CausalModel, query: CausalQuery, names: Sequence[str]) -> str | None:
-    """Return the name of the table row that is the answer, such as `P(b|a=0)`, or None if no row is.
-
-    A row is the answer to an intervention or association if the target has no parent but the conditioned node
-    and, for an association, the observed node is not downstream of the target.
-    """
-    setting = query.intervened or query.observed
-    if query.level == "counterfactual" or setting is None or setting[0] == query.target:
+    """Return the name of the table row that is the answer, such as `P(b|a=0)`, or None if no row is."""
+    if kind_of(model, query) != "row":
         return None
-    parents = model.parents[query.target]
-    if set(parents) - {setting[0]}:
-        return None
-    # Observing a descendant of the target would change its distribution by Bayes' rule.
-    if query.observed and setting[0] in descendants(model.parents, query.target):
-        return None
-    target = names[query.target]
-    return f"P({target}|{names[setting[0]]}={setting[1]})" if parents else f"P({target})"
+    values = dict(pair for pair in (query.observed, query.intervened) if pair)  # the intervention is later
+    conditions = [f"{names[parent]}={values[parent]}" for parent in model.parents[query.target]]
+    return f"P({'|'.join([names[query.target], *conditions])})"
 
 
 @dataclass(frozen=True)
@@ -181,8 +172,12 @@ def _label(derivation: _Derivation, values: dict[int, int], has_evidence: bool) 
 
 
 def _arithmetic(terms: list[list[float]], total: float) -> str:
-    text = " + ".join("*".join(_number(factor) for factor in term) for term in terms)
-    return text if text == _number(total) else f"{text} = {_number(total)}"
+    steps = [
+        " + ".join("*".join(_number(factor) for factor in term) for term in terms),
+        " + ".join(_number(prod(term)) for term in terms),
+        _number(total),
+    ]
+    return " = ".join(dict.fromkeys(steps))
 
 
 def _number(value: float) -> str:

@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
     """Evaluate or compare, print the result, and return the exit code."""
     options = build_parser().parse_args(argv)
     _check(options)
-    from rlkit.evaluation import Evaluation, compare
+    from rlkit.evaluation import Evaluation, compare, compare_by
     from rlkit.evaluation.rankings import leaderboard_agreement
     from rlkit.evaluation.systems import compare_systems, system_names
 
@@ -42,8 +42,13 @@ def main(argv: Sequence[str]) -> int:
         evaluations = [Evaluation.load(path) for path in options.compare]
         reward = _canonical_reward(options.reward, evaluations)
         if len(evaluations) == 2:
-            difference = compare(evaluations[0], evaluations[1], reward)
-            print(_to_json(difference) if options.json else _format_comparison(difference))
+            result: dict[str, Any] = dict(compare(evaluations[0], evaluations[1], reward))
+            result["by"] = {
+                column: compare_by(evaluations[0], evaluations[1], column, reward)
+                for column, values in evaluations[1].breakdown.items()
+                if len(values) > 1
+            }
+            print(_to_json(result) if options.json else _format_comparison(result))
             return 0
         systems = compare_systems(evaluations, system_names(evaluations, options.compare), reward)
         print(_to_json(systems) if options.json else _format_systems(systems, "tasks"))
@@ -405,8 +410,16 @@ def _format_agreement(result: dict[str, Any]) -> str:
 
 
 def _format_comparison(result: dict[str, Any]) -> str:
+    lines = [f"{_format_difference(result)}, paired permutation p = {result['p']:.3g}"]
+    for column, groups in result["by"].items():
+        for value, group in groups.items():
+            p_values = f"p = {group['p']:.3g}, corrected p = {group['corrected_p']:.3g}"
+            lines.append(f"{column} = {value}: {_format_difference(group)}, {p_values}")
+    return "\n".join(lines)
+
+
+def _format_difference(result: dict[str, Any]) -> str:
     return (
         f"{result['before']:.3f} -> {result['after']:.3f} on {result['n']} tasks: difference "
-        f"{result['difference']:+.3f} [{result['low']:+.3f}, {result['high']:+.3f}], "
-        f"paired permutation p = {result['p']:.3g}"
+        f"{result['difference']:+.3f} [{result['low']:+.3f}, {result['high']:+.3f}]"
     )

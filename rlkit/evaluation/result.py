@@ -12,7 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlkit.errors import UserError, nearest
-from rlkit.evaluation.statistics import Interval, mean_interval, paired_differences, paired_permutation_test
+from rlkit.evaluation.statistics import (
+    Interval,
+    holm_correction,
+    mean_interval,
+    paired_differences,
+    paired_permutation_test,
+)
 from rlkit.files import atomic_write
 
 OPTIONAL = ("notes", "counts")  # fields that older files do not have
@@ -111,17 +117,61 @@ def compare(before: Evaluation, after: Evaluation, reward: str | None = None) ->
         UserError: If the environments, their arguments or the metrics differ, there is no such reward, or the
             evaluations have no task in common.
     """
+    pairs = _paired_scores(before, after, reward)
+    a, b = np.array(list(pairs.values())).T
+    return difference_of(a, b, is_bounded=reward in (None, after.metric))
+
+
+def compare_by(
+    before: Evaluation, after: Evaluation, column: str, reward: str | None = None
+) -> dict[str, dict[str, float]]:
+    """Compare two evaluations on the tasks of each value of a column, such as each kind of question.
+
+    Args:
+        before: First evaluation.
+        after: Second evaluation, on the same tasks.
+        column: Column of the breakdown.
+        reward: Name of the reward to compare; None for the metric.
+
+    Returns:
+        The result of `compare` for each value, and `corrected_p`: p corrected for the number of values by
+        Holm's method. Values without a task in common are omitted.
+
+    Raises:
+        UserError: If `compare` raises one.
+    """
+    value_of = {record["task_id"]: str(record[column]) for record in after.completions if column in record}
+    groups: dict[str, list[tuple[float, float]]] = {}
+    for task, scores in _paired_scores(before, after, reward).items():
+        if task in value_of:
+            groups.setdefault(value_of[task], []).append(scores)
+    results = {}
+    for value, pairs in sorted(groups.items()):
+        a, b = np.array(pairs).T
+        results[value] = difference_of(a, b, is_bounded=reward in (None, after.metric))
+    corrected = holm_correction([result["p"] for result in results.values()])
+    for result, p in zip(results.values(), corrected, strict=True):
+        result["corrected_p"] = p
+    return results
+
+
+def _paired_scores(
+    before: Evaluation, after: Evaluation, reward: str | None
+) -> dict[str, tuple[float, float]]:
+    """Return the mean scores of each task for which both evaluations have valid ones."""
     check_comparable(before, after)
     first, second = (scores_of(evaluation, reward) for evaluation in (before, after))
-    common = [task for task, scores in first.items() if scores and second.get(task)]
-    if not common:
+    pairs = {
+        task: (float(np.mean(scores)), float(np.mean(second[task])))
+        for task, scores in first.items()
+        if scores and second.get(task)
+    }
+    if not pairs:
         raise UserError(
             f"{before.name} and {after.name} cannot be compared: they have no task in common with a valid "
             "score"
         )
-    a = np.array([np.mean(first[task]) for task in common])
-    b = np.array([np.mean(second[task]) for task in common])
-    return difference_of(a, b, is_bounded=reward in (None, after.metric))
+    return pairs
 
 
 def check_comparable(before: Evaluation, after: Evaluation) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rlkit.errors import UserError
-from rlkit.evaluation import Evaluation, Interval, compare
+from rlkit.evaluation import Evaluation, Interval, compare, compare_by
 from rlkit.report.figures import color_of
 from rlkit.report.run import SavedRun
 
@@ -43,11 +43,29 @@ def headline(run: SavedRun) -> dict[str, str]:
     else:
         verb = _verb(result["difference"], result["p"])
         test = f" Difference: {_points(result)} (paired permutation test, {format_p_value(result['p'])})."
+        test += f" {by_kind}" if (by_kind := changes_by_kind(first, last)) else ""
     sentence = (
         f"{_algorithm(run)} {verb} the mean {last.metric} of {last.model} from "
         f"{_with_interval(first.accuracy)} to {_with_interval(last.accuracy)} on {tasks}.{test}"
     )
     return {"figure": f"{last.metric} {_percent(first.accuracy)} → {after}", "sentence": sentence}
+
+
+def changes_by_kind(first: Evaluation, last: Evaluation) -> str:
+    """Return a sentence about which kinds of tasks changed, by the first column of the breakdown.
+
+    It is empty if all tasks are of one kind. Changes are those that are significant at 5% with p values
+    corrected for the number of kinds.
+    """
+    column = next((c for c, values in last.breakdown.items() if len(values) > 1), None)
+    if column is None:
+        return ""
+    kinds: dict[str, list[str]] = {"raised": [], "lowered": [], "did not measurably change": []}
+    for kind, result in compare_by(first, last, column).items():
+        means = f"{kind} ({100 * result['before']:.0f}% → {100 * result['after']:.0f}% of {result['n']})"
+        kinds[_verb(result["difference"], result["corrected_p"])].append(means)
+    changes = "; ".join(f"{verb} {', '.join(means)}" for verb, means in kinds.items() if means)
+    return f"By {column.replace('_', ' ')}, training {changes}." if changes else ""
 
 
 def _first_and_last(run: SavedRun) -> tuple[Evaluation | None, Evaluation | None]:

@@ -1,6 +1,7 @@
 """`CausalEnvironment`: arguments, tasks, rewards and solutions."""
 
 import pickle
+import re
 import subprocess
 import sys
 
@@ -15,7 +16,7 @@ from rlkit.registry import load_environment
 from rlkit.rewards.distribution import parse_distribution
 
 COLUMNS = {
-    *("prompt", "task_id", "truth", "level", "relevant_size", "is_core", "is_semicore"),
+    *("prompt", "task_id", "truth", "kind", "level", "relevant_size", "is_core", "is_semicore"),
     *("sums", "products", "graph_id", "question", "problem"),
 }
 
@@ -75,8 +76,8 @@ def test_solution_writes_each_step():
             "Relevant variables: a, b, c.",
             "a=0 is given.",
             "P(b) = [0.2, 0.8]",
-            "P(c=0) = 0.2*0.9 + 0.8*0.3 = 0.42",
-            "P(c=1) = 0.2*0.1 + 0.8*0.7 = 0.58",
+            "P(c=0) = 0.2*0.9 + 0.8*0.3 = 0.18 + 0.24 = 0.42",
+            "P(c=1) = 0.2*0.1 + 0.8*0.7 = 0.02 + 0.56 = 0.58",
             "P(c) = [0.42, 0.58]",
             "ANSWER [0.42, 0.58]",
         ]
@@ -84,7 +85,7 @@ def test_solution_writes_each_step():
     task = {"truth": [0.49, 0.51], "problem": head + ',"target":0,"observed":[2,1],"intervened":null}'}
     lines = environment.solution(task).splitlines()
     assert lines[1:3] == ["P(a) = [0.4, 0.6]", "P(a=0,b=0) = 0.4*0.2 = 0.08"]
-    assert "P(a=0,c=1) = 0.08*0.1 + 0.32*0.7 = 0.232" in lines
+    assert "P(a=0,c=1) = 0.08*0.1 + 0.32*0.7 = 0.008 + 0.224 = 0.232" in lines
     assert "P(c=1) = 0.232 + 0.24 = 0.472" in lines
     assert "P(a|c=1) = [0.232/0.472, 0.24/0.472] = [0.4915, 0.5085]" in lines
 
@@ -171,6 +172,32 @@ def test_level_mapping_sets_the_probabilities():
     assert "intervention" not in levels
 
 
+def test_kinds_mapping_sets_the_probabilities():
+    kinds = {"arithmetic": 2, "given": 1, "row": 1}
+    for options in ({}, {"level": "association"}, {"num_nodes": 3, "max_in_degree": 1}):
+        tasks = CausalEnvironment(kinds=kinds, **options).tasks("train", 400)
+        counts = {kind: list(tasks["kind"]).count(kind) / 400 for kind in kinds}
+        assert counts == pytest.approx({"arithmetic": 0.5, "given": 0.25, "row": 0.25}, abs=0.08)
+
+
+def test_graph_without_questions_of_a_kind_gets_others():
+    arguments = {"num_nodes": 2, "max_in_degree": 1}  # there is no variable whose parent could be summed out
+    kinds = set(CausalEnvironment(kinds={"arithmetic": 1}, **arguments).tasks("train", 20)["kind"])
+    assert kinds <= {"given", "row"}
+
+
+@pytest.mark.parametrize("style", ["official", "short"])
+def test_tables_of_one_decimal_are_printed_and_solved_as_such(style):
+    environment = CausalEnvironment(num_nodes=3, decimals=1, prompt_style=style)
+    for task in environment.tasks("train", 50):
+        tables = from_json(task["problem"])[0].tables
+        assert not any((table != table.round(1)).any() for table in tables)
+        text = task["prompt"][-1]["content"].split("= ?")[0].split("Question")[0]
+        assert {len(number) for number in re.findall(r"\d\.\d+", text)} == {3}
+        if style == "official":
+            assert environment.solve_prompt(task["prompt"]) == task["truth"]
+
+
 def test_truth_from_exact_uses_unrounded_tables():
     exact = CausalEnvironment(level="association", truth_from="exact").tasks("test", 200)
     printed = CausalEnvironment(level="association").tasks("test", 200)
@@ -218,6 +245,9 @@ def test_environment_pickles():
         ({"num_nodes": 1}, "num_nodes must be an integer from 2 to 200, not 1"),
         ({"num_nodes": 10.0}, "must be an integer from 2 to 200"),
         ({"num_nodes": 10**6}, "from 2 to 200"),
+        ({"decimals": 3}, "decimals must be an integer from 1 to 2, not 3"),
+        ({"kinds": {"sum": 1}}, "unknown kind 'sum'"),
+        ({"kinds": {"row": -1}}, "weight of kind 'row'"),
         ({"level": 2}, "level must be a name, a list of names or a mapping"),
         ({"cardinality": 1}, "cardinality must be an integer from 2 to 64, not 1"),
         ({"roots": 0}, "roots must be an integer from 1 to 9, not 0"),

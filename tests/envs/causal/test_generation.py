@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from rlkit.environment import SPLITS
 from rlkit.envs.causal import CausalEnvironment
 from rlkit.envs.causal.graphs import GraphConfig, graph_stream, random_stream, split_of, structure_hash
+from rlkit.envs.causal.inference import infer
 from rlkit.envs.causal.model import LEVELS, descendants
 from rlkit.envs.causal.problem import from_json
-from rlkit.envs.causal.queries import draw_model, draw_query
+from rlkit.envs.causal.queries import draw_model, draw_query, kind_of
 from rlkit.errors import UserError
 
 
@@ -159,6 +160,19 @@ def test_draw_query_respects_the_level(seed, num_nodes, level):
         assert query.intervened[0] < num_nodes - 1
     if level == "counterfactual":
         assert query.observed[0] in descendants(model.parents, query.intervened[0])
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 10**6), st.integers(2, 6), st.sampled_from(LEVELS))
+def test_kind_of_query_agrees_with_its_exact_answer(seed, num_nodes, level):
+    rng = np.random.default_rng(seed)
+    model = draw_model(GraphConfig(num_nodes, None, min(2, num_nodes - 1)).draw(rng), 2, 1.0, rng)
+    query = draw_query(model, level, rng)
+    answer = infer(model, query)
+    kind = kind_of(model, query)
+    assert (kind == "given") == bool(np.isclose(answer, 1).any())
+    rows = model.tables[query.target].reshape(-1, 2)
+    assert kind == "given" or (kind == "row") == bool(np.isclose(rows, answer).all(axis=1).any())
 
 
 def test_sample_follows_the_tables():

@@ -7,7 +7,7 @@ from datasets import Dataset
 
 from rlkit.environment import Environment
 from rlkit.errors import UserError
-from rlkit.evaluation import Evaluation, compare, evaluate
+from rlkit.evaluation import Evaluation, compare, compare_by, evaluate
 from rlkit.rollouts import Rollout
 from rlkit.scoring import Scores
 
@@ -149,6 +149,25 @@ def test_compare_pairs_scores_by_task():
     assert (result["n"], result["before"], result["difference"]) == (3, 0.0, pytest.approx(2 / 3))
     assert result["low"] < 2 / 3 < result["high"] <= 1
     assert result["p"] == 0.5  # 2 differences: 2 of 4 sign flips
+
+
+def test_compare_by_compares_the_tasks_of_each_value_of_a_column():
+    """Tasks of level 0 are those with an even number; their answers are odd."""
+    n = 16
+    right = [[str(i + 1)] for i in range(n)]
+    before = run([["9"] if i % 2 == 0 and i != 8 else right[i] for i in range(n)], n=n, name="before")
+    after = run([["crash"] if i == 0 else right[i] for i in range(n)], n=n)
+    results = compare_by(before, after, "level")
+    assert list(results) == ["0", "1"]
+    assert (results["0"]["n"], results["0"]["before"], results["0"]["after"]) == (
+        7,
+        pytest.approx(1 / 7),
+        1.0,
+    )
+    assert (results["1"]["n"], results["1"]["difference"], results["1"]["p"]) == (8, 0.0, 1.0)
+    assert results["0"]["p"] == pytest.approx(2 / 2**6)
+    assert results["0"]["corrected_p"] == pytest.approx(4 / 2**6)  # Holm: the smaller of two, times two
+    assert compare_by(before, after, "size") == {}
 
 
 def test_compare_by_a_reward_other_than_the_metric():
