@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 from rlkit.evaluation import Evaluation, compare, compare_by, paired_permutation_test
-from rlkit.evaluation.result import scores_of
+from rlkit.evaluation.result import paired_scores_by, scores_of
 from rlkit.evaluation.statistics import holm_correction
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -73,31 +73,24 @@ def collect(
 
 def pooled_p_value(pairs: Sequence[Sequence[Evaluation]], reward: str | None) -> float:
     """Return the p value of the paired permutation test over the tasks of all seeds."""
-    return paired_permutation_test(*zip(*_paired_means(pairs, reward).values(), strict=True))
+    before, after = [], []
+    for pair in pairs:
+        first, second = (scores_of(evaluation, reward) for evaluation in pair)
+        for task in first:
+            if first[task] and second.get(task):
+                before.append(sum(first[task]) / len(first[task]))
+                after.append(sum(second[task]) / len(second[task]))
+    return paired_permutation_test(before, after)
 
 
 def pooled_p_values_by(pairs: Sequence[Sequence[Evaluation]], column: str) -> dict[str, float]:
     """Return the p values over the tasks of all seeds with each value of a column, corrected by Holm."""
     groups: dict[str, list[tuple[float, float]]] = {}
     for pair in pairs:
-        value_of = {record["task_id"]: str(record[column]) for record in pair[1].completions}
-        for (_, task), means in _paired_means([pair], None).items():
-            groups.setdefault(value_of[task], []).append(means)
-    p_values = [paired_permutation_test(*zip(*groups[value], strict=True)) for value in sorted(groups)]
-    return dict(zip(sorted(groups), holm_correction(p_values), strict=True))
-
-
-def _paired_means(
-    pairs: Sequence[Sequence[Evaluation]], reward: str | None
-) -> dict[tuple[int, str], tuple[float, float]]:
-    """Return the mean scores before and after, by the number of the pair and the task."""
-    means = {}
-    for number, pair in enumerate(pairs):
-        first, second = (scores_of(evaluation, reward) for evaluation in pair)
-        for task in first:
-            if first[task] and second.get(task):
-                means[number, task] = tuple(sum(x[task]) / len(x[task]) for x in (first, second))
-    return means
+        for value, scores in paired_scores_by(*pair, column).items():
+            groups.setdefault(value, []).extend(scores)
+    p_values = [paired_permutation_test(*zip(*scores, strict=True)) for scores in groups.values()]
+    return dict(zip(groups, holm_correction(p_values), strict=True))
 
 
 def report(result: dict) -> None:

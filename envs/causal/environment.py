@@ -56,10 +56,13 @@ class CausalEnvironment(Environment):
         decimals: Number of decimals of the tables in the prompt, 1 or 2.
         concentration: Parameter of the Dirichlet distribution of every table row. Values below 1 give more
             deterministic rows.
+        kinds: Kind of question (`kind_of`), list of kinds with equal probability, or mapping from kind to
+            weight. None draws target and condition uniformly. A kind that a graph lacks is replaced by the
+            others; a graph without any of them is skipped.
         questions_per_graph: Number of consecutive questions about one graph; None means 100 in train, 10 in
             dev and 40 in test.
-        truth_from: Tables that the answer is computed from: "printed", those of the prompt (which have two
-            decimals), or "exact", those before rounding, as in the release.
+        truth_from: Tables that the answer is computed from: "printed", the rounded ones of the prompt, or
+            "exact", those before rounding, as in the release.
         prompt_style: "official" (the layout of RLCausal) or "short".
         tolerance: Total variation distance up to which the reward `distribution` is 1.
         strict: Whether the distance must be below the tolerance, as in the release's training reward.
@@ -84,7 +87,7 @@ class CausalEnvironment(Environment):
         max_in_degree: int = 2,
         decimals: int = 2,
         concentration: float = 1.0,
-        kinds: Mapping[str, float] | None = None,
+        kinds: str | Sequence[str] | Mapping[str, float] | None = None,
         questions_per_graph: int | None = None,
         truth_from: str = "printed",
         prompt_style: str = "official",
@@ -98,6 +101,11 @@ class CausalEnvironment(Environment):
         check_choice("parser", parser, rewards.PARSERS)
         if which is not None:
             check_choice("which", which, ("first", "last"))
+        check_integer("decimals", decimals, 1, 2)
+        if truth_from == "exact" and decimals == 1:
+            raise UserError(
+                "truth_from 'exact' requires decimals 2: tables with one decimal do not determine the answer"
+            )
         if parser == "official" and prompt_style != "official":
             raise UserError(
                 "parser 'official' parses only answers in the official layout: set prompt_style to 'official'"
@@ -115,8 +123,8 @@ class CausalEnvironment(Environment):
         self.config = TaskConfig(
             graph=GraphConfig(num_nodes, roots, max_in_degree),
             levels=_probabilities("level", level, LEVELS),
-            kinds=None if kinds is None else _probabilities("kind", kinds, KINDS),
-            decimals=check_integer("decimals", decimals, 1, 2),
+            kinds=None if kinds is None else _probabilities("kinds", kinds, KINDS),
+            decimals=decimals,
             cardinality=cardinality,
             concentration=concentration,
             truth_from=truth_from,
@@ -129,7 +137,8 @@ class CausalEnvironment(Environment):
     def tasks(self, split: str, n: int | None = None, seed: int = 0) -> datasets.Dataset:
         """Return the first `n` tasks of a split, by default 8,000 (train, test) or 2,000 (dev).
 
-        Columns: `prompt`, `task_id`, `truth` (the distribution, two decimals), `level`, `relevant_size`
+        Columns: `prompt`, `task_id`, `truth` (the distribution, two decimals), `kind` (what answering
+        requires, see `rlkit.envs.causal.queries.kind_of`), `level`, `relevant_size`
         (nodes of the relevant subgraph), `is_core` (removing any condition changes the answer),
         `is_semicore` (removing at least one condition does), `sums` and `products` (operations of min-fill
         elimination), `graph_id`, `question`, and `problem` (model and query as JSON, see
@@ -206,21 +215,30 @@ def _rewards(tolerance: float, strict: bool, parser: str, answer_rule: str | Non
 def _probabilities(
     name: str, value: str | Sequence[str] | Mapping[str, float], choices: Sequence[str]
 ) -> dict[str, float]:
-    """Return the probability of each level or kind, from a name, a list of names or a mapping to weights."""
+    """Return the probability of each level or kind, from a name, a list of names or a mapping to weights.
+
+    Args:
+        name: Name of the argument, for messages.
+        value: Value of the argument.
+        choices: All levels or kinds.
+    """
     if isinstance(value, str):
         value = [value]
     if not isinstance(value, Sequence | Mapping):
         raise UserError(f"{name} must be a name, a list of names or a mapping to weights, not {value!r}")
     weights = dict(value) if isinstance(value, Mapping) else dict.fromkeys(value, 1.0)
+    entry = name.removesuffix("s")
     for choice, weight in weights.items():
-        check_choice(name, choice, choices)
+        check_choice(entry, choice, choices)
         if not (isinstance(weight, int | float) and 0 <= weight < float("inf")):
             raise UserError(
-                f"the weight of {name} {choice!r} must be a finite number of at least 0, not {weight!r}"
+                f"the weight of {entry} {choice!r} must be a finite number of at least 0, not {weight!r}"
             )
     total = sum(weights.values())
     if total <= 0:
-        raise UserError(f"no {name} has a positive weight: choose from {', '.join(choices)}")
+        raise UserError(
+            f"no {name.removesuffix('s')} has a positive weight: choose from {', '.join(choices)}"
+        )
     # In a fixed order, so that the order in a config does not change the tasks.
     return {choice: weights[choice] / total for choice in choices if choice in weights}
 

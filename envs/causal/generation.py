@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -19,9 +18,11 @@ from rlkit.envs.causal.model import CausalModel, CausalQuery, hundredths
 from rlkit.envs.causal.problem import to_json
 from rlkit.envs.causal.prompts import PROMPT_WRITERS, QUESTION_WRITERS
 from rlkit.envs.causal.queries import draw_model, draw_query, kind_of
+from rlkit.errors import UserError
 
 INT64_MAX = 2**63 - 1
-MAX_DRAWS = 100  # of a query of a certain kind
+MAX_DRAWS_PER_KIND = 20  # draws of conditions until a target has the drawn kind
+MAX_SKIPPED_GRAPHS = 1000  # graphs without a question of the kinds; then it is assumed that none has one
 
 
 @dataclass(frozen=True)
@@ -42,16 +43,23 @@ def generate(
     config: TaskConfig, split: str, seed: int, n: int, questions_per_graph: int
 ) -> Iterator[dict[str, Any]]:
     """Yield the rows of the first `n` tasks. Row i depends on the config, the split, the seed and i alone."""
-    num_graphs = -(-n // questions_per_graph)  # rounded up
-    graphs = graph_stream(config.graph, split, seed)
-    for number, (parents, structure) in enumerate(islice(graphs, num_graphs)):
+    num_rows = num_skipped = 0
+    for number, (parents, structure) in enumerate(graph_stream(config.graph, split, seed)):
+        if num_rows == n:
+            return
         # A stream per graph and per question: task i does not depend on n or on the tasks before it.
         rng = random_stream(1, split, seed, number)
         model = draw_model(parents, config.cardinality, config.concentration, rng)
         printed = model.printed(config.decimals)
         graph = _Graph(config, printed, printed if config.truth_from == "printed" else model, structure)
-        for question in range(min(questions_per_graph, n - number * questions_per_graph)):
+        if not graph.has_question(random_stream(3, split, seed, number)):
+            num_skipped += 1
+            if num_skipped == MAX_SKIPPED_GRAPHS and not num_rows:
+                raise UserError(f"no graph has a question of the kinds {', '.join(config.kinds or ())}")
+            continue
+        for question in range(min(questions_per_graph, n - num_rows)):
             yield graph.draw_task(random_stream(2, split, seed, number, question))
+            num_rows += 1
 
 
 class _Graph:
@@ -90,17 +98,32 @@ class _Graph:
             "problem": to_json(self.model, query),
         }
 
+    def has_question(self, rng: np.random.Generator) -> bool:
+        """Return whether there is a question of the kinds of the config."""
+        return self.config.kinds is None or self._draw_query_of_kinds(rng) is not None
+
     def _draw_query(self, rng: np.random.Generator) -> CausalQuery:
-        """Draw a query, of a kind that is drawn first if the config has probabilities of kinds."""
-        level = _draw(self.config.levels, rng)
         if self.config.kinds is None:
-            return draw_query(self.model, level, rng)
-        kind = _draw(self.config.kinds, rng)
-        for _ in range(MAX_DRAWS):
-            query = draw_query(self.model, level, rng)
-            if kind_of(self.model, query) == kind:
-                break
-        return query  # of another kind if this graph has no such question
+            return draw_query(self.model, _draw_name(self.config.levels, rng), rng)
+        while (query := self._draw_query_of_kinds(rng)) is None:
+            pass  # `has_question` has found one
+        return query
+
+    def _draw_query_of_kinds(self, rng: np.random.Generator) -> CausalQuery | None:
+        """Draw a level and a kind, then a query; of another kind if the graph has no such query."""
+        assert self.config.kinds is not None
+        level, weights = _draw_name(self.config.levels, rng), dict(self.config.kinds)
+        while any(weights.values()):
+            kind = _draw_name(weights, rng)
+            for _ in range(MAX_DRAWS_PER_KIND):
+                query = draw_query(self.model, level, rng)
+                # Of all targets, because few are of some kinds: in a large graph, one variable is set.
+                targets = [replace(query, target=target) for target in range(len(self.model))]
+                targets = [each for each in targets if kind_of(self.model, each) == kind]
+                if targets:
+                    return targets[int(rng.integers(len(targets)))]
+            del weights[kind]
+        return None
 
     def _differs(self, query: CausalQuery) -> list[bool]:
         """Return for each simpler question (a condition removed) whether the rounded answer changes."""
@@ -114,8 +137,9 @@ class _Graph:
         return [self.hundredths(simpler) != answer for simpler in variants - {query}]
 
 
-def _draw(probabilities: Mapping[str, float], rng: np.random.Generator) -> str:
-    return str(rng.choice(list(probabilities), p=list(probabilities.values())))
+def _draw_name(weights: Mapping[str, float], rng: np.random.Generator) -> str:
+    probabilities = np.array(list(weights.values()))
+    return str(rng.choice(list(weights), p=probabilities / probabilities.sum()))
 
 
 def _task_id(prompt: list[dict[str, str]], truth: list[float]) -> str:

@@ -23,10 +23,10 @@ def draw_model(
 
 
 def kind_of(model: CausalModel, query: CausalQuery) -> str:
-    """Return what a query takes: "given", "row" or "arithmetic".
+    """Return what answering a query requires, regardless of the numbers: "given", "row" or "arithmetic".
 
     The target of "given" has a known value, because it is observed or set. The answer of "row" is a row of
-    the target's table. All others take arithmetic.
+    the target's table. All others require arithmetic.
     """
     observed, intervened = query.observed, query.intervened
     if intervened and query.target not in descendants(model.parents, intervened[0]):

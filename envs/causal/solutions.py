@@ -23,9 +23,11 @@ def table_row(model: CausalModel, query: CausalQuery, names: Sequence[str]) -> s
     """Return the name of the table row that is the answer, such as `P(b|a=0)`, or None if no row is."""
     if kind_of(model, query) != "row":
         return None
-    values = dict(pair for pair in (query.observed, query.intervened) if pair)  # the intervention is later
-    conditions = [f"{names[parent]}={values[parent]}" for parent in model.parents[query.target]]
-    return f"P({'|'.join([names[query.target], *conditions])})"
+    # An intervention overrides the observation of the same variable.
+    values = dict(pair for pair in (query.observed, query.intervened) if pair)
+    conditions = ",".join(f"{names[parent]}={values[parent]}" for parent in model.parents[query.target])
+    target = names[query.target]
+    return f"P({target}|{conditions})" if conditions else f"P({target})"
 
 
 @dataclass(frozen=True)
@@ -172,12 +174,11 @@ def _label(derivation: _Derivation, values: dict[int, int], has_evidence: bool) 
 
 
 def _arithmetic(terms: list[list[float]], total: float) -> str:
-    steps = [
-        " + ".join("*".join(_number(factor) for factor in term) for term in terms),
-        " + ".join(_number(prod(term)) for term in terms),
-        _number(total),
-    ]
-    return " = ".join(dict.fromkeys(steps))
+    steps = [" + ".join("*".join(_number(factor) for factor in term) for term in terms)]
+    products = [round(prod(term), 4) for term in terms]
+    if _number(sum(products)) == _number(total):  # otherwise their rounding would make the sum look wrong
+        steps.append(" + ".join(map(_number, products)))
+    return " = ".join(dict.fromkeys([*steps, _number(total)]))
 
 
 def _number(value: float) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -43,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
         reward = _canonical_reward(options.reward, evaluations)
         if len(evaluations) == 2:
             result: dict[str, Any] = dict(compare(evaluations[0], evaluations[1], reward))
-            result["by"] = {
+            result["breakdown"] = {
                 column: compare_by(evaluations[0], evaluations[1], column, reward)
                 for column, values in evaluations[1].breakdown.items()
                 if len(values) > 1
@@ -411,7 +412,7 @@ def _format_agreement(result: dict[str, Any]) -> str:
 
 def _format_comparison(result: dict[str, Any]) -> str:
     lines = [f"{_format_difference(result)}, paired permutation p = {result['p']:.3g}"]
-    for column, groups in result["by"].items():
+    for column, groups in result["breakdown"].items():
         for value, group in groups.items():
             p_values = f"p = {group['p']:.3g}, corrected p = {group['corrected_p']:.3g}"
             lines.append(f"{column} = {value}: {_format_difference(group)}, {p_values}")
@@ -419,7 +420,10 @@ def _format_comparison(result: dict[str, Any]) -> str:
 
 
 def _format_difference(result: dict[str, Any]) -> str:
-    return (
+    difference = (
         f"{result['before']:.3f} -> {result['after']:.3f} on {result['n']} tasks: difference "
-        f"{result['difference']:+.3f} [{result['low']:+.3f}, {result['high']:+.3f}]"
+        f"{result['difference']:+.3f}"
     )
+    if not math.isfinite(result["low"]):  # of a single task
+        return difference
+    return f"{difference} [{result['low']:+.3f}, {result['high']:+.3f}]"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from rlkit.errors import UserError, nearest
@@ -140,19 +141,29 @@ def compare_by(
     Raises:
         UserError: If `compare` raises one.
     """
-    value_of = {record["task_id"]: str(record[column]) for record in after.completions if column in record}
-    groups: dict[str, list[tuple[float, float]]] = {}
-    for task, scores in _paired_scores(before, after, reward).items():
-        if task in value_of:
-            groups.setdefault(value_of[task], []).append(scores)
     results = {}
-    for value, pairs in sorted(groups.items()):
+    for value, pairs in paired_scores_by(before, after, column, reward).items():
         a, b = np.array(pairs).T
         results[value] = difference_of(a, b, is_bounded=reward in (None, after.metric))
     corrected = holm_correction([result["p"] for result in results.values()])
     for result, p in zip(results.values(), corrected, strict=True):
         result["corrected_p"] = p
     return results
+
+
+def paired_scores_by(
+    before: Evaluation, after: Evaluation, column: str, reward: str | None = None
+) -> dict[str, list[tuple[float, float]]]:
+    """Return the mean scores (before, after) of each task, by the value of a column, sorted by value.
+
+    Arguments and errors are those of `compare_by`. Tasks without a value are omitted.
+    """
+    values = {record["task_id"]: record.get(column) for record in after.completions}
+    frame = pd.DataFrame(
+        [(values.get(task), scores) for task, scores in _paired_scores(before, after, reward).items()],
+        columns=["value", "scores"],
+    )
+    return {str(value): list(group["scores"]) for value, group in frame.groupby("value")}
 
 
 def _paired_scores(

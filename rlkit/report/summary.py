@@ -22,6 +22,9 @@ OBJECTIVES = {
 }
 
 
+MAX_KINDS = 8  # of tasks in the headline; more would hide the result
+
+
 def headline(run: SavedRun) -> dict[str, str]:
     """Return {"figure", "sentence"}: the metric before and after training, short and as a tested statement.
 
@@ -43,7 +46,7 @@ def headline(run: SavedRun) -> dict[str, str]:
     else:
         verb = _verb(result["difference"], result["p"])
         test = f" Difference: {_points(result)} (paired permutation test, {format_p_value(result['p'])})."
-        test += f" {by_kind}" if (by_kind := changes_by_kind(first, last)) else ""
+        test += f" {changes}" if (changes := changes_by_column(first, last)) else ""
     sentence = (
         f"{_algorithm(run)} {verb} the mean {last.metric} of {last.model} from "
         f"{_with_interval(first.accuracy)} to {_with_interval(last.accuracy)} on {tasks}.{test}"
@@ -51,21 +54,22 @@ def headline(run: SavedRun) -> dict[str, str]:
     return {"figure": f"{last.metric} {_percent(first.accuracy)} → {after}", "sentence": sentence}
 
 
-def changes_by_kind(first: Evaluation, last: Evaluation) -> str:
-    """Return a sentence about which kinds of tasks changed, by the first column of the breakdown.
+def changes_by_column(first: Evaluation, last: Evaluation) -> str:
+    """Return a sentence about which kinds of tasks changed, or "" if there are no kinds to compare.
 
-    It is empty if all tasks are of one kind. Changes are those that are significant at 5% with p values
-    corrected for the number of kinds.
+    They are the values of the first column of the breakdown that has at least two, and not more than
+    `MAX_KINDS`. A kind counts as changed if its Holm-corrected p is below 0.05.
     """
-    column = next((c for c, values in last.breakdown.items() if len(values) > 1), None)
+    sizes = {column: sum(i.n > 0 for i in intervals.values()) for column, intervals in last.breakdown.items()}
+    column = next((column for column, size in sizes.items() if 2 <= size <= MAX_KINDS), None)
     if column is None:
         return ""
-    kinds: dict[str, list[str]] = {"raised": [], "lowered": [], "did not measurably change": []}
+    changes: dict[str, list[str]] = {"raised": [], "lowered": [], "did not measurably change": []}
     for kind, result in compare_by(first, last, column).items():
-        means = f"{kind} ({100 * result['before']:.0f}% → {100 * result['after']:.0f}% of {result['n']})"
-        kinds[_verb(result["difference"], result["corrected_p"])].append(means)
-    changes = "; ".join(f"{verb} {', '.join(means)}" for verb, means in kinds.items() if means)
-    return f"By {column.replace('_', ' ')}, training {changes}." if changes else ""
+        means = f"{kind} ({100 * result['before']:.0f}% → {100 * result['after']:.0f}%, n = {result['n']})"
+        changes[_verb(result["difference"], result["corrected_p"])].append(means)
+    clauses = "; ".join(f"{verb} {', '.join(means)}" for verb, means in changes.items() if means)
+    return f"{last.metric} by {column.replace('_', ' ')}: training {clauses}."
 
 
 def _first_and_last(run: SavedRun) -> tuple[Evaluation | None, Evaluation | None]:

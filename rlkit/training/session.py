@@ -31,7 +31,7 @@ from rlkit.models.load import save_gathered, save_model
 from rlkit.models.patches import shard_on_cpu
 from rlkit.registry import author_frames, load_environment
 from rlkit.report import build_report
-from rlkit.report.summary import changes_by_kind
+from rlkit.report.summary import changes_by_column
 from rlkit.reward import Reward
 from rlkit.runs.callbacks import (
     EvaluateCallback,
@@ -386,8 +386,8 @@ class Session:
             )
             try:
                 lines.append(f"{line} (paired permutation p = {compare(before, after)['p']:.2g})")
-                if by_kind := changes_by_kind(before, after):
-                    lines.append(by_kind)
+                if changes := changes_by_column(before, after):
+                    lines.append(changes)
             except UserError as error:  # no task is valid in both: still write the report
                 lines.append(f"{line} (no paired test: {error})")
             if self.check is not None:

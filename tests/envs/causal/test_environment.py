@@ -180,18 +180,48 @@ def test_kinds_mapping_sets_the_probabilities():
         assert counts == pytest.approx({"arithmetic": 0.5, "given": 0.25, "row": 0.25}, abs=0.08)
 
 
-def test_graph_without_questions_of_a_kind_gets_others():
+def test_kind_that_a_graph_lacks_is_replaced_by_the_others_with_a_weight():
     arguments = {"num_nodes": 2, "max_in_degree": 1}  # there is no variable whose parent could be summed out
-    kinds = set(CausalEnvironment(kinds={"arithmetic": 1}, **arguments).tasks("train", 20)["kind"])
-    assert kinds <= {"given", "row"}
+    weights = {"given": 0, "row": 1, "arithmetic": 5}
+    assert set(CausalEnvironment(kinds=weights, **arguments).tasks("train", 40)["kind"]) == {"row"}
+    with pytest.raises(UserError, match="no graph has a question of the kinds arithmetic"):
+        CausalEnvironment(kinds="arithmetic", **arguments).tasks("train", 1)
+
+
+@pytest.mark.parametrize("kind", ["given", "row", "arithmetic"])
+def test_rare_kinds_are_found_in_large_graphs(kind):
+    environment = CausalEnvironment(level=LEVELS, num_nodes=60, kinds=[kind])
+    assert set(environment.tasks("train", 12)["kind"]) == {kind}
+    few, many = environment.tasks("train", 3), environment.tasks("train", 12)
+    assert few["task_id"][:] == many["task_id"][:3]
+
+
+@pytest.mark.parametrize("cardinality", [2, 3])
+def test_worked_sums_are_exact_to_the_last_digit(cardinality):
+    environment = CausalEnvironment(level="association", num_nodes=4, cardinality=cardinality)
+    num_sums = 0
+    for task in environment.tasks("train", 150):
+        for line in environment.solution(task).splitlines():
+            steps = line.split(" = ")[1:] if "*" in line else []
+            for step in steps[1:-1]:  # the products
+                assert sum(map(float, step.split(" + "))) == pytest.approx(float(steps[-1]), abs=1e-9)
+                num_sums += 1
+    assert num_sums > 30
+
+
+def test_short_solution_of_a_counterfactual_quotes_the_row_of_the_intervention():
+    environment = CausalEnvironment(level="counterfactual", prompt_style="short")
+    head = '{"names":["v0","v1"],"parents":[[],[0]],"tables":[[0.4,0.6],[[0.5,0.5],[0.2,0.8]]]'
+    task = {"truth": [0.2, 0.8], "problem": head + ',"target":1,"observed":[0,0],"intervened":[0,1]}'}
+    assert environment.solution(task) == "P(b|a=1)=[0.20, 0.80]"
 
 
 @pytest.mark.parametrize("style", ["official", "short"])
-def test_tables_of_one_decimal_are_printed_and_solved_as_such(style):
+def test_tables_of_one_decimal_are_printed_as_such(style):
     environment = CausalEnvironment(num_nodes=3, decimals=1, prompt_style=style)
     for task in environment.tasks("train", 50):
         tables = from_json(task["problem"])[0].tables
-        assert not any((table != table.round(1)).any() for table in tables)
+        assert all((table == table.round(1)).all() for table in tables)
         text = task["prompt"][-1]["content"].split("= ?")[0].split("Question")[0]
         assert {len(number) for number in re.findall(r"\d\.\d+", text)} == {3}
         if style == "official":
@@ -246,7 +276,9 @@ def test_environment_pickles():
         ({"num_nodes": 10.0}, "must be an integer from 2 to 200"),
         ({"num_nodes": 10**6}, "from 2 to 200"),
         ({"decimals": 3}, "decimals must be an integer from 1 to 2, not 3"),
+        ({"decimals": 1, "truth_from": "exact"}, "truth_from 'exact' requires decimals 2"),
         ({"kinds": {"sum": 1}}, "unknown kind 'sum'"),
+        ({"kinds": 3}, "kinds must be a name, a list of names or a mapping to weights, not 3"),
         ({"kinds": {"row": -1}}, "weight of kind 'row'"),
         ({"level": 2}, "level must be a name, a list of names or a mapping"),
         ({"cardinality": 1}, "cardinality must be an integer from 2 to 64, not 1"),

@@ -1,8 +1,10 @@
 """`rlkit eval` of retrievers, from the layouts in which data is downloaded to tables of measures."""
 
 import json
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -158,6 +160,21 @@ def test_run_may_be_a_bare_path_and_results_can_be_compared(command, files):
     assert code == 0 and " -> " in out and "on 3 tasks" in out
     code, out, _ = command("--compare", files / "a.json", files / "b.json", "--reward", "MRR@10", "--json")
     assert code == 0 and json.loads(out)["difference"] == 0
+    sized = replace(
+        a,
+        breakdown={"size": {"1": a.accuracy, "2": a.accuracy}},
+        completions=[record | {"size": 1 + (i > 0)} for i, record in enumerate(a.completions)],
+    )
+    sized.save(files / "sized.json")
+    code, out, _ = command("--compare", files / "a.json", files / "sized.json")
+    assert code == 0 and re.search(
+        r"size = 1: .* on 1 tasks: difference \+0\.000, p = 1, corrected p = 1", out
+    )
+    code, out, _ = command("--compare", files / "a.json", files / "sized.json", "--json")
+    assert code == 0 and {value: row["n"] for value, row in json.loads(out)["breakdown"]["size"].items()} == {
+        "1": 1,
+        "2": 2,
+    }
     # The order within ties is kept in what is written.
     written = (files / "c.run").read_text()
     assert written.index("q2 Q0 pig 1 ") < written.index("q2 Q0 cow 2 ")

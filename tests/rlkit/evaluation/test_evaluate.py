@@ -170,6 +170,17 @@ def test_compare_by_compares_the_tasks_of_each_value_of_a_column():
     assert compare_by(before, after, "size") == {}
 
 
+def test_compare_by_sorts_numbers_and_omits_tasks_without_a_value():
+    result = run([["1"], ["2"], ["3"], ["4"]])
+    sizes = (10, 2, None, 10)
+    completions = [c | {"size": size} for c, size in zip(result.completions, sizes, strict=True)]
+    sized = replace(result, completions=completions)
+    assert [(value, row["n"]) for value, row in compare_by(result, sized, "size").items()] == [
+        ("2.0", 1),
+        ("10.0", 2),
+    ]
+
+
 def test_compare_by_a_reward_other_than_the_metric():
     result = run([["1"], ["2"], ["crash"], ["4"]])
     before, after = (

@@ -7,7 +7,7 @@ from rlkit.evaluation import Evaluation, accuracy_interval
 from rlkit.report.run import read_run
 from rlkit.report.summary import (
     OBJECTIVES,
-    changes_by_kind,
+    changes_by_column,
     evaluation_rows,
     facts,
     format_duration,
@@ -22,14 +22,14 @@ def test_headline_compares_before_and_after(make_run):
     assert text["sentence"].startswith("GRPO raised the mean correct of Qwen/Qwen2.5-0.5B-Instruct from ")
     assert "on 300 held-out test tasks of causal-v1" in text["sentence"]
     assert "paired permutation test, p < 0.001" in text["sentence"]
-    assert "By level, training raised association (" in text["sentence"]
+    assert "correct by level: training raised association (" in text["sentence"]
 
 
 def test_headline_claims_no_more_than_the_test_allows(make_run):
     assert "did not measurably change" in headline(read_run(make_run(gain=0.0)))["sentence"]
 
 
-def test_headline_says_which_kinds_of_tasks_changed():
+def test_changes_by_column_groups_kinds_by_direction():
     def evaluation(name, solved):
         """Return an evaluation of 20 tasks of each kind, of which as many are solved as `solved` says."""
         tasks = [(f"{kind}-{i}", kind, float(i < n)) for kind, n in solved.items() for i in range(20)]
@@ -45,12 +45,14 @@ def test_headline_says_which_kinds_of_tasks_changed():
 
     before = evaluation("before", {"row": 20, "sum": 2, "product": 3})
     after = evaluation("after", {"row": 10, "sum": 17, "product": 5})
-    assert changes_by_kind(before, after) == (
-        "By kind, training raised sum (10% → 85% of 20); lowered row (100% → 50% of 20); "
-        "did not measurably change product (15% → 25% of 20)."
+    assert changes_by_column(before, after) == (
+        "correct by kind: training raised sum (10% → 85%, n = 20); lowered row (100% → 50%, n = 20); "
+        "did not measurably change product (15% → 25%, n = 20)."
     )
     alike = evaluation("before", {"row": 20}), evaluation("after", {"row": 20})
-    assert changes_by_kind(*alike) == ""
+    assert changes_by_column(*alike) == ""
+    many = evaluation("many", dict.fromkeys(map(str, range(9)), 3))
+    assert changes_by_column(many, many) == ""
 
 
 def test_headline_works_with_one_evaluation_or_none(make_run):
