@@ -197,6 +197,7 @@ class Point:
         if self._preempted.is_set():
             return 0, False
         pruned = False
+        prunable = None if not self.sweep.pruning else trial
         reported_steps: set[int] = set()
         command = self.command(seed)
         # The other nodes of a Slurm job read this file and start the same command (`rlkit.sweeps.slurm`).
@@ -212,11 +213,14 @@ class Point:
                 start_new_session=True,
             )
             while (code := _poll(process)) is None:
-                if trial is None or not self.sweep.pruning or pruned:
+                if prunable is None or pruned:
                     continue
-                if self._should_prune(seed, trial, reported_steps):
+                if self._should_prune(seed, prunable, reported_steps):
                     pruned = True
                     process.terminate()
+        if prunable is not None and not pruned:
+            # Later points are compared with the results of this one, also with those just before its end.
+            self._should_prune(seed, prunable, reported_steps)
         return code, pruned
 
     def _should_prune(self, seed: int, trial: Trial, reported_steps: set[int]) -> bool:

@@ -46,12 +46,16 @@ def check_fused_head(trainer: GRPOTrainer) -> float | None:
         return None
     ids, mask, length = check_batch(model, *SHAPES[0][:2], trainer.accelerator.device)
     is_scored = mask[:, -length:].bool()
+    rollouts = {
+        "prompt_ids": ids[:, :-length],
+        "prompt_mask": mask[:, :-length],
+        "completion_ids": ids[:, -length:],
+        "completion_mask": mask[:, -length:],
+    }
     forward = trainer.prefix.with_position_ids(model)
     with undisturbed(model, trainer.accelerator.device), trainer.accelerator.autocast():
         try:
-            fused, again = (
-                trainer._get_per_token_logps_and_entropies(model, ids, mask, length)[0] for _ in range(2)
-            )
+            fused, again = (trainer.token_log_probs(model, rollouts) for _ in range(2))
             logits = forward(input_ids=ids, attention_mask=mask).logits[:, -length - 1 : -1].float()
             log_probs = (logits / trainer.temperature).log_softmax(-1)
             log_probs = log_probs.gather(2, ids[:, -length:, None]).squeeze(2)[is_scored]

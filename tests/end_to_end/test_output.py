@@ -15,6 +15,7 @@ RLKIT_LINES = (
     r"evaluating (before|after) .*100% \d:\d\d:\d\d",
     r"step \d+/\d+  .+  ETA \d+:\d\d",
     r"even on 4 held-out test tasks: .+ \(paired permutation p = .+\)",
+    r"even by vowel: training did not measurably change False \(.+, n = 3\), True \(.+, n = 1\)\.",
     r"(model: |report:) \S+",
 )
 KEYS = QUICK | {
