@@ -236,9 +236,7 @@ def _probabilities(
             )
     total = sum(weights.values())
     if total <= 0:
-        raise UserError(
-            f"no {name.removesuffix('s')} has a positive weight: choose from {', '.join(choices)}"
-        )
+        raise UserError(f"no {entry} has a positive weight: choose from {', '.join(choices)}")
     # In a fixed order, so that the order in a config does not change the tasks.
     return {choice: weights[choice] / total for choice in choices if choice in weights}
 

@@ -117,7 +117,7 @@ class _Graph:
             kind = _draw_name(weights, rng)
             for _ in range(MAX_DRAWS_PER_KIND):
                 query = draw_query(self.model, level, rng)
-                # Of all targets, because few are of some kinds: in a large graph, one variable is set.
+                # Choose among all targets: in a large graph, a random one is rarely of the kind `given`.
                 targets = [replace(query, target=target) for target in range(len(self.model))]
                 targets = [each for each in targets if kind_of(self.model, each) == kind]
                 if targets:

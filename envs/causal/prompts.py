@@ -50,9 +50,9 @@ SHORT_QUESTIONS = {
 
 
 def official_prompt(model: CausalModel, query: CausalQuery, decimals: int = 2) -> Messages:
-    """Return the chat messages in the RLCausal layout, which omits zeros at the end of a number.
+    """Return the chat messages in the RLCausal layout. `model` must have the rounded tables.
 
-    `model` must have the rounded tables.
+    The layout omits trailing zeros, so it does not need `decimals`.
     """
     # Domains and graph list the nodes by name, the tables in topological order.
     nodes = sorted(range(len(model)), key=lambda node: int(model.names[node][1:]))
@@ -155,7 +155,7 @@ def official_list(numbers: Sequence[float]) -> str:
 
 
 def short_list(numbers: Sequence[float], decimals: int = 2) -> str:
-    """Format numbers with an exact number of decimals: `[0.30, 0.70]`."""
+    """Format numbers with a fixed number of decimals: `[0.30, 0.70]`."""
     return f"[{', '.join(f'{number:.{decimals}f}' for number in numbers)}]"
 
 

@@ -329,8 +329,7 @@ class Guards(TrainerCallback):
         if not logs or "train_runtime" in logs:  # the summary after training, when there is nothing to stop
             return
         step, norm = state.global_step, logs.get("grad_norm")
-        if self.reward_metric is not None and logs.get(self.reward_metric) is not None:
-            reward = logs[self.reward_metric]
+        if self.reward_metric is not None and (reward := logs.get(self.reward_metric)) is not None:
             self.reward.add(reward, self._steps_since_log(self.reward_metric, step))
         if norm is not None and not args.fp16:
             problem = None

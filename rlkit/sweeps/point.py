@@ -219,7 +219,7 @@ class Point:
                     pruned = True
                     process.terminate()
         if prunable is not None and not pruned:
-            # Later points are compared with the results of this one, also with those just before its end.
+            # Report what the run wrote after the last poll: later points are compared with it.
             self._should_prune(seed, prunable, reported_steps)
         return code, pruned
 

@@ -263,7 +263,7 @@ class SharedPrefix(TrainerCallback):
                 yield
             finally:
                 self.model.gradient_checkpointing_disable()
-                self.model.disable_input_require_grads()  # of the hooks that were added here
+                self.model.disable_input_require_grads()  # removes the hooks that enabling has added
                 self.model._require_grads_hooks = hooks
 
     def _compare_shapes(

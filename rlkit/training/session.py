@@ -253,7 +253,7 @@ class Session:
                     trainer.train(resume_from_checkpoint=checkpoint)
             except Finished:  # the checkpoint is from the last step: what follows training may be missing
                 step, max_steps = trainer.state.global_step, trainer.state.max_steps
-                logger.info("no step is left: the checkpoint is of step %s of %s", step, max_steps)
+                logger.info("nothing is left to train: the checkpoint is from step %s of %s", step, max_steps)
                 log_end_of_training(trainer)
         preemption.finish_training(trainer.state)
         self.evaluate(trainer, runner, answer, "after")

@@ -117,8 +117,8 @@ class AttentionRecord(NamedTuple):
     faults: dict[torch.nn.Module, str]
 
 
-# Whether a forward pass with a shared prefix is running. It has ended when a backward pass computes parts of
-# it again, with the arguments of then.
+# Whether a forward pass with a shared prefix is running. Gradient checkpointing recomputes parts of it later,
+# with the same arguments, so the recomputation needs no check of its own.
 _in_long_row: ContextVar[bool] = ContextVar("in_long_row", default=False)
 # What `recorded_attention` yields, and whether that forward pass has a shared prefix.
 _recorded: list[tuple[AttentionRecord, bool]] = []
@@ -157,7 +157,7 @@ def _sdpa(
         if shared and layout is None:
             attention_mask = None  # the long row has a mask only for the sake of transformers
     elif layout is None and _in_long_row.get():
-        # The check of the first step did not meet this branch of the model's code.
+        # The check before training did not reach this branch of the model's code.
         raise UserError(
             f"{type(module).__name__} computes attention without the layout of the shared row: set "
             "shared_prefix: false"

@@ -50,8 +50,8 @@ class InverseCDFSampler(LogitsProcessor):
         uniforms: (B, T) random numbers in [0, 1), one per row and step.
 
     Attributes:
-        is_finite: Whether all probabilities so far were numbers; on the device, so as not to wait for it in
-            each step.
+        is_finite: Whether all probabilities so far were finite. It stays on the device, so that sampling a
+            token does not wait for it.
     """
 
     def __init__(self, uniforms: torch.Tensor):
