@@ -215,8 +215,8 @@ def test_kept_memory_does_not_grow_with_every_new_length():
     assert unbounded > before + 10 * max(sizes)
     before, bounded = in_a_fork(resident_peak, steps, True, FreedMemoryCallback())
     needed = before + max(sizes) + 100_000 * len(steps)
-    # Within a step, its tensors come on top of what is kept.
-    assert bounded < 1.25 * needed + max(sizes)
+    # Within a step, its tensors come on top of what is kept, and the allocator's own pages on top of them.
+    assert bounded < 1.25 * needed + 2 * max(sizes)
 
 
 def test_keep_memory_is_accepted_by_the_allocator():
