@@ -15,6 +15,7 @@ The correct answer is `[0.10, 0.90]`.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,7 @@ from rlkit.envs.causal.model import LEVELS, hundredths
 from rlkit.envs.causal.problem import from_json
 from rlkit.envs.causal.prompts import ANSWER_WRITERS, PROMPT_WRITERS, official_answer, short_name
 from rlkit.envs.causal.queries import KINDS
-from rlkit.envs.causal.solutions import table_row, write_steps
+from rlkit.envs.causal.solutions import SOLUTION_STYLES, deciding_facts, table_row, write_steps
 from rlkit.errors import UserError, check_choice, check_integer
 from rlkit.rewards import distribution as rewards
 
@@ -64,6 +65,8 @@ class CausalEnvironment(Environment):
         truth_from: Tables that the answer is computed from: "printed", the rounded ones of the prompt, or
             "exact", those before rounding, as in the release.
         prompt_style: "official" (the layout of RLCausal) or "short".
+        solution_style: Style of the worked solutions: "verbose" (every step), "steps" (half as long: what
+            decides, the rows that are used and the arithmetic) or "mixed" (one of the two for each task).
         tolerance: Total variation distance up to which the reward `distribution` is 1.
         strict: Whether the distance must be below the tolerance, as in the release's training reward.
         parser: "lenient" or "official", see `rlkit.rewards.distribution.parse_distribution`.
@@ -91,6 +94,7 @@ class CausalEnvironment(Environment):
         questions_per_graph: int | None = None,
         truth_from: str = "printed",
         prompt_style: str = "official",
+        solution_style: str = "verbose",
         tolerance: float = 0.01,
         strict: bool = False,
         parser: str = "lenient",
@@ -98,6 +102,7 @@ class CausalEnvironment(Environment):
     ):
         check_choice("truth_from", truth_from, ("printed", "exact"))
         check_choice("prompt_style", prompt_style, PROMPT_WRITERS)
+        self.solution_style = check_choice("solution_style", solution_style, SOLUTION_STYLES)
         check_choice("parser", parser, rewards.PARSERS)
         if which is not None:
             check_choice("which", which, ("first", "last"))
@@ -164,20 +169,24 @@ class CausalEnvironment(Environment):
     def solution(self, task: Mapping[str, Any]) -> str | None:
         """Return a worked solution that ends in the answer, or None for most counterfactuals.
 
-        In the short style, if one row of a table is the answer, the solution only quotes that row.
+        In the short prompt style, if one row of a table is the answer, the solution quotes that row instead.
         """
         model, query = from_json(task["problem"])
-        short = self.config.prompt_style == "short"
+        short, brief = self.config.prompt_style == "short", self.solution_style == "steps"
+        if self.solution_style == "mixed":
+            # By a hash, so that a task has the same solution whatever the split and the seed.
+            brief = hashlib.sha256(f"style {task['problem']}".encode()).digest()[0] % 2 == 1
         names = [short_name(name) for name in model.names] if short else model.names
+        lines = [deciding_facts(model, query, names)] if brief else []
         if short and (row := table_row(model, query, names)):
-            return f"{row}={self.answer(task)}"
-        lines = write_steps(model, query, names)
-        if lines is None:
+            return "\n".join([*lines, f"{row}={self.answer(task)}"])
+        steps = write_steps(model, query, names, table_decimals=self.config.decimals if brief else None)
+        if steps is None:
             return None
-        steps = "\n".join(lines)
+        lines += steps
         if short:
-            return f"{steps}\nANSWER {self.answer(task)}"
-        return f"THOUGHT PROCESS\n{steps}\n\n{official_answer(task['truth'])}"
+            return "\n".join([*lines, f"{'' if brief else 'ANSWER '}{self.answer(task)}"])
+        return "\n".join(["THOUGHT PROCESS", *lines, "", official_answer(task["truth"])])
 
     def solve_prompt(self, prompt: Prompt) -> list[float]:
         """Return the exact answer, rounded to two decimals, to a prompt in the official layout.

@@ -8,7 +8,7 @@ variable is fixed at its observed value, and the last step divides by the probab
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from math import prod
@@ -17,6 +17,19 @@ import numpy as np
 
 from rlkit.envs.causal.model import CausalModel, CausalQuery, ancestors, cut_parents, descendants
 from rlkit.envs.causal.queries import kind_of
+
+SOLUTION_STYLES = ("verbose", "steps", "mixed")
+
+
+def deciding_facts(model: CausalModel, query: CausalQuery, names: Sequence[str]) -> str:
+    """Return what decides how to answer a query: `b, parents c, do a`."""
+    parents = [names[parent] for parent in model.parents[query.target]]
+    words = [names[query.target], f"parents {' '.join(parents)}" if parents else "no parents"]
+    if query.observed:
+        words.append(f"seen {names[query.observed[0]]}")
+    if query.intervened:
+        words.append(f"do {names[query.intervened[0]]}")
+    return ", ".join(words)
 
 
 def table_row(model: CausalModel, query: CausalQuery, names: Sequence[str]) -> str | None:
@@ -48,10 +61,26 @@ class _Derivation:
     names: Sequence[str]
     parents: tuple[tuple[int, ...], ...]
     fixed: dict[int, int]  # observed or intervened variable -> value
+    table_decimals: int | None  # see `write_steps`
     lines: list[str] = field(default_factory=list)
 
+    @property
+    def is_brief(self) -> bool:
+        """Whether only rows and arithmetic are written."""
+        return self.table_decimals is not None
 
-def write_steps(model: CausalModel, query: CausalQuery, names: Sequence[str]) -> list[str] | None:
+    def number(self, value: float, factors: int = 1) -> str:
+        """Return a number; a brief solution pads it like a product of `factors` table entries."""
+        return _number(value, factors * (self.table_decimals or 0))
+
+    def row(self, values: Iterable[float], factors: int = 1) -> str:
+        """Return a list of numbers, with decimals as in `number`."""
+        return f"[{', '.join(self.number(value, factors) for value in values)}]"
+
+
+def write_steps(
+    model: CausalModel, query: CausalQuery, names: Sequence[str], *, table_decimals: int | None = None
+) -> list[str] | None:
     """Return the lines of a worked solution, or None for a counterfactual that needs the twin network.
 
     A counterfactual is solved only if it reduces to a simpler query: the target is the intervened variable,
@@ -61,6 +90,8 @@ def write_steps(model: CausalModel, query: CausalQuery, names: Sequence[str]) ->
         model: Model whose nodes are in topological order.
         query: Query to solve.
         names: Name of each node in the solution.
+        table_decimals: Number of decimals of the tables. With it, the solution is brief: it quotes the rows
+            that it uses and does the arithmetic, with a fixed number of decimals, so that digits line up.
     """
     settings = [pair for pair in (query.intervened, query.observed) if pair]
     if query.level == "counterfactual" and query.intervened:
@@ -71,22 +102,27 @@ def write_steps(model: CausalModel, query: CausalQuery, names: Sequence[str]) ->
             return None
         else:
             step = f"{names[query.target]} is not downstream of {names[node]}: setting that changes nothing."
-            return [step, *(write_steps(model, CausalQuery(query.target, query.observed), names) or [])]
+            simpler = CausalQuery(query.target, query.observed)
+            return [step, *(write_steps(model, simpler, names, table_decimals=table_decimals) or [])]
     for node, value in settings:
         if node == query.target:
             return [f"{names[node]} is known to be {value}."]
     parents = cut_parents(model.parents, query)
-    return _forward(_Derivation(model, query, names, parents, dict(settings)))
+    lines = _forward(_Derivation(model, query, names, parents, dict(settings), table_decimals))
+    return lines if table_decimals is None else [_without_spaces(line) for line in lines]
 
 
 def _forward(derivation: _Derivation) -> list[str]:
     relevant = _relevant(derivation)
-    derivation.lines.append(f"Relevant variables: {', '.join(derivation.names[node] for node in relevant)}.")
+    if not derivation.is_brief:
+        relevant_names = ", ".join(derivation.names[node] for node in relevant)
+        derivation.lines.append(f"Relevant variables: {relevant_names}.")
     parts: list[_Part] = []
     for step, node in enumerate(relevant):
         if node in derivation.fixed and not derivation.parents[node]:
             # Observing a variable without parents is the same as intervening on it.
-            derivation.lines.append(f"{derivation.names[node]}={derivation.fixed[node]} is given.")
+            if not derivation.is_brief:
+                derivation.lines.append(f"{derivation.names[node]}={derivation.fixed[node]} is given.")
             continue
         # Variables that are read after this step: the target, and the parents of later nodes.
         needed = {derivation.query.target}.union(
@@ -116,6 +152,7 @@ def _add(derivation: _Derivation, node: int, parts: list[_Part], needed: set[int
 
     Each cell of the new part is written as one line: P(values) = sum of products = number.
     """
+    names = derivation.names
     evidence = derivation.query.observed[0] if derivation.query.observed else None
     parents = derivation.parents[node]
     # The observed variable is fixed, so it is in no scope. `has_evidence` marks the part that depends on it.
@@ -137,28 +174,41 @@ def _add(derivation: _Derivation, node: int, parts: list[_Part], needed: set[int
             terms.append([*factors, row[assignment[node]]])
         total = sum(prod(term) for term in terms)
         table[tuple(values[v] for v in scope)] = total
-        lines.append(f"{_label(derivation, values, has_evidence)} = {_arithmetic(terms, total)}")
+        lines.append(f"{_label(derivation, values, has_evidence)} = {_arithmetic(derivation, terms, total)}")
     if joined or not scope:
+        if derivation.is_brief and len(scope) == 1 and not has_evidence:
+            lines.pop()  # the last probability is 1 minus the others
+            if node != derivation.query.target:
+                lines.append(f"P({names[scope[0]]}) = {derivation.row(table, 2)}")
         derivation.lines += lines
     else:  # none of its parents is free, so its table needs no arithmetic
-        derivation.lines.append(f"P({derivation.names[node]}) = {_list(table)}")
+        name = _row_name(derivation, node, derivation.fixed) if derivation.is_brief else f"P({names[node]})"
+        derivation.lines.append(f"{name} = {derivation.row(table.flat)}")
     return [part for part in parts if part not in joined] + [_Part(scope, table, has_evidence)]
+
+
+def _row_name(derivation: _Derivation, node: int, values: Mapping[int, int]) -> str:
+    """Return the name of a row of a node's table, such as `P(b|a=0)`, given the values of its parents."""
+    names, parents = derivation.names, derivation.parents[node]
+    conditions = ",".join(f"{names[parent]}={values[parent]}" for parent in parents)
+    return f"P({names[node]}|{conditions})" if parents else f"P({names[node]})"
 
 
 def _finish(derivation: _Derivation, part: _Part) -> None:
     """Write the distribution of the target, divided by the probability of the observation if there is one."""
     target = derivation.names[derivation.query.target]
     if not part.has_evidence or derivation.query.observed is None:
-        if len(derivation.lines) > 2:  # with fewer lines, the last one already is this distribution
-            derivation.lines.append(f"P({target}) = {_list(part.table)}")
+        # With fewer lines, the last one already is this distribution.
+        if len(derivation.lines) > 2 and not derivation.is_brief:
+            derivation.lines.append(f"P({target}) = {derivation.row(part.table)}")
         return
     observation = f"{derivation.names[derivation.query.observed[0]]}={derivation.query.observed[1]}"
     total = part.table.sum()
-    derivation.lines.append(
-        f"P({observation}) = {' + '.join(_number(p) for p in part.table)} = {_number(total)}"
-    )
-    fractions = ", ".join(f"{_number(p)}/{_number(total)}" for p in part.table)
-    derivation.lines.append(f"P({target}|{observation}) = [{fractions}] = {_list(part.table / total)}")
+    joint = [derivation.number(p, 2) for p in part.table]
+    derivation.lines.append(f"P({observation}) = {' + '.join(joint)} = {derivation.number(total, 2)}")
+    fractions = ", ".join(f"{p}/{derivation.number(total, 2)}" for p in joint)
+    posterior = derivation.row(part.table / total, 2)
+    derivation.lines.append(f"P({target}|{observation}) = [{fractions}] = {posterior}")
 
 
 def _assignments(derivation: _Derivation, scope: Sequence[int]) -> Iterable[dict[int, int]]:
@@ -173,17 +223,20 @@ def _label(derivation: _Derivation, values: dict[int, int], has_evidence: bool) 
     return f"P({','.join(f'{derivation.names[node]}={value}' for node, value in pairs)})"
 
 
-def _arithmetic(terms: list[list[float]], total: float) -> str:
-    steps = [" + ".join("*".join(_number(factor) for factor in term) for term in terms)]
+def _arithmetic(derivation: _Derivation, terms: list[list[float]], total: float) -> str:
+    """Return `0.2*0.6 + 0.8*0.1 = 0.12 + 0.08 = 0.2`."""
+    steps = [" + ".join("*".join(map(derivation.number, term)) for term in terms)]
     products = [round(prod(term), 4) for term in terms]
     if _number(sum(products)) == _number(total):  # otherwise their rounding would make the sum look wrong
-        steps.append(" + ".join(map(_number, products)))
-    return " = ".join(dict.fromkeys([*steps, _number(total)]))
+        steps.append(" + ".join(derivation.number(product, 2) for product in products))
+    return " = ".join(dict.fromkeys([*steps, derivation.number(total, 2)]))
 
 
-def _number(value: float) -> str:
-    return f"{value:.4f}".rstrip("0").rstrip(".")
+def _number(value: float, min_decimals: int = 0) -> str:
+    """Return a number with up to four decimals, and zeros up to `min_decimals`."""
+    whole, decimals = f"{value:.4f}".split(".")
+    return f"{whole}.{decimals.rstrip('0').ljust(min_decimals, '0')}".rstrip(".")
 
 
-def _list(values: np.ndarray) -> str:
-    return f"[{', '.join(_number(value) for value in values)}]"
+def _without_spaces(line: str) -> str:
+    return line.replace(" = ", "=").replace(" + ", "+")

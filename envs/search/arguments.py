@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rlkit.envs.search.environment import SearchEnvironment
 
 PROTOCOLS = ("tags", "tools")
+SOLUTION_STYLES = ("steps", "verbose", "mixed")
 
 
 def check_search(environment: SearchEnvironment) -> None:
@@ -34,7 +35,13 @@ def check_search(environment: SearchEnvironment) -> None:
             f" {environment.max_searches}: raise max_searches or lower hops"
         )
     check_choice("prompt_style", style, tags.STYLES)
+    check_choice("solution_style", environment.solution_style, SOLUTION_STYLES)
     check_choice("protocol", environment.protocol, PROTOCOLS)
+    if environment.protocol == "tools" and environment.solution_style != "steps":
+        raise UserError(
+            "solution_style must be 'steps' with protocol 'tools': a chat template decides whether a call"
+            " may follow a thought"
+        )
     check_choice("document_format", environment.document_format, tags.DOCUMENT_FORMATS)
     _check_engines(environment)
 

@@ -19,6 +19,7 @@ learned.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -75,6 +76,8 @@ class SearchEnvironment(Environment):
         document_format: "search_r1", `Doc 1(Title: "T") text`, or "zerosearch", `Doc 1: T text`. None means
             "zerosearch" if `engine` is simulated. The documents of both engines have the same format.
         prompt_style: "search_r1" (the published prompt, reworded) or "short".
+        solution_style: Style of the scripts: "steps", "verbose" (with a thought in each turn; only with the
+            protocol "tags") or "mixed" (one of the two for each task).
         protocol: "tags", or "tools" for function calls in the format of the model's chat template.
 
     Raises:
@@ -101,6 +104,7 @@ class SearchEnvironment(Environment):
         document_words: int = 100,
         document_format: str | None = None,
         prompt_style: str = "search_r1",
+        solution_style: str = "steps",
         protocol: str = "tags",
     ):
         self.hops = tuple([hops] if isinstance(hops, int) else hops)
@@ -130,6 +134,7 @@ class SearchEnvironment(Environment):
         self.document_words = document_words
         self.document_format = document_format or ("zerosearch" if self.is_simulated else "search_r1")
         self.prompt_style = prompt_style
+        self.solution_style = solution_style
         self.protocol = protocol
         check_search(self)
         self.uses_tool_calls = protocol == "tools"
@@ -282,7 +287,18 @@ class SearchEnvironment(Environment):
             if passage_id not in [document.id for document in result.documents]:
                 return None
         write = tool_calls.write_call if self.uses_tool_calls else "<search>{}</search>".format
-        return [*map(write, queries), self.answer(task)]
+        turns = [*map(write, queries), self.answer(task)]
+        if not self._is_verbose(task):
+            return turns
+        thoughts = [f"I do not know this yet, so I search for: {query}." for query in queries]
+        thoughts.append(f"The documents say that the answer is {task['answers'][0]}.")
+        return [f"<think>{thought}</think>\n{turn}" for thought, turn in zip(thoughts, turns, strict=True)]
+
+    def _is_verbose(self, task: Mapping[str, Any]) -> bool:
+        if self.solution_style == "mixed":
+            # By a hash, so that a task has the same script whatever the split and the seed.
+            return hashlib.sha256(f"style {task['task_id']}".encode()).digest()[0] % 2 == 1
+        return self.solution_style == "verbose"
 
     def read_tool_calls(self, turn: str) -> list[tuple[str, Mapping[str, Any]]]:
         """Return the function calls that `respond` reads in a turn."""

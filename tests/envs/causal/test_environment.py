@@ -90,6 +90,74 @@ def test_solution_writes_each_step():
     assert "P(a|c=1) = [0.232/0.472, 0.24/0.472] = [0.4915, 0.5085]" in lines
 
 
+def test_steps_are_the_deciding_facts_the_rows_and_the_arithmetic():
+    environment = CausalEnvironment(
+        level="association", prompt_style="short", solution_style="steps", decimals=1
+    )
+    tables = '"tables":[[0.4,0.6],[[0.2,0.8],[0.5,0.5]],[[0.9,0.1],[0.3,0.7]]]'
+    head = '{"names":["v0","v1","v2"],"parents":[[],[0],[1]],' + tables
+    one_sum = {"truth": [0.42, 0.58], "problem": head + ',"target":2,"observed":[0,0],"intervened":null}'}
+    assert environment.solution(one_sum).splitlines() == [
+        "c, parents b, seen a",
+        "P(b|a=0)=[0.2, 0.8]",
+        "P(c=0)=0.2*0.9+0.8*0.3=0.18+0.24=0.42",
+        "[0.42, 0.58]",
+    ]
+    two_sums = {"truth": [0.53, 0.47], "problem": head + ',"target":2,"observed":null,"intervened":null}'}
+    assert environment.solution(two_sums).splitlines() == [
+        "c, parents b",
+        "P(a)=[0.4, 0.6]",
+        "P(b=0)=0.4*0.2+0.6*0.5=0.08+0.30=0.38",
+        "P(b)=[0.38, 0.62]",
+        "P(c=0)=0.38*0.9+0.62*0.3=0.342+0.186=0.528",
+        "[0.53, 0.47]",
+    ]
+    row = {"truth": [0.2, 0.8], "problem": head + ',"target":1,"observed":[0,0],"intervened":null}'}
+    assert environment.solution(row) == "b, parents a, seen a\nP(b|a=0)=[0.20, 0.80]"
+    known = {"truth": [1.0, 0.0], "problem": head + ',"target":0,"observed":[0,0],"intervened":null}'}
+    assert environment.solution(known) == "a, no parents, seen a\na is known to be 0.\n[1.00, 0.00]"
+
+
+@pytest.mark.parametrize("style", ["official", "short"])
+@pytest.mark.parametrize(("cardinality", "decimals"), [(2, 1), (2, 2), (3, 2)])
+def test_steps_are_true_and_end_in_the_correct_answer(style, cardinality, decimals):
+    environment = CausalEnvironment(
+        level=LEVELS,
+        num_nodes=5,
+        cardinality=cardinality,
+        decimals=decimals,
+        prompt_style=style,
+        solution_style="steps",
+    )
+    sums = 0
+    for task in environment.tasks("train", 200):
+        solution = environment.solution(task)
+        if solution is None:
+            assert task["level"] == "counterfactual"
+            continue
+        assert set(score(environment, task, solution).values()) == {1.0}
+        for line in solution.splitlines():
+            if "*" in line:
+                values = [eval(side) for side in line.rpartition(")=")[2].split("=")]
+                assert values == pytest.approx([values[0]] * len(values), abs=0.0005)
+                sums += 1
+    assert sums > 100
+
+
+def test_mixed_solutions_are_verbose_or_steps_by_task():
+    verbose, steps, mixed = (
+        CausalEnvironment(num_nodes=3, prompt_style="short", solution_style=style)
+        for style in ("verbose", "steps", "mixed")
+    )
+    tasks = verbose.tasks("train", 200)
+    brief = [mixed.solution(task) == steps.solution(task) for task in tasks]
+    assert 60 < sum(brief) < 140
+    assert all(
+        mixed.solution(task) == (steps if is_brief else verbose).solution(task)
+        for task, is_brief in zip(tasks, brief, strict=True)
+    )
+
+
 def test_solution_omits_irrelevant_variables():
     environment = CausalEnvironment(level="association", prompt_style="short")
     head = (

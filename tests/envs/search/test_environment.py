@@ -67,6 +67,24 @@ def test_script_retrieves_the_passages_and_earns_all_rewards(environment):
         assert (rewards["backed"] is None) == (not row["answerable"])
 
 
+def test_verbose_script_has_a_thought_before_each_action():
+    arguments = {"world_size": 1000, "hops": [2]}
+    plain, verbose, mixed = (
+        load_environment("search-v3", **arguments, solution_style=style)
+        for style in ("steps", "verbose", "mixed")
+    )
+    tasks = [task for task in plain.tasks("dev", 100) if plain.script(task) is not None]
+    scripts = [verbose.script(task) for task in tasks]
+    for task, script in zip(tasks, scripts, strict=True):
+        for turn, action in zip(script, plain.script(task), strict=True):
+            thought, _, rest = turn.partition("</think>\n")
+            assert thought.startswith("<think>") and rest == action
+    assert all(scores(verbose, row)["f1"] == 1 for row in play(verbose, tasks, scripts))
+    verbose_count = sum(mixed.script(task) == script for task, script in zip(tasks, scripts, strict=True))
+    plain_count = sum(mixed.script(task) == plain.script(task) for task in tasks)
+    assert verbose_count + plain_count == len(tasks) and verbose_count > 20 < plain_count
+
+
 def test_rewards_are_0_without_an_answer_or_a_search(environment):
     tasks = list(environment.tasks("dev", 100))
     rows = play(environment, tasks, [["I would have to look that up."]] * 100)
@@ -346,6 +364,8 @@ def test_failed_generation_invalidates_the_rollout(simulated, monkeypatch):
             {"document_format": "zerosaerch"},
             r"unknown document_format 'zerosaerch' \(did you mean 'zerosearch'",
         ),
+        ({"solution_style": "long"}, "unknown solution_style 'long'"),
+        ({"solution_style": "mixed", "protocol": "tools"}, "solution_style must be 'steps'"),
         ({"data": "a.jsonl"}, "passages"),
         ({"data": "a.jsonl", "engine": "simulated", "engine_args": {"model": "m"}}, "held_out_engine"),
     ],
