@@ -1,24 +1,82 @@
-"""Does HAPO shorten answers at the same accuracy? `make hapo` with three seeds, compared with plain GRPO.
+"""Does HAPO shorten answers at the same accuracy? Three tasks, three seeds each, compared with plain GRPO.
 
 Both start from the same model, train on the same tasks and are evaluated on the same held-out tasks (greedy
-decoding). Finished runs are skipped. A seed takes about seven minutes on two CPU cores, after a warm start of
-four minutes.
+decoding). The warm start imitates short and long right solutions, so that sampled answers differ in length.
+Finished runs are skipped.
 
-    python benchmarks/hapo_length.py
+    python benchmarks/hapo_length.py --task math      # `make hapo`
+    python benchmarks/hapo_length.py --task causal    # interventions that need arithmetic
+    python benchmarks/hapo_length.py --task search    # questions of two hops, with BM25
 """
 
 import argparse
 import json
 import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import yaml
 
 from rlkit.evaluation import Evaluation, compare, paired_permutation_test
 
 RESULT = Path(__file__).parent / "results" / "hapo_length.json"
-CONFIGS = Path(__file__).parent.parent / "configs" / "hapo"
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+@dataclass(frozen=True)
+class Task:
+    """What differs from `make hapo`.
+
+    Attributes:
+        warm_start: Config of the warm start.
+        warm_start_options: Options of `rlkit sft`.
+        options: Options of both runs of `rlkit train`.
+    """
+
+    warm_start: str
+    warm_start_options: Sequence[str] = ()
+    options: Sequence[str] = ()
+
+
+def _options(**values: object) -> list[str]:
+    return [
+        part
+        for key, value in values.items()
+        for part in (f"--{key}", value if isinstance(value, str) else json.dumps(value))
+    ]
+
+
+CAUSAL = {
+    "level": "intervention",
+    "num_nodes": 3,
+    "max_in_degree": 2,
+    "decimals": 1,
+    "kinds": "arithmetic",
+    "questions_per_graph": 1,
+    "prompt_style": "short",
+}
+SEARCH = {"world_size": 2000, "hops": [2], "topk": 1, "max_searches": 2, "prompt_style": "short"}
+TASKS = {
+    "math": Task("hapo/smollm2_warm_start.yaml"),
+    "causal": Task(
+        "causal/smollm2_warm_start.yaml",
+        _options(environment_args=CAUSAL | {"solution_style": "mixed"}, max_completion_length=168),
+        _options(environment="causal-v1", environment_args=CAUSAL, max_completion_length=168),
+    ),
+    "search": Task(
+        "search/smollm2_warm_start.yaml",
+        _options(environment_args=SEARCH | {"solution_style": "mixed"}, max_completion_length=500),
+        _options(
+            environment="search-v3",
+            environment_args=SEARCH,
+            max_completion_length=500,
+            max_turn_tokens=64,
+            per_device_train_batch_size=8,
+            gradient_accumulation_steps=4,
+        ),
+    ),
+}
 
 
 def launch(command: str, config: str, output: Path, *extra: str) -> None:
@@ -27,12 +85,12 @@ def launch(command: str, config: str, output: Path, *extra: str) -> None:
         subprocess.run(["rlkit", command, "--config", str(CONFIGS / config), *options], check=True)
 
 
-def run_seed(seed: int, folder: Path) -> None:
+def run_seed(task: Task, seed: int, folder: Path) -> None:
     start = folder / "warm-start"
-    launch("sft", "smollm2_warm_start.yaml", start)
-    options = ["--seed", str(seed), "--model_name_or_path", str(start / "model")]
-    launch("train", "smollm2.yaml", folder / f"hapo-{seed}", *options)
-    launch("train", "smollm2_grpo.yaml", folder / f"grpo-{seed}", *options)
+    launch("sft", task.warm_start, start, *task.warm_start_options)
+    options = ["--seed", str(seed), "--model_name_or_path", str(start / "model"), *task.options]
+    launch("train", "hapo/smollm2.yaml", folder / f"hapo-{seed}", *options)
+    launch("train", "hapo/smollm2_grpo.yaml", folder / f"grpo-{seed}", *options)
 
 
 def lengths(evaluation: Evaluation) -> dict[str, float]:
@@ -66,20 +124,24 @@ def seconds(run: Path) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--task", choices=TASKS, default="math")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--folder", type=Path, default=Path("runs/hapo_length"))
     options = parser.parse_args()
+    task, folder = TASKS[options.task], options.folder / options.task
     for seed in options.seeds:
-        run_seed(seed, options.folder)
-    rows = [row(seed, options.folder) for seed in options.seeds]
+        run_seed(task, seed, folder)
+    rows = [row(seed, folder) for seed in options.seeds]
     names = ("start", "grpo", "hapo")
     result = {
-        "config": yaml.safe_load((CONFIGS / "smollm2.yaml").read_text()),
+        "warm_start": [task.warm_start, *task.warm_start_options],
+        "train": ["hapo/smollm2.yaml", *task.options],
         "seeds": rows,
         "mean_accuracy": {n: float(np.mean([r["accuracy"][n] for r in rows])) for n in names},
         "mean_length": {n: float(np.mean([r["length"][n] for r in rows])) for n in names},
     }
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    results = json.loads(RESULT.read_text()) | {options.task: result}
+    RESULT.write_text(json.dumps(results, indent=1) + "\n")
     print(json.dumps({key: result[key] for key in ("mean_accuracy", "mean_length")}))
 
 

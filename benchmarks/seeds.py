@@ -14,14 +14,21 @@ from rlkit.evaluation.statistics import holm_correction
 CONFIGS = Path(__file__).parent.parent / "configs"
 
 
-def run_seed(configs: str, seed: int, folder: Path) -> None:
-    """Run `smollm2_warm_start.yaml` and `smollm2.yaml` of a folder of configs, unless the runs exist."""
+def run_seed(configs: str, seed: int, folder: Path, *extra: str) -> None:
+    """Run `smollm2_warm_start.yaml` and `smollm2.yaml` of a folder of configs, unless the runs exist.
+
+    Args:
+        configs: Name of the folder of configs.
+        seed: Seed of both runs.
+        folder: Folder of the runs.
+        extra: Further options of `rlkit train`.
+    """
     start, policy = folder / f"seed-{seed}-warm-start", folder / f"seed-{seed}"
     if not (start / "model").exists():
         launch("sft", CONFIGS / configs / "smollm2_warm_start.yaml", seed, start)
     if not (policy / "evaluation" / "after.json").exists():
         config = CONFIGS / configs / "smollm2.yaml"
-        launch("train", config, seed, policy, "--model_name_or_path", str(start / "model"))
+        launch("train", config, seed, policy, "--model_name_or_path", str(start / "model"), *extra)
 
 
 def launch(command: str, config: Path, seed: int, output: Path, *extra: str) -> None:
