@@ -22,7 +22,7 @@ def main() -> None:
     options = parser.parse_args()
     for seed in options.seeds:
         seeds.run_seed("causal", seed, options.folder)
-    result = seeds.collect("causal", options.seeds, options.folder, columns=["kind"])
+    result = seeds.collect(options.seeds, options.folder, columns=["kind"])
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
     seeds.report(result)
 

@@ -11,17 +11,16 @@ Finished runs are skipped.
 
 import argparse
 import json
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import seeds
 
 from rlkit.evaluation import Evaluation, compare, paired_permutation_test
 
 RESULT = Path(__file__).parent / "results" / "hapo_length.json"
-CONFIGS = Path(__file__).parent.parent / "configs"
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ TASKS = {
     "math": Task("hapo/smollm2_warm_start.yaml"),
     "causal": Task(
         "causal/smollm2_warm_start.yaml",
-        _options(environment_args=CAUSAL | {"solution_style": "mixed"}, max_completion_length=168),
+        _options(environment_args=CAUSAL | {"solution_style": "mixed"}),
         _options(environment="causal-v1", environment_args=CAUSAL, max_completion_length=168),
     ),
     "search": Task(
@@ -79,18 +78,19 @@ TASKS = {
 }
 
 
-def launch(command: str, config: str, output: Path, *extra: str) -> None:
+def launch(command: str, config: str, seed: int, output: Path, *extra: str) -> None:
+    """Run a command of rlkit, unless the run exists."""
     if not (output / "model").exists():
-        options = ["--output_dir", str(output), "--overwrite", *extra]
-        subprocess.run(["rlkit", command, "--config", str(CONFIGS / config), *options], check=True)
+        seeds.launch(command, seeds.CONFIGS / config, seed, output, *extra)
 
 
 def run_seed(task: Task, seed: int, folder: Path) -> None:
+    """Run HAPO and GRPO from the warm start, which is the same for all seeds."""
     start = folder / "warm-start"
-    launch("sft", task.warm_start, start, *task.warm_start_options)
-    options = ["--seed", str(seed), "--model_name_or_path", str(start / "model"), *task.options]
-    launch("train", "hapo/smollm2.yaml", folder / f"hapo-{seed}", *options)
-    launch("train", "hapo/smollm2_grpo.yaml", folder / f"grpo-{seed}", *options)
+    launch("sft", task.warm_start, 0, start, *task.warm_start_options)
+    options = ["--model_name_or_path", str(start / "model"), *task.options]
+    for name, config in (("hapo", "smollm2.yaml"), ("grpo", "smollm2_grpo.yaml")):
+        launch("train", f"hapo/{config}", seed, folder / f"{name}-{seed}", *options)
 
 
 def lengths(evaluation: Evaluation) -> dict[str, float]:
@@ -114,12 +114,8 @@ def row(seed: int, folder: Path) -> dict:
         "length": {"start": before.length, "grpo": plain.length, "hapo": after.length},
         "p_accuracy": accuracy["p"],
         "p_length": paired_permutation_test(*map(list, zip(*pairs, strict=True))),
-        "minutes": [round(seconds(run) / 60, 1) for run in (hapo, grpo)],
+        "minutes": [round(seeds.seconds(run) / 60, 1) for run in (hapo, grpo)],
     }
-
-
-def seconds(run: Path) -> float:
-    return json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["seconds"]
 
 
 def main() -> None:
@@ -134,8 +130,8 @@ def main() -> None:
     rows = [row(seed, folder) for seed in options.seeds]
     names = ("start", "grpo", "hapo")
     result = {
-        "warm_start": [task.warm_start, *task.warm_start_options],
-        "train": ["hapo/smollm2.yaml", *task.options],
+        "warm_start": seeds.config_of(folder / "warm-start"),
+        "config": seeds.config_of(folder / f"hapo-{options.seeds[0]}"),
         "seeds": rows,
         "mean_accuracy": {n: float(np.mean([r["accuracy"][n] for r in rows])) for n in names},
         "mean_length": {n: float(np.mean([r["length"][n] for r in rows])) for n in names},

@@ -2,30 +2,35 @@
 
 For each seed, three policies start from the same warm start and are trained for the same number of steps,
 with the same number of rollouts and at most two searches in each: on BM25, on a simulated engine whose noise
-rises from 0 to 0.5 (ZeroSearch's curriculum), and on the same engine with a constant noise of 0.5 (the
-baseline of the paper's ablation). All are evaluated on held-out questions with BM25 (greedy decoding). The
-simulator is trained once, on the searches of the first seed's BM25 run. Finished runs are skipped.
+rises from 0 to 0.5 (ZeroSearch's curriculum), and on the same engine with a constant noise of 0.5, the
+release's default. The constant noise is also more noise in total, so the last comparison does not isolate its
+order. All are evaluated on held-out questions with BM25 (greedy decoding). The simulator is trained once, on
+the searches of the first seed's BM25 run. Finished runs are skipped.
 
     python benchmarks/search_engines.py
 """
 
 import argparse
+import dataclasses
 import itertools
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-import pandas as pd
 import seeds
 
 from rlkit.evaluation import Evaluation, compare
+from rlkit.evaluation.statistics import holm_correction
+from rlkit.runs.record import RolloutFiles
 
 RESULT = Path(__file__).parent / "results" / "search_engines.json"
 SCRIPT = Path(__file__).parent.parent / "scripts" / "build_simulator_data.py"
 STEPS = ("--max_steps", "12")
 NOISE = {"curriculum": None, "constant": {"schedule": "constant", "start": 0.5}}
 NAMES = ("bm25", *NOISE)
+PAIRS = list(itertools.combinations(("start", *NAMES), 2))
 
 
 def train_simulator(run: Path, folder: Path) -> Path:
@@ -55,40 +60,45 @@ def policy(seed: int, name: str, folder: Path) -> Path:
 
 
 def searches(run: Path) -> int:
-    """Return the number of searches of all training rollouts."""
-    files = (run / "rollouts").glob("*.parquet")
-    return int(sum(pd.read_parquet(file, columns=["rewards/searches"]).sum().item() for file in files))
+    """Return the number of searches in all training rollouts, as counted by the reward `searches`."""
+    files = RolloutFiles(run)
+    rows = (row for step in files.files for row in files.read(step, ["rewards/searches"]))
+    return round(sum(row["rewards/searches"] or 0 for row in rows))
+
+
+def load(run: Path, name: str) -> Evaluation:
+    """Return an evaluation without its environment arguments.
+
+    They differ only in the engine of the training split. All evaluations use the same questions and BM25.
+    """
+    evaluation = Evaluation.load(run / "evaluation" / f"{name}.json")
+    return dataclasses.replace(evaluation, environment_args={})
+
+
+def results(seed: int, folder: Path) -> dict[str, Evaluation]:
+    """Return the evaluations of a seed: of the warm start and of the three policies."""
+    start = {"start": load(policy(seed, "bm25", folder), "before")}
+    return start | {name: load(policy(seed, name, folder), "after") for name in NAMES}
 
 
 def row(seed: int, folder: Path) -> dict:
-    """Return the changes of a seed's policies, and the paired comparisons between them."""
+    """Return the paired comparisons of a seed, and the cost of its policies."""
+    evaluations = results(seed, folder)
     runs = {name: policy(seed, name, folder) for name in NAMES}
-    after = {name: Evaluation.load(run / "evaluation" / "after.json") for name, run in runs.items()}
-    before = Evaluation.load(runs["bm25"] / "evaluation" / "before.json")
     return {
         "seed": seed,
         "minutes": {name: round(seeds.seconds(run) / 60, 1) for name, run in runs.items()},
         "searches": {name: searches(run) for name, run in runs.items()},
-        "against_start": {name: compare(before, evaluation) for name, evaluation in after.items()},
-        **{f"{b}_against_{a}": compare(after[a], after[b]) for a, b in itertools.combinations(NAMES, 2)},
+        **{f"{b}_against_{a}": compare(evaluations[a], evaluations[b]) for a, b in PAIRS},
     }
 
 
-def pooled(folder: Path, options: argparse.Namespace) -> dict[str, float]:
-    """Return the p values over the tasks of all seeds."""
-    p_values = {}
-    for a, b in itertools.combinations(("start", *NAMES), 2):
-        pairs = [
-            [
-                Evaluation.load(policy(seed, "bm25", folder) / "evaluation" / "before.json")
-                if name == "start"
-                else Evaluation.load(policy(seed, name, folder) / "evaluation" / "after.json")
-                for name in (a, b)
-            ]
-            for seed in options.seeds
-        ]
-        p_values[f"{b}_against_{a}"] = seeds.pooled_p_value(pairs, None)
-    return p_values
+def pooled(numbers: Sequence[int], folder: Path) -> dict[str, float]:
+    """Return the p values over the tasks of all seeds, corrected by Holm."""
+    evaluations = [results(seed, folder) for seed in numbers]
+    p_values = [seeds.pooled_p_value([(e[a], e[b]) for e in evaluations], None) for a, b in PAIRS]
+    names = [f"{b}_against_{a}" for a, b in PAIRS]
+    return dict(zip(names, holm_correction(p_values), strict=True))
 
 
 def main() -> None:
@@ -102,11 +112,16 @@ def main() -> None:
         for name in NOISE:
             train_simulated(seed, name, simulator, options.folder)
     rows = [row(seed, options.folder) for seed in options.seeds]
-    result = {"seeds": rows, "p_all_seeds": pooled(options.folder, options)}
+    result = {
+        "configs": {name: seeds.config_of(policy(options.seeds[0], name, options.folder)) for name in NAMES},
+        "seeds": rows,
+        "p_all_seeds": pooled(options.seeds, options.folder),
+    }
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
     for entry in rows:
-        changes = {name: (c["before"], c["after"]) for name, c in entry["against_start"].items()}
-        print(f"seed {entry['seed']}: {changes}, searches {entry['searches']}, minutes {entry['minutes']}")
+        after = {name: entry[f"{name}_against_start"]["after"] for name in NAMES}
+        before = entry["bm25_against_start"]["before"]
+        print(f"seed {entry['seed']}: {before:.1%} -> {after}, searches {entry['searches']}")
     print(result["p_all_seeds"])
 
 

@@ -23,7 +23,7 @@ def main() -> None:
     options = parser.parse_args()
     for seed in options.seeds:
         seeds.run_seed("search", seed, options.folder)
-    result = seeds.collect("search", options.seeds, options.folder, rewards=["backed", "searches"])
+    result = seeds.collect(options.seeds, options.folder, rewards=["backed", "searches"])
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
     seeds.report(result)
 

@@ -1,7 +1,7 @@
 """Does GRPO on search stay stable for three times as many steps as in `make search`, with the default guards?
 
 Each seed runs the warm start and then GRPO. It is evaluated on held-out questions (greedy decoding) before,
-during and after GRPO. Finished seeds are skipped. A seed takes about 25 minutes on two CPU cores.
+during and after GRPO. Finished seeds are skipped.
 
     python benchmarks/search_long.py
 """
@@ -14,7 +14,7 @@ import seeds
 
 RESULT = Path(__file__).parent / "results" / "search_long.json"
 # `make search` has 18 steps.
-OPTIONS = ("--max_steps", "54", "--evaluation_steps", "18", "--evaluation_tasks", "200")
+OPTIONS = ("--max_steps", "54", "--evaluation_steps", "18")
 
 
 def curve(run: Path) -> dict:
@@ -33,7 +33,7 @@ def main() -> None:
     options = parser.parse_args()
     for seed in options.seeds:
         seeds.run_seed("search", seed, options.folder, *OPTIONS)
-    result = seeds.collect("search", options.seeds, options.folder, rewards=["backed", "searches"])
+    result = seeds.collect(options.seeds, options.folder, rewards=["backed", "searches"])
     for row in result["seeds"]:
         row.update(curve(options.folder / f"seed-{row['seed']}"))
     RESULT.write_text(json.dumps(result, indent=1) + "\n")

@@ -32,7 +32,7 @@ def run_seed(configs: str, seed: int, folder: Path, *extra: str) -> None:
 
 
 def launch(command: str, config: Path, seed: int, output: Path, *extra: str) -> None:
-    """Run a command of rlkit with a seed and an output folder."""
+    """Run a command of rlkit with a seed, an output folder and further options."""
     options = ["--seed", str(seed), "--output_dir", str(output), "--overwrite", *extra]
     subprocess.run(["rlkit", command, "--config", str(config), *options], check=True)
 
@@ -42,8 +42,12 @@ def seconds(run: Path) -> float:
     return json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["seconds"]
 
 
+def config_of(run: Path) -> dict:
+    """Return the complete config of a run."""
+    return yaml.safe_load((run / "config.yaml").read_text())
+
+
 def collect(
-    configs: str,
     seeds: Sequence[int],
     folder: Path,
     rewards: Sequence[str] = (),
@@ -52,7 +56,6 @@ def collect(
     """Compare the evaluations before and after GRPO, for each seed and for all seeds together.
 
     Args:
-        configs: Name of the folder of configs.
         seeds: Seeds that were run.
         folder: Folder of the runs.
         rewards: Names of rewards to compare in addition to the metric.
@@ -69,7 +72,7 @@ def collect(
         rows.append(row | {"by": {column: compare_by(*pair, column) for column in columns}})
         pairs.append(pair)
     return {
-        "config": yaml.safe_load((CONFIGS / configs / "smollm2.yaml").read_text()),
+        "config": config_of(folder / f"seed-{seeds[0]}"),
         "seeds": rows,
         "mean_difference": sum(row["difference"] for row in rows) / len(rows),
         "p_all_seeds": pooled_p_value(pairs, None),

@@ -65,8 +65,8 @@ class CausalEnvironment(Environment):
         truth_from: Tables that the answer is computed from: "printed", the rounded ones of the prompt, or
             "exact", those before rounding, as in the release.
         prompt_style: "official" (the layout of RLCausal) or "short".
-        solution_style: Style of the worked solutions: "verbose" (every step), "steps" (half as long: what
-            decides, the rows that are used and the arithmetic) or "mixed" (one of the two for each task).
+        solution_style: Style of the worked solutions: "verbose" (every step), "steps" (half as long: target,
+            parents and condition, and the arithmetic) or "mixed" (one of the two for each task).
         tolerance: Total variation distance up to which the reward `distribution` is 1.
         strict: Whether the distance must be below the tolerance, as in the release's training reward.
         parser: "lenient" or "official", see `rlkit.rewards.distribution.parse_distribution`.
@@ -169,7 +169,7 @@ class CausalEnvironment(Environment):
     def solution(self, task: Mapping[str, Any]) -> str | None:
         """Return a worked solution that ends in the answer, or None for most counterfactuals.
 
-        In the short prompt style, if one row of a table is the answer, the solution quotes that row instead.
+        With short prompts, if one row of a table is the answer, the solution ends with that row.
         """
         model, query = from_json(task["problem"])
         short, brief = self.config.prompt_style == "short", self.solution_style == "steps"
@@ -185,7 +185,7 @@ class CausalEnvironment(Environment):
             return None
         lines += steps
         if short:
-            return "\n".join([*lines, f"{'' if brief else 'ANSWER '}{self.answer(task)}"])
+            return "\n".join([*lines, f"ANSWER {self.answer(task)}"])
         return "\n".join(["THOUGHT PROCESS", *lines, "", official_answer(task["truth"])])
 
     def solve_prompt(self, prompt: Prompt) -> list[float]:

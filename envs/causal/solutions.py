@@ -22,14 +22,20 @@ SOLUTION_STYLES = ("verbose", "steps", "mixed")
 
 
 def deciding_facts(model: CausalModel, query: CausalQuery, names: Sequence[str]) -> str:
-    """Return what decides how to answer a query: `b, parents c, do a`."""
+    """Return what decides how to answer a query: `b, parents c, do a=1`."""
     parents = [names[parent] for parent in model.parents[query.target]]
     words = [names[query.target], f"parents {' '.join(parents)}" if parents else "no parents"]
     if query.observed:
-        words.append(f"seen {names[query.observed[0]]}")
+        words.append(f"seen {names[query.observed[0]]}={query.observed[1]}")
     if query.intervened:
-        words.append(f"do {names[query.intervened[0]]}")
+        words.append(f"do {names[query.intervened[0]]}={query.intervened[1]}")
     return ", ".join(words)
+
+
+def row_name(model: CausalModel, node: int, values: Mapping[int, int], names: Sequence[str]) -> str:
+    """Return the name of the row of a node's table for the values of its parents, such as `P(b|a=0)`."""
+    conditions = ",".join(f"{names[parent]}={values[parent]}" for parent in model.parents[node])
+    return f"P({names[node]}|{conditions})" if conditions else f"P({names[node]})"
 
 
 def table_row(model: CausalModel, query: CausalQuery, names: Sequence[str]) -> str | None:
@@ -38,9 +44,7 @@ def table_row(model: CausalModel, query: CausalQuery, names: Sequence[str]) -> s
         return None
     # An intervention overrides the observation of the same variable.
     values = dict(pair for pair in (query.observed, query.intervened) if pair)
-    conditions = ",".join(f"{names[parent]}={values[parent]}" for parent in model.parents[query.target])
-    target = names[query.target]
-    return f"P({target}|{conditions})" if conditions else f"P({target})"
+    return row_name(model, query.target, values, names)
 
 
 @dataclass(frozen=True)
@@ -69,13 +73,17 @@ class _Derivation:
         """Whether only rows and arithmetic are written."""
         return self.table_decimals is not None
 
-    def number(self, value: float, factors: int = 1) -> str:
-        """Return a number; a brief solution pads it like a product of `factors` table entries."""
-        return _number(value, factors * (self.table_decimals or 0))
+    def number(self, value: float) -> str:
+        """Return a number, in a brief solution with at least the decimals of the tables."""
+        return _number(value, self.table_decimals or 0)
 
-    def row(self, values: Iterable[float], factors: int = 1) -> str:
-        """Return a list of numbers, with decimals as in `number`."""
-        return f"[{', '.join(self.number(value, factors) for value in values)}]"
+    def product(self, value: float) -> str:
+        """Return a product or a sum of products, in a brief solution with at least twice these decimals."""
+        return _number(value, 2 * (self.table_decimals or 0))
+
+    def row(self, values: Iterable[float]) -> str:
+        """Return a list of numbers."""
+        return f"[{', '.join(map(self.number, values))}]"
 
 
 def write_steps(
@@ -90,8 +98,8 @@ def write_steps(
         model: Model whose nodes are in topological order.
         query: Query to solve.
         names: Name of each node in the solution.
-        table_decimals: Number of decimals of the tables. With it, the solution is brief: it quotes the rows
-            that it uses and does the arithmetic, with a fixed number of decimals, so that digits line up.
+        table_decimals: Number of decimals of the tables. With it, the solution is brief: it has the
+            distributions that are summed over and the arithmetic, with zeros that make the digits line up.
     """
     settings = [pair for pair in (query.intervened, query.observed) if pair]
     if query.level == "counterfactual" and query.intervened:
@@ -179,19 +187,14 @@ def _add(derivation: _Derivation, node: int, parts: list[_Part], needed: set[int
         if derivation.is_brief and len(scope) == 1 and not has_evidence:
             lines.pop()  # the last probability is 1 minus the others
             if node != derivation.query.target:
-                lines.append(f"P({names[scope[0]]}) = {derivation.row(table, 2)}")
+                lines.append(f"P({names[node]}) = {derivation.row(table)}")
         derivation.lines += lines
     else:  # none of its parents is free, so its table needs no arithmetic
-        name = _row_name(derivation, node, derivation.fixed) if derivation.is_brief else f"P({names[node]})"
-        derivation.lines.append(f"{name} = {derivation.row(table.flat)}")
+        name = f"P({names[node]})"
+        if derivation.is_brief:
+            name = row_name(derivation.model, node, derivation.fixed, names)
+        derivation.lines.append(f"{name} = {derivation.row(table)}")
     return [part for part in parts if part not in joined] + [_Part(scope, table, has_evidence)]
-
-
-def _row_name(derivation: _Derivation, node: int, values: Mapping[int, int]) -> str:
-    """Return the name of a row of a node's table, such as `P(b|a=0)`, given the values of its parents."""
-    names, parents = derivation.names, derivation.parents[node]
-    conditions = ",".join(f"{names[parent]}={values[parent]}" for parent in parents)
-    return f"P({names[node]}|{conditions})" if parents else f"P({names[node]})"
 
 
 def _finish(derivation: _Derivation, part: _Part) -> None:
@@ -204,10 +207,10 @@ def _finish(derivation: _Derivation, part: _Part) -> None:
         return
     observation = f"{derivation.names[derivation.query.observed[0]]}={derivation.query.observed[1]}"
     total = part.table.sum()
-    joint = [derivation.number(p, 2) for p in part.table]
-    derivation.lines.append(f"P({observation}) = {' + '.join(joint)} = {derivation.number(total, 2)}")
-    fractions = ", ".join(f"{p}/{derivation.number(total, 2)}" for p in joint)
-    posterior = derivation.row(part.table / total, 2)
+    joint = [derivation.product(p) for p in part.table]
+    derivation.lines.append(f"P({observation}) = {' + '.join(joint)} = {derivation.product(total)}")
+    fractions = ", ".join(f"{p}/{derivation.product(total)}" for p in joint)
+    posterior = derivation.row(part.table / total)
     derivation.lines.append(f"P({target}|{observation}) = [{fractions}] = {posterior}")
 
 
@@ -228,8 +231,8 @@ def _arithmetic(derivation: _Derivation, terms: list[list[float]], total: float)
     steps = [" + ".join("*".join(map(derivation.number, term)) for term in terms)]
     products = [round(prod(term), 4) for term in terms]
     if _number(sum(products)) == _number(total):  # otherwise their rounding would make the sum look wrong
-        steps.append(" + ".join(derivation.number(product, 2) for product in products))
-    return " = ".join(dict.fromkeys([*steps, derivation.number(total, 2)]))
+        steps.append(" + ".join(map(derivation.product, products)))
+    return " = ".join(dict.fromkeys([*steps, derivation.product(total)]))
 
 
 def _number(value: float, min_decimals: int = 0) -> str:

@@ -290,8 +290,11 @@ class SearchEnvironment(Environment):
         turns = [*map(write, queries), self.answer(task)]
         if not self._is_verbose(task):
             return turns
-        thoughts = [f"I do not know this yet, so I search for: {query}." for query in queries]
-        thoughts.append(f"The documents say that the answer is {task['answers'][0]}.")
+        thoughts = [f"I need to look this up: {query}" for query in queries]
+        if task["answerable"]:
+            thoughts.append(f"According to the documents, the answer is {task['answers'][0]}.")
+        else:
+            thoughts.append("The documents do not answer the question.")
         return [f"<think>{thought}</think>\n{turn}" for thought, turn in zip(thoughts, turns, strict=True)]
 
     def _is_verbose(self, task: Mapping[str, Any]) -> bool:

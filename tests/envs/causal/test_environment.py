@@ -90,7 +90,7 @@ def test_solution_writes_each_step():
     assert "P(a|c=1) = [0.232/0.472, 0.24/0.472] = [0.4915, 0.5085]" in lines
 
 
-def test_steps_are_the_deciding_facts_the_rows_and_the_arithmetic():
+def test_steps_are_what_decides_and_the_arithmetic():
     environment = CausalEnvironment(
         level="association", prompt_style="short", solution_style="steps", decimals=1
     )
@@ -98,10 +98,10 @@ def test_steps_are_the_deciding_facts_the_rows_and_the_arithmetic():
     head = '{"names":["v0","v1","v2"],"parents":[[],[0],[1]],' + tables
     one_sum = {"truth": [0.42, 0.58], "problem": head + ',"target":2,"observed":[0,0],"intervened":null}'}
     assert environment.solution(one_sum).splitlines() == [
-        "c, parents b, seen a",
+        "c, parents b, seen a=0",
         "P(b|a=0)=[0.2, 0.8]",
         "P(c=0)=0.2*0.9+0.8*0.3=0.18+0.24=0.42",
-        "[0.42, 0.58]",
+        "ANSWER [0.42, 0.58]",
     ]
     two_sums = {"truth": [0.53, 0.47], "problem": head + ',"target":2,"observed":null,"intervened":null}'}
     assert environment.solution(two_sums).splitlines() == [
@@ -110,37 +110,53 @@ def test_steps_are_the_deciding_facts_the_rows_and_the_arithmetic():
         "P(b=0)=0.4*0.2+0.6*0.5=0.08+0.30=0.38",
         "P(b)=[0.38, 0.62]",
         "P(c=0)=0.38*0.9+0.62*0.3=0.342+0.186=0.528",
-        "[0.53, 0.47]",
+        "ANSWER [0.53, 0.47]",
     ]
     row = {"truth": [0.2, 0.8], "problem": head + ',"target":1,"observed":[0,0],"intervened":null}'}
-    assert environment.solution(row) == "b, parents a, seen a\nP(b|a=0)=[0.20, 0.80]"
-    known = {"truth": [1.0, 0.0], "problem": head + ',"target":0,"observed":[0,0],"intervened":null}'}
-    assert environment.solution(known) == "a, no parents, seen a\na is known to be 0.\n[1.00, 0.00]"
+    assert environment.solution(row) == "b, parents a, seen a=0\nP(b|a=0)=[0.20, 0.80]"
+    known = {"truth": [1.0, 0.0], "problem": head + ',"target":0,"observed":null,"intervened":[0,0]}'}
+    assert environment.solution(known) == "a, no parents, do a=0\na is known to be 0.\nANSWER [1.00, 0.00]"
+
+
+def without_padding(line):
+    """Return a line of a solution without spaces, and its numbers without zeros at the end."""
+    return re.sub(r"\.(\d*?)0+\b", lambda m: f".{m[1]}" if m[1] else "", line.replace(" ", ""))
 
 
 @pytest.mark.parametrize("style", ["official", "short"])
 @pytest.mark.parametrize(("cardinality", "decimals"), [(2, 1), (2, 2), (3, 2)])
-def test_steps_are_true_and_end_in_the_correct_answer(style, cardinality, decimals):
-    environment = CausalEnvironment(
-        level=LEVELS,
-        num_nodes=5,
-        cardinality=cardinality,
-        decimals=decimals,
-        prompt_style=style,
-        solution_style="steps",
+def test_steps_are_part_of_the_verbose_solution(style, cardinality, decimals):
+    verbose, brief = (
+        CausalEnvironment(
+            level=LEVELS,
+            num_nodes=5,
+            cardinality=cardinality,
+            decimals=decimals,
+            prompt_style=style,
+            solution_style=solution_style,
+        )
+        for solution_style in ("verbose", "steps")
     )
     sums = 0
-    for task in environment.tasks("train", 200):
-        solution = environment.solution(task)
+    for task in brief.tasks("train", 200):
+        solution = brief.solution(task)
         if solution is None:
             assert task["level"] == "counterfactual"
             continue
-        assert set(score(environment, task, solution).values()) == {1.0}
-        for line in solution.splitlines():
-            if "*" in line:
-                values = [eval(side) for side in line.rpartition(")=")[2].split("=")]
-                assert values == pytest.approx([values[0]] * len(values), abs=0.0005)
+        assert set(score(brief, task, solution).values()) == {1.0}
+        lines = [without_padding(line) for line in solution.splitlines()]
+        verbose_lines = [without_padding(line) for line in verbose.solution(task).splitlines()]
+        prompt = [without_padding(line) for line in str(task["prompt"][-1]["content"]).splitlines()]
+        for line in lines:
+            if "*" in line or "/" in line:
+                assert line in verbose_lines
                 sums += 1
+            elif "=[" in line and "|" in line:
+                assert line in prompt  # a row of a table
+            elif "=[" in line:
+                name = line.split(")")[0]
+                cells = [v.rpartition("=")[2] for v in verbose_lines if v.startswith(f"{name}=")]
+                assert line in prompt or line == f"{name})=[{','.join(cells)}]"
     assert sums > 100
 
 

@@ -68,21 +68,22 @@ def test_script_retrieves_the_passages_and_earns_all_rewards(environment):
 
 
 def test_verbose_script_has_a_thought_before_each_action():
-    arguments = {"world_size": 1000, "hops": [2]}
     plain, verbose, mixed = (
-        load_environment("search-v3", **arguments, solution_style=style)
+        load_environment("search-v3", world_size=1000, hops=[2], unanswerable=0.3, solution_style=style)
         for style in ("steps", "verbose", "mixed")
     )
     tasks = [task for task in plain.tasks("dev", 100) if plain.script(task) is not None]
     scripts = [verbose.script(task) for task in tasks]
     for task, script in zip(tasks, scripts, strict=True):
         for turn, action in zip(script, plain.script(task), strict=True):
-            thought, _, rest = turn.partition("</think>\n")
-            assert thought.startswith("<think>") and rest == action
+            thought, _, last_part = turn.partition("</think>\n")
+            assert thought.startswith("<think>") and last_part == action
+        conclusion = "the answer is" if task["answerable"] else "do not answer the question"
+        assert conclusion in script[-1]
     assert all(scores(verbose, row)["f1"] == 1 for row in play(verbose, tasks, scripts))
-    verbose_count = sum(mixed.script(task) == script for task, script in zip(tasks, scripts, strict=True))
-    plain_count = sum(mixed.script(task) == plain.script(task) for task in tasks)
-    assert verbose_count + plain_count == len(tasks) and verbose_count > 20 < plain_count
+    num_verbose = sum(mixed.script(task) == script for task, script in zip(tasks, scripts, strict=True))
+    num_plain = sum(mixed.script(task) == plain.script(task) for task in tasks)
+    assert num_verbose + num_plain == len(tasks) and min(num_verbose, num_plain) > 20
 
 
 def test_rewards_are_0_without_an_answer_or_a_search(environment):
@@ -365,7 +366,7 @@ def test_failed_generation_invalidates_the_rollout(simulated, monkeypatch):
             r"unknown document_format 'zerosaerch' \(did you mean 'zerosearch'",
         ),
         ({"solution_style": "long"}, "unknown solution_style 'long'"),
-        ({"solution_style": "mixed", "protocol": "tools"}, "solution_style must be 'steps'"),
+        ({"solution_style": "mixed", "protocol": "tools"}, "solution_style must be 'steps', because"),
         ({"data": "a.jsonl"}, "passages"),
         ({"data": "a.jsonl", "engine": "simulated", "engine_args": {"model": "m"}}, "held_out_engine"),
     ],
