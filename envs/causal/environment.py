@@ -169,7 +169,7 @@ class CausalEnvironment(Environment):
     def solution(self, task: Mapping[str, Any]) -> str | None:
         """Return a worked solution that ends in the answer, or None for most counterfactuals.
 
-        With short prompts, if one row of a table is the answer, the solution ends with that row.
+        With short prompts, if one table row is the answer, the solution ends with that row.
         """
         model, query = from_json(task["problem"])
         short, brief = self.config.prompt_style == "short", self.solution_style == "steps"

@@ -39,8 +39,8 @@ def check_search(environment: SearchEnvironment) -> None:
     check_choice("protocol", environment.protocol, PROTOCOLS)
     if environment.protocol == "tools" and environment.solution_style != "steps":
         raise UserError(
-            "with protocol 'tools', solution_style must be 'steps', because not every chat template keeps text"
-            " before a tool call"
+            "with protocol 'tools', solution_style must be 'steps', because not every chat template keeps"
+            " text before a tool call"
         )
     check_choice("document_format", environment.document_format, tags.DOCUMENT_FORMATS)
     _check_engines(environment)
