@@ -65,7 +65,9 @@ TASKS = {
     ),
     "search": Task(
         "search/smollm2_warm_start.yaml",
-        _options(environment_args=SEARCH | {"solution_style": "mixed"}, max_completion_length=500),
+        _options(
+            environment_args=SEARCH | {"solution_style": "mixed"}, max_completion_length=500, max_steps=16
+        ),
         _options(
             environment="search-v3",
             environment_args=SEARCH,
