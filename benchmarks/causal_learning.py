@@ -6,7 +6,6 @@ after GRPO. Finished seeds are skipped. A seed takes about 15 minutes on two CPU
     python benchmarks/causal_learning.py
 """
 
-import argparse
 import json
 from pathlib import Path
 
@@ -16,10 +15,7 @@ RESULT = Path(__file__).parent / "results" / "causal_learning.json"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--folder", type=Path, default=Path("runs/causal_learning"))
-    options = parser.parse_args()
+    options = seeds.parser(__doc__, Path("runs/causal_learning")).parse_args()
     for seed in options.seeds:
         seeds.run_seed("causal", seed, options.folder)
     result = seeds.collect(options.seeds, options.folder, columns=["kind"])

@@ -9,7 +9,6 @@ Finished runs are skipped.
     python benchmarks/hapo_length.py --task search    # questions of two hops, with BM25
 """
 
-import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,7 +37,8 @@ class Task:
     options: Sequence[str] = ()
 
 
-def _options(**values: object) -> list[str]:
+def flags(**values: object) -> list[str]:
+    """Return values as command-line options: `["--max_steps", "16"]`."""
     return [
         part
         for key, value in values.items()
@@ -60,15 +60,13 @@ TASKS = {
     "math": Task("hapo/smollm2_warm_start.yaml"),
     "causal": Task(
         "causal/smollm2_warm_start.yaml",
-        _options(environment_args=CAUSAL | {"solution_style": "mixed"}),
-        _options(environment="causal-v1", environment_args=CAUSAL, max_completion_length=168),
+        flags(environment_args=CAUSAL | {"solution_style": "mixed"}),
+        flags(environment="causal-v1", environment_args=CAUSAL, max_completion_length=168),
     ),
     "search": Task(
         "search/smollm2_warm_start.yaml",
-        _options(
-            environment_args=SEARCH | {"solution_style": "mixed"}, max_completion_length=500, max_steps=16
-        ),
-        _options(
+        flags(environment_args=SEARCH | {"solution_style": "mixed"}, max_completion_length=500, max_steps=16),
+        flags(
             environment="search-v3",
             environment_args=SEARCH,
             max_completion_length=500,
@@ -121,10 +119,8 @@ def row(seed: int, folder: Path) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--task", choices=TASKS, default="math")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--folder", type=Path, default=Path("runs/hapo_length"))
+    parser = seeds.parser(__doc__, Path("runs/hapo_length"))
+    parser.add_argument("--task", choices=TASKS, default="math", help="default: %(default)s")
     options = parser.parse_args()
     task, folder = TASKS[options.task], options.folder / options.task
     for seed in options.seeds:

@@ -10,7 +10,6 @@ the searches of the first seed's BM25 run. Finished runs are skipped.
     python benchmarks/search_engines.py
 """
 
-import argparse
 import dataclasses
 import itertools
 import json
@@ -34,7 +33,7 @@ PAIRS = list(itertools.combinations(("start", *NAMES), 2))
 
 
 def train_simulator(run: Path, folder: Path) -> Path:
-    """Train a simulator on the searches of a run, unless it exists; return its folder."""
+    """Train a simulator on the searches of a run, unless it exists; return the folder of its model."""
     model, data = folder / "simulator" / "model", folder / "simulator.jsonl"
     if not model.exists():
         subprocess.run([sys.executable, str(SCRIPT), str(run), "-o", str(data)], check=True)
@@ -45,7 +44,7 @@ def train_simulator(run: Path, folder: Path) -> Path:
 
 def train_simulated(seed: int, name: str, simulator: Path, folder: Path) -> None:
     """Train a policy on the simulated engine, unless it exists."""
-    output = folder / f"seed-{seed}-{name}"
+    output = policy(seed, name, folder)
     if (output / "evaluation" / "after.json").exists():
         return
     options = ["--model_name_or_path", str(folder / f"seed-{seed}-warm-start" / "model"), *STEPS]
@@ -56,6 +55,7 @@ def train_simulated(seed: int, name: str, simulator: Path, folder: Path) -> None
 
 
 def policy(seed: int, name: str, folder: Path) -> Path:
+    """Return the run directory of a policy."""
     return folder / (f"seed-{seed}" if name == "bm25" else f"seed-{seed}-{name}")
 
 
@@ -102,10 +102,7 @@ def pooled(numbers: Sequence[int], folder: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--folder", type=Path, default=Path("runs/search_engines"))
-    options = parser.parse_args()
+    options = seeds.parser(__doc__, Path("runs/search_engines")).parse_args()
     for seed in options.seeds:
         seeds.run_seed("search", seed, options.folder, *STEPS)
         simulator = train_simulator(policy(options.seeds[0], "bm25", options.folder), options.folder)

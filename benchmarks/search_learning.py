@@ -7,7 +7,6 @@ Finished seeds are skipped. A seed takes about 15 minutes on two CPU cores.
     python benchmarks/search_learning.py
 """
 
-import argparse
 import json
 from pathlib import Path
 
@@ -17,10 +16,7 @@ RESULT = Path(__file__).parent / "results" / "search_learning.json"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--folder", type=Path, default=Path("runs/search_learning"))
-    options = parser.parse_args()
+    options = seeds.parser(__doc__, Path("runs/search_learning")).parse_args()
     for seed in options.seeds:
         seeds.run_seed("search", seed, options.folder)
     result = seeds.collect(options.seeds, options.folder, rewards=["backed", "searches"])

@@ -6,7 +6,6 @@ during and after GRPO. Finished seeds are skipped.
     python benchmarks/search_long.py
 """
 
-import argparse
 import json
 from pathlib import Path
 
@@ -27,10 +26,7 @@ def curve(run: Path) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--folder", type=Path, default=Path("runs/search_long"))
-    options = parser.parse_args()
+    options = seeds.parser(__doc__, Path("runs/search_long")).parse_args()
     for seed in options.seeds:
         seeds.run_seed("search", seed, options.folder, *OPTIONS)
     result = seeds.collect(options.seeds, options.folder, rewards=["backed", "searches"])

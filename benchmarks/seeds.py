@@ -1,5 +1,6 @@
 """Shared code of the learning benchmarks: a warm start, GRPO with several seeds, and significance tests."""
 
+import argparse
 import json
 import subprocess
 from collections.abc import Sequence
@@ -12,6 +13,18 @@ from rlkit.evaluation.result import paired_scores_by, scores_of
 from rlkit.evaluation.statistics import holm_correction
 
 CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+def parser(description: str | None, folder: Path) -> argparse.ArgumentParser:
+    """Return the parser of a learning benchmark, with its default folder of runs."""
+    result = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    result.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
+    result.add_argument(
+        "--folder", type=Path, default=folder, help="folder of the runs (default: %(default)s)"
+    )
+    return result
 
 
 def run_seed(configs: str, seed: int, folder: Path, *extra: str) -> None:

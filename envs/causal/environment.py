@@ -65,8 +65,8 @@ class CausalEnvironment(Environment):
         truth_from: Tables that the answer is computed from: "printed", the rounded ones of the prompt, or
             "exact", those before rounding, as in the release.
         prompt_style: "official" (the layout of RLCausal) or "short".
-        solution_style: Style of the worked solutions: "verbose" (every step), "steps" (half as long: target,
-            parents and condition, and the arithmetic) or "mixed" (one of the two for each task).
+        solution_style: Style of the worked solutions: "verbose" (every step), "steps" (shorter: target,
+            parents and condition, then the arithmetic) or "mixed" (one of the two for each task).
         tolerance: Total variation distance up to which the reward `distribution` is 1.
         strict: Whether the distance must be below the tolerance, as in the release's training reward.
         parser: "lenient" or "official", see `rlkit.rewards.distribution.parse_distribution`.

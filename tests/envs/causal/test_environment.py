@@ -376,6 +376,7 @@ def test_environment_pickles():
         ({"questions_per_graph": 0}, "questions_per_graph must be an integer of at least 1, not 0"),
         ({"truth_from": "prnted"}, "did you mean 'printed'"),
         ({"prompt_style": "long"}, "unknown prompt_style 'long'"),
+        ({"solution_style": "long"}, "unknown solution_style 'long'"),
         ({"tolerance": -0.1}, "at least 0 and below 1, such as 0.01, not -0.1"),
         ({"tolerance": 1}, "at least 0 and below 1, such as 0.01, not 1"),
         ({"parser": "loose"}, "unknown parser 'loose'"),
