@@ -97,6 +97,9 @@ def test_facts_and_evaluation_rows_of_a_run(make_run):
     run = read_run(make_run(steps=40))
     assert dict(facts(run))["time"] == "21 min 20 s"
     assert ("num nodes", "10") in facts(run)
+    run.config["environment_args"] = {"kinds": {"row": 1, "arithmetic": 3}, "hops": [1, 2], "roots": None}
+    assert dict(facts(run)) | {"kinds": "row 1, arithmetic 3", "hops": "1, 2"} == dict(facts(run))
+    assert "roots" not in dict(facts(run))
     assert [(row["name"], row["decoding"]) for row in evaluation_rows([run])] == [
         ("before", "greedy"),
         ("after", "greedy"),
