@@ -15,7 +15,7 @@ from rlkit.errors import UserError
 ALGORITHMS = tuple(PRESETS)
 # Keys that hold a mapping. TRL's parser cannot parse one, so they are typed `str` and contain JSON.
 MAPPINGS = ("environment_args", "reward_args", "reward_concurrency", "guards")
-DEMONSTRATIONS = ("answer", "solution")
+DEMONSTRATIONS = ("answer", "solution", "mixed")
 OBJECTIVES = ("plackett_luce", "infonce", "ranknet", "pointwise", "distillation", "wasserstein")
 
 
@@ -79,8 +79,8 @@ class SFTArguments(TaskArguments):
 
     demonstrations: str = key(
         "answer",
-        "Training targets: answer, solution (worked solution), or best:FILE, the best answers in a saved "
-        "evaluation.",
+        "Training targets: answer, solution (worked solution), mixed (one of the two for each task), or "
+        "best:FILE, the best answers in a saved evaluation.",
     )
     max_completion_length: int = key(256, "Maximum number of completion tokens.")
 

@@ -7,6 +7,7 @@ in a rollout. The loss is on the assistant's tokens only.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -34,16 +35,21 @@ def demonstrations(environment: Environment, tasks: datasets.Dataset, kind: str)
     Args:
         environment: Environment that the tasks are from.
         tasks: Tasks to demonstrate.
-        kind: Kind of demonstration: "answer" for the bare answer, "solution" for a worked solution.
+        kind: Kind of demonstration: "answer" for the bare answer, "solution" for a worked solution, or
+            "mixed" for one of the two, each for about half of the tasks.
 
     Raises:
         UserError: The environment has no demonstration of this kind for a task.
     """
 
     def demonstrate(task: dict[str, Any]) -> dict[str, Any]:
-        text = environment.answer(task) if kind == "answer" else environment.solution(task)
+        is_bare = kind == "answer"
+        if kind == "mixed":
+            # By a hash, because the position of a task may be correlated with its kind.
+            is_bare = hashlib.sha256(f"demonstration {task['task_id']}".encode()).digest()[0] % 2 == 1
+        text = environment.answer(task) if is_bare else environment.solution(task)
         if text is None:
-            name = "answer" if kind == "answer" else "worked solution"
+            name = "answer" if is_bare else "worked solution"
             raise UserError(f"{environment.id} has no {name} for task {task['task_id']}")
         if isinstance(task["prompt"], str):
             return {"prompt": task["prompt"], "completion": text}

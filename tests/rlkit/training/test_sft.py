@@ -36,6 +36,22 @@ def test_worked_solutions_score_as_correct():
         assert environment.score(task, text)["correct"] == 1.0
 
 
+def test_mixed_demonstrations_are_answers_and_worked_solutions_in_equal_shares():
+    environment = load_environment("causal-v1", num_nodes=4, prompt_style="short", questions_per_graph=1)
+    tasks = environment.tasks("train", 200)
+    answers, solutions, mixed = (
+        [row["completion"][0]["content"] for row in demonstrations(environment, tasks, kind)]
+        for kind in ("answer", "solution", "mixed")
+    )
+    is_bare = [text == answer for text, answer in zip(mixed, answers, strict=True)]
+    assert 80 < sum(is_bare) < 120
+    assert mixed == [a if bare else s for a, s, bare in zip(answers, solutions, is_bare, strict=True)]
+    later = tasks.select(range(100, 200))
+    assert [
+        row["completion"][0]["content"] for row in demonstrations(environment, later, "mixed")
+    ] == mixed[100:]
+
+
 def test_missing_worked_solution_is_a_user_error():
     environment = load_environment(f"{TOY}:Letters")
     with pytest.raises(UserError, match="letters-v1 has no worked solution for task 0-a"):
