@@ -48,8 +48,8 @@ def flags(**values: object) -> list[str]:
 
 CAUSAL = {
     "level": "intervention",
-    "num_nodes": 3,
-    "max_in_degree": 2,
+    "num_nodes": 4,
+    "max_in_degree": 1,
     "decimals": 1,
     "kinds": "arithmetic",
     "questions_per_graph": 1,
@@ -60,8 +60,11 @@ TASKS = {
     "math": Task("hapo/smollm2_warm_start.yaml"),
     "causal": Task(
         "causal/smollm2_warm_start.yaml",
-        flags(environment_args=CAUSAL | {"solution_style": "mixed"}),
-        flags(environment="causal-v1", environment_args=CAUSAL, max_completion_length=168),
+        flags(environment_args=CAUSAL | {"solution_style": "mixed"}, demonstrations="solution"),
+        # The learning rate of configs/causal/smollm2.yaml.
+        flags(
+            environment="causal-v1", environment_args=CAUSAL, max_completion_length=256, learning_rate=1e-5
+        ),
     ),
     "search": Task(
         "search/smollm2_warm_start.yaml",

@@ -46,7 +46,7 @@ def train(config: str | Path | None = None, **keys: Any) -> TrainResult:
     """Train a language model in this process, as `rlkit train` does, and return the results.
 
         config = "configs/causal/smollm2.yaml"
-        result = rlkit.train(config, model_name_or_path="bundled:smollm2-135m", max_steps=10)
+        result = rlkit.train(config, model_name_or_path="runs/smollm2_warm_start/model", max_steps=10)
         print(result.before.accuracy.mean, result.after.accuracy.mean)
 
     Args:

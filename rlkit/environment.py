@@ -155,7 +155,7 @@ class Environment(ABC):
     def solution(self, task: Mapping[str, Any]) -> str | None:
         """Return a worked solution that ends with the reference answer, or None if there is none.
 
-        `rlkit sft` trains on it with `demonstrations: solution`.
+        `rlkit sft` trains on it with `demonstrations: solution` or `mixed`.
         """
         return None
 

@@ -79,8 +79,8 @@ class SFTArguments(TaskArguments):
 
     demonstrations: str = key(
         "answer",
-        "Training targets: answer, solution (worked solution), mixed (one of the two for each task), or "
-        "best:FILE, the best answers in a saved evaluation.",
+        "Training targets: answer, solution (worked solution), mixed (answers to half of the "
+        "tasks, solutions to the others), or best:FILE, the best answers in a saved evaluation.",
     )
     max_completion_length: int = key(256, "Maximum number of completion tokens.")
 

@@ -13,7 +13,7 @@ from rlkit.errors import UserError, nearest
 # because most need torch and some must work without it.
 COMMANDS = {
     "train": "train a language model with GRPO and its variants",
-    "sft": "fine-tune on reference answers or worked solutions",
+    "sft": "fine-tune on reference answers, worked solutions or both",
     "rank": "train an encoder to rank documents",
     "sweep": "search hyperparameters: grid, random or Optuna; locally or on Slurm",
     "eval": "evaluate a model or a retriever, or compare results",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rlkit.arguments.help import print_help
 from rlkit.runs.launch import check_start, launch_or_prepare, split
 
-SUMMARY = "Fine-tune a model on an environment's reference answers or worked solutions."
+SUMMARY = "Fine-tune a model on an environment's reference answers, worked solutions or both."
 
 
 def main(argv: Sequence[str]) -> int:

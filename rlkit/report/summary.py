@@ -147,15 +147,15 @@ def facts(run: SavedRun) -> list[tuple[str, str]]:
         ("steps", f"{run.training['step'].max():,.0f}" if len(run.training) else None),
         ("time", format_duration(run.metrics["seconds"].max())),
     ]
-    return [(str(name).replace("_", " "), _plain(value)) for name, value in pairs if value is not None]
+    return [(str(name).replace("_", " "), _format_value(value)) for name, value in pairs if value is not None]
 
 
-def _plain(value: object) -> str:
-    """Return a value of a config as text without brackets: "given 1, row 1, arithmetic 3"."""
+def _format_value(value: object) -> str:
+    """Return a value of a config without brackets, such as "given 1, row 1, arithmetic 3"."""
     if isinstance(value, dict):
-        return ", ".join(f"{name} {_plain(item)}" for name, item in value.items())
+        value = [f"{name} {_format_value(item)}" for name, item in value.items()]
     if isinstance(value, list):
-        return ", ".join(map(_plain, value))
+        return ", ".join(map(_format_value, value)) or "none"
     return str(value)
 
 

@@ -36,16 +36,22 @@ def demonstrations(environment: Environment, tasks: datasets.Dataset, kind: str)
         environment: Environment that the tasks are from.
         tasks: Tasks to demonstrate.
         kind: Kind of demonstration: "answer" for the bare answer, "solution" for a worked solution, or
-            "mixed" for one of the two, each for about half of the tasks.
+            "mixed" for the answer to about half of the tasks and a worked solution to the others.
 
     Raises:
-        UserError: The environment has no demonstration of this kind for a task.
+        UserError: The environment has no demonstration of this kind for a task, or `kind` is "mixed" and the
+            environment has several turns.
     """
+    if kind == "mixed" and environment.max_turns > 1:
+        raise UserError(
+            f"demonstrations: mixed is for environments with one turn, but {environment.id} has up to "
+            f"{environment.max_turns}; use demonstrations: solution"
+        )
 
     def demonstrate(task: dict[str, Any]) -> dict[str, Any]:
         is_bare = kind == "answer"
         if kind == "mixed":
-            # By a hash, because the position of a task may be correlated with its kind.
+            # By a hash of the task, not by its position: environments may alternate the types of questions.
             is_bare = hashlib.sha256(f"demonstration {task['task_id']}".encode()).digest()[0] % 2 == 1
         text = environment.answer(task) if is_bare else environment.solution(task)
         if text is None:

@@ -36,26 +36,45 @@ def test_worked_solutions_score_as_correct():
         assert environment.score(task, text)["correct"] == 1.0
 
 
-def test_mixed_demonstrations_are_answers_and_worked_solutions_in_equal_shares():
+@pytest.fixture(scope="module")
+def demonstrate_questions():
+    """Return a function from a range of tasks and a kind of demonstration to the texts."""
     environment = load_environment("causal-v1", num_nodes=4, prompt_style="short", questions_per_graph=1)
     tasks = environment.tasks("train", 200)
-    answers, solutions, mixed = (
-        [row["completion"][0]["content"] for row in demonstrations(environment, tasks, kind)]
-        for kind in ("answer", "solution", "mixed")
-    )
+
+    def texts(kind, positions=range(200)):
+        rows = demonstrations(environment, tasks.select(positions), kind)
+        return [row["completion"][0]["content"] for row in rows]
+
+    return texts
+
+
+def test_mixed_demonstrations_are_answers_to_about_half_of_the_tasks(demonstrate_questions):
+    answers, solutions, mixed = map(demonstrate_questions, ("answer", "solution", "mixed"))
     is_bare = [text == answer for text, answer in zip(mixed, answers, strict=True)]
     assert 80 < sum(is_bare) < 120
-    assert mixed == [a if bare else s for a, s, bare in zip(answers, solutions, is_bare, strict=True)]
-    later = tasks.select(range(100, 200))
-    assert [
-        row["completion"][0]["content"] for row in demonstrations(environment, later, "mixed")
-    ] == mixed[100:]
+    pairs = zip(answers, solutions, is_bare, strict=True)
+    assert mixed == [answer if bare else solution for answer, solution, bare in pairs]
 
 
-def test_missing_worked_solution_is_a_user_error():
+def test_mixed_demonstration_of_a_task_does_not_depend_on_its_position(demonstrate_questions):
+    second_half = range(199, 99, -1)
+    assert demonstrate_questions("mixed", second_half) == demonstrate_questions("mixed")[:99:-1]
+
+
+@pytest.mark.parametrize("kind", ["solution", "mixed"])
+def test_missing_worked_solution_is_a_user_error(kind):
     environment = load_environment(f"{TOY}:Letters")
     with pytest.raises(UserError, match="letters-v1 has no worked solution for task 0-a"):
-        demonstrations(environment, environment.tasks("train", 2), "solution")
+        demonstrations(environment, environment.tasks("train", 2), kind)
+
+
+def test_mixed_demonstrations_of_several_turns_are_a_user_error():
+    environment = load_environment("search-v3", world_size=200, topk=1)
+    with pytest.raises(
+        UserError, match=r"mixed is for environments with one turn, but search-v3 .* solution"
+    ):
+        demonstrations(environment, environment.tasks("train", 2), "mixed")
 
 
 def test_loss_is_on_the_completion_only(tmp_path, tiny_model, tiny_tokenizer):
