@@ -26,23 +26,20 @@ RESULT = Path(__file__).parent / "results" / "memory_plan.json"
 BUNDLED = "bundled:smollm2-135m"
 SMALL = {"hidden_size": 256, "num_hidden_layers": 8, "num_attention_heads": 4, "intermediate_size": 704}
 SMALL |= {"num_key_value_heads": 2, "head_dim": 64}
-CASES = {
-    "bundled, 64 rollouts": (BUNDLED, []),
-    "bundled, 16 rollouts": (BUNDLED, ["--per_device_train_batch_size", "16"]),
-    "bundled, 16 rollouts, LoRA": (BUNDLED, ["--per_device_train_batch_size", "16", "--use_peft", "true"]),
-    "bundled, 32 rollouts, checkpointing": (
-        BUNDLED,
-        ["--per_device_train_batch_size", "32", "--gradient_checkpointing", "true"],
-    ),
-    "small, 64 rollouts": ("small", []),
-    "small, 16 rollouts": ("small", ["--per_device_train_batch_size", "16"]),
-    "small, 64 rollouts, float32": ("small", ["--bf16", "false"]),
-    "small, 32 rollouts of 100 tokens": (
-        "small",
-        ["--per_device_train_batch_size", "32", "--max_completion_length", "100"],
-    ),
+CASES = {  # name: (model, rollouts, maximum completion length, further options)
+    "bundled, 64 rollouts": (BUNDLED, 64, 28, []),
+    "bundled, 16 rollouts": (BUNDLED, 16, 28, []),
+    "bundled, 16 rollouts, LoRA": (BUNDLED, 16, 28, ["--use_peft", "true"]),
+    "bundled, 32 rollouts, checkpointing": (BUNDLED, 32, 28, ["--gradient_checkpointing", "true"]),
+    "small, 64 rollouts": ("small", 64, 28, []),
+    "small, 16 rollouts": ("small", 16, 28, []),
+    "small, 64 rollouts, float32": ("small", 64, 28, ["--bf16", "false"]),
+    "small, 32 rollouts of 100 tokens": ("small", 32, 100, []),
 }
+# Short answers to prompts of one length, so that the script is fast.
+TASKS = {"level": "intervention", "num_nodes": 3, "max_in_degree": 1, "prompt_style": "short"}
 COMMON = ["--max_steps", "3", "--evaluation_tasks", "0", "--save_strategy", "no", "--report_to", "none"]
+COMMON += ["--environment_args", json.dumps(TASKS), "--gradient_accumulation_steps", "1"]
 # Trains in a separate process, and prints its peak memory minus the memory before the model was loaded.
 TRAIN = """
 import sys
@@ -93,10 +90,11 @@ def main() -> None:
     result = {}
     with tempfile.TemporaryDirectory() as temporary:
         save_small(Path(temporary) / "small")
-        for name, (model, extra) in CASES.items():
+        for name, (model, rollouts, length, extra) in CASES.items():
             path = str(Path(temporary) / "small") if model == "small" else model
             paths = ["--model_name_or_path", path, "--output_dir", f"{temporary}/run", "--overwrite", "true"]
-            argv = [config, *COMMON, *paths, *extra]
+            shape = ["--per_device_train_batch_size", str(rollouts), "--max_completion_length", str(length)]
+            argv = [config, *COMMON, *paths, *shape, *extra]
             measured, predicted = measure(argv), predict(argv)
             result[name] = {
                 "measured_mib": measured >> 20,
