@@ -45,8 +45,7 @@ class TrainResult:
 def train(config: str | Path | None = None, **keys: Any) -> TrainResult:
     """Train a language model in this process, as `rlkit train` does, and return the results.
 
-        config = "configs/causal/smollm2.yaml"
-        result = rlkit.train(config, model_name_or_path="runs/smollm2_warm_start/model", max_steps=10)
+        result = rlkit.train("configs/causal/smollm2.yaml", max_steps=10)  # after its warm start
         print(result.before.accuracy.mean, result.after.accuracy.mean)
 
     Args:

@@ -24,6 +24,7 @@ This module contains nothing specific to one task and does not import torch.
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -254,3 +255,13 @@ class Environment(ABC):
         """
         row = single_turn_row(task, completion)
         return {name: call_reward(reward, row) for name, reward in self.rewards.items()}
+
+
+def hashed_choice(text: str, n: int) -> int:
+    """Return one of 0, …, n - 1 that depends on a string alone, not on the split, the seed or the position.
+
+    Args:
+        text: String that identifies a task.
+        n: Number of choices, a power of two up to 256, so that all have the same probability.
+    """
+    return hashlib.sha256(text.encode()).digest()[0] % n

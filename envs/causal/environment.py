@@ -15,12 +15,11 @@ The correct answer is `[0.10, 0.90]`.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from rlkit.environment import SPLITS, Environment, Reward
+from rlkit.environment import SPLITS, Environment, Reward, hashed_choice
 from rlkit.envs.causal.foreign import Prompt, read_prompt
 from rlkit.envs.causal.generation import TaskConfig, generate
 from rlkit.envs.causal.graphs import GraphConfig
@@ -174,8 +173,7 @@ class CausalEnvironment(Environment):
         model, query = from_json(task["problem"])
         short, brief = self.config.prompt_style == "short", self.solution_style == "steps"
         if self.solution_style == "mixed":
-            # By a hash, so that a task has the same solution whatever the split and the seed.
-            brief = hashlib.sha256(f"style {task['problem']}".encode()).digest()[0] % 2 == 1
+            brief = hashed_choice(f"style {task['problem']}", 2) == 1
         names = [short_name(name) for name in model.names] if short else model.names
         lines = [deciding_facts(model, query, names)] if brief else []
         if short and (row := table_row(model, query, names)):

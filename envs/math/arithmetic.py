@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from rlkit.environment import SPLITS
+from rlkit.environment import SPLITS, hashed_choice
 from rlkit.errors import UserError
 
 OPERATIONS = ("+", "-", "*")
@@ -136,8 +136,7 @@ def solve(calculation: Calculation, style: str) -> str:
     checked only), selected by a hash of the calculation, so that a model that imitates it varies in length.
     """
     if style == "mixed":
-        # By a hash, so that a calculation has the same solution whatever the split and the seed.
-        choice = hashlib.sha256(f"style {calculation}".encode()).digest()[0] % 4
+        choice = hashed_choice(f"style {calculation}", 4)
         restates, checks = bool(choice & 1), bool(choice >> 1)
     else:
         restates = checks = style == "verbose"

@@ -19,7 +19,6 @@ learned.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -27,7 +26,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlkit.environment import SPLITS, Environment, Reply, Turn
+from rlkit.environment import SPLITS, Environment, Reply, Turn, hashed_choice
 from rlkit.envs.search import protocol as tags
 from rlkit.envs.search import tool_calls
 from rlkit.envs.search.arguments import check_search, engine_arguments
@@ -299,8 +298,7 @@ class SearchEnvironment(Environment):
 
     def _is_verbose(self, task: Mapping[str, Any]) -> bool:
         if self.solution_style == "mixed":
-            # By a hash, so that a task has the same script whatever the split and the seed.
-            return hashlib.sha256(f"style {task['task_id']}".encode()).digest()[0] % 2 == 1
+            return hashed_choice(f"style {task['task_id']}", 2) == 1
         return self.solution_style == "verbose"
 
     def read_tool_calls(self, turn: str) -> list[tuple[str, Mapping[str, Any]]]:

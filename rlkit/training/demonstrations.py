@@ -7,12 +7,11 @@ in a rollout. The loss is on the assistant's tokens only.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rlkit.environment import Environment
+from rlkit.environment import Environment, hashed_choice
 from rlkit.errors import UserError
 from rlkit.evaluation.result import Evaluation
 from rlkit.rollouts.chat_template import ChatTemplate
@@ -51,8 +50,7 @@ def demonstrations(environment: Environment, tasks: datasets.Dataset, kind: str)
     def demonstrate(task: dict[str, Any]) -> dict[str, Any]:
         is_bare = kind == "answer"
         if kind == "mixed":
-            # By a hash of the task, not by its position: environments may alternate the types of questions.
-            is_bare = hashlib.sha256(f"demonstration {task['task_id']}".encode()).digest()[0] % 2 == 1
+            is_bare = hashed_choice(f"demonstration {task['task_id']}", 2) == 1
         text = environment.answer(task) if is_bare else environment.solution(task)
         if text is None:
             name = "answer" if is_bare else "worked solution"
