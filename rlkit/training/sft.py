@@ -16,7 +16,8 @@ from rlkit.rollouts.loop import RolloutLimits
 from rlkit.rollouts.sampler import open_sampler
 from rlkit.rollouts.tokenize import check_prompts, eos_token_ids
 from rlkit.rollouts.types import Rollout
-from rlkit.runs.guards import SFT_LOGGED, Guards
+from rlkit.runs.guard_conditions import SFT_LOGGED
+from rlkit.runs.guards import Guards
 from rlkit.scoring import load_rewards
 from rlkit.training.demonstrations import demonstrations, rejection_samples, scripted_demonstrations
 from rlkit.training.local_engine import transformers_engine

@@ -23,7 +23,8 @@ from rlkit.evaluation.splits import load_tasks
 from rlkit.retrieval.cross_encoders import load_cross_encoder
 from rlkit.retrieval.encoders import load_encoder
 from rlkit.rollouts.types import Rollout
-from rlkit.runs.guards import RANK_LOGGED, Guards
+from rlkit.runs.guard_conditions import RANK_LOGGED
+from rlkit.runs.guards import Guards
 from rlkit.scoring import load_rewards
 from rlkit.training.ranking.cross import CrossScorer, train_head
 from rlkit.training.ranking.first_stage import FirstStage

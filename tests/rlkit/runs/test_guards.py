@@ -15,7 +15,16 @@ from rlkit.commands import main as cli
 from rlkit.errors import GuardError, UserError
 from rlkit.registry import load_environment
 from rlkit.runs import guards
-from rlkit.runs.guards import BASELINE_STEPS, CONFIRM_STEPS, PATIENCE_STEPS, Guards
+from rlkit.runs.guard_conditions import (
+    BASELINE_STEPS,
+    CONFIRM_STEPS,
+    LOGGED,
+    PATIENCE_STEPS,
+    RANK_LOGGED,
+    REWARD_NAMES,
+    REWARD_WINDOW,
+)
+from rlkit.runs.guards import Guards
 from tests.quick import QUICK_GRPO_CONFIG, ROOT, TOY
 
 
@@ -88,12 +97,12 @@ def test_guards_report_nothing_for_a_healthy_run(run, caplog):
     assert "guard" not in caplog.text
     logged = {key for line in trainer.state.log_history for key in line}
     in_vllm = {"sampling/sampling_logp_difference/mean"}
-    assert {metric for metric, _, _ in guards.LOGGED.values()} - in_vllm <= logged, "TRL has renamed a metric"
+    assert {metric for metric, _, _ in LOGGED.values()} - in_vllm <= logged, "TRL has renamed a metric"
 
 
 def test_trl_logs_the_metric_of_the_sampler_guard():
     source = Path(trl.trainer.grpo_trainer.__file__).read_text()
-    assert f'["{guards.LOGGED["sampler"][0]}"]' in source
+    assert f'["{LOGGED["sampler"][0]}"]' in source
 
 
 def test_truncation_guard_warns_if_all_completions_are_truncated(run, caplog):
@@ -254,6 +263,19 @@ def test_sampler_guard_warns_if_sampler_and_trainer_diverge(first, later, is_rep
     assert log(metric, *[first] * BASELINE_STEPS, *[later] * 2 * CONFIRM_STEPS) == is_reported
 
 
+def test_reward_guard_warns_of_a_collapse():
+    log = Log()
+    assert log("reward", *[0.4, 0.6] * REWARD_WINDOW, *[0.0, 0.1] * (REWARD_WINDOW // 2)) == 1
+    assert "step 30: the reward fell from 0.5 to 0.05" in log.guards.messages[0]
+    assert log("reward", *[0.0] * REWARD_WINDOW * 3) == 1, "reported once"
+    assert log("reward", *[0.5] * REWARD_WINDOW, *[0.0] * REWARD_WINDOW) == 2, "reported again after it rose"
+
+
+def test_reward_guard_ignores_rewards_that_are_not_finite():
+    log = Log()
+    assert log("reward", math.nan, *[0.5] * REWARD_WINDOW, math.nan, *[0.0] * REWARD_WINDOW) == 1
+
+
 def held_out(*evaluations, n_tasks=200, **options):
     log = Log(**options)
     for i, (accuracy, reward) in enumerate(evaluations):
@@ -369,6 +391,7 @@ def test_state_dict_restores_all_counters():
         for metric, (good, bad) in metrics.items():
             log.state.global_step = 0
             log(metric, *[good] * BASELINE_STEPS, *[bad] * 3)
+        log("reward", *[0.5] * (REWARD_WINDOW + 3), every=0)
         log.guards.evaluated(log.state.global_step, 0.5, 100, metric="ndcg")
     second = Log(begin=first.state.global_step)
     second.guards.load_state_dict(json.loads(json.dumps(first.guards.state_dict())))
@@ -412,7 +435,7 @@ def test_guards_reject_unknown_names_and_actions(actions, message):
 
 def test_every_guard_is_documented():
     page = (ROOT / "docs" / "guards.md").read_text()
-    assert all(f"| `{name}` |" in page for name in guards.NAMES)
+    assert all(f"| `{name}` |" in page for name in (*LOGGED, *RANK_LOGGED, *REWARD_NAMES))
 
 
 def test_run_command_prints_the_message_of_a_guard(capsys):
