@@ -60,10 +60,17 @@ TASKS = {
     "math": Task("hapo/smollm2_warm_start.yaml"),
     "causal": Task(
         "causal/smollm2_warm_start.yaml",
-        flags(environment_args=CAUSAL | {"solution_style": "mixed"}, demonstrations="solution"),
-        # The learning rate of configs/causal/smollm2.yaml.
         flags(
-            environment="causal-v1", environment_args=CAUSAL, max_completion_length=256, learning_rate=1e-5
+            environment_args=CAUSAL | {"solution_style": "mixed"},
+            demonstrations="solution",
+            max_completion_length=256,
+        ),
+        flags(
+            environment="causal-v1",
+            environment_args=CAUSAL,
+            evaluation_tasks=300,
+            max_completion_length=256,
+            learning_rate=1e-5,  # as in configs/causal/smollm2.yaml
         ),
     ),
     "search": Task(
@@ -72,7 +79,9 @@ TASKS = {
         flags(
             environment="search-v3",
             environment_args=SEARCH,
+            evaluation_tasks=200,
             max_completion_length=500,
+            max_steps=16,
             max_turn_tokens=64,
             per_device_train_batch_size=8,
             gradient_accumulation_steps=4,
@@ -104,11 +113,19 @@ def load(run: Path, name: str) -> Evaluation:
     return Evaluation.load(run / "evaluation" / f"{name}.json")
 
 
+def paired_lengths(grpo: Evaluation, hapo: Evaluation) -> list[tuple[float, float]]:
+    """Return the lengths of both answers to each task."""
+    return [(lengths(grpo)[task], length) for task, length in lengths(hapo).items()]
+
+
+def length_p_value(pairs: Sequence[tuple[float, float]]) -> float:
+    return paired_permutation_test(*zip(*pairs, strict=True))
+
+
 def row(seed: int, folder: Path) -> dict:
     """Return accuracy and mean length before and after training, and paired tests of HAPO against GRPO."""
     hapo, grpo = (folder / f"{name}-{seed}" for name in ("hapo", "grpo"))
     before, after, plain = load(hapo, "before"), load(hapo, "after"), load(grpo, "after")
-    pairs = [(lengths(plain)[task], length) for task, length in lengths(after).items()]
     accuracy = compare(plain, after)
     return {
         "seed": seed,
@@ -116,7 +133,7 @@ def row(seed: int, folder: Path) -> dict:
         "accuracy": {"start": before.accuracy.mean, "grpo": plain.accuracy.mean, "hapo": after.accuracy.mean},
         "length": {"start": before.length, "grpo": plain.length, "hapo": after.length},
         "p_accuracy": accuracy["p"],
-        "p_length": paired_permutation_test(*map(list, zip(*pairs, strict=True))),
+        "p_length": length_p_value(paired_lengths(plain, after)),
         "minutes": [round(seeds.seconds(run) / 60, 1) for run in (hapo, grpo)],
     }
 
@@ -129,11 +146,14 @@ def main() -> None:
     for seed in options.seeds:
         run_seed(task, seed, folder)
     rows = [row(seed, folder) for seed in options.seeds]
+    evaluations = [[load(folder / f"{n}-{s}", "after") for n in ("grpo", "hapo")] for s in options.seeds]
     names = ("start", "grpo", "hapo")
     result = {
         "warm_start": seeds.config_of(folder / "warm-start"),
         "config": seeds.config_of(folder / f"hapo-{options.seeds[0]}"),
         "seeds": rows,
+        "p_accuracy_all_seeds": seeds.pooled_p_value(evaluations, None),
+        "p_length_all_seeds": length_p_value([p for pair in evaluations for p in paired_lengths(*pair)]),
         "mean_accuracy": {n: float(np.mean([r["accuracy"][n] for r in rows])) for n in names},
         "mean_length": {n: float(np.mean([r["length"][n] for r in rows])) for n in names},
     }

@@ -1,11 +1,12 @@
 """Does training on a simulated search engine carry over to a real one, and does its noise curriculum help?
 
-For each seed, three policies start from the same warm start and are trained for the same number of steps,
-with the same number of rollouts and at most two searches in each: on BM25, on a simulated engine whose noise
-rises from 0 to 0.5 (ZeroSearch's curriculum), and on the same engine with a constant noise of 0.5, the
-release's default. The constant noise is also more noise in total, so the last comparison does not isolate its
-order. All are evaluated on held-out questions with BM25 (greedy decoding). The simulator is trained once, on
-the searches of the first seed's BM25 run. Finished runs are skipped.
+For each seed, three policies start from the same warm start and are trained for 18 steps, with the same
+number of rollouts and at most two searches in each: on BM25 (the first 18 steps of `search_learning.py`,
+which this script runs if needed), on a simulated engine whose noise rises from 0 to 0.5 (ZeroSearch's
+curriculum), and on the same engine with a constant noise of 0.5, the release's default. The constant noise is
+also more noise in total, so the last comparison does not isolate its order. All are evaluated on held-out
+questions with BM25 (greedy decoding). The simulator is trained once, on the searches of the first seed's BM25
+run. Finished runs are skipped. A policy takes a quarter of an hour on two CPU cores.
 
     python benchmarks/search_engines.py
 """
@@ -15,9 +16,10 @@ import itertools
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import search_learning
 import seeds
 
 from rlkit.evaluation import Evaluation, compare
@@ -26,7 +28,7 @@ from rlkit.runs.record import RolloutFiles
 
 RESULT = Path(__file__).parent / "results" / "search_engines.json"
 SCRIPT = Path(__file__).parent.parent / "scripts" / "build_simulator_data.py"
-STEPS = ("--max_steps", "12")
+STEPS = search_learning.EVALUATION_STEPS
 NOISE = {"curriculum": None, "constant": {"schedule": "constant", "start": 0.5}}
 NAMES = ("bm25", *NOISE)
 PAIRS = list(itertools.combinations(("start", *NAMES), 2))
@@ -42,27 +44,22 @@ def train_simulator(run: Path, folder: Path) -> Path:
     return model
 
 
-def train_simulated(seed: int, name: str, simulator: Path, folder: Path) -> None:
+def train_simulated(output: Path, seed: int, noise: dict | None, start: Path, simulator: Path) -> None:
     """Train a policy on the simulated engine, unless it exists."""
-    output = policy(seed, name, folder)
     if (output / "evaluation" / "after.json").exists():
         return
-    options = ["--model_name_or_path", str(folder / f"seed-{seed}-warm-start" / "model"), *STEPS]
+    options = ["--model_name_or_path", str(start), "--max_steps", str(STEPS)]
     options += ["--environment_args.engine_args.model", str(simulator)]
-    if NOISE[name] is not None:
-        options += ["--environment_args.noise", json.dumps(NOISE[name])]
+    if noise is not None:
+        options += ["--environment_args.noise", json.dumps(noise)]
     seeds.launch("train", seeds.CONFIGS / "search" / "smollm2_simulated.yaml", seed, output, *options)
-
-
-def policy(seed: int, name: str, folder: Path) -> Path:
-    """Return the run directory of a policy."""
-    return folder / (f"seed-{seed}" if name == "bm25" else f"seed-{seed}-{name}")
 
 
 def searches(run: Path) -> int:
     """Return the number of searches in all training rollouts, as counted by the reward `searches`."""
     files = RolloutFiles(run)
-    rows = (row for step in files.files for row in files.read(step, ["rewards/searches"]))
+    steps = [step for step in files.files if step <= STEPS]
+    rows = (row for step in steps for row in files.read(step, ["rewards/searches"]))
     return round(sum(row["rewards/searches"] or 0 for row in rows))
 
 
@@ -75,44 +72,55 @@ def load(run: Path, name: str) -> Evaluation:
     return dataclasses.replace(evaluation, environment_args={})
 
 
-def results(seed: int, folder: Path) -> dict[str, Evaluation]:
+def runs_of(seed: int, bm25: Path, folder: Path) -> dict[str, Path]:
+    """Return the run directories of a seed by the engine of its training split."""
+    return {"bm25": bm25 / f"seed-{seed}"} | {name: folder / f"{name}-{seed}" for name in NOISE}
+
+
+def results(runs: Mapping[str, Path]) -> dict[str, Evaluation]:
     """Return the evaluations of a seed: of the warm start and of the three policies."""
-    start = {"start": load(policy(seed, "bm25", folder), "before")}
-    return start | {name: load(policy(seed, name, folder), "after") for name in NAMES}
+    first = {"start": load(runs["bm25"], "before"), "bm25": load(runs["bm25"], f"step-{STEPS}")}
+    return first | {name: load(runs[name], "after") for name in NOISE}
 
 
-def row(seed: int, folder: Path) -> dict:
+def row(seed: int, runs: Mapping[str, Path]) -> dict:
     """Return the paired comparisons of a seed, and the cost of its policies."""
-    evaluations = results(seed, folder)
-    runs = {name: policy(seed, name, folder) for name in NAMES}
+    evaluations = results(runs)
     return {
         "seed": seed,
-        "minutes": {name: round(seeds.seconds(run) / 60, 1) for name, run in runs.items()},
+        "minutes": {name: round(seeds.seconds(run, STEPS) / 60, 1) for name, run in runs.items()},
         "searches": {name: searches(run) for name, run in runs.items()},
         **{f"{b}_against_{a}": compare(evaluations[a], evaluations[b]) for a, b in PAIRS},
     }
 
 
-def pooled(numbers: Sequence[int], folder: Path) -> dict[str, float]:
+def pooled(runs_by_seed: Sequence[Mapping[str, Path]]) -> dict[str, float]:
     """Return the p values over the tasks of all seeds, corrected by Holm."""
-    evaluations = [results(seed, folder) for seed in numbers]
+    evaluations = [results(runs) for runs in runs_by_seed]
     p_values = [seeds.pooled_p_value([(e[a], e[b]) for e in evaluations], None) for a, b in PAIRS]
     names = [f"{b}_against_{a}" for a, b in PAIRS]
     return dict(zip(names, holm_correction(p_values), strict=True))
 
 
 def main() -> None:
-    options = seeds.parser(__doc__, Path("runs/search_engines")).parse_args()
+    parser = seeds.parser(__doc__, Path("runs/search_engines"))
+    help = "folder of the runs of search_learning.py (default: %(default)s)"
+    parser.add_argument("--bm25", type=Path, default=search_learning.FOLDER, help=help)
+    options = parser.parse_args()
     for seed in options.seeds:
-        seeds.run_seed("search", seed, options.folder, *STEPS)
-        simulator = train_simulator(policy(options.seeds[0], "bm25", options.folder), options.folder)
-        for name in NOISE:
-            train_simulated(seed, name, simulator, options.folder)
-    rows = [row(seed, options.folder) for seed in options.seeds]
+        search_learning.run_seed(seed, options.bm25)
+    runs_by_seed = {seed: runs_of(seed, options.bm25, options.folder) for seed in options.seeds}
+    first = runs_by_seed[options.seeds[0]]
+    simulator = train_simulator(first["bm25"], options.folder)
+    for seed, runs in runs_by_seed.items():
+        start = options.bm25 / f"seed-{seed}-warm-start" / "model"
+        for name, noise in NOISE.items():
+            train_simulated(runs[name], seed, noise, start, simulator)
+    rows = [row(seed, runs) for seed, runs in runs_by_seed.items()]
     result = {
-        "configs": {name: seeds.config_of(policy(options.seeds[0], name, options.folder)) for name in NAMES},
+        "configs": {name: seeds.config_of(run) for name, run in first.items()},
         "seeds": rows,
-        "p_all_seeds": pooled(options.seeds, options.folder),
+        "p_all_seeds": pooled(list(runs_by_seed.values())),
     }
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
     for entry in rows:

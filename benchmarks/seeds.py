@@ -50,9 +50,14 @@ def launch(command: str, config: Path, seed: int, output: Path, *extra: str) -> 
     subprocess.run(["rlkit", command, "--config", str(config), *options], check=True)
 
 
-def seconds(run: Path) -> float:
-    """Return the wall-clock seconds of a run up to its last logged metric."""
-    return json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["seconds"]
+def metrics(run: Path) -> list[dict]:
+    """Return the logged lines of a run, in order."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def seconds(run: Path, step: int | None = None) -> float:
+    """Return the wall-clock seconds of a run up to its last line, or the last one of a step."""
+    return [line["seconds"] for line in metrics(run) if step is None or line["step"] == step][-1]
 
 
 def config_of(run: Path) -> dict:
@@ -65,6 +70,7 @@ def collect(
     folder: Path,
     rewards: Sequence[str] = (),
     columns: Sequence[str] = (),
+    step: int | None = None,
 ) -> dict:
     """Compare the evaluations before and after GRPO, for each seed and for all seeds together.
 
@@ -73,13 +79,15 @@ def collect(
         folder: Folder of the runs.
         rewards: Names of rewards to compare in addition to the metric.
         columns: Columns of the breakdown, by whose values the metric is compared, too.
+        step: Compare with the evaluation at this step instead of the one after GRPO.
     """
+    names = ("before", "after" if step is None else f"step-{step}")
     pairs = []
     rows = []
     for seed in seeds:
         run, start = folder / f"seed-{seed}", folder / f"seed-{seed}-warm-start"
-        pair = [Evaluation.load(run / "evaluation" / f"{n}.json") for n in ("before", "after")]
-        minutes = round((seconds(start) + seconds(run)) / 60, 1)
+        pair = [Evaluation.load(run / "evaluation" / f"{n}.json") for n in names]
+        minutes = round((seconds(start) + seconds(run, step)) / 60, 1)
         row = {"seed": seed, "minutes": minutes} | compare(*pair)
         row |= {name: compare(*pair, name) for name in rewards}
         rows.append(row | {"by": {column: compare_by(*pair, column) for column in columns}})
