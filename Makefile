@@ -57,7 +57,7 @@ endif
 	$(BIN)/rlkit eval --compare runs/hapo_grpo/evaluation/after.json runs/hapo/evaluation/after.json
 	$(BIN)/rlkit report runs/hapo runs/hapo_grpo -o runs/hapo_against_grpo.html
 
-search: install  ## GRPO on questions answered by searching with BM25; 15 minutes on two CPU cores
+search: install  ## GRPO on questions answered by searching with BM25; 11 minutes on two CPU cores
 ifneq (,$(and $(findstring --resume,$(ARGS)),$(wildcard $(SEARCH_START)/*)))
 	@echo "Using the existing warm start: $(SEARCH_START)"
 else
