@@ -113,13 +113,10 @@ def load(run: Path, name: str) -> Evaluation:
     return Evaluation.load(run / "evaluation" / f"{name}.json")
 
 
-def paired_lengths(grpo: Evaluation, hapo: Evaluation) -> list[tuple[float, float]]:
-    """Return the lengths of both answers to each task."""
-    return [(lengths(grpo)[task], length) for task, length in lengths(hapo).items()]
-
-
-def length_p_value(pairs: Sequence[tuple[float, float]]) -> float:
-    return paired_permutation_test(*zip(*pairs, strict=True))
+def paired_lengths(grpo: Evaluation, hapo: Evaluation) -> tuple[list[float], list[float]]:
+    """Return the lengths of both models' answers to the same tasks."""
+    first, second = lengths(grpo), lengths(hapo)
+    return list(first.values()), [second[task] for task in first]
 
 
 def row(seed: int, folder: Path) -> dict:
@@ -133,7 +130,7 @@ def row(seed: int, folder: Path) -> dict:
         "accuracy": {"start": before.accuracy.mean, "grpo": plain.accuracy.mean, "hapo": after.accuracy.mean},
         "length": {"start": before.length, "grpo": plain.length, "hapo": after.length},
         "p_accuracy": accuracy["p"],
-        "p_length": length_p_value(paired_lengths(plain, after)),
+        "p_length": paired_permutation_test(*paired_lengths(plain, after)),
         "minutes": [round(seeds.seconds(run) / 60, 1) for run in (hapo, grpo)],
     }
 
@@ -146,14 +143,17 @@ def main() -> None:
     for seed in options.seeds:
         run_seed(task, seed, folder)
     rows = [row(seed, folder) for seed in options.seeds]
-    evaluations = [[load(folder / f"{n}-{s}", "after") for n in ("grpo", "hapo")] for s in options.seeds]
+    evaluations = [
+        [load(folder / f"{name}-{seed}", "after") for name in ("grpo", "hapo")] for seed in options.seeds
+    ]
+    lengths_by_seed = [paired_lengths(*pair) for pair in evaluations]
     names = ("start", "grpo", "hapo")
     result = {
         "warm_start": seeds.config_of(folder / "warm-start"),
         "config": seeds.config_of(folder / f"hapo-{options.seeds[0]}"),
         "seeds": rows,
         "p_accuracy_all_seeds": seeds.pooled_p_value(evaluations, None),
-        "p_length_all_seeds": length_p_value([p for pair in evaluations for p in paired_lengths(*pair)]),
+        "p_length_all_seeds": paired_permutation_test(*np.concatenate(lengths_by_seed, axis=1)),
         "mean_accuracy": {n: float(np.mean([r["accuracy"][n] for r in rows])) for n in names},
         "mean_length": {n: float(np.mean([r["length"][n] for r in rows])) for n in names},
     }

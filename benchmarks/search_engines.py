@@ -5,8 +5,8 @@ number of rollouts and at most two searches in each: on BM25 (the first 18 steps
 which this script runs if needed), on a simulated engine whose noise rises from 0 to 0.5 (ZeroSearch's
 curriculum), and on the same engine with a constant noise of 0.5, the release's default. The constant noise is
 also more noise in total, so the last comparison does not isolate its order. All are evaluated on held-out
-questions with BM25 (greedy decoding). The simulator is trained once, on the searches of the first seed's BM25
-run. Finished runs are skipped. A policy takes a quarter of an hour on two CPU cores.
+questions with BM25 (greedy decoding). The simulator is trained once, on the searches in all 54 steps of the
+first seed's BM25 run. Finished runs are skipped.
 
     python benchmarks/search_engines.py
 """
@@ -16,14 +16,13 @@ import itertools
 import json
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import search_learning
 import seeds
 
 from rlkit.evaluation import Evaluation, compare
-from rlkit.evaluation.statistics import holm_correction
 from rlkit.runs.record import RolloutFiles
 
 RESULT = Path(__file__).parent / "results" / "search_engines.json"
@@ -79,8 +78,8 @@ def runs_of(seed: int, bm25: Path, folder: Path) -> dict[str, Path]:
 
 def results(runs: Mapping[str, Path]) -> dict[str, Evaluation]:
     """Return the evaluations of a seed: of the warm start and of the three policies."""
-    first = {"start": load(runs["bm25"], "before"), "bm25": load(runs["bm25"], f"step-{STEPS}")}
-    return first | {name: load(runs[name], "after") for name in NOISE}
+    evaluations = {"start": load(runs["bm25"], "before"), "bm25": load(runs["bm25"], f"step-{STEPS}")}
+    return evaluations | {name: load(runs[name], "after") for name in NOISE}
 
 
 def row(seed: int, runs: Mapping[str, Path]) -> dict:
@@ -94,33 +93,29 @@ def row(seed: int, runs: Mapping[str, Path]) -> dict:
     }
 
 
-def pooled(runs_by_seed: Sequence[Mapping[str, Path]]) -> dict[str, float]:
-    """Return the p values over the tasks of all seeds, corrected by Holm."""
-    evaluations = [results(runs) for runs in runs_by_seed]
-    p_values = [seeds.pooled_p_value([(e[a], e[b]) for e in evaluations], None) for a, b in PAIRS]
-    names = [f"{b}_against_{a}" for a, b in PAIRS]
-    return dict(zip(names, holm_correction(p_values), strict=True))
-
-
 def main() -> None:
     parser = seeds.parser(__doc__, Path("runs/search_engines"))
-    help = "folder of the runs of search_learning.py (default: %(default)s)"
-    parser.add_argument("--bm25", type=Path, default=search_learning.FOLDER, help=help)
+    parser.add_argument(
+        "--bm25",
+        type=Path,
+        default=search_learning.FOLDER,
+        help="folder of the runs of search_learning.py (default: %(default)s)",
+    )
     options = parser.parse_args()
     for seed in options.seeds:
         search_learning.run_seed(seed, options.bm25)
     runs_by_seed = {seed: runs_of(seed, options.bm25, options.folder) for seed in options.seeds}
-    first = runs_by_seed[options.seeds[0]]
-    simulator = train_simulator(first["bm25"], options.folder)
+    first_runs = runs_by_seed[options.seeds[0]]
+    simulator = train_simulator(first_runs["bm25"], options.folder)
     for seed, runs in runs_by_seed.items():
         start = options.bm25 / f"seed-{seed}-warm-start" / "model"
         for name, noise in NOISE.items():
             train_simulated(runs[name], seed, noise, start, simulator)
     rows = [row(seed, runs) for seed, runs in runs_by_seed.items()]
     result = {
-        "configs": {name: seeds.config_of(run) for name, run in first.items()},
+        "configs": {name: seeds.config_of(run) for name, run in first_runs.items()},
         "seeds": rows,
-        "p_all_seeds": pooled(list(runs_by_seed.values())),
+        "p_all_seeds": seeds.pooled_p_values_of_pairs([results(runs) for runs in runs_by_seed.values()]),
     }
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
     for entry in rows:

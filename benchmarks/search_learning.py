@@ -11,14 +11,19 @@ cores.
 
 import json
 from pathlib import Path
+from statistics import fmean
 
 import seeds
+
+from rlkit.evaluation import Evaluation
 
 RESULT = Path(__file__).parent / "results" / "search_learning.json"
 FOLDER = Path("runs/search_learning")
 STEPS = 54
 EVALUATION_STEPS = 18  # the steps of `make search`
 REWARDS = ("backed", "searches")
+TRENDS = ("reward", "entropy", "frac_reward_zero_std")
+TREND_STEPS = 9
 
 
 def run_seed(seed: int, folder: Path) -> None:
@@ -27,22 +32,36 @@ def run_seed(seed: int, folder: Path) -> None:
     seeds.run_seed("search", seed, folder, *steps)
 
 
-def guards(run: Path) -> list[str]:
-    """Return what the guards reported."""
+def training(run: Path) -> dict:
+    """Return what the guards reported, and means of training metrics over each `TREND_STEPS` steps."""
     lines = seeds.metrics(run)
-    return [str(value) for line in lines for key, value in line.items() if key.startswith("guards/")]
+    steps = [line for line in lines if "reward" in line]
+    windows = [steps[i : i + TREND_STEPS] for i in range(0, STEPS, TREND_STEPS)]
+    return {
+        "guards": [str(value) for line in lines for key, value in line.items() if key.startswith("guards/")],
+        **{name: [fmean(line[name] for line in window) for window in windows] for name in TRENDS},
+    }
 
 
 def main() -> None:
     options = seeds.parser(__doc__, FOLDER).parse_args()
     for seed in options.seeds:
         run_seed(seed, options.folder)
-    result: dict = {"guards": {seed: guards(options.folder / f"seed-{seed}") for seed in options.seeds}}
-    for step in range(EVALUATION_STEPS, STEPS + 1, EVALUATION_STEPS):
-        comparison = seeds.collect(
-            options.seeds, options.folder, rewards=REWARDS, step=None if step == STEPS else step
-        )
-        result["config"] = comparison.pop("config")
+    runs = [options.folder / f"seed-{seed}" for seed in options.seeds]
+    names = {step: f"step-{step}" for step in range(EVALUATION_STEPS, STEPS, EVALUATION_STEPS)}
+    names |= {STEPS: "after"}
+    evaluations = [
+        {str(step): Evaluation.load(run / "evaluation" / f"{name}.json") for step, name in names.items()}
+        for run in runs
+    ]
+    result = {
+        "config": seeds.config_of(runs[0]),
+        "training": {seed: training(run) for seed, run in zip(options.seeds, runs, strict=True)},
+        "p_all_seeds": seeds.pooled_p_values_of_pairs(evaluations),
+    }
+    for step, name in names.items():
+        comparison = seeds.collect(options.seeds, options.folder, rewards=REWARDS, after=name)
+        del comparison["config"]
         result[f"step_{step}"] = comparison
         print(f"{step} steps")
         seeds.report(comparison)

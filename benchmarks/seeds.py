@@ -1,9 +1,10 @@
 """Shared code of the learning benchmarks: a warm start, GRPO with several seeds, and significance tests."""
 
 import argparse
+import itertools
 import json
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import yaml
@@ -56,7 +57,7 @@ def metrics(run: Path) -> list[dict]:
 
 
 def seconds(run: Path, step: int | None = None) -> float:
-    """Return the wall-clock seconds of a run up to its last line, or the last one of a step."""
+    """Return the wall-clock seconds of a run up to its last logged line, or up to the last one of a step."""
     return [line["seconds"] for line in metrics(run) if step is None or line["step"] == step][-1]
 
 
@@ -70,7 +71,7 @@ def collect(
     folder: Path,
     rewards: Sequence[str] = (),
     columns: Sequence[str] = (),
-    step: int | None = None,
+    after: str = "after",
 ) -> dict:
     """Compare the evaluations before and after GRPO, for each seed and for all seeds together.
 
@@ -79,14 +80,14 @@ def collect(
         folder: Folder of the runs.
         rewards: Names of rewards to compare in addition to the metric.
         columns: Columns of the breakdown, by whose values the metric is compared, too.
-        step: Compare with the evaluation at this step instead of the one after GRPO.
+        after: Name of the evaluation to compare with the one before: "after", or "step-18" for that step.
     """
-    names = ("before", "after" if step is None else f"step-{step}")
+    step = None if after == "after" else int(after.removeprefix("step-"))
     pairs = []
     rows = []
     for seed in seeds:
         run, start = folder / f"seed-{seed}", folder / f"seed-{seed}-warm-start"
-        pair = [Evaluation.load(run / "evaluation" / f"{n}.json") for n in names]
+        pair = [Evaluation.load(run / "evaluation" / f"{n}.json") for n in ("before", after)]
         minutes = round((seconds(start) + seconds(run, step)) / 60, 1)
         row = {"seed": seed, "minutes": minutes} | compare(*pair)
         row |= {name: compare(*pair, name) for name in rewards}
@@ -112,6 +113,17 @@ def pooled_p_value(pairs: Sequence[Sequence[Evaluation]], reward: str | None) ->
                 before.append(sum(first[task]) / len(first[task]))
                 after.append(sum(second[task]) / len(second[task]))
     return paired_permutation_test(before, after)
+
+
+def pooled_p_values_of_pairs(evaluations: Sequence[Mapping[str, Evaluation]]) -> dict[str, float]:
+    """Compare each two systems over the tasks of all seeds; return the p values, corrected by Holm.
+
+    Args:
+        evaluations: The evaluations of each seed by system, in the same order of systems.
+    """
+    pairs = list(itertools.combinations(evaluations[0], 2))
+    p_values = [pooled_p_value([(seed[a], seed[b]) for seed in evaluations], None) for a, b in pairs]
+    return dict(zip([f"{b}_against_{a}" for a, b in pairs], holm_correction(p_values), strict=True))
 
 
 def pooled_p_values_by(pairs: Sequence[Sequence[Evaluation]], column: str) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -32,10 +33,10 @@ MIN_SCORE_SPREAD = 1e-4  # standard deviation; scores are similarities divided b
 HELD_OUT_STANDARD_ERRORS = 2.0
 # Logged rewards whose mean is compared: enough to average out easy and hard batches.
 REWARD_WINDOW = 10
-# Rewards also fall for good reasons, such as harder tasks in a curriculum, but rarely to a half.
+# Rewards also fall for good reasons, such as harder tasks in a curriculum, but rarely by half.
 MIN_REWARD_RATIO = 0.5
-# Standard errors of the difference between two windows. One is the best of many, and so partly good luck: in
-# simulated runs of 2,000 steps that stay as they are, 2% have such a difference.
+# Standard errors of the difference between two windows. One is the best of many, so its mean is partly luck:
+# of simulated runs of 2,000 steps without a trend, about 1% have such a difference.
 REWARD_STANDARD_ERRORS = 5.0
 
 Judge = Callable[[float, float | None, TrainingArguments], str | None]
@@ -112,8 +113,8 @@ RANK_LOGGED: dict[str, tuple[str, Judge, int]] = {
     "gradient": ("grad_norm", _gradient, CONFIRM_STEPS),
 }
 SFT_LOGGED = {"gradient": LOGGED["gradient"]}
-# Guards of the training reward, which `rlkit sft` does not have.
-REWARD_NAMES = ("reward", "held_out")
+# Guards that need a training reward; `rlkit sft` has none.
+REWARD_GUARDS = ("reward", "held_out")
 NOT_FINITE = "not_finite"  # the second condition of the guard `gradient`, with its own default action
 HELP = {
     "truncation": "raise max_completion_length, prompt for shorter answers, or fine-tune first so that the "
@@ -136,8 +137,8 @@ HELP = {
     "lower max_completion_length.",
     "sampler": "check that new weights reach the sampler, and that sampler and trainer use the same dtype, "
     "temperature and chat template; lower steps_per_generation to reduce staleness.",
-    "reward": "look at rollouts before and after; resume from a checkpoint before the fall with a lower "
-    "learning_rate or a higher beta; or ignore this if the tasks have become harder on purpose.",
+    "reward": "read rollouts from before and after the drop; start again from an earlier checkpoint with a "
+    "lower learning_rate or a higher beta; ignore this if the tasks were made harder on purpose.",
     "held_out": "the model is overfitting to the reward instead of learning the task; read rollouts with "
     "high rewards, fix the reward, raise beta, use more tasks, or keep an earlier checkpoint.",
 }
@@ -148,36 +149,40 @@ class RewardWindows:
     """Means of the training reward over consecutive windows of `REWARD_WINDOW` logged values.
 
     Attributes:
-        values: Rewards of the current window.
-        best: Highest mean of a completed window, or None.
-        best_step: Step at the end of that window.
-        squares: Sum of the squared deviations from the means of the completed windows.
-        completed: Number of completed windows.
+        rewards: Rewards of the current window.
+        best_mean: Highest mean of a completed window, or None.
+        best_variance: Variance of the rewards in that window.
+        best_step: Step at its end.
+        sum_of_variances: Sum of the variances in all completed windows.
+        num_windows: Number of completed windows.
     """
 
-    values: list[float] = field(default_factory=list)
-    best: float | None = None
+    rewards: list[float] = field(default_factory=list)
+    best_mean: float | None = None
+    best_variance: float = 0.0
     best_step: int = 0
-    squares: float = 0.0
-    completed: int = 0
+    sum_of_variances: float = 0.0
+    num_windows: int = 0
 
     def complete(self, step: int) -> str | None:
         """Complete the current window, and return a message if the reward has collapsed."""
-        mean = math.fsum(self.values) / len(self.values)
-        self.squares += math.fsum((value - mean) ** 2 for value in self.values)
-        self.completed += 1
-        variance = self.squares / (self.completed * (len(self.values) - 1))
-        error = math.sqrt(2 * variance / len(self.values))
-        self.values = []
-        if self.best is None or mean >= self.best:
-            self.best, self.best_step = mean, step
+        mean, variance = statistics.fmean(self.rewards), statistics.variance(self.rewards)
+        self.sum_of_variances += variance
+        self.num_windows += 1
+        self.rewards = []
+        if self.best_mean is None or mean >= self.best_mean:
+            self.best_mean, self.best_variance, self.best_step = mean, variance, step
             return None
-        is_low = self.best > 0 and mean < MIN_REWARD_RATIO * self.best
-        if not is_low or self.best - mean <= REWARD_STANDARD_ERRORS * error:
+        # Two windows alone may have a small variance by chance. All windows may have one because the reward
+        # hardly varied for long, as at the beginning of a run that learns late.
+        pooled = max(self.sum_of_variances / self.num_windows, (self.best_variance + variance) / 2)
+        error = math.sqrt(2 * pooled / REWARD_WINDOW)
+        is_low = self.best_mean > 0 and mean < MIN_REWARD_RATIO * self.best_mean
+        if not is_low or self.best_mean - mean <= REWARD_STANDARD_ERRORS * error:
             return None
         return (
-            f"the reward fell from {self.best:.3g} to {mean:.3g}, its means over the {REWARD_WINDOW} logged "
-            f"values up to steps {self.best_step} and {step}"
+            f"the mean reward over {REWARD_WINDOW} logged values fell from {self.best_mean:.3g} (up to step "
+            f"{self.best_step}) to {mean:.3g} (up to step {step})"
         )
 
 

@@ -23,7 +23,7 @@ from rlkit.runs.guard_conditions import (
     HELP,
     LOGGED,
     NOT_FINITE,
-    REWARD_NAMES,
+    REWARD_GUARDS,
     REWARD_WINDOW,
     HeldOut,
     Judge,
@@ -97,7 +97,7 @@ class Guards(TrainerCallback):
         record: Function that saves a message, such as `RunDirectory.log`. It is called on the main process
             with the step and `{"guards/<name>": message}`.
         logged: Guards that read a logged metric: `LOGGED`, `RANK_LOGGED` or `SFT_LOGGED`.
-        reward: Logged metric that training maximizes; None if there is none, and no `REWARD_NAMES`.
+        reward: Logged metric that training maximizes; None for none, and no `REWARD_GUARDS`.
 
     Attributes:
         messages: All messages so far, in order.
@@ -114,7 +114,7 @@ class Guards(TrainerCallback):
         reward: str | None = "reward",
     ):
         self.logged, self.reward_metric = logged, reward
-        names = (*logged, *REWARD_NAMES) if reward else (*logged,)
+        names = (*logged, *REWARD_GUARDS) if reward else (*logged,)
         self.actions = {name: _check_action(name, action, names) for name, action in (actions or {}).items()}
         self.record = record
         self.messages: list[str] = []
@@ -170,11 +170,7 @@ class Guards(TrainerCallback):
             return
         step, norm = state.global_step, logs.get("grad_norm")
         if self.reward_metric is not None and (reward := logs.get(self.reward_metric)) is not None:
-            self.reward.add(reward, self._steps_since_log(self.reward_metric, step))
-            if math.isfinite(reward):
-                self.windows.values.append(reward)
-            if len(self.windows.values) == REWARD_WINDOW:
-                self._report("reward", self.windows.complete(step), step)
+            self._check_reward(reward, step)
         if norm is not None and not args.fp16:
             problem = None
             if not math.isfinite(norm):
@@ -227,7 +223,7 @@ class Guards(TrainerCallback):
         self.first |= {name: Mean(**values) for name, values in state["first"].items()}
         self.evaluations = [HeldOut(**values) for values in state["evaluations"]]
         self.reward = Mean(**state["reward"])
-        # Checkpoints of rlkit before the guard `reward` have no windows.
+        # Checkpoints saved before the guard `reward` existed have no windows.
         self.windows = RewardWindows(**state.get("windows", {}))
         self.messages = list(state["messages"])
         self._last_steps = dict(state["seen"])
@@ -237,6 +233,16 @@ class Guards(TrainerCallback):
         num_steps = step - self._last_steps.get(metric, 0)
         self._last_steps[metric] = step
         return num_steps
+
+    def _check_reward(self, reward: float, step: int) -> None:
+        """Add a logged training reward to its means, and check it at the end of each window."""
+        num_steps = self._steps_since_log(str(self.reward_metric), step)
+        if not math.isfinite(reward):
+            return
+        self.reward.add(reward, num_steps)
+        self.windows.rewards.append(reward)
+        if len(self.windows.rewards) >= REWARD_WINDOW:
+            self._report("reward", self.windows.complete(step), step)
 
     def _check_value(self, name: str, value: float, step: int, args: TrainingArguments) -> None:
         """Check one logged value, and add it to the baseline if it is from the first steps."""

@@ -5,58 +5,79 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlkit.runs.guard_conditions import MIN_REWARD_RATIO, REWARD_WINDOW, RewardWindows
-
-rewards = st.floats(0, 1)
+from rlkit.runs.guard_conditions import REWARD_WINDOW, RewardWindows
 
 
-def messages(values, windows=None):
+def messages(rewards):
     """Return the message at the end of each window, or None."""
-    windows = windows or RewardWindows()
+    windows = RewardWindows()
     results = []
-    for step, value in enumerate(values, 1):
-        windows.values.append(value)
-        if len(windows.values) == REWARD_WINDOW:
+    for step, reward in enumerate(rewards, 1):
+        windows.rewards.append(reward)
+        if len(windows.rewards) == REWARD_WINDOW:
             results.append(windows.complete(step))
     return results
 
 
-@given(st.lists(rewards, min_size=REWARD_WINDOW, max_size=8 * REWARD_WINDOW))
-def test_only_a_mean_below_half_of_the_best_is_a_collapse(values):
-    means = np.reshape(values[: len(values) // REWARD_WINDOW * REWARD_WINDOW], (-1, REWARD_WINDOW)).mean(1)
-    for i, message in enumerate(messages(values)):
-        if message is not None:
-            assert means[i] < MIN_REWARD_RATIO * means[:i].max()
+def sampled_rewards(generator, rates, prompts):
+    """Return the mean reward of each step: eight answers to each prompt, which differ in difficulty."""
+    chances = generator.beta(0.8 * rates, 0.8 * (1 - rates), (prompts, len(rates)))
+    return generator.binomial(8, chances).mean(0) / 8
 
 
-@given(st.lists(rewards, min_size=REWARD_WINDOW, max_size=6 * REWARD_WINDOW), st.floats(0.01, 100))
-def test_the_scale_of_the_reward_does_not_matter(values, scale):
-    values = [round(value, 3) for value in values]
-    scaled = messages([value * scale for value in values])
-    assert [m is None for m in messages(values)] == [m is None for m in scaled]
+@given(
+    st.lists(st.lists(st.floats(0, 0.1), min_size=REWARD_WINDOW, max_size=REWARD_WINDOW), min_size=1),
+    st.integers(1, 4),
+)
+def test_reward_windows_report_a_mean_below_half_of_the_best(low, num_high):
+    """With a spread of at most 0.1, a mean of 1 and one of at most 0.1 differ by many standard errors."""
+    rewards = [1.0] * REWARD_WINDOW * num_high + [reward for window in low for reward in window]
+    results = messages(rewards)
+    assert not any(results[:num_high])
+    assert all(results[num_high:])
+
+
+@pytest.mark.parametrize("ratio, is_reported", [(0.51, False), (0.49, True)])
+@given(best=st.floats(0.01, 100))
+def test_reward_windows_compare_with_half_of_the_best_mean(best, ratio, is_reported):
+    (_, _, message) = messages(
+        [0.0] * REWARD_WINDOW + [best] * REWARD_WINDOW + [ratio * best] * REWARD_WINDOW
+    )
+    assert (message is not None) == is_reported
+
+
+@given(
+    st.lists(st.floats(0, 1), min_size=REWARD_WINDOW, max_size=6 * REWARD_WINDOW),
+    st.sampled_from([2.0**k for k in range(-7, 8)]),
+)
+def test_reward_windows_do_not_depend_on_the_scale(rewards, scale):
+    scaled = messages([reward * scale for reward in rewards])
+    assert [message is None for message in messages(rewards)] == [message is None for message in scaled]
 
 
 @pytest.mark.parametrize("rate", [0.02, 0.2, 0.5])
 @pytest.mark.parametrize("prompts", [4, 8])
-def test_hardly_any_stationary_run_is_reported(rate, prompts):
-    """In 2,000 steps on tasks of very different difficulty, with eight answers to each."""
+def test_reward_windows_report_at_most_4_percent_of_runs_without_a_trend(rate, prompts):
     generator = np.random.default_rng(0)
-    num_reported = 0
-    for _ in range(50):
-        chances = generator.beta(0.8 * rate, 0.8 * (1 - rate), (2000, prompts))
-        num_reported += any(messages(generator.binomial(8, chances).mean(1) / 8))
-    assert num_reported <= 2
+    rates = np.full(2000, rate)
+    assert sum(any(messages(sampled_rewards(generator, rates, prompts))) for _ in range(50)) <= 2
 
 
-@pytest.mark.parametrize("start, end", [(0.5, 0.0), (0.9, 0.1), (0.3, 0.0), (1.0, -1.0)])
-def test_a_collapse_is_reported(start, end):
+@pytest.mark.parametrize("late", [100, 1000])
+def test_reward_windows_report_at_most_4_percent_of_runs_that_learn_late(late):
     generator = np.random.default_rng(0)
-    noise = generator.normal(0, 0.1, 6 * REWARD_WINDOW)
+    rates = np.r_[np.full(late, 0.005), np.full(300, 0.4)]
+    assert sum(any(messages(sampled_rewards(generator, rates, 4))) for _ in range(50)) <= 2
+
+
+@pytest.mark.parametrize("start, end", [(0.5, 0.0), (0.9, 0.1), (0.4, 0.0), (1.0, -1.0)])
+def test_reward_windows_report_a_collapse_in_noise(start, end):
+    noise = np.random.default_rng(0).normal(0, 0.1, 6 * REWARD_WINDOW)
     fall = np.repeat([start, start, start, (start + end) / 2, end, end], REWARD_WINDOW)
     results = messages(fall + noise)
     assert not any(results[:3])
     assert all(results[4:])
 
 
-def test_a_best_mean_below_0_has_no_half():
+def test_reward_windows_ignore_a_negative_best_mean():
     assert not any(messages([-0.4] * REWARD_WINDOW + [-0.5] * REWARD_WINDOW))

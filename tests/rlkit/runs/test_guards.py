@@ -21,7 +21,7 @@ from rlkit.runs.guard_conditions import (
     LOGGED,
     PATIENCE_STEPS,
     RANK_LOGGED,
-    REWARD_NAMES,
+    REWARD_GUARDS,
     REWARD_WINDOW,
 )
 from rlkit.runs.guards import Guards
@@ -266,14 +266,15 @@ def test_sampler_guard_warns_if_sampler_and_trainer_diverge(first, later, is_rep
 def test_reward_guard_warns_of_a_collapse():
     log = Log()
     assert log("reward", *[0.4, 0.6] * REWARD_WINDOW, *[0.0, 0.1] * (REWARD_WINDOW // 2)) == 1
-    assert "step 30: the reward fell from 0.5 to 0.05" in log.guards.messages[0]
+    assert "fell from 0.5 (up to step 20) to 0.05 (up to step 30)" in log.guards.messages[0]
     assert log("reward", *[0.0] * REWARD_WINDOW * 3) == 1, "reported once"
     assert log("reward", *[0.5] * REWARD_WINDOW, *[0.0] * REWARD_WINDOW) == 2, "reported again after it rose"
 
 
-def test_reward_guard_ignores_rewards_that_are_not_finite():
+def test_reward_guards_ignore_rewards_that_are_not_finite():
     log = Log()
     assert log("reward", math.nan, *[0.5] * REWARD_WINDOW, math.nan, *[0.0] * REWARD_WINDOW) == 1
+    assert log.guards.reward.value == 0.25
 
 
 def held_out(*evaluations, n_tasks=200, **options):
@@ -391,7 +392,7 @@ def test_state_dict_restores_all_counters():
         for metric, (good, bad) in metrics.items():
             log.state.global_step = 0
             log(metric, *[good] * BASELINE_STEPS, *[bad] * 3)
-        log("reward", *[0.5] * (REWARD_WINDOW + 3), every=0)
+        log("reward", *[0.4, 0.6] * (REWARD_WINDOW - 3), every=0)
         log.guards.evaluated(log.state.global_step, 0.5, 100, metric="ndcg")
     second = Log(begin=first.state.global_step)
     second.guards.load_state_dict(json.loads(json.dumps(first.guards.state_dict())))
@@ -399,7 +400,8 @@ def test_state_dict_restores_all_counters():
         for metric, (_, bad) in metrics.items():
             log.state.global_step = BASELINE_STEPS + 3
             log(metric, *[bad] * (PATIENCE_STEPS - 3))
-    assert len(uninterrupted.guards.messages) == 2
+        log("reward", *[0.0] * 2 * REWARD_WINDOW)
+    assert len(uninterrupted.guards.messages) == 3
     assert second.guards.state_dict() == uninterrupted.guards.state_dict()
 
 
@@ -435,7 +437,7 @@ def test_guards_reject_unknown_names_and_actions(actions, message):
 
 def test_every_guard_is_documented():
     page = (ROOT / "docs" / "guards.md").read_text()
-    assert all(f"| `{name}` |" in page for name in (*LOGGED, *RANK_LOGGED, *REWARD_NAMES))
+    assert all(f"| `{name}` |" in page for name in (*LOGGED, *RANK_LOGGED, *REWARD_GUARDS))
 
 
 def test_run_command_prints_the_message_of_a_guard(capsys):
