@@ -1,7 +1,7 @@
 """Does HAPO shorten answers at the same accuracy? Three tasks, three seeds each, compared with plain GRPO.
 
 Both start from the same model, train on the same tasks and are evaluated on the same held-out tasks (greedy
-decoding). The warm start imitates short and long right solutions, so that sampled answers differ in length.
+decoding). The warm start imitates more long than short right solutions, so that answers can become shorter.
 Finished runs are skipped.
 
     python benchmarks/hapo_length.py --task math      # `make hapo`

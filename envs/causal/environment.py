@@ -65,7 +65,8 @@ class CausalEnvironment(Environment):
             "exact", those before rounding, as in the release.
         prompt_style: "official" (the layout of RLCausal) or "short".
         solution_style: Style of the worked solutions: "verbose" (every step), "steps" (shorter: target,
-            parents and condition, then the arithmetic) or "mixed" (one of the two for each task).
+            parents and condition, then the arithmetic) or "mixed" ("steps" for a quarter of the tasks, else
+            "verbose").
         tolerance: Total variation distance up to which the reward `distribution` is 1.
         strict: Whether the distance must be below the tolerance, as in the release's training reward.
         parser: "lenient" or "official", see `rlkit.rewards.distribution.parse_distribution`.
@@ -173,7 +174,7 @@ class CausalEnvironment(Environment):
         model, query = from_json(task["problem"])
         short, brief = self.config.prompt_style == "short", self.solution_style == "steps"
         if self.solution_style == "mixed":
-            brief = hashed_choice(f"style {task['problem']}", 2) == 1
+            brief = hashed_choice(f"style {task['problem']}", 4) == 0
         names = [short_name(name) for name in model.names] if short else model.names
         lines = [deciding_facts(model, query, names)] if brief else []
         if short and (row := table_row(model, query, names)):

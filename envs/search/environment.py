@@ -76,7 +76,7 @@ class SearchEnvironment(Environment):
             "zerosearch" if `engine` is simulated. The documents of both engines have the same format.
         prompt_style: "search_r1" (the published prompt, reworded) or "short".
         solution_style: Style of the scripts: "steps", "verbose" (with a thought in each turn; only with the
-            protocol "tags") or "mixed" (one of the two for each task).
+            protocol "tags") or "mixed" ("steps" for a quarter of the tasks, else "verbose").
         protocol: "tags", or "tools" for function calls in the format of the model's chat template.
 
     Raises:
@@ -298,7 +298,7 @@ class SearchEnvironment(Environment):
 
     def _is_verbose(self, task: Mapping[str, Any]) -> bool:
         if self.solution_style == "mixed":
-            return hashed_choice(f"style {task['task_id']}", 2) == 1
+            return hashed_choice(f"style {task['task_id']}", 4) > 0
         return self.solution_style == "verbose"
 
     def read_tool_calls(self, turn: str) -> list[tuple[str, Mapping[str, Any]]]:
