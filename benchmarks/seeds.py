@@ -116,7 +116,7 @@ def pooled_p_value(pairs: Sequence[Sequence[Evaluation]], reward: str | None) ->
 
 
 def pooled_p_values_of_pairs(evaluations: Sequence[Mapping[str, Evaluation]]) -> dict[str, float]:
-    """Compare each two systems over the tasks of all seeds; return the p values, corrected by Holm.
+    """Return the p values of all pairs of systems over the tasks of all seeds, corrected by Holm.
 
     Args:
         evaluations: The evaluations of each seed by system, in the same order of systems.

@@ -35,8 +35,8 @@ HELD_OUT_STANDARD_ERRORS = 2.0
 REWARD_WINDOW = 10
 # Rewards also fall for good reasons, such as harder tasks in a curriculum, but rarely by half.
 MIN_REWARD_RATIO = 0.5
-# Standard errors of the difference between two windows. One is the best of many, so its mean is partly luck:
-# of simulated runs of 2,000 steps without a trend, about 1% have such a difference.
+# Standard errors of the difference between two windows. One is the best of many, so its mean is partly luck.
+# With this margin, hardly any run of 2,000 steps without a trend is reported; the tests simulate such runs.
 REWARD_STANDARD_ERRORS = 5.0
 
 Judge = Callable[[float, float | None, TrainingArguments], str | None]

@@ -97,7 +97,7 @@ class Guards(TrainerCallback):
         record: Function that saves a message, such as `RunDirectory.log`. It is called on the main process
             with the step and `{"guards/<name>": message}`.
         logged: Guards that read a logged metric: `LOGGED`, `RANK_LOGGED` or `SFT_LOGGED`.
-        reward: Logged metric that training maximizes; None for none, and no `REWARD_GUARDS`.
+        reward: Logged metric that training maximizes; None disables `REWARD_GUARDS`.
 
     Attributes:
         messages: All messages so far, in order.
@@ -170,7 +170,7 @@ class Guards(TrainerCallback):
             return
         step, norm = state.global_step, logs.get("grad_norm")
         if self.reward_metric is not None and (reward := logs.get(self.reward_metric)) is not None:
-            self._check_reward(reward, step)
+            self._check_reward(reward, self._steps_since_log(self.reward_metric, step), step)
         if norm is not None and not args.fp16:
             problem = None
             if not math.isfinite(norm):
@@ -234,9 +234,8 @@ class Guards(TrainerCallback):
         self._last_steps[metric] = step
         return num_steps
 
-    def _check_reward(self, reward: float, step: int) -> None:
-        """Add a logged training reward to its means, and check it at the end of each window."""
-        num_steps = self._steps_since_log(str(self.reward_metric), step)
+    def _check_reward(self, reward: float, num_steps: int, step: int) -> None:
+        """Add a training reward, logged for `num_steps` steps, and check the window if it is complete."""
         if not math.isfinite(reward):
             return
         self.reward.add(reward, num_steps)
