@@ -68,9 +68,10 @@ TASKS = {
         flags(
             environment="causal-v1",
             environment_args=CAUSAL,
+            num_tasks=16,
             evaluation_tasks=300,
             max_completion_length=256,
-            learning_rate=1e-5,  # as in configs/causal/smollm2.yaml
+            max_steps=20,
         ),
     ),
     "search": Task(
@@ -79,8 +80,10 @@ TASKS = {
         flags(
             environment="search-v3",
             environment_args=SEARCH,
+            num_tasks=16,
             evaluation_tasks=200,
             max_completion_length=500,
+            learning_rate=2e-5,
             max_steps=16,
             max_turn_tokens=64,
             per_device_train_batch_size=8,
