@@ -83,7 +83,8 @@ def test_verbose_script_has_a_thought_before_each_action():
     assert all(scores(verbose, row)["f1"] == 1 for row in play(verbose, tasks, scripts))
     num_verbose = sum(mixed.script(task) == script for task, script in zip(tasks, scripts, strict=True))
     num_plain = sum(mixed.script(task) == plain.script(task) for task in tasks)
-    assert num_verbose + num_plain == len(tasks) and 10 < num_plain < num_verbose
+    assert num_verbose + num_plain == len(tasks)
+    assert 0.1 < num_plain / len(tasks) < 0.4  # a quarter, drawn by chance
 
 
 def test_rewards_are_0_without_an_answer_or_a_search(environment):
