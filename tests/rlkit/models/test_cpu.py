@@ -167,7 +167,7 @@ def fill_gaps():
     libc = ctypes.CDLL(None)
     libc.sbrk.restype = libc.malloc.restype = ctypes.c_void_p
     end = libc.sbrk(0)
-    while libc.sbrk(0) == end:  # it moves as soon as no gap is large enough
+    while libc.sbrk(0) == end:  # the end moves once no gap is large enough
         libc.malloc(4_000_000)
 
 
