@@ -79,22 +79,28 @@ class Candidates:
     Attributes:
         query: Query text.
         passages: Text of each candidate document.
-        grades: Relevance grade of each passage; 0 is not relevant.
+        grades: Relevance grade of each passage, a whole number or a teacher's score; 0 is not relevant.
         ideal: Grades of all relevant documents, highest first, including those that are not candidates. The
             ideal DCG of nDCG is computed from it.
         ids: Id of each passage's document. With ids, in-batch objectives do not use another query's candidate
             as a negative if this query's judgments say that it is relevant. Empty if there are no ids.
         relevant: Ids of the documents whose grades are `ideal`, in the same order.
         excluded: Ids of documents that must not be ranked for this query.
+        possible_answers: Ids of documents that may answer the query although nobody has judged them, such as
+            the page that the query is taken from. In-batch objectives do not use them as negatives.
+        passages_are_queries: Whether the passages are queries, and the query is a document for which they are
+            ranked (PROP). Encoders have different prompts and adapters for the two.
     """
 
     query: str
     passages: Sequence[str]
-    grades: Sequence[int]
-    ideal: Sequence[int]
+    grades: Sequence[float]
+    ideal: Sequence[float]
     ids: Sequence[str] = ()
     relevant: Sequence[str] = ()
     excluded: Sequence[str] = ()
+    possible_answers: Sequence[str] = ()
+    passages_are_queries: bool = False
 
 
 @dataclass(frozen=True)

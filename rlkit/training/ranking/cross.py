@@ -35,9 +35,24 @@ class CrossScorer(nn.Module):
         super().__init__()
         self.model, self.temperature = model, temperature
 
-    def forward(self, queries: Sequence[str], passages: Sequence[Sequence[str]]) -> Tensor:
-        """Return the scores of each query's passages, (B, n); 0 at padding if a query has fewer than n."""
+    def forward(
+        self,
+        queries: Sequence[str],
+        passages: Sequence[Sequence[str]],
+        documents: None = None,
+        passages_are_queries: bool = False,
+    ) -> Tensor:
+        """Return the scores of each query's passages, (B, n); 0 at padding if a query has fewer than n.
+
+        Args:
+            queries: Queries, B strings.
+            passages: Passages of each query.
+            documents: Always None: there are no scores of all documents of a batch.
+            passages_are_queries: Whether a passage comes first in its pair, as the query does otherwise.
+        """
         pairs = [(q, passage) for q, of_query in zip(queries, passages, strict=True) for passage in of_query]
+        if passages_are_queries:
+            pairs = [(passage, query) for query, passage in pairs]
         scores = pair_scores(self.model, pairs, PAIRS_PER_PASS) / self.temperature
         rows = scores.split([len(of_query) for of_query in passages])
         return nn.utils.rnn.pad_sequence(rows, batch_first=True)

@@ -30,7 +30,7 @@ from rlkit.training.ranking.cross import CrossScorer, train_head
 from rlkit.training.ranking.first_stage import FirstStage
 from rlkit.training.ranking.lora import add_lora
 from rlkit.training.ranking.scorers import AdapterScorer, EncoderScorer, ListwiseScorer
-from rlkit.training.ranking.trainer import Objective, RankingTrainer, permutation
+from rlkit.training.ranking.trainer import IN_BATCH_OBJECTIVES, Objective, RankingTrainer, permutation
 from rlkit.training.session import Session, make_environment, make_runner
 
 if TYPE_CHECKING:
@@ -51,14 +51,15 @@ def rank(run: RankConfig) -> None:
             args.mapping("guards"), record=session.directory.log, logged=RANK_LOGGED, reward="utility"
         )
         candidates = candidates_of(environment, session.tasks())
-        rows = training_rows(environment, candidates)
+        in_batch = args.objective in IN_BATCH_OBJECTIVES and not args.cross_encoder
+        rows = training_rows(environment, candidates, in_batch)
         rewards, _ = load_rewards(None, environment, None)
         # The adapter is initialized at random, and must be the same on all processes and in a resumed run.
         transformers.set_seed(trainer_args.seed)
         scorer = load_scorer(run)
         # Raises now, and not in the middle of training, if a query leaves no tokens for its candidates.
         scorer.query_texts([row["query"] for row in rows], [row["passages"] for row in rows])
-        for warning in warnings_of(run, candidates) if trainer_args.process_index == 0 else ():
+        for warning in warnings_of(run, candidates, in_batch) if trainer_args.process_index == 0 else ():
             logger.warning(warning)
         trainer_args.remove_unused_columns = False
         objective = Objective(args.objective, args.utility, args.cutoff, args.rankings, args.estimator)
@@ -96,27 +97,42 @@ def check_settings(run: RankConfig) -> None:
         raise UserError("`rlkit rank` does not shard encoders over processes: use the accelerate config ddp")
 
 
-def training_rows(environment: Environment, candidates: Sequence[Candidates]) -> list[dict[str, Any]]:
-    """Return the candidates of queries whose passages have different grades; the others have no gradient.
+def training_rows(
+    environment: Environment, candidates: Sequence[Candidates], in_batch: bool
+) -> list[dict[str, Any]]:
+    """Return the candidates of the queries that have a gradient.
+
+    Args:
+        environment: Environment of the queries, for messages.
+        candidates: Candidates of each query.
+        in_batch: Whether a query is compared with the passages of the other queries in its batch.
 
     Raises:
-        UserError: No query has passages of different grades.
+        UserError: No query has a gradient.
     """
-    rows = [asdict(of_query) for of_query in candidates if _has_distinct_grades(of_query)]
+    rows = [asdict(of_query) for of_query in candidates if _has_gradient(of_query, in_batch)]
     if not rows:
+        advice = "increase num_tasks or the number of candidates"
+        if not in_batch and any(len(of_query.passages) == 1 for of_query in candidates):
+            advice = (
+                "the objective compares the passages of one query: for pairs, set objective to infonce and do "
+                "not set cross_encoder"
+            )
         raise UserError(
-            f"{environment.id} has no training query with documents of different grades; increase num_tasks "
-            "or the number of candidates"
+            f"{environment.id} has no training query with documents of different grades; {advice}"
         )
     return rows
 
 
-def _has_distinct_grades(candidates: Candidates) -> bool:
+def _has_gradient(candidates: Candidates, in_batch: bool) -> bool:
     # Negative grades mean not relevant, like 0.
-    return len({max(grade, 0) for grade in candidates.grades}) > 1
+    grades = [max(grade, 0) for grade in candidates.grades]
+    if in_batch:
+        return any(grades)
+    return len(set(grades)) > 1
 
 
-def warnings_of(run: RankConfig, candidates: Sequence[Candidates]) -> list[str]:
+def warnings_of(run: RankConfig, candidates: Sequence[Candidates], in_batch: bool) -> list[str]:
     """Return what a user should know before training: ignored keys, and queries that are left out."""
     warnings = []
     ignored = [key for key in ("rankings", "estimator") if key in run.explicit]
@@ -125,11 +141,12 @@ def warnings_of(run: RankConfig, candidates: Sequence[Candidates]) -> list[str]:
         warnings.append(f"{' and '.join(ignored)} {verb} no effect on the objective {run.args.objective}")
     if run.args.cross_encoder and run.explicit.get("first_stage_documents"):
         warnings.append("first_stage_documents has no effect on a cross-encoder, which only reranks")
-    num_short = sum(len(of_query.grades) < 2 for of_query in candidates)
-    num_alike = sum(not _has_distinct_grades(of_query) for of_query in candidates) - num_short
-    if num_short or num_alike:
+    without_gradient = [of_query for of_query in candidates if not _has_gradient(of_query, in_batch)]
+    num_short = sum(len(of_query.grades) < 2 for of_query in without_gradient)
+    num_alike = len(without_gradient) - num_short
+    if without_gradient:
         warnings.append(
-            f"{num_short + num_alike} of {len(candidates)} training queries are left out because they give "
+            f"{len(without_gradient)} of {len(candidates)} training queries are left out because they give "
             f"no training signal: {num_short} ({num_short / len(candidates):.0%}) have fewer than 2 "
             f"candidates, and {num_alike} have only candidates of the same grade"
         )

@@ -60,10 +60,16 @@ class EncoderScorer(nn.Module):
         queries: Sequence[str],
         passages: Sequence[Sequence[str]],
         documents: Sequence[str] | None = None,
+        passages_are_queries: bool = False,
     ) -> Tensor:
         """Return the scores of each query's passages, (B, n); 0 at padding if a query has fewer than n.
 
-        With `documents`, return the scores of all of them for every query instead, (B, documents).
+        Args:
+            queries: Queries, B strings.
+            passages: Passages of each query.
+            documents: Documents of the batch. If given, return the scores of all of them for every query
+                instead, (B, documents).
+            passages_are_queries: Whether to embed `queries` as documents, and the other strings as queries.
         """
         if documents is not None:
             unique = list(dict.fromkeys(documents))
@@ -71,7 +77,10 @@ class EncoderScorer(nn.Module):
             # Queries of a batch share passages: each is embedded once.
             unique = list(dict.fromkeys(passage for of_query in passages for passage in of_query))
         column = {document: i for i, document in enumerate(unique)}
-        scores = self.similarities(queries, unique)
+        if passages_are_queries:
+            scores = self.similarities(unique, queries).T
+        else:
+            scores = self.similarities(queries, unique)
         if documents is not None:
             return scores[:, torch.tensor([column[text] for text in documents], device=scores.device)]
         rows = [torch.tensor([column[passage] for passage in of_query]) for of_query in passages]

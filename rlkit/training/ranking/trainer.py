@@ -44,7 +44,8 @@ class Objective:
 
     Attributes:
         name: One of `rlkit.arguments.keys.OBJECTIVES`. "plackett_luce" is minus the expected utility
-            of a drawn ranking. "distillation" uses grade / highest grade as the teacher's score.
+            of a drawn ranking. "distillation" uses grade / highest grade as the teacher's score, or the
+            grades themselves if none is above 1.
         utility: Utility of a ranking, "ndcg" or "rr".
         cutoff: Number of top ranks that count for the utility.
         rankings: Number of rankings drawn per query.
@@ -122,7 +123,11 @@ class RankingTrainer(transformers.Trainer):
         scorer = self.accelerator.unwrap_model(model)
         if self.objective.name in IN_BATCH_OBJECTIVES and scorer.in_batch:
             return self._in_batch_losses(model, inputs)
-        scores = model(self._query_texts(model, inputs), inputs["passages"])
+        scores = model(
+            self._query_texts(model, inputs),
+            inputs["passages"],
+            passages_are_queries=inputs["passages_are_queries"],
+        )
         grades, mask = inputs["grades"].to(scores.device), inputs["mask"].to(scores.device)
         ideal = inputs["ideal"].to(scores.device)
         metrics = ranking_metrics(self.objective, scores.detach(), grades, mask, ideal)
@@ -156,7 +161,12 @@ class RankingTrainer(transformers.Trainer):
     ) -> tuple[Tensor, dict[str, float]]:
         """Return the losses, (B,) or a scalar, that compare a query with all M documents of the batch."""
         batch = BatchDocuments.of(inputs)
-        scores = model(self._query_texts(model, inputs), inputs["passages"], batch.texts)  # (B, M)
+        scores = model(
+            self._query_texts(model, inputs),
+            inputs["passages"],
+            batch.texts,
+            passages_are_queries=inputs["passages_are_queries"],
+        )  # (B, M)
         device = scores.device
         grades, mask = inputs["grades"].to(device), inputs["mask"].to(device)  # (B, n)
         columns, labels, rankable = (x.to(device) for x in (batch.columns, batch.labels, batch.rankable))
@@ -197,8 +207,11 @@ def list_infonce(scores: Tensor, grades: Tensor, mask: Tensor) -> Tensor:
 
 
 def list_distillation(scores: Tensor, grades: Tensor, mask: Tensor) -> Tensor:
-    """Return the divergence, (B,), from the softmax of grade / highest grade over the own candidates."""
-    teacher = grades / grades.max(-1, keepdim=True).values
+    """Return the divergence, (B,), from the softmax of the teacher's scores over the own candidates.
+
+    Scores up to 1 are those of a teacher; grades become scores when they are divided by the highest one.
+    """
+    teacher = grades / grades.max(-1, keepdim=True).values.clamp(min=1)
     return ranking_losses.listwise_distillation(scores, teacher / TEACHER_TEMPERATURE, mask)
 
 
@@ -258,6 +271,10 @@ class BatchDocuments:
                     labels[b, columns_by_text[text]] = grade
             for document_id in inputs["excluded"][b]:
                 rankable[b, columns_by_id.get(document_id, [])] = False
+            candidates = {index[key] for key in keys_by_query[b]}
+            for document_id in inputs["possible_answers"][b]:
+                others = [i for i in columns_by_id.get(document_id, ()) if i not in candidates]
+                rankable[b, others] = False
         rows = [torch.tensor([index[key] for key in keys]) for keys in keys_by_query]
         columns = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)
         return cls(texts, columns, labels, rankable)
@@ -291,6 +308,9 @@ def collate(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "ids": [row["ids"] for row in rows],
         "relevant": [row["relevant"] for row in rows],
         "excluded": [row["excluded"] for row in rows],
+        "possible_answers": [row["possible_answers"] for row in rows],
+        # All rows of an environment are alike in this.
+        "passages_are_queries": rows[0]["passages_are_queries"],
         # A negative grade, as in some judgments, means not relevant.
         "grades": torch.nn.utils.rnn.pad_sequence(grades, batch_first=True).clamp(min=0),
         "mask": torch.nn.utils.rnn.pad_sequence(exists, batch_first=True),
