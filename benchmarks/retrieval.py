@@ -21,7 +21,9 @@ def score(retriever: str, collection: str, measures: Sequence[str], split: str =
         measures: Names of measures, such as "rr@10".
         split: Split of the queries.
     """
-    return evaluate_retriever(load_collection(collection), retriever, split=split, measures=measures)["scores"]
+    return evaluate_retriever(load_collection(collection), retriever, split=split, measures=measures)[
+        "scores"
+    ]
 
 
 def summarize(systems: Mapping[str, Sequence[Scores]], measures: Sequence[str]) -> dict:

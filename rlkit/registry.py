@@ -28,6 +28,7 @@ ENVIRONMENTS = {
     "intent-v5": "rlkit.envs.ranking:IntentEnvironment",
     "math-v1": "rlkit.envs.math:MathEnvironment",
     "navigate-v4": "rlkit.envs.ranking:NavigateEnvironment",
+    "pairs-v1": "rlkit.envs.ranking:PairsEnvironment",
     "query-v4": "rlkit.envs.ranking:QueryEnvironment",
     "rerank-v3": "rlkit.envs.ranking:RerankEnvironment",
     "search-v3": "rlkit.envs.search:SearchEnvironment",

@@ -2,7 +2,14 @@
 
 from rlkit.envs.ranking.intent import IntentEnvironment
 from rlkit.envs.ranking.navigate import NavigateEnvironment
+from rlkit.envs.ranking.pairs.environment import PairsEnvironment
 from rlkit.envs.ranking.query import QueryEnvironment
 from rlkit.envs.ranking.rerank import RerankEnvironment
 
-__all__ = ["IntentEnvironment", "NavigateEnvironment", "QueryEnvironment", "RerankEnvironment"]
+__all__ = [
+    "IntentEnvironment",
+    "NavigateEnvironment",
+    "PairsEnvironment",
+    "QueryEnvironment",
+    "RerankEnvironment",
+]

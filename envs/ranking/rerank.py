@@ -170,10 +170,7 @@ class RerankEnvironment(Environment):
 
     def _row(self, query: JudgedQuery, candidates: Sequence[Document]) -> dict[str, Any]:
         passages = [passage_text(document) for document in candidates]
-        lines = (
-            f"[{i}] {prompt_line(passage, self.document_words)}" for i, passage in enumerate(passages, 1)
-        )
-        prompt = _PROMPT.format(query=prompt_line(query.text), passages="\n".join(lines))
+        prompt = self._prompt(query.text, passages)
         return {
             "prompt": [{"role": "user", "content": prompt}],
             "task_id": task_id(self.collection.name, query.id, prompt),
@@ -186,6 +183,12 @@ class RerankEnvironment(Environment):
             "relevant": query.relevant,
             "excluded": sorted(excluded_ids(self.collection, query.id)),
         }
+
+    def _prompt(self, query: str, passages: Sequence[str]) -> str:
+        lines = (
+            f"[{i}] {prompt_line(passage, self.document_words)}" for i, passage in enumerate(passages, 1)
+        )
+        return _PROMPT.format(query=prompt_line(query), passages="\n".join(lines))
 
     def candidate_documents(self, task: Mapping[str, Any]) -> Candidates:
         """Return the candidates with their grades and ids."""

@@ -1,1 +1,1 @@
-"""Training rows for retrievers: one format, generators that need no labels, and the environment `pairs-v1`."""
+"""Training rows for retrievers: one format, generators without labels, and the environment `pairs-v1`."""

@@ -98,7 +98,7 @@ def _row(values: Mapping[str, Any], location: str) -> Row:
         raise UserError(f"{location}: passages must not be empty")
     if not isinstance(targets, list) or not all(map(_is_target, targets)) or len(targets) != len(passages):
         raise UserError(
-            f"{location}: targets must be a list of {len(passages)} finite numbers of at least 0, one for each "
+            f"{location}: targets must be a list of {len(passages)} finite numbers of at least 0, one per "
             f"passage, not {targets!r:.60}"
         )
     documents = _strings(values, "passage_documents", location)

@@ -60,7 +60,10 @@ class FirstStage:
         self.candidates, self.batch_size = candidates, batch_size
         relevant = {document_id for c in candidates.values() for document_id in c.relevant}
         self.documents, self.num_documents = sample_documents(documents, relevant, max_documents, seed)
-        qrels = {task_id: dict(zip(c.relevant, c.ideal, strict=True)) for task_id, c in candidates.items()}
+        qrels = {
+            task_id: dict(zip(of_task.relevant, map(int, of_task.ideal), strict=True))
+            for task_id, of_task in candidates.items()
+        }
         self.evaluator = Evaluator(qrels, [MEASURE])
 
     def scores(self, scorer: EncoderScorer, accelerator: Accelerator) -> dict[str, float]:

@@ -115,8 +115,8 @@ def training_rows(
         advice = "increase num_tasks or the number of candidates"
         if not in_batch and any(len(of_query.passages) == 1 for of_query in candidates):
             advice = (
-                "the objective compares the passages of one query: for pairs, set objective to infonce and do "
-                "not set cross_encoder"
+                "the objective compares the passages of one query: for pairs, set objective to infonce and "
+                "remove cross_encoder"
             )
         raise UserError(
             f"{environment.id} has no training query with documents of different grades; {advice}"

@@ -24,7 +24,7 @@ PASSAGES = [
 ]
 ROWS = [
     {"query": q, "passages": p, "grades": [2, 1, 0][: len(p)], "ideal": [2, 1], "ids": [], "relevant": [],
-     "excluded": []}
+     "excluded": [], "possible_answers": [], "passages_are_queries": False}
     for q, p in zip(QUERIES, PASSAGES, strict=True)
 ]  # fmt: skip
 

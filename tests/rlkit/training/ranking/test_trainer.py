@@ -7,10 +7,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlkit.training.ranking.trainer import BatchDocuments, Objective, RankingTrainer, collate, ranking_metrics
+from rlkit.training.ranking.trainer import (
+    BatchDocuments,
+    Objective,
+    RankingTrainer,
+    collate,
+    list_distillation,
+    ranking_metrics,
+)
 
 
-def row(query, ids, grades, relevant=None, *, texts=None, excluded=()):
+def row(query, ids, grades, relevant=None, *, texts=None, excluded=(), possible_answers=()):
     """Return a training row. The text of a document is its id in capital letters."""
     relevant = relevant or {name: grade for name, grade in zip(ids, grades, strict=True) if grade}
     ranked = sorted(relevant, key=lambda name: -relevant[name])
@@ -22,6 +29,8 @@ def row(query, ids, grades, relevant=None, *, texts=None, excluded=()):
         "ids": ids,
         "relevant": ranked,
         "excluded": list(excluded),
+        "possible_answers": list(possible_answers),
+        "passages_are_queries": False,
     }
 
 
@@ -38,7 +47,7 @@ class Scores(torch.nn.Module):
     def query_texts(self, queries, passages):
         return list(queries)
 
-    def forward(self, queries, passages, documents):
+    def forward(self, queries, passages, documents, passages_are_queries):
         rows = torch.tensor([self.queries.index(query) for query in queries])
         return self.scores[rows][:, torch.tensor([self.texts.index(text) for text in documents])]
 
@@ -75,6 +84,31 @@ def test_judgments_of_another_grade_and_excluded_documents_are_not_negatives(obj
     gradients = gradient(rows, objective, tmp_path)
     assert gradients["q1"]["B"] == 0 and gradients["q1"]["Z"] == 0 < gradients["q1"]["Y"]
     assert gradients["q2"]["C"] > 0 and gradients["q2"]["Z"] > 0
+
+
+@pytest.mark.parametrize("objective", ["infonce", "distillation"])
+def test_passage_of_a_possible_answer_is_not_a_negative(objective, tmp_path):
+    rows = [
+        row("q1", ["a"], [1], texts=["A1"], possible_answers=["a", "b"]) | {"relevant": []},
+        row("q2", ["a"], [1], texts=["A2"], possible_answers=["a"]) | {"relevant": []},
+        row("q3", ["b"], [1], texts=["B"], possible_answers=["b"]) | {"relevant": []},
+    ]
+    gradients = gradient(rows, objective, tmp_path)
+    assert gradients["q1"]["A2"] == gradients["q1"]["B"] == gradients["q2"]["A1"] == 0
+    assert gradients["q2"]["A2"] < 0 < gradients["q2"]["B"]
+    assert gradients["q3"]["B"] < 0 < gradients["q3"]["A1"]
+
+
+def test_candidates_of_a_possible_answer_are_ranked_as_judged():
+    """A list may have several passages of the document that its query is taken from."""
+    rows = [row("q", ["a", "a"], [1, 0], {"a": 1}, texts=["A1", "A2"], possible_answers=["a"])]
+    assert BatchDocuments.of(collate(rows)).rankable.tolist() == [[True, True]]
+
+
+def test_teacher_scores_up_to_1_are_not_scaled():
+    grades, mask = torch.tensor([[0.5, 0.25], [2.0, 1.0], [1.0, 0.5]]), torch.ones(3, 2, dtype=torch.bool)
+    losses = list_distillation(torch.zeros(3, 2), grades, mask)
+    assert losses[1] == losses[2] > losses[0] > 0
 
 
 def test_document_with_the_text_of_a_relevant_one_is_not_a_negative(tmp_path):
@@ -163,8 +197,7 @@ def test_metrics_are_the_utility_and_the_spread_of_the_ranking_by_score():
 
 
 def test_negative_grades_are_not_relevant_and_not_padding():
-    row = {"query": "q", "passages": ["a", "b"], "ids": [], "relevant": [], "excluded": [], "ideal": [1]}
-    batch = collate([row | {"grades": [-1, 1]}, row | {"grades": [1], "passages": ["a"]}])
+    batch = collate([row("q", ["a", "b"], [-1, 1], {"b": 1}), row("q", ["a"], [1])])
     assert batch["grades"].tolist() == [[0, 1], [1, 0]]
     assert batch["mask"].tolist() == [[True, True], [True, False]]
 

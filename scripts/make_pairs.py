@@ -1,0 +1,120 @@
+"""Generate training pairs for a retriever from the documents of a collection, without labels.
+
+    python scripts/make_pairs.py data/scifact --source ict bfs wlp --per_document 4 -o pairs.jsonl
+    rlkit rank configs/ranking/pairs.yaml --environment_args.pairs pairs.jsonl
+
+Sources from the structure of documents: ict, bfs, wlp, crop (`rlkit/envs/ranking/pairs/structure.py`). The
+source "judged" has the judged training queries with their relevant documents, as a supervised baseline. The
+other sources read no queries and no judgments.
+
+For each source, the script prints the number of rows and distinct queries, and the share of rows whose
+passage contains the query, which a retriever can learn to copy.
+"""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from rlkit.arguments.command_line import CommandParser, output_file
+from rlkit.commands.run import run_command
+from rlkit.envs.ranking.pairs import structure
+from rlkit.envs.ranking.pairs.pages import Page, read_pages
+from rlkit.envs.ranking.pairs.rows import Row, write_rows
+from rlkit.errors import UserError, check_integer
+from rlkit.retrieval.collections.base import Collection
+from rlkit.retrieval.documents import passage_text
+from rlkit.retrieval.queries import documents_by_id, judged_queries, open_collection
+
+JUDGED = "judged"
+
+
+def main() -> int:
+    """Write the rows of all sources to a file and print their numbers."""
+    options = build_parser().parse_args(sys.argv[1:])
+    check_integer("--per_document", options.per_document, 1)
+    collection = open_collection(options.collection, None, 0)
+    excluded = judged_documents(collection, "test") if options.without_test_documents else frozenset()
+    pages = [
+        page
+        for page in read_pages(collection, Path(options.collection).expanduser())
+        if collection.judged_id(page.id) not in excluded
+    ]
+    if not pages:
+        raise UserError(f"all documents of {collection.name} are judged in its test split: none is left")
+    rows: list[Row] = []
+    for source in dict.fromkeys(options.source):
+        generated = list(generate(source, collection, pages, options.seed, options.per_document))
+        print(describe(source, generated))
+        rows += generated
+    if not rows:
+        raise UserError(f"{collection.name} gives no rows for {' '.join(options.source)}")
+    write_rows(options.out, rows)
+    print(f"{len(rows):,} rows of {len(pages):,} documents: {options.out}")
+    return 0
+
+
+def build_parser() -> CommandParser:
+    """Return the parser of the script's options."""
+    parser = CommandParser(description="Generate training pairs for a retriever.")
+    add = parser.add_argument
+    add("collection", metavar="COLLECTION", help="folder in BEIR's layout, or another collection")
+    add("--source", nargs="+", required=True, choices=[*SOURCES, JUDGED], help="sources of the rows")
+    add("--per_document", type=int, default=4, metavar="N", help="maximum number of rows of a document from "
+        "each source (default: %(default)s)")  # fmt: skip
+    add("--seed", type=int, default=0, help="random seed (default: %(default)s)")
+    add("--without_test_documents", action="store_true", help="leave out the documents that are judged in "
+        "the test split, so that the test shows what is learned for unseen documents")  # fmt: skip
+    add("-o", "--out", type=output_file, required=True, metavar="FILE", help="JSONL file for the rows")
+    return parser
+
+
+def generate(
+    source: str, collection: Collection, pages: Sequence[Page], seed: int, per_document: int
+) -> Iterator[Row]:
+    """Return the rows of one source."""
+    if source == JUDGED:
+        return judged_rows(collection, seed)
+    return SOURCES[source](pages, seed, per_document)
+
+
+SOURCES: dict[str, Callable[[Sequence[Page], int, int], Iterator[Row]]] = dict(structure.GENERATORS)
+
+
+def judged_rows(collection: Collection, seed: int) -> Iterator[Row]:
+    """Yield each judged training query with each of its relevant documents."""
+    queries = judged_queries(collection, "train", None, seed)
+    documents = documents_by_id(collection, (name for query in queries for name in query.relevant))
+    for query in queries:
+        for name in query.relevant:
+            if name in documents:
+                yield Row(
+                    f"{JUDGED}/{query.id}/{name}",
+                    query.text,
+                    (passage_text(documents[name]),),
+                    (float(query.grades[name]),),
+                    JUDGED,
+                    name,
+                    answers=tuple(query.relevant),
+                )
+
+
+def judged_documents(collection: Collection, split: str) -> frozenset[str]:
+    """Return the ids of all documents that are judged in a split."""
+    return frozenset(name for grades in collection.judged(split).values() for name in grades)
+
+
+def describe(source: str, rows: Sequence[Row]) -> str:
+    """Return the numbers of a source's rows as a line."""
+    if not rows:
+        return f"{source}: no rows"
+    num_queries = len({row.query for row in rows})
+    num_documents = len({row.document for row in rows})
+    num_copied = sum(row.query in passage for row in rows for passage in row.passages)
+    return (
+        f"{source}: {len(rows):,} rows, {num_queries:,} distinct queries, {num_documents:,} documents; the "
+        f"passage contains the query in {num_copied / len(rows):.1%}"
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_command(main))
