@@ -143,9 +143,9 @@ def _string(value: object) -> str:
 
 
 def linking_pages(pages: Sequence[Page]) -> dict[str, list[Page]]:
-    """Return the pages that link to each page, without those that link to themselves, by its id."""
+    """Return the pages that link to each page, sorted by id, by its id. Links to the page itself are ignored."""
     linking: dict[str, list[Page]] = {page.id: [] for page in pages}
-    for page in pages:
+    for page in sorted(pages, key=lambda page: page.id):
         for link in dict.fromkeys(page.links):
             if link != page.id and link in linking:
                 linking[link].append(page)

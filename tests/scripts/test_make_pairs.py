@@ -1,0 +1,75 @@
+import subprocess
+import sys
+
+import pytest
+
+from rlkit.envs.ranking.pairs.pages import Page, Section, write_pages
+from rlkit.envs.ranking.pairs.rows import read_rows
+from tests.envs.ranking.folders import write_beir
+
+BODY = "The first sentence is here. The second sentence is there. A third sentence is everywhere."
+
+
+def make_pairs(*arguments):
+    """Run the script and return the process."""
+    command = [sys.executable, "scripts/make_pairs.py", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def collection(tmp_path):
+    """Collection of two linked pages, each of which one query is about."""
+    folder = tmp_path / "collection"
+    queries = {"q1": "the first page", "q2": "the second page"}
+    qrels = {"train": {"q1": {"a": 2, "b": 0}}, "test": {"q2": {"b": 1}}}
+    write_beir(folder, {"a": ("A", BODY), "b": ("B", BODY)}, queries, qrels)
+    section = Section("DESCRIPTION", (BODY, "Another passage of the page follows. It has two sentences."))
+    write_pages(folder, [Page("a", "A", (section,), ("b",)), Page("b", "B", (section,), ("a",))])
+    return folder
+
+
+def test_rows_of_several_sources_are_written_to_one_file(collection, tmp_path):
+    out = tmp_path / "pairs.jsonl"
+    result = make_pairs(
+        collection, "--source", "ict", "bfs", "wlp", "judged", "--per_document", "2", "-o", out
+    )
+    assert result.returncode == 0, result.stderr
+    rows = read_rows(out)
+    numbers = {
+        source: sum(row.source == source for row in rows) for source in ("ict", "bfs", "wlp", "judged")
+    }
+    assert numbers == {"ict": 4, "bfs": 4, "wlp": 4, "judged": 1}
+    (judged,) = (row for row in rows if row.source == "judged")
+    assert judged.query == "the first page" and judged.passages == (f"A: {BODY}",)
+    assert judged.targets == (2.0,) and judged.document == "a" and judged.answers == ("a",)
+    assert "bfs: 4 rows" in result.stdout and f"13 rows of 2 documents: {out}" in result.stdout
+
+
+def test_documents_of_the_test_split_are_left_out(collection, tmp_path):
+    out = tmp_path / "pairs.jsonl"
+    result = make_pairs(collection, "--source", "ict", "--without_test_documents", "-o", out)
+    assert result.returncode == 0, result.stderr
+    assert {row.document for row in read_rows(out)} == {"a"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--source", "ict", "--per_document", "0"],
+            "--per_document must be an integer of at least 1, not 0",
+        ),
+        (["--source", "bsf"], "unknown --source 'bsf' (choices: bfs, crop"),
+        ([], "--source"),
+    ],
+)
+def test_invalid_options_are_one_line(collection, tmp_path, arguments, message):
+    result = make_pairs(collection, *arguments, "-o", tmp_path / "pairs.jsonl")
+    assert result.returncode == 2 and message in result.stderr and "Traceback" not in result.stderr
+
+
+def test_collection_without_rows_is_an_error(tmp_path):
+    documents = {"a": ("", "Too short."), "b": ("", "Short.")}
+    folder = write_beir(tmp_path / "c", documents, {"q": "query"}, {"test": {"q": {"a": 1}}})
+    result = make_pairs(folder, "--source", "ict", "-o", tmp_path / "pairs.jsonl")
+    assert result.returncode == 2 and "gives no rows for ict" in result.stderr
