@@ -1,4 +1,4 @@
-"""What do pairs without labels teach an encoder? ICT, BFS, WLP and cropping on man pages, three seeds (`make pairs`).
+"""What do pairs without labels teach an encoder? ICT, BFS, WLP and cropping on man pages (`make pairs`).
 
 Each run trains the same encoder from random vectors (configs/ranking/pairs.yaml). The test queries are the
 one-line descriptions of half of the pages; the descriptions of the other half are the labels of "judged".

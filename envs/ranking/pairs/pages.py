@@ -143,7 +143,7 @@ def _string(value: object) -> str:
 
 
 def linking_pages(pages: Sequence[Page]) -> dict[str, list[Page]]:
-    """Return the pages that link to each page, sorted by id, by its id. Links to the page itself are ignored."""
+    """Return the pages that link to each page, sorted by id. A page does not link to itself."""
     linking: dict[str, list[Page]] = {page.id: [] for page in pages}
     for page in sorted(pages, key=lambda page: page.id):
         for link in dict.fromkeys(page.links):
