@@ -9,7 +9,6 @@ document, and the effective support of B-PROP's words, 1 if they are drawn unifo
     python benchmarks/prop.py
 """
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +31,7 @@ from rlkit.training.ranking.cross import CrossScorer
 RESULTS = Path(__file__).parent / "results" / "prop.json"
 CONFIG = seeds.CONFIGS / "ranking" / "prop.yaml"
 ENCODER, MAX_SEQ_LENGTH = "bundled:all-minilm-l6-v2", 128
-NUM_QUERIES, DEPTH = 200, 20
+NUM_QUERIES, DEPTH = 100, 20
 TEMPERATURES = (1.0, 0.1, 0.01)
 MEASURE = "rr@10"
 COMPARISONS = [
@@ -42,7 +41,6 @@ COMPARISONS = [
     ("bm25", "bprop, cross-encoder"),
     ("prop, cross-encoder", "bprop, cross-encoder"),
     ("encoder", "prop, encoder"),
-    ("encoder", "bprop, encoder"),
 ]
 # The config trains a cross-encoder. These keys train the encoder on the same pairs, with a lower learning
 # rate, because none of its weights are new.
@@ -104,7 +102,7 @@ def main() -> None:
     parser.add_argument(
         "--max_steps", type=int, help="training steps of each run (default: those of the config)"
     )
-    options: argparse.Namespace = parser.parse_args()
+    options = parser.parse_args()
     documents = list(load_collection(options.collection).documents())
     contrasts = load_contrasts(documents, options.folder)
     keys = ["--environment_args.collection", options.collection]
@@ -134,8 +132,9 @@ def main() -> None:
             write_rows(pairs, of_source)
             model = train(options.folder, source, pairs, seed, *keys)
             systems.setdefault(f"{source}, cross-encoder", []).append(rerank(model))
-            model = train(options.folder, f"{source}-encoder", pairs, seed, *keys, *ENCODER_KEYS)
-            systems.setdefault(f"{source}, encoder", []).append(score(f"dense:{model}"))
+        pairs = options.folder / f"prop-{seed}.jsonl"
+        model = train(options.folder, "prop-encoder", pairs, seed, *keys, *ENCODER_KEYS)
+        systems.setdefault("prop, encoder", []).append(score(f"dense:{model}"))
     result = {
         "collection": options.collection,
         "seeds": options.seeds,

@@ -101,8 +101,10 @@ def word_attentions(encoder: SentenceTransformer, text: str) -> dict[str, float]
     text = encodable(text)
     options = {"truncation": True, "max_length": encoder.max_seq_length, "return_tensors": "pt"}
     tokens = encoder.tokenizer(text, **options)
+    transformer = encoder.transformers_model
+    assert transformer is not None  # `load_encoder` refuses encoders without attention
     with torch.no_grad():
-        output = encoder.transformers_model(**tokens.to(encoder.device), output_attentions=True)
+        output = transformer(**tokens.to(encoder.device), output_attentions=True)
     weights = output.attentions[-1][0, :, 0].mean(0).tolist()  # (heads, tokens) to (tokens,)
     words: defaultdict[str, float] = defaultdict(float)
     previous = None
