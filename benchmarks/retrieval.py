@@ -12,7 +12,9 @@ from rlkit.retrieval.evaluate import evaluate_retriever
 Scores = Mapping[str, Mapping[str, float]]  # value of each measure, by query
 
 
-def score(retriever: str, collection: str, measures: Sequence[str], split: str = "test") -> Scores:
+def score(
+    retriever: str, collection: str, measures: Sequence[str], split: str = "test", n: int | None = None
+) -> Scores:
     """Return the value of each measure for each query of a split.
 
     Args:
@@ -20,10 +22,10 @@ def score(retriever: str, collection: str, measures: Sequence[str], split: str =
         collection: Name of the collection.
         measures: Names of measures, such as "rr@10".
         split: Split of the queries.
+        n: Maximum number of queries; None for all.
     """
-    return evaluate_retriever(load_collection(collection), retriever, split=split, measures=measures)[
-        "scores"
-    ]
+    loaded = load_collection(collection)
+    return evaluate_retriever(loaded, retriever, split=split, n=n, measures=measures)["scores"]
 
 
 def summarize(systems: Mapping[str, Sequence[Scores]], measures: Sequence[str]) -> dict:

@@ -16,7 +16,15 @@ ALGORITHMS = tuple(PRESETS)
 # Keys that hold a mapping. TRL's parser cannot parse one, so they are typed `str` and contain JSON.
 MAPPINGS = ("environment_args", "reward_args", "reward_concurrency", "guards")
 DEMONSTRATIONS = ("answer", "solution", "mixed")
-OBJECTIVES = ("plackett_luce", "infonce", "ranknet", "pointwise", "distillation", "wasserstein")
+OBJECTIVES = (
+    "plackett_luce",
+    "infonce",
+    "ranknet",
+    "softmax_margin",
+    "pointwise",
+    "distillation",
+    "wasserstein",
+)
 
 
 def key(default: Any, description: str) -> Any:
@@ -132,8 +140,8 @@ class RankArguments(TaskArguments):
             if self.objective == "wasserstein":
                 raise UserError(
                     "objective wasserstein compares all documents of a batch with all queries, which takes a "
-                    "cross-encoder a forward pass each; use plackett_luce, infonce, pointwise, ranknet or "
-                    "distillation"
+                    "cross-encoder a forward pass each; use plackett_luce, infonce, pointwise, ranknet, "
+                    "softmax_margin or distillation"
                 )
         if self.listwise and self.adapter_rank:
             raise UserError("listwise trains all weights of the encoder; set adapter_rank to 0")

@@ -16,6 +16,7 @@ OBJECTIVES = {
     "plackett_luce": "Plackett-Luce",
     "infonce": "InfoNCE",
     "ranknet": "RankNet",
+    "softmax_margin": "Softmax margin (PROP)",
     "pointwise": "Pointwise cross-entropy",
     "distillation": "Listwise distillation",
     "wasserstein": "Wasserstein loss",

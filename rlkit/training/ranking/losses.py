@@ -38,8 +38,25 @@ def ranknet(scores: Tensor, grades: Tensor, mask: Tensor) -> Tensor:
     ranks.
     """
     scores = _at_least_float32(scores)
-    pairs = (grades[:, :, None] > grades[:, None]) & mask[:, :, None] & mask[:, None]
     losses = functional.softplus(scores[:, None] - scores[:, :, None])
+    return _mean_over_pairs(losses, grades, mask)
+
+
+def softmax_margin(scores: Tensor, grades: Tensor, mask: Tensor) -> Tensor:
+    """Return the mean of 2 sigmoid(s_j - s_i) over pairs with grade_i > grade_j, (B,); 0 without pairs.
+
+    With p, the softmax of the two scores of a pair, this is PROP's hinge loss max(0, 1 - p_i + p_j) (arXiv
+    2010.10137): p_i + p_j is 1, so the loss is 2 p_j, which is never 0. A list of two is PROP's case. Its
+    other loss, masked language modeling of the document, is not implemented.
+    """
+    scores = _at_least_float32(scores)
+    losses = 2 * (scores[:, None] - scores[:, :, None]).sigmoid()
+    return _mean_over_pairs(losses, grades, mask)
+
+
+def _mean_over_pairs(losses: Tensor, grades: Tensor, mask: Tensor) -> Tensor:
+    """Return each query's mean of losses[i, j], (B, n, n), over pairs with grade_i > grade_j, (B,)."""
+    pairs = (grades[:, :, None] > grades[:, None]) & mask[:, :, None] & mask[:, None]
     return (losses * pairs).sum((1, 2)) / pairs.sum((1, 2)).clamp(min=1)
 
 

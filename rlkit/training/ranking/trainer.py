@@ -218,6 +218,7 @@ def list_distillation(scores: Tensor, grades: Tensor, mask: Tensor) -> Tensor:
 # Losses (B,) of scores, grades and mask (B, n) that compare a query with its own candidates.
 LIST_LOSSES = {
     "ranknet": ranking_losses.ranknet,
+    "softmax_margin": ranking_losses.softmax_margin,
     "pointwise": ranking_losses.pointwise,
     "infonce": list_infonce,
     "distillation": list_distillation,

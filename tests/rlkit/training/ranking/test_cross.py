@@ -63,7 +63,9 @@ def test_saved_model_has_the_same_scores(scorer, tmp_path):
     torch.testing.assert_close(loaded(QUERIES, PASSAGES), scorer(QUERIES, PASSAGES))
 
 
-@pytest.mark.parametrize("name", ["plackett_luce", "infonce", "pointwise", "ranknet", "distillation"])
+@pytest.mark.parametrize(
+    "name", ["plackett_luce", "infonce", "pointwise", "ranknet", "softmax_margin", "distillation"]
+)
 def test_objective_trains_body_and_head_until_the_rankings_are_ideal(scorer, tmp_path, name):
     import transformers
 

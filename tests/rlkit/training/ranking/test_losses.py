@@ -12,6 +12,7 @@ from rlkit.training.ranking.losses import (
     infonce,
     listwise_distillation,
     ranknet,
+    softmax_margin,
 )
 
 ALL = torch.tensor([[True, True, True]])
@@ -31,6 +32,31 @@ def test_ranknet_equals_its_definition_with_padding():
     pairs = [(i, j) for i in range(3) for j in range(3) if grades[0, i] > grades[0, j]]
     expected = sum(math.log1p(math.exp(scores[0, j] - scores[0, i])) for i, j in pairs) / len(pairs)
     assert ranknet(scores, grades, mask).item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(("logits", "loss"), [((0, 0), 1.0), ((2, 0), 0.238406), ((0, 2), 1.761594)])
+def test_softmax_margin_of_a_pair_is_the_hinge_loss_of_its_softmax(logits, loss):
+    scores, mask = torch.tensor([logits], dtype=torch.float32), torch.ones(1, 2, dtype=torch.bool)
+    assert softmax_margin(scores, torch.tensor([[1.0, 0.0]]), mask).item() == pytest.approx(loss, abs=1e-6)
+    better, worse = scores.softmax(-1)[0]
+    target = torch.ones(())
+    expected = torch.nn.functional.margin_ranking_loss(better, worse, target, margin=1.0)
+    assert softmax_margin(scores, torch.tensor([[1.0, 0.0]]), mask).item() == pytest.approx(expected.item())
+
+
+def test_softmax_margin_is_averaged_over_the_pairs_of_different_grades():
+    scores, grades = torch.randn(1, 4), torch.tensor([[2.0, 1.0, 1.0, 9.0]])
+    mask = torch.tensor([[True, True, True, False]])
+    pairs = [softmax_margin(scores[:, [0, i]], grades[:, [0, i]], mask[:, [0, i]]) for i in (1, 2)]
+    torch.testing.assert_close(softmax_margin(scores, grades, mask), sum(pairs) / 2)
+    assert softmax_margin(scores, torch.ones(1, 4), mask).item() == 0
+
+
+def test_softmax_margin_of_distant_half_precision_scores_has_a_finite_gradient():
+    scores = torch.tensor([[-3e4, 3e4]], dtype=torch.float16, requires_grad=True)
+    loss = softmax_margin(scores, torch.tensor([[1.0, 0.0]]), torch.ones(1, 2, dtype=torch.bool))
+    loss.sum().backward()
+    assert loss.item() == 2 and scores.grad.isfinite().all()
 
 
 def test_listwise_distillation_is_zero_up_to_a_constant_and_else_the_kl_divergence():

@@ -128,7 +128,7 @@ def test_two_processes_equal_one_with_twice_the_batch_size(run, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("objective", ["infonce", "ranknet", "distillation", "wasserstein"])
+@pytest.mark.parametrize("objective", ["infonce", "ranknet", "softmax_margin", "distillation", "wasserstein"])
 def test_supervised_objective_decreases_its_loss(run, objective):
     keys = {"num_tasks": 8, "max_steps": 6, "evaluation_tasks": 0, "learning_rate": 1e-3}
     code, error, folder = run(objective, objective=objective, **keys)  # the same batch at each step
