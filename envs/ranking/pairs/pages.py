@@ -154,9 +154,9 @@ def linking_pages(pages: Sequence[Page]) -> dict[str, list[Page]]:
 
 def iterate_sentences(passages: Iterable[str], min_words: int) -> Iterator[tuple[str, str]]:
     """Yield each distinct sentence of at least `min_words` words, with the first passage that has it."""
-    seen: set[str] = set()
+    yielded: set[str] = set()
     for passage in passages:
         for sentence in sentences(passage):
-            if sentence not in seen and len(sentence.split()) >= min_words:
-                seen.add(sentence)
+            if sentence not in yielded and len(sentence.split()) >= min_words:
+                yielded.add(sentence)
                 yield sentence, passage
