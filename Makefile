@@ -13,7 +13,7 @@ SEARCH_START := runs/search_warm_start/model
 args = $(if $(wildcard $(1)),$(ARGS),$(filter-out --resume,$(ARGS)))
 
 .DEFAULT_GOAL := help
-.PHONY: help install vllm train hapo search simulated ranking test lint types check clean
+.PHONY: help install vllm train hapo search simulated ranking pairs test lint types check clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -76,6 +76,13 @@ ranking: install  ## train an encoder to rank, by policy gradient and by InfoNCE
 	$(BIN)/rlkit rank configs/ranking/adapter_infonce.yaml $(call args,runs/ranking_infonce)
 	$(BIN)/rlkit eval --compare runs/ranking_infonce/evaluation/after.json runs/ranking/evaluation/after.json
 	$(BIN)/rlkit report runs/ranking runs/ranking_infonce -o runs/ranking_and_infonce.html
+
+pairs: install  ## pre-train an encoder on pairs without labels from man pages; needs mandoc and the man pages
+	$(BIN)/python scripts/build_man_collection.py -o runs/pairs/man
+	$(BIN)/python scripts/make_pairs.py runs/pairs/man --source ict bfs wlp -o runs/pairs/all.jsonl
+	$(BIN)/python scripts/new_encoder.py -o runs/pairs/encoder
+	$(BIN)/rlkit rank configs/ranking/pairs.yaml $(call args,runs/pairs/run)
+	$(BIN)/rlkit eval --collection runs/pairs/man --retriever bm25 dense:runs/pairs/encoder dense:runs/pairs/run/model --measures rr@10 recall@10
 
 test: install  ## run the tests; ALL=1 includes the slow ones, PYTEST_ARGS="…" is passed to pytest
 	$(BIN)/python -m pytest $(if $(filter-out 0,$(ALL)),,-m "not slow") $(PYTEST_ARGS)

@@ -3,53 +3,59 @@
     python scripts/make_pairs.py data/scifact --source ict bfs wlp --per_document 4 -o pairs.jsonl
     rlkit rank configs/ranking/pairs.yaml --environment_args.pairs pairs.jsonl
 
-Sources from the structure of documents: ict, bfs, wlp, crop (`rlkit/envs/ranking/pairs/structure.py`). The
-source "judged" has the judged training queries with their relevant documents, as a supervised baseline. The
-other sources read no queries and no judgments.
+Sources from the structure of documents are ict, bfs, wlp and crop (`rlkit/envs/ranking/pairs/structure.py`).
+The sources prop and bprop (`words.py` and `attention.py` there) have two sets of words for a document, and
+need a file of their own. "judged" has the judged training queries with their relevant documents, as a
+supervised baseline. The other sources read no queries and no judgments.
 
 For each source, the script prints the number of rows and distinct queries, and the share of rows whose
 passage contains the query, which a retriever can learn to copy.
 """
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rlkit.arguments.command_line import CommandParser, output_file
 from rlkit.commands.run import run_command
-from rlkit.envs.ranking.pairs import structure
-from rlkit.envs.ranking.pairs.pages import Page, read_pages
+from rlkit.envs.ranking.pairs.attention import bprop, effective_support, word_contrasts
+from rlkit.envs.ranking.pairs.pages import read_pages
 from rlkit.envs.ranking.pairs.rows import Row, write_rows
+from rlkit.envs.ranking.pairs.structure import GENERATORS
+from rlkit.envs.ranking.pairs.words import MIN_COUNT, prop
 from rlkit.errors import UserError, check_integer
 from rlkit.retrieval.collections.base import Collection
-from rlkit.retrieval.documents import passage_text
+from rlkit.retrieval.documents import Document, passage_text
 from rlkit.retrieval.queries import documents_by_id, judged_queries, open_collection
 
 JUDGED = "judged"
+WORD_SETS = ("prop", "bprop")
 
 
 def main() -> int:
     """Write the rows of all sources to a file and print their numbers."""
     options = build_parser().parse_args(sys.argv[1:])
     check_integer("--per_document", options.per_document, 1)
+    sources = dict.fromkeys(options.source)
+    if len({source in WORD_SETS for source in sources}) > 1:
+        raise UserError(f"rows of {' and '.join(WORD_SETS)} need a file of their own: run the script twice")
     collection = open_collection(options.collection, None, 0)
     excluded = judged_documents(collection, "test") if options.without_test_documents else frozenset()
-    pages = [
-        page
-        for page in read_pages(collection, Path(options.collection).expanduser())
-        if collection.judged_id(page.id) not in excluded
+    documents = [
+        document for document in collection.documents() if collection.judged_id(document.id) not in excluded
     ]
-    if not pages:
+    if not documents:
         raise UserError(f"all documents of {collection.name} are judged in its test split: none is left")
     rows: list[Row] = []
-    for source in dict.fromkeys(options.source):
-        generated = list(generate(source, collection, pages, options.seed, options.per_document))
+    for source in sources:
+        generated = list(generate(source, collection, documents, options))
         print(describe(source, generated))
         rows += generated
     if not rows:
         raise UserError(f"{collection.name} gives no rows for {' '.join(options.source)}")
     write_rows(options.out, rows)
-    print(f"{len(rows):,} rows of {len(pages):,} documents: {options.out}")
+    print(f"{len(rows):,} rows of {len(documents):,} documents: {options.out}")
     return 0
 
 
@@ -58,26 +64,47 @@ def build_parser() -> CommandParser:
     parser = CommandParser(description="Generate training pairs for a retriever.")
     add = parser.add_argument
     add("collection", metavar="COLLECTION", help="folder in BEIR's layout, or another collection")
-    add("--source", nargs="+", required=True, choices=[*SOURCES, JUDGED], help="sources of the rows")
+    add(
+        "--source",
+        nargs="+",
+        required=True,
+        choices=[*GENERATORS, *WORD_SETS, JUDGED],
+        help="sources of the rows",
+    )
     add("--per_document", type=int, default=4, metavar="N", help="maximum number of rows of a document from "
         "each source (default: %(default)s)")  # fmt: skip
     add("--seed", type=int, default=0, help="random seed (default: %(default)s)")
     add("--without_test_documents", action="store_true", help="leave out the documents that are judged in "
         "the test split, so that the test shows what is learned for unseen documents")  # fmt: skip
+    add("--min_count", type=int, default=MIN_COUNT, metavar="N", help="prop: number of occurrences in the "
+        "corpus from which a word is used (default: %(default)s)")  # fmt: skip
+    add("--encoder", default="bundled:all-minilm-l6-v2", metavar="MODEL",
+        help="bprop: encoder whose attention chooses the words (default: %(default)s)")  # fmt: skip
+    add("--temperature", type=float, default=1.0, metavar="T",
+        help="bprop: temperature of the choice of words (default: %(default)s)")  # fmt: skip
     add("-o", "--out", type=output_file, required=True, metavar="FILE", help="JSONL file for the rows")
     return parser
 
 
 def generate(
-    source: str, collection: Collection, pages: Sequence[Page], seed: int, per_document: int
+    source: str, collection: Collection, documents: Sequence[Document], options: Namespace
 ) -> Iterator[Row]:
-    """Return the rows of one source."""
+    """Return the rows of one source from the given documents of a collection."""
+    seed, per_document = options.seed, options.per_document
     if source == JUDGED:
         return judged_rows(collection, seed)
-    return SOURCES[source](pages, seed, per_document)
-
-
-SOURCES: dict[str, Callable[[Sequence[Page], int, int], Iterator[Row]]] = dict(structure.GENERATORS)
+    if source == "prop":
+        return prop(documents, per_document=per_document, seed=seed, min_count=options.min_count)
+    if source == "bprop":
+        contrasts = word_contrasts(documents, options.encoder)
+        support = effective_support(contrasts, options.temperature)
+        print(f"bprop: effective support of a document's words {support:.1%} (uniform: 100%)")
+        return bprop(
+            documents, contrasts, per_document=per_document, seed=seed, temperature=options.temperature
+        )
+    ids = {document.id for document in documents}
+    pages = [page for page in read_pages(collection, Path(options.collection).expanduser()) if page.id in ids]
+    return GENERATORS[source](pages, seed, per_document)
 
 
 def judged_rows(collection: Collection, seed: int) -> Iterator[Row]:

@@ -25,7 +25,17 @@ LAYERS = (
     ("reward", "errors", "files", "logs", "event_loop", "encoding", "words"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-ALLOWED_IN_ENVS = {"envs", "rewards", "environment", "errors", "encoding", "files", "words", "retrieval", "rollouts"}
+ALLOWED_IN_ENVS = {
+    "envs",
+    "rewards",
+    "environment",
+    "errors",
+    "encoding",
+    "files",
+    "words",
+    "retrieval",
+    "rollouts",
+}
 REGISTRY = "rlkit.registry"  # its tables name environments and rewards, which it imports on demand
 REFERENCE = re.compile(r"(?:rlkit|envs|rewards)(?:\.\w+)+(?::\w+)?\.?")
 IMPORT_STATEMENT = re.compile(r"\b(?:from|import)\s+((?:rlkit|envs|rewards)(?:\.\w+)*)")

@@ -52,6 +52,16 @@ def test_documents_of_the_test_split_are_left_out(collection, tmp_path):
     assert {row.document for row in read_rows(out)} == {"a"}
 
 
+def test_word_sets_have_a_file_of_their_own(collection, tmp_path):
+    out = tmp_path / "pairs.jsonl"
+    result = make_pairs(collection, "--source", "prop", "--min_count", "1", "--per_document", "3", "-o", out)
+    assert result.returncode == 0, result.stderr
+    rows = read_rows(out)
+    assert len(rows) == 6 and all(row.passages_are_queries for row in rows)
+    result = make_pairs(collection, "--source", "prop", "ict", "-o", out)
+    assert result.returncode == 2 and "need a file of their own" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -59,7 +69,7 @@ def test_documents_of_the_test_split_are_left_out(collection, tmp_path):
             ["--source", "ict", "--per_document", "0"],
             "--per_document must be an integer of at least 1, not 0",
         ),
-        (["--source", "bsf"], "unknown --source 'bsf' (choices: bfs, crop"),
+        (["--source", "bsf"], "unknown --source 'bsf' (choices: bfs"),
         ([], "--source"),
     ],
 )
