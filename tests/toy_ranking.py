@@ -41,6 +41,8 @@ class Echo(Environment):
             "ids": [f"d{j}" for j in ids],
             "relevant": [f"d{i}"],
             "excluded": [],
+            "possible_answers": [],
+            "passages_are_queries": False,
         }
 
     def answer(self, task):

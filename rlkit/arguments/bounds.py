@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rlkit.arguments.generation import check_generation_kwargs
-from rlkit.arguments.keys import ALGORITHMS, DEMONSTRATIONS, MAPPINGS, OBJECTIVES
+from rlkit.arguments.keys import ADAPTER_SIDES, ALGORITHMS, DEMONSTRATIONS, MAPPINGS, OBJECTIVES
 from rlkit.arguments.late_checks import check_late_keys
 from rlkit.arguments.presets import ESTIMATORS, UTILITIES
 from rlkit.arguments.rank_keys import check_rank_keys
@@ -140,6 +140,7 @@ REPORT_TO = (
 )  # fmt: skip
 # Choices of rlkit's keys, and of keys that TRL, transformers or PEFT check only after loading the model.
 CHOICES: dict[str, tuple[str, ...]] = {
+    "adapter_side": ADAPTER_SIDES,
     "algorithm": ALGORITHMS,
     "dtype": ("auto", "bfloat16", "float16", "float32"),
     "estimator": ESTIMATORS,

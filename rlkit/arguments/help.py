@@ -31,8 +31,8 @@ GROUPS = {
     "demonstrations": ("demonstrations",),
     "objective": ("objective", "utility", "cutoff", "rankings", "estimator"),
     "scorer": (
-        "cross_encoder", "temperature", "similarity", "adapter_rank", "listwise", "max_seq_length",
-        "query_prompt", "passage_prompt", "trust_remote_code",
+        "cross_encoder", "temperature", "similarity", "adapter_rank", "adapter_side", "listwise",
+        "max_seq_length", "query_prompt", "passage_prompt", "trust_remote_code",
     ),
 }  # fmt: skip
 LAUNCH = {

@@ -16,6 +16,7 @@ ALGORITHMS = tuple(PRESETS)
 # Keys that hold a mapping. TRL's parser cannot parse one, so they are typed `str` and contain JSON.
 MAPPINGS = ("environment_args", "reward_args", "reward_concurrency", "guards")
 DEMONSTRATIONS = ("answer", "solution", "mixed")
+ADAPTER_SIDES = ("query", "document", "both")
 OBJECTIVES = (
     "plackett_luce",
     "infonce",
@@ -108,6 +109,9 @@ class RankArguments(TaskArguments):
     )
     similarity: str | None = key(None, "Similarity: cosine or dot. Default: the encoder's.")
     adapter_rank: int = key(0, "Rank of a low-rank residual on a frozen encoder. 0: train the encoder.")
+    adapter_side: str | None = key(
+        None, "Side with the residual of adapter_rank: query, document or both. Default: query."
+    )
     listwise: int = key(0, "Number of candidates in the query text (E2Rank). 0: none.")
     max_seq_length: int | None = key(
         None, "Maximum tokens of a query or passage. Default: the encoder's own."
@@ -133,6 +137,10 @@ class RankArguments(TaskArguments):
             )
         if self.temperature is None:
             self.temperature = 1.0 if self.cross_encoder else 0.05
+        if self.adapter_side is not None and not self.adapter_rank:
+            raise UserError("adapter_side is for the residual of adapter_rank; set adapter_rank or remove it")
+        if self.adapter_rank and self.adapter_side is None:
+            self.adapter_side = "query"
         if self.cross_encoder:
             for name in ("adapter_rank", "listwise", "similarity", "query_prompt", "passage_prompt"):
                 if getattr(self, name) not in (None, 0):  # "" is an encoder's prompt, too

@@ -34,7 +34,7 @@ TASK_ORDER_KEYS = (
 
 # Settings that determine which weights a checkpoint has, and the state of their optimizer. Not even
 # --resume_anyway can change them: the libraries would ignore weights that are missing, or fail.
-STRUCTURE_KEYS = ("stage", "cross_encoder", "adapter_rank", "listwise", "lora", "optim")
+STRUCTURE_KEYS = ("stage", "cross_encoder", "adapter_rank", "adapter_side", "listwise", "lora", "optim")
 
 # Keys of "lora". The first ones determine the adapter's weights; with another scale (`lora_alpha`,
 # `use_rslora`), the same weights would be another model.
@@ -79,7 +79,8 @@ def identity_of(
         weights = dict(zip(runner.names, trainer_args.reward_weights, strict=True))
         identity |= {"rewards": weights, "reward_args": args.mapping("reward_args")}
     if stage == "rank":
-        identity |= {key: getattr(args, key) or None for key in ("cross_encoder", "adapter_rank", "listwise")}
+        structure_keys = ("cross_encoder", "adapter_rank", "adapter_side", "listwise")
+        identity |= {key: getattr(args, key) or None for key in structure_keys}
     lora = {key: getattr(run.model_args, key) for key in LORA_KEYS}
     identity |= {"lora": lora if run.model_args.use_peft else None, "optim": trainer_args.optim}
     return json.loads(json.dumps(identity))
@@ -99,8 +100,10 @@ def check_unchanged(
     Raises:
         UserError: A setting has changed that must not change.
     """
-    # Checkpoints of earlier versions lack some of the keys.
-    now = {key: value for key, value in now.items() if key in saved or key not in STRUCTURE_KEYS}
+    # Checkpoints of earlier versions lack some of the keys. Without adapter_side, they have an adapter whose
+    # weights have other names, which the Trainer would not load.
+    compared = {*saved, "adapter_side"}
+    now = {key: value for key, value in now.items() if key in compared or key not in STRUCTURE_KEYS}
     if saved.get("lora") and now["lora"]:
         now["lora"] = {key: value for key, value in now["lora"].items() if key in saved["lora"]}
     changed = differences(saved, now)

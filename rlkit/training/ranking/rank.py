@@ -194,7 +194,8 @@ def load_scorer(run: RankConfig) -> EncoderScorer | CrossScorer:
     set_prompts_and_similarity(encoder, args)
     encoder.to(run.trainer_args.device)
     if args.adapter_rank:
-        return AdapterScorer(encoder, args.temperature, args.adapter_rank)
+        assert args.adapter_side is not None  # __post_init__ sets it
+        return AdapterScorer(encoder, args.temperature, args.adapter_rank, args.adapter_side)
     if model_args.use_peft:
         add_lora(encoder, model_args)
     if args.listwise:

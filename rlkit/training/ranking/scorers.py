@@ -10,7 +10,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from rlkit.words import first_words
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Dense
 
 MIN_STRINGS_PER_PASS, MAX_PASSES = 8, 4  # of one batch through the encoder
 MIN_CANDIDATE_TOKENS = 8  # of a candidate in the text of a listwise query; with fewer, it says nothing
@@ -231,30 +232,64 @@ def _listing(query: str, candidates: Sequence[str]) -> str:
     return f"Passages that may be relevant:\n{lines}\nWhich of them answer this? {query}"
 
 
+class Residual(nn.Module):
+    """Low-rank residual of a vector, v + B A v. B is 0 at first, so that it starts as the identity.
+
+    Args:
+        size: Size of the vectors.
+        rank: Rank of B A.
+        device: Device of the weights.
+    """
+
+    def __init__(self, size: int, rank: int, device: torch.device):
+        super().__init__()
+        self.down = nn.Linear(size, rank, bias=False, device=device)
+        self.up = nn.Linear(rank, size, bias=False, device=device)
+        nn.init.zeros_(self.up.weight)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """Return the vectors with their residual, (B, size)."""
+        return vectors + self.up(self.down(vectors))
+
+    def to_dense(self) -> Dense:
+        """Return a layer of sentence-transformers with the same output, B A as one matrix."""
+        from sentence_transformers.sentence_transformer.modules import Dense
+
+        weight = (self.up.weight @ self.down.weight).detach().float()
+        return Dense(
+            weight.shape[1],
+            weight.shape[0],
+            bias=False,
+            activation_function=nn.Identity(),
+            init_weight=weight,
+            use_residual=True,
+        )
+
+
 class AdapterScorer(EncoderScorer):
     """`EncoderScorer` with a frozen encoder and a trained low-rank residual, e'(q) = e(q) + B A e(q).
 
-    B is 0 at first, so that training starts from the encoder's own ranking (the safe variant of Adder, arXiv
-    2310.05380). Embeddings are computed once and cached, so training is cheap. Only queries are changed, so
-    an index of the documents stays valid.
+    Training starts from the encoder's own ranking (the safe variant of Adder, arXiv 2310.05380). Embeddings
+    are computed once and cached, so training is cheap. With a residual for queries only, an index of the
+    documents stays valid.
 
     Args:
         encoder: Encoder, which is frozen.
         temperature: Temperature of the scores.
         rank: Rank of the residual.
+        side: Strings with a residual: "query", "document", or "both", each with its own matrices.
 
     Raises:
         UserError: The encoder truncates its vectors, to which no layer can be added.
     """
 
-    def __init__(self, encoder: SentenceTransformer, temperature: float, rank: int):
+    def __init__(self, encoder: SentenceTransformer, temperature: float, rank: int, side: str = "query"):
         super().__init__(encoder.eval().requires_grad_(False), temperature)
         if encoder.truncate_dim is not None:
             raise UserError("adapter_rank must be 0 for an encoder with truncate_dim, which cuts its vectors")
         size = encoder.encode_query("one", show_progress_bar=False).shape[0]
-        self.down = nn.Linear(size, rank, bias=False, device=encoder.device)
-        self.up = nn.Linear(rank, size, bias=False, device=encoder.device)
-        nn.init.zeros_(self.up.weight)
+        tasks = ("query", "document") if side == "both" else (side,)
+        self.residuals = nn.ModuleDict({task: Residual(size, rank, encoder.device) for task in tasks})
         self._embeddings: dict[tuple[str, str], Tensor] = {}  # by task and text, on the CPU
 
     def train(self, mode: bool = True) -> AdapterScorer:
@@ -264,12 +299,12 @@ class AdapterScorer(EncoderScorer):
         return self
 
     def embed(self, texts: Sequence[str], task: str) -> Tensor:
-        """Return vectors, (texts, dimensions). Those of queries include the trained residual."""
+        """Return vectors, (texts, dimensions), with the trained residual if `task` has one."""
         self._cache_embeddings(texts, task)
-        vectors = torch.stack([self._embeddings[task, text] for text in texts]).to(self.up.weight.device)
-        if task == "query":
+        vectors = torch.stack([self._embeddings[task, text] for text in texts]).to(self.encoder.device)
+        if task in self.residuals:
             with torch.autocast(vectors.device.type, enabled=False):
-                vectors = vectors + self.up(self.down(vectors))
+                vectors = self.residuals[task](vectors)
                 vectors = functional.normalize(vectors, dim=-1) if self.normalize else vectors
         return vectors
 
@@ -288,37 +323,24 @@ class AdapterScorer(EncoderScorer):
                 self._embeddings[task, text] = vector
 
     def to_sentence_transformer(self) -> SentenceTransformer:
-        """Return the encoder with a residual layer for queries, B A as one matrix."""
+        """Return the encoder with a route for queries and one for documents, which have the residuals."""
         from sentence_transformers import SentenceTransformer
-        from sentence_transformers.sentence_transformer.modules import (
-            Dense,
-            Dropout,
-            Module,
-            Normalize,
-            Router,
-        )
+        from sentence_transformers.sentence_transformer.modules import Dropout, Module, Normalize, Router
 
-        weight = (self.up.weight @ self.down.weight).detach().float()
-        layer = Dense(
-            weight.shape[1],
-            weight.shape[0],
-            bias=False,
-            activation_function=nn.Identity(),
-            init_weight=weight,
-            use_residual=True,
-        )
-        if self.normalize:
-            routes: dict[str, list[Module]] = {
-                "query": [Normalize(), layer, Normalize()],
-                "document": [Normalize()],
-            }
-        else:
-            routes = {"query": [layer], "document": [Dropout(0.0)]}  # a route needs a module
+        routes: dict[str, list[Module]] = {}
+        for task in ("query", "document"):
+            layers: list[Module] = []
+            if task in self.residuals:
+                layers.append(cast(Residual, self.residuals[task]).to_dense())
+            if self.normalize:
+                # The residual is of the vector of length 1.
+                layers = [Normalize(), *layers, Normalize()] if layers else [Normalize()]
+            routes[task] = layers or [Dropout(0.0)]  # a route needs a module
         encoder = self.encoder
         modules: Any = OrderedDict([*encoder.named_children(), ("adapter", Router(routes, "document"))])
         model = SentenceTransformer(
             modules=modules,
-            device=str(self.up.weight.device),
+            device=str(encoder.device),
             prompts={name: prompt or "" for name, prompt in encoder.prompts.items()},
             default_prompt_name=encoder.default_prompt_name,
             similarity_fn_name=encoder.similarity_fn_name,

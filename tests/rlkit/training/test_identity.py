@@ -22,6 +22,12 @@ def test_checkpoints_of_earlier_versions_lack_settings_of_the_weights(caplog):
     assert not caplog.records  # nothing counts as a change
 
 
+def test_adapter_of_earlier_versions_is_refused_because_its_weights_have_other_names():
+    check({"adapter_rank": None}, {"adapter_rank": None, "adapter_side": None})
+    with pytest.raises(UserError, match="adapter_side: none -> query"):
+        check({"adapter_rank": 4}, {"adapter_rank": 4, "adapter_side": "query"}, resume_anyway=True)
+
+
 @pytest.mark.parametrize("lora", [None, LORA | {"lora_r": 4}, LORA | {"lora_alpha": 64}])
 def test_changed_adapter_is_refused_even_with_resume_anyway(lora):
     with pytest.raises(UserError, match="restore the settings"):

