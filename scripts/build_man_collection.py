@@ -10,12 +10,10 @@ which `make_pairs.py` generates pairs. mandoc renders the pages.
 """
 
 import hashlib
-import json
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 from pathlib import Path
@@ -24,7 +22,8 @@ from rlkit.arguments.command_line import CommandParser
 from rlkit.commands.run import run_command
 from rlkit.envs.ranking.pairs.pages import Page, Section, split_passages, write_pages
 from rlkit.errors import UserError
-from rlkit.files import atomic_folder, atomic_write
+from rlkit.retrieval.collections.write import new_folder, write_beir
+from rlkit.retrieval.documents import Document
 
 PACKAGES = ("manpages", "manpages-dev")
 # Sections that are the same on many pages, or are names and no sentences. SEE ALSO only gives links.
@@ -174,28 +173,19 @@ def write_collection(out: Path, descriptions: dict[Page, str]) -> None:
         Page(page.id, page.title, page.sections, tuple(link for link in page.links if link in ids))
         for page in descriptions
     ]
-    relevant: dict[str, list[str]] = {}
+    relevant: dict[str, dict[str, int]] = {}
     for page, description in descriptions.items():
-        relevant.setdefault(description, []).append(page.id)
-    names = {query: f"q{digest(query)[:12]}" for query in relevant}
+        relevant.setdefault(description, {})[page.id] = 1
+    queries = {f"q{digest(query)[:12]}": query for query in relevant}
     # By the hash of the query, half of the queries are for training and half for the test.
-    splits: dict[str, list[str]] = {"train": [], "test": []}
-    for query, documents in relevant.items():
+    qrels: dict[str, dict[str, dict[str, int]]] = {"train": {}, "test": {}}
+    for name, query in queries.items():
         split = "train" if int(digest(query)[-1], 16) < 8 else "test"
-        splits[split] += [f"{names[query]}\t{document}\t1\n" for document in documents]
-    with atomic_folder(out) as folder:
-        corpus = [{"_id": page.id, "title": page.title, "text": "\n\n".join(page.passages)} for page in pages]
-        atomic_write(folder / "corpus.jsonl", "".join(json_lines(corpus)))
-        queries = [{"_id": name, "text": query} for query, name in names.items()]
-        atomic_write(folder / "queries.jsonl", "".join(json_lines(queries)))
-        for split, lines in splits.items():
-            atomic_write(folder / "qrels" / f"{split}.tsv", "query-id\tcorpus-id\tscore\n" + "".join(lines))
+        qrels[split][name] = relevant[query]
+    documents = (Document(page.id, page.title, "\n\n".join(page.passages)) for page in pages)
+    with new_folder(out) as folder:
+        write_beir(folder, documents, queries, qrels)
         write_pages(folder, pages)
-
-
-def json_lines(rows: Iterable[dict[str, str]]) -> Iterator[str]:
-    """Yield each row as a line of JSON."""
-    return (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def digest(text: str) -> str:

@@ -17,7 +17,6 @@ ones in augment/en.jsonl: queries for `rlkit index --augment`, e.g. those of all
 
 from __future__ import annotations
 
-import json
 import random
 import subprocess
 import sys
@@ -29,7 +28,8 @@ from rlkit.arguments.command_line import CommandParser
 from rlkit.commands.run import run_command
 from rlkit.envs.ranking.pairs.rows import Row, write_rows
 from rlkit.errors import UserError, check_integer, first_line
-from rlkit.files import atomic_write
+from rlkit.retrieval.collections.write import new_folder, write_beir
+from rlkit.retrieval.documents import Document
 
 LISTS = Path("/var/lib/apt/lists")
 APT_HELPER = "/usr/lib/apt/apt-helper"  # reads lists in any compression
@@ -137,22 +137,21 @@ def select_documents(
 
 def write_collection(out: Path, packages: dict[str, dict[str, Description]], languages: list[str]) -> None:
     """Write the collection, and the short descriptions of each language as pairs."""
-    corpus, queries, qrels = [], [], ["query-id\tcorpus-id\tscore\n"]
-    for name, of_package in packages.items():
-        corpus.append({"_id": name, "title": "", "text": of_package[ENGLISH].long})
-        for language in languages:
-            queries.append({"_id": f"{name}/{language}", "text": of_package[language].short})
-            qrels.append(f"{name}/{language}\t{name}\t1\n")
-    for language in (ENGLISH, *languages):
-        source, rows = f"translation/{language}", []
-        for name, of_package in packages.items():
-            query, document = of_package[language].short, of_package[ENGLISH].long
-            rows.append(Row(f"{source}/{name}", query, (document,), (1.0,), source, name))
-        write_rows(out / "augment" / f"{language}.jsonl", rows)
-    for file, values in (("queries", queries), ("corpus", corpus)):
-        lines = (json.dumps(value, ensure_ascii=False) + "\n" for value in values)
-        atomic_write(out / f"{file}.jsonl", "".join(lines))
-    atomic_write(out / "qrels" / "test.tsv", "".join(qrels))
+    documents = [Document(name, "", of_package[ENGLISH].long) for name, of_package in packages.items()]
+    queries = {
+        f"{name}/{language}": of_package[language].short
+        for name, of_package in packages.items()
+        for language in languages
+    }
+    qrels = {f"{name}/{language}": {name: 1} for name in packages for language in languages}
+    with new_folder(out) as folder:
+        write_beir(folder, documents, queries, {"test": qrels})
+        for language in (ENGLISH, *languages):
+            source, rows = f"translation/{language}", []
+            for name, of_package in packages.items():
+                query, document = of_package[language].short, of_package[ENGLISH].long
+                rows.append(Row(f"{source}/{name}", query, (document,), (1.0,), source, name))
+            write_rows(folder / "augment" / f"{language}.jsonl", rows)
 
 
 def main() -> int:

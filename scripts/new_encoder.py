@@ -18,7 +18,7 @@ from transformers import set_seed
 from rlkit.arguments.command_line import CommandParser
 from rlkit.commands.run import run_command
 from rlkit.errors import check_integer
-from rlkit.files import atomic_folder
+from rlkit.retrieval.collections.write import new_folder
 from rlkit.retrieval.encoders import load_encoder
 
 
@@ -39,7 +39,7 @@ def main() -> int:
     tokenizer.no_truncation()  # the mean may be over any number of tokens
     embedding = StaticEmbedding(tokenizer, embedding_dim=options.dimensions)
     torch.nn.init.normal_(embedding.embedding.weight)
-    with atomic_folder(options.out) as folder:
+    with new_folder(options.out) as folder:
         SentenceTransformer(modules=[embedding], similarity_fn_name="cosine").save_pretrained(str(folder))
     print(f"{embedding.embedding.weight.shape[0]:,} tokens, {options.dimensions} dimensions: {options.out}")
     return 0

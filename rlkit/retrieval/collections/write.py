@@ -5,13 +5,52 @@ from __future__ import annotations
 import json
 import random
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from rlkit.errors import UserError, check_integer
-from rlkit.files import atomic_write
+from rlkit.files import atomic_folder, atomic_write
+from rlkit.retrieval.collections.base import Qrels
+from rlkit.retrieval.documents import Document
 
 SPLITS = ("train", "dev", "test")
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield a scratch folder, which becomes `path` if the block succeeds.
+
+    Raises:
+        UserError: The path exists.
+    """
+    if path.exists():
+        raise UserError(f"{path} exists; delete it or write to another folder")
+    with atomic_folder(path) as folder:
+        yield folder
+
+
+def write_beir(
+    folder: Path, documents: Iterable[Document], queries: Mapping[str, str], qrels: Mapping[str, Qrels]
+) -> None:
+    """Write corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv in a folder.
+
+    Args:
+        folder: Folder to write to.
+        documents: Documents.
+        queries: Query texts by id.
+        qrels: Grades by split, query and document.
+    """
+    corpus = ({"_id": document.id, "title": document.title, "text": document.text} for document in documents)
+    atomic_write(folder / "corpus.jsonl", _jsonl(corpus))
+    atomic_write(
+        folder / "queries.jsonl", _jsonl({"_id": name, "text": text} for name, text in queries.items())
+    )
+    for split, judged in qrels.items():
+        lines = ["query-id\tcorpus-id\tscore\n"]
+        for query, grades in judged.items():
+            lines += [f"{query}\t{document}\t{grade}\n" for document, grade in grades.items()]
+        atomic_write(folder / "qrels" / f"{split}.tsv", "".join(lines))
 
 
 def split_of(group: str) -> str:
@@ -47,34 +86,28 @@ def write_collection(
     Raises:
         UserError: The folder exists, or a split has no queries.
     """
-    if folder.exists():
-        raise UserError(f"{folder} exists; delete it or write to another folder")
     if max_documents is not None:
         check_integer("documents", max_documents, 1)
         if max_documents < len(documents):
             sample = set(random.Random(0).sample(sorted(documents), max_documents))
             documents = {name: text for name, text in documents.items() if name in sample}
-    query_rows: list[dict[str, str]] = []
-    judgments: dict[str, list[str]] = {split: [] for split in SPLITS}
-    num_queries = dict.fromkeys(SPLITS, 0)
+    texts: dict[str, str] = {}
+    qrels: dict[str, Qrels] = {split: {} for split in SPLITS}
     for query, document_ids in queries.items():
         relevant = [document_id for document_id in dict.fromkeys(document_ids) if document_id in documents]
         query_splits = {splits[document_id] for document_id in relevant}
         if len(query_splits) != 1:
             continue
         (split,) = query_splits
-        query_id = f"q{len(query_rows)}"
-        query_rows.append({"_id": query_id, "text": query})
-        judgments[split] += [f"{query_id}\t{document_id}\t1\n" for document_id in relevant]
-        num_queries[split] += 1
+        query_id = f"q{len(texts)}"
+        texts[query_id] = query
+        qrels[split][query_id] = dict.fromkeys(relevant, 1)
+    num_queries = {split: len(judged) for split, judged in qrels.items()}
     if not all(num_queries.values()):
         counts = ", ".join(f"{number} {split}" for split, number in num_queries.items())
         raise UserError(f"each split needs queries, but there are {counts}; use more documents")
-    rows = ({"_id": document_id, "text": text} for document_id, text in documents.items())
-    atomic_write(folder / "corpus.jsonl", _jsonl(rows))
-    atomic_write(folder / "queries.jsonl", _jsonl(query_rows))
-    for split, lines in judgments.items():
-        atomic_write(folder / "qrels" / f"{split}.tsv", "query-id\tcorpus-id\tscore\n" + "".join(lines))
+    with new_folder(folder) as scratch:
+        write_beir(scratch, (Document(name, "", text) for name, text in documents.items()), texts, qrels)
     return num_queries
 
 
