@@ -65,8 +65,8 @@ class IdentifyEnvironment(Environment):
         self.pairs = [] if pairs is None else read_rows(pairs)
         if self.pairs and self.pairs[0].passages_are_queries:
             raise UserError(
-                f"the passages of {pairs} are queries, and their query is a document: write pairs whose query is "
-                "answered by the passages"
+                f"the passages of {pairs} are queries, and their query is a document: write pairs whose "
+                "query is answered by the passages"
             )
 
     @cached_property
