@@ -156,8 +156,8 @@ def build_parser() -> CommandParser:
         "documents with the id of their query are removed (default: as in the benchmark)")  # fmt: skip
     add("--qrels", metavar="FILE", help="relevance judgments to score run files with, without a collection")
     add("--retriever", nargs="+", metavar="NAME",
-        help="bm25, bm25:LANGUAGE, dense:MODEL, hybrid:MODEL, 'rerank:FIRST|MODEL@100', index folder, server "
-        "URL or TREC run file; the others are compared with the first one")  # fmt: skip
+        help="bm25, bm25:LANGUAGE, dense:MODEL, hybrid:MODEL, 'rerank:FIRST|MODEL@100', docid:MODEL, index "
+        "folder, server URL or TREC run file; the others are compared with the first one")  # fmt: skip
     add("--measures", nargs="+", metavar="M",
         help="ranking measures, e.g. nDCG@10 MRR@10 MAP R@100 P@5 hit@10 'RR(rel=2)@10' "
         "(default: ndcg@10 recall@100 rr@10)")  # fmt: skip

@@ -2,8 +2,8 @@
 
 A retriever is named "bm25" or "bm25:LANGUAGE"; "dense:MODEL" with any sentence-transformers model;
 "hybrid:MODEL", which fuses BM25 and the model by reciprocal rank; "rerank:FIRST|MODEL@DEPTH", which reranks
-the first documents of another retriever with a cross-encoder; the folder of an index; or the URL of a server
-that speaks Search-R1's protocol.
+the first documents of another retriever with a cross-encoder; "docid:MODEL", a language model that writes the
+identifiers of documents; the folder of an index; or the URL of a server that speaks Search-R1's protocol.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from rlkit.retrieval.documents import Document, EngineError, Query, Result, Sear
 from rlkit.retrieval.engines.bm25 import ENGLISH, resolve_language
 from rlkit.retrieval.engines.dense import OutdatedIndexError
 from rlkit.retrieval.engines.hybrid import Hybrid
+from rlkit.retrieval.engines.identify import open_identifier
 from rlkit.retrieval.engines.index import build_index, open_index
 from rlkit.retrieval.engines.open import open_engine
 from rlkit.retrieval.engines.rerank import Reranker
@@ -47,6 +48,8 @@ def open_retriever(name: str, collection: Collection) -> SearchEngine:
         first, model, depth = parse_reranker(model)
         reranker = load_cross_encoder(model)  # before an index is built that may take hours
         return Reranker(open_retriever(first, collection), reranker, depth)
+    if kind == "docid" and model:
+        return open_identifier(model, collection)
     if kind == "bm25" and (model or not colon):
         language = resolve_language(model or ENGLISH)
         settings = {} if language == ENGLISH else {"language": language}
@@ -54,7 +57,8 @@ def open_retriever(name: str, collection: Collection) -> SearchEngine:
     if kind not in ("dense", "hybrid") or not model:
         raise UserError(
             f"there is no retriever {name!r}; use bm25, bm25:LANGUAGE, dense:MODEL, hybrid:MODEL, "
-            "rerank:FIRST|MODEL@DEPTH, an index folder or a URL (or, in `rlkit eval`, a TREC run file)"
+            "rerank:FIRST|MODEL@DEPTH, docid:MODEL, an index folder or a URL (or, in `rlkit eval`, a TREC "
+            "run file)"
         )
     try:
         dense = open_index(cached_index(collection, "dense", model=model), model=model)

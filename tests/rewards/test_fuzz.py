@@ -20,7 +20,7 @@ from rlkit.envs.search.simulated import parse_documents
 from rlkit.envs.search.tool_calls import MAX_QUERIES, read_call
 from rlkit.retrieval.documents import Document
 from rlkit.retrieval.engines.bm25 import terms
-from rlkit.rewards import boxed, distribution, intent, qa, reranking, search, simulation
+from rlkit.rewards import boxed, distribution, identification, intent, qa, reranking, search, simulation
 from rlkit.rollouts.replies import escape_stop_strings
 
 BATCH = 1000  # completions of one test; a seed gives the same ones everywhere
@@ -117,6 +117,7 @@ def scores_of_wrong_answers(text, i):
         yield "backed", search.backed(assistant(text), text, [gold]) or 0.0
     relevant_is_ninth = [0] * 8 + [1]
     yield "ndcg", reranking.ndcg(text, relevant_is_ninth, [1])
+    yield "identified", identification.hit(text, ["Zanzibar", "9"])
     yield "whole_list", reranking.whole_list(text, relevant_is_ninth)
     yield "obeys", simulation.obeys(text, ["Zanzibar", "1969"], 1 + i % 3, True)
     for slate_scores in parse_scores(text, [4, 5]) or []:
