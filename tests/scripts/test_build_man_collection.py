@@ -1,10 +1,13 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from rlkit.envs.ranking.pairs.pages import Page, Section, read_pages
+from rlkit.errors import UserError
+from rlkit.registry import load_object
 from rlkit.retrieval.collections.load import load_collection
 
 PAGE = r""".TH {name} {section} 2024 "Linux"
@@ -90,3 +93,14 @@ def test_missing_page_is_one_line(tmp_path, name):
     result = build(tmp_path / "man", tmp_path / name)
     assert result.returncode == 2 and "mandoc cannot render" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_installed_pages_are_no_aliases():
+    """Container images often have no man pages; then the error says how to install them."""
+    installed_files = load_object("scripts/build_man_collection.py:installed_files")
+    try:
+        files = installed_files()
+    except UserError as error:
+        assert "apt-get install manpages manpages-dev" in str(error)
+    else:
+        assert len({file.name for file in files}) == len(files) and not any(map(Path.is_symlink, files))
