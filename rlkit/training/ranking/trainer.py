@@ -171,9 +171,12 @@ class RankingTrainer(transformers.Trainer):
         grades, mask = inputs["grades"].to(device), inputs["mask"].to(device)  # (B, n)
         columns, labels, rankable = (x.to(device) for x in (batch.columns, batch.labels, batch.rankable))
         own_scores = scores.gather(1, columns.clamp(min=0))  # (B, n): of each query's own passages
-        metrics = ranking_metrics(
-            self.objective, own_scores.detach(), grades, mask, inputs["ideal"].to(device)
-        )
+        ideal = inputs["ideal"].to(device)
+        if (mask.sum(-1) < 2).any():
+            # A pair has nothing to rank but the documents of the batch.
+            metrics = ranking_metrics(self.objective, scores.detach(), labels, rankable, ideal)
+        else:
+            metrics = ranking_metrics(self.objective, own_scores.detach(), grades, mask, ideal)
         if self.objective.name == "wasserstein":
             return ranking_losses.gaussian_wasserstein(scores, labels, rankable), metrics
         # The positives are the query's own documents of the highest grade. Other relevant documents of the

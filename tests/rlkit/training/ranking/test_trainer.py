@@ -99,6 +99,20 @@ def test_passage_of_a_possible_answer_is_not_a_negative(objective, tmp_path):
     assert gradients["q3"]["B"] < 0 < gradients["q3"]["A1"]
 
 
+def test_metrics_of_pairs_rank_the_documents_of_the_batch(tmp_path):
+    """The score of a single passage has no spread, which a guard would report as a collapse."""
+    from transformers import TrainingArguments
+
+    rows = [row("q1", ["a"], [1]), row("q2", ["b"], [1]), row("q3", ["c"], [1])]
+    model = Scores(["q1", "q2", "q3"], ["A", "B", "C"])
+    model.scores.data = torch.tensor([[2.0, 1, 0], [2.0, 1, 0], [2.0, 1, 0]])
+    args = TrainingArguments(str(tmp_path), report_to="none", use_cpu=True)
+    trainer = RankingTrainer(model, Objective("infonce"), args=args)
+    trainer.compute_loss(model, collate(rows))
+    assert trainer.metrics["utility"] == [pytest.approx((1 + 1 / math.log2(3) + 0.5) / 3)]
+    assert trainer.metrics["score_spread"] == [pytest.approx((2 / 3) ** 0.5)]
+
+
 def test_candidates_of_a_possible_answer_are_ranked_as_judged():
     """A list may have several passages of the document that its query is taken from."""
     rows = [row("q", ["a", "a"], [1, 0], {"a": 1}, texts=["A1", "A2"], possible_answers=["a"])]
