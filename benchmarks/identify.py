@@ -5,7 +5,8 @@ training queries, from sentences of the documents, or from both, with three seed
 trie of all ids ranks the documents. The controls are the same model without training, the complete
 SmolLM2-135M without training, BM25 and all-MiniLM-L6-v2. The trained model has only the first and the last
 layers of SmolLM2-135M, so that a run takes minutes on two cores. The share of answers that are ids, and of
-right ones, is also measured without the trie. Runs that are complete are not repeated.
+right ones, is also measured without the trie, on the 100 test queries of the runs' own evaluations. Runs that
+are complete are not repeated.
 
     python benchmarks/identify.py --collection data/metatool
     python benchmarks/identify.py --collection runs/pairs/man --documents 100
@@ -19,7 +20,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from retrieval import Scores, compare_pairs, save, summarize
+from retrieval import Scores, compare_pairs, mean_by_document, save, summarize
 from seeds import CONFIGS, launch, seconds
 
 from rlkit.envs.ranking.pairs.rows import Row, write_rows
@@ -61,7 +62,7 @@ def write_sample(name: str, num_documents: int | None, folder: Path) -> Path:
     collection = load_collection(name)
     documents = list(collection.documents())
     if num_documents is not None:
-        documents = random.Random(0).sample(documents, num_documents)
+        documents = random.Random(0).sample(documents, min(num_documents, len(documents)))
     ids = {document.id for document in documents}
     for subfolder, splits in (("queries", ["train", "test"]), ("sentences", ["test"])):
         path = folder / subfolder
@@ -110,7 +111,7 @@ def write_some_layers(folder: Path) -> Path:
     return folder
 
 
-def train(system: str, seed: int, folder: Path, model: Path, *extra: str) -> Path:
+def train(system: str, seed: int, folder: Path, model: Path) -> Path:
     """Train on the queries, the sentences or both, unless the run exists, and return its folder."""
     run = folder / f"seed-{seed}-{system}"
     if not (run / "model").exists():
@@ -118,15 +119,16 @@ def train(system: str, seed: int, folder: Path, model: Path, *extra: str) -> Pat
         arguments = {"collection": str(folder / subfolder)}
         if system != "queries":
             arguments["pairs"] = str(folder / "pairs.jsonl")
-        options = ["--environment_args", json.dumps(arguments), "--model_name_or_path", str(model), *extra]
+        options = ["--environment_args", json.dumps(arguments), "--model_name_or_path", str(model)]
         launch("sft", CONFIG, seed, run, *options)
     return run
 
 
 def score(retriever: str, folder: Path, num_queries: int) -> Scores:
-    """Return the value of each measure for each of the first test queries."""
+    """Return the mean of each measure over the first test queries of each document."""
     collection = load_collection(str(folder / "queries"))
-    return evaluate_retriever(collection, retriever, n=num_queries, measures=MEASURES, depth=10)["scores"]
+    result = evaluate_retriever(collection, retriever, n=num_queries, measures=MEASURES, depth=10)
+    return mean_by_document(result["scores"], str(folder / "queries"))
 
 
 def without_trie(run: Path, ids: set[str]) -> dict[str, float]:
@@ -149,8 +151,10 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=200, help="number of test queries (default: 200)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
     parser.add_argument("--folder", type=Path, default=Path("runs/identify"), help="default: runs/identify")
-    options, extra = parser.parse_known_args()  # the others are options of `rlkit sft`, such as --max_steps
+    options = parser.parse_args()
     name = Path(options.collection).name
+    if options.documents is not None:
+        name += f"-{options.documents}"
     folder = write_sample(options.collection, options.documents, options.folder / name)
     model = write_some_layers(options.folder / f"{len(LAYERS)}-layers")
     controls = {
@@ -163,16 +167,16 @@ def main() -> None:
     ids = {document.id for document in load_collection(str(folder / "queries")).documents()}
     free, minutes = {}, {}
     for system in ("queries", "sentences", "both"):
-        runs = [train(system, seed, folder, model, *extra) for seed in options.seeds]
+        runs = [train(system, seed, folder, model) for seed in options.seeds]
         systems[system] = [score(f"docid:{run / 'model'}", folder, options.queries) for run in runs]
         free[system] = [without_trie(run, ids) for run in runs]
         minutes[system] = [round(seconds(run) / 60, 1) for run in runs]
     result = {
         "documents": len(ids),
-        "queries": len(systems["bm25"][0]),
+        "documents_with_test_queries": len(systems["bm25"][0]),
         "layers": LAYERS,
         "means": summarize(systems, MEASURES),
-        "tests": {measure: compare_pairs(systems, measure, PAIRS) for measure in MEASURES},
+        "tests_of_rr@10": compare_pairs(systems, "rr@10", PAIRS),
         "without_trie": free,
         "minutes": minutes,
     }

@@ -52,6 +52,29 @@ def mean_of(scores: Scores, measure: str) -> float:
     return sum(values[measure] for values in scores.values()) / len(scores)
 
 
+def mean_by_document(scores: Scores, collection: str, split: str = "test") -> Scores:
+    """Return the mean scores of the queries of each document.
+
+    Queries for the same document resemble each other: they are no independent samples for a test.
+
+    Args:
+        scores: Value of each measure, by query.
+        collection: Name of the collection.
+        split: Split of the queries.
+    """
+    queries_by_document: dict[str, list[str]] = {}
+    for query, grades in load_collection(collection).judged(split).items():
+        if query in scores:
+            queries_by_document.setdefault(min(grades), []).append(query)
+    return {
+        document: {
+            measure: sum(scores[query][measure] for query in queries) / len(queries)
+            for measure in scores[queries[0]]
+        }
+        for document, queries in queries_by_document.items()
+    }
+
+
 def compare_pairs(
     systems: Mapping[str, Sequence[Scores]], measure: str, pairs: Sequence[tuple[str, str]]
 ) -> dict:

@@ -19,15 +19,3 @@ def read_identifier(completion: str) -> str:
 def hit(completion: str, relevant: Sequence[str]) -> float:
     """Return 1 if the model writes the identifier of a relevant document, else 0."""
     return float(read_identifier(completion) in relevant)
-
-
-def graded(completion: str, relevant: Sequence[str], ideal: Sequence[float]) -> float:
-    """Return the grade of the document that the model names, divided by the highest one, in [0, 1].
-
-    Args:
-        completion: Completion of the model.
-        relevant: Identifiers of the relevant documents, highest grade first.
-        ideal: Their grades, which are positive.
-    """
-    identifier = read_identifier(completion)
-    return ideal[list(relevant).index(identifier)] / ideal[0] if identifier in relevant else 0.0

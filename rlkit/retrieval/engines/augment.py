@@ -1,4 +1,4 @@
-"""Index-time fusion (xQG): the vector of a document moves toward the vectors of queries of it."""
+"""Index-time fusion (xQG): the vector of a document moves toward those of queries for it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import numpy as np
 
 from rlkit.errors import UserError
 from rlkit.retrieval.store import DocumentStore
-from rlkit.retrieval.tables import content_digest, iterate_rows
+from rlkit.retrieval.tables import content_digest, get_value, iterate_rows
 
+COLUMNS = ("query", "document", "passages_are_queries")  # of the file of queries
 ALPHA = 0.01  # of the paper, which sums 35 queries per document
 
 
@@ -61,13 +62,13 @@ def read_augmentation(path: str | Path, store: DocumentStore) -> Augmentation:
     queries: dict[str, set[str]] = {}
     locations: dict[str, str] = {}
     num_rows = 0
-    for location, values in iterate_rows(path, ("query", "document", "passages_are_queries")):
-        query, document = values.get("query"), values.get("document")
+    for location, values in iterate_rows(path, COLUMNS):
+        query, document, is_reversed = (get_value(values, (name,)) for name in COLUMNS)
         if not isinstance(query, str) or not query.strip():
             raise UserError(f"{location}: query must be a non-empty string, not {query!r:.60}")
         if isinstance(document, bool) or not isinstance(document, str | int):
             raise UserError(f"{location}: document must be the id of a document, not {document!r:.60}")
-        if values.get("passages_are_queries"):
+        if str(is_reversed).lower() == "true":  # a string in CSV files
             raise UserError(
                 f"{location}: query must not be a document: remove rows with passages_are_queries"
             )

@@ -178,7 +178,7 @@ def _own_similarity(encoder: SentenceTransformer, model: str) -> str:
 
 
 def _dimensions(encoder: SentenceTransformer) -> int:
-    return encode(encoder.encode_query, ["one"], "").shape[1]
+    return encode(encoder.encode_query, ["one"], None).shape[1]
 
 
 def _open_embeddings(folder: Path, shape: tuple[int, int], state: dict[str, Any]) -> tuple[np.memmap, int]:

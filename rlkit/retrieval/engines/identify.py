@@ -1,12 +1,12 @@
 """Generative retrieval: a language model writes the identifier of the document that answers a query.
 
-The tokens of all identifiers, each with the EOS token at its end, form a trie. Beam search extends an
-identifier by tokens of the trie only, so whatever it writes is a document. The score of a document is the
-log-probability of its identifier, log p(identifier | prompt), which is not divided by the number of tokens. A
-beam that is at least as wide as the number of documents finds the exact ranking.
+The tokens of all identifiers, each with the token that ends a turn, form a trie. Beam search extends a
+hypothesis by tokens of the trie only, so every complete hypothesis is the identifier of a document. The score
+of a document is the log-probability of its identifier, log p(identifier | prompt), which is not divided by
+the number of tokens. A beam that is at least as wide as the number of documents finds the exact ranking.
 
-The prompt is that of the environment `identify-v1`, which trains such a model. All documents and beams are
-held in memory: this is for collections of up to some thousand documents.
+The prompt is that of the environment `identify-v1`, which trains such a model. All documents and
+hypotheses are held in memory: this is for collections of up to a few thousand documents.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 MIN_WIDTH = 20  # of a beam: a narrow one loses identifiers whose first token is improbable
-MAX_ROWS = 256  # beams of one forward pass, except if one query needs more
+MAX_ROWS = 256  # hypotheses of one forward pass, except if one query needs more
 _PROMPT = "Which document answers this query? Write only its identifier.\n\nQuery: {query}"
 
 
@@ -54,6 +54,8 @@ def documents_by_identifier(collection: Collection) -> dict[str, Document]:
                 f"without white space around it, not {name!r:.60}; rename it in the corpus and the judgments"
             )
         documents.setdefault(name, document)
+    if not documents:
+        raise UserError(f"{collection.name} has no documents")
     return documents
 
 
@@ -82,8 +84,8 @@ def build_trie(sequences: Sequence[Sequence[int]]) -> Node:
 
 
 @dataclass(frozen=True)
-class Beam:
-    """A path from the root of the trie, which is a hypothesis for one query.
+class Hypothesis:
+    """A path from the root of the trie, which may be the beginning of an answer to one query.
 
     Attributes:
         query: Index of the query in its batch.
@@ -100,16 +102,16 @@ class Beam:
     token: int = -1
 
 
-class DocumentIdentifier:
+class GenerativeRetriever:
     """Rank documents by the probability that a language model writes their identifiers.
 
     Args:
-        model: Causal language model that computes from a cache of keys and values.
+        model: Causal language model with a KV cache.
         tokenizer: Tokenizer of the model, with a chat template.
         documents: Documents by their identifiers, at least one.
 
     Raises:
-        UserError: The model has no such cache, the tokenizer has no chat template or no EOS token, or it has
+        UserError: The model has no KV cache, the tokenizer has no chat template or no EOS token, or it has
             the same tokens for two identifiers.
     """
 
@@ -122,8 +124,7 @@ class DocumentIdentifier:
         parameters = inspect.signature(model.forward).parameters
         if not {"past_key_values", "position_ids", "logits_to_keep"} <= parameters.keys():
             raise UserError(
-                "docid needs a model that computes from a cache of keys and values, not "
-                f"{type(model).__name__}; use a transformer"
+                f"docid needs a model that supports a KV cache, not {type(model).__name__}; use a transformer"
             )
         if tokenizer.chat_template is None or tokenizer.eos_token_id is None:
             raise UserError(
@@ -153,8 +154,10 @@ class DocumentIdentifier:
         rows = []
         for i, prompt in enumerate(prompts):
             if len(prompt) > self._max_prompt_tokens:
-                limit = f"the model has positions for {self._max_prompt_tokens}"
-                results[i] = Result(error=f"the prompt of the query has {len(prompt)} tokens, and {limit}")
+                results[i] = Result(
+                    error=f"the prompt of the query has {len(prompt)} tokens, and the maximum that leaves "
+                    f"room for the identifiers is {self._max_prompt_tokens}"
+                )
             else:
                 rows.append(i)
         # Prompts of similar length in one batch need less padding.
@@ -163,29 +166,26 @@ class DocumentIdentifier:
         for start in range(0, len(rows), batch_size):
             batch = rows[start : start + batch_size]
             try:
-                beams = self._beam_search([prompts[i] for i in batch], width)
+                rankings = self._beam_search([prompts[i] for i in batch], width)
             except RuntimeError as error:  # also torch.OutOfMemoryError
                 raise EngineError(f"the language model failed: {first_line(error)}") from error
-            for i, ranked in zip(batch, beams, strict=True):
-                documents = tuple(
-                    self.documents[beam.node.leaf] for beam in ranked[:k] if beam.node.leaf is not None
-                )
-                results[i] = Result(documents, tuple(beam.score for beam in ranked[:k]))
+            for i, ranking in zip(batch, rankings, strict=True):
+                documents = []
+                for hypothesis in ranking[:k]:
+                    assert hypothesis.node.leaf is not None  # all are complete
+                    documents.append(self.documents[hypothesis.node.leaf])
+                results[i] = Result(tuple(documents), tuple(hypothesis.score for hypothesis in ranking[:k]))
         return results
 
     def _tokenize(self, query: str) -> list[int]:
-        messages = identify_prompt(encodable(query))
-        encoding: BatchEncoding = self.tokenizer.apply_chat_template(  # type: ignore[assignment]
-            messages, add_generation_prompt=True, tokenize=True, return_dict=True
-        )
-        return encoding["input_ids"]
+        return _render(self.tokenizer, identify_prompt(encodable(query)), add_generation_prompt=True)
 
-    def _beam_search(self, prompts: Sequence[Sequence[int]], width: int) -> list[list[Beam]]:
+    def _beam_search(self, prompts: Sequence[Sequence[int]], width: int) -> list[list[Hypothesis]]:
         """Return the complete identifiers of each prompt with the highest scores, best first.
 
         Args:
             prompts: Token ids of B prompts.
-            width: Maximum number of beams of a prompt.
+            width: Maximum number of hypotheses of a prompt.
         """
         import torch
 
@@ -195,8 +195,8 @@ class DocumentIdentifier:
         tokens = torch.tensor(ids, device=self.model.device)  # (B, P), padded on the left
         is_padding = torch.arange(num_tokens) < torch.tensor(paddings)[:, None]
         mask = (~is_padding).long().to(self.model.device)
-        active = [Beam(query, self.trie) for query in range(len(prompts))]
-        finished: list[list[Beam]] = [[] for _ in prompts]
+        active = [Hypothesis(query, self.trie) for query in range(len(prompts))]
+        finished: list[list[Hypothesis]] = [[] for _ in prompts]
         cache = None
         while active:
             with torch.no_grad():
@@ -209,59 +209,75 @@ class DocumentIdentifier:
                     use_cache=True,
                     logits_to_keep=1,
                 )
-            candidates = finished
-            for beam in _extend(active, output.logits[:, -1].float()):
-                candidates[beam.query].append(beam)
             # A complete identifier competes with incomplete ones, whose scores can only fall.
-            best = [sorted(beams, key=lambda beam: -beam.score)[:width] for beams in candidates]
-            finished = [[beam for beam in beams if beam.node.leaf is not None] for beams in best]
-            active = [beam for beams in best for beam in beams if beam.node.leaf is None]
-            rows = torch.tensor([beam.row for beam in active], dtype=torch.long, device=self.model.device)
-            tokens = torch.tensor([[beam.token] for beam in active], device=self.model.device)
+            beams = [list(of_query) for of_query in finished]
+            for extension in _extend(active, output.logits[:, -1].float()):
+                beams[extension.query].append(extension)
+            beams = [sorted(beam, key=lambda hypothesis: -hypothesis.score)[:width] for beam in beams]
+            finished = [[h for h in beam if h.node.leaf is not None] for beam in beams]
+            active = [h for beam in beams for h in beam if h.node.leaf is None]
+            rows = torch.tensor([h.row for h in active], dtype=torch.long, device=self.model.device)
+            tokens = torch.tensor([[h.token] for h in active], device=self.model.device)
             mask = torch.cat([mask[rows], mask.new_ones(len(active), 1)], 1)
             cache = output.past_key_values
             cache.reorder_cache(rows)
         return finished
 
 
-def _extend(beams: Sequence[Beam], logits: torch.Tensor) -> list[Beam]:
-    """Return all extensions of beams by one token of the trie.
+def _extend(hypotheses: Sequence[Hypothesis], logits: torch.Tensor) -> list[Hypothesis]:
+    """Return all extensions of hypotheses by one token of the trie.
 
     Args:
-        beams: R beams, none of which is complete.
+        hypotheses: R hypotheses, none of which is complete.
         logits: Logits of the token after each of them, float32 (R, V).
 
     Raises:
         EngineError: A log-probability is NaN or infinite.
     """
-    paths = [(row, token) for row, beam in enumerate(beams) for token in beam.node.children]
+    paths = [(row, token) for row, parent in enumerate(hypotheses) for token in parent.node.children]
     rows, tokens = (list(column) for column in zip(*paths, strict=True))
     log_probs = (logits[rows, tokens] - logits.logsumexp(-1)[rows]).tolist()
     if not all(map(math.isfinite, log_probs)):
         raise EngineError("the language model returned NaN or infinite log-probabilities")
     extensions = []
     for (row, token), log_prob in zip(paths, log_probs, strict=True):
-        beam = beams[row]
-        extensions.append(Beam(beam.query, beam.node.children[token], beam.score + log_prob, row, token))
+        parent = hypotheses[row]
+        node = parent.node.children[token]
+        extensions.append(Hypothesis(parent.query, node, parent.score + log_prob, row, token))
     return extensions
 
 
 def _identifier_tokens(tokenizer: PreTrainedTokenizerBase, names: Sequence[str]) -> list[list[int]]:
-    """Return the token ids of identifiers as turns of an assistant, each with the EOS token at its end.
+    """Return the token ids of identifiers as turns of an assistant, up to the token that ends the turn.
+
+    The chat template decides which token that is, and whether it writes something before the answer, such as
+    an empty thought.
 
     Raises:
-        UserError: The tokenizer has the same tokens for two identifiers, as it has for unknown characters, or
-            the EOS token is within one.
+        UserError: The template does not continue its own prompt, the tokenizer has the same tokens for two
+            identifiers, as it has for unknown characters, or a token that ends a turn is within one.
     """
+    special = {id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special = (special | set(tokenizer.all_special_ids)) - {tokenizer.unk_token_id}
+    prompt = identify_prompt("query")
+    prefix = _render(tokenizer, prompt, add_generation_prompt=True)
     sequences: dict[tuple[int, ...], str] = {}
     for name in names:
-        tokens = tokenizer.encode(encodable(name), add_special_tokens=False)
-        sequence = (*tokens, tokenizer.eos_token_id)
-        if tokenizer.eos_token_id in tokens or sequence in sequences:
+        answer = {"role": "assistant", "content": encodable(name)}
+        tokens = _render(tokenizer, [*prompt, answer], add_generation_prompt=False)
+        if tokens[: len(prefix)] != prefix:
+            raise UserError(
+                "docid needs a chat template that formats an answer as a continuation of its prompt; use "
+                "another model"
+            )
+        turn = tokens[len(prefix) :]
+        ends = [i for i, token in enumerate(turn) if token in special]
+        sequence = (*turn[: ends[-1] + 1],) if ends else (*turn, tokenizer.eos_token_id)
+        if sequence[-1] in sequence[:-1] or sequence in sequences:
             reason = (
                 f"it has the tokens of {sequences[sequence]!r}"
                 if sequence in sequences
-                else "it has an EOS token"
+                else "it has a token that ends the answer"
             )
             raise UserError(
                 f"the model cannot write the identifier {name!r:.60}: {reason}; rename the document, or use "
@@ -271,7 +287,23 @@ def _identifier_tokens(tokenizer: PreTrainedTokenizerBase, names: Sequence[str])
     return [list(sequence) for sequence in sequences]
 
 
-def open_identifier(name: str, collection: Collection) -> DocumentIdentifier:
+def _render(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool
+) -> list[int]:
+    """Return the token ids of chat messages; raise UserError if the chat template fails."""
+    try:
+        encoding: BatchEncoding = tokenizer.apply_chat_template(  # type: ignore[assignment]
+            list(messages), add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=True
+        )
+    except Exception as error:  # a template is a program: jinja raises whatever its code raises
+        raise UserError(
+            f"the chat template of the model cannot format the prompt: {first_line(error)}; fix the template "
+            "in the model's folder"
+        ) from error
+    return encoding["input_ids"]
+
+
+def open_identifier(name: str, collection: Collection) -> GenerativeRetriever:
     """Load a language model that ranks the documents of a collection, on the GPU if there is one.
 
     Args:
@@ -289,4 +321,4 @@ def open_identifier(name: str, collection: Collection) -> DocumentIdentifier:
     documents = documents_by_identifier(collection)
     model, tokenizer = load_model(ModelConfig(model_name_or_path=name, dtype="float32"))
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    return DocumentIdentifier(model, tokenizer, documents)
+    return GenerativeRetriever(model, tokenizer, documents)

@@ -337,7 +337,10 @@ class AdapterScorer(EncoderScorer):
                 layers = [Normalize(), *layers, Normalize()] if layers else [Normalize()]
             routes[task] = layers or [Dropout(0.0)]  # a route needs a module
         encoder = self.encoder
-        modules: Any = OrderedDict([*encoder.named_children(), ("adapter", Router(routes, "document"))])
+        children = list(encoder.named_children())
+        # The encoder may have an adapter already, from an earlier run.
+        name = f"adapter_{len(children)}"
+        modules: Any = OrderedDict([*children, (name, Router(routes, "document"))])
         model = SentenceTransformer(
             modules=modules,
             device=str(encoder.device),

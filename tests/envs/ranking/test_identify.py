@@ -1,5 +1,7 @@
 """identify-v1: tasks of judged queries and of pairs, the oracle, and ids that cannot be answers."""
 
+from dataclasses import replace
+
 import pytest
 
 from rlkit.check import check_environment
@@ -20,7 +22,7 @@ PAIRS = [
     Row(
         *("s1", "Move data.", ("no", "a pipe", "data"), (0.0, 2.0, 3.0)),
         passage_documents=("read.2", "sendfile.2", "splice.2"),
-        answers=("sendfile.2", "read.2"),
+        answers=("splice.2", "read.2"),
     ),
 ]
 
@@ -58,14 +60,14 @@ def test_task_has_the_relevant_documents_of_the_corpus_best_first(collection):
     assert task["prompt"][0]["content"] == (
         "Which document answers this query? Write only its identifier.\n\nQuery: query number 0"
     )
-    assert (task["relevant"], task["ideal"]) == (["splice.2", "sendfile.2"], [2, 1])
+    assert task["relevant"] == ["splice.2", "sendfile.2"]
 
 
 def test_held_out_query_without_a_possible_answer_is_kept_and_scores_0(collection):
     environment = load_environment("identify-v1", collection=collection)
     task = by_query(environment, "test")["q4"]
     assert environment.answer(task) is None
-    assert environment.score(task, "missing") == {"hit": 0, "graded": 0}
+    assert environment.score(task, "missing") == {"hit": 0}
 
 
 def test_document_with_the_id_of_the_query_is_no_answer_if_it_is_dropped(tmp_path):
@@ -80,9 +82,8 @@ def test_pairs_are_training_tasks_only(collection, pairs):
     tasks = by_query(environment, "train")
     assert set(tasks) == {"q0", "q1", "s0", "s1"}
     assert (tasks["s0"]["query"], tasks["s0"]["relevant"]) == ("Copy data.", ["sendfile.2"])
-    # The documents of the passages with a target above 0, and then the answers, with the highest target.
-    assert tasks["s1"]["relevant"] == ["splice.2", "read.2", "sendfile.2"]
-    assert tasks["s1"]["ideal"] == [3, 3, 2]
+    # The document of the passage with the highest target, and then the answers.
+    assert tasks["s1"]["relevant"] == ["splice.2", "read.2"]
     assert set(by_query(environment, "test")) == {"q3", "q4", "q5"}
 
 
@@ -106,20 +107,51 @@ def test_task_depends_on_split_seed_and_index_only(collection, pairs):
 def test_unknown_document_of_a_pair_is_named(collection, tmp_path):
     write_rows(tmp_path / "pairs.jsonl", [Row("s", "Write.", ("Write.",), (1.0,), document="write.2")])
     environment = load_environment("identify-v1", collection=collection, pairs=str(tmp_path / "pairs.jsonl"))
-    with pytest.raises(UserError, match=r"has no document 'write.2', which answers the pair 's'"):
+    with pytest.raises(UserError, match=r"pairs.jsonl: the pair 's' has the document 'write.2', and not one"):
         environment.tasks("train")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (Row("s", "Write.", ("Write.",), (0.0,), document="read.2"), "has no target above 0"),
+        (Row("s", "Write.", ("Write.",), (1.0,)), "does not say which document answers it"),
+    ],
+)
+def test_pair_without_an_answer_is_an_error(collection, tmp_path, row, message):
+    write_rows(tmp_path / "pairs.jsonl", [row])
+    environment = load_environment("identify-v1", collection=collection, pairs=str(tmp_path / "pairs.jsonl"))
+    with pytest.raises(UserError, match=f"pairs.jsonl: the pair 's' {message}"):
+        environment.tasks("train")
+
+
+def test_passage_that_a_teacher_gives_a_low_score_is_no_answer(collection, tmp_path):
+    scores = Row("s", "Copy.", ("a", "b"), (0.98, 0.001), passage_documents=("sendfile.2", "read.2"))
+    write_rows(tmp_path / "pairs.jsonl", [scores])
+    environment = load_environment("identify-v1", collection=collection, pairs=str(tmp_path / "pairs.jsonl"))
+    task = by_query(environment, "train")["s"]
+    assert environment.score(task, "sendfile.2")["hit"] == 1 and environment.score(task, "read.2")["hit"] == 0
+
+
+def test_hit_uses_the_binary_judgments_and_the_minimum_grade(collection):
+    environment = load_environment("identify-v1", collection=collection)
+    qrels = {"test": {"q3": {"read.2": 1, "splice.2": 3}}}
+    environment.collection = replace(environment.collection, qrels=qrels, min_grades={"hit": 2})
+    assert by_query(environment, "test")["q3"]["relevant"] == ["splice.2"]
+    environment.collection = replace(environment.collection, binary={"test": {"q3": {"read.2": 1}}})
+    assert by_query(environment, "test")["q3"]["relevant"] == ["read.2"]
 
 
 def test_passages_that_are_queries_are_refused(collection, tmp_path):
     write_rows(tmp_path / "pairs.jsonl", [Row("s", "A.", ("q",), (1.0,), passages_are_queries=True)])
-    with pytest.raises(UserError, match="are queries, and their query is a document"):
+    with pytest.raises(UserError, match="documents as queries and queries as passages"):
         load_environment("identify-v1", collection=collection, pairs=str(tmp_path / "pairs.jsonl"))
 
 
 def test_training_queries_without_any_possible_answer_are_an_error(tmp_path):
     qrels = {"train": {"q0": {"missing": 1}}, "test": {"q1": {"read.2": 1}}}
     folder = write_beir(tmp_path / "man", DOCUMENTS, QUERIES, qrels)
-    with pytest.raises(UserError, match="none of the documents that answer its training queries"):
+    with pytest.raises(UserError, match="none of the relevant documents of its training queries"):
         load_environment("identify-v1", collection=folder).tasks("train")
 
 

@@ -9,10 +9,10 @@ from transformers import ByT5Tokenizer
 from rlkit.errors import UserError
 from rlkit.retrieval.collections.base import Collection
 from rlkit.retrieval.documents import Document, EngineError, Query
-from rlkit.retrieval.engines.identify import MIN_WIDTH, DocumentIdentifier, build_trie, identify_prompt
+from rlkit.retrieval.engines.identify import MIN_WIDTH, GenerativeRetriever, build_trie, identify_prompt
 from rlkit.retrieval.evaluate import evaluate_retriever
 from rlkit.retrieval.retrievers import open_retriever
-from tests.conftest import TEMPLATE
+from tests.conftest import TEMPLATE, make_tokenizer
 
 PREFIXES = ["a", "ab", "abc", "b", "ba", "aa", "a b"]
 
@@ -25,7 +25,7 @@ def documents_of(names):
 def byte_tokenizer():
     """Return a tokenizer of bytes, which can write every identifier."""
     tokenizer = ByT5Tokenizer()
-    tokenizer.chat_template = TEMPLATE
+    tokenizer.chat_template = TEMPLATE.replace("<|im_end|>", "</s>")
     return tokenizer
 
 
@@ -67,7 +67,7 @@ names = st.lists(
 @settings(max_examples=40)
 @given(names.filter(bool), st.integers(1, 30))
 def test_beam_as_wide_as_the_collection_is_exact(model, byte_tokenizer, identifiers, k):
-    engine = DocumentIdentifier(model, byte_tokenizer, documents_of(identifiers[:MIN_WIDTH]))
+    engine = GenerativeRetriever(model, byte_tokenizer, documents_of(identifiers[:MIN_WIDTH]))
     (result,) = engine.search([Query("red bridge")], k)
     assert_exact(engine, "red bridge", result, k)
 
@@ -76,7 +76,7 @@ def test_beam_as_wide_as_the_collection_is_exact(model, byte_tokenizer, identifi
 def test_models_with_other_positions_and_caches_are_exact(tiny_model, byte_tokenizer, options):
     """GPT-2 has learned positions, Gemma 2 a window; padding on the left must not shift them."""
     model = tiny_model(vocab_size=len(byte_tokenizer), initializer_range=0.3, **options)
-    engine = DocumentIdentifier(model, byte_tokenizer, documents_of(PREFIXES))
+    engine = GenerativeRetriever(model, byte_tokenizer, documents_of(PREFIXES))
     queries = ["", "red", "a bridge of red stone over a wide river"]
     for query, result in zip(queries, engine.search([Query(query) for query in queries], 7), strict=True):
         assert_exact(engine, query, result, 7)
@@ -87,7 +87,7 @@ def test_models_with_other_positions_and_caches_are_exact(tiny_model, byte_token
     st.sets(st.text("abc", min_size=1, max_size=5), min_size=MIN_WIDTH + 1, max_size=60), st.integers(1, 80)
 )
 def test_narrow_beam_returns_different_documents_with_exact_scores(model, byte_tokenizer, identifiers, k):
-    engine = DocumentIdentifier(model, byte_tokenizer, documents_of(sorted(identifiers)))
+    engine = GenerativeRetriever(model, byte_tokenizer, documents_of(sorted(identifiers)))
     (result,) = engine.search([Query("red bridge")], k)
     found = [document.id for document in result.documents]
     assert len(found) == len(set(found)) == min(k, len(identifiers)) and set(found) <= identifiers
@@ -109,8 +109,18 @@ def test_trie_has_the_sequences_and_no_others(sequences):
     assert sorted(leaves(build_trie(sequences), ())) == [(tokens, i) for i, tokens in enumerate(sequences)]
 
 
-def test_identifier_has_the_tokens_that_a_demonstration_has(tiny_folder, tiny_tokenizer):
+def path_of(node):
+    """Return the tokens of a trie of one sequence."""
+    tokens = []
+    while node.leaf is None:
+        ((token, node),) = node.children.items()
+        tokens.append(token)
+    return tokens
+
+
+def test_identifier_has_the_tokens_that_a_demonstration_has(tiny_model, tiny_tokenizer):
     """The model is trained on the chat template's rendering of an answer (`rlkit sft`)."""
+    engine = GenerativeRetriever(tiny_model(), tiny_tokenizer, documents_of(["read.2"]))
     messages = identify_prompt("bridge")
     answer = {"role": "assistant", "content": "read.2"}
     rendered = tiny_tokenizer.apply_chat_template([*messages, answer], tokenize=True, return_dict=True)[
@@ -120,17 +130,31 @@ def test_identifier_has_the_tokens_that_a_demonstration_has(tiny_folder, tiny_to
         messages, add_generation_prompt=True, tokenize=True, return_dict=True
     )["input_ids"]
     tokens = [*tiny_tokenizer.encode("read.2", add_special_tokens=False), tiny_tokenizer.eos_token_id]
+    assert path_of(engine.trie) == tokens
     assert rendered[: len(prompt) + len(tokens)] == prompt + tokens
 
 
+def test_identifier_ends_as_the_chat_template_ends_a_turn(tiny_model):
+    """Some models end a turn with another token than EOS, or begin an answer with an empty thought."""
+    tokenizer = make_tokenizer()
+    tokenizer.add_special_tokens({"eos_token": "<eos>"})
+    turn = "<think>\n</think>\n{{ m['content'] }}"
+    tokenizer.chat_template = TEMPLATE.replace(
+        "{{ m['content'] }}",
+        "{% if m['role'] == 'assistant' %}" + turn + "{% else %}{{ m['content'] }}{% endif %}",
+    )
+    engine = GenerativeRetriever(tiny_model(), tokenizer, documents_of(["read.2"]))
+    assert tokenizer.decode(path_of(engine.trie)) == "<think>\n</think>\nread.2<|im_end|>"
+
+
 def test_one_document_is_always_found(model, byte_tokenizer):
-    engine = DocumentIdentifier(model, byte_tokenizer, documents_of(["é/信.1"]))
+    engine = GenerativeRetriever(model, byte_tokenizer, documents_of(["é/信.1"]))
     for result in engine.search([Query(""), Query("lone \ud800 surrogate")], 10):
         assert [document.id for document in result.documents] == ["é/信.1"]
 
 
 def test_queries_of_several_batches_are_ranked_as_alone(model, byte_tokenizer, monkeypatch):
-    engine = DocumentIdentifier(model, byte_tokenizer, documents_of(PREFIXES))
+    engine = GenerativeRetriever(model, byte_tokenizer, documents_of(PREFIXES))
     monkeypatch.setattr("rlkit.retrieval.engines.identify.MAX_ROWS", 2 * len(PREFIXES))
     queries = [Query("red " * n) for n in (5, 0, 9, 2, 7)]
     for query, result in zip(queries, engine.search(queries, 7), strict=True):
@@ -140,23 +164,23 @@ def test_queries_of_several_batches_are_ranked_as_alone(model, byte_tokenizer, m
 
 def test_query_without_room_has_an_error_and_the_others_results(tiny_model, byte_tokenizer):
     model = tiny_model("llama", vocab_size=len(byte_tokenizer), max_position_embeddings=200)
-    engine = DocumentIdentifier(model, byte_tokenizer, documents_of(PREFIXES))
+    engine = GenerativeRetriever(model, byte_tokenizer, documents_of(PREFIXES))
     long, short = engine.search([Query("bridge " * 40), Query("bridge")], 3)
-    assert "tokens, and the model has positions for" in long.error and not long.documents
+    assert "tokens, and the maximum that leaves room" in long.error and not long.documents
     assert len(short.documents) == 3
 
 
 def test_logits_that_are_not_finite_are_an_engine_error(tiny_model, byte_tokenizer):
     model = tiny_model("llama", vocab_size=len(byte_tokenizer))
     model.lm_head.weight.data[5] = float("nan")
-    engine = DocumentIdentifier(model, byte_tokenizer, documents_of(PREFIXES))
+    engine = GenerativeRetriever(model, byte_tokenizer, documents_of(PREFIXES))
     with pytest.raises(EngineError, match="NaN or infinite"):
         engine.search([Query("bridge")], 3)
 
 
 def test_failure_of_the_model_is_an_engine_error(tiny_model, byte_tokenizer):
     model = tiny_model("llama", vocab_size=len(byte_tokenizer) // 2)
-    engine = DocumentIdentifier(model, byte_tokenizer, documents_of(["é"]))
+    engine = GenerativeRetriever(model, byte_tokenizer, documents_of(["é"]))
     model.forward = _out_of_memory
     with pytest.raises(EngineError, match="the language model failed: out of memory"):
         engine.search([Query("bridge")], 3)
@@ -168,20 +192,23 @@ def _out_of_memory(**arguments):
 
 @pytest.mark.parametrize(
     ("identifiers", "message"),
-    [(["é", "è"], "'è': it has the tokens of 'é'"), (["a<|im_end|>b"], "it has an EOS token")],
+    [
+        (["é", "è"], "'è': it has the tokens of 'é'"),
+        (["a<|im_end|>b"], "it has a token that ends the answer"),
+    ],
 )
 def test_identifiers_that_the_tokenizer_cannot_tell_apart_are_refused(
     tiny_model, tiny_tokenizer, identifiers, message
 ):
     with pytest.raises(UserError, match=message):
-        DocumentIdentifier(tiny_model(), tiny_tokenizer, documents_of(identifiers))
+        GenerativeRetriever(tiny_model(), tiny_tokenizer, documents_of(identifiers))
 
 
 def test_models_without_what_is_needed_are_refused(tiny_model, byte_tokenizer):
     with pytest.raises(UserError, match="not MambaForCausalLM"):
-        DocumentIdentifier(tiny_model("mamba"), byte_tokenizer, documents_of(["a"]))
+        GenerativeRetriever(tiny_model("mamba"), byte_tokenizer, documents_of(["a"]))
     with pytest.raises(UserError, match="needs a tokenizer with a chat template"):
-        DocumentIdentifier(tiny_model(), ByT5Tokenizer(), documents_of(["a"]))
+        GenerativeRetriever(tiny_model(), ByT5Tokenizer(), documents_of(["a"]))
 
 
 def test_retriever_ranks_a_collection_by_the_ids_that_are_judged(tiny_folder):

@@ -100,6 +100,21 @@ def test_saved_model_gives_the_same_scores(encoder, tmp_path, kind):
     torch.testing.assert_close(reloaded(QUERIES, PASSAGES).detach(), scores, atol=1e-4, rtol=1e-3)
 
 
+def test_residual_on_an_encoder_that_has_one_keeps_both(encoder, tmp_path):
+    """Training a saved adapter further, for example its other side, must not replace its first residual."""
+    model = encoder
+    for number, side in enumerate(("query", "document", "query")):
+        scorer = AdapterScorer(model, 0.5, 4, side)
+        with torch.no_grad():
+            for value in scorer.residuals.parameters():
+                value.copy_(torch.randn(value.shape, generator=torch.Generator().manual_seed(number)) * 0.1)
+        expected = scorer.eval()(QUERIES, PASSAGES).detach()
+        scorer.save_pretrained(tmp_path / str(number))
+        model = load_encoder(str(tmp_path / str(number)))
+        scores = EncoderScorer(model, 0.5).eval()(QUERIES, PASSAGES).detach()
+        torch.testing.assert_close(scores, expected, atol=1e-4, rtol=1e-3)
+
+
 def test_listwise_scorer_embeds_a_query_with_its_first_candidates(encoder):
     scorer = ListwiseScorer(encoder, 0.05, num_candidates=2, max_words=1).eval()
     first, second = scorer.query_texts(QUERIES, PASSAGES)
