@@ -23,7 +23,7 @@ from pathlib import Path
 from retrieval import Scores, compare_pairs, mean_by_document, save, summarize
 from seeds import CONFIGS, launch, seconds
 
-from rlkit.envs.ranking.pairs.rows import Row, write_rows
+from rlkit.envs.ranking.pairs.rows import PairRow, write_rows
 from rlkit.evaluation import Evaluation
 from rlkit.evaluation.result import scores_of
 from rlkit.models.bundled import bundled_path
@@ -87,13 +87,13 @@ def _write_lines(path: Path, lines: Iterable[str]) -> None:
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
-def sentence_rows(document: Document) -> Iterator[Row]:
+def sentence_rows(document: Document) -> Iterator[PairRow]:
     """Yield training pairs whose queries are the first sentences of a document."""
     sentences = re.split(r"(?<=[.!?])\s+", " ".join(document.text.split()))
     for i, sentence in enumerate(sentences[:SENTENCES]):
         query = " ".join(sentence.split()[:SENTENCE_WORDS])
         if query:
-            yield Row(f"{document.id}/{i}", query, (query,), (1.0,), "sentences", document.id)
+            yield PairRow(f"{document.id}/{i}", query, (query,), (1.0,), "sentences", document.id)
 
 
 def write_some_layers(folder: Path) -> Path:

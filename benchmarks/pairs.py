@@ -5,7 +5,8 @@ one-line descriptions of half of the pages; the descriptions of the other half a
 "all" has the pairs of ICT, BFS and WLP. Controls:
 
 - "all_unseen_pages": without pairs from the pages that the test queries ask for, since pairs of those are
-  pre-training on the very documents to be found
+  pre-training on the very documents to be found; and "all_half", from a random half of the pages, which is as
+  many
 - "all_then_all": more steps on the same pairs, against which "all_then_judged" is to be compared
 - BM25, and a MiniLM that others have trained on a billion pairs
 
@@ -13,12 +14,15 @@ one-line descriptions of half of the pages; the descriptions of the other half a
     python benchmarks/pairs.py
 """
 
+import random
 import subprocess
 import sys
 from pathlib import Path
 
 import retrieval
 import seeds
+
+from rlkit.envs.ranking.pairs.rows import PairRow, read_rows, write_rows
 
 COLLECTION = "runs/pairs/man"
 SOURCES = ("ict", "bfs", "wlp")
@@ -28,6 +32,7 @@ FILES = {
     "all": ["--source", *SOURCES],
     "all_unseen_pages": ["--source", *SOURCES, "--without_test_documents"],
 }
+HALF = "all_half"
 # The system whose model a run starts from, and its file of pairs.
 CONTINUED = {"all_then_judged": ("all", "judged"), "all_then_all": ("all", "all")}
 BASELINES = {"bm25": "bm25", "minilm": "dense:bundled:all-minilm-l6-v2"}
@@ -37,7 +42,8 @@ PAIRS = [
     *[("bfs", system) for system in ("ict", "wlp", "crop", "all")],
     ("judged", "all"),
     ("judged", "all_unseen_pages"),
-    ("all_unseen_pages", "all"),
+    ("all_unseen_pages", "all_half"),
+    ("all_half", "all"),
     ("all", "all_then_judged"),
     ("all_then_all", "all_then_judged"),
     *[("bm25", system) for system in ("all", "all_then_judged")],
@@ -51,12 +57,21 @@ def train(system: str, pairs: str, start: Path, seed: int, folder: Path) -> Path
     run = folder / f"seed-{seed}" / system
     if not (run / "model").exists():
         data = folder / f"seed-{seed}" / f"{pairs}.jsonl"
-        if not data.exists():
+        if pairs == HALF:
+            write_rows(data, half_of_the_documents(read_rows(data.with_name("all.jsonl")), seed))
+        elif not data.exists():
             script(["make_pairs", COLLECTION, *FILES[pairs], "--seed", str(seed), "-o", str(data)])
         options = ["--environment_args.pairs", str(data), "--model_name_or_path", str(start)]
         config = seeds.CONFIGS / "ranking" / "pairs.yaml"
         seeds.launch("rank", config, seed, run, *options, "--evaluation_tasks", "0")
     return run / "model"
+
+
+def half_of_the_documents(rows: list[PairRow], seed: int) -> list[PairRow]:
+    """Return the rows of a random half of the documents."""
+    documents = sorted({row.document for row in rows})
+    sample = set(random.Random(seed).sample(documents, len(documents) // 2))
+    return [row for row in rows if row.document in sample]
 
 
 def script(arguments: list[str]) -> None:
@@ -72,7 +87,7 @@ def run_seed(seed: int, folder: Path) -> dict[str, retrieval.Scores]:
     if not encoder.exists():
         script(["new_encoder", "--seed", str(seed), "-o", str(encoder)])
     models = {"untrained": encoder}
-    for pairs in FILES:
+    for pairs in (*FILES, HALF):
         models[pairs] = train(pairs, pairs, encoder, seed, folder)
     for system, (start, pairs) in CONTINUED.items():
         models[system] = train(system, pairs, models[start], seed, folder)
@@ -89,7 +104,7 @@ def main() -> None:
         systems[system] = [retrieval.score(retriever, COLLECTION, MEASURES)]
     runs = {
         system: sum(seeds.seconds(options.folder / f"seed-{seed}" / system) for seed in options.seeds)
-        for system in (*FILES, *CONTINUED)
+        for system in (*FILES, HALF, *CONTINUED)
     }
     result = {
         "queries": len(systems["bm25"][0]),

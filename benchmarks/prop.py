@@ -5,7 +5,7 @@ from all pages. The controls are the same models before training, when the cross
 Two checks need no queries: the share of pairs whose first set also has the higher BM25 score for the
 document, and the effective support of B-PROP's words, 1 if they are drawn uniformly, at several temperatures.
 
-    python scripts/build_man_collection.py
+    python scripts/build_man_collection.py -o runs/pairs/man
     python benchmarks/prop.py
 """
 
@@ -18,7 +18,7 @@ import seeds
 import transformers
 
 from rlkit.envs.ranking.pairs.attention import bprop, effective_support, word_contrasts
-from rlkit.envs.ranking.pairs.rows import Row, write_rows
+from rlkit.envs.ranking.pairs.rows import PairRow, write_rows
 from rlkit.envs.ranking.pairs.words import prop
 from rlkit.files import atomic_write
 from rlkit.retrieval.collections.load import load_collection
@@ -30,6 +30,7 @@ from rlkit.training.ranking.cross import CrossScorer
 
 RESULTS = Path(__file__).parent / "results" / "prop.json"
 CONFIG = seeds.CONFIGS / "ranking" / "prop.yaml"
+COLLECTION = "runs/pairs/man"
 ENCODER, MAX_SEQ_LENGTH = "bundled:all-minilm-l6-v2", 128
 NUM_QUERIES, DEPTH = 100, 20
 TEMPERATURES = (1.0, 0.1, 0.01)
@@ -59,9 +60,9 @@ def load_contrasts(documents: Sequence[Document], folder: Path) -> list[dict[str
     return json.loads(path.read_text())
 
 
-def bm25_agreement(rows: Sequence[Row], collection: str) -> float:
+def bm25_agreement(rows: Sequence[PairRow]) -> float:
     """Return the share of pairs whose first set has the higher BM25 score. Ties count half."""
-    loaded = load_collection(collection)
+    loaded = load_collection(COLLECTION)
     engine = open_retriever("bm25", loaded)
     num_documents = sum(1 for _ in loaded.documents())
     agreement = 0.0
@@ -97,20 +98,12 @@ def train(folder: Path, name: str, pairs: Path, seed: int, *options: str) -> Pat
 
 def main() -> None:
     """Write the pairs, train and score all systems, and save the result."""
-    parser = seeds.parser(__doc__, Path("runs/prop_benchmark"))
-    parser.add_argument("--collection", default="runs/pairs/man", help="collection (default: %(default)s)")
-    parser.add_argument(
-        "--max_steps", type=int, help="training steps of each run (default: those of the config)"
-    )
-    options = parser.parse_args()
-    documents = list(load_collection(options.collection).documents())
+    options = seeds.parser(__doc__, Path("runs/prop_benchmark")).parse_args()
+    documents = list(load_collection(COLLECTION).documents())
     contrasts = load_contrasts(documents, options.folder)
-    keys = ["--environment_args.collection", options.collection]
-    if options.max_steps:
-        keys += ["--max_steps", str(options.max_steps)]
 
     def score(retriever: str) -> retrieval.Scores:
-        return retrieval.score(retriever, options.collection, [MEASURE], n=NUM_QUERIES)
+        return retrieval.score(retriever, COLLECTION, [MEASURE], n=NUM_QUERIES)
 
     def rerank(model: Path) -> retrieval.Scores:
         return score(f"rerank:bm25|{model}@{DEPTH}")
@@ -127,16 +120,15 @@ def main() -> None:
             "bprop": list(bprop(documents, contrasts, seed=seed)),
         }
         for source, of_source in rows.items():
-            agreement[source].append(round(bm25_agreement(of_source, options.collection), 4))
+            agreement[source].append(round(bm25_agreement(of_source), 4))
             pairs = options.folder / f"{source}-{seed}.jsonl"
             write_rows(pairs, of_source)
-            model = train(options.folder, source, pairs, seed, *keys)
+            model = train(options.folder, source, pairs, seed)
             systems.setdefault(f"{source}, cross-encoder", []).append(rerank(model))
         pairs = options.folder / f"prop-{seed}.jsonl"
-        model = train(options.folder, "prop-encoder", pairs, seed, *keys, *ENCODER_KEYS)
+        model = train(options.folder, "prop-encoder", pairs, seed, *ENCODER_KEYS)
         systems.setdefault("prop, encoder", []).append(score(f"dense:{model}"))
     result = {
-        "collection": options.collection,
         "seeds": options.seeds,
         "queries": len(systems["bm25"][0]),
         "systems": retrieval.summarize(systems, [MEASURE]),

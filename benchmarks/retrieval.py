@@ -55,7 +55,7 @@ def mean_of(scores: Scores, measure: str) -> float:
 def mean_by_document(scores: Scores, collection: str, split: str = "test") -> Scores:
     """Return the mean scores of the queries of each document.
 
-    Queries for the same document resemble each other: they are no independent samples for a test.
+    Queries for the same document resemble each other: they are not independent samples for a test.
 
     Args:
         scores: Value of each measure, by query.
@@ -80,8 +80,8 @@ def compare_pairs(
 ) -> dict:
     """Return the difference in a measure of each pair of systems, and its p value, corrected by Holm.
 
-    A query's score is its mean over the seeds, because the seeds share the queries: they are no independent
-    samples. The test is the paired permutation test over the queries.
+    A query's score is its mean over the seeds, because the seeds share the queries: they are not independent
+    samples. So p says nothing about other seeds. The test is the paired permutation test over the queries.
 
     Args:
         systems: Scores of each seed by system.

@@ -18,7 +18,7 @@ import sysconfig
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from rlkit.arguments.command_line import CommandParser
+from rlkit.arguments.command_line import CommandParser, folder_path
 from rlkit.commands.run import run_command
 from rlkit.envs.ranking.pairs.pages import sentences
 from rlkit.errors import UserError
@@ -86,7 +86,9 @@ def first_sentence(docstring: str) -> str:
 def main() -> int:
     """Write the collection and print the number of its functions and queries."""
     parser = CommandParser(description="Build a collection of Python functions from the standard library.")
-    parser.add_argument("-o", "--out", type=Path, required=True, help="folder to write the collection to")
+    parser.add_argument(
+        "-o", "--out", type=folder_path, required=True, help="folder to write the collection to"
+    )
     parser.add_argument(
         "--documents",
         type=int,

@@ -28,7 +28,7 @@ from collections import Counter
 from collections.abc import Mapping, Set
 from pathlib import Path
 
-from rlkit.arguments.command_line import CommandParser
+from rlkit.arguments.command_line import CommandParser, folder_path
 from rlkit.commands.run import run_command
 from rlkit.errors import UserError
 from rlkit.retrieval.collections.write import split_of, write_collection
@@ -136,7 +136,9 @@ def main() -> int:
     """Write the collection and print the number of its documents and queries."""
     parser = CommandParser(description="Build a collection of titles and occupations, or of skills.")
     parser.add_argument("folder", type=Path, help="folder with occupations.csv and skills.csv")
-    parser.add_argument("-o", "--out", type=Path, required=True, help="folder to write the collection to")
+    parser.add_argument(
+        "-o", "--out", type=folder_path, required=True, help="folder to write the collection to"
+    )
     parser.add_argument(
         "--table",
         choices=("occupations", "skills"),

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 from pathlib import Path
 
-from rlkit.arguments.command_line import CommandParser
+from rlkit.arguments.command_line import CommandParser, folder_path
 from rlkit.commands.run import run_command
 from rlkit.envs.ranking.pairs.pages import Page, Section, split_passages, write_pages
 from rlkit.errors import UserError
@@ -26,7 +26,7 @@ from rlkit.retrieval.collections.write import new_folder, write_beir
 from rlkit.retrieval.documents import Document
 
 PACKAGES = ("manpages", "manpages-dev")
-# Sections that are the same on many pages, or are names and no sentences. SEE ALSO only gives links.
+# Sections that are the same on many pages, or are lists of names. SEE ALSO only gives links.
 SKIPPED = {"NAME", "LIBRARY", "SYNOPSIS", "SEE ALSO", "COLOPHON", "ATTRIBUTES", "AUTHORS", "COPYRIGHT"}
 MIN_WORDS = 20  # of a body; a shorter page only refers to another one
 # Prototypes, programs, tables, and headings within a section.
@@ -80,7 +80,14 @@ def main() -> int:
     add = parser.add_argument
     add("--files", nargs="+", type=Path, metavar="FILE", help="man pages (default: those of the packages "
         f"{' and '.join(PACKAGES)})")  # fmt: skip
-    add("-o", "--out", type=Path, required=True, metavar="FOLDER", help="output folder of the collection")
+    add(
+        "-o",
+        "--out",
+        type=folder_path,
+        required=True,
+        metavar="FOLDER",
+        help="output folder of the collection",
+    )
     options = parser.parse_args(sys.argv[1:])
     if shutil.which("mandoc") is None:
         raise UserError("mandoc is not installed: apt-get install mandoc")
@@ -88,7 +95,7 @@ def main() -> int:
     with ThreadPoolExecutor() as executor:
         rendered = executor.map(render, files)
         pages = dict(read_page(path, html) for path, html in zip(files, rendered, strict=True))
-    # A page without a description, or of a few words, such as "see write(2)", is no document.
+    # A page without a description, or of a few words, such as "see write(2)", is skipped.
     described = {page: text for page, text in pages.items() if text and count_words(page) >= MIN_WORDS}
     if not described:
         raise UserError("no page has both a description and a body")
@@ -136,7 +143,7 @@ def read_page(path: Path, html: str) -> tuple[Page, str]:
     """
     parser = SectionParser()
     parser.feed(html)
-    name, _, number = path.name.removesuffix(".gz").rpartition(".")
+    name, _, section = path.name.removesuffix(".gz").rpartition(".")
     sections: list[Section] = []
     links: list[str] = []
     description = ""
@@ -152,7 +159,7 @@ def read_page(path: Path, html: str) -> tuple[Page, str]:
             links = [f"{link}.{number}" for link, number in LINK.findall(" ".join(lines))]
         if title not in SKIPPED and (passages := split_passages(lines)):
             sections.append(Section(title, passages))
-    page = Page(f"{name}.{number}", f"{name}({number})", tuple(sections), tuple(dict.fromkeys(links)))
+    page = Page(f"{name}.{section}", f"{name}({section})", tuple(sections), tuple(dict.fromkeys(links)))
     return page, description
 
 

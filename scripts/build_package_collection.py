@@ -24,9 +24,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from rlkit.arguments.command_line import CommandParser
+from rlkit.arguments.command_line import CommandParser, folder_path
 from rlkit.commands.run import run_command
-from rlkit.envs.ranking.pairs.rows import Row, write_rows
+from rlkit.envs.ranking.pairs.rows import PairRow, write_rows
 from rlkit.errors import UserError, check_integer, first_line
 from rlkit.retrieval.collections.write import new_folder, write_beir
 from rlkit.retrieval.documents import Document
@@ -150,7 +150,7 @@ def write_collection(out: Path, packages: dict[str, dict[str, Description]], lan
             source, rows = f"translation/{language}", []
             for name, of_package in packages.items():
                 query, document = of_package[language].short, of_package[ENGLISH].long
-                rows.append(Row(f"{source}/{name}", query, (document,), (1.0,), source, name))
+                rows.append(PairRow(f"{source}/{name}", query, (document,), (1.0,), source, name))
             write_rows(folder / "augment" / f"{language}.jsonl", rows)
 
 
@@ -159,7 +159,7 @@ def main() -> int:
     parser = CommandParser(description="Build a collection from package descriptions and their translations.")
     add = parser.add_argument
     add("--languages", nargs="+", required=True, help="languages of the queries, such as de or pt_BR")
-    add("-o", "--out", type=Path, required=True, metavar="FOLDER", help="folder of the collection")
+    add("-o", "--out", type=folder_path, required=True, metavar="FOLDER", help="folder of the collection")
     add("--documents", type=int, default=600, help="maximum number of documents (default: %(default)s)")
     add("--seed", type=int, default=0, help="seed of the sample of documents (default: %(default)s)")
     add("--lists", type=Path, default=LISTS, metavar="FOLDER",

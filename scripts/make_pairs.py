@@ -1,12 +1,13 @@
 """Generate training pairs for a retriever from the documents of a collection, without labels.
 
     python scripts/make_pairs.py data/scifact --source ict bfs wlp --per_document 4 -o pairs.jsonl
-    rlkit rank configs/ranking/pairs.yaml --environment_args.pairs pairs.jsonl
+    rlkit rank configs/ranking/pairs.yaml --model_name_or_path sentence-transformers/all-MiniLM-L6-v2 \\
+        --environment_args '{"pairs": "pairs.jsonl", "collection": "data/scifact"}' --learning_rate 2e-5
 
 Sources from the structure of documents are ict, bfs, wlp and crop (`rlkit/envs/ranking/pairs/structure.py`).
 The sources prop and bprop (`words.py` and `attention.py` there) have two sets of words for a document, and
 need a file of their own. "judged" has the judged training queries with their relevant documents, as a
-supervised baseline. The other sources read no queries and no judgments.
+supervised baseline. The other sources read no queries, and judgments only for --without_test_documents.
 
 For each source, the script prints the number of rows and distinct queries, and the share of rows whose
 passage contains the query, which a retriever can learn to copy.
@@ -14,18 +15,19 @@ passage contains the query, which a retriever can learn to copy.
 
 import sys
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 
 from rlkit.arguments.command_line import CommandParser, output_file
 from rlkit.commands.run import run_command
 from rlkit.envs.ranking.pairs.attention import bprop, effective_support, word_contrasts
 from rlkit.envs.ranking.pairs.pages import read_pages
-from rlkit.envs.ranking.pairs.rows import Row, write_rows
+from rlkit.envs.ranking.pairs.rows import PairRow, write_rows
 from rlkit.envs.ranking.pairs.structure import GENERATORS
 from rlkit.envs.ranking.pairs.words import MIN_COUNT, prop
 from rlkit.errors import UserError, check_integer
 from rlkit.retrieval.collections.base import Collection
+from rlkit.retrieval.collections.beir import find_folder
 from rlkit.retrieval.documents import Document, passage_text
 from rlkit.retrieval.queries import documents_by_id, judged_queries, open_collection
 
@@ -40,14 +42,16 @@ def main() -> int:
     sources = dict.fromkeys(options.source)
     if len({source in WORD_SETS for source in sources}) > 1:
         raise UserError(f"rows of {' and '.join(WORD_SETS)} need a file of their own: run the script twice")
+    if not options.temperature > 0:
+        raise UserError(f"--temperature must be above 0, not {options.temperature}")
     collection = open_collection(options.collection, None, 0)
-    excluded = judged_documents(collection, "test") if options.without_test_documents else frozenset()
+    excluded = test_documents(collection) if options.without_test_documents else frozenset()
     documents = [
         document for document in collection.documents() if collection.judged_id(document.id) not in excluded
     ]
     if not documents:
         raise UserError(f"all documents of {collection.name} are judged in its test split: none is left")
-    rows: list[Row] = []
+    rows: list[PairRow] = []
     for source in sources:
         generated = list(generate(source, collection, documents, options))
         print(describe(source, generated))
@@ -72,7 +76,7 @@ def build_parser() -> CommandParser:
         help="sources of the rows",
     )
     add("--per_document", type=int, default=4, metavar="N", help="maximum number of rows of a document from "
-        "each source (default: %(default)s)")  # fmt: skip
+        "each source but judged (default: %(default)s)")  # fmt: skip
     add("--seed", type=int, default=0, help="random seed (default: %(default)s)")
     add("--without_test_documents", action="store_true", help="leave out the documents that are judged in "
         "the test split, so that the test shows what is learned for unseen documents")  # fmt: skip
@@ -88,11 +92,12 @@ def build_parser() -> CommandParser:
 
 def generate(
     source: str, collection: Collection, documents: Sequence[Document], options: Namespace
-) -> Iterator[Row]:
+) -> Iterator[PairRow]:
     """Return the rows of one source from the given documents of a collection."""
     seed, per_document = options.seed, options.per_document
+    ids = {collection.judged_id(document.id) for document in documents}
     if source == JUDGED:
-        return judged_rows(collection, seed)
+        return judged_rows(collection, ids, seed)
     if source == "prop":
         return prop(documents, per_document=per_document, seed=seed, min_count=options.min_count)
     if source == "bprop":
@@ -102,19 +107,26 @@ def generate(
         return bprop(
             documents, contrasts, per_document=per_document, seed=seed, temperature=options.temperature
         )
-    ids = {document.id for document in documents}
-    pages = [page for page in read_pages(collection, Path(options.collection).expanduser()) if page.id in ids]
+    path = Path(options.collection).expanduser()
+    folder = find_folder(path) if path.is_file() else path
+    pages = [page for page in read_pages(collection, folder or path) if page.id in ids]
     return GENERATORS[source](pages, seed, per_document)
 
 
-def judged_rows(collection: Collection, seed: int) -> Iterator[Row]:
-    """Yield each judged training query with each of its relevant documents."""
+def judged_rows(collection: Collection, ids: Set[str], seed: int) -> Iterator[PairRow]:
+    """Yield each judged training query with each of its relevant documents that is among `ids`.
+
+    Raises:
+        UserError: The collection ranks passages, but documents are judged: which passage answers is unknown.
+    """
+    if collection.document_of is not None:
+        raise UserError(f"{collection.name} judges documents, not passages: remove the source {JUDGED}")
     queries = judged_queries(collection, "train", None, seed)
     documents = documents_by_id(collection, (name for query in queries for name in query.relevant))
     for query in queries:
         for name in query.relevant:
-            if name in documents:
-                yield Row(
+            if name in documents and name in ids:
+                yield PairRow(
                     f"{JUDGED}/{query.id}/{name}",
                     query.text,
                     (passage_text(documents[name]),),
@@ -125,12 +137,16 @@ def judged_rows(collection: Collection, seed: int) -> Iterator[Row]:
                 )
 
 
-def judged_documents(collection: Collection, split: str) -> frozenset[str]:
-    """Return the ids of all documents that are judged in a split."""
-    return frozenset(name for grades in collection.judged(split).values() for name in grades)
+def test_documents(collection: Collection) -> frozenset[str]:
+    """Return the ids of the documents that are judged in the test split, or are its queries."""
+    if "test" not in collection.qrels:
+        raise UserError(f"{collection.name} has no test split: remove --without_test_documents")
+    judged = collection.qrels["test"]
+    names = {name for grades in judged.values() for name in grades}
+    return frozenset(names | judged.keys() if collection.drop_query_id else names)
 
 
-def describe(source: str, rows: Sequence[Row]) -> str:
+def describe(source: str, rows: Sequence[PairRow]) -> str:
     """Return the numbers of a source's rows as a line."""
     if not rows:
         return f"{source}: no rows"

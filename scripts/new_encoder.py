@@ -7,7 +7,6 @@ from zero.
 """
 
 import sys
-from pathlib import Path
 
 import torch
 from sentence_transformers import SentenceTransformer
@@ -15,7 +14,7 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from tokenizers import Tokenizer
 from transformers import set_seed
 
-from rlkit.arguments.command_line import CommandParser
+from rlkit.arguments.command_line import CommandParser, folder_path
 from rlkit.commands.run import run_command
 from rlkit.errors import check_integer
 from rlkit.retrieval.collections.write import new_folder
@@ -30,7 +29,7 @@ def main() -> int:
         help="encoder whose tokenizer is used (default: %(default)s)")  # fmt: skip
     add("--dimensions", type=int, default=128, help="size of a vector (default: %(default)s)")
     add("--seed", type=int, default=0, help="random seed of the vectors (default: %(default)s)")
-    add("-o", "--out", type=Path, required=True, metavar="FOLDER", help="output folder of the encoder")
+    add("-o", "--out", type=folder_path, required=True, metavar="FOLDER", help="output folder of the encoder")
     options = parser.parse_args(sys.argv[1:])
     check_integer("--dimensions", options.dimensions, 1)
     set_seed(options.seed)

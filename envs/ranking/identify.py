@@ -18,7 +18,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from rlkit.environment import Environment
-from rlkit.envs.ranking.pairs.rows import Row, read_rows
+from rlkit.envs.ranking.pairs.rows import PairRow, read_rows
 from rlkit.errors import UserError
 from rlkit.retrieval.engines.identify import documents_by_identifier, identify_prompt
 from rlkit.retrieval.queries import JudgedQuery, judged_queries, open_collection, task_id
@@ -129,7 +129,7 @@ class IdentifyEnvironment(Environment):
         ]
         return self._row(query.id, query.text, relevant, "judged")
 
-    def _pair_row(self, pair: Row) -> dict[str, Any]:
+    def _pair_row(self, pair: PairRow) -> dict[str, Any]:
         """Return the task of a pair: its answers, and the documents of the passages with the highest target.
 
         The other passages may be negatives to which a teacher gives a score above 0.

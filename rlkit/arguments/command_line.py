@@ -369,9 +369,14 @@ def _parse_if_mapping(key: str, value: object, annotation: str) -> object:
     return parsed if isinstance(parsed, dict) else value
 
 
+def folder_path(name: str) -> Path:
+    """Return the path of a folder, which may begin with "~". An argparse `type`."""
+    return Path(name).expanduser()
+
+
 def output_file(name: str) -> Path:
     """Return the path of an output file. An argparse `type`: it fails if the file cannot be written."""
-    path = Path(name)
+    path = Path(name).expanduser()
     if path.is_dir():
         raise argparse.ArgumentTypeError(f"{name} is a folder; name a file")
     parent = next(folder for folder in path.absolute().parents if folder.exists())

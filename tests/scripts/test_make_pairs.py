@@ -50,6 +50,28 @@ def test_documents_of_the_test_split_are_left_out(collection, tmp_path):
     result = make_pairs(collection, "--source", "ict", "--without_test_documents", "-o", out)
     assert result.returncode == 0, result.stderr
     assert {row.document for row in read_rows(out)} == {"a"}
+    (collection / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq2\ta\t1\n")
+    result = make_pairs(collection, "--source", "ict", "judged", "--without_test_documents", "-o", out)
+    assert "judged: no rows" in result.stdout and {row.document for row in read_rows(out)} == {"b"}
+    (collection / "qrels" / "test.tsv").unlink()
+    result = make_pairs(collection, "--source", "ict", "--without_test_documents", "-o", out)
+    assert result.returncode == 2 and "has no test split: remove --without_test_documents" in result.stderr
+
+
+def test_structure_is_read_if_the_collection_is_named_by_its_judgments(collection, tmp_path):
+    out = tmp_path / "pairs.jsonl"
+    result = make_pairs(collection / "qrels" / "test.tsv", "--source", "wlp", "-o", out)
+    assert result.returncode == 0 and "wlp: 6 rows" in result.stdout, result.stderr
+
+
+def test_documents_that_are_test_queries_are_left_out(tmp_path):
+    documents = {name: f"{name} begins. {BODY}" for name in ("a", "b", "c")}
+    qrels = {"test": {"a": {"b": 1}}}
+    folder = write_beir(tmp_path / "arguana", documents, {"a": documents["a"]}, qrels)
+    out = tmp_path / "pairs.jsonl"
+    result = make_pairs(folder, "--source", "ict", "--without_test_documents", "-o", out)
+    assert result.returncode == 0, result.stderr
+    assert {row.document for row in read_rows(out)} == {"c"}
 
 
 def test_word_sets_have_a_file_of_their_own(collection, tmp_path):
@@ -69,6 +91,7 @@ def test_word_sets_have_a_file_of_their_own(collection, tmp_path):
             ["--source", "ict", "--per_document", "0"],
             "--per_document must be an integer of at least 1, not 0",
         ),
+        (["--source", "bprop", "--temperature", "0"], "--temperature must be above 0, not 0.0"),
         (["--source", "bsf"], "unknown --source 'bsf' (choices: bfs"),
         ([], "--source"),
     ],

@@ -35,7 +35,7 @@ from rlkit.retrieval.encoders import load_encoder
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-    from rlkit.envs.ranking.pairs.rows import Row
+    from rlkit.envs.ranking.pairs.rows import PairRow
 
 SATURATION = 0.01
 MAX_CONTRAST = 100.0
@@ -49,7 +49,7 @@ def bprop(
     per_document: int = 4,
     seed: int = 0,
     temperature: float = 1.0,
-) -> Iterator[Row]:
+) -> Iterator[PairRow]:
     """Yield up to `per_document` pairs of word sets for each document.
 
     A pair whose sets have equal scores is drawn again. The words of a set are distinct, unless the document
@@ -144,7 +144,7 @@ def contrast(attentions: Mapping[str, float], background: Mapping[str, float]) -
     return {
         word: min(-attention / total * math.log2(background[word]), MAX_CONTRAST)
         for word, attention in sorted(attentions.items())
-        if word.isalpha()
+        if word.isalpha() and attention > 0
     }
 
 

@@ -9,14 +9,15 @@ rewards, are those of rerank-v3.
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from rlkit.environment import Candidates
-from rlkit.envs.ranking.pairs.rows import Row, read_rows
+from rlkit.envs.ranking.pairs.rows import PairRow, read_rows
 from rlkit.envs.ranking.rerank import RerankEnvironment
-from rlkit.errors import UserError, check_arguments
+from rlkit.errors import UserError, nearest
 from rlkit.retrieval.queries import task_id
 
 if TYPE_CHECKING:
@@ -37,12 +38,16 @@ class PairsEnvironment(RerankEnvironment):
     id = "pairs-v1"
 
     def __init__(self, *, pairs: str | None = None, **options: Any):
-        check_arguments(RerankEnvironment, options)
+        names = {"pairs", *inspect.signature(RerankEnvironment).parameters}
+        for name in options.keys() - names:
+            raise UserError(f"PairsEnvironment has no argument {name!r}{nearest(name, names)}")
+        if not isinstance(pairs, str | None):
+            raise UserError(f"pairs must be the path of a file, not {pairs!r:.60}")
         super().__init__(**options)
         self.pairs = pairs
 
     @cached_property
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[PairRow]:
         """Rows of the file, read on first use: an evaluation does not need them."""
         if self.pairs is None:
             raise UserError("pairs-v1 needs a file of pairs to train on: set environment_args.pairs")
@@ -65,15 +70,17 @@ class PairsEnvironment(RerankEnvironment):
         rows = sorted(self.rows, key=lambda row: hashlib.sha256(f"{seed} {row.id}".encode()).digest())
         return datasets.Dataset.from_list([self._row_task(row) for row in rows[:n]])
 
-    def _row_task(self, row: Row) -> dict[str, Any]:
+    def _row_task(self, row: PairRow) -> dict[str, Any]:
         prompt = self._prompt(row.query, row.passages)
-        documents = row.passage_documents or (row.document,) * len(row.passages)
+        candidates = row.passage_documents
+        if not candidates and row.document:
+            candidates = (row.document,) * len(row.passages)
         return {
             "prompt": [{"role": "user", "content": prompt}],
             "task_id": task_id("pairs", row.id, prompt),
             "query_id": row.id,
             "query": row.query,
-            "candidates": list(documents) if row.document or row.passage_documents else [],
+            "candidates": list(candidates),
             "passages": list(row.passages),
             "grades": list(row.targets),
             "ideal": sorted((target for target in row.targets if target > 0), reverse=True),

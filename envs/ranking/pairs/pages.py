@@ -5,13 +5,14 @@ The folder of a collection may have a file `pages.jsonl` with the structure of i
     {"id": "sendfile.2", "title": "sendfile(2)", "links": ["splice.2"],
      "sections": [{"title": "DESCRIPTION", "passages": ["sendfile() copies data between …"]}]}
 
-Other collections have documents without structure: their title counts as the first section, and their text
-is split into passages.
+Other collections have documents without structure: a page has one section, the text, which is split into
+passages.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -19,10 +20,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from rlkit.encoding import encodable
 from rlkit.errors import UserError
 from rlkit.files import atomic_write
 from rlkit.retrieval.collections.base import Collection
 from rlkit.retrieval.tables import iterate_rows
+from rlkit.words import words
+
+logger = logging.getLogger(__name__)
 
 FILE = "pages.jsonl"
 MAX_WORDS = 100  # of a passage, as in DPR's Wikipedia passages
@@ -48,7 +53,7 @@ class Page:
     Attributes:
         id: Id of the document.
         title: Title, which precedes each passage in a pair; may be empty.
-        sections: Sections in their order. The first one is the summary of the page.
+        sections: Sections in their order. If there are several, the first one is the summary of the page.
         links: Ids of the pages that this page links to.
     """
 
@@ -72,13 +77,16 @@ def sentences(text: str) -> list[str]:
 
 
 def split_passages(paragraphs: Iterable[str], max_words: int = MAX_WORDS) -> tuple[str, ...]:
-    """Return passages of whole sentences, each at most `max_words` words unless one sentence is longer."""
+    """Return passages of whole sentences, each at most `max_words` words unless one sentence is longer.
+
+    In scripts without spaces, characters count as words (`rlkit.words`).
+    """
     passages: list[str] = []
     current: list[str] = []
     num_words = 0
     for paragraph in paragraphs:
         for sentence in sentences(paragraph):
-            length = len(sentence.split())
+            length = len(words(sentence))
             if current and num_words + length > max_words:
                 passages.append(" ".join(current))
                 current, num_words = [], 0
@@ -97,17 +105,19 @@ def read_pages(collection: Collection, folder: Path) -> list[Page]:
     """
     path = folder / FILE
     if not path.is_file():
-        return [
-            _plain_page(document.id, document.title, document.text) for document in collection.documents()
-        ]
+        return _plain_pages(collection)
     ids = {document.id for document in collection.documents()}
-    pages = []
+    pages: dict[str, Page] = {}
     for location, values in iterate_rows(path):
         page = _page(values, location)
         if page.id not in ids:
             raise UserError(f"{location}: the corpus has no document {page.id!r}; rebuild the collection")
-        pages.append(page)
-    return pages
+        if page.id in pages:
+            raise UserError(f"{location}: the page {page.id!r} is a duplicate; remove one of the two")
+        pages[page.id] = page
+    if num_missing := len(ids) - len(pages):
+        logger.warning("%d of %d documents are not in %s and give no pairs", num_missing, len(ids), path)
+    return list(pages.values())
 
 
 def write_pages(folder: Path, pages: Iterable[Page]) -> None:
@@ -116,13 +126,22 @@ def write_pages(folder: Path, pages: Iterable[Page]) -> None:
     atomic_write(folder / FILE, "".join(lines))
 
 
-def _plain_page(name: str, title: str, text: str) -> Page:
-    sections = [Section("", (title,))] if title.strip() else []
-    passages = split_passages(re.split(r"\n\s*\n", text))
-    return Page(name, "", (*sections, *([Section("", passages)] if passages else [])))
+def _plain_pages(collection: Collection) -> list[Page]:
+    """Return documents as pages of one section. The passages of one judged document are one page."""
+    titles: dict[str, str] = {}
+    passages: dict[str, tuple[str, ...]] = {}
+    for document in collection.documents():
+        name = collection.judged_id(document.id)
+        titles.setdefault(name, document.title.strip())
+        paragraphs = re.split(r"\n\s*\n", document.text)
+        passages[name] = passages.get(name, ()) + split_passages(paragraphs)
+    return [Page(name, title, (Section("", passages[name]),)) for name, title in titles.items()]
 
 
 def _page(values: dict[str, Any], location: str) -> Page:
+    text = json.dumps(values, ensure_ascii=False)
+    if encodable(text) != text:
+        raise UserError(f"{location}: the page has a lone surrogate; was it cut inside a character?")
     try:
         sections = tuple(
             Section(_string(section["title"]), tuple(map(_string, section["passages"])))
@@ -157,6 +176,6 @@ def iterate_sentences(passages: Iterable[str], min_words: int) -> Iterator[tuple
     yielded: set[str] = set()
     for passage in passages:
         for sentence in sentences(passage):
-            if sentence not in yielded and len(sentence.split()) >= min_words:
+            if sentence not in yielded and len(words(sentence)) >= min_words:
                 yielded.add(sentence)
                 yield sentence, passage

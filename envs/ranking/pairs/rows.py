@@ -10,19 +10,20 @@ judges or the scores of a teacher as targets.
 from __future__ import annotations
 
 import json
-import math
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from rlkit.encoding import encodable
 from rlkit.errors import UserError
 from rlkit.files import atomic_write
 from rlkit.retrieval.tables import iterate_rows
 
 
 @dataclass(frozen=True)
-class Row:
+class PairRow:
     """One training row.
 
     Attributes:
@@ -33,8 +34,8 @@ class Row:
         source: Name of the generator, such as "ict".
         document: Id of the document that the row is generated from.
         passage_documents: Id of each passage's document; empty if all are `document`.
-        answers: Ids of documents that answer the query, as far as the generator knows. Passages of theirs are
-            not used as negatives. Empty if `document` is the only one.
+        answers: Ids of documents that are known to answer the query. Their passages are not used as
+            negatives. Empty if `document` is the only one.
         passages_are_queries: Whether the passages are queries, and the query is a document (PROP).
     """
 
@@ -49,10 +50,10 @@ class Row:
     passages_are_queries: bool = False
 
 
-_OPTIONAL = {field.name: field.default for field in fields(Row) if field.default is not MISSING}
+_OPTIONAL = {field.name: field.default for field in fields(PairRow) if field.default is not MISSING}
 
 
-def write_rows(path: Path, rows: Iterable[Row]) -> None:
+def write_rows(path: Path, rows: Iterable[PairRow]) -> None:
     """Write rows as JSONL, atomically. Optional fields with their default value are left out."""
     lines = []
     for row in rows:
@@ -62,17 +63,17 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
     atomic_write(path, "".join(lines))
 
 
-def read_rows(path: str | Path) -> list[Row]:
-    """Return the rows of a JSONL or Parquet file. Columns that are not fields of `Row` are ignored.
+def read_rows(path: str | Path) -> list[PairRow]:
+    """Return the rows of a JSONL or Parquet file. Columns that are not fields of `PairRow` are ignored.
 
     Raises:
         UserError: The file does not exist or has no rows, a row is invalid, or an id repeats. The message
             names the file and the line.
     """
     path = Path(path).expanduser()
-    rows: list[Row] = []
+    rows: list[PairRow] = []
     lines: dict[str, str] = {}
-    for location, values in iterate_rows(path, tuple(field.name for field in fields(Row))):
+    for location, values in iterate_rows(path, tuple(field.name for field in fields(PairRow))):
         row = _row(values, location)
         if row.id in lines:
             raise UserError(f"{location}: the id {row.id!r} is also in {lines[row.id]}; make the ids unique")
@@ -88,14 +89,16 @@ def read_rows(path: str | Path) -> list[Row]:
     return rows
 
 
-def _row(values: Mapping[str, Any], location: str) -> Row:
+def _row(values: Mapping[str, Any], location: str) -> PairRow:
+    if encodable(json.dumps(values, ensure_ascii=False)) != json.dumps(values, ensure_ascii=False):
+        raise UserError(f"{location}: the row has a lone surrogate; was it cut inside a character?")
     for name in ("id", "query"):
         if not isinstance(values.get(name), str) or not values[name].strip():
             raise UserError(f"{location}: {name} must be a non-empty string, not {values.get(name)!r:.60}")
     passages = _strings(values, "passages", location)
     targets = values.get("targets")
-    if not passages:
-        raise UserError(f"{location}: passages must not be empty")
+    if not passages or not all(passage.strip() for passage in passages):
+        raise UserError(f"{location}: passages must be one or more non-empty strings")
     if not isinstance(targets, list) or not all(map(_is_target, targets)) or len(targets) != len(passages):
         raise UserError(
             f"{location}: targets must be a list of {len(passages)} finite numbers of at least 0, one per "
@@ -110,10 +113,12 @@ def _row(values: Mapping[str, Any], location: str) -> Row:
     for name in ("source", "document"):
         if not isinstance(values.get(name) or "", str):
             raise UserError(f"{location}: {name} must be a string, not {values[name]!r:.60}")
-    reverse = values.get("passages_are_queries") or False
-    if not isinstance(reverse, bool):
-        raise UserError(f"{location}: passages_are_queries must be true or false, not {reverse!r:.60}")
-    return Row(
+    passages_are_queries = values.get("passages_are_queries") or False
+    if not isinstance(passages_are_queries, bool):
+        raise UserError(
+            f"{location}: passages_are_queries must be true or false, not {passages_are_queries!r:.60}"
+        )
+    return PairRow(
         values["id"],
         values["query"],
         passages,
@@ -122,7 +127,7 @@ def _row(values: Mapping[str, Any], location: str) -> Row:
         values.get("document") or "",
         documents,
         _strings(values, "answers", location),
-        reverse,
+        passages_are_queries,
     )
 
 
@@ -135,6 +140,5 @@ def _strings(values: Mapping[str, Any], name: str, location: str) -> tuple[str, 
 
 
 def _is_target(value: object) -> bool:
-    return (
-        isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
-    )
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and 0 <= value <= sys.float_info.max  # also false for NaN

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from rlkit.envs.ranking.pairs.rows import Row
+from rlkit.envs.ranking.pairs.rows import PairRow
 from rlkit.errors import UserError, check_integer
 from rlkit.retrieval.documents import Document, passage_text
 
@@ -56,7 +56,7 @@ class CorpusStatistics:
 
 def prop(
     documents: Sequence[Document], *, per_document: int = 4, seed: int = 0, min_count: int = MIN_COUNT
-) -> Iterator[Row]:
+) -> Iterator[PairRow]:
     """Yield up to `per_document` pairs of word sets for each document.
 
     A pair whose sets are equally likely is drawn again. A document has no rows if none of its words is
@@ -109,7 +109,7 @@ def corpus_statistics(documents: Iterable[Document], min_count: int = MIN_COUNT)
     frequent = sorted(word for word, count in counts.items() if count >= min_count)
     if not frequent:
         raise UserError(
-            f"no word occurs {min_count} times in {num_documents} documents; set a lower min_count"
+            f"no English word occurs {min_count} times in {num_documents} documents; set a lower min_count"
         )
     num_words, total = counts.total(), document_frequencies.total()
     return CorpusStatistics(
@@ -137,9 +137,9 @@ def likelihood(count: int, length: int, background: float, mean_length: float) -
 def _sampling_log_probs(
     document: Document, statistics: CorpusStatistics, rng: random.Random
 ) -> dict[str, float]:
-    """Return ln p(w | d) of the words to draw from: the document's own, and others drawn from P_C.
+    """Return ln p(w | d) of the words to draw from: the document's own, and a sample of others from P_C.
 
-    A word that the document does not have is nearly as likely in any other document, so some are enough.
+    Absent words have nearly the same probability in every document, so a sample of them suffices.
     """
     background = statistics.background
     counts = Counter(content_words(passage_text(document)))
@@ -168,7 +168,7 @@ def word_set_rows(
     *,
     per_document: int,
     seed: int,
-) -> Iterator[Row]:
+) -> Iterator[PairRow]:
     """Yield pairs of word sets of one document, the set with the higher sum of scores first.
 
     Both sets of a pair have the same number of words.
@@ -194,5 +194,5 @@ def word_set_rows(
             if difference:
                 better, worse = (first, second) if difference > 0 else (second, first)
                 sets, row_id = (" ".join(better), " ".join(worse)), f"{source}/{document.id}/{number}"
-                yield Row(row_id, text, sets, (1.0, 0.0), source, document.id, passages_are_queries=True)
+                yield PairRow(row_id, text, sets, (1.0, 0.0), source, document.id, passages_are_queries=True)
                 break

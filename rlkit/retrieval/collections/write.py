@@ -56,7 +56,7 @@ def write_beir(
 def split_of(group: str) -> str:
     """Return the split of a group of documents: train for 60% of all names, dev for 15%, test for 25%.
 
-    It depends on a hash of the name alone, so that further groups change the split of none.
+    It depends on a hash of the name alone, so adding groups leaves existing splits unchanged.
     """
     percent = zlib.crc32(group.encode()) % 100
     if percent < 60:

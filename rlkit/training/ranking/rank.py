@@ -52,8 +52,15 @@ def rank(run: RankConfig) -> None:
             args.mapping("guards"), record=session.directory.log, logged=RANK_LOGGED, reward="utility"
         )
         candidates = candidates_of(environment, session.tasks())
+        if args.listwise and any(of_query.passages_are_queries for of_query in candidates):
+            raise UserError("listwise must be 0 for rows whose passages are queries (PROP)")
         in_batch = args.objective in IN_BATCH_OBJECTIVES and not args.cross_encoder
         rows = training_rows(environment, candidates, in_batch)
+        if trainer_args.per_device_train_batch_size < 2 and any(len(row["passages"]) < 2 for row in rows):
+            raise UserError(
+                "pairs need a per_device_train_batch_size of at least 2: the passages of the other queries "
+                "in the batch are their negatives"
+            )
         rewards, _ = load_rewards(None, environment, None)
         # The adapter is initialized at random, and must be the same on all processes and in a resumed run.
         transformers.set_seed(trainer_args.seed)

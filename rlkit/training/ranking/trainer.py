@@ -89,6 +89,9 @@ class RankingTrainer(transformers.Trainer):
         super().__init__(model=scorer, data_collator=collate, **arguments)
         self.add_callback(LogLastStep())
         self.objective = objective
+        # A pair has nothing to rank but the documents of the batch.
+        rows = arguments.get("train_dataset") or ()
+        self.ranks_batch = any(len(row["passages"]) < 2 for row in rows)
         self.metrics: defaultdict[str, list[float]] = defaultdict(list)  # values since the last log
 
     def stateful(self) -> dict[str, Stateful]:
@@ -171,11 +174,12 @@ class RankingTrainer(transformers.Trainer):
         grades, mask = inputs["grades"].to(device), inputs["mask"].to(device)  # (B, n)
         columns, labels, rankable = (x.to(device) for x in (batch.columns, batch.labels, batch.rankable))
         own_scores = scores.gather(1, columns.clamp(min=0))  # (B, n): of each query's own passages
-        ideal = inputs["ideal"].to(device)
-        if (mask.sum(-1) < 2).any():
-            # A pair has nothing to rank but the documents of the batch.
-            metrics = ranking_metrics(self.objective, scores.detach(), labels, rankable, ideal)
+        if self.ranks_batch:
+            ranked = rankable & batch.is_first.to(device)
+            ideal = labels.masked_fill(~ranked, 0.0).sort(-1, descending=True).values
+            metrics = ranking_metrics(self.objective, scores.detach(), labels, ranked, ideal)
         else:
+            ideal = inputs["ideal"].to(device)
             metrics = ranking_metrics(self.objective, own_scores.detach(), grades, mask, ideal)
         if self.objective.name == "wasserstein":
             return ranking_losses.gaussian_wasserstein(scores, labels, rankable), metrics
@@ -238,12 +242,14 @@ class BatchDocuments:
         labels: Grades (B, M). A document is relevant to a query if the query's candidates or judgments say
             so, or if it has the same text as a relevant candidate.
         rankable: Whether the query may rank the document, (B, M).
+        is_first: Whether no document before this one has the same text, (M,).
     """
 
     texts: list[str]
     columns: Tensor
     labels: Tensor
     rankable: Tensor
+    is_first: Tensor
 
     @classmethod
     def of(cls, inputs: Mapping[str, Any]) -> BatchDocuments:
@@ -263,6 +269,10 @@ class BatchDocuments:
         texts = [text for _, text in index]
         labels = torch.zeros(len(keys_by_query), len(index))
         rankable = torch.ones_like(labels, dtype=torch.bool)
+        # Rows of one query may have different answers, such as a sentence with a passage from each source.
+        possible_answers: defaultdict[str, set[str]] = defaultdict(set)
+        for query, names in zip(inputs["queries"], inputs["possible_answers"], strict=True):
+            possible_answers[query].update(names)
         for b, passages in enumerate(inputs["passages"]):
             grades_by_text: dict[str, float] = {}
             judged = zip(inputs["relevant"][b], inputs["ideal"][b].tolist(), strict=False)
@@ -276,12 +286,14 @@ class BatchDocuments:
             for document_id in inputs["excluded"][b]:
                 rankable[b, columns_by_id.get(document_id, [])] = False
             candidates = {index[key] for key in keys_by_query[b]}
-            for document_id in inputs["possible_answers"][b]:
+            for document_id in possible_answers[inputs["queries"][b]]:
                 others = [i for i in columns_by_id.get(document_id, ()) if i not in candidates]
                 rankable[b, others] = False
         rows = [torch.tensor([index[key] for key in keys]) for keys in keys_by_query]
         columns = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)
-        return cls(texts, columns, labels, rankable)
+        is_first = torch.zeros(len(index), dtype=torch.bool)
+        is_first[[of_text[0] for of_text in columns_by_text.values()]] = True
+        return cls(texts, columns, labels, rankable, is_first)
 
 
 def ranking_metrics(

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from rlkit.check import check_environment
-from rlkit.envs.ranking.pairs.rows import Row, write_rows
+from rlkit.envs.ranking.pairs.rows import PairRow, write_rows
 from rlkit.errors import UserError
 from rlkit.registry import load_environment
 from rlkit.retrieval.engines.identify import identify_prompt
@@ -18,8 +18,8 @@ QRELS = {
     "test": {"q3": {"read.2": 1, "splice.2": 0}, "q4": {"missing": 1}, "q5": {"sendfile.2": 1}},
 }
 PAIRS = [
-    Row("s0", "Copy data.", ("Copy data.",), (1.0,), document="sendfile.2"),
-    Row(
+    PairRow("s0", "Copy data.", ("Copy data.",), (1.0,), document="sendfile.2"),
+    PairRow(
         *("s1", "Move data.", ("no", "a pipe", "data"), (0.0, 2.0, 3.0)),
         passage_documents=("read.2", "sendfile.2", "splice.2"),
         answers=("splice.2", "read.2"),
@@ -105,7 +105,7 @@ def test_task_depends_on_split_seed_and_index_only(collection, pairs):
 
 
 def test_unknown_document_of_a_pair_is_named(collection, tmp_path):
-    write_rows(tmp_path / "pairs.jsonl", [Row("s", "Write.", ("Write.",), (1.0,), document="write.2")])
+    write_rows(tmp_path / "pairs.jsonl", [PairRow("s", "Write.", ("Write.",), (1.0,), document="write.2")])
     environment = load_environment("identify-v1", collection=collection, pairs=str(tmp_path / "pairs.jsonl"))
     with pytest.raises(UserError, match=r"pairs.jsonl: the pair 's' has the document 'write.2', and not one"):
         environment.tasks("train")
@@ -114,8 +114,8 @@ def test_unknown_document_of_a_pair_is_named(collection, tmp_path):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        (Row("s", "Write.", ("Write.",), (0.0,), document="read.2"), "has no target above 0"),
-        (Row("s", "Write.", ("Write.",), (1.0,)), "does not say which document answers it"),
+        (PairRow("s", "Write.", ("Write.",), (0.0,), document="read.2"), "has no target above 0"),
+        (PairRow("s", "Write.", ("Write.",), (1.0,)), "does not say which document answers it"),
     ],
 )
 def test_pair_without_an_answer_is_an_error(collection, tmp_path, row, message):
@@ -126,7 +126,7 @@ def test_pair_without_an_answer_is_an_error(collection, tmp_path, row, message):
 
 
 def test_passage_that_a_teacher_gives_a_low_score_is_no_answer(collection, tmp_path):
-    scores = Row("s", "Copy.", ("a", "b"), (0.98, 0.001), passage_documents=("sendfile.2", "read.2"))
+    scores = PairRow("s", "Copy.", ("a", "b"), (0.98, 0.001), passage_documents=("sendfile.2", "read.2"))
     write_rows(tmp_path / "pairs.jsonl", [scores])
     environment = load_environment("identify-v1", collection=collection, pairs=str(tmp_path / "pairs.jsonl"))
     task = by_query(environment, "train")["s"]
@@ -143,7 +143,7 @@ def test_hit_uses_the_binary_judgments_and_the_minimum_grade(collection):
 
 
 def test_passages_that_are_queries_are_refused(collection, tmp_path):
-    write_rows(tmp_path / "pairs.jsonl", [Row("s", "A.", ("q",), (1.0,), passages_are_queries=True)])
+    write_rows(tmp_path / "pairs.jsonl", [PairRow("s", "A.", ("q",), (1.0,), passages_are_queries=True)])
     with pytest.raises(UserError, match="documents as queries and queries as passages"):
         load_environment("identify-v1", collection=collection, pairs=str(tmp_path / "pairs.jsonl"))
 

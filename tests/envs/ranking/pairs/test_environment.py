@@ -5,7 +5,7 @@ import pytest
 from sentence_transformers import SentenceTransformer
 
 from rlkit.commands import main as cli
-from rlkit.envs.ranking.pairs.rows import Row, write_rows
+from rlkit.envs.ranking.pairs.rows import PairRow, write_rows
 from rlkit.errors import UserError
 from rlkit.registry import load_environment
 from tests.envs.ranking.folders import write_beir
@@ -17,12 +17,12 @@ DOCUMENTS = {
 }
 QRELS = {"train": {"q1": {"d1": 1}}, "test": {"q2": {"d2": 1}}}
 ROWS = [
-    Row("ict/d1/0", "a fox", ("Fox: in the forest",), (1.0,), "ict", "d1"),
-    Row("ict/d2/0", "a wolf", ("Wolf: on the hill",), (1.0,), "ict", "d2"),
-    Row(
+    PairRow("ict/d1/0", "a fox", ("Fox: in the forest",), (1.0,), "ict", "d1"),
+    PairRow("ict/d2/0", "a wolf", ("Wolf: on the hill",), (1.0,), "ict", "d2"),
+    PairRow(
         "wlp/d3/0", "a tree", ("Fox: red", "Wolf: grey"), (1.0, 0.25), "wlp", "d3", ("d1", "d2"), ("d3", "d1")
     ),
-    Row("list", "a river", ("one", "two"), (2.0, 0.0)),
+    PairRow("list", "a river", ("one", "two"), (2.0, 0.0)),
 ]
 
 
@@ -67,6 +67,8 @@ def test_held_out_tasks_are_those_of_rerank(arguments):
     [
         ({"pairs": None}, "set environment_args.pairs"),
         ({"pairs": "missing.jsonl"}, "no file missing.jsonl"),
+        ({"pairs": 5}, "pairs must be the path of a file, not 5"),
+        ({"pair": "x.jsonl"}, "no argument 'pair' .did you mean 'pairs'"),
         ({"candidats": 3}, "no argument 'candidats' .did you mean 'candidates'"),
     ],
 )
@@ -97,6 +99,11 @@ def test_pairs_train_an_encoder_with_in_batch_negatives(rank, tmp_path):
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert any(line.get("loss", 0) > 0 for line in lines)
     assert len(SentenceTransformer(str(out / "model")).encode_query("a fox")) == 384
+
+
+def test_pairs_need_other_queries_in_the_batch(rank, capsys):
+    assert rank("--objective", "infonce", "--per_device_train_batch_size", "1") == 2
+    assert "pairs need a per_device_train_batch_size of at least 2" in capsys.readouterr().err
 
 
 def test_pairs_without_negatives_of_their_own_need_an_in_batch_objective(rank, tmp_path, capsys):

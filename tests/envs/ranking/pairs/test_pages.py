@@ -14,7 +14,10 @@ from rlkit.envs.ranking.pairs.pages import (
     write_pages,
 )
 from rlkit.errors import UserError
+from rlkit.retrieval.collections.base import Collection
 from rlkit.retrieval.collections.load import load_collection
+from rlkit.retrieval.documents import Document
+from rlkit.words import words
 from tests.envs.ranking.folders import write_beir
 
 
@@ -44,7 +47,12 @@ def test_passages_hold_whole_sentences_up_to_a_number_of_words(paragraphs, max_w
     expected = [sentence for paragraph in paragraphs for sentence in sentences(paragraph)]
     assert " ".join(passages).split() == " ".join(expected).split()
     for passage in passages:
-        assert len(passage.split()) <= max_words or passage in expected
+        assert len(words(passage)) <= max_words or passage in expected
+
+
+def test_characters_count_as_words_in_scripts_without_spaces():
+    sentence = "信息检索是一个重要的研究领域。"
+    assert split_passages([sentence * 4], 30) == (f"{sentence} {sentence}",) * 2
 
 
 def test_pages_are_read_as_they_were_written(tmp_path):
@@ -57,12 +65,33 @@ def test_pages_are_read_as_they_were_written(tmp_path):
     assert read_pages(load_collection(folder), tmp_path / "c") == pages
 
 
-def test_title_is_the_first_section_of_a_document_without_structure(tmp_path):
+def test_document_without_structure_is_a_page_of_one_section(tmp_path):
     text = "First sentence. Second one.\n\nAnother paragraph."
     folder = write_beir(tmp_path / "c", {"a": ("Title", text)}, {"q": "query"}, {"test": {"q": {"a": 1}}})
     (page,) = read_pages(load_collection(folder), tmp_path / "c")
     passage = "First sentence. Second one. Another paragraph."
-    assert page == Page("a", "", (Section("", ("Title",)), Section("", (passage,))))
+    assert page == Page("a", "Title", (Section("", (passage,)),))
+
+
+def test_passages_of_one_judged_document_are_one_page(tmp_path):
+    documents = [Document(f"{name}:{part}", name, f"Part {part}.") for name in "ab" for part in (0, 1)]
+    collection = Collection(
+        "passages", lambda: iter(documents), {}, {}, document_of=lambda name: name.partition(":")[0]
+    )
+    pages = read_pages(collection, tmp_path)
+    assert [page.id for page in pages] == ["a", "b"]
+    assert pages[0].passages == ["Part 0.", "Part 1."] and pages[0].title == "a"
+
+
+def test_documents_without_a_page_are_counted(tmp_path, caplog):
+    documents = {"a": "text", "b": "text", "c": "text"}
+    folder = write_beir(tmp_path / "c", documents, {"q": "query"}, {"test": {"q": {"a": 1}}})
+    write_pages(tmp_path / "c", [Page("a", "A", ())])
+    assert len(read_pages(load_collection(folder), tmp_path / "c")) == 1
+    assert "2 of 3 documents are not in" in caplog.text
+    write_pages(tmp_path / "c", [Page("a", "A", ())] * 2)
+    with pytest.raises(UserError, match=r"pages.jsonl:2: the page 'a' is a duplicate"):
+        read_pages(load_collection(folder), tmp_path / "c")
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlkit.envs.ranking.pairs.rows import Row, read_rows, write_rows
+from rlkit.envs.ranking.pairs.rows import PairRow, read_rows, write_rows
 from rlkit.errors import UserError
 
 STRINGS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
@@ -13,9 +13,9 @@ TARGETS = st.floats(0, 10)
 
 @st.composite
 def rows(draw):
-    passages = draw(st.lists(STRINGS, min_size=1, max_size=3))
+    passages = [f"p{text}" for text in draw(st.lists(STRINGS, min_size=1, max_size=3))]
     documents = draw(st.sampled_from([(), tuple(f"d{i}" for i in range(len(passages)))]))
-    return Row(
+    return PairRow(
         draw(STRINGS) + "id",
         draw(STRINGS) + "query",
         tuple(passages),
@@ -38,7 +38,7 @@ def test_unknown_columns_are_ignored(tmp_path):
     path = tmp_path / "pairs.jsonl"
     row = {"id": "a", "query": "q", "passages": ["p"], "targets": [1], "teacher": "a cross-encoder"}
     path.write_text(json.dumps(row) + "\n")
-    assert read_rows(path) == [Row("a", "q", ("p",), (1.0,))]
+    assert read_rows(path) == [PairRow("a", "q", ("p",), (1.0,))]
 
 
 @pytest.mark.parametrize(
@@ -46,12 +46,15 @@ def test_unknown_columns_are_ignored(tmp_path):
     [
         ({"id": 3}, "id must be a non-empty string, not 3"),
         ({"query": " "}, "query must be a non-empty string"),
-        ({"passages": []}, "passages must not be empty"),
+        ({"passages": []}, "passages must be one or more non-empty strings"),
+        ({"passages": [" "]}, "passages must be one or more non-empty strings"),
+        ({"query": "lone \ud800"}, "the row has a lone surrogate"),
         ({"passages": "p"}, "passages must be a list of strings, not 'p'"),
         ({"targets": [1, 0]}, "list of 1 finite numbers"),
         ({"targets": [float("nan")]}, "list of 1 finite numbers"),
         ({"targets": [-1]}, "of at least 0"),
         ({"targets": [True]}, "list of 1 finite numbers"),
+        ({"targets": [10**400]}, "list of 1 finite numbers"),
         ({"targets": None}, "list of 1 finite numbers"),
         ({"passage_documents": ["a", "b"]}, "one id for each of the 1 passages, not 2"),
         ({"answers": [1]}, "answers must be a list of strings"),
@@ -69,11 +72,11 @@ def test_invalid_rows_name_the_line_and_the_field(tmp_path, change, message):
 
 def test_rows_of_two_kinds_and_repeated_ids_are_errors(tmp_path):
     path = tmp_path / "pairs.jsonl"
-    row = Row("a", "q", ("p", "s"), (1.0, 0.0))
+    row = PairRow("a", "q", ("p", "s"), (1.0, 0.0))
     write_rows(path, [row, row])
     with pytest.raises(UserError, match=r"pairs.jsonl:2: the id 'a' is also in .*pairs.jsonl:1"):
         read_rows(path)
-    write_rows(path, [row, Row("b", "q", ("p", "s"), (1.0, 0.0), passages_are_queries=True)])
+    write_rows(path, [row, PairRow("b", "q", ("p", "s"), (1.0, 0.0), passages_are_queries=True)])
     with pytest.raises(UserError, match="write the rows with and without it to two files"):
         read_rows(path)
     path.write_text("")

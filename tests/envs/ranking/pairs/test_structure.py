@@ -92,7 +92,8 @@ def test_crop_spans_are_a_tenth_to_a_half_of_the_page(pages, seed):
     for row in rows:
         text = " ".join(by_id[row.document].passages)
         num_words = len(text.split())
-        for span in (row.query, *row.passages):
+        assert row.passages[0].startswith(f"{by_id[row.document].title}: ")
+        for span in (row.query, row.passages[0].partition(": ")[2]):
             assert span in text
             assert max(round(0.1 * num_words), 4) <= len(span.split()) <= round(0.5 * num_words)
 
@@ -109,7 +110,33 @@ def test_rows_depend_on_seed_and_page_alone(source, pages, seed, order):
     assert all(more[row.id] == row for row in rows)
 
 
+def test_title_is_the_query_of_bfs_for_a_page_of_one_section():
+    page = Page("a", "Red fox", (Section("", ("A sentence about it.", "Another one.")),))
+    rows = list(GENERATORS["bfs"]([page], 0, 4))
+    assert sorted((row.query, row.passages) for row in rows) == [
+        ("Red fox", ("A sentence about it.",)),
+        ("Red fox", ("Another one.",)),
+    ]
+
+
+def test_scripts_without_spaces_have_rows_of_all_sources():
+    text = "信息检索是一个重要的研究领域。它研究如何找到文档。"
+    pages = [
+        Page(
+            name,
+            "标题",
+            (Section("一", (text,)), Section("二", (f"{name}另一段关于搜索引擎的文字。",))),
+            (link,),
+        )
+        for name, link in (("a", "b"), ("b", "a"))
+    ]
+    for source, generator in GENERATORS.items():
+        rows = list(generator(pages, 0, 2))
+        assert len(rows) == 4, source
+        assert all(len(row.query) >= 4 for row in rows)
+
+
 def test_pages_without_enough_text_give_no_rows():
-    pages = [Page("a", "T", ()), Page("b", "T", (Section("", ("Too short.",)),), ("a",))]
+    pages = [Page("a", "T", ()), Page("b", "", (Section("", ("Too short.",)),), ("a",))]
     for generator in GENERATORS.values():
         assert not list(generator(pages, 0, 4))

@@ -99,6 +99,20 @@ def test_passage_of_a_possible_answer_is_not_a_negative(objective, tmp_path):
     assert gradients["q3"]["B"] < 0 < gradients["q3"]["A1"]
 
 
+def test_answers_of_rows_with_the_same_query_are_not_negatives():
+    """A sentence may have a row with a passage of its page, and one with a passage that links to it."""
+    rows = [
+        row("same", ["a"], [1], possible_answers=["a"]) | {"relevant": []},
+        row("same", ["b"], [1], possible_answers=["a", "b"]) | {"relevant": []},
+        row("other", ["c"], [1], possible_answers=["c"]) | {"relevant": []},
+    ]
+    assert BatchDocuments.of(collate(rows)).rankable.tolist() == [
+        [True, False, True],
+        [False, True, True],
+        [True, True, True],
+    ]
+
+
 def test_metrics_of_pairs_rank_the_documents_of_the_batch(tmp_path):
     """The score of a single passage has no spread, which a guard would report as a collapse."""
     from transformers import TrainingArguments
@@ -107,10 +121,14 @@ def test_metrics_of_pairs_rank_the_documents_of_the_batch(tmp_path):
     model = Scores(["q1", "q2", "q3"], ["A", "B", "C"])
     model.scores.data = torch.tensor([[2.0, 1, 0], [2.0, 1, 0], [2.0, 1, 0]])
     args = TrainingArguments(str(tmp_path), report_to="none", use_cpu=True)
-    trainer = RankingTrainer(model, Objective("infonce"), args=args)
+    trainer = RankingTrainer(model, Objective("infonce"), args=args, train_dataset=rows)
     trainer.compute_loss(model, collate(rows))
     assert trainer.metrics["utility"] == [pytest.approx((1 + 1 / math.log2(3) + 0.5) / 3)]
     assert trainer.metrics["score_spread"] == [pytest.approx((2 / 3) ** 0.5)]
+    same = [row("q1", ["a"], [1], texts=["A"]), row("q2", ["b"], [1], texts=["A"])]
+    trainer.metrics.clear()
+    trainer.compute_loss(model, collate(same))
+    assert trainer.metrics["utility"] == [pytest.approx(1)]
 
 
 def test_candidates_of_a_possible_answer_are_ranked_as_judged():
