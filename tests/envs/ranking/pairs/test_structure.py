@@ -137,6 +137,6 @@ def test_scripts_without_spaces_have_rows_of_all_sources():
 
 
 def test_pages_without_enough_text_give_no_rows():
-    pages = [Page("a", "T", ()), Page("b", "", (Section("", ("Too short.",)),), ("a",))]
+    pages = [Page("a", "", ()), Page("b", "", (Section("", ("Too short.",)),), ("a",))]
     for generator in GENERATORS.values():
         assert not list(generator(pages, 0, 4))
