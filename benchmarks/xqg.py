@@ -94,11 +94,11 @@ def rank_systems(vectors: Vectors, languages: Sequence[str]) -> Ranks:
         for system, queries in fused_queries(vectors, languages, language).items():
             for alpha in ALPHAS:
                 fused = fuse_all(documents, queries, alpha)
-                result.setdefault(cell(system, alpha), {})[language] = ranks(vectors[language], fused)
+                result.setdefault(system_name(system, alpha), {})[language] = ranks(vectors[language], fused)
     return result
 
 
-def cell(system: str, alpha: float) -> str:
+def system_name(system: str, alpha: float) -> str:
     return f"{system}, alpha {alpha:g}"
 
 
@@ -172,9 +172,11 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/xqg"))
     options = parser.parse_args()
     languages = options.languages
+    if len(languages) < 2:
+        parser.error("--languages needs two or more: the queries of one search are fused for the others")
     systems: dict[str, list[dict]] = {}
     by_language: dict[str, dict[str, list[float]]] = {}
-    samples, check = [], {}
+    samples = []
     for seed in options.seeds:
         collection = options.folder / f"{'-'.join(languages)}-{options.documents}-seed-{seed}"
         if not (collection / "qrels" / "test.tsv").exists():
@@ -189,11 +191,11 @@ def main() -> None:
             for language, values in of_system.items():
                 mean = float(np.where(values <= 10, 1 / values, 0).mean())
                 by_language.setdefault(system, {}).setdefault(language, []).append(round(mean, 4))
-        check = check or same_as_index(collection, vectors, languages, options.folder / "check")
+    check = same_as_index(collection, vectors, languages, options.folder / "check")
     pairs = []
     for alpha in ALPHAS:
-        baselines = (NONE, cell(ENGLISH, alpha), cell(WRONG, alpha))
-        pairs += [(baseline, cell(OTHER, alpha)) for baseline in baselines]
+        baselines = (NONE, system_name(ENGLISH, alpha), system_name(WRONG, alpha))
+        pairs += [(baseline, system_name(OTHER, alpha)) for baseline in baselines]
     pooled = {system: [pool(by_seed)] for system, by_seed in systems.items()}
     result = {
         "model": MODEL,

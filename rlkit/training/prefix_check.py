@@ -271,8 +271,9 @@ class SharedPrefix(TrainerCallback):
     ) -> Fault | None:
         """Return the first fault with batches of the given shapes, the same in all processes, or None."""
         padded = partial(self.trainer.padded_scores, model)
-        for prompts, completions, has_mask in shapes:
-            batch = check_batch(self.model, prompts, completions, self.trainer.accelerator.device)
+        device = self.trainer.accelerator.device
+        batches = [check_batch(self.model, *lengths, device) for *lengths, _ in shapes]
+        for batch, (*_, has_mask) in zip(batches, shapes, strict=True):
             shared = partial(
                 self.score,
                 model,
@@ -281,7 +282,8 @@ class SharedPrefix(TrainerCallback):
             )
             fault = _first(_compare(self.model, padded, shared, batch, precision))
             if fault is not None and fault.kind == "difference" and precision == torch.float32:
-                noise = max(gather_object([_padding_noise(padded, batch)]))
+                # Rows of equal length have no padding, so the other shape may show more of the rounding.
+                noise = max(gather_object([_padding_noise(padded, each) for each in batches]))
                 tolerance = min(3 * noise, MAX_FLOAT32_TOLERANCE)
                 if tolerance > FLOAT32_TOLERANCE:
                     inputs = self.model, padded, shared, batch, precision

@@ -14,21 +14,21 @@ PLACES = [f"{first}{second}" for first in ("north", "south", "hill", "river") fo
 URL = "http://data.europa.eu/esco/occupation/"
 
 
-def occupation(place):
+def occupation(town):
     """Return an invented cell of occupations.csv. Labels and description have no separator."""
     return (
-        f"{place} bridge keeper {place} crossing keeper {place}-crossing  watcher keeper of {place} bridges "
-        f"keeper (night) {place} toll gate watcher shared bridge watcher {place} bridge keeper "
-        f"{place.title()} bridge keepers open the bridge for ships. They talk to Captains.\n\n"
+        f"{town} bridge keeper {town} crossing keeper {town}-crossing  watcher keeper of {town} bridges "
+        f"keeper (night) {town} toll gate watcher shared bridge watcher {town} bridge keeper "
+        f"{town.title()} bridge keepers open the bridge for ships. They talk to Captains.\n\n"
     )
 
 
-def watcher(place):
-    return f"{place} tower watcher light watcher of {place} {place.title()} tower watchers watch a tower."
+def watcher(town):
+    return f"{town} tower watcher light watcher of {town} {town.title()} tower watchers watch a tower."
 
 
-ROWS = {f"keeper-{place}": occupation(place) for place in PLACES}
-ROWS |= {f"watcher-{place}": watcher(place) for place in PLACES}
+ROWS = {f"keeper-{town}": occupation(town) for town in PLACES}
+ROWS |= {f"watcher-{town}": watcher(town) for town in PLACES}
 AMBIGUOUS = {
     "acronym": "ICT keeper bridge keeper ICT keepers keep ICT.",
     "language": "teacher of Latin latin teacher Teachers of Latin teach Latin.",
@@ -83,8 +83,8 @@ def test_labels_are_queries_for_the_descriptions_of_skills(tmp_path):
     assert len(queries) == 20
     for query, (split, ids) in queries.items():
         (skill,) = ids
-        place = skill.removeprefix("skill-")
-        assert query == f"repair {place} service {place}" and split == split_of(skill)
+        town = skill.removeprefix("skill-")
+        assert query == f"repair {town} service {town}" and split == split_of(skill)
 
 
 @pytest.mark.parametrize(
