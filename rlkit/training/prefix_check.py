@@ -272,7 +272,9 @@ class SharedPrefix(TrainerCallback):
         """Return the first fault with batches of the given shapes, the same in all processes, or None."""
         padded = partial(self.trainer.padded_scores, model)
         device = self.trainer.accelerator.device
-        batches = [check_batch(self.model, *lengths, device) for *lengths, _ in shapes]
+        batches = [
+            check_batch(self.model, prompts, completions, device) for prompts, completions, _ in shapes
+        ]
         for batch, (*_, has_mask) in zip(batches, shapes, strict=True):
             shared = partial(
                 self.score,

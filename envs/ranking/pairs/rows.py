@@ -140,5 +140,6 @@ def _strings(values: Mapping[str, Any], name: str, location: str) -> tuple[str, 
 
 
 def _is_target(value: object) -> bool:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and 0 <= value <= sys.float_info.max  # also false for NaN
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return 0 <= value <= sys.float_info.max  # also false for NaN

@@ -288,12 +288,12 @@ def _identifier_tokens(tokenizer: PreTrainedTokenizerBase, names: Sequence[str])
 
 
 def _render(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool
+    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], *, add_generation_prompt: bool
 ) -> list[int]:
     """Return the token ids of chat messages; raise UserError if the chat template fails."""
     try:
         encoding: BatchEncoding = tokenizer.apply_chat_template(  # type: ignore[assignment]
-            list(messages), add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=True
+            messages, add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=True
         )
     except Exception as error:  # a template is a program: jinja raises whatever its code raises
         raise UserError(
