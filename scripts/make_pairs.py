@@ -39,6 +39,8 @@ def main() -> int:
     """Write the rows of all sources to a file and print their numbers."""
     options = build_parser().parse_args(sys.argv[1:])
     check_integer("--per_document", options.per_document, 1)
+    if options.out.suffix != ".jsonl":
+        raise UserError(f"--out must end in .jsonl, not {options.out.name}")
     sources = dict.fromkeys(options.source)
     if len({source in WORD_SETS for source in sources}) > 1:
         raise UserError(f"rows of {' and '.join(WORD_SETS)} need a file of their own: run the script twice")
@@ -117,8 +119,11 @@ def judged_rows(collection: Collection, ids: Set[str], seed: int) -> Iterator[Pa
     """Yield each judged training query with each of its relevant documents that is among `ids`.
 
     Raises:
-        UserError: The collection ranks passages, but documents are judged: which passage answers is unknown.
+        UserError: The collection has no training judgments, or it judges documents but ranks passages, so
+            that the passage with the answer is unknown.
     """
+    if "train" not in collection.qrels:
+        raise UserError(f"{collection.name} has no training judgments: remove the source {JUDGED}")
     if collection.document_of is not None:
         raise UserError(f"{collection.name} judges documents, not passages: remove the source {JUDGED}")
     queries = judged_queries(collection, "train", None, seed)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+DEFAULT_COLLECTION = "generated:2000:0"
 K = 10  # cutoff of the reward's nDCG
 _PROMPT = (
     "Sort the passages below by how well they answer the query, the best first. Write all of their numbers "
@@ -64,7 +65,7 @@ class RerankEnvironment(Environment):
     def __init__(
         self,
         *,
-        collection: str = "generated:2000:0",
+        collection: str = DEFAULT_COLLECTION,
         retriever: str = "bm25",
         candidates: int = 20,
         document_words: int = 60,
@@ -202,7 +203,7 @@ class RerankEnvironment(Environment):
             excluded=task["excluded"],
         )
 
-    def documents(self) -> Iterator[tuple[str, str]]:
+    def documents(self) -> Iterator[tuple[str, str]] | None:
         """Return all documents of the collection, as (judged id, passage).
 
         If the collection ranks passages, each passage has the id of its document.

@@ -31,6 +31,8 @@ def main(argv: Sequence[str]) -> int:
     for name, allowed in (("k1", NOT_NEGATIVE), ("b", SHARE)):
         if name in options:
             check_number(f"--{name}", options[name], allowed)
+    if "alpha" in options and "augment" not in options:
+        raise UserError("--alpha has no effect without queries to fuse: set --augment, too")
     corpus = options.pop("corpus")
     try:
         out = build_index(read_corpus(corpus), source=corpus_source(corpus), progress=track, **options)

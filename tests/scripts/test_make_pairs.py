@@ -23,8 +23,9 @@ def collection(tmp_path):
     queries = {"q1": "the first page", "q2": "the second page"}
     qrels = {"train": {"q1": {"a": 2, "b": 0}}, "test": {"q2": {"b": 1}}}
     write_beir(folder, {"a": ("A", BODY), "b": ("B", BODY)}, queries, qrels)
-    section = Section("DESCRIPTION", (BODY, "Another passage of the page follows. It has two sentences."))
-    write_pages(folder, [Page("a", "A", (section,), ("b",)), Page("b", "B", (section,), ("a",))])
+    notes = Section("NOTES", ("Another passage of the page follows. It has two sentences.",))
+    sections = (Section("DESCRIPTION", (BODY,)), notes)
+    write_pages(folder, [Page("a", "A", sections, ("b",)), Page("b", "B", sections, ("a",))])
     return folder
 
 

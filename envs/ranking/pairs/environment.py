@@ -9,15 +9,14 @@ rewards, are those of rerank-v3.
 from __future__ import annotations
 
 import hashlib
-import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from rlkit.environment import Candidates
 from rlkit.envs.ranking.pairs.rows import PairRow, read_rows
-from rlkit.envs.ranking.rerank import RerankEnvironment
-from rlkit.errors import UserError, nearest
+from rlkit.envs.ranking.rerank import DEFAULT_COLLECTION, RerankEnvironment
+from rlkit.errors import UserError
 from rlkit.retrieval.queries import task_id
 
 if TYPE_CHECKING:
@@ -29,7 +28,9 @@ class PairsEnvironment(RerankEnvironment):
 
     Args:
         pairs: File of rows, which `scripts/make_pairs.py` writes.
-        **options: Arguments of `rerank-v3` for the held-out queries: the collection, the retriever, ...
+        collection: Collection of the held-out queries. Training needs none.
+        retriever, candidates, document_words, folds, fold, drop_query_id: As in `rerank-v3`, for the held-out
+            queries.
 
     Raises:
         UserError: An argument is invalid.
@@ -37,14 +38,30 @@ class PairsEnvironment(RerankEnvironment):
 
     id = "pairs-v1"
 
-    def __init__(self, *, pairs: str | None = None, **options: Any):
-        names = {"pairs", *inspect.signature(RerankEnvironment).parameters}
-        for name in options.keys() - names:
-            raise UserError(f"PairsEnvironment has no argument {name!r}{nearest(name, names)}")
+    def __init__(
+        self,
+        *,
+        pairs: str | None = None,
+        collection: str | None = None,
+        retriever: str = "bm25",
+        candidates: int = 20,
+        document_words: int = 60,
+        folds: int | None = None,
+        fold: int = 0,
+        drop_query_id: bool | None = None,
+    ):
         if not isinstance(pairs, str | None):
             raise UserError(f"pairs must be the path of a file, not {pairs!r:.60}")
-        super().__init__(**options)
-        self.pairs = pairs
+        super().__init__(
+            collection=collection or DEFAULT_COLLECTION,
+            retriever=retriever,
+            candidates=candidates,
+            document_words=document_words,
+            folds=folds,
+            fold=fold,
+            drop_query_id=drop_query_id,
+        )
+        self.pairs, self.has_collection = pairs, collection is not None
 
     @cached_property
     def rows(self) -> list[PairRow]:
@@ -64,6 +81,10 @@ class PairsEnvironment(RerankEnvironment):
         """
         import datasets
 
+        if split != "train" and not self.has_collection:
+            raise UserError(
+                "pairs-v1 has no held-out queries: set environment_args.collection, or evaluation_tasks to 0"
+            )
         if split != "train":
             return super().tasks(split, n, seed)
         # Sorting by a hash keeps the order of two rows when the file gains or loses others.
@@ -89,6 +110,10 @@ class PairsEnvironment(RerankEnvironment):
             "possible_answers": list(row.answers) or ([row.document] if row.document else []),
             "passages_are_queries": row.passages_are_queries,
         }
+
+    def documents(self) -> Iterator[tuple[str, str]] | None:
+        """Return all documents of the collection, or None if there is no collection."""
+        return super().documents() if self.has_collection else None
 
     def candidate_documents(self, task: Mapping[str, Any]) -> Candidates:
         """Return the passages with their targets, or the candidates of a held-out query with their grades."""

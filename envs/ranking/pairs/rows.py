@@ -92,6 +92,8 @@ def read_rows(path: str | Path) -> list[PairRow]:
 def _row(values: Mapping[str, Any], location: str) -> PairRow:
     if encodable(json.dumps(values, ensure_ascii=False)) != json.dumps(values, ensure_ascii=False):
         raise UserError(f"{location}: the row has a lone surrogate; was it cut inside a character?")
+    # Numeric ids are common in exported tables.
+    values = {name: str(value) if _is_integer(value) else value for name, value in values.items()}
     for name in ("id", "query"):
         if not isinstance(values.get(name), str) or not values[name].strip():
             raise UserError(f"{location}: {name} must be a non-empty string, not {values.get(name)!r:.60}")
@@ -102,7 +104,7 @@ def _row(values: Mapping[str, Any], location: str) -> PairRow:
     if not isinstance(targets, list) or not all(map(_is_target, targets)) or len(targets) != len(passages):
         raise UserError(
             f"{location}: targets must be a list of {len(passages)} finite numbers of at least 0, one per "
-            f"passage, not {targets!r:.60}"
+            f"passage, not {targets!r:.60}; map a teacher's scores to 0 to 1"
         )
     documents = _strings(values, "passage_documents", location)
     if documents and len(documents) != len(passages):
@@ -134,9 +136,15 @@ def _row(values: Mapping[str, Any], location: str) -> PairRow:
 def _strings(values: Mapping[str, Any], name: str, location: str) -> tuple[str, ...]:
     """Return the strings of a field, which may be missing."""
     strings = values.get(name) or []
+    if isinstance(strings, list) and name != "passages":
+        strings = [str(string) if _is_integer(string) else string for string in strings]
     if not isinstance(strings, list) or not all(isinstance(string, str) for string in strings):
         raise UserError(f"{location}: {name} must be a list of strings, not {strings!r:.60}")
     return tuple(strings)
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _is_target(value: object) -> bool:

@@ -109,7 +109,8 @@ def corpus_statistics(documents: Iterable[Document], min_count: int = MIN_COUNT)
     frequent = sorted(word for word, count in counts.items() if count >= min_count)
     if not frequent:
         raise UserError(
-            f"no English word occurs {min_count} times in {num_documents} documents; set a lower min_count"
+            f"no English word occurs {min_count} times in {num_documents} documents; set a lower min_count "
+            "(--min_count)"
         )
     num_words, total = counts.total(), document_frequencies.total()
     return CorpusStatistics(

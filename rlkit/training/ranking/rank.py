@@ -123,8 +123,8 @@ def training_rows(
         advice = "increase num_tasks or the number of candidates"
         if not in_batch and any(len(of_query.passages) == 1 for of_query in candidates):
             advice = (
-                "the objective compares the passages of one query: for pairs, set objective to infonce and "
-                "remove cross_encoder"
+                "the objective compares the passages of one query: for pairs, train an encoder with the "
+                "objective infonce"
             )
         raise UserError(
             f"{environment.id} has no training query with documents of different grades; {advice}"
@@ -152,7 +152,12 @@ def warnings_of(run: RankConfig, candidates: Sequence[Candidates], in_batch: boo
     without_gradient = [of_query for of_query in candidates if not _has_gradient(of_query, in_batch)]
     num_short = sum(len(of_query.grades) < 2 for of_query in without_gradient)
     num_alike = len(without_gradient) - num_short
-    if without_gradient:
+    if without_gradient and in_batch:
+        warnings.append(
+            f"{len(without_gradient)} of {len(candidates)} training queries are left out because none of "
+            "their passages is relevant"
+        )
+    elif without_gradient:
         warnings.append(
             f"{len(without_gradient)} of {len(candidates)} training queries are left out because they give "
             f"no training signal: {num_short} ({num_short / len(candidates):.0%}) have fewer than 2 "

@@ -50,6 +50,13 @@ def test_training_tasks_are_the_rows_of_the_file(arguments):
     assert list(graded.ids) == [] and list(graded.possible_answers) == [] and list(graded.ideal) == [2.0]
 
 
+def test_training_needs_no_collection(arguments):
+    environment = load_environment("pairs-v1", pairs=arguments["pairs"])
+    assert len(environment.tasks("train")) == len(ROWS) and environment.documents() is None
+    with pytest.raises(UserError, match="or evaluation_tasks to 0"):
+        environment.tasks("test")
+
+
 def test_answer_of_a_row_earns_the_full_reward(arguments):
     environment = load_environment("pairs-v1", **arguments)
     for task in environment.tasks("train"):
@@ -109,4 +116,4 @@ def test_pairs_need_other_queries_in_the_batch(rank, capsys):
 def test_pairs_without_negatives_of_their_own_need_an_in_batch_objective(rank, tmp_path, capsys):
     write_rows(tmp_path / "pairs.jsonl", ROWS[:2])
     assert rank("--objective", "ranknet") == 2
-    assert "for pairs, set objective to infonce" in capsys.readouterr().err
+    assert "for pairs, train an encoder with the objective infonce" in capsys.readouterr().err

@@ -41,10 +41,17 @@ def test_unknown_columns_are_ignored(tmp_path):
     assert read_rows(path) == [PairRow("a", "q", ("p",), (1.0,))]
 
 
+def test_numeric_ids_are_strings(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    row = {"id": 7, "query": "q", "passages": ["p"], "targets": [1], "document": 3, "answers": [3, 4]}
+    path.write_text(json.dumps(row) + "\n")
+    assert read_rows(path) == [PairRow("7", "q", ("p",), (1.0,), document="3", answers=("3", "4"))]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"id": 3}, "id must be a non-empty string, not 3"),
+        ({"id": 3.5}, "id must be a non-empty string, not 3.5"),
         ({"query": " "}, "query must be a non-empty string"),
         ({"passages": []}, "passages must be one or more non-empty strings"),
         ({"passages": [" "]}, "passages must be one or more non-empty strings"),
@@ -57,8 +64,8 @@ def test_unknown_columns_are_ignored(tmp_path):
         ({"targets": [10**400]}, "list of 1 finite numbers"),
         ({"targets": None}, "list of 1 finite numbers"),
         ({"passage_documents": ["a", "b"]}, "one id for each of the 1 passages, not 2"),
-        ({"answers": [1]}, "answers must be a list of strings"),
-        ({"document": 1}, "document must be a string"),
+        ({"answers": [1.5]}, "answers must be a list of strings"),
+        ({"document": 1.5}, "document must be a string"),
         ({"passages_are_queries": "yes"}, "passages_are_queries must be true or false, not 'yes'"),
     ],
 )

@@ -142,7 +142,9 @@ def test_rows_are_documents_with_queries_and_survive_a_file(tmp_path):
 
 
 def test_corpus_without_frequent_words_is_an_error():
-    with pytest.raises(UserError, match="no word occurs 10 times in 1 documents; set a lower min_count"):
+    with pytest.raises(
+        UserError, match="no English word occurs 10 times in 1 documents; set a lower min_count"
+    ):
         list(prop([Document("d", "", "iron road")]))
     with pytest.raises(UserError, match="per_document must be an integer"):
         list(prop(DOCUMENTS, per_document=0))
