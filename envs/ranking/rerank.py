@@ -208,8 +208,8 @@ class RerankEnvironment(Environment):
 
         If the collection ranks passages, each passage has the id of its document.
         """
-        for document in self.collection.documents():
-            yield self.collection.judged_id(document.id), passage_text(document)
+        documents = self.collection.documents()
+        return ((self.collection.judged_id(document.id), passage_text(document)) for document in documents)
 
     def answer(self, task: Mapping[str, Any]) -> str:
         """Return the candidates sorted by grade; ties keep their order.
