@@ -91,7 +91,11 @@ def test_labels_are_queries_for_the_descriptions_of_skills(tmp_path):
     ("rows", "columns", "message"),
     [
         (None, None, "there is no file"),
-        (ROWS, ("conceptUri", "preferredLabel"), "must have the columns id and description, not conceptUri,"),
+        (
+            ROWS,
+            ("conceptUri", "preferredLabel"),
+            "the columns must include id and description, not conceptUri,",
+        ),
         (AMBIGUOUS, ("id", "description"), "must have labels in lower case before each description"),
         (dict(list(ROWS.items())[:1]), ("id", "description"), "use more documents"),
     ],

@@ -59,8 +59,10 @@ def residual_names(tasks):
 @pytest.mark.parametrize(("side", "tasks"), SIDES.items())
 def test_adapter_scorer_trains_only_its_residuals(encoder, side, tasks):
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    torch.manual_seed(0)
     scorer = AdapterScorer(encoder, 0.05, 4, side).train()
-    optimizer = torch.optim.SGD([p for p in scorer.parameters() if p.requires_grad], 1.0)
+    # Small steps: two residuals that change at once may overshoot.
+    optimizer = torch.optim.SGD([p for p in scorer.parameters() if p.requires_grad], 0.01)
     assert {n for n, p in scorer.named_parameters() if p.requires_grad} == residual_names(tasks)
     start = scorer(QUERIES, PASSAGES).detach()
     vectors = {task: scorer.embed(QUERIES, task).detach() for task in ("query", "document")}
