@@ -15,19 +15,20 @@ are complete are not repeated.
 import argparse
 import json
 import random
-import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from retrieval import Scores, compare_pairs, mean_by_document, save, summarize
 from seeds import CONFIGS, launch, seconds
 
+from rlkit.envs.ranking.pairs.pages import sentences
 from rlkit.envs.ranking.pairs.rows import PairRow, write_rows
 from rlkit.evaluation import Evaluation
 from rlkit.evaluation.result import scores_of
 from rlkit.models.bundled import bundled_path
 from rlkit.retrieval.collections.load import load_collection
+from rlkit.retrieval.collections.write import write_beir
 from rlkit.retrieval.documents import Document
 from rlkit.retrieval.evaluate import evaluate_retriever
 from rlkit.rewards.identification import read_identifier
@@ -64,36 +65,26 @@ def write_sample(name: str, num_documents: int | None, folder: Path) -> Path:
     if num_documents is not None:
         documents = random.Random(0).sample(documents, min(num_documents, len(documents)))
     ids = {document.id for document in documents}
+    qrels = {
+        split: {
+            query: {name: grade for name, grade in grades.items() if name in ids}
+            for query, grades in collection.judged(split).items()
+        }
+        for split in ("train", "test")
+    }
     for subfolder, splits in (("queries", ["train", "test"]), ("sentences", ["test"])):
-        path = folder / subfolder
-        shutil.rmtree(path, ignore_errors=True)
-        (path / "qrels").mkdir(parents=True)
-        rows = [
-            {"_id": document.id, "title": document.title, "text": document.text} for document in documents
-        ]
-        _write_lines(path / "corpus.jsonl", map(json.dumps, rows))
-        rows = [{"_id": query, "text": text} for query, text in collection.queries.items()]
-        _write_lines(path / "queries.jsonl", map(json.dumps, rows))
-        for split in splits:
-            lines = ["query-id\tcorpus-id\tscore"]
-            for query, grades in collection.judged(split).items():
-                lines += [f"{query}\t{name}\t{grade}" for name, grade in grades.items() if name in ids]
-            _write_lines(path / "qrels" / f"{split}.tsv", lines)
+        shutil.rmtree(folder / subfolder, ignore_errors=True)
+        used = {split: qrels[split] for split in splits}
+        write_beir(folder / subfolder, documents, collection.queries, used)
     write_rows(folder / "pairs.jsonl", [row for document in documents for row in sentence_rows(document)])
     return folder
 
 
-def _write_lines(path: Path, lines: Iterable[str]) -> None:
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-
-
 def sentence_rows(document: Document) -> Iterator[PairRow]:
     """Yield training pairs whose queries are the first sentences of a document."""
-    sentences = re.split(r"(?<=[.!?])\s+", " ".join(document.text.split()))
-    for i, sentence in enumerate(sentences[:SENTENCES]):
+    for i, sentence in enumerate(sentences(document.text)[:SENTENCES]):
         query = " ".join(sentence.split()[:SENTENCE_WORDS])
-        if query:
-            yield PairRow(f"{document.id}/{i}", query, (query,), (1.0,), "sentences", document.id)
+        yield PairRow(f"{document.id}/{i}", query, (query,), (1.0,), "sentences", document.id)
 
 
 def write_some_layers(folder: Path) -> Path:

@@ -145,13 +145,15 @@ class IdentifyEnvironment(Environment):
         if not relevant:
             raise UserError(f"{self.pairs_file}: the pair {pair.id!r:.60} has no target above 0; remove it")
         for name in relevant:
-            if name not in self.identifiers:
-                missing = (
-                    f"has the document {name!r:.60}" if name else "does not say which document answers it"
-                )
+            if not name:
                 raise UserError(
-                    f"{self.pairs_file}: the pair {pair.id!r:.60} {missing}, and not one of "
-                    f"{self.collection.name}: generate the pairs from this collection"
+                    f"{self.pairs_file}: the pair {pair.id!r:.60} does not say which document answers it: "
+                    "set its field document"
+                )
+            if name not in self.identifiers:
+                raise UserError(
+                    f"{self.pairs_file}: the pair {pair.id!r:.60} is answered by {name!r:.60}, which is not "
+                    f"a document of {self.collection.name}: generate the pairs from this collection"
                 )
         return self._row(pair.id, pair.query, relevant, "pair")
 

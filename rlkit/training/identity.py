@@ -102,8 +102,8 @@ def check_unchanged(
     """
     if now.get("adapter_side") and not saved.get("adapter_side"):
         raise UserError(
-            f"{folder} is of a version of rlkit without adapter_side, whose adapters have other names: "
-            "choose another output_dir"
+            f"{folder} was saved by a version of rlkit without adapter_side, whose adapter weights have "
+            "other names: choose another output_dir"
         )
     # Checkpoints of earlier versions lack some of the keys.
     now = {key: value for key, value in now.items() if key in saved or key not in STRUCTURE_KEYS}

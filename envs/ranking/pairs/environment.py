@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -117,14 +118,8 @@ class PairsEnvironment(RerankEnvironment):
 
     def candidate_documents(self, task: Mapping[str, Any]) -> Candidates:
         """Return the passages with their targets, or the candidates of a held-out query with their grades."""
-        return Candidates(
-            task["query"],
-            task["passages"],
-            task["grades"],
-            task["ideal"],
-            ids=task["candidates"],
-            relevant=task["relevant"],
-            excluded=task["excluded"],
+        return replace(
+            super().candidate_documents(task),
             possible_answers=task.get("possible_answers", ()),
             passages_are_queries=task.get("passages_are_queries", False),
         )

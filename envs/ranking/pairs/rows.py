@@ -90,8 +90,6 @@ def read_rows(path: str | Path) -> list[PairRow]:
 
 
 def _row(values: Mapping[str, Any], location: str) -> PairRow:
-    if encodable(json.dumps(values, ensure_ascii=False)) != json.dumps(values, ensure_ascii=False):
-        raise UserError(f"{location}: the row has a lone surrogate; was it cut inside a character?")
     # Numeric ids are common in exported tables.
     values = {name: str(value) if _is_integer(value) else value for name, value in values.items()}
     for name in ("id", "query"):
@@ -104,7 +102,7 @@ def _row(values: Mapping[str, Any], location: str) -> PairRow:
     if not isinstance(targets, list) or not all(map(_is_target, targets)) or len(targets) != len(passages):
         raise UserError(
             f"{location}: targets must be a list of {len(passages)} finite numbers of at least 0, one per "
-            f"passage, not {targets!r:.60}; map a teacher's scores to 0 to 1"
+            f"passage, not {targets!r:.60}; scale a teacher's scores to [0, 1]"
         )
     documents = _strings(values, "passage_documents", location)
     if documents and len(documents) != len(passages):
@@ -120,7 +118,7 @@ def _row(values: Mapping[str, Any], location: str) -> PairRow:
         raise UserError(
             f"{location}: passages_are_queries must be true or false, not {passages_are_queries!r:.60}"
         )
-    return PairRow(
+    row = PairRow(
         values["id"],
         values["query"],
         passages,
@@ -131,6 +129,10 @@ def _row(values: Mapping[str, Any], location: str) -> PairRow:
         _strings(values, "answers", location),
         passages_are_queries,
     )
+    strings = [row.id, row.query, row.source, row.document, *passages, *documents, *row.answers]
+    if encodable(strings) != strings:
+        raise UserError(f"{location}: the row has a lone surrogate; was it cut inside a character?")
+    return row
 
 
 def _strings(values: Mapping[str, Any], name: str, location: str) -> tuple[str, ...]:

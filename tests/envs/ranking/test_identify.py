@@ -107,7 +107,9 @@ def test_task_depends_on_split_seed_and_index_only(collection, pairs):
 def test_unknown_document_of_a_pair_is_named(collection, tmp_path):
     write_rows(tmp_path / "pairs.jsonl", [PairRow("s", "Write.", ("Write.",), (1.0,), document="write.2")])
     environment = load_environment("identify-v1", collection=collection, pairs=str(tmp_path / "pairs.jsonl"))
-    with pytest.raises(UserError, match=r"pairs.jsonl: the pair 's' has the document 'write.2', and not one"):
+    with pytest.raises(
+        UserError, match=r"pairs.jsonl: the pair 's' is answered by 'write.2', which is not a document"
+    ):
         environment.tasks("train")
 
 

@@ -24,7 +24,7 @@ def test_checkpoints_of_earlier_versions_lack_settings_of_the_weights(caplog):
 
 def test_adapter_of_earlier_versions_is_refused_because_its_weights_have_other_names():
     check({"adapter_rank": None}, {"adapter_rank": None, "adapter_side": None})
-    with pytest.raises(UserError, match="of a version of rlkit without adapter_side"):
+    with pytest.raises(UserError, match="saved by a version of rlkit without adapter_side"):
         check({"adapter_rank": 4}, {"adapter_rank": 4, "adapter_side": "query"}, resume_anyway=True)
 
 
