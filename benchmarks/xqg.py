@@ -26,7 +26,7 @@ from rlkit.envs.ranking.pairs.rows import read_rows
 from rlkit.retrieval.collections.corpus import read_corpus
 from rlkit.retrieval.documents import Query, full_text
 from rlkit.retrieval.encoders import encode, load_encoder
-from rlkit.retrieval.engines.augment import fuse
+from rlkit.retrieval.engines.document_queries import fuse
 from rlkit.retrieval.engines.index import open_index
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "build_package_collection.py"

@@ -1,11 +1,11 @@
 """Dense retrieval: sentence-transformers embeddings and exact nearest-neighbor search with FAISS.
 
 `dense/embeddings.npy` holds a float32 vector for each document, of length 1 if the similarity is the cosine.
-With `augment`, the vectors of queries are fused into those of their documents
-(`rlkit.retrieval.engines.augment`). FAISS computes the inner product of a query with all of them directly in
-the memory-mapped file, without a copy in memory. The settings of the index have the fingerprint of the
-encoder's files, because the vectors of another model, such as the one in the same folder after more training,
-cannot be compared with these.
+With `augment` or `fit_queries`, queries for the documents have changed them
+(`rlkit.retrieval.engines.document_queries`). FAISS computes the inner product of a query with all of them
+directly in the memory-mapped file, without a copy in memory. The settings of the index have the fingerprint
+of the encoder's files, because the vectors of another model, such as the one in the same folder after more
+training, cannot be compared with these.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rlkit.errors import UserError, check_choice
+from rlkit.errors import UserError, check_choice, check_integer
 from rlkit.models.fingerprint import model_fingerprint
 from rlkit.retrieval.cache import write_json
 from rlkit.retrieval.documents import Query, Ranking, Result, check_k, full_text
 from rlkit.retrieval.encoders import encode, is_dot_product, load_encoder
 from rlkit.retrieval.engines.approximate import LISTS, Hits, InvertedLists, build_lists, exact_neighbors
-from rlkit.retrieval.engines.augment import ALPHA, fuse, read_augmentation
+from rlkit.retrieval.engines.document_queries import ALPHA, FIT_STEPS, fit, fuse, read_queries
 from rlkit.retrieval.store import DocumentStore, Progress, damaged_index, read_header
 from rlkit.words import first_words
 
@@ -58,6 +58,8 @@ def build(
     recall: float | None = None,
     augment: str | Path | None = None,
     alpha: float | None = None,
+    fit_queries: str | Path | None = None,
+    fit_steps: int | None = None,
 ) -> dict[str, Any]:
     """Encode the documents of a folder and return the settings.
 
@@ -74,8 +76,10 @@ def build(
         approximate: Whether to build an inverted file for approximate search.
         recall: Share of the exact neighbors that an approximate search shall find; None is 0.95.
         augment: Path of a table of queries to fuse into the vectors of their documents
-            (`rlkit.retrieval.engines.augment.read_augmentation`).
+            (`rlkit.retrieval.engines.document_queries`).
         alpha: Weight of each of these queries, 0 to 1; None is 0.01.
+        fit_queries: Path of a table of queries that all vectors are trained on, after `augment`.
+        fit_steps: Number of training steps; None is 100.
 
     Raises:
         UserError: No model is given, it cannot be loaded, or a setting or the table is invalid.
@@ -84,11 +88,14 @@ def build(
         raise UserError("a dense index needs an encoder: set model, for example intfloat/e5-base-v2")
     # The index may be opened from another working directory.
     model = str(Path(model).resolve()) if Path(model).exists() else model
-    _check_settings(similarity, approximate, recall, augment, alpha)
+    _check_settings(similarity, approximate, recall)
+    _check_query_settings(augment, alpha, fit_queries, fit_steps)
     store = DocumentStore(folder)
     # Read before the encoder is loaded, so that an invalid row is reported at once.
-    augmentation = None if augment is None else read_augmentation(augment, store)
+    augmentation = None if augment is None else read_queries(augment, store)
+    fitted = None if fit_queries is None else read_queries(fit_queries, store)
     alpha = ALPHA if alpha is None else alpha
+    fit_steps = FIT_STEPS if fit_steps is None else fit_steps
     encoder = load_encoder(model)
     settings: dict[str, Any] = {
         "model": model,
@@ -99,7 +106,9 @@ def build(
         "similarity": similarity or _own_similarity(encoder, model),
     }
     if augmentation is not None:
-        settings["augment"] = augmentation.settings(alpha)
+        settings["augment"] = augmentation.settings(alpha=alpha)
+    if fitted is not None:
+        settings["fit"] = fitted.settings(steps=fit_steps)
     state = {"fingerprint": store.fingerprint, "settings": settings}
     (folder / FOLDER).mkdir(exist_ok=True)
     vectors, num_encoded = _open_embeddings(folder / FOLDER, (len(store), _dimensions(encoder)), state)
@@ -118,6 +127,13 @@ def build(
         # The vectors must be on disk before the state says so, or a crash could leave zeros as embeddings.
         vectors.flush()
         write_json(folder / FOLDER / STATE, {**state, "done": stop})
+    if fitted is not None:
+        query_vectors = encode(encoder.encode_query, fitted.queries, query_prefix, normalize)
+        trained = fit(vectors, query_vectors, fitted, normalize, steps=fit_steps, progress=progress)
+        # A build that is killed while they are replaced encodes the documents again.
+        write_json(folder / FOLDER / STATE, {**state, "done": 0})
+        vectors[:] = trained
+        vectors.flush()
     if not approximate:
         # An interrupted build of an approximate index may have left it.
         (folder / FOLDER / LISTS).unlink(missing_ok=True)
@@ -128,13 +144,7 @@ def build(
     return {**settings, "approximate": lists}
 
 
-def _check_settings(
-    similarity: str | None,
-    approximate: bool,
-    recall: float | None,
-    augment: str | Path | None,
-    alpha: float | None,
-) -> None:
+def _check_settings(similarity: str | None, approximate: bool, recall: float | None) -> None:
     """Raise UserError if a setting is out of range, or has no effect."""
     if similarity is not None:
         check_choice("similarity", similarity, (COSINE, DOT))
@@ -142,10 +152,23 @@ def _check_settings(
         raise UserError("recall has no effect on an exact index: set approximate as well, or remove recall")
     if recall is not None and not 0 < recall < 1:
         raise UserError(f"recall must be above 0 and below 1, not {recall}")
+
+
+def _check_query_settings(
+    augment: str | Path | None,
+    alpha: float | None,
+    fit_queries: str | Path | None,
+    fit_steps: int | None,
+) -> None:
+    """Raise UserError if a setting of queries for documents is out of range, or has no effect."""
     if alpha is not None and augment is None:
         raise UserError("alpha has no effect without queries to fuse: set augment as well, or remove alpha")
     if alpha is not None and not 0 <= alpha <= 1:
         raise UserError(f"alpha must be from 0 to 1, not {alpha}")
+    if fit_steps is not None and fit_queries is None:
+        raise UserError("fit_steps has no effect without queries to train on: set fit_queries as well")
+    if fit_steps is not None:
+        check_integer("fit_steps", fit_steps, 1)
 
 
 def sample_spans(store: DocumentStore) -> list[str]:

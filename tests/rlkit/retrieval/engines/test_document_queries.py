@@ -1,4 +1,4 @@
-"""Fusion of queries into document vectors: the formula, the rows of the file, and builds that resume."""
+"""Queries that change document vectors: fusion, training, the rows of the file, and builds that resume."""
 
 import json
 from itertools import islice
@@ -12,7 +12,7 @@ from rlkit.commands.index import main
 from rlkit.errors import UserError
 from rlkit.retrieval.documents import Document, Query
 from rlkit.retrieval.engines import dense as module
-from rlkit.retrieval.engines.augment import fuse, read_augmentation
+from rlkit.retrieval.engines.document_queries import DocumentQueries, fit, fuse, read_queries
 from rlkit.retrieval.engines.index import build_index, open_index
 from rlkit.retrieval.store import DocumentStore, write_documents
 from tests.tiny_encoders import save_tiny_encoder
@@ -135,20 +135,20 @@ def test_queries_are_read_from_any_table(tmp_path, store, name):
         frame.to_parquet(path)
     else:
         frame.to_json(path, orient="records", lines=True)
-    augmentation = read_augmentation(path, store)
-    assert augmentation.rows.tolist() == [1, 1, 1, 3, 4]
-    assert augmentation.queries == ["blue", "king road", "north castle", "blue", "cheese"]
-    assert augmentation.of_block(2, 4)[0] == ["blue"]
-    assert augmentation.of_block(2, 4)[1].tolist() == [1]
+    document_queries = read_queries(path, store)
+    assert document_queries.rows.tolist() == [1, 1, 1, 3, 4]
+    assert document_queries.queries == ["blue", "king road", "north castle", "blue", "cheese"]
+    assert document_queries.of_block(2, 4)[0] == ["blue"]
+    assert document_queries.of_block(2, 4)[1].tolist() == [1]
 
 
 @given(order=st.permutations(ROWS))
 def test_order_of_rows_does_not_matter(store, tmp_path_factory, order):
     path = tmp_path_factory.mktemp("order") / "queries.jsonl"
-    augmentation = read_augmentation(write_queries(path, order), store)
-    expected = read_augmentation(write_queries(path), store)
-    assert augmentation.queries == expected.queries
-    assert augmentation.rows.tolist() == expected.rows.tolist()
+    document_queries = read_queries(write_queries(path, order), store)
+    expected = read_queries(write_queries(path), store)
+    assert document_queries.queries == expected.queries
+    assert document_queries.rows.tolist() == expected.rows.tolist()
 
 
 @given(seed=st.integers(0, 10**6), alpha=st.floats(0, 1), normalize=st.booleans())
@@ -171,7 +171,8 @@ def test_fuse_does_not_depend_on_the_order_of_queries(seed, alpha, normalize):
         ),
         (['{"query": " ", "document": "d0"}'], r":1: query must be a non-empty string, not ' '"),
         (['{"query": 7, "document": "d0"}'], r":1: query must be a non-empty string, not 7"),
-        (['{"query": "a"}'], r":1: document must be the id of a document, not None"),
+        (['{"query": "a"}'], ":1: there is no document; the columns must be query and document"),
+        (['{"text": "a", "document": "d0"}'], ":1: there is no query; the columns must be"),
         (['{"query": "a", "document": true}'], r":1: document must be the id of a document, not True"),
         (
             ['{"query": "a", "document": "d0", "passages_are_queries": true}'],
@@ -185,7 +186,7 @@ def test_bad_rows_name_file_and_line(tmp_path, store, lines, message):
     path = tmp_path / "queries.jsonl"
     path.write_text("\n".join(lines) + "\n")
     with pytest.raises(UserError, match=message):
-        read_augmentation(path, store)
+        read_queries(path, store)
 
 
 @pytest.mark.parametrize(
@@ -195,6 +196,12 @@ def test_bad_rows_name_file_and_line(tmp_path, store, lines, message):
         ({"augment": "queries.jsonl", "alpha": 1.5}, r"alpha must be from 0 to 1, not 1\.5"),
         ({"augment": "queries.jsonl", "alpha": float("nan")}, "alpha must be from 0 to 1, not nan"),
         ({"augment": "/nowhere/queries.jsonl"}, r"there is no file /nowhere/queries\.jsonl"),
+        ({"fit_steps": 3}, "fit_steps has no effect without queries to train on"),
+        (
+            {"fit_queries": "queries.jsonl", "fit_steps": 0},
+            "fit_steps must be an integer of at least 1, not 0",
+        ),
+        ({"fit_queries": "/nowhere/queries.jsonl"}, r"there is no file /nowhere/queries\.jsonl"),
     ],
 )
 def test_invalid_settings_raise_user_error(tmp_path, models, settings, message):
@@ -268,3 +275,112 @@ def test_command_prints_alpha_times_n(tmp_path, models, capsys):
     output = capsys.readouterr().out
     assert "5 queries fused into 3 documents: alpha 0.06, n 1.67 queries per document" in output
     assert "alpha * n 0.1; 1 duplicate rows dropped" in output
+
+
+def queries_of(pairs):
+    """Return the queries of a table of pairs of a query and a row."""
+    pairs = sorted((row, query) for query, row in pairs)
+    return DocumentQueries(np.array([row for row, _ in pairs]), [query for _, query in pairs], 0, "")
+
+
+def unit_vectors(n, seed):
+    vectors = np.random.default_rng(seed).standard_normal((n, 8)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def test_fit_with_one_step_moves_by_the_sign_of_the_gradient():
+    documents, queries = np.eye(2, dtype=np.float32), np.array([[0.6, 0.8]], np.float32)
+    # The gradient of the target's row is (p - 1) q, and that of the other row p q. The first step of Adam
+    # moves each weight by the learning rate, against the sign of its gradient.
+    moved = fit(documents, queries, queries_of([("q", 0)]), False, steps=1)
+    np.testing.assert_allclose(moved, [[1.001, 0.001], [-0.001, 0.999]], atol=1e-6)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_fit_finds_the_documents_of_its_queries(normalize):
+    documents, queries = unit_vectors(6, 0), unit_vectors(6, 1)
+    written = queries_of([(f"q{i}", i) for i in range(6)])
+    before = (queries @ documents.T).argmax(1)
+    assert (before != np.arange(6)).any()
+    trained = fit(documents, queries, written, normalize, steps=2000)
+    assert ((queries @ trained.T).argmax(1) == np.arange(6)).all()
+    if normalize:
+        np.testing.assert_allclose(np.linalg.norm(trained, axis=1), 1, rtol=1e-5)
+
+
+def test_fit_does_not_push_away_another_answer_of_a_query():
+    documents, queries = unit_vectors(3, 0), np.repeat(unit_vectors(1, 1), 2, axis=0)
+    trained = fit(documents, queries, queries_of([("q", 0), ("q", 1)]), True)
+    before, after = (vectors @ queries[0] for vectors in (documents, trained))
+    assert (after[:2] > before[:2]).all()
+    assert after[2] < before[2]
+
+
+def test_fit_is_deterministic_and_leaves_its_arguments_unchanged():
+    documents, queries = unit_vectors(6, 0), unit_vectors(6, 1)
+    written, copies = queries_of([(f"q{i}", i) for i in range(6)]), (documents.copy(), queries.copy())
+    first, second, third = (fit(documents, queries, written, True, seed=seed) for seed in (0, 0, 1))
+    assert (first == second).all()
+    assert (first != third).any()
+    assert (documents == copies[0]).all()
+    assert (queries == copies[1]).all()
+
+
+@pytest.mark.parametrize("augment", [False, True])
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+def test_index_holds_trained_vectors(tmp_path, models, store, similarity, augment):
+    table = write_queries(tmp_path / "queries.jsonl")
+    fusion = {"augment": table, "alpha": 0.3} if augment else {}
+    plain = build(tmp_path / "plain", models[similarity], **fusion)
+    trained = build(tmp_path / "trained", models[similarity], fit_queries=table, fit_steps=30, **fusion)
+    written, encoder = read_queries(table, store), module.load_encoder(models[similarity])
+    vectors = module.encode(encoder.encode_query, written.queries, None, similarity == "cosine")
+    expected = fit(vectors_of(plain), vectors, written, similarity == "cosine", steps=30)
+    np.testing.assert_allclose(vectors_of(trained), expected, atol=1e-5)
+    assert np.abs(vectors_of(trained) - vectors_of(plain)).max() > 1e-2
+    stored = json.loads((trained / "index.json").read_text())["settings"]["fit"]
+    assert len(stored.pop("sha256")) == 64
+    assert stored == {"steps": 30, "queries": 5, "documents": 3, "duplicates": 0}
+
+
+def test_build_that_stops_while_training_or_replacing_vectors_trains_them_once(tmp_path, monkeypatch, models):
+    settings = {
+        "model": models["cosine"],
+        "fit_queries": write_queries(tmp_path / "queries.jsonl"),
+        "source": ["corpus"],
+    }
+    whole = build_index(DOCUMENTS, tmp_path / "whole", "dense", **settings)
+
+    def stop_in_training(items, name, total):
+        yield from items if name != "fit" else islice(items, 2)
+        if name == "fit":
+            raise StopError
+
+    def write_state_and_stop(path, state):
+        write_json(path, state)
+        if state.get("done") == 0:
+            raise StopError
+
+    with pytest.raises(StopError):
+        build_index(DOCUMENTS, tmp_path / "index", "dense", progress=stop_in_training, **settings)
+    write_json = module.write_json
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "write_json", write_state_and_stop)
+        with pytest.raises(StopError):
+            build_index(iter(()), tmp_path / "index", "dense", **settings)
+    partial = tmp_path / "index.partial" / "dense" / "embeddings.npy"
+    np.lib.format.open_memmap(partial, mode="r+")[:2] = 0  # some of the vectors are replaced
+    resumed = build_index(iter(()), tmp_path / "index", "dense", **settings)
+    np.testing.assert_allclose(vectors_of(resumed), vectors_of(whole), atol=1e-6)
+
+
+def test_command_prints_the_training_of_vectors(tmp_path, models, capsys):
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text("".join(json.dumps({"_id": d.id, "text": d.text}) + "\n" for d in DOCUMENTS))
+    table = write_queries(tmp_path / "queries.jsonl")
+    arguments = [str(corpus), "--engine", "dense", "--model", models["cosine"], "--fit_steps", "3"]
+    with pytest.raises(UserError, match="--fit_steps has no effect without queries to train on"):
+        main([*arguments, "-o", str(tmp_path / "index")])
+    assert main([*arguments, "--fit_queries", str(table), "-o", str(tmp_path / "index")]) == 0
+    output = capsys.readouterr().out
+    assert "vectors trained on 5 queries for 3 documents: 3 steps; 0 duplicate rows dropped" in output
