@@ -5,7 +5,7 @@
     rlkit index zeitung.csv --language german -o indexes/zeitung
     rlkit index world:100000:0 --engine dense --model BAAI/bge-small-en-v1.5 -o indexes/world
     rlkit index corpus.jsonl --engine dense --model MODEL --augment queries.jsonl -o indexes/augmented
-    rlkit index corpus.jsonl --engine dense --model MODEL --fit_queries queries.jsonl -o indexes/fitted
+    rlkit index corpus.jsonl --engine dense --model MODEL --train_queries queries.jsonl -o indexes/trained
 
 If the build was interrupted, the same command resumes it (docs/search_engines.md).
 """
@@ -34,8 +34,8 @@ def main(argv: Sequence[str]) -> int:
             check_number(f"--{name}", options[name], allowed)
     if "alpha" in options and "augment" not in options:
         raise UserError("--alpha has no effect without queries to fuse: set --augment, too")
-    if "fit_steps" in options and "fit_queries" not in options:
-        raise UserError("--fit_steps has no effect without queries to train on: set --fit_queries, too")
+    if "train_epochs" in options and "train_queries" not in options:
+        raise UserError("--train_epochs has no effect without queries to train on: set --train_queries, too")
     corpus = options.pop("corpus")
     try:
         out = build_index(read_corpus(corpus), source=corpus_source(corpus), progress=track, **options)
@@ -45,10 +45,11 @@ def main(argv: Sequence[str]) -> int:
     print(f"{header['documents']:,} documents: {out}")
     if (augment := header["settings"].get("augment")) is not None:
         print(describe_fusion(augment))
-    if (fit := header["settings"].get("fit")) is not None:
+    if (train := header["settings"].get("train")) is not None:
         print(
-            f"vectors trained on {fit['queries']:,} queries for {fit['documents']:,} documents: "
-            f"{fit['steps']:,} steps; {fit['duplicates']:,} duplicate rows dropped"
+            f"vectors of {train['documents']:,} documents trained on {train['queries']:,} queries: "
+            f"{train['epochs']:,} epochs, loss {train['losses'][0]:.3g} to {train['losses'][-1]:.3g}; "
+            f"{train['duplicates']:,} duplicate rows dropped"
         )
     return 0
 
@@ -97,9 +98,9 @@ def build_parser() -> CommandParser:
         "their documents")  # fmt: skip
     add("--alpha", type=float, metavar="X",
         help="dense: weight of each query of --augment, 0 to 1 (default: 0.01)")  # fmt: skip
-    add("--fit_queries", metavar="FILE",
-        help="dense: table of queries, as for --augment, that the vectors of all documents are trained "
+    add("--train_queries", metavar="FILE",
+        help="dense: table of queries, as for --augment, to train the vectors of their documents "
         "on")  # fmt: skip
-    add("--fit_steps", type=int, metavar="N",
-        help="dense: number of steps of --fit_queries, each of 128 queries (default: 100)")  # fmt: skip
+    add("--train_epochs", type=int, metavar="N",
+        help="dense: number of passes over --train_queries (default: 10)")  # fmt: skip
     return parser

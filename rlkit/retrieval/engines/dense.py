@@ -1,7 +1,7 @@
 """Dense retrieval: sentence-transformers embeddings and exact nearest-neighbor search with FAISS.
 
 `dense/embeddings.npy` holds a float32 vector for each document, of length 1 if the similarity is the cosine.
-With `augment` or `fit_queries`, queries for the documents have changed them
+With `augment` or `train_queries`, the vectors are updated with queries for the documents
 (`rlkit.retrieval.engines.document_queries`). FAISS computes the inner product of a query with all of them
 directly in the memory-mapped file, without a copy in memory. The settings of the index have the fingerprint
 of the encoder's files, because the vectors of another model, such as the one in the same folder after more
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,14 @@ from rlkit.retrieval.cache import write_json
 from rlkit.retrieval.documents import Query, Ranking, Result, check_k, full_text
 from rlkit.retrieval.encoders import encode, is_dot_product, load_encoder
 from rlkit.retrieval.engines.approximate import LISTS, Hits, InvertedLists, build_lists, exact_neighbors
-from rlkit.retrieval.engines.document_queries import ALPHA, FIT_STEPS, fit, fuse, read_queries
+from rlkit.retrieval.engines.document_queries import (
+    ALPHA,
+    EPOCHS,
+    DocumentQueries,
+    fuse,
+    read_document_queries,
+    train_vectors,
+)
 from rlkit.retrieval.store import DocumentStore, Progress, damaged_index, read_header
 from rlkit.words import first_words
 
@@ -58,8 +66,8 @@ def build(
     recall: float | None = None,
     augment: str | Path | None = None,
     alpha: float | None = None,
-    fit_queries: str | Path | None = None,
-    fit_steps: int | None = None,
+    train_queries: str | Path | None = None,
+    train_epochs: int | None = None,
 ) -> dict[str, Any]:
     """Encode the documents of a folder and return the settings.
 
@@ -78,8 +86,8 @@ def build(
         augment: Path of a table of queries to fuse into the vectors of their documents
             (`rlkit.retrieval.engines.document_queries`).
         alpha: Weight of each of these queries, 0 to 1; None is 0.01.
-        fit_queries: Path of a table of queries that all vectors are trained on, after `augment`.
-        fit_steps: Number of training steps; None is 100.
+        train_queries: Path of a table of queries to train the vectors of their documents on, after `augment`.
+        train_epochs: Number of passes over `train_queries`; None is 10.
 
     Raises:
         UserError: No model is given, it cannot be loaded, or a setting or the table is invalid.
@@ -89,13 +97,11 @@ def build(
     # The index may be opened from another working directory.
     model = str(Path(model).resolve()) if Path(model).exists() else model
     _check_settings(similarity, approximate, recall)
-    _check_query_settings(augment, alpha, fit_queries, fit_steps)
+    _check_query_settings(augment, alpha, train_queries, train_epochs)
     store = DocumentStore(folder)
     # Read before the encoder is loaded, so that an invalid row is reported at once.
-    augmentation = None if augment is None else read_queries(augment, store)
-    fitted = None if fit_queries is None else read_queries(fit_queries, store)
-    alpha = ALPHA if alpha is None else alpha
-    fit_steps = FIT_STEPS if fit_steps is None else fit_steps
+    augmentation = None if augment is None else read_document_queries(augment, store)
+    training_queries = None if train_queries is None else read_document_queries(train_queries, store)
     encoder = load_encoder(model)
     settings: dict[str, Any] = {
         "model": model,
@@ -106,42 +112,76 @@ def build(
         "similarity": similarity or _own_similarity(encoder, model),
     }
     if augmentation is not None:
-        settings["augment"] = augmentation.settings(alpha=alpha)
-    if fitted is not None:
-        settings["fit"] = fitted.settings(steps=fit_steps)
-    state = {"fingerprint": store.fingerprint, "settings": settings}
-    (folder / FOLDER).mkdir(exist_ok=True)
-    vectors, num_encoded = _open_embeddings(folder / FOLDER, (len(store), _dimensions(encoder)), state)
+        settings["augment"] = augmentation.settings(alpha=ALPHA if alpha is None else alpha)
     normalize = settings["similarity"] == COSINE
+    if training_queries is not None and not normalize:
+        raise UserError("train_queries needs the cosine: set similarity to cosine")
+    state = {"fingerprint": store.fingerprint, "settings": dict(settings)}
+    (folder / FOLDER).mkdir(exist_ok=True)
+    vectors = _encode_documents(
+        folder / FOLDER, store, encoder, state, augmentation=augmentation, progress=progress
+    )
+    final: np.ndarray = vectors
+    if training_queries is not None:
+        query_vectors = encode(encoder.encode_query, training_queries.queries, query_prefix, True)
+        epochs = EPOCHS if train_epochs is None else train_epochs
+        final, losses = train_vectors(
+            vectors, query_vectors, training_queries, epochs=epochs, progress=progress
+        )
+        settings["train"] = training_queries.settings(epochs=epochs, losses=losses)
+    if approximate:
+        queries = encode(encoder.encode_query, sample_spans(store), query_prefix, normalize)
+        target = RECALL if recall is None else recall
+        settings["approximate"] = build_lists(folder / FOLDER, final, queries, target, progress)
+    else:
+        # An interrupted build of an approximate index may have left it.
+        (folder / FOLDER / LISTS).unlink(missing_ok=True)
+    if final is not vectors:
+        # The last step, so that an interrupted build keeps the encoder's vectors.
+        _replace_embeddings(folder / FOLDER, final)
+    return settings
+
+
+def _encode_documents(
+    folder: Path,
+    store: DocumentStore,
+    encoder: SentenceTransformer,
+    state: dict[str, Any],
+    *,
+    augmentation: DocumentQueries | None,
+    progress: Progress,
+) -> np.memmap:
+    """Return the memory-mapped vectors of all documents, after encoding those that are not in the file."""
+    settings = state["settings"]
+    normalize = settings["similarity"] == COSINE
+    vectors, num_encoded = _open_embeddings(folder, (len(store), _dimensions(encoder)), state)
     blocks = range(num_encoded, len(store), BLOCK)
     for start in progress(blocks, "embeddings", len(blocks)):
         stop = min(start + BLOCK, len(store))
         texts = [full_text(store[row]) for row in range(start, stop)]
-        block = encode(encoder.encode_document, texts, passage_prefix, normalize)
+        block = encode(encoder.encode_document, texts, settings["passage_prefix"], normalize)
         if augmentation is not None:
-            written, rows = augmentation.of_block(start, stop)
-            if written:
-                query_vectors = encode(encoder.encode_query, written, query_prefix, normalize)
-                block = fuse(block, query_vectors, rows, alpha, normalize)
+            queries, rows = augmentation.of_block(start, stop)
+            if queries:
+                query_vectors = encode(encoder.encode_query, queries, settings["query_prefix"], normalize)
+                block = fuse(block, query_vectors, rows, settings["augment"]["alpha"], normalize)
         vectors[start:stop] = block
         # The vectors must be on disk before the state says so, or a crash could leave zeros as embeddings.
         vectors.flush()
-        write_json(folder / FOLDER / STATE, {**state, "done": stop})
-    if fitted is not None:
-        query_vectors = encode(encoder.encode_query, fitted.queries, query_prefix, normalize)
-        trained = fit(vectors, query_vectors, fitted, normalize, steps=fit_steps, progress=progress)
-        # A build that is killed while they are replaced encodes the documents again.
-        write_json(folder / FOLDER / STATE, {**state, "done": 0})
-        vectors[:] = trained
-        vectors.flush()
-    if not approximate:
-        # An interrupted build of an approximate index may have left it.
-        (folder / FOLDER / LISTS).unlink(missing_ok=True)
-        return settings
-    queries = encode(encoder.encode_query, sample_spans(store), query_prefix, normalize)
-    target = RECALL if recall is None else recall
-    lists = build_lists(folder / FOLDER, vectors, queries, target, progress)
-    return {**settings, "approximate": lists}
+        write_json(folder / STATE, {**state, "done": stop})
+    return vectors
+
+
+def _replace_embeddings(folder: Path, vectors: np.ndarray) -> None:
+    """Replace the vectors of an index at once."""
+    partial = folder / f"{EMBEDDINGS}.partial"
+    with partial.open("wb") as file:
+        np.save(file, vectors)
+        file.flush()
+        os.fsync(file.fileno())
+    # Vectors that are not the encoder's must not have a state from which a build could resume.
+    (folder / STATE).unlink()
+    partial.replace(folder / EMBEDDINGS)
 
 
 def _check_settings(similarity: str | None, approximate: bool, recall: float | None) -> None:
@@ -157,18 +197,21 @@ def _check_settings(similarity: str | None, approximate: bool, recall: float | N
 def _check_query_settings(
     augment: str | Path | None,
     alpha: float | None,
-    fit_queries: str | Path | None,
-    fit_steps: int | None,
+    train_queries: str | Path | None,
+    train_epochs: int | None,
 ) -> None:
     """Raise UserError if a setting of queries for documents is out of range, or has no effect."""
     if alpha is not None and augment is None:
         raise UserError("alpha has no effect without queries to fuse: set augment as well, or remove alpha")
     if alpha is not None and not 0 <= alpha <= 1:
         raise UserError(f"alpha must be from 0 to 1, not {alpha}")
-    if fit_steps is not None and fit_queries is None:
-        raise UserError("fit_steps has no effect without queries to train on: set fit_queries as well")
-    if fit_steps is not None:
-        check_integer("fit_steps", fit_steps, 1)
+    if train_epochs is not None and train_queries is None:
+        raise UserError(
+            "train_epochs has no effect without queries to train on: set train_queries as well, or remove "
+            "train_epochs"
+        )
+    if train_epochs is not None:
+        check_integer("train_epochs", train_epochs, 1)
 
 
 def sample_spans(store: DocumentStore) -> list[str]:

@@ -44,7 +44,7 @@ ENGINES = {
         "Dense",
         (
             *("model", "query_prefix", "passage_prefix", "similarity", "approximate", "recall"),
-            *("augment", "alpha", "fit_queries", "fit_steps"),
+            *("augment", "alpha", "train_queries", "train_epochs"),
         ),
         ("sentence_transformers", "faiss"),
         "sentence-transformers faiss-cpu",

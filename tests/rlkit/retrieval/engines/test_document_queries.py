@@ -12,7 +12,12 @@ from rlkit.commands.index import main
 from rlkit.errors import UserError
 from rlkit.retrieval.documents import Document, Query
 from rlkit.retrieval.engines import dense as module
-from rlkit.retrieval.engines.document_queries import DocumentQueries, fit, fuse, read_queries
+from rlkit.retrieval.engines.document_queries import (
+    DocumentQueries,
+    fuse,
+    read_document_queries,
+    train_vectors,
+)
 from rlkit.retrieval.engines.index import build_index, open_index
 from rlkit.retrieval.store import DocumentStore, write_documents
 from tests.tiny_encoders import save_tiny_encoder
@@ -135,7 +140,7 @@ def test_queries_are_read_from_any_table(tmp_path, store, name):
         frame.to_parquet(path)
     else:
         frame.to_json(path, orient="records", lines=True)
-    document_queries = read_queries(path, store)
+    document_queries = read_document_queries(path, store)
     assert document_queries.rows.tolist() == [1, 1, 1, 3, 4]
     assert document_queries.queries == ["blue", "king road", "north castle", "blue", "cheese"]
     assert document_queries.of_block(2, 4)[0] == ["blue"]
@@ -145,8 +150,8 @@ def test_queries_are_read_from_any_table(tmp_path, store, name):
 @given(order=st.permutations(ROWS))
 def test_order_of_rows_does_not_matter(store, tmp_path_factory, order):
     path = tmp_path_factory.mktemp("order") / "queries.jsonl"
-    document_queries = read_queries(write_queries(path, order), store)
-    expected = read_queries(write_queries(path), store)
+    document_queries = read_document_queries(write_queries(path, order), store)
+    expected = read_document_queries(write_queries(path), store)
     assert document_queries.queries == expected.queries
     assert document_queries.rows.tolist() == expected.rows.tolist()
 
@@ -171,8 +176,8 @@ def test_fuse_does_not_depend_on_the_order_of_queries(seed, alpha, normalize):
         ),
         (['{"query": " ", "document": "d0"}'], r":1: query must be a non-empty string, not ' '"),
         (['{"query": 7, "document": "d0"}'], r":1: query must be a non-empty string, not 7"),
-        (['{"query": "a"}'], ":1: there is no document; the columns must be query and document"),
-        (['{"text": "a", "document": "d0"}'], ":1: there is no query; the columns must be"),
+        (['{"query": "a"}'], ":1: there is no document; each row needs query and document"),
+        (['{"text": "a", "document": "d0"}'], ":1: there is no query; each row needs"),
         (['{"query": "a", "document": true}'], r":1: document must be the id of a document, not True"),
         (
             ['{"query": "a", "document": "d0", "passages_are_queries": true}'],
@@ -186,7 +191,7 @@ def test_bad_rows_name_file_and_line(tmp_path, store, lines, message):
     path = tmp_path / "queries.jsonl"
     path.write_text("\n".join(lines) + "\n")
     with pytest.raises(UserError, match=message):
-        read_queries(path, store)
+        read_document_queries(path, store)
 
 
 @pytest.mark.parametrize(
@@ -196,12 +201,9 @@ def test_bad_rows_name_file_and_line(tmp_path, store, lines, message):
         ({"augment": "queries.jsonl", "alpha": 1.5}, r"alpha must be from 0 to 1, not 1\.5"),
         ({"augment": "queries.jsonl", "alpha": float("nan")}, "alpha must be from 0 to 1, not nan"),
         ({"augment": "/nowhere/queries.jsonl"}, r"there is no file /nowhere/queries\.jsonl"),
-        ({"fit_steps": 3}, "fit_steps has no effect without queries to train on"),
-        (
-            {"fit_queries": "queries.jsonl", "fit_steps": 0},
-            "fit_steps must be an integer of at least 1, not 0",
-        ),
-        ({"fit_queries": "/nowhere/queries.jsonl"}, r"there is no file /nowhere/queries\.jsonl"),
+        ({"train_epochs": 3}, "train_epochs has no effect without queries to train on"),
+        ({"train_queries": "q.jsonl", "train_epochs": 0}, "train_epochs must be an integer of at least 1"),
+        ({"train_queries": "/nowhere/queries.jsonl"}, r"there is no file /nowhere/queries\.jsonl"),
     ],
 )
 def test_invalid_settings_raise_user_error(tmp_path, models, settings, message):
@@ -234,8 +236,8 @@ def test_interrupted_build_fuses_each_block_once(tmp_path, monkeypatch, models):
 
     resumed = build_index(iter(()), tmp_path / "index", "dense", progress=count, **settings)
     assert encoded == ["embeddings"]
-    whole = build_index(DOCUMENTS, tmp_path / "whole", "dense", **settings)
-    np.testing.assert_allclose(vectors_of(resumed), vectors_of(whole), atol=1e-6)
+    uninterrupted = build_index(DOCUMENTS, tmp_path / "whole", "dense", **settings)
+    np.testing.assert_allclose(vectors_of(resumed), vectors_of(uninterrupted), atol=1e-6)
 
 
 @pytest.mark.parametrize("change", ["alpha", "queries", "no queries"])
@@ -252,8 +254,8 @@ def test_interrupted_build_with_another_fusion_starts_over(tmp_path, monkeypatch
     else:
         settings = {}
     resumed = build(tmp_path / "index", models["dot"], **settings)
-    whole = build(tmp_path / "whole", models["dot"], **settings)
-    np.testing.assert_allclose(vectors_of(resumed), vectors_of(whole), atol=1e-6)
+    uninterrupted = build(tmp_path / "whole", models["dot"], **settings)
+    np.testing.assert_allclose(vectors_of(resumed), vectors_of(uninterrupted), atol=1e-6)
 
 
 def test_approximate_index_searches_fused_vectors(tmp_path, models):
@@ -288,99 +290,157 @@ def unit_vectors(n, seed):
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def test_fit_with_one_step_moves_by_the_sign_of_the_gradient():
+def test_one_step_of_training_equals_the_gradient_by_hand():
     documents, queries = np.eye(2, dtype=np.float32), np.array([[0.6, 0.8]], np.float32)
-    # The gradient of the target's row is (p - 1) q, and that of the other row p q. The first step of Adam
-    # moves each weight by the learning rate, against the sign of its gradient.
-    moved = fit(documents, queries, queries_of([("q", 0)]), False, steps=1)
-    np.testing.assert_allclose(moved, [[1.001, 0.001], [-0.001, 0.999]], atol=1e-6)
+    # The cosines are .6 and .8, and the scores 12 and 16. The gradient of the score of a unit row d is
+    # (q - cos d) / .05: for row 0, (0, 16). With one of two documents as the target, the loss is
+    # ln(1 + e^4), and row 0 moves by .1 (1 - p) (0, 16), where p = 1 / (1 + e^4). Row 1 has no query.
+    trained, losses = train_vectors(documents, queries, queries_of([("q", 0)]), epochs=1)
+    moved = np.array([1, 0.1 * 16 / (1 + np.exp(-4))])
+    np.testing.assert_allclose(trained, [moved / np.linalg.norm(moved), [0, 1]], atol=1e-5)
+    np.testing.assert_allclose(losses, [np.log1p(np.exp(4))], rtol=1e-5)
 
 
-@pytest.mark.parametrize("normalize", [True, False])
-def test_fit_finds_the_documents_of_its_queries(normalize):
+def test_training_finds_the_documents_of_its_queries():
     documents, queries = unit_vectors(6, 0), unit_vectors(6, 1)
     written = queries_of([(f"q{i}", i) for i in range(6)])
-    before = (queries @ documents.T).argmax(1)
-    assert (before != np.arange(6)).any()
-    trained = fit(documents, queries, written, normalize, steps=2000)
+    assert ((queries @ documents.T).argmax(1) != np.arange(6)).any()
+    trained, losses = train_vectors(documents, queries, written, epochs=300)
     assert ((queries @ trained.T).argmax(1) == np.arange(6)).all()
-    if normalize:
-        np.testing.assert_allclose(np.linalg.norm(trained, axis=1), 1, rtol=1e-5)
+    assert len(losses) == 300
+    assert losses[-1] < losses[0]
+    np.testing.assert_allclose(np.linalg.norm(trained, axis=1), 1, rtol=1e-5)
 
 
-def test_fit_does_not_push_away_another_answer_of_a_query():
+def test_training_does_not_push_away_another_answer_of_a_query():
     documents, queries = unit_vectors(3, 0), np.repeat(unit_vectors(1, 1), 2, axis=0)
-    trained = fit(documents, queries, queries_of([("q", 0), ("q", 1)]), True)
+    trained, _ = train_vectors(documents, queries, queries_of([("q", 0), ("q", 1)]))
     before, after = (vectors @ queries[0] for vectors in (documents, trained))
     assert (after[:2] > before[:2]).all()
-    assert after[2] < before[2]
 
 
-def test_fit_is_deterministic_and_leaves_its_arguments_unchanged():
-    documents, queries = unit_vectors(6, 0), unit_vectors(6, 1)
-    written, copies = queries_of([(f"q{i}", i) for i in range(6)]), (documents.copy(), queries.copy())
-    first, second, third = (fit(documents, queries, written, True, seed=seed) for seed in (0, 0, 1))
+@pytest.mark.parametrize("pairs", [[("q", 0)], [("q", 0), ("q", 1), ("q", 2)]])
+def test_training_with_nothing_to_distinguish_changes_nothing(pairs):
+    documents, queries = unit_vectors(len(pairs), 0), np.repeat(unit_vectors(1, 1), len(pairs), axis=0)
+    trained, losses = train_vectors(documents, queries, queries_of(pairs), epochs=2)
+    np.testing.assert_allclose(trained, documents, atol=1e-6)
+    assert losses == [0, 0]
+
+
+@given(seed=st.integers(0, 10**6))
+def test_documents_without_queries_keep_their_vectors_in_training(seed):
+    rng = np.random.default_rng(seed)
+    rows = rng.integers(0, 6, 5)
+    written = queries_of([(f"q{i}", row) for i, row in enumerate(rows)])
+    documents = unit_vectors(6, seed)
+    trained, _ = train_vectors(documents, unit_vectors(5, seed + 1), written, epochs=3)
+    unchanged = ~np.isin(np.arange(6), rows)
+    np.testing.assert_allclose(trained[unchanged], documents[unchanged], atol=1e-6)
+    assert np.isfinite(trained).all()
+    assert np.abs(trained - documents)[~unchanged].max() > 1e-3
+
+
+def test_training_is_deterministic_and_leaves_its_arguments_unchanged():
+    documents, queries = unit_vectors(300, 0), unit_vectors(300, 1)
+    written, copies = queries_of([(f"q{i}", i) for i in range(300)]), (documents.copy(), queries.copy())
+    first, second, third = (
+        train_vectors(documents, queries, written, epochs=1, seed=seed)[0] for seed in (0, 0, 1)
+    )
     assert (first == second).all()
     assert (first != third).any()
     assert (documents == copies[0]).all()
     assert (queries == copies[1]).all()
 
 
-@pytest.mark.parametrize("augment", [False, True])
-@pytest.mark.parametrize("similarity", ["cosine", "dot"])
-def test_index_holds_trained_vectors(tmp_path, models, store, similarity, augment):
+@pytest.mark.parametrize("changes", [{}, {"augment": True}, {"approximate": True}])
+def test_index_holds_trained_vectors(tmp_path, models, store, changes):
     table = write_queries(tmp_path / "queries.jsonl")
-    fusion = {"augment": table, "alpha": 0.3} if augment else {}
-    plain = build(tmp_path / "plain", models[similarity], **fusion)
-    trained = build(tmp_path / "trained", models[similarity], fit_queries=table, fit_steps=30, **fusion)
-    written, encoder = read_queries(table, store), module.load_encoder(models[similarity])
-    vectors = module.encode(encoder.encode_query, written.queries, None, similarity == "cosine")
-    expected = fit(vectors_of(plain), vectors, written, similarity == "cosine", steps=30)
+    if "augment" in changes:
+        changes = {"augment": table, "alpha": 0.3}
+    model = models["cosine"]
+    plain = build(tmp_path / "plain", model, **changes)
+    trained = build(tmp_path / "trained", model, train_queries=table, train_epochs=30, **changes)
+    queries = read_document_queries(table, store)
+    vectors = module.encode(module.load_encoder(model).encode_query, queries.queries, None, True)
+    expected, losses = train_vectors(vectors_of(plain), vectors, queries, epochs=30)
     np.testing.assert_allclose(vectors_of(trained), expected, atol=1e-5)
     assert np.abs(vectors_of(trained) - vectors_of(plain)).max() > 1e-2
-    stored = json.loads((trained / "index.json").read_text())["settings"]["fit"]
+    stored = json.loads((trained / "index.json").read_text())["settings"]["train"]
     assert len(stored.pop("sha256")) == 64
-    assert stored == {"steps": 30, "queries": 5, "documents": 3, "duplicates": 0}
+    np.testing.assert_allclose(stored.pop("losses"), losses, rtol=1e-4)
+    assert stored == {"epochs": 30, "queries": 5, "documents": 3, "duplicates": 0}
+    assert not (trained / "dense" / "state.json").exists()
+    ids = [open_index(folder).search_ids([Query("cheese")], 5)[0].ids for folder in (plain, trained)]
+    assert ids[1][0] == "d4"
+    assert ids[0].index("d4") > 0
 
 
-def test_build_that_stops_while_training_or_replacing_vectors_trains_them_once(tmp_path, monkeypatch, models):
-    settings = {
-        "model": models["cosine"],
-        "fit_queries": write_queries(tmp_path / "queries.jsonl"),
-        "source": ["corpus"],
-    }
-    whole = build_index(DOCUMENTS, tmp_path / "whole", "dense", **settings)
+def test_training_needs_the_cosine(tmp_path, models):
+    table = write_queries(tmp_path / "queries.jsonl")
+    with pytest.raises(UserError, match="train_queries needs the cosine: set similarity to cosine"):
+        build(tmp_path / "index", models["dot"], train_queries=table)
 
-    def stop_in_training(items, name, total):
-        yield from items if name != "fit" else islice(items, 2)
-        if name == "fit":
+
+@pytest.mark.parametrize("when", ["training", "lists"])
+def test_build_that_stops_in_training_or_after_it_does_not_encode_again(tmp_path, models, when):
+    table = write_queries(tmp_path / "queries.jsonl")
+    settings = {"model": models["cosine"], "source": ["corpus"], "approximate": True}
+    uninterrupted = build_index(DOCUMENTS, tmp_path / "whole", "dense", train_queries=table, **settings)
+
+    def stop(items, name, total):
+        yield from items if name != when else islice(items, 1)
+        if name == when:
             raise StopError
 
-    def write_state_and_stop(path, state):
-        write_json(path, state)
-        if state.get("done") == 0:
-            raise StopError
+    encoded = []
+
+    def count(items, name, total):
+        for item in items:
+            encoded.append(name)
+            yield item
 
     with pytest.raises(StopError):
-        build_index(DOCUMENTS, tmp_path / "index", "dense", progress=stop_in_training, **settings)
-    write_json = module.write_json
+        build_index(
+            DOCUMENTS,
+            tmp_path / "index",
+            "dense",
+            progress=stop,
+            train_queries=table,
+            train_epochs=2,
+            **settings,
+        )
+    resumed = build_index(
+        iter(()), tmp_path / "index", "dense", progress=count, train_queries=table, **settings
+    )
+    assert "embeddings" not in encoded
+    np.testing.assert_allclose(vectors_of(resumed), vectors_of(uninterrupted), atol=1e-6)
+
+
+def test_build_that_stops_while_vectors_are_replaced_encodes_again(tmp_path, monkeypatch, models):
+    table = write_queries(tmp_path / "queries.jsonl")
+    settings = {"model": models["cosine"], "source": ["corpus"], "train_queries": table}
+    uninterrupted = build_index(DOCUMENTS, tmp_path / "whole", "dense", **settings)
+    replace = module._replace_embeddings
+
+    def replace_and_stop(folder, vectors):
+        replace(folder, vectors)
+        raise StopError
+
     with monkeypatch.context() as patch:
-        patch.setattr(module, "write_json", write_state_and_stop)
+        patch.setattr(module, "_replace_embeddings", replace_and_stop)
         with pytest.raises(StopError):
-            build_index(iter(()), tmp_path / "index", "dense", **settings)
-    partial = tmp_path / "index.partial" / "dense" / "embeddings.npy"
-    np.lib.format.open_memmap(partial, mode="r+")[:2] = 0  # some of the vectors are replaced
+            build_index(DOCUMENTS, tmp_path / "index", "dense", **settings)
     resumed = build_index(iter(()), tmp_path / "index", "dense", **settings)
-    np.testing.assert_allclose(vectors_of(resumed), vectors_of(whole), atol=1e-6)
+    np.testing.assert_allclose(vectors_of(resumed), vectors_of(uninterrupted), atol=1e-6)
 
 
 def test_command_prints_the_training_of_vectors(tmp_path, models, capsys):
     corpus = tmp_path / "corpus.jsonl"
     corpus.write_text("".join(json.dumps({"_id": d.id, "text": d.text}) + "\n" for d in DOCUMENTS))
     table = write_queries(tmp_path / "queries.jsonl")
-    arguments = [str(corpus), "--engine", "dense", "--model", models["cosine"], "--fit_steps", "3"]
-    with pytest.raises(UserError, match="--fit_steps has no effect without queries to train on"):
+    arguments = [str(corpus), "--engine", "dense", "--model", models["cosine"], "--train_epochs", "3"]
+    with pytest.raises(UserError, match="--train_epochs has no effect without queries to train on"):
         main([*arguments, "-o", str(tmp_path / "index")])
-    assert main([*arguments, "--fit_queries", str(table), "-o", str(tmp_path / "index")]) == 0
+    assert main([*arguments, "--train_queries", str(table), "-o", str(tmp_path / "index")]) == 0
     output = capsys.readouterr().out
-    assert "vectors trained on 5 queries for 3 documents: 3 steps; 0 duplicate rows dropped" in output
+    assert "vectors of 3 documents trained on 5 queries: 3 epochs, loss " in output
