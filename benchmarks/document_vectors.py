@@ -101,7 +101,7 @@ def update(vectors: Vectors, pairs: Sequence[tuple[str, str]], seed: int) -> dic
 
 
 def evaluate(collection: Collection, vectors: Vectors, documents: np.ndarray) -> Scores:
-    """Return the mean of each measure over the test queries of each document."""
+    """Return the value of each measure for each test query."""
     judged = collection.judged("test")
     evaluator = Evaluator(judged, MEASURES)
     scores = {}
@@ -109,7 +109,7 @@ def evaluate(collection: Collection, vectors: Vectors, documents: np.ndarray) ->
         similarities = documents @ vectors.queries[collection.queries[query]]
         best = np.argsort(-similarities, kind="stable")[:DEPTH]
         scores[query] = evaluator(query, [vectors.ids[row] for row in best])
-    return mean_by_document(scores, collection.name)
+    return scores
 
 
 def split_means(scores: Scores, pairs: Sequence[tuple[str, str]]) -> dict[str, float]:
@@ -135,16 +135,19 @@ def main() -> None:
     }
     texts = [query for by_seed in pairs.values() for pairs_of_seed in by_seed for query, _ in pairs_of_seed]
     vectors = embed(collection, [*texts, *(collection.queries[query] for query in collection.judged("test"))])
-    bm25 = score("bm25", options.collection, MEASURES)
+
+    def by_document(scores: Scores) -> Scores:
+        return mean_by_document(scores, options.collection)
+
     systems: dict[str, list[Scores]] = {
-        "bm25": [mean_by_document(bm25, options.collection)],
-        "encoder": [evaluate(collection, vectors, vectors.documents)],
+        "bm25": [by_document(score("bm25", options.collection, MEASURES))],
+        "encoder": [by_document(evaluate(collection, vectors, vectors.documents))],
     }
     by_half: dict[str, list[dict[str, float]]] = {"encoder": [], "trained": [], "fused": []}
     for source, by_seed in pairs.items():
         for seed, pairs_of_seed in zip(options.seeds, by_seed, strict=True):
             scores = {
-                method: evaluate(collection, vectors, documents)
+                method: by_document(evaluate(collection, vectors, documents))
                 for method, documents in update(vectors, pairs_of_seed, seed).items()
             }
             for method, of_method in scores.items():

@@ -105,8 +105,7 @@ def build(
     encoder = load_encoder(model)
     settings: dict[str, Any] = {
         "model": model,
-        # After loading, which may have downloaded it.
-        "model_fingerprint": model_fingerprint(model),
+        "model_fingerprint": model_fingerprint(model),  # after loading, which may have downloaded it
         "query_prefix": query_prefix,
         "passage_prefix": passage_prefix,
         "similarity": similarity or _own_similarity(encoder, model),
@@ -117,26 +116,21 @@ def build(
     if training_queries is not None and not normalize:
         raise UserError("train_queries needs the cosine: set similarity to cosine")
     state = {"fingerprint": store.fingerprint, "settings": dict(settings)}
-    (folder / FOLDER).mkdir(exist_ok=True)
-    vectors = _encode_documents(
+    final: np.ndarray = _encode_documents(
         folder / FOLDER, store, encoder, state, augmentation=augmentation, progress=progress
     )
-    final: np.ndarray = vectors
     if training_queries is not None:
-        query_vectors = encode(encoder.encode_query, training_queries.queries, query_prefix, True)
+        embedded = encode(encoder.encode_query, training_queries.queries, query_prefix, True)
         epochs = EPOCHS if train_epochs is None else train_epochs
-        final, losses = train_vectors(
-            vectors, query_vectors, training_queries, epochs=epochs, progress=progress
-        )
+        final, losses = train_vectors(final, embedded, training_queries, epochs=epochs, progress=progress)
         settings["train"] = training_queries.settings(epochs=epochs, losses=losses)
+    # An interrupted build of an approximate index may have left it.
+    (folder / FOLDER / LISTS).unlink(missing_ok=True)
     if approximate:
         queries = encode(encoder.encode_query, sample_spans(store), query_prefix, normalize)
         target = RECALL if recall is None else recall
         settings["approximate"] = build_lists(folder / FOLDER, final, queries, target, progress)
-    else:
-        # An interrupted build of an approximate index may have left it.
-        (folder / FOLDER / LISTS).unlink(missing_ok=True)
-    if final is not vectors:
+    if training_queries is not None:
         # The last step, so that an interrupted build keeps the encoder's vectors.
         _replace_embeddings(folder / FOLDER, final)
     return settings
@@ -154,6 +148,7 @@ def _encode_documents(
     """Return the memory-mapped vectors of all documents, after encoding those that are not in the file."""
     settings = state["settings"]
     normalize = settings["similarity"] == COSINE
+    folder.mkdir(exist_ok=True)
     vectors, num_encoded = _open_embeddings(folder, (len(store), _dimensions(encoder)), state)
     blocks = range(num_encoded, len(store), BLOCK)
     for start in progress(blocks, "embeddings", len(blocks)):
