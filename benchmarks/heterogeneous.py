@@ -85,7 +85,7 @@ def measure(name: str, folder: Path, encoder: Path, options: argparse.Namespace)
         "documents": options.documents,
         "documents_with_test_queries": len(systems["bm25"][0]),
         "means": summarize(systems, measures),
-        "tests_of_recall@1": compare_pairs(systems, "recall@1", PAIRS),
+        "tests": {measure: compare_pairs(systems, measure, PAIRS) for measure in measures},
     }
 
 
