@@ -1,14 +1,14 @@
-"""What do trained document vectors (DynamicRetriever) gain over the encoder's, and what do they cost?
+"""When are trained document vectors (DynamicRetriever) better than the encoder's, and when are they worse?
 
 The vectors are trained by the function behind `rlkit index --train_queries`, on judged training queries, on
-sentences of the documents, on both, or on the queries of a half of the documents. The controls are the
+sentences of the documents, on both, or on the queries of half of the documents. The controls are the
 encoder's vectors, which are those before training, BM25, and the fusion of the same queries
 (`rlkit index --augment`). A seed samples the training queries and the half, and orders the queries. The tests
 are over documents, because the queries of a document resemble each other.
 
     python scripts/build_man_collection.py -o runs/pairs/man
-    python benchmarks/document_vectors.py --collection data/metatool
-    python benchmarks/document_vectors.py --collection runs/pairs/man
+    python benchmarks/document_vectors.py --collection data/metatool --alpha 0.3
+    python benchmarks/document_vectors.py --collection runs/pairs/man --alpha 0.05
 """
 
 import argparse
@@ -31,7 +31,6 @@ from rlkit.retrieval.measures import Evaluator
 
 RESULTS = Path(__file__).parent / "results" / "document_vectors.json"
 ENCODER = "bundled:all-minilm-l6-v2"
-ALPHA = 0.1  # of the fusion; on training queries, the best is 0.3 for MetaTool and 0.05 for man pages
 NUM_QUERIES = 1000  # maximum number of training queries of a seed
 MEASURES = ("rr@10", "recall@1", "recall@10")
 DEPTH = 10
@@ -87,7 +86,9 @@ def embed(collection: Collection, texts: Iterable[str]) -> Vectors:
     )
 
 
-def update(vectors: Vectors, pairs: Sequence[tuple[str, str]], seed: int) -> dict[str, np.ndarray]:
+def update(
+    vectors: Vectors, pairs: Sequence[tuple[str, str]], seed: int, alpha: float
+) -> dict[str, np.ndarray]:
     """Return the document vectors after training on pairs, and after their fusion."""
     row_of = {document: row for row, document in enumerate(vectors.ids)}
     pairs = sorted(pairs, key=lambda pair: (row_of[pair[1]], pair[0]))
@@ -96,7 +97,7 @@ def update(vectors: Vectors, pairs: Sequence[tuple[str, str]], seed: int) -> dic
     queries = DocumentQueries(rows, texts, 0, "")
     return {
         "trained": train_vectors(vectors.documents, query_vectors, queries, seed=seed)[0],
-        "fused": fuse(vectors.documents, query_vectors, rows, ALPHA, True),
+        "fused": fuse(vectors.documents, query_vectors, rows, alpha, True),
     }
 
 
@@ -112,13 +113,22 @@ def evaluate(collection: Collection, vectors: Vectors, documents: np.ndarray) ->
     return scores
 
 
-def split_means(scores: Scores, pairs: Sequence[tuple[str, str]]) -> dict[str, float]:
-    """Return the mean of the first measure over documents with and without training queries."""
+def split_means(scores: Scores, collection: Collection, pairs: Sequence[tuple[str, str]]) -> dict[str, float]:
+    """Return the mean of the first measure over queries whose documents all have training queries, or none.
+
+    Args:
+        scores: Value of each measure for each test query.
+        collection: Collection of the queries.
+        pairs: Training pairs.
+    """
     trained = {document for _, document in pairs}
-    groups = {
-        "with queries": {name: values for name, values in scores.items() if name in trained},
-        "without queries": {name: values for name, values in scores.items() if name not in trained},
-    }
+    groups: dict[str, dict] = {"with queries": {}, "without queries": {}}
+    for query, grades in collection.judged("test").items():
+        relevant = {document for document, grade in grades.items() if grade > 0}
+        if relevant <= trained:
+            groups["with queries"][query] = scores[query]
+        elif not relevant & trained:
+            groups["without queries"][query] = scores[query]
     return {name: round(mean_of(group, MEASURES[0]), 4) for name, group in groups.items() if group}
 
 
@@ -127,6 +137,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--collection", required=True, help="collection with the splits train and test")
+    parser.add_argument(
+        "--alpha",
+        type=float,
+        required=True,
+        help="weight of each query in the fusion; those above are the best ones on training queries",
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
     options = parser.parse_args()
     collection = load_collection(options.collection)
@@ -139,23 +155,25 @@ def main() -> None:
     def by_document(scores: Scores) -> Scores:
         return mean_by_document(scores, options.collection)
 
+    untrained = evaluate(collection, vectors, vectors.documents)
     systems: dict[str, list[Scores]] = {
         "bm25": [by_document(score("bm25", options.collection, MEASURES))],
-        "encoder": [by_document(evaluate(collection, vectors, vectors.documents))],
+        "encoder": [by_document(untrained)],
     }
     by_half: dict[str, list[dict[str, float]]] = {"encoder": [], "trained": [], "fused": []}
     for source, by_seed in pairs.items():
         for seed, pairs_of_seed in zip(options.seeds, by_seed, strict=True):
             scores = {
-                method: by_document(evaluate(collection, vectors, documents))
-                for method, documents in update(vectors, pairs_of_seed, seed).items()
+                method: evaluate(collection, vectors, documents)
+                for method, documents in update(vectors, pairs_of_seed, seed, options.alpha).items()
             }
             for method, of_method in scores.items():
-                systems.setdefault(f"{source}, {method}", []).append(of_method)
+                systems.setdefault(f"{source}, {method}", []).append(by_document(of_method))
             if source == HALF:
-                for method, of_method in {"encoder": systems["encoder"][0], **scores}.items():
-                    by_half[method].append(split_means(of_method, pairs_of_seed))
+                for method, of_method in {"encoder": untrained, **scores}.items():
+                    by_half[method].append(split_means(of_method, collection, pairs_of_seed))
     result = {
+        "alpha": options.alpha,
         "documents": len(vectors.ids),
         "documents_with_test_queries": len(systems["encoder"][0]),
         "training_pairs": {source: [len(one) for one in by_seed] for source, by_seed in pairs.items()},

@@ -37,11 +37,12 @@ def summarize(systems: Mapping[str, Sequence[Scores]], measures: Sequence[str]) 
     """
     rows = {}
     for system, by_seed in systems.items():
-        means = {
-            measure: [round(float(mean_of(scores, measure)), 4) for scores in by_seed] for measure in measures
-        }
+        means = {measure: [float(mean_of(scores, measure)) for scores in by_seed] for measure in measures}
         rows[system] = {
-            measure: {"mean": round(sum(values) / len(values), 4), "seeds": values}
+            measure: {
+                "mean": round(sum(values) / len(values), 4),
+                "seeds": [round(value, 4) for value in values],
+            }
             for measure, values in means.items()
         }
     return rows

@@ -19,7 +19,7 @@ from rich.progress import track
 
 from rlkit.arguments.bounds import NOT_NEGATIVE, SHARE, check_number
 from rlkit.arguments.command_line import CommandParser
-from rlkit.errors import UserError
+from rlkit.errors import UserError, check_integer
 from rlkit.retrieval.collections.corpus import corpus_source, read_corpus
 from rlkit.retrieval.documents import EngineError
 from rlkit.retrieval.engines.index import ENGINES, build_index
@@ -36,6 +36,8 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("--alpha has no effect without queries to fuse: set --augment, too")
     if "train_epochs" in options and "train_queries" not in options:
         raise UserError("--train_epochs has no effect without queries to train on: set --train_queries, too")
+    if "train_epochs" in options:
+        check_integer("--train_epochs", options["train_epochs"], 1)
     corpus = options.pop("corpus")
     try:
         out = build_index(read_corpus(corpus), source=corpus_source(corpus), progress=track, **options)
@@ -99,8 +101,8 @@ def build_parser() -> CommandParser:
     add("--alpha", type=float, metavar="X",
         help="dense: weight of each query of --augment, 0 to 1 (default: 0.01)")  # fmt: skip
     add("--train_queries", metavar="FILE",
-        help="dense: table of queries, as for --augment, to train the vectors of their documents "
-        "on")  # fmt: skip
+        help="dense: table of queries, with the columns of --augment, on which to train the vectors of "
+        "their documents")  # fmt: skip
     add("--train_epochs", type=int, metavar="N",
         help="dense: number of passes over --train_queries (default: 10)")  # fmt: skip
     return parser

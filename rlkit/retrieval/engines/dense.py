@@ -44,6 +44,7 @@ logger = logging.getLogger(__name__)
 FOLDER = "dense"
 COSINE, DOT = "cosine", "dot"
 EMBEDDINGS = "embeddings.npy"
+PARTIAL = f"{EMBEDDINGS}.partial"
 STATE = "state.json"
 RECALL = 0.95  # that an approximate search shall have
 NUM_SPANS, SPAN_WORDS, SPAN_CHARACTERS = 500, 8, 60  # of documents, as queries that measure the recall
@@ -149,6 +150,7 @@ def _encode_documents(
     settings = state["settings"]
     normalize = settings["similarity"] == COSINE
     folder.mkdir(exist_ok=True)
+    (folder / PARTIAL).unlink(missing_ok=True)  # of a build that was killed
     vectors, num_encoded = _open_embeddings(folder, (len(store), _dimensions(encoder)), state)
     blocks = range(num_encoded, len(store), BLOCK)
     for start in progress(blocks, "embeddings", len(blocks)):
@@ -168,8 +170,8 @@ def _encode_documents(
 
 
 def _replace_embeddings(folder: Path, vectors: np.ndarray) -> None:
-    """Replace the vectors of an index at once."""
-    partial = folder / f"{EMBEDDINGS}.partial"
+    """Replace the vectors of an index atomically."""
+    partial = folder / PARTIAL
     with partial.open("wb") as file:
         np.save(file, vectors)
         file.flush()

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 COLUMNS = ("query", "document", "passages_are_queries")  # of the file of queries
 ALPHA = 0.01  # of the paper, which sums 35 queries per document
-# Of the training, chosen on training queries: three times the learning rate is better for MetaTool, and worse
-# for man pages, whose queries are their sentences.
+# Hyperparameters of `train_vectors`, chosen on held-out training queries: three times the learning rate is
+# better for MetaTool with judged queries, and worse for man pages with sentences.
 EPOCHS, BATCH_SIZE, LEARNING_RATE, TEMPERATURE = 10, 128, 0.1, 0.05
 
 
@@ -180,11 +180,13 @@ def train_vectors(
             batch_targets = targets[batch.to(device)]
             scores = inputs[batch.to(device)] @ functional.normalize(weights, dim=-1).T / TEMPERATURE
             answers = [rows_by_query[queries.queries[i]] for i in batch.tolist()]
-            loss = functional.cross_entropy(_mask(scores, answers, batch_targets), batch_targets)
+            scores = _mask(scores, answers, batch_targets)
+            # Not the mean, by which the queries of a short last batch would count more.
+            loss = functional.cross_entropy(scores, batch_targets, reduction="sum") / BATCH_SIZE
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            total += loss.item() * len(batch)
+            total += loss.item() * BATCH_SIZE
         losses.append(total / len(targets))
     return functional.normalize(weights.detach(), dim=-1).cpu().numpy(), losses
 

@@ -294,9 +294,10 @@ def test_one_step_of_training_equals_the_gradient_by_hand():
     documents, queries = np.eye(2, dtype=np.float32), np.array([[0.6, 0.8]], np.float32)
     # The cosines are .6 and .8, and the scores 12 and 16. The gradient of the score of a unit row d is
     # (q - cos d) / .05: for row 0, (0, 16). With one of two documents as the target, the loss is
-    # ln(1 + e^4), and row 0 moves by .1 (1 - p) (0, 16), where p = 1 / (1 + e^4). Row 1 has no query.
+    # ln(1 + e^4), and row 0 moves by .1 (1 - p) (0, 16) / 128, where p = 1 / (1 + e^4): a
+    # query counts as much as in a full batch. Row 1 has no query.
     trained, losses = train_vectors(documents, queries, queries_of([("q", 0)]), epochs=1)
-    moved = np.array([1, 0.1 * 16 / (1 + np.exp(-4))])
+    moved = np.array([1, 0.1 * 16 / (1 + np.exp(-4)) / 128])
     np.testing.assert_allclose(trained, [moved / np.linalg.norm(moved), [0, 1]], atol=1e-5)
     np.testing.assert_allclose(losses, [np.log1p(np.exp(4))], rtol=1e-5)
 
@@ -359,16 +360,16 @@ def test_index_holds_trained_vectors(tmp_path, models, store, changes):
         changes = {"augment": table, "alpha": 0.3}
     model = models["cosine"]
     plain = build(tmp_path / "plain", model, **changes)
-    trained = build(tmp_path / "trained", model, train_queries=table, train_epochs=30, **changes)
+    trained = build(tmp_path / "trained", model, train_queries=table, train_epochs=300, **changes)
     queries = read_document_queries(table, store)
     vectors = module.encode(module.load_encoder(model).encode_query, queries.queries, None, True)
-    expected, losses = train_vectors(vectors_of(plain), vectors, queries, epochs=30)
+    expected, losses = train_vectors(vectors_of(plain), vectors, queries, epochs=300)
     np.testing.assert_allclose(vectors_of(trained), expected, atol=1e-5)
     assert np.abs(vectors_of(trained) - vectors_of(plain)).max() > 1e-2
     stored = json.loads((trained / "index.json").read_text())["settings"]["train"]
     assert len(stored.pop("sha256")) == 64
     np.testing.assert_allclose(stored.pop("losses"), losses, rtol=1e-4)
-    assert stored == {"epochs": 30, "queries": 5, "documents": 3, "duplicates": 0}
+    assert stored == {"epochs": 300, "queries": 5, "documents": 3, "duplicates": 0}
     assert not (trained / "dense" / "state.json").exists()
     ids = [open_index(folder).search_ids([Query("cheese")], 5)[0].ids for folder in (plain, trained)]
     assert ids[1][0] == "d4"
@@ -441,6 +442,8 @@ def test_command_prints_the_training_of_vectors(tmp_path, models, capsys):
     arguments = [str(corpus), "--engine", "dense", "--model", models["cosine"], "--train_epochs", "3"]
     with pytest.raises(UserError, match="--train_epochs has no effect without queries to train on"):
         main([*arguments, "-o", str(tmp_path / "index")])
+    with pytest.raises(UserError, match="--train_epochs must be an integer of at least 1, not 0"):
+        main([*arguments[:-1], "0", "--train_queries", str(table), "-o", str(tmp_path / "index")])
     assert main([*arguments, "--train_queries", str(table), "-o", str(tmp_path / "index")]) == 0
     output = capsys.readouterr().out
     assert "vectors of 3 documents trained on 5 queries: 3 epochs, loss " in output
