@@ -4,11 +4,12 @@ The vectors are trained by the function behind `rlkit index --train_queries`, on
 sentences of the documents, on both, or on the queries of half of the documents. The controls are the
 encoder's vectors, which are those before training, BM25, and the fusion of the same queries
 (`rlkit index --augment`). A seed samples the training queries and the half, and orders the queries. The tests
-are over documents, because the queries of a document resemble each other.
+are over documents, because the queries of a document resemble each other. The numbers of epochs and the
+alphas below are the best ones on held-out training queries.
 
     python scripts/build_man_collection.py -o runs/pairs/man
-    python benchmarks/document_vectors.py --collection data/metatool --alpha 0.3
-    python benchmarks/document_vectors.py --collection runs/pairs/man --alpha 0.05
+    python benchmarks/document_vectors.py --collection data/metatool --epochs 30 --alpha 0.3
+    python benchmarks/document_vectors.py --collection runs/pairs/man --epochs 10 --alpha 0.05
 """
 
 import argparse
@@ -87,7 +88,7 @@ def embed(collection: Collection, texts: Iterable[str]) -> Vectors:
 
 
 def update(
-    vectors: Vectors, pairs: Sequence[tuple[str, str]], seed: int, alpha: float
+    vectors: Vectors, pairs: Sequence[tuple[str, str]], *, seed: int, epochs: int, alpha: float
 ) -> dict[str, np.ndarray]:
     """Return the document vectors after training on pairs, and after their fusion."""
     row_of = {document: row for row, document in enumerate(vectors.ids)}
@@ -96,7 +97,7 @@ def update(
     query_vectors = np.stack([vectors.queries[text] for text in texts])
     queries = DocumentQueries(rows, texts, 0, "")
     return {
-        "trained": train_vectors(vectors.documents, query_vectors, queries, seed=seed)[0],
+        "trained": train_vectors(vectors.documents, query_vectors, queries, epochs=epochs, seed=seed)[0],
         "fused": fuse(vectors.documents, query_vectors, rows, alpha, True),
     }
 
@@ -137,12 +138,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--collection", required=True, help="collection with the splits train and test")
-    parser.add_argument(
-        "--alpha",
-        type=float,
-        required=True,
-        help="weight of each query in the fusion; those above are the best ones on training queries",
-    )
+    parser.add_argument("--epochs", type=int, required=True, help="number of epochs of the training")
+    parser.add_argument("--alpha", type=float, required=True, help="weight of each query in the fusion")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
     options = parser.parse_args()
     collection = load_collection(options.collection)
@@ -165,7 +162,9 @@ def main() -> None:
         for seed, pairs_of_seed in zip(options.seeds, by_seed, strict=True):
             scores = {
                 method: evaluate(collection, vectors, documents)
-                for method, documents in update(vectors, pairs_of_seed, seed, options.alpha).items()
+                for method, documents in update(
+                    vectors, pairs_of_seed, seed=seed, epochs=options.epochs, alpha=options.alpha
+                ).items()
             }
             for method, of_method in scores.items():
                 systems.setdefault(f"{source}, {method}", []).append(by_document(of_method))
@@ -173,6 +172,7 @@ def main() -> None:
                 for method, of_method in {"encoder": untrained, **scores}.items():
                     by_half[method].append(split_means(of_method, collection, pairs_of_seed))
     result = {
+        "epochs": options.epochs,
         "alpha": options.alpha,
         "documents": len(vectors.ids),
         "documents_with_test_queries": len(systems["encoder"][0]),
