@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rlkit.errors import UserError, check_choice, check_integer
+from rlkit.files import replace, sync
 from rlkit.models.fingerprint import model_fingerprint
 from rlkit.retrieval.cache import write_json
 from rlkit.retrieval.documents import Query, Ranking, Result, check_k, full_text
@@ -115,8 +115,8 @@ def build(
         settings["augment"] = augmentation.settings(alpha=ALPHA if alpha is None else alpha)
     normalize = settings["similarity"] == COSINE
     if training_queries is not None and not normalize:
-        raise UserError("train_queries needs the cosine: set similarity to cosine")
-    state = {"fingerprint": store.fingerprint, "settings": dict(settings)}
+        raise UserError(f"train_queries needs the similarity cosine, not {settings['similarity']}")
+    state = {"fingerprint": store.fingerprint, "settings": dict(settings)}  # without those added below
     final: np.ndarray = _encode_documents(
         folder / FOLDER, store, encoder, state, augmentation=augmentation, progress=progress
     )
@@ -125,14 +125,14 @@ def build(
         epochs = EPOCHS if train_epochs is None else train_epochs
         final, losses = train_vectors(final, embedded, training_queries, epochs=epochs, progress=progress)
         settings["train"] = training_queries.settings(epochs=epochs, losses=losses)
-    # An interrupted build of an approximate index may have left it.
+    # An interrupted build of an approximate index may have left its lists.
     (folder / FOLDER / LISTS).unlink(missing_ok=True)
     if approximate:
         queries = encode(encoder.encode_query, sample_spans(store), query_prefix, normalize)
         target = RECALL if recall is None else recall
         settings["approximate"] = build_lists(folder / FOLDER, final, queries, target, progress)
     if training_queries is not None:
-        # The last step, so that an interrupted build keeps the encoder's vectors.
+        # Last, so that an interrupted build keeps the vectors from before the training.
         _replace_embeddings(folder / FOLDER, final)
     return settings
 
@@ -171,14 +171,12 @@ def _encode_documents(
 
 def _replace_embeddings(folder: Path, vectors: np.ndarray) -> None:
     """Replace the vectors of an index atomically."""
-    partial = folder / PARTIAL
-    with partial.open("wb") as file:
+    with (folder / PARTIAL).open("wb") as file:
         np.save(file, vectors)
-        file.flush()
-        os.fsync(file.fileno())
-    # Vectors that are not the encoder's must not have a state from which a build could resume.
+    # A build must not resume from trained vectors, not even after a power failure.
     (folder / STATE).unlink()
-    partial.replace(folder / EMBEDDINGS)
+    sync(folder)
+    replace(folder / PARTIAL, folder / EMBEDDINGS)
 
 
 def _check_settings(similarity: str | None, approximate: bool, recall: float | None) -> None:

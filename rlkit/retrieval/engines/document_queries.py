@@ -139,11 +139,11 @@ def train_vectors(
     seed: int = 0,
     progress: Progress = no_progress,
 ) -> tuple[np.ndarray, list[float]]:
-    """Train the vectors of documents to classify queries, whose vectors stay as they are.
+    """Train document vectors to classify queries, with the query vectors frozen.
 
     The loss is the cross-entropy of softmax(cosine / 0.05) over all documents. If a query has several
-    documents, the pair with one of them masks the others out of the softmax. Documents without queries are
-    negatives only; they keep their vectors, because they would move away from all queries.
+    documents, one is the target and the others are masked out of the softmax. Documents without queries are
+    only negatives; their vectors stay frozen, because they would move away from all queries.
 
     Args:
         documents: Initial unit vectors, (D, dimensions).
@@ -180,7 +180,7 @@ def train_vectors(
             batch_targets = targets[batch.to(device)]
             scores = inputs[batch.to(device)] @ functional.normalize(weights, dim=-1).T / TEMPERATURE
             answers = [rows_by_query[queries.queries[i]] for i in batch.tolist()]
-            scores = _mask(scores, answers, batch_targets)
+            scores = _mask_other_answers(scores, answers, batch_targets)
             # Not the mean, by which the queries of a short last batch would count more.
             loss = functional.cross_entropy(scores, batch_targets, reduction="sum") / BATCH_SIZE
             optimizer.zero_grad()
@@ -191,7 +191,7 @@ def train_vectors(
     return functional.normalize(weights.detach(), dim=-1).cpu().numpy(), losses
 
 
-def _mask(scores: Tensor, answers: Sequence[Sequence[int]], targets: Tensor) -> Tensor:
+def _mask_other_answers(scores: Tensor, answers: Sequence[Sequence[int]], targets: Tensor) -> Tensor:
     """Return the scores, (B, D), with -inf at the answers of each query that are not its target."""
     pairs = [
         (i, row)

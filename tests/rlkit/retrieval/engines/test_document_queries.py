@@ -378,7 +378,7 @@ def test_index_holds_trained_vectors(tmp_path, models, store, changes):
 
 def test_training_needs_the_cosine(tmp_path, models):
     table = write_queries(tmp_path / "queries.jsonl")
-    with pytest.raises(UserError, match="train_queries needs the cosine: set similarity to cosine"):
+    with pytest.raises(UserError, match="train_queries needs the similarity cosine, not dot"):
         build(tmp_path / "index", models["dot"], train_queries=table)
 
 
