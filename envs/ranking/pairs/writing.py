@@ -1,0 +1,65 @@
+"""Prompts for a model that writes a query for a document, and how its reply is read.
+
+    Write a search query that the document below answers, as someone who has not read it would. Write only the
+    query, on one line.
+
+    Document: Search for flights between two airports. …
+    Query: what does it cost to fly to Lisbon in May
+
+    Document: Translate text between languages. …
+    Query:
+
+With examples of the task's own queries, this is Promptagator's few-shot prompt (arXiv 2209.11755). The
+environment write-v1 trains a model on the same prompts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from rlkit.envs.ranking.prompts import prompt_line
+from rlkit.rewards.thinking import after_thinking
+
+INSTRUCTION = (
+    "Write a search query that the document below answers, as someone who has not read it would. Write only "
+    "the query, on one line."
+)
+MAX_QUERY_WORDS = 25  # of a query; a longer one is an answer or a summary
+_LABEL = re.compile(r"^(?:(?:search )?query|question|[-*•]|\d{1,2}[.)])\s*:?\s+", re.IGNORECASE)
+_QUOTES = "\"'`“”‘’«»"
+
+
+def writing_prompt(
+    document: str,
+    examples: Sequence[tuple[str, str]] = (),
+    *,
+    instruction: str = INSTRUCTION,
+    max_words: int = 60,
+) -> list[dict[str, str]]:
+    """Return the chat messages that ask a model for one query.
+
+    Args:
+        document: Text of the document.
+        examples: Documents with a query for each, shown before the document.
+        instruction: Task of the model; it should say what kind of query to write, and to write nothing else.
+        max_words: Maximum number of words of a document; a longer one is truncated.
+    """
+    blocks = [
+        f"Document: {prompt_line(text, max_words)}\nQuery: {prompt_line(query, MAX_QUERY_WORDS)}"
+        for text, query in examples
+    ]
+    blocks.append(f"Document: {prompt_line(document, max_words)}\nQuery:")
+    return [{"role": "user", "content": "\n\n".join([instruction, *blocks])}]
+
+
+def read_query(reply: str) -> str:
+    """Return the query in a model's reply: its first line, without a label, a list number and quotes.
+
+    The query is empty if the reply, apart from a thought, has no words.
+    """
+    for line in after_thinking(reply).splitlines():
+        query = " ".join(_LABEL.sub("", line.strip().strip(_QUOTES)).strip(_QUOTES).split())
+        if any(character.isalnum() for character in query):
+            return query
+    return ""
