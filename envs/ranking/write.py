@@ -177,9 +177,7 @@ class WriteEnvironment(Environment):
         prompt = self.prompt(pair.document_id)
         return {
             "prompt": prompt,
-            "task_id": task_id(
-                self.collection.name, pair.query_id, pair.document_id, prompt[0]["content"]
-            ),
+            "task_id": task_id(self.collection.name, pair.query_id, pair.document_id, prompt[0]["content"]),
             "query_id": pair.query_id,
             "query": pair.query,
             "document_id": pair.document_id,

@@ -230,6 +230,13 @@ class Empty(Finite):
         return super().tasks(split, 1, seed).select([])
 
 
+class WrongExample(Dialogue):
+    """An environment whose examples are not about their tasks."""
+
+    def example(self, task):
+        return "I don't know"
+
+
 class Capped(Sums):
     """An environment that never returns more than half of what is requested."""
 
@@ -258,7 +265,7 @@ def failures(environment):
 
 def test_checks_pass_for_a_sound_environment():
     checks = check_environment(Sums(), n=12)
-    assert [c for c in checks if not c.passed] == [] and len(checks) == 15
+    assert [c for c in checks if not c.passed] == [] and len(checks) == 16
     assert all(check.detail == "" for check in checks)
 
 
@@ -278,6 +285,7 @@ def test_checks_pass_for_a_sound_multi_turn_environment():
         (LacksScripts, "the reference script earns the maximum reward", "12 of 12 tasks have no script"),
         (Unsolvable, "the reference script earns the maximum reward", "neither a reference answer nor a scr"),
         (Fails, "the reference script earns the maximum reward", "no backend"),
+        (WrongExample, "examples earn more than those of other tasks", "on average"),
         (Guessable, "the most frequent answer is rarely correct", "'0' is correct for 6 of 12 tasks"),
         (Raises, "the reference answer earns the maximum reward", "task 0 (train-"),
         (IgnoresSeed, "another seed gives different tasks", "seeds 0 and 1"),
@@ -361,7 +369,7 @@ def test_task_may_be_drawn_twice():
 def test_command_prints_one_line_per_check(capsys):
     assert main([f"{THIS}:Sums", "-n", "8", "--environment_args.digits", "7"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 15 and all(line.startswith("ok ") for line in lines)
+    assert len(lines) == 16 and all(line.startswith("ok ") for line in lines)
     assert main([f"{THIS}:WrongSolution", "-n", "8", "--split", "test"]) == 1
     out = capsys.readouterr().out
     assert "FAIL  the worked solution earns the maximum reward: task 0 (test-" in out
