@@ -1,21 +1,22 @@
-"""Does InfoNCE on synthetic queries lower a strong retriever, and does a teacher's list prevent it?
+"""Does InfoNCE on synthetic queries lower a strong retriever, and does distillation prevent it?
 
-The claim is that of "Conventional Contrastive Learning Often Falls Short" (arXiv 2502.19712), on man pages and
-at the size of a CPU. SmolLM2 writes queries of six types for some of the pages, once. Each of five folds has
-a teacher of its own, a cross-encoder trained on the fold's real training queries. The student, a residual of
-MiniLM's query embedding, is trained on the written queries in these ways:
+The claim is that of "Conventional Contrastive Learning Often Falls Short" (arXiv 2502.19712), on man pages
+and at the size of a CPU. SmolLM2 writes queries of six types for some of the pages, once. Each of five folds
+has a teacher of its own, a cross-encoder trained on the fold's real training queries. The student, a residual
+of MiniLM's query embedding, is trained on the written queries in these ways:
 
 - "infonce": the page of a query against the pages of the other queries in the batch, temperature 0.01
 - "infonce, filtered": the same, only with queries whose page the teacher ranks first
-- "kl": the divergence from the teacher's scores of a list of candidates; "kl + infonce", with 0.1 times InfoNCE
+- "kl": the divergence from the teacher's scores of a list of candidates
 - "kl, filtered": only with queries whose page the teacher ranks first
+- "kl + infonce": with 0.1 times InfoNCE, whose negatives are the candidates of other queries
 
-A cross-encoder that is trained on six hundred queries may well be a worse ranker than MiniLM, which others have
-trained on a billion pairs. So there is a second teacher: "mixed" is the mean of the scaled scores of the
-cross-encoder and of MiniLM. The rankings of both teachers are in the results: a student can hardly be better
-than its teacher. The learning rate of each system is the best one on the fold's dev queries; the means of all
-learning rates are in the results, too. Each query is a test query of one fold, and the tests are over the
-queries of all folds.
+A cross-encoder that is trained on six hundred queries may well be a worse ranker than MiniLM, which others
+have trained on a billion pairs. So there is a second teacher: "mixed" is the mean of the scaled scores of the
+cross-encoder and of MiniLM. The rankings of both teachers are in the results, since a student learns little
+from a teacher that ranks worse than itself. The learning rate of each system is the best one on the fold's
+dev queries; the means of all learning rates are in the results, too. Each query is a test query of one fold,
+and the tests are over the queries of all folds.
 
     python scripts/build_man_collection.py -o runs/pairs/man
     python benchmarks/distillation.py
@@ -46,6 +47,7 @@ from rlkit.envs.ranking.pairs.teacher import (
 from rlkit.retrieval.collections.load import load_collection
 from rlkit.retrieval.cross_encoders import load_cross_encoder
 from rlkit.retrieval.measures import Evaluator
+from rlkit.training.ranking.scorers import AdapterScorer
 
 RESULTS = Path(__file__).parent / "results" / "distillation.json"
 WRITER = "bundled:smollm2-135m"
@@ -215,7 +217,7 @@ def run_fold(
     return systems, numbers
 
 
-def all_scores(collection: str, training: ResidualTraining, scorer) -> Scores:
+def all_scores(collection: str, training: ResidualTraining, scorer: AdapterScorer) -> Scores:
     """Return the value of each measure for all judged queries of a collection."""
     scores: dict[str, Mapping[str, float]] = {}
     for split in load_collection(collection).qrels:
