@@ -55,6 +55,7 @@ class ResidualTraining:
         objective: str = "infonce",
         temperature: float = 0.05,
         batch_size: int = 64,
+        infonce_weight: float = 0.1,
     ) -> AdapterScorer:
         """Return a scorer that is trained on rows, as by `rlkit rank` with `pairs-v1` and `adapter_rank`.
 
@@ -66,6 +67,7 @@ class ResidualTraining:
             objective: Key `objective` of `rlkit rank`.
             temperature: Temperature of the scores.
             batch_size: Number of rows per step.
+            infonce_weight: Key `infonce_weight` of `rlkit rank`.
         """
         scorer = self.scorer(seed, temperature)
         with tempfile.TemporaryDirectory() as folder:
@@ -89,7 +91,7 @@ class ResidualTraining:
             )
             trainer = RankingTrainer(
                 scorer,
-                Objective(objective),
+                Objective(objective, infonce_weight=infonce_weight),
                 args=arguments,
                 train_dataset=training_rows(environment, candidates, objective in IN_BATCH_OBJECTIVES),
             )

@@ -23,6 +23,7 @@ from rlkit.commands.run import run_command
 from rlkit.envs.ranking.pairs.attention import bprop, effective_support, word_contrasts
 from rlkit.envs.ranking.pairs.pages import read_pages
 from rlkit.envs.ranking.pairs.rows import PairRow, write_rows
+from rlkit.envs.ranking.pairs.selection import test_documents
 from rlkit.envs.ranking.pairs.structure import GENERATORS
 from rlkit.envs.ranking.pairs.words import MIN_COUNT, prop
 from rlkit.errors import UserError, check_integer
@@ -140,15 +141,6 @@ def judged_rows(collection: Collection, ids: Set[str], seed: int) -> Iterator[Pa
                     name,
                     answers=tuple(query.relevant),
                 )
-
-
-def test_documents(collection: Collection) -> frozenset[str]:
-    """Return the ids of the documents that are judged in the test split, or are its queries."""
-    if "test" not in collection.qrels:
-        raise UserError(f"{collection.name} has no test split: remove --without_test_documents")
-    judged = collection.qrels["test"]
-    names = {name for grades in judged.values() for name in grades}
-    return frozenset(names | judged.keys() if collection.drop_query_id else names)
 
 
 def describe(source: str, rows: Sequence[PairRow]) -> str:

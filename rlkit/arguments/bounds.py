@@ -78,6 +78,7 @@ RANGES: dict[str, Range] = {
     **_ranges(COUNT, "max_turns", "max_turn_tokens", "max_reply_tokens"),
     **_ranges(COUNT, "dynamic_sampling_attempts", "group_minimum", "cutoff", "rankings"),
     **_ranges(NOT_NEGATIVE, "evaluation_tasks", "evaluation_steps", "adapter_rank", "listwise"),
+    "infonce_weight": NOT_NEGATIVE,
     "first_stage_documents": NOT_NEGATIVE,
     "max_seq_length": COUNT,
     "reward_retries": NOT_NEGATIVE,

@@ -29,7 +29,7 @@ GROUPS = {
     ),
     "rollouts": ("max_turns", "max_turn_tokens", "max_reply_tokens", "reply_time_limit", "weights_dir"),
     "demonstrations": ("demonstrations",),
-    "objective": ("objective", "utility", "cutoff", "rankings", "estimator"),
+    "objective": ("objective", "utility", "cutoff", "rankings", "estimator", "infonce_weight"),
     "scorer": (
         "cross_encoder", "temperature", "similarity", "adapter_rank", "adapter_side", "listwise",
         "max_seq_length", "query_prompt", "passage_prompt", "trust_remote_code",

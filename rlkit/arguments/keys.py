@@ -104,6 +104,7 @@ class RankArguments(TaskArguments):
     cutoff: int = key(10, "Rank cutoff of the utility, as in nDCG@10.")
     rankings: int = key(16, "Number of rankings sampled per query and step.")
     estimator: str = key("placement_loo", f"Policy gradient estimator: {', '.join(ESTIMATORS)}.")
+    infonce_weight: float = key(0.1, "Weight of InfoNCE in objective distillation. 0: none.")
     cross_encoder: bool = key(False, "Train a cross-encoder, which reads query and document together.")
     temperature: float | None = key(
         None, "Temperature that divides the scores. Default: 0.05, and 1 for a cross-encoder."

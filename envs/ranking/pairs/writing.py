@@ -26,7 +26,11 @@ INSTRUCTION = (
     "the query, on one line."
 )
 MAX_QUERY_WORDS = 25  # of a query; a longer one is an answer or a summary
-_LABEL = re.compile(r"^(?:(?:search )?query|question|[-*•]|\d{1,2}[.)])\s*:?\s+", re.IGNORECASE)
+# A label needs its colon: "query planner settings" is a query.
+_LABEL = re.compile(
+    r"^(?:(?:(?:search )?query|question|claim|title|keywords?)\s*:\s*|(?:[-*•]|\d{1,2}[.)])\s+)",
+    re.IGNORECASE,
+)
 _QUOTES = "\"'`“”‘’«»"
 
 

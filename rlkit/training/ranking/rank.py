@@ -70,7 +70,14 @@ def rank(run: RankConfig) -> None:
         for warning in warnings_of(run, candidates, in_batch) if trainer_args.process_index == 0 else ():
             logger.warning(warning)
         trainer_args.remove_unused_columns = False
-        objective = Objective(args.objective, args.utility, args.cutoff, args.rankings, args.estimator)
+        objective = Objective(
+            args.objective,
+            args.utility,
+            args.cutoff,
+            args.rankings,
+            args.estimator,
+            args.infonce_weight,
+        )
         with make_runner(args, rewards, environment) as runner:
             trainer = session.make_trainer(
                 RankingTrainer, scorer, objective, args=trainer_args, train_dataset=rows

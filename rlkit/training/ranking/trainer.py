@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from rlkit.training.ranking.cross import CrossScorer
     from rlkit.training.ranking.scorers import EncoderScorer
 
-# Listwise distillation (arXiv 2502.19712) adds InfoNCE with a weight of 0.1. Its temperature there is 0.01,
-# that of the divergence 0.05: InfoNCE gets 5 times the scores.
-TEACHER_TEMPERATURE, INFONCE_WEIGHT, INFONCE_SCALE = 0.3, 0.1, 5.0
+# Listwise distillation (arXiv 2502.19712) has a temperature of 0.05 for the divergence and 0.01 for InfoNCE,
+# which thus gets 5 times the scores.
+TEACHER_TEMPERATURE, INFONCE_SCALE = 0.3, 5.0
 # Objectives whose negatives are the documents of the batch, and not only the query's own candidates.
 IN_BATCH_OBJECTIVES = ("infonce", "distillation", "wasserstein")  # of scorers with `in_batch`
 
@@ -50,6 +50,7 @@ class Objective:
         cutoff: Number of top ranks that count for the utility.
         rankings: Number of rankings drawn per query.
         estimator: Estimator of the policy gradient, one of `rlkit.arguments.presets.ESTIMATORS`.
+        infonce_weight: Weight of InfoNCE, which "distillation" adds to the divergence; 0 for none.
     """
 
     name: str = "plackett_luce"
@@ -57,6 +58,7 @@ class Objective:
     cutoff: int = 10
     rankings: int = 16
     estimator: str = "placement_loo"
+    infonce_weight: float = 0.1
 
 
 class LogLastStep(transformers.TrainerCallback):
@@ -192,7 +194,7 @@ class RankingTrainer(transformers.Trainer):
             return ranking_losses.infonce(scores, positive, negatives), metrics
         divergence = list_distillation(own_scores, grades, mask)
         infonce = ranking_losses.infonce(INFONCE_SCALE * scores, positive, negatives)
-        return divergence + INFONCE_WEIGHT * infonce, metrics
+        return divergence + self.objective.infonce_weight * infonce, metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log `logs` and the means over all processes of the metrics since the last log."""

@@ -99,6 +99,25 @@ def test_passage_of_a_possible_answer_is_not_a_negative(objective, tmp_path):
     assert gradients["q3"]["B"] < 0 < gradients["q3"]["A1"]
 
 
+@pytest.mark.parametrize("weight", [0.0, 0.1, 2.0])
+def test_distillation_adds_infonce_with_its_weight(weight, tmp_path):
+    from transformers import TrainingArguments
+
+    rows = [row("q1", ["a", "x"], [0.9, 0.1]), row("q2", ["b", "y"], [1, 0.5])]
+    model = Scores(["q1", "q2"], ["A", "X", "B", "Y"])
+    args = TrainingArguments(str(tmp_path), report_to="none", use_cpu=True)
+
+    def loss(**settings):
+        objective = Objective("distillation", **settings)
+        return RankingTrainer(model, objective, args=args).compute_loss(model, collate(rows)).item()
+
+    teacher, uniform = torch.tensor([[0.9, 0.1], [1, 0.5]]), torch.zeros(2, 2)
+    divergence = list_distillation(uniform, teacher, teacher > 0).mean().item()
+    # The two documents of the other query are the negatives: log(1 + 2) for equal scores.
+    assert loss(infonce_weight=weight) == pytest.approx(divergence + weight * math.log(3))
+    assert loss() == pytest.approx(divergence + 0.1 * math.log(3))
+
+
 def test_answers_of_rows_with_the_same_query_are_not_negatives():
     """A sentence may have a row with a passage of its page, and one with a passage that links to it."""
     rows = [

@@ -1,0 +1,216 @@
+"""Training rows that a language model writes: queries for documents, and passages of four grades for queries.
+
+- few_shot: queries like the examples of the collection (Promptagator, arXiv 2209.11755)
+- question, claim, title, keywords, web_search, free: the six types of queries of Tamber et al. (arXiv
+  2502.19712); `free` never has examples
+- graded: passages for a training query that answer it fully, partly, not at all, or are about something else,
+  as a list with targets 3, 2, 1, 0 (SyCL, arXiv 2503.23239)
+
+A source has two functions: one for the prompts, and one that reads the replies. Row i of a document depends
+on the seed, the source, the document and i alone.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from rlkit.envs.ranking.pairs.replies import Prompt, prompt_seed
+from rlkit.envs.ranking.pairs.rows import PairRow
+from rlkit.envs.ranking.pairs.selection import Example
+from rlkit.envs.ranking.pairs.writing import INSTRUCTION, MAX_QUERY_WORDS, read_query, writing_prompt
+from rlkit.envs.ranking.prompts import prompt_line
+from rlkit.envs.ranking.rewriting import leakage
+from rlkit.retrieval.documents import Document, passage_text
+from rlkit.retrieval.queries import JudgedQuery
+from rlkit.rewards.thinking import after_thinking
+from rlkit.words import first_words, words
+
+FEW_SHOT, FREE, GRADED = "few_shot", "free", "graded"
+_RULES = (
+    "Cover the main idea of the document. The {kind} must make sense on its own, have fewer than 20 words, "
+    "and repeat no long phrase of the document. Write only the {kind}, on one line."
+)
+INSTRUCTIONS = {
+    FEW_SHOT: INSTRUCTION,
+    "question": f"Write a question that the document below answers. {_RULES.format(kind='question')}",
+    "claim": f"Write a claim that the document below supports. {_RULES.format(kind='claim')}",
+    "title": f"Write a new title for the document below. {_RULES.format(kind='title')}",
+    "keywords": (
+        "List up to 5 general keywords that the document below should be found by. Write only the keywords, "
+        "on one line, separated by commas."
+    ),
+    "web_search": (
+        "Write what someone would type into a web search engine to find the document below. "
+        + _RULES.format(kind="query")
+    ),
+    FREE: (
+        "Write a search query for the document below in any form: a question, a topic, a phrase, or a "
+        f"sentence of a conversation. {_RULES.format(kind='query')}"
+    ),
+}
+SIX_TYPES = tuple(source for source in INSTRUCTIONS if source != FEW_SHOT)
+GRADES = {
+    3: "that answers the query below fully and precisely",
+    2: "that is closely related to the query below and answers part of it, but leaves the rest open",
+    1: "that is about the topic of the query below, but does not answer it",
+    0: "about another topic, which is of no use to someone who searches for the query below",
+}
+_GRADED_PROMPT = (
+    "Write a short passage, as in a document that a search engine could find, {kind}. Write only the "
+    "passage, in two or three sentences.\n\nQuery: {query}\nPassage:"
+)
+
+
+@dataclass
+class WrittenRows:
+    """The rows of one source, and how many replies were dropped.
+
+    Attributes:
+        rows: Rows.
+        dropped: Number of dropped replies (of lists, if the source is "graded"), by reason.
+    """
+
+    rows: list[PairRow] = field(default_factory=list)
+    dropped: Counter[str] = field(default_factory=Counter)
+
+
+def query_prompts(
+    source: str,
+    documents: Iterable[Document],
+    examples: Sequence[Example],
+    *,
+    per_document: int,
+    seed: int,
+    instruction: str | None = None,
+) -> Iterator[Prompt]:
+    """Yield the prompts for `per_document` queries of each document.
+
+    Args:
+        source: Name of the source, a key of `INSTRUCTIONS`.
+        documents: Documents.
+        examples: Examples to show, none of which is for one of the documents.
+        per_document: Number of queries per document.
+        seed: Random seed.
+        instruction: Instruction; None for that of the source.
+    """
+    shown = [] if source == FREE else [(example.text, example.query) for example in examples]
+    for document in documents:
+        messages = writing_prompt(
+            passage_text(document), shown, instruction=instruction or INSTRUCTIONS[source]
+        )
+        for number in range(per_document):
+            name = f"{source}/{document.id}/{number}"
+            yield Prompt(name, messages, prompt_seed(seed, name))
+
+
+def query_rows(
+    source: str,
+    documents: Iterable[Document],
+    examples: Sequence[Example],
+    replies: Mapping[str, str],
+    *,
+    per_document: int,
+) -> WrittenRows:
+    """Return a pair for each query in the replies to `query_prompts`.
+
+    Dropped are replies without a query, queries of more than `MAX_QUERY_WORDS` words, those of the examples,
+    which small models repeat, and repetitions for one document. Case and punctuation do not distinguish two
+    queries.
+
+    Args:
+        source, documents, examples, per_document: As in `query_prompts`.
+        replies: Replies by prompt id.
+    """
+    written = WrittenRows()
+    example_keys = {query_key(example.query) for example in examples}
+    for document in documents:
+        keys: set[str] = set()
+        for number in range(per_document):
+            name = f"{source}/{document.id}/{number}"
+            query = read_query(replies[name])
+            key = query_key(query)
+            if not query:
+                written.dropped["empty"] += 1
+            elif first_words(query, MAX_QUERY_WORDS) != query:
+                written.dropped["too long"] += 1
+            elif key in example_keys:
+                written.dropped["copy of an example"] += 1
+            elif key in keys:
+                written.dropped["duplicate"] += 1
+            else:
+                keys.add(key)
+                passage = (passage_text(document),)
+                written.rows.append(PairRow(name, query, passage, (1.0,), source, document.id))
+    return written
+
+
+def query_key(query: str) -> str:
+    """Return the words of a query, lowercased and without punctuation."""
+    return " ".join(words(query))
+
+
+def graded_prompts(queries: Iterable[JudgedQuery], seed: int) -> Iterator[Prompt]:
+    """Yield the prompts for four passages of each query, one per grade."""
+    for query in queries:
+        for grade, kind in GRADES.items():
+            name = f"{GRADED}/{query.id}/{grade}"
+            content = _GRADED_PROMPT.format(kind=kind, query=prompt_line(query.text))
+            yield Prompt(name, [{"role": "user", "content": content}], prompt_seed(seed, name))
+
+
+def graded_rows(queries: Iterable[JudgedQuery], replies: Mapping[str, str], seed: int) -> WrittenRows:
+    """Return a list of four passages with targets 3, 2, 1, 0 for each query, in random order.
+
+    A list with an empty or repeated passage is dropped.
+
+    Args:
+        queries: Queries.
+        replies: Replies to `graded_prompts`, by prompt id.
+        seed: Random seed of the order.
+    """
+    written = WrittenRows()
+    for query in queries:
+        passages = {
+            grade: " ".join(after_thinking(replies[f"{GRADED}/{query.id}/{grade}"]).split())
+            for grade in GRADES
+        }
+        if not all(passages.values()):
+            written.dropped["empty"] += 1
+        elif len(set(passages.values())) < len(passages):
+            written.dropped["duplicate"] += 1
+        else:
+            grades = list(GRADES)
+            random.Random(f"{seed} {GRADED} {query.id}").shuffle(grades)
+            written.rows.append(
+                PairRow(
+                    f"{GRADED}/{query.id}",
+                    query.text,
+                    tuple(passages[grade] for grade in grades),
+                    tuple(map(float, grades)),
+                    GRADED,
+                    answers=tuple(query.relevant),
+                )
+            )
+    return written
+
+
+def describe(source: str, written: WrittenRows) -> str:
+    """Return the numbers of a source as a line: rows, queries, copied trigrams and dropped replies."""
+    rows, num_dropped = written.rows, written.dropped.total()
+    total = len(rows) + num_dropped
+    reasons = ", ".join(f"{reason} {count / total:.1%}" for reason, count in written.dropped.items())
+    dropped = f"dropped {num_dropped / max(total, 1):.1%}" + (f" ({reasons})" if reasons else "")
+    if not rows:
+        return f"{source}: no rows, {dropped}"
+    num_queries = len({query_key(row.query) for row in rows})
+    line = (
+        f"{source}: {len(rows):,} rows, {num_queries:,} distinct queries (duplicates "
+        f"{1 - num_queries / len(rows):.1%}), {dropped}"
+    )
+    if source == GRADED:  # its queries are the collection's
+        return line
+    copied = sum(leakage(row.query, "", row.passages[0]) for row in rows) / len(rows)
+    return f"{line}, trigrams of a query from its document {copied:.1%}"

@@ -1,0 +1,28 @@
+import pytest
+
+from rlkit.envs.ranking.pairs.writing import read_query, writing_prompt
+
+
+@pytest.mark.parametrize(
+    ("reply", "query"),
+    [
+        ("cheap flights to Lisbon", "cheap flights to Lisbon"),
+        ("Query: “cheap flights to Lisbon”\nQuery: another", "cheap flights to Lisbon"),
+        ("\n\n1. how  to list files", "how to list files"),
+        ("Claim: files are sorted by name", "files are sorted by name"),
+        ("Keywords: files, folders", "files, folders"),
+        ("query planner settings", "query planner settings"),
+        ("title bar color in xterm", "title bar color in xterm"),
+        ("3.5 inch floppy disk", "3.5 inch floppy disk"),
+        ("<think>a query, say</think>sorted files", "sorted files"),
+        ("<think>no end", ""),
+        (' "…" ', ""),
+    ],
+)
+def test_query_is_the_first_line_without_label_and_quotes(reply, query):
+    assert read_query(reply) == query
+
+
+def test_prompt_shows_the_examples_before_the_document():
+    (message,) = writing_prompt("a b c d", [("e f g", "h")], instruction="Write.", max_words=2)
+    assert message["content"] == "Write.\n\nDocument: e f …\nQuery: h\n\nDocument: a b …\nQuery:"
