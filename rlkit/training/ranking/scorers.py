@@ -290,7 +290,8 @@ class AdapterScorer(EncoderScorer):
         size = encoder.encode_query("one", show_progress_bar=False).shape[0]
         tasks = ("query", "document") if side == "both" else (side,)
         self.residuals = nn.ModuleDict({task: Residual(size, rank, encoder.device) for task in tasks})
-        self._embeddings: dict[tuple[str, str], Tensor] = {}  # by task and text, on the CPU
+        # By task and text, on the CPU. Scorers of the same encoder may share them.
+        self.embeddings: dict[tuple[str, str], Tensor] = {}
 
     def train(self, mode: bool = True) -> AdapterScorer:
         """Set the mode of the adapter. The encoder stays in eval mode, because its output is cached."""
@@ -301,7 +302,7 @@ class AdapterScorer(EncoderScorer):
     def embed(self, texts: Sequence[str], task: str) -> Tensor:
         """Return vectors, (texts, dimensions), with the trained residual if `task` has one."""
         self._cache_embeddings(texts, task)
-        vectors = torch.stack([self._embeddings[task, text] for text in texts]).to(self.encoder.device)
+        vectors = torch.stack([self.embeddings[task, text] for text in texts]).to(self.encoder.device)
         if task in self.residuals:
             with torch.autocast(vectors.device.type, enabled=False):
                 vectors = self.residuals[task](vectors)
@@ -309,7 +310,7 @@ class AdapterScorer(EncoderScorer):
         return vectors
 
     def _cache_embeddings(self, texts: Sequence[str], task: str) -> None:
-        missing = [text for text in dict.fromkeys(texts) if (task, text) not in self._embeddings]
+        missing = [text for text in dict.fromkeys(texts) if (task, text) not in self.embeddings]
         if missing:
             encode = self.encoder.encode_query if task == "query" else self.encoder.encode_document
             with torch.autocast(self.encoder.device.type, enabled=False):
@@ -320,7 +321,7 @@ class AdapterScorer(EncoderScorer):
                     show_progress_bar=False,
                 )
             for text, vector in zip(missing, vectors.float().cpu(), strict=True):
-                self._embeddings[task, text] = vector
+                self.embeddings[task, text] = vector
 
     def to_sentence_transformer(self) -> SentenceTransformer:
         """Return the encoder with a route for queries and one for documents, which have the residuals."""
