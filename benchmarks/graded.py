@@ -47,8 +47,8 @@ from rlkit.training.ranking.scorers import AdapterScorer
 MEASURE = "ndcg@10"
 COLLECTION, OTHER_NAMES = "generated:2000:1", "generated:2000:2"
 BATCH_SIZE = 16  # queries; with four passages each, grade 3 gets 22% of the Wasserstein loss's target
-LEARNING_RATES = (1e-3, 3e-3, 1e-2)
-TEMPERATURES = (0.02, 0.05, 0.1, 0.2)
+LEARNING_RATES = (3e-4, 1e-3, 3e-3)
+TEMPERATURES = (0.05, 0.1, 0.2)
 ROWS_SEED = 0
 TUNING_SEED = 0
 BM25_DEPTH = 300  # more than the relevant documents of any query
@@ -76,7 +76,7 @@ RESULTS = Path(__file__).parent / "results" / "graded.json"
 
 
 def real_rows(collection: Collection) -> dict[str, PairRow]:
-    """Return a row for each training query, by its text, with grades 3, 1 and 1.
+    """Return a row for each training query, by its id, with grades 3, 1 and 1.
 
     Its passages are a random relevant document and the two best of BM25 that are not relevant.
     """
@@ -91,7 +91,7 @@ def real_rows(collection: Collection) -> dict[str, PairRow]:
         negatives = [name for name in rankings[query.id] if name not in query.relevant][:2]
         ids = (positive, *negatives)
         passages = tuple(passage_text(documents[name]) for name in ids)
-        rows[query.text] = PairRow(
+        rows[query.id] = PairRow(
             query.id,
             query.text,
             passages,
@@ -108,7 +108,7 @@ def training_rows(collection: Collection) -> dict[str, list[PairRow]]:
     real = real_rows(collection)
     both = []
     for row in graded_rows:
-        documents = real[row.query]
+        documents = real[row.id.removeprefix("graded/")]
         both.append(
             replace(
                 row,
@@ -169,7 +169,7 @@ class Runs:
         return scorer
 
     def tune(self, system: str) -> tuple[dict[str, float], dict[str, float]]:
-        """Return the settings of a system with the best nDCG@10 on the dev queries, and the nDCG@10 of all."""
+        """Return the settings of a system with the best nDCG@10 on the dev queries, and that of all."""
         means = {}
         for learning_rate, temperature in product(LEARNING_RATES, TEMPERATURES):
             scorer = self.scorer(system, TUNING_SEED, learning_rate=learning_rate, temperature=temperature)
@@ -186,7 +186,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5], help="default: 1 2 3 4 5")
-    parser.add_argument("--max_steps", type=int, default=120, help="steps of a run (default: %(default)s)")
+    parser.add_argument("--max_steps", type=int, default=100, help="steps of a run (default: %(default)s)")
     parser.add_argument("--real", metavar="COLLECTION", help="another collection with judged test queries")
     parser.add_argument("--folder", type=Path, default=Path("runs/graded"), help="folder of the runs")
     options = parser.parse_args()
