@@ -37,9 +37,9 @@ def facets_of(text, buildings):
 
 
 def grade_of(query, facets, buildings):
-    """Return the grade that the words of a query give to a building, or None for a query of two hops."""
+    """Return the grade that the words of a query give to a building, or None if it is between two grades."""
     query_phrases = [
-        [(*words, own) for words, own in values] for values in (KINDS, MATERIALS, BUILDERS, USES)
+        [(*phrases, phrase) for phrases, phrase in values] for values in (KINDS, MATERIALS, BUILDERS, USES)
     ]
     query_phrases.append([(f"the {buildings.region(region)} valley",) for region in range(REGIONS)])
     forms = ("{}", "made of {}", "put up by {}", "used today for {}", "in {}")
@@ -48,14 +48,14 @@ def grade_of(query, facets, buildings):
         anchor = next(i for i in range(buildings.size) if query.endswith(f" {buildings.name(i)}"))
         others = [facets[facet] == buildings.facets[anchor][facet]]
     else:
-        wanted, _, excluded = query.partition(" but not ")
+        included, _, excluded = query.partition(" but not ")
         others = []
         for facet in range(1, 5):
             pattern = [
                 rf"{forms[facet].format('(' + '|'.join(of_value) + ')')}\b"
                 for of_value in query_phrases[facet]
             ]
-            values = [v for v, regex in enumerate(pattern) if re.search(regex, wanted)]
+            values = [v for v, regex in enumerate(pattern) if re.search(regex, included)]
             if values:
                 others.append(facets[facet] in values)
             if any(re.search(regex, excluded) for regex in pattern):
