@@ -3,6 +3,7 @@
 A run takes seconds, because the strings are embedded once for all runs.
 """
 
+import functools
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from retrieval import Scores
 
 from rlkit.envs.ranking.pairs.environment import PairsEnvironment
 from rlkit.envs.ranking.pairs.rows import PairRow, write_rows
+from rlkit.retrieval.collections.base import Collection
 from rlkit.retrieval.collections.load import load_collection
 from rlkit.retrieval.documents import passage_text
 from rlkit.retrieval.encoders import load_encoder
@@ -25,6 +27,13 @@ from rlkit.training.ranking.trainer import IN_BATCH_OBJECTIVES, Objective, Ranki
 ENCODER = "bundled:all-minilm-l6-v2"
 RANK = 64  # of the residual
 DEPTH = 100  # documents in a ranking
+
+
+@functools.cache
+def _load(name: str) -> tuple[Collection, dict[str, str]]:
+    """Return a collection, and the passages of its documents by id."""
+    collection = load_collection(name)
+    return collection, {document.id: passage_text(document) for document in collection.documents()}
 
 
 class ResidualTraining:
@@ -102,9 +111,8 @@ class ResidualTraining:
         self, scorer: AdapterScorer, collection: str, measures: Sequence[str], split: str = "test"
     ) -> Scores:
         """Return the value of each measure for each query of a split, with all documents ranked."""
-        loaded = load_collection(collection)
+        loaded, documents = _load(collection)
         judged: Mapping[str, Mapping[str, int]] = loaded.judged(split)
-        documents = {document.id: passage_text(document) for document in loaded.documents()}
         with torch.no_grad():
             document_vectors = scorer.embed(list(documents.values()), "document")
             query_vectors = scorer.embed([loaded.queries[name] for name in judged], "query")

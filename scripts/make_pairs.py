@@ -7,7 +7,9 @@
 Sources from the structure of documents are ict, bfs, wlp and crop (`rlkit/envs/ranking/pairs/structure.py`).
 The sources prop and bprop (`words.py` and `attention.py` there) have two sets of words for a document, and
 need a file of their own. "judged" has the judged training queries with their relevant documents, as a
-supervised baseline. The other sources read no queries, and judgments only for --without_test_documents.
+supervised baseline. "graded" has four new passages of grades 3, 2, 1 and 0 for each training query of a
+collection generated:SIZE:SEED (`graded.py`). The other sources read no queries, and judgments only for
+--without_test_documents.
 
 For each source, the script prints the number of rows and distinct queries, and the share of rows whose
 passage contains the query, which a retriever can learn to copy.
@@ -21,6 +23,7 @@ from pathlib import Path
 from rlkit.arguments.command_line import CommandParser, output_file
 from rlkit.commands.run import run_command
 from rlkit.envs.ranking.pairs.attention import bprop, effective_support, word_contrasts
+from rlkit.envs.ranking.pairs.graded import GRADED, graded
 from rlkit.envs.ranking.pairs.pages import read_pages
 from rlkit.envs.ranking.pairs.rows import PairRow, write_rows
 from rlkit.envs.ranking.pairs.selection import test_documents
@@ -62,7 +65,7 @@ def main() -> int:
     if not rows:
         raise UserError(f"{collection.name} gives no rows for {' '.join(options.source)}")
     write_rows(options.out, rows)
-    print(f"{len(rows):,} rows of {len(documents):,} documents: {options.out}")
+    print(f"{len(rows):,} rows: {options.out}")
     return 0
 
 
@@ -75,11 +78,11 @@ def build_parser() -> CommandParser:
         "--source",
         nargs="+",
         required=True,
-        choices=[*GENERATORS, *WORD_SETS, JUDGED],
+        choices=[*GENERATORS, *WORD_SETS, JUDGED, GRADED],
         help="sources of the rows",
     )
     add("--per_document", type=int, default=4, metavar="N", help="maximum number of rows of a document from "
-        "each source but judged (default: %(default)s)")  # fmt: skip
+        "each source but judged and graded (default: %(default)s)")  # fmt: skip
     add("--seed", type=int, default=0, help="random seed (default: %(default)s)")
     add("--without_test_documents", action="store_true", help="leave out the documents that are judged in "
         "the test split, so that the test shows what is learned for unseen documents")  # fmt: skip
@@ -101,6 +104,8 @@ def generate(
     ids = {collection.judged_id(document.id) for document in documents}
     if source == JUDGED:
         return judged_rows(collection, ids, seed)
+    if source == GRADED:
+        return graded(options.collection, seed)
     if source == "prop":
         return prop(documents, per_document=per_document, seed=seed, min_count=options.min_count)
     if source == "bprop":

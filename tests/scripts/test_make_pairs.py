@@ -1,8 +1,14 @@
+import contextlib
+import io
+import runpy
 import subprocess
 import sys
+from unittest import mock
 
 import pytest
 
+from rlkit.commands.run import run_command
+from rlkit.envs.ranking.pairs.graded import graded
 from rlkit.envs.ranking.pairs.pages import Page, Section, write_pages
 from rlkit.envs.ranking.pairs.rows import read_rows
 from tests.envs.ranking.folders import write_beir
@@ -10,10 +16,19 @@ from tests.envs.ranking.folders import write_beir
 BODY = "The first sentence is here. The second sentence is there. A third sentence is everywhere."
 
 
+MAIN = runpy.run_path("scripts/make_pairs.py")["main"]
+
+
 def make_pairs(*arguments):
-    """Run the script and return the process."""
-    command = [sys.executable, "scripts/make_pairs.py", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    """Run the script in this process, and return its exit code and output."""
+    argv = ["make_pairs.py", *map(str, arguments)]
+    with (
+        mock.patch.object(sys, "argv", argv),
+        contextlib.redirect_stdout(io.StringIO()) as out,
+        contextlib.redirect_stderr(io.StringIO()) as error,
+    ):
+        code = run_command(MAIN)
+    return subprocess.CompletedProcess(argv, code, out.getvalue(), error.getvalue())
 
 
 @pytest.fixture
@@ -43,7 +58,7 @@ def test_rows_of_several_sources_are_written_to_one_file(collection, tmp_path):
     (judged,) = (row for row in rows if row.source == "judged")
     assert judged.query == "the first page" and judged.passages == (f"A: {BODY}",)
     assert judged.targets == (2.0,) and judged.document == "a" and judged.answers == ("a",)
-    assert "bfs: 4 rows" in result.stdout and f"13 rows of 2 documents: {out}" in result.stdout
+    assert "bfs: 4 rows" in result.stdout and f"13 rows: {out}" in result.stdout
 
 
 def test_documents_of_the_test_split_are_left_out(collection, tmp_path):
@@ -83,6 +98,21 @@ def test_word_sets_have_a_file_of_their_own(collection, tmp_path):
     assert len(rows) == 6 and all(row.passages_are_queries for row in rows)
     result = make_pairs(collection, "--source", "prop", "ict", "-o", out)
     assert result.returncode == 2 and "need a file of their own" in result.stderr
+
+
+def test_graded_rows_of_a_generated_collection(tmp_path):
+    out = tmp_path / "pairs.jsonl"
+    result = make_pairs("generated:200:3", "--source", "graded", "--seed", "5", "-o", out)
+    assert result.returncode == 0, result.stderr
+    assert "graded: 600 rows" in result.stdout and "600 documents" in result.stdout
+    assert read_rows(out) == list(graded("generated:200:3", 5))
+
+
+def test_graded_needs_a_generated_collection(collection, tmp_path):
+    result = make_pairs(collection, "--source", "graded", "-o", tmp_path / "pairs.jsonl")
+    assert result.returncode == 2 and len(result.stderr.splitlines()) == 1
+    assert "needs a collection generated:SIZE:SEED" in result.stderr
+    assert "scripts/write_pairs.py" in result.stderr
 
 
 @pytest.mark.parametrize(

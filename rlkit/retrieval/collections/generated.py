@@ -16,11 +16,14 @@ others that share one of its properties.
 
 Building i depends on (seed, i) and query i of a split on (seed, split, i). Two splits never share a query's
 meaning.
+
+For training, there are also documents about buildings outside the collection, which satisfy a given part of a
+query (`Buildings.graded_documents`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -68,6 +71,7 @@ USES = (
 REGIONS = 8
 TOWNS = 6  # per region
 FACETS = ("kind", "material", "builder", "use", "region")
+GRADES = (3, 2, 1, 0)  # of the documents that are written for a query
 _SIZES = (len(KINDS), len(MATERIALS), len(BUILDERS), len(USES), REGIONS)
 _CONDITIONS = (  # forms of a condition in a query, by facet
     "{}",
@@ -107,6 +111,18 @@ class Meaning:
     excluded: tuple[int, int] | None = None
     alternative: tuple[int, int] | None = None
 
+    @property
+    def conditions(self) -> dict[int, set[int]]:
+        """The values that satisfy each condition, by facet, the kind first; all as indices."""
+        conditions = {facet: {value} for facet, value in self.facets}
+        if self.alternative is not None:
+            facet, value = self.alternative
+            conditions[facet].add(value)
+        if self.excluded is not None:
+            facet, value = self.excluded
+            conditions[facet] = set(range(_SIZES[facet])) - {value}
+        return conditions
+
     def __str__(self) -> str:
         """Return the key of the random draw that assigns the meaning to a split.
 
@@ -136,33 +152,84 @@ class Buildings:
             rows.append(row)
         return np.array(rows)
 
-    def name(self, i: int) -> str:
-        """Return the name of building i, unique in the collection."""
+    @property
+    def _name_bits(self) -> int:
+        """Number of bits of the number that a building's name spells."""
         bits = -(-(self.size.bit_length() + 1) // BITS) * BITS
         # A Feistel network needs an even number of bits.
-        bits += bits % 2
-        return word(shuffled(i, bits, self.seed, "building"), bits)
+        return bits + bits % 2
+
+    def name(self, i: int) -> str:
+        """Return the name of building i, unique in the collection."""
+        return word(shuffled(i, self._name_bits, self.seed, "building"), self._name_bits)
 
     def document(self, i: int) -> Document:
-        """Return the document about building i: a sentence for each facet, and up to two fillers."""
-        sentences = []
-        for facet, (value, forms) in enumerate(zip(self.facets[i], _SENTENCES, strict=True)):
-            form = forms[draw(self.seed, i, facet, "text") % len(forms)]
-            sentences.append(form.format(name=self.name(i), word=self._document_phrase(i, facet, int(value))))
-        for n in range(draw(self.seed, i, "fillers") % 3):
-            filler = _FILLERS[draw(self.seed, i, "filler", n) % len(_FILLERS)]
-            sentences.append(filler.format(year=1700 + draw(self.seed, i, "year", n) % 250))
-        # The first sentence stays first: it has the name and the kind.
-        order = sorted(range(1, len(sentences)), key=lambda n: draw(self.seed, i, "order", n))
-        text = " ".join(_capitalize(sentences[n]) for n in [0, *order])
-        return Document(f"b{i}", self.name(i), text)
+        """Return the document about building i."""
+        return Document(f"b{i}", self.name(i), self._text(i, self.name(i), self.facets[i]))
 
-    def _document_phrase(self, i: int, facet: int, value: int) -> str:
-        """Return the phrase by which the document about building i expresses a value."""
+    def _text(self, key: int | str, name: str, facets: Sequence[int]) -> str:
+        """Return the text about a building: a sentence for each facet, and up to two fillers.
+
+        Args:
+            key: Key of the random draws, the number of a building of the collection.
+            name: Name of the building.
+            facets: Index of its value of each facet.
+        """
+        sentences = []
+        for facet, (value, forms) in enumerate(zip(facets, _SENTENCES, strict=True)):
+            form = forms[draw(self.seed, key, facet, "text") % len(forms)]
+            sentences.append(form.format(name=name, word=self._document_phrase(key, facet, int(value))))
+        for n in range(draw(self.seed, key, "fillers") % 3):
+            filler = _FILLERS[draw(self.seed, key, "filler", n) % len(_FILLERS)]
+            sentences.append(filler.format(year=1700 + draw(self.seed, key, "year", n) % 250))
+        # The first sentence stays first: it has the name and the kind.
+        order = sorted(range(1, len(sentences)), key=lambda n: draw(self.seed, key, "order", n))
+        return " ".join(_capitalize(sentences[n]) for n in [0, *order])
+
+    def _document_phrase(self, key: int | str, facet: int, value: int) -> str:
+        """Return the phrase by which the document with a key expresses a value."""
         if FACETS[facet] == "region":
-            return self.town(value, draw(self.seed, i, "town") % TOWNS)
+            return self.town(value, draw(self.seed, key, "town") % TOWNS)
         phrases = (KINDS, MATERIALS, BUILDERS, USES)[facet][value][0]
-        return phrases[draw(self.seed, i, facet, "word") % len(phrases)]
+        return phrases[draw(self.seed, key, facet, "word") % len(phrases)]
+
+    def graded_documents(self, number: int, seed: int) -> list[tuple[int, Document]]:
+        """Return four documents about buildings outside the collection, with their grades for a query.
+
+        Grade 3 satisfies all conditions of the query, 2 the kind and all other conditions but one, 1 only
+        one condition other than the kind, and 0 none. With three conditions, the grade is thus the number
+        that is satisfied. A grade of 2 would be 1 in the judgments of a query with three conditions, and 0
+        with two. Values that the query does not ask about are random.
+
+        Args:
+            number: Number of the training query.
+            seed: Seed of the documents; another one gives other buildings for the same query.
+        """
+        meaning, _, _ = self._draw_query("train", number)
+        bits = self._name_bits + BITS  # one syllable more than the collection's names, so that none is equal
+        documents = []
+        for grade in GRADES:
+            key = f"graded {seed} {number} {grade}"
+            facets = self._facets_of_grade(meaning, grade, key)
+            name = word(shuffled(number * len(GRADES) + grade, bits, self.seed, seed, "graded"), bits)
+            text = self._text(key, name, facets)
+            documents.append((grade, Document(f"graded/train-{number}/{grade}", name, text)))
+        return documents
+
+    def _facets_of_grade(self, meaning: Meaning, grade: int, key: str) -> list[int]:
+        """Return random values of a building that satisfies a query to a degree; see `graded_documents`."""
+        kind, *others = meaning.conditions
+        others.sort(key=lambda facet: draw(self.seed, key, "satisfied", facet))
+        satisfied = ((), others[:1], (kind, *others[1:]), (kind, *others))[grade]
+        values = []
+        for facet, size in enumerate(_SIZES):
+            options = set(range(size))
+            if facet in satisfied:
+                options = meaning.conditions[facet]
+            elif facet in meaning.conditions:
+                options -= meaning.conditions[facet]
+            values.append(sorted(options)[draw(self.seed, key, facet) % len(options)])
+        return values
 
     def town(self, region: int, number: int) -> str:
         """Return the name of a region's town."""
@@ -173,7 +240,12 @@ class Buildings:
         return word(shuffled(region, 12, self.seed, "region"), 12) + "mark"
 
     def query(self, split: str, number: int) -> tuple[str, dict[str, int]]:
-        """Return the text and the grades of a query.
+        """Return the text and the grades of a query."""
+        meaning, anchor, key = self._draw_query(split, number)
+        return self._query_text(meaning, anchor, key), self._grades(meaning, anchor)
+
+    def _draw_query(self, split: str, number: int) -> tuple[Meaning, int | None, tuple]:
+        """Return the meaning of a query, the building that it names or None, and the key of its draws.
 
         Meanings are drawn until one belongs to the split and has at least 3 relevant documents, but no more
         than a tenth of the collection.
@@ -188,7 +260,7 @@ class Buildings:
                 continue
             grades = self._grades(meaning, anchor)
             if 3 <= sum(grade == 2 for grade in grades.values()) <= self.size // 10:
-                return self._query_text(meaning, anchor, key), grades
+                return meaning, anchor, key
         raise UserError(
             f"a collection of {self.size} documents is too small for its queries: use a larger size"
         )

@@ -21,7 +21,7 @@ def load_collection(name: str) -> Collection:
             line.
     """
     if name.startswith("generated:"):
-        return generate(*_parse_size_and_seed(name))
+        return generate(*parse_size_and_seed(name))
     if name.startswith("bright:"):
         return load_bright(name.removeprefix("bright:"))
     if name.startswith("crumb:"):
@@ -46,9 +46,10 @@ def load_collection(name: str) -> Collection:
     return load_beir(path) if t2ranking is None else load_t2ranking(t2ranking)
 
 
-def _parse_size_and_seed(name: str) -> tuple[int, int]:
+def parse_size_and_seed(name: str) -> tuple[int, int]:
+    """Return the size and the seed in the name of a generated collection; raise UserError for other names."""
     try:
-        size, seed = map(int, name.split(":")[1:])
+        size, seed = map(int, name.removeprefix("generated:").split(":"))
     except ValueError:
         raise UserError(
             f"{name!r} is not a generated collection: write generated:SIZE:SEED, for example generated:2000:0"

@@ -115,6 +115,15 @@ def test_gaussian_wasserstein_equals_the_dense_formula(b, m, seed):
     assert scores.grad.isfinite().all()
 
 
+def test_gaussian_wasserstein_does_not_see_which_query_a_row_of_scores_belongs_to():
+    """It compares distributions over the batch: ranking another query's passages first costs nothing."""
+    scores = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
+    labels = torch.eye(4).repeat_interleave(2, 1) * 3
+    distance = gaussian_wasserstein(scores, labels)
+    assert gaussian_wasserstein(scores[[1, 2, 3, 0]], labels).item() == pytest.approx(distance.item())
+    assert gaussian_wasserstein(labels[[1, 2, 3, 0]], labels).item() == pytest.approx(0, abs=1e-6)
+
+
 def test_gaussian_wasserstein_is_zero_for_equal_inputs_and_rejects_a_single_query():
     labels = torch.tensor([[3.0, 0, 0], [0, 2.0, 1.0]])
     assert gaussian_wasserstein(labels, labels).item() == pytest.approx(0, abs=1e-6)

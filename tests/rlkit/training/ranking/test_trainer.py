@@ -209,6 +209,37 @@ def test_grades_of_other_queries_documents_are_labels_of_wasserstein(tmp_path):
     )
 
 
+def test_labels_of_other_queries_passages_are_0_and_grades_are_not_scaled():
+    """In SyCL's batches of 16 lists of four, a passage of grade 3 thus gets 22% of the target."""
+    ids = [[f"d{i}-{grade}" for grade in (3, 2, 1, 0)] for i in range(16)]
+    rows = [row(f"q{i}", names, [3, 2, 1, 0]) | {"relevant": []} for i, names in enumerate(ids)]
+    labels = BatchDocuments.of(collate(rows)).labels
+    assert labels.shape == (16, 64) and labels.sum().item() == 16 * 6
+    assert labels.softmax(-1).max(-1).values.tolist() == pytest.approx([0.2203] * 16, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "batch_size", "num_steps"), [(5, 2, 4), (7, 3, 4), (8, 3, 6), (2, 4, 2)]
+)
+def test_last_batch_of_one_query_is_dropped_by_wasserstein(tmp_path, num_rows, batch_size, num_steps):
+    from transformers import TrainingArguments
+
+    rows = [row(f"q{i}", [f"a{i}", f"b{i}"], [3, 0]) for i in range(num_rows)]
+    model = Scores([r["query"] for r in rows], [text for r in rows for text in r["passages"]])
+    args = TrainingArguments(
+        str(tmp_path),
+        report_to="none",
+        use_cpu=True,
+        num_train_epochs=2,
+        per_device_train_batch_size=batch_size,
+        remove_unused_columns=False,
+        save_strategy="no",
+    )
+    trainer = RankingTrainer(model, Objective("wasserstein"), args=args, train_dataset=rows)
+    trainer.train()
+    assert trainer.state.global_step == num_steps
+
+
 documents = st.lists(st.integers(0, 7), min_size=1, max_size=5, unique=True)
 
 
