@@ -1,4 +1,4 @@
-"""Shared code of the benchmarks that compare training rows: train a residual on a frozen encoder, and test it.
+"""Shared code of the benchmarks that compare training rows: train a residual on a frozen encoder, test it.
 
 A run takes seconds, because the strings are embedded once for all runs.
 """

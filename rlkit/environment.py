@@ -166,6 +166,15 @@ class Environment(ABC):
         """
         return None
 
+    def example(self, task: Mapping[str, Any]) -> str | None:
+        """Return an example of a good first turn, such as a person's, or None if there is none.
+
+        It need not earn the maximum reward: an environment whose best answers are unknown has examples in
+        place of reference answers. `rlkit sft` trains on it with `demonstrations: example`, and `rlkit check`
+        requires that examples earn more than those of other tasks.
+        """
+        return None
+
     def script(self, task: Mapping[str, Any]) -> Sequence[str] | None:
         """Return the assistant turns of a reference solution, or None if there is none.
 

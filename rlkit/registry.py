@@ -34,6 +34,7 @@ ENVIRONMENTS = {
     "rerank-v3": "rlkit.envs.ranking:RerankEnvironment",
     "search-v3": "rlkit.envs.search:SearchEnvironment",
     "simulator-v3": "rlkit.envs.simulator:SimulatorEnvironment",
+    "write-v1": "rlkit.envs.ranking:WriteEnvironment",
 }
 
 # Attributes that an environment must define in addition to the abstract methods.

@@ -6,6 +6,7 @@ from rlkit.envs.ranking.navigate import NavigateEnvironment
 from rlkit.envs.ranking.pairs.environment import PairsEnvironment
 from rlkit.envs.ranking.query import QueryEnvironment
 from rlkit.envs.ranking.rerank import RerankEnvironment
+from rlkit.envs.ranking.write import WriteEnvironment
 
 __all__ = [
     "IdentifyEnvironment",
@@ -14,4 +15,5 @@ __all__ = [
     "PairsEnvironment",
     "QueryEnvironment",
     "RerankEnvironment",
+    "WriteEnvironment",
 ]

@@ -72,6 +72,8 @@ class QueryEnvironment(Environment):
             is reciprocal rank fusion.
         prompt_style: Style of the prompt: "rewrite", "tools" or "reason".
         adaptive: Whether the model can keep the query unchanged.
+        require_tag: Whether an answer without a <query> tag has no query. If false, its first line that is
+            not empty is the query, so that a model that has not learned the format can be a baseline.
         folds, fold: Cross-validation folds; see `RerankEnvironment`.
         drop_query_id: Whether the document with the id of the query is left out; None follows the benchmark.
 
@@ -94,6 +96,7 @@ class QueryEnvironment(Environment):
         combine: str = "interleave",
         prompt_style: str = "rewrite",
         adaptive: bool = False,
+        require_tag: bool = True,
         folds: int | None = None,
         fold: int = 0,
         drop_query_id: bool | None = None,
@@ -102,6 +105,10 @@ class QueryEnvironment(Environment):
         check_choice("prompt_style", prompt_style, PROMPT_STYLES)
         check_integer("depth", depth, 1, 1000)
         check_integer("max_queries", max_queries, 1, 20)
+        if not isinstance(require_tag, bool):
+            raise UserError(f"require_tag must be true or false, not {require_tag!r}")
+        if adaptive and not require_tag:
+            raise UserError("adaptive answers have no tags: remove require_tag")
         try:
             self.measure = canonical_measure(measure)
         except ValueError as error:
@@ -109,7 +116,7 @@ class QueryEnvironment(Environment):
         self.collection = open_collection(collection, folds, fold, drop_query_id)
         self.retriever, self.depth = retriever, depth
         self.max_queries, self.combine = max_queries, combine
-        self.prompt_style, self.adaptive = prompt_style, adaptive
+        self.prompt_style, self.adaptive, self.require_tag = prompt_style, adaptive, require_tag
         self.rewards: Mapping[str, Any] = {
             "retrieval": partial(querying.retrieval, measure=self.measure),
             "gain": partial(querying.gain, measure=self.measure),
@@ -227,7 +234,10 @@ class QueryEnvironment(Environment):
             if (augment := _AUGMENT.search(text)) and augment[1].strip():
                 return [f"{query} {' '.join(augment[1].split())}"]
             return [query] if text.strip() == "/embed" else None
-        queries = [" ".join(match.split()) for match in tag_contents(text, "query")]
+        contents = tag_contents(text, "query")
+        if not contents and not self.require_tag:
+            contents = [line for line in text.splitlines() if line.strip()][:1]
+        queries = [" ".join(content.split()) for content in contents]
         return [text for text in dict.fromkeys(queries) if text][: self.max_queries] or None
 
     def _search(self, texts: Sequence[str]) -> Sequence[Result]:

@@ -15,7 +15,7 @@ from rlkit.errors import UserError
 ALGORITHMS = tuple(PRESETS)
 # Keys that hold a mapping. TRL's parser cannot parse one, so they are typed `str` and contain JSON.
 MAPPINGS = ("environment_args", "reward_args", "reward_concurrency", "guards")
-DEMONSTRATIONS = ("answer", "solution", "mixed")
+DEMONSTRATIONS = ("answer", "solution", "mixed", "example")
 ADAPTER_SIDES = ("query", "document", "both")
 OBJECTIVES = (
     "plackett_luce",
@@ -89,7 +89,8 @@ class SFTArguments(TaskArguments):
     demonstrations: str = key(
         "answer",
         "Training targets: answer, solution (worked solution), mixed (answers to half of the "
-        "tasks, solutions to the others), or best:FILE, the best answers in a saved evaluation.",
+        "tasks, solutions to the others), example (answers of people), or best:FILE, the best answers in "
+        "a saved evaluation.",
     )
     max_completion_length: int = key(256, "Maximum number of completion tokens.")
 

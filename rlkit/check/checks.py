@@ -196,9 +196,10 @@ def _check_prompt(subject: Subject, task: Task) -> str | None:
 def _check_answer(subject: Subject, task: Task) -> str | None:
     answer = subject.environment.answer(task)
     if answer is None:
-        # A task that no single completion solves needs a script instead (`_check_script`).
+        # A task that no single completion solves needs a script or an example instead.
         has_scripts = type(subject.environment).script is not Environment.script
-        return None if has_scripts else "the task has neither a reference answer nor a script"
+        has_example = subject.environment.example(task) is not None
+        return None if has_scripts or has_example else "the task has neither a reference answer nor a script"
     return _maximum_problem(subject, single_turn_row(task, answer))
 
 
@@ -239,6 +240,22 @@ def _check_script(subject: Subject) -> str | None:
         if problem := _maximum_problem(subject, row):
             return f"task {row['task_id']}: {problem}"
     return None
+
+
+def _check_examples(subject: Subject) -> str | None:
+    """On average, examples earn more than those of other tasks, since they need not earn the maximum."""
+    examples = [(task, subject.environment.example(task)) for task in subject.tasks]
+    pairs = [(task, [example]) for task, example in examples if example is not None]
+    if len(pairs) < 2:
+        raise DoesNotApply("there are fewer than two examples")
+    tasks, scripts = map(list, zip(*pairs, strict=True))
+    totals = []
+    for shift in (0, 1):
+        rows = play(subject.environment, tasks, scripts[shift:] + scripts[:shift])
+        totals.append(sum(subject.reward_and_maximum(row)[0] for row in rows) / len(rows))
+    if totals[0] > totals[1]:
+        return None
+    return f"examples earn {totals[0]:g} on average, and those of other tasks {totals[1]:g}"
 
 
 def _check_guess(subject: Subject) -> str | None:
@@ -354,6 +371,7 @@ CHECKS: dict[str, Callable[[Subject], str | None]] = {
     "the reference answer earns the maximum reward": _on_each_task(_check_answer),
     "the worked solution earns the maximum reward": _on_each_task(_check_solution),
     "the reference script earns the maximum reward": _check_script,
+    "examples earn more than those of other tasks": _check_examples,
     "the most frequent answer is rarely correct": _check_guess,
     "an empty answer earns nothing": _on_each_task(_check_empty),
     "a garbage answer is not correct": _on_each_task(_check_garbage),

@@ -26,6 +26,7 @@ def learning_values(
     documents: np.ndarray,
     dev_queries: np.ndarray,
     dev_targets: np.ndarray,
+    *,
     temperature: float = 0.05,
 ) -> np.ndarray:
     """Return the value of each training pair for each dev pair, (Q, V).

@@ -35,7 +35,8 @@ def demonstrations(environment: Environment, tasks: datasets.Dataset, kind: str)
         environment: Environment that the tasks are from.
         tasks: Tasks to demonstrate.
         kind: Kind of demonstration: "answer" for the bare answer, "solution" for a worked solution, or
-            "mixed" for the answer to about half of the tasks and a worked solution to the others.
+            "mixed" for the answer to about half of the tasks and a worked solution to the others, or "example"
+            for an example that need not be the best answer.
 
     Raises:
         UserError: The environment has no demonstration of this kind for a task, or `kind` is "mixed" and the
@@ -51,9 +52,13 @@ def demonstrations(environment: Environment, tasks: datasets.Dataset, kind: str)
         is_bare = kind == "answer"
         if kind == "mixed":
             is_bare = hashed_choice(f"demonstration {task['task_id']}", 2) == 1
-        text = environment.answer(task) if is_bare else environment.solution(task)
+        if kind == "example":
+            name, text = "example", environment.example(task)
+        elif is_bare:
+            name, text = "answer", environment.answer(task)
+        else:
+            name, text = "worked solution", environment.solution(task)
         if text is None:
-            name = "answer" if is_bare else "worked solution"
             raise UserError(f"{environment.id} has no {name} for task {task['task_id']}")
         if isinstance(task["prompt"], str):
             return {"prompt": task["prompt"], "completion": text}

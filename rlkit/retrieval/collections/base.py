@@ -95,7 +95,7 @@ class Collection:
         Raises:
             UserError: `k` is below 2 or above the number of queries, or `fold` is not in [0, k).
         """
-        merged = _merge_splits(self.qrels)
+        merged = merge_splits(self.qrels)
         if not 2 <= k <= len(merged) or not 0 <= fold < k:
             raise UserError(
                 f"{self.name}: folds={k} with fold={fold} is out of range; folds must be from 2 to "
@@ -110,7 +110,7 @@ class Collection:
             splits[names.get(offsets[query], "train")][query] = merged[query]
         qrels = {split: judged for split, judged in splits.items() if judged}
 
-        merged_binary = _merge_splits(self.binary)
+        merged_binary = merge_splits(self.binary)
         binary: dict[str, Qrels] = {}
         if merged_binary:
             for split, judged in qrels.items():
@@ -129,7 +129,8 @@ def drops_query_id(name: str) -> bool:
     return not {*name.lower().split("/")}.isdisjoint(DROP_QUERY_ID)
 
 
-def _merge_splits(splits: Mapping[str, Qrels]) -> Qrels:
+def merge_splits(splits: Mapping[str, Qrels]) -> Qrels:
+    """Return the grades of all splits by query and document."""
     merged: Qrels = {}
     for judged in splits.values():
         for query, grades in judged.items():

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rlkit.errors import UserError, check_integer
 from rlkit.files import atomic_folder, atomic_write
-from rlkit.retrieval.collections.base import Qrels
+from rlkit.retrieval.collections.base import Collection, Qrels
 from rlkit.retrieval.documents import Document
 
 SPLITS = ("train", "dev", "test")
@@ -51,6 +51,23 @@ def write_beir(
         for query, grades in judged.items():
             lines += [f"{query}\t{document}\t{grade}\n" for document, grade in grades.items()]
         atomic_write(folder / "qrels" / f"{split}.tsv", "".join(lines))
+
+
+def check_fits_beir(collection: Collection) -> None:
+    """Raise UserError if BEIR's layout cannot hold how a collection is judged."""
+    properties = {
+        "passages that are judged by document": collection.document_of is not None,
+        "separate binary judgments": bool(collection.binary),
+        "excluded documents": bool(collection.excluded),
+        "minimum relevant grades": bool(collection.min_grades),
+        "documents to drop for the id of their query": collection.drop_query_id,
+    }
+    unsupported = [name for name, is_used in properties.items() if is_used]
+    if unsupported:
+        raise UserError(
+            f"{collection.name} has {' and '.join(unsupported)}, which BEIR's layout cannot hold; use "
+            "another collection"
+        )
 
 
 def split_of(group: str) -> str:

@@ -89,6 +89,20 @@ def test_parse_queries(make, completion, queries):
 @pytest.mark.parametrize(
     ("completion", "queries"),
     [
+        ("\n \n a  b \nc", ["a b"]),
+        ("<think>x</think>\na\nb", ["a"]),
+        ("first\n<query>a</query>", ["a"]),
+        ("<query> </query>\nfirst", None),
+        (" \n", None),
+    ],
+)
+def test_first_line_is_the_query_if_no_tag_is_required(make, completion, queries):
+    assert make(require_tag=False).parse_queries(completion, "original") == queries
+
+
+@pytest.mark.parametrize(
+    ("completion", "queries"),
+    [
         ("/embed", ["original"]),
         (" /embed\n", ["original"]),
         ("/augment red  wine", ["original red wine"]),
@@ -165,6 +179,8 @@ def test_merged_rankings_have_each_document_once(rankings):
         ({"measure": "ndgc@10"}, "there is no measure 'ndgc@10'"),
         ({"depth": 0}, "depth must be an integer from 1"),
         ({"max_queries": 21}, "max_queries must be an integer from 1 to 20"),
+        ({"require_tag": "no"}, "require_tag must be true or false, not 'no'"),
+        ({"require_tag": False, "adaptive": True}, "adaptive answers have no tags"),
     ],
 )
 def test_invalid_arguments_are_errors(arguments, message):

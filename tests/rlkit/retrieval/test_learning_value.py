@@ -29,7 +29,7 @@ def test_learning_value_is_the_product_of_the_gradients_of_autograd(seed, num_do
     documents = unit_vectors(rng, num_documents, size)
     queries, dev_queries = unit_vectors(rng, 3, size), unit_vectors(rng, 2, size)
     targets, dev_targets = rng.integers(0, num_documents, 3), rng.integers(0, num_documents, 2)
-    values = learning_values(queries, targets, documents, dev_queries, dev_targets, temperature)
+    values = learning_values(queries, targets, documents, dev_queries, dev_targets, temperature=temperature)
     for row in range(3):
         gradient = loss_gradient(queries[row], targets[row], documents, temperature)
         for column in range(2):

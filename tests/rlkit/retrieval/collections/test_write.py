@@ -1,14 +1,16 @@
 """Collections that scripts write are in BEIR's layout, and no query has answers in two splits."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rlkit.errors import UserError
+from rlkit.retrieval.collections.base import Collection
 from rlkit.retrieval.collections.load import load_collection
-from rlkit.retrieval.collections.write import split_of, write_collection
+from rlkit.retrieval.collections.write import check_fits_beir, split_of, write_collection
 
 DOCUMENTS = {"a": "text of a", "b": "text of b\n\u2028 end", "c": "text of c", "d": "é"}
 SPLITS = {"a": "train", "b": "dev", "c": "test", "d": "test"}
@@ -59,3 +61,19 @@ def test_split_of_gives_sixty_fifteen_and_twenty_five_percent():
 @given(st.text(alphabet=st.characters(exclude_categories=("Cs",))))
 def test_split_of_is_the_same_at_each_call(name):
     assert split_of(name) == split_of(name) and split_of(name) in ("train", "dev", "test")
+
+
+@pytest.mark.parametrize(
+    ("properties", "message"),
+    [
+        ({"document_of": str}, "passages that are judged by document"),
+        ({"binary": {"test": {"q": {"a": 1}}}}, "separate binary judgments"),
+        ({"excluded": {"q": frozenset("a")}}, "excluded documents"),
+        ({"min_grades": {"rr": 2}, "drop_query_id": True}, "minimum relevant grades and documents to drop"),
+    ],
+)
+def test_judgments_that_beir_cannot_hold_are_an_error(properties, message):
+    collection = Collection("name", lambda: iter(()), {"q": "text"}, {"test": {"q": {"a": 1}}})
+    check_fits_beir(collection)
+    with pytest.raises(UserError, match=f"name has {message}.*, which BEIR's layout cannot hold"):
+        check_fits_beir(replace(collection, **properties))
