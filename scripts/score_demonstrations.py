@@ -8,22 +8,21 @@
     rlkit eval MODEL --environment demonstrate-v1 --environment_args.collection data/metatool \\
         --environment_args.retriever dense:runs/demonstrations/model
 
-The questions are training queries. Each gets the first demonstrations of a retriever and some random ones, and
-the frozen language model reads each of them alone before the question. The rows are those of
+The questions are training queries. Each gets the first demonstrations of a retriever and some random ones,
+and the frozen language model reads each of them alone before the question. The rows are those of
 `rlkit/envs/ranking/pairs/demonstrations.py`.
 """
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from rich.progress import track
 
 from rlkit.arguments.command_line import CommandParser, output_file
 from rlkit.commands.run import run_command
-from rlkit.envs.ranking.demonstrate import RANDOM, DemonstrateEnvironment, Example
-from rlkit.envs.ranking.pairs.demonstrations import answer_probabilities, demonstration_rows
+from rlkit.envs.ranking.demonstrate import DemonstrateEnvironment, Example
+from rlkit.envs.ranking.pairs.demonstrations import add_random, answer_probabilities, demonstration_rows
 from rlkit.envs.ranking.pairs.rows import PairRow, write_rows
 from rlkit.errors import UserError, check_integer
 
@@ -44,9 +43,8 @@ def main() -> int:
         collection=options.collection, retriever=options.retriever, folds=options.folds, fold=options.fold
     )
     questions = environment.questions("train", options.seed)[: options.questions]
-    candidates = choose_candidates(
-        environment, questions, options.candidates, options.random_candidates, options.seed
-    )
+    rankings = environment.find(questions, options.candidates, options.seed)
+    candidates = add_random(environment, questions, rankings, options.random_candidates, options.seed)
     rows = score_rows(options.model, questions, candidates)
     write_rows(options.out, rows)
     print(describe(rows, options.candidates))
@@ -73,23 +71,6 @@ def build_parser() -> CommandParser:
     add("--seed", type=int, default=0, help="random seed (default: %(default)s)")
     add("-o", "--out", type=output_file, required=True, metavar="FILE", help="JSONL file for the rows")
     return parser
-
-
-def choose_candidates(
-    environment: DemonstrateEnvironment,
-    questions: Sequence[Example],
-    num_retrieved: int,
-    num_random: int,
-    seed: int,
-) -> list[list[Example]]:
-    """Return the demonstrations to score for each question: those of the retriever, and then random ones."""
-    candidates = []
-    for question, ranking in zip(questions, environment.find(questions, num_retrieved, seed), strict=True):
-        # Some of the random ones may be in the ranking.
-        drawn = environment.draw(question, num_retrieved + num_random, seed) if num_random else []
-        additional = [example for example in drawn if example not in ranking][:num_random]
-        candidates.append([*ranking, *additional])
-    return candidates
 
 
 def score_rows(

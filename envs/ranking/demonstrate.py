@@ -1,17 +1,16 @@
 """`demonstrate-v1`: answer a question after demonstrations that a retriever has found for it.
 
-    Answer the last question. Write only the answer, in the form of the answers before it.
+    user       Answer each question. Write only the answer.
 
-    Question: What was Apple's stock price at the end of May?
-    Answer: FinanceTool
+               What was Apple's stock price at the end of May?
+    assistant  FinanceTool
+    user       I need a polished and concise resume
 
-    Question: I need a polished and concise resume
-    Answer:
-
-The demonstrations are training queries with the id of their relevant document, and the answer of a task is such
-an id, too. Evaluations with different retrievers compare the retrievers; `rlkit sft` and `rlkit train` with one
-are meta-training with retrieved demonstrations (arXiv 2307.00119). `rlkit.envs.ranking.pairs.demonstrations`
-makes training rows for a retriever.
+A demonstration is a turn of the chat: small models that are trained to chat do not continue a list of
+examples in one message. The demonstrations are training queries with the id of their relevant document, and
+the answer of a task is such an id, too. Evaluations with different retrievers compare the retrievers;
+`rlkit sft` and `rlkit train` with one are meta-training with retrieved demonstrations (arXiv 2307.00119).
+`rlkit.envs.ranking.pairs.demonstrations` makes training rows for a retriever.
 """
 
 from __future__ import annotations
@@ -39,10 +38,7 @@ logger = logging.getLogger(__name__)
 
 RANDOM = "random"  # name of the retriever that draws demonstrations
 MAX_WORDS = 60  # of the question of a demonstration; a longer one is truncated
-INSTRUCTION = "Answer the question. Write only the answer."
-INSTRUCTION_WITH_EXAMPLES = (
-    "Answer the last question. Write only the answer, in the form of the answers before it."
-)
+INSTRUCTION = "Answer each question. Write only the answer."
 
 
 @dataclass(frozen=True)
@@ -67,22 +63,23 @@ class Example:
 
 def demonstration_prompt(question: str, demonstrations: Sequence[Example]) -> list[dict[str, str]]:
     """Return the chat messages that ask a question after demonstrations, in their order."""
-    blocks = [
-        f"Question: {prompt_line(example.question, MAX_WORDS)}\nAnswer: {example.answers[0]}"
-        for example in demonstrations
-    ]
-    blocks.append(f"Question: {prompt_line(question)}\nAnswer:")
-    instruction = INSTRUCTION_WITH_EXAMPLES if demonstrations else INSTRUCTION
-    return [{"role": "user", "content": "\n\n".join([instruction, *blocks])}]
+    messages = []
+    for example in demonstrations:
+        messages.append({"role": "user", "content": prompt_line(example.question, MAX_WORDS)})
+        messages.append({"role": "assistant", "content": example.answers[0]})
+    messages.append({"role": "user", "content": prompt_line(question)})
+    messages[0]["content"] = f"{INSTRUCTION}\n\n{messages[0]['content']}"
+    return messages
 
 
 class DemonstrateEnvironment(Environment):
     """Environment for answers after retrieved demonstrations.
 
     Args:
-        collection: Collection with judged queries; see `rlkit.retrieval.collections.base`. Its training queries
-            are the demonstrations. Of the documents, only the ids are used.
-        retriever: Name of a retriever (`rlkit.retrieval.retrievers`) that finds the demonstrations, or "random".
+        collection: Collection with judged queries; see `rlkit.retrieval.collections.base`. Its training
+            queries are the demonstrations. Of the documents, only the ids are used.
+        retriever: Name of a retriever (`rlkit.retrieval.retrievers`) that finds the demonstrations, or
+            "random".
         demonstrations: Number of demonstrations in the prompt; 0 for none.
         folds: Number of cross-validation folds of the queries, for collections without training queries.
         fold: Index of the fold that is the test split.
@@ -132,7 +129,7 @@ class DemonstrateEnvironment(Environment):
                 by_question.setdefault(key, example)
         if num_held_out:
             logger.warning(
-                "%d training queries of %s are also held-out queries, and are neither tasks nor demonstrations",
+                "%d training queries of %s are also held-out queries; they are left out",
                 num_held_out,
                 self.collection.name,
             )
@@ -151,8 +148,8 @@ class DemonstrateEnvironment(Environment):
     def tasks(self, split: str, n: int | None = None, seed: int = 0) -> datasets.Dataset:
         """Return the first `n` questions of a split with their demonstrations.
 
-        A question is never among its own demonstrations, and a held-out one is never a demonstration. The seed
-        also draws random demonstrations.
+        A question is never among its own demonstrations, and a held-out one is never a demonstration. The
+        seed also draws random demonstrations.
 
         Columns: `prompt`, `task_id`, `query_id`, `query`, `relevant` (ids of the relevant documents, best
         first) and `demonstrations` (ids of their queries, best last).
@@ -246,7 +243,7 @@ class DemonstrateEnvironment(Environment):
                 if len(name.splitlines()) != 1 or name != name.strip():
                     raise UserError(
                         f"{self.collection.name}: the ids of the documents are the answers, so an id must be "
-                        f"one line without white space around it, not {name!r:.60}; rename it in the judgments"
+                        f"one line without white space around it, not {name!r:.60}; rename it in the qrels"
                     )
             questions.append(Example(query.id, query.text, tuple(query.relevant)))
         return questions

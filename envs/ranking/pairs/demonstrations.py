@@ -4,9 +4,9 @@
      "passages": ["I need a room in Rome.\\nTripTool", "What is the news today?\\nNewsTool"],
      "targets": [0.62, 0.03], "source": "demonstrations", "passage_documents": ["s1", "s9"]}
 
-The target of a demonstration z for a question x is the probability of the correct answer y after it, as a mean
-per token, exp(1/|y| Σ_i log p(y_i | x, z, y_<i)). It is in [0, 1]. Within a row, y is the same, so the order is
-that of p(y | x, z); the mean keeps the targets of long answers apart, which would all be about 0.
+The target of a demonstration z for a question x is the probability of the correct answer y after it, as a
+geometric mean over its tokens, exp(1/|y| Σ_i log p(y_i | x, z, y_<i)). It is in [0, 1]. Within a row, y is
+the same, so the order is that of p(y | x, z). Without the mean, all targets of a long answer would be near 0.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rlkit.envs.ranking.demonstrate import Example, demonstration_prompt
+from rlkit.envs.ranking.demonstrate import DemonstrateEnvironment, Example, demonstration_prompt
 from rlkit.envs.ranking.pairs.rows import PairRow
 from rlkit.errors import UserError
 
@@ -103,6 +103,31 @@ def answer_probabilities(
         answers += [question.answers[0]] * len(examples)
     flat = iter(token_log_probs(model, tokenizer, prompts, answers))
     return [[math.exp(np.mean(next(flat))) for _ in examples] for examples in candidates]
+
+
+def add_random(
+    environment: DemonstrateEnvironment,
+    questions: Sequence[Example],
+    rankings: Sequence[Sequence[Example]],
+    num_random: int,
+    seed: int = 0,
+) -> list[list[Example]]:
+    """Return the demonstrations of each question, with others at the end that are drawn at random.
+
+    Args:
+        environment: Environment that draws them.
+        questions: Questions.
+        rankings: Demonstrations of each question that a retriever has found.
+        num_random: Number of random demonstrations per question.
+        seed: Random seed.
+    """
+    candidates = []
+    for question, ranking in zip(questions, rankings, strict=True):
+        # Some of those drawn may be in the ranking.
+        drawn = environment.draw(question, len(ranking) + num_random, seed)
+        additional = [example for example in drawn if example not in ranking]
+        candidates.append([*ranking, *additional[:num_random]])
+    return candidates
 
 
 def demonstration_rows(
