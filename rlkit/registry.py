@@ -25,6 +25,7 @@ PACKAGE = Path(__file__).parent
 # The environments that come with rlkit, by id.
 ENVIRONMENTS = {
     "causal-v1": "rlkit.envs.causal:CausalEnvironment",
+    "demonstrate-v1": "rlkit.envs.ranking:DemonstrateEnvironment",
     "identify-v1": "rlkit.envs.ranking:IdentifyEnvironment",
     "intent-v5": "rlkit.envs.ranking:IntentEnvironment",
     "math-v1": "rlkit.envs.math:MathEnvironment",

@@ -1,5 +1,6 @@
 """Retrieval and ranking environments, whose tasks come from collections with judged queries."""
 
+from rlkit.envs.ranking.demonstrate import DemonstrateEnvironment
 from rlkit.envs.ranking.identify import IdentifyEnvironment
 from rlkit.envs.ranking.intent import IntentEnvironment
 from rlkit.envs.ranking.navigate import NavigateEnvironment
@@ -9,6 +10,7 @@ from rlkit.envs.ranking.rerank import RerankEnvironment
 from rlkit.envs.ranking.write import WriteEnvironment
 
 __all__ = [
+    "DemonstrateEnvironment",
     "IdentifyEnvironment",
     "IntentEnvironment",
     "NavigateEnvironment",

@@ -1,0 +1,113 @@
+"""Score demonstrations by the probability of the correct answer, as training rows for a retriever of them.
+
+    python scripts/score_demonstrations.py data/metatool --model bundled:smollm2-135m \\
+        --retriever dense:bundled:all-minilm-l6-v2 --questions 200 -o demonstrations.jsonl
+    rlkit rank configs/ranking/pairs.yaml --environment_args '{"pairs": "demonstrations.jsonl"}' \\
+        --model_name_or_path bundled:all-minilm-l6-v2 --adapter_rank 64 --objective distillation \\
+        --temperature 0.05 --learning_rate 1e-3 --evaluation_tasks 0 -o runs/demonstrations
+    rlkit eval MODEL --environment demonstrate-v1 --environment_args.collection data/metatool \\
+        --environment_args.retriever dense:runs/demonstrations/model
+
+The questions are training queries. Each gets the first demonstrations of a retriever and some random ones,
+and the frozen language model reads each of them alone before the question. The rows are those of
+`rlkit/envs/ranking/pairs/demonstrations.py`.
+"""
+
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+from rich.progress import track
+
+from rlkit.arguments.command_line import CommandParser, output_file
+from rlkit.commands.run import run_command
+from rlkit.envs.ranking.demonstrate import DemonstrateEnvironment, Example
+from rlkit.envs.ranking.pairs.demonstrations import add_random, answer_probabilities, demonstration_rows
+from rlkit.envs.ranking.pairs.rows import PairRow, write_rows
+from rlkit.errors import UserError, check_integer
+
+BATCH_SIZE = 8  # questions between two updates of the progress bar
+
+
+def main() -> int:
+    """Write one row per question to a file and print what the model prefers."""
+    options = build_parser().parse_args(sys.argv[1:])
+    check_integer("--questions", options.questions, 1)
+    check_integer("--candidates", options.candidates, 1)
+    check_integer("--random_candidates", options.random_candidates, 0)
+    if options.candidates + options.random_candidates < 2:
+        raise UserError("a row needs two demonstrations to compare: increase --candidates")
+    if options.out.suffix != ".jsonl":
+        raise UserError(f"--out must end in .jsonl, not {options.out.name}")
+    environment = DemonstrateEnvironment(
+        collection=options.collection, retriever=options.retriever, folds=options.folds, fold=options.fold
+    )
+    questions = environment.questions("train", options.seed)[: options.questions]
+    rankings = environment.find(questions, options.candidates, options.seed)
+    candidates = add_random(environment, questions, rankings, options.random_candidates, options.seed)
+    rows = score_rows(options.model, questions, candidates)
+    write_rows(options.out, rows)
+    print(describe(rows, options.candidates))
+    print(f"{len(rows):,} rows: {options.out}")
+    return 0
+
+
+def build_parser() -> CommandParser:
+    """Return the parser of the script's options."""
+    parser = CommandParser(description="Score demonstrations with a frozen language model.")
+    add = parser.add_argument
+    add("collection", metavar="COLLECTION", help="collection whose training queries are the demonstrations")
+    add("--model", default="bundled:smollm2-135m", help="language model (default: %(default)s)")
+    add("--retriever", default="bm25", help="retriever of the first demonstrations, or random (default: "
+        "%(default)s)")  # fmt: skip
+    add("--candidates", type=int, default=12, metavar="N", help="number of demonstrations from the retriever "
+        "per question (default: %(default)s)")  # fmt: skip
+    add("--random_candidates", type=int, default=4, metavar="N",
+        help="number of additional random demonstrations per question (default: %(default)s)")  # fmt: skip
+    add("--questions", type=int, default=200, metavar="N",
+        help="maximum number of questions (default: %(default)s)")  # fmt: skip
+    add("--folds", type=int, help="number of cross-validation folds of the queries")
+    add("--fold", type=int, default=0, help="index of the test fold (default: %(default)s)")
+    add("--seed", type=int, default=0, help="random seed (default: %(default)s)")
+    add("-o", "--out", type=output_file, required=True, metavar="FILE", help="JSONL file for the rows")
+    return parser
+
+
+def score_rows(
+    name: str, questions: Sequence[Example], candidates: Sequence[Sequence[Example]]
+) -> list[PairRow]:
+    """Return the row of each question with at least two candidates, scored by a model."""
+    import torch
+    from trl import ModelConfig
+
+    from rlkit.models.load import load_model
+
+    model, tokenizer = load_model(ModelConfig(model_name_or_path=name, dtype="float32"))
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    pairs = [pair for pair in zip(questions, candidates, strict=True) if len(pair[1]) > 1]
+    if not pairs:
+        raise UserError("no question has two demonstrations: use another --retriever")
+    rows: list[PairRow] = []
+    for start in track(range(0, len(pairs), BATCH_SIZE), description="scoring"):
+        batch = pairs[start : start + BATCH_SIZE]
+        of_batch, to_score = [question for question, _ in batch], [examples for _, examples in batch]
+        rows += demonstration_rows(
+            of_batch, to_score, answer_probabilities(model, tokenizer, of_batch, to_score)
+        )
+    return rows
+
+
+def describe(rows: Sequence[PairRow], num_retrieved: int) -> str:
+    """Return the mean probability of the answer after the first, the best and the additional candidates."""
+    first = np.mean([row.targets[0] for row in rows])
+    best = np.mean([max(row.targets) for row in rows])
+    additional = [target for row in rows for target in row.targets[num_retrieved:]]
+    line = (
+        f"probability of the answer per token: {first:.3f} after the retriever's first demonstration, "
+        f"{best:.3f} after the best candidate"
+    )
+    return line + (f", {np.mean(additional):.3f} after random ones" if additional else "")
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_command(main))
