@@ -39,15 +39,22 @@ def tune_for_cpu() -> None:
     AttentionInterface.register("sdpa", cpu_attention)
 
 
+def has_slow_bfloat16() -> bool:
+    """Return whether this CPU emulates bfloat16 arithmetic.
+
+    Without AVX-512, a batched matrix product in bfloat16 takes up to a hundred times as long as in float32.
+    """
+    is_x86 = platform.machine() in ("x86_64", "AMD64")
+    return is_x86 and torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2")
+
+
 def warn_if_bfloat16_is_slow(remedy: str) -> None:
     """Log a warning if this CPU emulates bfloat16 arithmetic.
 
     Args:
         remedy: Option that selects float32 instead.
     """
-    # Without AVX-512, a batched matrix product in bfloat16 takes up to a hundred times as long as in float32.
-    is_x86 = platform.machine() in ("x86_64", "AMD64")
-    if is_x86 and torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2"):
+    if has_slow_bfloat16():
         logger.warning("bfloat16 is many times slower than float32 on this CPU (no AVX-512): set %s", remedy)
 
 

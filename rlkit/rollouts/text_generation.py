@@ -245,11 +245,13 @@ def _open_transformers(path: str) -> tuple[Any, Any, tuple[int, ...]]:
     import torch
     from trl import ModelConfig
 
+    from rlkit.models.cpu import has_slow_bfloat16
     from rlkit.models.load import load_model
     from rlkit.rollouts.local.engine import TransformersEngine
     from rlkit.rollouts.tokenize import eos_token_ids
 
-    model, tokenizer = load_model(ModelConfig(model_name_or_path=path, dtype="bfloat16"))
+    dtype = "float32" if has_slow_bfloat16() and not torch.cuda.is_available() else "bfloat16"
+    model, tokenizer = load_model(ModelConfig(model_name_or_path=path, dtype=dtype))
     if torch.cuda.is_available():
         model.to("cuda")
     model.eval()

@@ -35,8 +35,8 @@ def demonstrations(environment: Environment, tasks: datasets.Dataset, kind: str)
         environment: Environment that the tasks are from.
         tasks: Tasks to demonstrate.
         kind: Kind of demonstration: "answer" for the bare answer, "solution" for a worked solution, or
-            "mixed" for the answer to about half of the tasks and a worked solution to the others, or "example"
-            for an example that need not be the best answer.
+            "mixed" for the answer to about half of the tasks and a worked solution to the others, or
+            "example" for an example that need not be the best answer.
 
     Raises:
         UserError: The environment has no demonstration of this kind for a task, or `kind` is "mixed" and the

@@ -91,8 +91,8 @@ def test_learning_value_does_not_apply_without_an_encoder():
 
 
 def test_shares_count_trigrams_and_words_that_are_not_usual():
-    document = "book cheap flights to lisbon and porto".split()
-    query = "how do i book cheap flights to rome".split()
+    document = ["book", "cheap", "flights", "to", "lisbon", "and", "porto"]
+    query = ["how", "do", "i", "book", "cheap", "flights", "to", "rome"]
     shares = shares_copied(query, document, ["lisbon", "cheap"], {"how", "do", "i", "to"})
     assert shares == {
         "copied_ngrams": pytest.approx(2 / 6),
