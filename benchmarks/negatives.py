@@ -6,7 +6,7 @@ sources have the same rows, and one negative per row, whose document is fixed; a
 the order of the rows. There are two ways to train:
 
 - "infonce": the negatives are the passages of the batch and the hard one. The baseline "none" has only those
-  of the batch.
+  of the batch; "random" adds a random document.
 - "ranknet": the hard negative is the only one, so that those of the batch cannot hide its effect. The
   baseline is a random document.
 
@@ -15,7 +15,7 @@ nDCG@10 on a fifth of the training queries. The cross-encoder is trained on the 
 reranks the first 100 documents of BM25. SmolLM2 writes from the query alone.
 
     python scripts/build_man_collection.py -o runs/pairs/man
-    python benchmarks/negatives.py
+    python benchmarks/negatives.py --backend vllm
 """
 
 import itertools
@@ -40,7 +40,7 @@ from rlkit.retrieval.documents import passage_text
 
 RESULTS = Path(__file__).parent / "results" / "negatives.json"
 SCRIPTS = Path(__file__).parent.parent / "scripts"
-MEASURES = ["ndcg@10", "p@10", "recall@100"]
+MEASURES = ["ndcg@10", "precision@10", "recall@100"]
 NONE, RANDOM, BM25, CROSS_ENCODER, WRITTEN = "none", "random", "bm25", "cross_encoder", "written"
 HARD = (BM25, CROSS_ENCODER, WRITTEN)
 # Sources that each objective is trained with; the first one is the baseline.
@@ -59,7 +59,7 @@ PAIRS = [
         for first, second in itertools.combinations(HARD, 2)
     ],
 ]
-SETTINGS = [{"steps": steps, "learning_rate": rate} for steps in (50, 200) for rate in (1e-4, 3e-4, 1e-3)]
+SETTINGS = [{"steps": steps, "learning_rate": rate} for steps in (50, 150) for rate in (3e-4, 1e-3)]
 HELD_OUT = 0.2  # share of the training queries on which the settings are chosen
 NUM_RERANKED = 200  # test queries on which the cross-encoder itself is measured
 
