@@ -1,0 +1,68 @@
+import subprocess
+import sys
+
+import pytest
+
+from rlkit.envs.ranking.pairs.rows import PairRow, read_rows, write_rows
+from rlkit.errors import UserError
+from scripts import mine_negatives
+from tests.envs.ranking.folders import write_beir
+
+NUMBERS = range(12)
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Collection of 12 documents, two words of which are in each query, and a pair for each."""
+    words = [f"word{i}" for i in NUMBERS]
+    documents = {f"d{i}": f"{words[i]} {words[(i + 1) % 12]} {'common ' * i}" for i in NUMBERS}
+    qrels = {"train": {f"q{i}": {f"d{i}": 1} for i in NUMBERS}}
+    queries = {f"q{i}": words[i] for i in NUMBERS}
+    collection = write_beir(tmp_path / "collection", documents, queries, qrels)
+    pairs = tmp_path / "pairs.jsonl"
+    rows = [PairRow(f"r{i}", queries[f"q{i}"], (documents[f"d{i}"],), (1.0,), "", f"d{i}") for i in NUMBERS]
+    write_rows(pairs, [*rows, PairRow("unknown", "nothing", ("nothing",), (1.0,), "", "d0")])
+    return collection, pairs, tmp_path / "triples.jsonl"
+
+
+def test_rows_with_their_negatives_are_written(files):
+    collection, pairs, out = files
+    command = [sys.executable, "scripts/mine_negatives.py", collection, str(pairs), "--by", "bm25"]
+    result = subprocess.run([*command, "-o", str(out)], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    rows = read_rows(out)
+    assert [row.id for row in rows] == [f"r{i}" for i in NUMBERS]
+    assert [row.passage_documents for row in rows] == [(f"d{i}", f"d{(i - 1) % 12}") for i in NUMBERS]
+    assert all(row.targets == (1.0, 0.0) for row in rows)
+    assert "13 rows, 92.3% with a negative; 1 rows without one are left out; 12 negatives" in result.stdout
+    assert "Above 0.9, the negatives teach style rather than relevance" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--by", "written"], "--by written requires --model"),
+        (["--by", "bm25", "--model", "m"], "retrievers do not accept it"),
+        (["--by", "written", "--model", "m", "--skip", "1"], "--skip must be 0 with --by written"),
+        (["--by", "bm25", "--show_positive"], "--show_positive must be used with --by written"),
+        (["--by", "bm25", "--num_negatives", "0"], "--num_negatives must be an integer of at least 1, not 0"),
+        (["--by", "bm52"], "there is no retriever 'bm52'"),
+        (["--by", "bm25", "--skip", "99"], "bm25 gives no negative for any of the 13 rows"),
+    ],
+)
+def test_bad_options_are_refused(files, monkeypatch, options, message):
+    collection, pairs, out = files
+    monkeypatch.setattr(sys, "argv", ["mine_negatives.py", collection, str(pairs), *options, "-o", str(out)])
+    with pytest.raises(UserError, match=message):
+        mine_negatives.main()
+    assert not out.exists()
+
+
+def test_rows_whose_passages_are_queries_are_refused(files, monkeypatch):
+    collection, pairs, out = files
+    write_rows(pairs, [PairRow("p", "a document", ("a b", "c"), (1.0, 0.0), passages_are_queries=True)])
+    monkeypatch.setattr(
+        sys, "argv", ["mine_negatives.py", collection, str(pairs), "--by", "bm25", "-o", str(out)]
+    )
+    with pytest.raises(UserError, match="have queries as passages"):
+        mine_negatives.main()
