@@ -48,7 +48,9 @@ FOLDS, SEEN_DEV = 5, 0.1
 PER_DOCUMENT = 8  # queries that are written, and requests of people that are trained on
 EXAMPLES = 5  # of the writer without training
 MAX_TOKENS = 40
-SFT_STEPS, GRPO_STEPS = 30, 30
+SFT_STEPS, GRPO_STEPS, SECOND_STEPS = 20, 20, 12
+DOCUMENT_WORDS = 40  # in a prompt
+HELD_OUT_TASKS = 40
 STEPS, LEARNING_RATE = 300, 1e-3  # of the residual
 TOP = 10  # of the round trip
 WRITERS = ("few-shot", "sft", "grpo", "grpo, second round")
@@ -95,10 +97,11 @@ def train(command: str, collection: Path, seed: int, run: Path, steps: int, **ch
     """Train with a config, unless the run exists, and return the folder of the model."""
     if not (run / "model").exists():
         config = CONFIGS / "ranking" / ("write_sft.yaml" if command == "sft" else "write.yaml")
-        arguments = {"collection": str(collection)} | changes.pop("environment_args", {})
+        arguments = {"collection": str(collection), "document_words": DOCUMENT_WORDS}
+        arguments |= changes.pop("environment_args", {})
         options = {
             "environment_args": json.dumps(arguments),
-            "evaluation_tasks": 60,
+            "evaluation_tasks": 0 if command == "sft" else HELD_OUT_TASKS,
             "max_steps": steps,
             "save_strategy": "no",
             **changes,
@@ -113,7 +116,8 @@ def write(writer: str, model: str | Path, collection: Collection, seed: int, out
         test_ids = {name for grades in collection.judged("test").values() for name, g in grades.items() if g}
         documents = [document for document in collection.documents() if document.id in test_ids]
         examples = choose_examples(collection, EXAMPLES, seed) if writer == "few-shot" else []
-        prompts = query_prompts(FEW_SHOT, documents, examples, per_document=PER_DOCUMENT, seed=seed)
+        prompts = query_prompts(FEW_SHOT, documents, examples, per_document=PER_DOCUMENT, seed=seed,
+                                document_words=DOCUMENT_WORDS)  # fmt: skip
         text_model = load_text_model(str(model), max_tokens=MAX_TOKENS, temperature=0.7)
         partial = out.with_suffix(".partial")
         replies = generate_replies(text_model, prompts, partial, {"writer": writer, "seed": seed})
@@ -190,7 +194,7 @@ class Seed:
             self.add(writer, model)
         retriever = self.retriever(self.rows["grpo, top 10"], self.folder / "retriever")
         arguments = {"encoder": str(retriever), "retriever": f"dense:{retriever}"}
-        second = train("train", self.path, self.seed, self.folder / "grpo-run-2", GRPO_STEPS,
+        second = train("train", self.path, self.seed, self.folder / "grpo-run-2", SECOND_STEPS,
                        environment_args=arguments, model_name_or_path=grpo)  # fmt: skip
         self.add(WRITERS[-1], second)
         scores = {"untrained": self.score(self.training.scorer())}

@@ -27,6 +27,7 @@ from rlkit.commands.run import run_command
 from rlkit.envs.ranking.pairs.replies import Prompt, generate_replies, open_replies
 from rlkit.envs.ranking.pairs.rows import PairRow, write_rows
 from rlkit.envs.ranking.pairs.selection import Example, choose_examples, sample_ids, test_documents
+from rlkit.envs.ranking.pairs.writing import MAX_DOCUMENT_WORDS
 from rlkit.envs.ranking.pairs.written import (
     FEW_SHOT,
     GRADED,
@@ -119,6 +120,8 @@ def build_parser() -> CommandParser:
         "queries of the task are (default: to write a search query)")  # fmt: skip
     add("--per_document", type=int, metavar="N", help="number of queries to write for a document from each "
         "source (default: 8 for few_shot, else 1)")  # fmt: skip
+    add("--document_words", type=int, default=MAX_DOCUMENT_WORDS, metavar="N", help="maximum number of words "
+        "of a document in a prompt; a longer one is truncated (default: %(default)s)")  # fmt: skip
     add("--documents", type=int, metavar="N", help="number of documents to sample (graded: training queries; "
         "default: all)")  # fmt: skip
     add("--without_test_documents", action="store_true", help="write nothing for the documents that are "
@@ -136,6 +139,7 @@ def check_options(options: Namespace) -> None:
         if getattr(options, name) is not None:
             check_integer(f"--{name}", getattr(options, name), low)
     check_integer("--max_tokens", options.max_tokens, 1)
+    check_integer("--document_words", options.document_words, 1)
     if not options.temperature >= 0:
         raise UserError(f"--temperature must be at least 0, not {options.temperature}")
     if options.instruction is not None and FEW_SHOT not in options.source:
@@ -211,6 +215,7 @@ def prompts_of(source: str, material: Material, options: Namespace) -> Iterator[
         per_document=num_queries_of(source, options),
         seed=options.seed,
         instruction=options.instruction if source == FEW_SHOT else None,
+        document_words=options.document_words,
     )
 
 

@@ -25,7 +25,7 @@ import numpy as np
 
 from rlkit.environment import Environment, Reply, Turn
 from rlkit.envs.ranking.habits import Habits
-from rlkit.envs.ranking.pairs.writing import INSTRUCTION, read_query, writing_prompt
+from rlkit.envs.ranking.pairs.writing import INSTRUCTION, MAX_DOCUMENT_WORDS, read_query, writing_prompt
 from rlkit.errors import UserError, check_integer
 from rlkit.retrieval.documents import EngineError, Query, Ranking, SearchEngine, passage_text, search_ids
 from rlkit.retrieval.encoders import encode, is_dot_product, load_encoder
@@ -90,7 +90,7 @@ class WriteEnvironment(Environment):
         encoder: str | None = None,
         examples: int = 0,
         instruction: str = INSTRUCTION,
-        document_words: int = 60,
+        document_words: int = MAX_DOCUMENT_WORDS,
         folds: int | None = None,
         fold: int = 0,
     ):

@@ -25,6 +25,7 @@ INSTRUCTION = (
     "Write a search query that the document below answers, as someone who has not read it would. Write only "
     "the query, on one line."
 )
+MAX_DOCUMENT_WORDS = 60  # of a document in a prompt
 MAX_QUERY_WORDS = 25  # of a query; a longer one is an answer or a summary
 # A label needs its colon: "query planner settings" is a query.
 _LABEL = re.compile(
@@ -39,7 +40,7 @@ def writing_prompt(
     examples: Sequence[tuple[str, str]] = (),
     *,
     instruction: str = INSTRUCTION,
-    max_words: int = 60,
+    max_words: int = MAX_DOCUMENT_WORDS,
 ) -> list[dict[str, str]]:
     """Return the chat messages that ask a model for one query.
 

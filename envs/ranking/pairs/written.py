@@ -20,7 +20,13 @@ from dataclasses import dataclass, field
 from rlkit.envs.ranking.pairs.replies import Prompt, prompt_seed
 from rlkit.envs.ranking.pairs.rows import PairRow
 from rlkit.envs.ranking.pairs.selection import Example
-from rlkit.envs.ranking.pairs.writing import INSTRUCTION, MAX_QUERY_WORDS, read_query, writing_prompt
+from rlkit.envs.ranking.pairs.writing import (
+    INSTRUCTION,
+    MAX_DOCUMENT_WORDS,
+    MAX_QUERY_WORDS,
+    read_query,
+    writing_prompt,
+)
 from rlkit.envs.ranking.prompts import prompt_line
 from rlkit.envs.ranking.rewriting import leakage
 from rlkit.retrieval.documents import Document, passage_text
@@ -85,6 +91,7 @@ def query_prompts(
     per_document: int,
     seed: int,
     instruction: str | None = None,
+    document_words: int = MAX_DOCUMENT_WORDS,
 ) -> Iterator[Prompt]:
     """Yield the prompts for `per_document` queries of each document.
 
@@ -95,11 +102,15 @@ def query_prompts(
         per_document: Number of queries per document.
         seed: Random seed.
         instruction: Instruction; None for that of the source.
+        document_words: Maximum number of words of a document in a prompt.
     """
     shown = [] if source == FREE else [(example.text, example.query) for example in examples]
     for document in documents:
         messages = writing_prompt(
-            passage_text(document), shown, instruction=instruction or INSTRUCTIONS[source]
+            passage_text(document),
+            shown,
+            instruction=instruction or INSTRUCTIONS[source],
+            max_words=document_words,
         )
         for number in range(per_document):
             name = f"{source}/{document.id}/{number}"
