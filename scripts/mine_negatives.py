@@ -7,13 +7,14 @@
         -o triples.jsonl
 
 These are the sources that "Don't Retrieve, Generate" compares (arXiv 2504.21015). Rows for which no negative
-is found or written are left out. With transformers, the seed makes a repeat write the same passages; nothing
-is written before all rows have been processed.
+is found or written are left out. Passages that a model writes are saved to OUT.partial after each batch. If
+the script is stopped, the same command resumes.
 
 The script prints how well a classifier tells positives from negatives without the query, by their length and
 by their words.
 """
 
+import hashlib
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
@@ -32,10 +33,10 @@ from rlkit.envs.ranking.pairs.negatives import (
     mined_negatives,
     negative_prompt,
     positive_passage,
-    prompt_seed,
     style_accuracy,
     written_negatives,
 )
+from rlkit.envs.ranking.pairs.replies import Prompt, generate_replies, open_replies, prompt_seed
 from rlkit.envs.ranking.pairs.rows import PairRow, read_rows, write_rows
 from rlkit.errors import UserError, check_integer
 from rlkit.retrieval.documents import EngineError
@@ -44,7 +45,6 @@ from rlkit.retrieval.retrievers import open_retriever
 from rlkit.rollouts.text_generation import BACKENDS, load_text_model
 
 WRITTEN = "written"
-ROWS_PER_BATCH = 64  # rows whose prompts are one call of the model, between two updates of the progress bar
 BATCH_TIMEOUT_SECONDS = 600.0  # on a server
 
 
@@ -61,6 +61,7 @@ def main() -> int:
     if not lists:
         raise UserError(f"{options.by} gives no negative for any of the {len(rows):,} rows")
     write_rows(options.out, lists)
+    partial_path(options.out).unlink(missing_ok=True)
     num_negatives = sum(map(len, negatives))
     print(
         f"{len(rows):,} rows, {len(lists) / len(rows):.1%} with a negative; {len(rows) - len(lists):,} rows "
@@ -126,7 +127,14 @@ def mine_negatives(rows: Sequence[PairRow], options: Namespace) -> list[list[Neg
 
 
 def write_negatives(rows: Sequence[PairRow], options: Namespace) -> list[list[Negative]]:
-    """Return the negatives of each row that a language model writes."""
+    """Return the negatives of each row that a language model writes.
+
+    The replies are saved to OUT.partial after each batch, so that a stopped run resumes.
+    """
+    partial = partial_path(options.out)
+    settings = {name: value for name, value in vars(options).items() if name not in ("out", "backend")}
+    settings["pairs"] = hashlib.sha256(options.pairs.read_bytes()).hexdigest()
+    open_replies(partial, settings)  # other settings are an error before a model is loaded
     model = load_text_model(
         options.model,
         options.backend,
@@ -134,23 +142,24 @@ def write_negatives(rows: Sequence[PairRow], options: Namespace) -> list[list[Ne
         temperature=options.temperature,
         timeout=BATCH_TIMEOUT_SECONDS,
     )
-    negatives: list[list[Negative]] = []
-    numbers = range(options.num_negatives)
-    for start in track(range(0, len(rows), ROWS_PER_BATCH), description="writing"):
-        batch = rows[start : start + ROWS_PER_BATCH]
-        prompts, seeds = [], []
-        for row in batch:
-            positive = positive_passage(row) if options.show_positive else None
-            prompts += [negative_prompt(row.query, positive)] * options.num_negatives
-            seeds += [prompt_seed(options.seed, row.id, number) for number in numbers]
-        generations = iter(model.generate(prompts, seeds))
-        for row in batch:
-            of_row = [next(generations) for _ in numbers]
-            for generation in of_row:
-                if generation.error is not None:
-                    raise UserError(f"{model.name} failed to generate text: {generation.error}")
-            negatives.append(written_negatives(row, [generation.text for generation in of_row]))
-    return negatives
+    ids = [[f"{row.id}/{number}" for number in range(options.num_negatives)] for row in rows]
+    prompts = (
+        Prompt(
+            name,
+            negative_prompt(row.query, positive_passage(row) if options.show_positive else None),
+            prompt_seed(options.seed, name),
+        )
+        for row, names in zip(rows, ids, strict=True)
+        for name in names
+    )
+    replies = generate_replies(model, prompts, partial, settings)
+    texts = [[replies[name] for name in names] for names in ids]
+    return [written_negatives(row, of_row) for row, of_row in zip(rows, texts, strict=True)]
+
+
+def partial_path(out: Path) -> Path:
+    """Return the path of the file that holds the replies until the rows are written."""
+    return out.with_name(f"{out.name}.partial")
 
 
 def print_style(rows: Sequence[PairRow], negatives: Sequence[Sequence[Negative]], seed: int) -> None:

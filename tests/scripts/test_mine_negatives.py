@@ -1,3 +1,4 @@
+import runpy
 import subprocess
 import sys
 
@@ -5,9 +6,10 @@ import pytest
 
 from rlkit.envs.ranking.pairs.rows import PairRow, read_rows, write_rows
 from rlkit.errors import UserError
-from scripts import mine_negatives
 from tests.envs.ranking.folders import write_beir
+from tests.rlkit.rollouts.chat_server import completion, scripted_server
 
+MAIN = runpy.run_path("scripts/mine_negatives.py")["main"]
 NUMBERS = range(12)
 
 
@@ -54,7 +56,7 @@ def test_bad_options_are_refused(files, monkeypatch, options, message):
     collection, pairs, out = files
     monkeypatch.setattr(sys, "argv", ["mine_negatives.py", collection, str(pairs), *options, "-o", str(out)])
     with pytest.raises(UserError, match=message):
-        mine_negatives.main()
+        MAIN()
     assert not out.exists()
 
 
@@ -65,4 +67,25 @@ def test_rows_whose_passages_are_queries_are_refused(files, monkeypatch):
         sys, "argv", ["mine_negatives.py", collection, str(pairs), "--by", "bm25", "-o", str(out)]
     )
     with pytest.raises(UserError, match="have queries as passages"):
-        mine_negatives.main()
+        MAIN()
+
+
+def test_stopped_run_of_written_negatives_resumes(files, monkeypatch):
+    collection, pairs, out = files
+    partial = out.with_name("triples.jsonl.partial")
+    arguments = [collection, str(pairs), "--by", "written", "--model", "m", "--num_negatives", "2"]
+    with scripted_server() as server:
+        arguments += ["--backend", server.url, "-o", str(out)]
+        monkeypatch.setattr(sys, "argv", ["mine_negatives.py", *arguments])
+        is_first = iter([True, True, True])  # the test token, and two passages
+        server.respond = lambda _: completion("first") if next(is_first, False) else {}
+        with pytest.raises(UserError, match="run the same command to resume"):
+            MAIN()
+        assert partial.exists() and not out.exists()
+        num_requests = len(server.requests)
+        server.respond = lambda request: completion(f"passage {request.get('seed')}")
+        assert MAIN() == 0
+        assert len(server.requests) - num_requests == 26 - 2 + 1
+    assert not partial.exists()
+    texts = [text for row in read_rows(out) for text in row.passages[1:]]
+    assert {text for text in texts if not text.startswith("passage")} == {"first"} and len(texts) == 25

@@ -9,7 +9,6 @@ A negative is a pair of the id of its document and its text.
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections import defaultdict
 from collections.abc import Iterator, Sequence, Set
@@ -174,12 +173,6 @@ def negative_prompt(query: str, positive: str | None = None) -> list[dict[str, s
             query=prompt_line(query), positive=prompt_line(positive, MAX_POSITIVE_WORDS)
         )
     return [{"role": "user", "content": content}]
-
-
-def prompt_seed(seed: int, row_id: str, number: int) -> int:
-    """Return the seed of a row's prompt, which does not depend on the other rows."""
-    digest = hashlib.sha256(f"{seed} {row_id} {number}".encode()).digest()
-    return int.from_bytes(digest[:4], "big") // 2  # servers take signed integers of 32 bits
 
 
 def written_negatives(row: PairRow, replies: Sequence[str]) -> list[Negative]:

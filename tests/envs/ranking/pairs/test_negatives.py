@@ -13,7 +13,6 @@ from rlkit.envs.ranking.pairs.negatives import (
     mined_negatives,
     negative_prompt,
     positive_passage,
-    prompt_seed,
     read_passage,
     style_accuracy,
     written_negatives,
@@ -187,12 +186,6 @@ def test_prompt_shows_the_positive_only_if_given():
     assert message["content"].count("word") == 150 and "Passage that answers it: word" in message["content"]
 
 
-def test_seed_of_a_prompt_depends_on_row_and_number():
-    seeds = {prompt_seed(seed, name, number) for seed in (0, 1) for name in "ab" for number in (0, 1)}
-    assert len(seeds) == 8 and all(0 <= seed < 2**31 for seed in seeds)
-    assert prompt_seed(0, "a", 0) == prompt_seed(0, "a", 0)
-
-
 def passages(generator, count, words, length):
     return [" ".join(generator.choices(words, k=length)) for _ in range(count)]
 
@@ -238,7 +231,7 @@ def test_smollm2_writes_the_same_negatives_with_the_same_seed():
     model = load_text_model("bundled:smollm2-135m", max_tokens=16, temperature=0.9)
     rows = [row("a"), row("b", query="how to bake bread", passages=("Knead the dough.",))]
     prompts = [negative_prompt(rows[0].query), negative_prompt(rows[1].query, rows[1].passages[0])]
-    seeds = [prompt_seed(0, pair.id, 0) for pair in rows]
+    seeds = [1, 2]
     replies = [generation.text for generation in model.generate(prompts, seeds)]
     lists = [
         add_negatives(pair, written_negatives(pair, [reply]))
