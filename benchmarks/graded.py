@@ -78,7 +78,8 @@ RESULTS = Path(__file__).parent / "results" / "graded.json"
 def real_rows(collection: Collection) -> dict[str, PairRow]:
     """Return a row for each training query, by its id, with grades 3, 1 and 1.
 
-    Its passages are a random relevant document and the two best of BM25 that are not relevant.
+    Its passages are a random relevant document and the two best of BM25 that are not relevant; fewer if BM25
+    finds no words of the query in others.
     """
     queries = judged_queries(collection, "train", None, ROWS_SEED)
     engine = open_retriever("bm25", collection)
@@ -95,7 +96,7 @@ def real_rows(collection: Collection) -> dict[str, PairRow]:
             query.id,
             query.text,
             passages,
-            (3.0, 1.0, 1.0),
+            (3.0, *[1.0] * len(negatives)),
             passage_documents=ids,
             answers=tuple(query.relevant),
         )
