@@ -26,7 +26,6 @@ other names and, with --real, of any collection with judgments.
 
 import argparse
 import random
-import time
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -191,7 +190,6 @@ def main() -> None:
     parser.add_argument("--real", metavar="COLLECTION", help="another collection with judged test queries")
     parser.add_argument("--folder", type=Path, default=Path("runs/graded"), help="folder of the runs")
     options = parser.parse_args()
-    start = time.monotonic()
     runs = Runs(options.folder, options.max_steps)
     tuned = {system: runs.tune(system) for system in SYSTEMS}
     result: dict = {
@@ -214,7 +212,6 @@ def main() -> None:
             "systems": retrieval.summarize(systems, [MEASURE]),
             f"tests_of_{MEASURE}": retrieval.compare_pairs(systems, MEASURE, PAIRS),
         }
-    result["minutes"] = round((time.monotonic() - start) / 60, 1)
     retrieval.save(result, RESULTS)
 
 
