@@ -26,7 +26,6 @@ other names and, with --real, of any collection with judgments.
 
 import argparse
 import random
-import time
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -78,7 +77,8 @@ RESULTS = Path(__file__).parent / "results" / "graded.json"
 def real_rows(collection: Collection) -> dict[str, PairRow]:
     """Return a row for each training query, by its id, with grades 3, 1 and 1.
 
-    Its passages are a random relevant document and the two best of BM25 that are not relevant.
+    Its passages are a random relevant document and the two best of BM25 that are not relevant; fewer if BM25
+    finds no words of the query in others.
     """
     queries = judged_queries(collection, "train", None, ROWS_SEED)
     engine = open_retriever("bm25", collection)
@@ -95,7 +95,7 @@ def real_rows(collection: Collection) -> dict[str, PairRow]:
             query.id,
             query.text,
             passages,
-            (3.0, 1.0, 1.0),
+            (3.0, *[1.0] * len(negatives)),
             passage_documents=ids,
             answers=tuple(query.relevant),
         )
@@ -190,7 +190,6 @@ def main() -> None:
     parser.add_argument("--real", metavar="COLLECTION", help="another collection with judged test queries")
     parser.add_argument("--folder", type=Path, default=Path("runs/graded"), help="folder of the runs")
     options = parser.parse_args()
-    start = time.monotonic()
     runs = Runs(options.folder, options.max_steps)
     tuned = {system: runs.tune(system) for system in SYSTEMS}
     result: dict = {
@@ -213,7 +212,6 @@ def main() -> None:
             "systems": retrieval.summarize(systems, [MEASURE]),
             f"tests_of_{MEASURE}": retrieval.compare_pairs(systems, MEASURE, PAIRS),
         }
-    result["minutes"] = round((time.monotonic() - start) / 60, 1)
     retrieval.save(result, RESULTS)
 
 
