@@ -46,8 +46,8 @@ from rlkit.training.ranking.scorers import AdapterScorer
 MEASURE = "ndcg@10"
 COLLECTION, OTHER_NAMES = "generated:2000:1", "generated:2000:2"
 BATCH_SIZE = 16  # queries; with four passages each, grade 3 gets 22% of the Wasserstein loss's target
-LEARNING_RATES = (3e-4, 1e-3, 3e-3)
-TEMPERATURES = (0.05, 0.1, 0.2)
+LEARNING_RATES = (3e-4, 1e-3, 3e-3, 1e-2)
+TEMPERATURES = (0.05, 0.1, 0.2, 0.5)
 ROWS_SEED = 0
 TUNING_SEED = 0
 BM25_DEPTH = 300  # more than the relevant documents of any query
