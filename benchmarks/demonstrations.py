@@ -13,7 +13,7 @@ the first one alone, the per-token marginal of k prompts with one each, and one 
 
 The probabilities and the model's answers are stored in the folder and not computed again.
 
-    python benchmarks/demonstrations.py --collection ../data/metatool
+    python benchmarks/demonstrations.py --collection data/metatool
 """
 
 import argparse

@@ -19,9 +19,9 @@ Controls:
 The passages are drawn once. All systems take the same number of steps. For each, the learning rate and the
 temperature are those of one grid (`LEARNING_RATES`, `TEMPERATURES`) with the best nDCG@10 on the dev queries
 of the collection, with a seed that is not tested. The test queries are those of this collection, of one with
-other names and, with --real, of any collection with judgments.
+other names and, with --real, of any collection with judgments, for which the tests are over documents.
 
-    python benchmarks/graded.py --real ../data/metatool
+    python benchmarks/graded.py --real data/metatool
 """
 
 import argparse
@@ -207,10 +207,17 @@ def main() -> None:
         for system, (settings, _) in tuned.items():
             scorers = [runs.scorer(system, seed, **settings) for seed in options.seeds]
             systems[system] = [runs.training.score(scorer, name, [MEASURE]) for scorer in scorers]
+        # Queries for one document resemble each other, if most queries have a single one.
+        by_document = systems
+        if name == options.real:
+            by_document = {
+                system: [retrieval.mean_by_document(scores, name) for scores in by_seed]
+                for system, by_seed in systems.items()
+            }
         result["collections"][Path(name).name] = {
             "queries": len(systems["bm25"][0]),
             "systems": retrieval.summarize(systems, [MEASURE]),
-            f"tests_of_{MEASURE}": retrieval.compare_pairs(systems, MEASURE, PAIRS),
+            f"tests_of_{MEASURE}": retrieval.compare_pairs(by_document, MEASURE, PAIRS),
         }
     retrieval.save(result, RESULTS)
 
