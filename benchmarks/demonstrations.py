@@ -2,11 +2,11 @@
 
 A frozen SmolLM2-135M names the tool for a request (MetaTool) after k demonstrations: none, random ones,
 those of BM25, of all-MiniLM-L6-v2, and of three residuals of the latter. The first is distilled from the
-probability of the correct answer after each demonstration (`scripts/score_demonstrations.py`). The controls
-are trained on the same questions and demonstrations with labels instead, which say whether the two tools are
-the same: one with the same loss, and one with InfoNCE. The score is whether the model's greedy answer is the
-tool. Three seeds of each training, and of the random demonstrations; paired permutation tests over the tools,
-with Holm's correction.
+probability of the correct answer after each demonstration (`scripts/score_demonstrations.py`), with 0.1 times
+InfoNCE. The controls are trained on labels instead, which say whether the two tools are the same, for those
+of the questions that have such a demonstration: one with the same loss, and one with InfoNCE. The score is
+whether the model's greedy answer is the tool. Three seeds of each training, and of the random demonstrations;
+paired permutation tests over the tools, with Holm's correction.
 
 Three ways to use the demonstrations of the encoder are compared by the log-probability of the correct answer:
 the first one alone, the per-token marginal of k prompts with one each, and one prompt with all k.
@@ -21,6 +21,7 @@ import json
 import random
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -166,7 +167,8 @@ class Benchmark:
             rankings, _ = self.rank(self.residuals.scorer(), questions, NUM_RETRIEVED)
             candidates = add_random(self.environment, questions, rankings, NUM_RANDOM)
             targets = answer_probabilities(self.model, self.tokenizer, questions, candidates)
-            write_rows(path, demonstration_rows(questions, candidates, targets))
+            bank = self.environment.examples.values()
+            write_rows(path, demonstration_rows(questions, candidates, targets, bank))
         return read_rows(path)
 
     def labeled_rows(self, rows: Sequence[PairRow]) -> list[PairRow]:
@@ -180,9 +182,7 @@ class Benchmark:
             answer = examples[row.id.rpartition("/")[2]].answers
             targets = tuple(float(examples[name].answers == answer) for name in row.passage_documents)
             if any(targets):
-                labeled.append(
-                    PairRow(row.id, row.query, row.passages, targets, "labels", "", row.passage_documents)
-                )
+                labeled.append(replace(row, targets=targets, source="labels"))
         return labeled
 
     def combinations(self) -> dict[str, list[Scores]]:

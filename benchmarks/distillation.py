@@ -41,7 +41,7 @@ from rlkit.envs.ranking.pairs.teacher import (
     candidate_lists,
     normalize_scores,
     score_lists,
-    source_ranks,
+    teacher_ranks,
     with_targets,
 )
 from rlkit.retrieval.collections.load import load_collection
@@ -171,7 +171,7 @@ def run_fold(
     test, dev = collection.judged("test"), collection.judged("dev")
     run = train_teacher(options, fold)
     teachers = ask_teachers(lists, run / "model", training)
-    is_first = [rank == 1 for rank in source_ranks(lists, teachers.raw)]
+    is_first = [rank == 1 for rank in teacher_ranks(lists, teachers.raw)]
     pairs = [pair_of(row) for row in lists]
     cross, mixed = with_targets(lists, teachers.cross), with_targets(lists, teachers.mixed)
     rows_of = {

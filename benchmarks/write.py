@@ -27,7 +27,7 @@ from retrieval import Scores, compare_pairs, save, score, summarize
 from seeds import CONFIGS, launch, seconds
 
 from rlkit.envs.ranking.pairs.filters import source_ranks
-from rlkit.envs.ranking.pairs.replies import generate_replies
+from rlkit.envs.ranking.pairs.partial import generate_replies
 from rlkit.envs.ranking.pairs.rows import PairRow, read_rows, write_rows
 from rlkit.envs.ranking.pairs.selection import choose_examples
 from rlkit.envs.ranking.pairs.written import FEW_SHOT, query_prompts, query_rows

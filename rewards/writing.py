@@ -20,7 +20,7 @@ from rlkit.words import ngrams
 Turns = Sequence[Mapping[str, Any]]
 COPIED = ("copied_ngrams", "copied_words", "copied_rare_words")  # measures with a maximum below 1
 NGRAM_LENGTH = 3  # words
-MIN_EXCESS = 0.1  # above a limit of 0 or 1, by which a query counts as a full copy
+MIN_EXCESS = 0.1  # of a full copy, so that one word does not cost everything where people copy nothing
 
 
 def round_trip(turns: Turns) -> float:
@@ -49,8 +49,10 @@ def usual(turns: Turns, limits: Mapping[str, float]) -> float:
 def copied(turns: Turns, limits: Mapping[str, float]) -> float:
     """Return how much more the query copies from the document than people's queries do, in [0, 1].
 
-    The shares of the query's trigrams, words and rare words that are the document's have a limit each, and
-    the largest excess counts. It is 1 at twice the limit, or where everything is copied.
+    The shares of the query's trigrams, words and rare words that are the document's have a limit each. The
+    excess over a limit is divided by min(limit, 1 - limit), or by `MIN_EXCESS` if that is more and less than
+    1 - limit. The largest quotient counts, at most 1. So a query that copies everything is a full copy, and
+    so is one that copies twice the limit, if people copy at all.
 
     Args:
         turns: Messages after the prompt; the model's last turn has the `measures`.
@@ -61,7 +63,8 @@ def copied(turns: Turns, limits: Mapping[str, float]) -> float:
     for name in COPIED:
         limit, excess = limits[name], measures.get(name, 0.0) - limits[name]
         if excess > 0:
-            excesses.append(excess / max(min(limit, 1 - limit), MIN_EXCESS))
+            full = max(min(limit, 1 - limit), MIN_EXCESS)
+            excesses.append(excess / min(full, 1 - limit))
     return min(max(excesses), 1.0)
 
 
@@ -79,8 +82,8 @@ def learning_value(turns: Turns) -> float | None:
     """Return how much one step of training on the query improves the retriever on people's queries.
 
     The unit is the root mean square of the value of people's queries for one another. A single value is
-    noisy: it is of use as a reward, which the policy gradient averages, and not as a filter. 0 without a
-    query, and None if the environment has no encoder to train.
+    noisy: it is of use as a reward, which the policy gradient averages, and not as a filter. It is 0 without
+    a query, and None for a query if the environment has no encoder to train.
     """
     turn = last_turn(turns)
     return turn.get("value") if turn.get("query") else 0.0
@@ -91,7 +94,7 @@ def shares_copied(
 ) -> dict[str, float]:
     """Return the measures of `COPIED` for a query: shares of it that are the document's, in [0, 1].
 
-    Words that many queries have are not counted as copied, but a query is as long as all of its words.
+    Words that many queries have do not count as copied, but they count in the length of the query.
 
     Args:
         query: Words of the query, in order.

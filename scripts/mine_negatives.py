@@ -14,7 +14,6 @@ The script prints how well a classifier tells positives from negatives without t
 by their words.
 """
 
-import hashlib
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
@@ -26,7 +25,6 @@ from rlkit.arguments.command_line import CommandParser, output_file
 from rlkit.commands.run import run_command
 from rlkit.envs.ranking.pairs.negatives import (
     MAX_STYLE_ACCURACY,
-    MIN_STYLE_ROWS,
     Negative,
     add_negatives,
     check_rows,
@@ -36,7 +34,7 @@ from rlkit.envs.ranking.pairs.negatives import (
     style_accuracy,
     written_negatives,
 )
-from rlkit.envs.ranking.pairs.replies import Prompt, generate_replies, open_replies, prompt_seed
+from rlkit.envs.ranking.pairs.partial import Prompt, generate_replies, partial_path, prompt_seed
 from rlkit.envs.ranking.pairs.rows import PairRow, read_rows, write_rows
 from rlkit.errors import UserError, check_integer
 from rlkit.retrieval.documents import EngineError
@@ -61,7 +59,8 @@ def main() -> int:
     if not lists:
         raise UserError(f"{options.by} gives no negative for any of the {len(rows):,} rows")
     write_rows(options.out, lists)
-    partial_path(options.out).unlink(missing_ok=True)
+    if options.by == WRITTEN:
+        partial_path(options.out).unlink()
     num_negatives = sum(map(len, negatives))
     print(
         f"{len(rows):,} rows, {len(lists) / len(rows):.1%} with a negative; {len(rows) - len(lists):,} rows "
@@ -133,8 +132,7 @@ def write_negatives(rows: Sequence[PairRow], options: Namespace) -> list[list[Ne
     """
     partial = partial_path(options.out)
     settings = {name: value for name, value in vars(options).items() if name not in ("out", "backend")}
-    settings["pairs"] = hashlib.sha256(options.pairs.read_bytes()).hexdigest()
-    open_replies(partial, settings)  # other settings are an error before a model is loaded
+    settings["pairs"] = str(options.pairs)
     model = load_text_model(
         options.model,
         options.backend,
@@ -157,24 +155,20 @@ def write_negatives(rows: Sequence[PairRow], options: Namespace) -> list[list[Ne
     return [written_negatives(row, of_row) for row, of_row in zip(rows, texts, strict=True)]
 
 
-def partial_path(out: Path) -> Path:
-    """Return the path of the file that holds the replies until the rows are written."""
-    return out.with_name(f"{out.name}.partial")
-
-
 def print_style(rows: Sequence[PairRow], negatives: Sequence[Sequence[Negative]], seed: int) -> None:
     """Print how well the positives can be told from the first negatives without the query."""
     pairs = [
         (positive_passage(row), of_row[0][1]) for row, of_row in zip(rows, negatives, strict=True) if of_row
     ]
-    if len({positive for positive, _ in pairs}) < MIN_STYLE_ROWS:
-        print(f"style: not measured, because it needs {MIN_STYLE_ROWS} distinct positives")
+    try:
+        accuracy = style_accuracy(*zip(*pairs, strict=True), seed)
+    except UserError as error:
+        print(f"style: not measured: {error}")
         return
-    accuracy = style_accuracy(*zip(*pairs, strict=True), seed)
     print(
         f"style: classifiers tell positives from negatives without the query with an accuracy of "
         f"{accuracy.length:.3f} by length and {accuracy.words:.3f} by words; chance is .5. Above "
-        f"{MAX_STYLE_ACCURACY}, the negatives teach style rather than relevance"
+        f"{MAX_STYLE_ACCURACY}, the negatives may teach style rather than relevance"
     )
 
 

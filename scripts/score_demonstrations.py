@@ -4,29 +4,32 @@
         --retriever dense:bundled:all-minilm-l6-v2 --questions 200 -o demonstrations.jsonl
     rlkit rank configs/ranking/pairs.yaml --environment_args '{"pairs": "demonstrations.jsonl"}' \\
         --model_name_or_path bundled:all-minilm-l6-v2 --adapter_rank 64 --objective distillation \\
-        --temperature 0.05 --learning_rate 1e-3 --evaluation_tasks 0 -o runs/demonstrations
+        --temperature 0.05 --learning_rate 1e-3 --max_steps 100 --per_device_train_batch_size 32 \\
+        --evaluation_tasks 0 -o runs/demonstrations
     rlkit eval MODEL --environment demonstrate-v1 --environment_args.collection data/metatool \\
         --environment_args.retriever dense:runs/demonstrations/model
 
 The questions are training queries. Each gets the first demonstrations of a retriever and some random ones,
-and the frozen language model reads each of them alone before the question. The rows are those of
+and the frozen language model reads each of them alone before the question. If the script is stopped, the same
+command resumes. The rows are those of
 `rlkit/envs/ranking/pairs/demonstrations.py`.
 """
 
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 
 import numpy as np
-from rich.progress import track
 
 from rlkit.arguments.command_line import CommandParser, output_file
 from rlkit.commands.run import run_command
 from rlkit.envs.ranking.demonstrate import DemonstrateEnvironment, Example
 from rlkit.envs.ranking.pairs.demonstrations import add_random, answer_probabilities, demonstration_rows
+from rlkit.envs.ranking.pairs.partial import partial_path, resume
 from rlkit.envs.ranking.pairs.rows import PairRow, write_rows
 from rlkit.errors import UserError, check_integer
 
-BATCH_SIZE = 8  # questions between two updates of the progress bar
+BATCH_SIZE = 8  # questions between two writes of results
 
 
 def main() -> int:
@@ -45,9 +48,15 @@ def main() -> int:
     questions = environment.questions("train", options.seed)[: options.questions]
     rankings = environment.find(questions, options.candidates, options.seed)
     candidates = add_random(environment, questions, rankings, options.random_candidates, options.seed)
-    rows = score_rows(options.model, questions, candidates)
+    scored = [i for i, examples in enumerate(candidates) if len(examples) > 1]
+    if not scored:
+        raise UserError("no question has two demonstrations: use another --retriever")
+    questions, candidates = [questions[i] for i in scored], [candidates[i] for i in scored]
+    targets = score(options, questions, candidates)
+    rows = demonstration_rows(questions, candidates, targets, environment.examples.values())
     write_rows(options.out, rows)
-    print(describe(rows, options.candidates))
+    partial_path(options.out).unlink()
+    print(describe(rows, [len(rankings[i]) for i in scored]))
     print(f"{len(rows):,} rows: {options.out}")
     return 0
 
@@ -73,40 +82,58 @@ def build_parser() -> CommandParser:
     return parser
 
 
-def score_rows(
-    name: str, questions: Sequence[Example], candidates: Sequence[Sequence[Example]]
-) -> list[PairRow]:
-    """Return the row of each question with at least two candidates, scored by a model."""
+def score(
+    options: Namespace, questions: Sequence[Example], candidates: Sequence[Sequence[Example]]
+) -> list[list[float]]:
+    """Return the targets of the candidates of each question, in batches that are saved."""
     import torch
     from trl import ModelConfig
 
+    from rlkit.models.fingerprint import model_fingerprint
     from rlkit.models.load import load_model
 
-    model, tokenizer = load_model(ModelConfig(model_name_or_path=name, dtype="float32"))
+    model, tokenizer = load_model(ModelConfig(model_name_or_path=options.model, dtype="float32"))
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    pairs = [pair for pair in zip(questions, candidates, strict=True) if len(pair[1]) > 1]
-    if not pairs:
-        raise UserError("no question has two demonstrations: use another --retriever")
-    rows: list[PairRow] = []
-    for start in track(range(0, len(pairs), BATCH_SIZE), description="scoring"):
-        batch = pairs[start : start + BATCH_SIZE]
-        of_batch, to_score = [question for question, _ in batch], [examples for _, examples in batch]
-        rows += demonstration_rows(
-            of_batch, to_score, answer_probabilities(model, tokenizer, of_batch, to_score)
-        )
-    return rows
+    examples_by_id = {question.id: examples for question, examples in zip(questions, candidates, strict=True)}
+    questions_by_id = {question.id: question for question in questions}
 
+    def compute(ids: Sequence[str]) -> dict[str, list[float]]:
+        batch = [questions_by_id[name] for name in ids]
+        targets = answer_probabilities(model, tokenizer, batch, [examples_by_id[name] for name in ids])
+        return dict(zip(ids, targets, strict=True))
 
-def describe(rows: Sequence[PairRow], num_retrieved: int) -> str:
-    """Return the mean probability of the answer after the first, the best and the additional candidates."""
-    first = np.mean([row.targets[0] for row in rows])
-    best = np.mean([max(row.targets) for row in rows])
-    additional = [target for row in rows for target in row.targets[num_retrieved:]]
-    line = (
-        f"probability of the answer per token: {first:.3f} after the retriever's first demonstration, "
-        f"{best:.3f} after the best candidate"
+    settings = {name: value for name, value in vars(options).items() if name != "out"}
+    settings["candidates"] = [[example.id for example in examples] for examples in candidates]
+    settings["model_files"] = model_fingerprint(options.model)
+    results = resume(
+        partial_path(options.out),
+        settings,
+        list(questions_by_id),
+        compute,
+        batch_size=BATCH_SIZE,
+        description="scoring",
     )
-    return line + (f", {np.mean(additional):.3f} after random ones" if additional else "")
+    return [results[name] for name in questions_by_id]
+
+
+def describe(rows: Sequence[PairRow], num_retrieved: Sequence[int]) -> str:
+    """Return the mean probability of the answer after the first, the best and the random candidates.
+
+    Args:
+        rows: Rows.
+        num_retrieved: Number of the retriever's demonstrations in each row; the others are random.
+    """
+    first = [row.targets[0] for row, number in zip(rows, num_retrieved, strict=True) if number]
+    best = np.mean([max(row.targets) for row in rows])
+    drawn = [
+        target for row, number in zip(rows, num_retrieved, strict=True) for target in row.targets[number:]
+    ]
+    parts = [f"{best:.3f} after the best candidate"]
+    if first:
+        parts.insert(0, f"{np.mean(first):.3f} after the retriever's first demonstration")
+    if drawn:
+        parts.append(f"{np.mean(drawn):.3f} after random ones")
+    return f"probability of the answer per token: {', '.join(parts)}"
 
 
 if __name__ == "__main__":

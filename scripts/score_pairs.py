@@ -2,8 +2,8 @@
 
     python scripts/score_pairs.py data/scifact six.jsonl --teacher cross-encoder/ms-marco-MiniLM-L6-v2 \\
         -o scored.jsonl
-    rlkit rank configs/ranking/pairs.yaml --objective distillation \\
-        --environment_args '{"pairs": "scored.jsonl", "collection": "data/scifact"}'
+    rlkit rank configs/ranking/heterogeneous.yaml --objective distillation --adapter_side query \\
+        --environment_args '{"pairs": "scored.jsonl", "collection": "data/scifact"}' -o runs/distilled
 
 The candidates of a query are the first documents of several retrievers, fused by reciprocal rank, and the
 document that the query is written for. The teacher is a cross-encoder, such as one that `rlkit rank
@@ -11,25 +11,40 @@ configs/ranking/cross_encoder.yaml` trains. Its scores are scaled so that the 1s
 0 and the 99th is 1.
 
 The script prints how often the teacher ranks the source document first: the share of rows that
-`scripts/filter_pairs.py --teacher_first` keeps.
+`scripts/filter_pairs.py --teacher_first` keeps. If it is stopped, the same command resumes.
 """
 
+from __future__ import annotations
+
+import hashlib
+import json
 import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from rlkit.arguments.command_line import CommandParser, output_file
 from rlkit.commands.run import run_command
-from rlkit.envs.ranking.pairs.rows import read_rows, write_rows
+from rlkit.envs.ranking.pairs.partial import partial_path, resume
+from rlkit.envs.ranking.pairs.rows import PairRow, read_rows, write_rows
 from rlkit.envs.ranking.pairs.teacher import (
     candidate_lists,
     normalize_scores,
     score_lists,
-    source_ranks,
+    teacher_ranks,
     with_targets,
 )
 from rlkit.errors import UserError, check_integer
+from rlkit.models.fingerprint import model_fingerprint
 from rlkit.retrieval.cross_encoders import load_cross_encoder
 from rlkit.retrieval.queries import open_collection
 
+if TYPE_CHECKING:
+    from sentence_transformers import CrossEncoder
+
+BATCH_SIZE = 64  # lists between two writes of results
 RETRIEVERS = ("bm25", "dense:bundled:all-minilm-l6-v2")
 
 
@@ -47,15 +62,39 @@ def main() -> int:
     lists = candidate_lists(
         rows, collection, options.retrievers, depth=options.depth, length=options.list_length
     )
-    scores = score_lists(lists, teacher)
+    scores = score(options, lists, teacher)
     write_rows(options.out, with_targets(lists, normalize_scores(scores)))
-    ranks = source_ranks(lists, scores)
+    partial_path(options.out).unlink()
+    ranks = teacher_ranks(lists, scores)
     num_passages = sum(len(row.passages) for row in lists)
     print(
         f"{len(lists):,} lists of {num_passages / len(lists):.1f} passages: {options.out}; the teacher ranks "
         f"the source first in {sum(rank == 1 for rank in ranks) / len(ranks):.1%}"
     )
     return 0
+
+
+def score(options: Namespace, lists: Sequence[PairRow], teacher: CrossEncoder) -> list[np.ndarray]:
+    """Return the teacher's scores of each list, in batches that are saved."""
+    by_id = {row.id: row for row in lists}
+
+    def compute(ids: Sequence[str]) -> dict[str, list[float]]:
+        batch = score_lists([by_id[name] for name in ids], teacher)
+        return {name: of_list.tolist() for name, of_list in zip(ids, batch, strict=True)}
+
+    settings = {name: value for name, value in vars(options).items() if name != "out"}
+    passages = json.dumps([[row.id, row.query, row.passages] for row in lists])
+    settings["lists"] = hashlib.sha256(passages.encode()).hexdigest()
+    settings["teacher_files"] = model_fingerprint(options.teacher)
+    results = resume(
+        partial_path(options.out),
+        settings,
+        list(by_id),
+        compute,
+        batch_size=BATCH_SIZE,
+        description="scoring",
+    )
+    return [np.array(results[name]) for name in by_id]
 
 
 def build_parser() -> CommandParser:

@@ -20,18 +20,17 @@ import sys
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from rlkit.arguments.command_line import CommandParser, output_file
 from rlkit.commands.run import run_command
-from rlkit.envs.ranking.pairs.replies import Prompt, generate_replies, open_replies
+from rlkit.envs.ranking.pairs.partial import Prompt, generate_replies, partial_path
 from rlkit.envs.ranking.pairs.rows import PairRow, write_rows
 from rlkit.envs.ranking.pairs.selection import Example, choose_examples, sample_ids, test_documents
 from rlkit.envs.ranking.pairs.writing import MAX_DOCUMENT_WORDS
 from rlkit.envs.ranking.pairs.written import (
     FEW_SHOT,
+    FREE,
     GRADED,
-    INSTRUCTIONS,
     SIX_TYPES,
     WrittenRows,
     describe,
@@ -41,13 +40,13 @@ from rlkit.envs.ranking.pairs.written import (
     query_rows,
 )
 from rlkit.errors import UserError, check_integer
-from rlkit.retrieval.cache import collection_digest
 from rlkit.retrieval.collections.base import Collection
-from rlkit.retrieval.documents import Document
-from rlkit.retrieval.queries import JudgedQuery, judged_queries, open_collection
+from rlkit.retrieval.documents import Document, passage_text
+from rlkit.retrieval.queries import JudgedQuery, documents_by_id, judged_queries, open_collection
 from rlkit.rollouts.text_generation import BACKENDS, load_text_model
 
 SIX = "six"
+QUERY_TOKENS, PASSAGE_TOKENS = 64, 160  # default maximums of a reply
 BATCH_TIMEOUT_SECONDS = 600.0  # on a server
 
 
@@ -76,9 +75,9 @@ def main() -> int:
     sources = list(dict.fromkeys(sources))
     collection = open_collection(options.collection, None, 0)
     material = select(collection, sources, options)
-    settings = settings_of(options, sources, collection, material)
-    partial = options.out.with_name(f"{options.out.name}.partial")
-    open_replies(partial, settings)  # other settings are an error before a model is loaded
+    partial = partial_path(options.out)
+    # The backend is not among the settings: a server that is restarted may have another URL.
+    settings = {name: value for name, value in vars(options).items() if name not in ("out", "backend")}
     model = load_text_model(
         options.model,
         options.backend,
@@ -112,8 +111,9 @@ def build_parser() -> CommandParser:
     backends = ", ".join(BACKENDS)
     add("--backend", default="transformers", help=f"{backends} or a server's URL (default: transformers)")
     add("--temperature", type=float, default=0.7, metavar="T", help="sampling temperature (default: 0.7)")
-    add("--max_tokens", type=int, default=64, metavar="N", help="maximum number of tokens of a reply; "
-        "set more for the passages of graded (default: 64)")  # fmt: skip
+    default = f"{QUERY_TOKENS}, or {PASSAGE_TOKENS} with {GRADED}"
+    add("--max_tokens", type=int, metavar="N",
+        help=f"maximum number of tokens of a reply (default: {default})")  # fmt: skip
     add("--examples", type=int, metavar="K", help="number of training queries to show, each with a document, "
         "for which nothing is written then (default: 8 for few_shot, else 0)")  # fmt: skip
     add("--instruction", metavar="TEXT", help="few_shot: instruction above the examples, which says what the "
@@ -138,12 +138,18 @@ def check_options(options: Namespace) -> None:
     for name, low in (("examples", 0), ("per_document", 1), ("documents", 1)):
         if getattr(options, name) is not None:
             check_integer(f"--{name}", getattr(options, name), low)
+    if options.max_tokens is None:
+        options.max_tokens = PASSAGE_TOKENS if GRADED in options.source else QUERY_TOKENS
     check_integer("--max_tokens", options.max_tokens, 1)
     check_integer("--document_words", options.document_words, 1)
     if not options.temperature >= 0:
         raise UserError(f"--temperature must be at least 0, not {options.temperature}")
     if options.instruction is not None and FEW_SHOT not in options.source:
         raise UserError(f"--instruction is for the source {FEW_SHOT}: the others have their own")
+    if options.source == [GRADED]:
+        for name in ("examples", "per_document", "without_test_documents"):
+            if getattr(options, name):
+                raise UserError(f"--{name} has no effect on the source {GRADED}, which writes for queries")
 
 
 def select(collection: Collection, sources: Sequence[str], options: Namespace) -> Material:
@@ -157,13 +163,14 @@ def select(collection: Collection, sources: Sequence[str], options: Namespace) -
         excluded = {example.document for example in examples}
         if options.without_test_documents:
             excluded |= test_documents(collection)
-        ids = (document.id for document in collection.documents())
-        sample = sample_ids(
-            (name for name in ids if collection.judged_id(name) not in excluded),
-            options.documents,
-            options.seed,
-        )
-        documents = [document for document in collection.documents() if document.id in sample]
+        # Some collections have documents without text, for which there is nothing to ask.
+        ids = {
+            collection.judged_id(document.id)
+            for document in collection.documents()
+            if passage_text(document).strip()
+        }
+        sample = sample_ids(ids - excluded, options.documents, options.seed)
+        documents = list(documents_by_id(collection, sample).values())
         if not documents:
             raise UserError(f"{collection.name} has no documents to write for: all are left out")
     queries: list[JudgedQuery] = []
@@ -176,7 +183,7 @@ def select(collection: Collection, sources: Sequence[str], options: Namespace) -
 
 def num_examples_of(source: str, chosen: int | None) -> int:
     """Return the number of examples of a source."""
-    if source == GRADED:
+    if source in (GRADED, FREE):
         return 0
     if chosen is not None:
         return chosen
@@ -186,22 +193,6 @@ def num_examples_of(source: str, chosen: int | None) -> int:
 def num_queries_of(source: str, options: Namespace) -> int:
     """Return the number of queries per document of a source."""
     return options.per_document or (8 if source == FEW_SHOT else 1)
-
-
-def settings_of(
-    options: Namespace, sources: Sequence[str], collection: Collection, material: Material
-) -> dict[str, Any]:
-    """Return the settings that determine the rows, as JSON values.
-
-    The backend is not among them: a server that is restarted may have another URL.
-    """
-    settings = {name: value for name, value in vars(options).items() if name not in ("out", "backend")}
-    return settings | {
-        "source": list(sources),
-        "collection": collection_digest(collection),
-        "examples": [[example.document, example.query] for example in material.examples],
-        "instructions": {source: INSTRUCTIONS.get(source, "") for source in sources},
-    }
 
 
 def prompts_of(source: str, material: Material, options: Namespace) -> Iterator[Prompt]:

@@ -6,11 +6,10 @@
     assistant  FinanceTool
     user       I need a polished and concise resume
 
-A demonstration is a turn of the chat: small models that are trained to chat do not continue a list of
-examples in one message. The demonstrations are training queries with the id of their relevant document, and
-the answer of a task is such an id, too. Evaluations with different retrievers compare the retrievers;
-`rlkit sft` and `rlkit train` with one are meta-training with retrieved demonstrations (arXiv 2307.00119).
-`rlkit.envs.ranking.pairs.demonstrations` makes training rows for a retriever.
+A demonstration is a turn of the chat. The demonstrations are training queries with the id of their relevant
+document, and the answer of a task is such an id, too. Evaluations with different retrievers compare the
+retrievers; `rlkit sft` and `rlkit train` with one are meta-training with retrieved demonstrations (arXiv
+2307.00119). `rlkit.envs.ranking.pairs.demonstrations` makes training rows for a retriever.
 """
 
 from __future__ import annotations
@@ -220,16 +219,17 @@ class DemonstrateEnvironment(Environment):
         return rankings
 
     def draw(self, question: Example, k: int, seed: int) -> list[Example]:
-        """Return `k` random demonstrations of a question, which do not change when the bank gets others.
+        """Return `k` random demonstrations of a question, ordered by a hash.
 
-        A hash of the seed, the question and the demonstration decides, not the position of either.
+        The hash is of the seed, the question and the demonstration, so adding a training query changes at
+        most one of them.
         """
 
         def order(example: Example) -> bytes:
             return hashlib.sha256(f"{seed} {question.id} {example.id}".encode()).digest()
 
-        others = [example for example in self.examples.values() if not same_question(example, question)]
-        return sorted(others, key=order)[:k]
+        examples = [example for example in self.examples.values() if not same_question(example, question)]
+        return sorted(examples, key=order)[:k]
 
     def answer(self, task: Mapping[str, Any]) -> str:
         """Return the best answer."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -175,6 +175,20 @@ def top_documents(collection: Collection, query: str, result: Result, k: int) ->
     for document in result.documents:
         best.setdefault(collection.judged_id(document.id), document)
     return [replace(best[name], id=name) for name in names]
+
+
+def excluded_by_text(collection: Collection, queries: Iterable[str]) -> dict[str, frozenset[str]]:
+    """Return the ids that are removed from the rankings of queries whose ids are unknown, by query text.
+
+    Queries that are not in the collection, or that have no excluded documents, are left out.
+    """
+    excluded: dict[str, frozenset[str]] = {}
+    if collection.excluded or collection.drop_query_id:
+        texts = set(queries)
+        for name, text in collection.queries.items():
+            if text in texts:
+                excluded[text] = excluded.get(text, frozenset()) | excluded_ids(collection, name)
+    return excluded
 
 
 def excluded_ids(collection: Collection, query: str) -> frozenset[str]:

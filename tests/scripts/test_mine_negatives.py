@@ -10,14 +10,14 @@ from tests.envs.ranking.folders import write_beir
 from tests.rlkit.rollouts.chat_server import completion, scripted_server
 
 MAIN = runpy.run_path("scripts/mine_negatives.py")["main"]
-NUMBERS = range(12)
+NUMBERS = range(40)
 
 
 @pytest.fixture
 def files(tmp_path):
-    """Collection of 12 documents, two words of which are in each query, and a pair for each."""
+    """Collection of 40 documents, two words of which are in each query, and a pair for each."""
     words = [f"word{i}" for i in NUMBERS]
-    documents = {f"d{i}": f"{words[i]} {words[(i + 1) % 12]} {'common ' * i}" for i in NUMBERS}
+    documents = {f"d{i}": f"{words[i]} {words[(i + 1) % 40]} {'common ' * i}" for i in NUMBERS}
     qrels = {"train": {f"q{i}": {f"d{i}": 1} for i in NUMBERS}}
     queries = {f"q{i}": words[i] for i in NUMBERS}
     collection = write_beir(tmp_path / "collection", documents, queries, qrels)
@@ -34,10 +34,10 @@ def test_rows_with_their_negatives_are_written(files):
     assert result.returncode == 0, result.stderr
     rows = read_rows(out)
     assert [row.id for row in rows] == [f"r{i}" for i in NUMBERS]
-    assert [row.passage_documents for row in rows] == [(f"d{i}", f"d{(i - 1) % 12}") for i in NUMBERS]
+    assert [row.passage_documents for row in rows] == [(f"d{i}", f"d{(i - 1) % 40}") for i in NUMBERS]
     assert all(row.targets == (1.0, 0.0) for row in rows)
-    assert "13 rows, 92.3% with a negative; 1 rows without one are left out; 12 negatives" in result.stdout
-    assert "Above 0.9, the negatives teach style rather than relevance" in result.stdout
+    assert "41 rows, 97.6% with a negative; 1 rows without one are left out; 40 negatives" in result.stdout
+    assert "Above 0.9, the negatives may teach style rather than relevance" in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_rows_with_their_negatives_are_written(files):
         (["--by", "bm25", "--show_positive"], "--show_positive must be used with --by written"),
         (["--by", "bm25", "--num_negatives", "0"], "--num_negatives must be an integer of at least 1, not 0"),
         (["--by", "bm52"], "there is no retriever 'bm52'"),
-        (["--by", "bm25", "--skip", "99"], "bm25 gives no negative for any of the 13 rows"),
+        (["--by", "bm25", "--skip", "99"], "bm25 gives no negative for any of the 41 rows"),
     ],
 )
 def test_bad_options_are_refused(files, monkeypatch, options, message):
@@ -85,7 +85,7 @@ def test_stopped_run_of_written_negatives_resumes(files, monkeypatch):
         num_requests = len(server.requests)
         server.respond = lambda request: completion(f"passage {request.get('seed')}")
         assert MAIN() == 0
-        assert len(server.requests) - num_requests == 26 - 2 + 1
+        assert len(server.requests) - num_requests == 82 - 2 + 1
     assert not partial.exists()
     texts = [text for row in read_rows(out) for text in row.passages[1:]]
-    assert {text for text in texts if not text.startswith("passage")} == {"first"} and len(texts) == 25
+    assert {text for text in texts if not text.startswith("passage")} == {"first"} and len(texts) == 81

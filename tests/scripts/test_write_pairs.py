@@ -98,7 +98,10 @@ def test_stopped_run_resumes_with_the_same_settings_only(write_pairs, server, tm
     assert not out.exists()
     server.respond = respond
     assert write_pairs(*arguments, "--seed", 1) == 2
-    assert "pairs.jsonl.partial is from a stopped run with another seed: delete it" in capsys.readouterr().err
+    assert (
+        "pairs.jsonl.partial is from a stopped run with different settings (seed): delete it"
+        in capsys.readouterr().err
+    )
     assert write_pairs(*arguments) == 0 and len(read_rows(out)) == 4
 
 

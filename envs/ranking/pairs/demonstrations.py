@@ -12,12 +12,17 @@ the same, so the order is that of p(y | x, z). Without the mean, all targets of 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rlkit.envs.ranking.demonstrate import DemonstrateEnvironment, Example, demonstration_prompt
+from rlkit.envs.ranking.demonstrate import (
+    DemonstrateEnvironment,
+    Example,
+    demonstration_prompt,
+    same_question,
+)
 from rlkit.envs.ranking.pairs.rows import PairRow
 from rlkit.errors import UserError
 
@@ -134,6 +139,7 @@ def demonstration_rows(
     questions: Sequence[Example],
     candidates: Sequence[Sequence[Example]],
     targets: Sequence[Sequence[float]],
+    bank: Iterable[Example],
 ) -> list[PairRow]:
     """Return one row per question, whose passages are the demonstrations, as the retriever indexes them.
 
@@ -141,7 +147,10 @@ def demonstration_rows(
         questions: Questions.
         candidates: Demonstrations of each question.
         targets: Target of each demonstration.
+        bank: All demonstrations. Those with an answer of a question, or with the question itself, are its
+            `answers`, so that the batch has none of them as a negative.
     """
+    bank = list(bank)
     return [
         PairRow(
             f"{SOURCE}/{question.id}",
@@ -150,6 +159,11 @@ def demonstration_rows(
             tuple(of_question),
             SOURCE,
             passage_documents=tuple(example.id for example in examples),
+            answers=tuple(
+                example.id
+                for example in bank
+                if same_question(example, question) or set(example.answers) & set(question.answers)
+            ),
         )
         for question, examples, of_question in zip(questions, candidates, targets, strict=True)
     ]

@@ -19,11 +19,11 @@ from rlkit.envs.ranking.pairs.rows import PairRow
 from rlkit.errors import UserError, check_integer
 from rlkit.retrieval.collections.base import Collection
 from rlkit.retrieval.documents import EngineError, Query, Ranking, SearchEngine, search_ids
-from rlkit.retrieval.retrievers import excluded_ids, search_depth
+from rlkit.retrieval.retrievers import excluded_by_text, search_depth
 from rlkit.words import ngrams, words
 
 NGRAM_LENGTH = 3  # words
-# Documents with the same text may have scores that differ by rounding, if they are encoded in other batches.
+# Documents with the same text may have scores that differ by rounding, if they are in different batches.
 ROUNDING = 1e-6
 
 
@@ -45,24 +45,22 @@ def source_ranks(
         depth: Maximum rank, K.
 
     Raises:
-        UserError: `depth` is below 1, a row has no document, no row has a document of the collection, or the
-            search fails.
+        UserError: `depth` is below 1, a row has no document, the collection does not have the document of a
+            row, or the search fails.
     """
     check_integer("depth", depth, 1)
     for row in rows:
         if not row.document:
             raise UserError(f"row {row.id!r} has no document, whose rank the round trip needs")
-    names = {row.document for row in rows}
-    if rows and not any(collection.judged_id(document.id) in names for document in collection.documents()):
+    missing = {row.document for row in rows}
+    missing -= {collection.judged_id(document.id) for document in collection.documents()}
+    if missing:
         raise UserError(
-            f"no row has a document of {collection.name}: their ids are such as {rows[0].document!r}; do the "
-            "rows and the collection belong together?"
+            f"{collection.name} lacks {len(missing):,} of the documents that the rows are from, such as "
+            f"{min(missing)!r}: use the collection of the rows"
         )
-    excluded_by_query: defaultdict[str, set[str]] = defaultdict(set)
-    if collection.excluded or collection.drop_query_id:
-        for name, text in collection.queries.items():
-            excluded_by_query[text].update(excluded_ids(collection, name))
     queries = list(dict.fromkeys(row.query for row in rows))
+    excluded_by_query = excluded_by_text(collection, queries)
     num_searched = search_depth(collection, depth + 1)
     try:
         rankings = search_ids(engine, [Query(query) for query in queries], num_searched)
@@ -72,7 +70,7 @@ def source_ranks(
     for query, ranking in zip(queries, rankings, strict=True):
         if ranking.error is not None:
             raise UserError(f"the search for {query!r:.60} failed: {ranking.error}")
-        excluded = excluded_by_query.get(query, set())
+        excluded = excluded_by_query.get(query, frozenset())
         ranks_by_query[query] = _ranks(ranking, collection, excluded, len(ranking.ids) >= num_searched)
     ranks = (ranks_by_query[row.query].get(row.document) for row in rows)
     return [rank if rank is not None and rank <= depth else None for rank in ranks]

@@ -1,8 +1,9 @@
 """Hard negatives for rows of training pairs: from a retriever, or written by a language model.
 
-These are the sources of "Don't Retrieve, Generate" (arXiv 2504.21015). Its third version finds that written
-negatives consistently train worse retrievers than mined ones. `style_accuracy` measures one reason: negatives
-that can be told from positives without the query teach a retriever style instead of relevance.
+These are the sources of "Don't Retrieve, Generate" (arXiv 2504.21015). Its third version reportedly finds
+that written negatives train worse retrievers than mined ones. `style_accuracy` measures a possible reason,
+which is our own hypothesis: negatives that can be told from positives without the query may teach style
+instead of relevance.
 
 A negative is a pair of the id of its document and its text.
 """
@@ -11,18 +12,18 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from rlkit.envs.ranking.pairs.rows import PairRow
+from rlkit.envs.ranking.pairs.writing import read_passage
 from rlkit.envs.ranking.prompts import prompt_line
 from rlkit.errors import UserError
 from rlkit.retrieval.collections.base import Collection
 from rlkit.retrieval.documents import Query, SearchEngine, passage_text
-from rlkit.retrieval.retrievers import excluded_ids, search_depth, top_documents
-from rlkit.rewards.thinking import after_thinking
+from rlkit.retrieval.retrievers import excluded_by_text, search_depth, top_documents
 from rlkit.words import words
 
 Negative = tuple[str, str]
@@ -104,7 +105,7 @@ def mined_negatives(
     """
     check_rows(rows)
     answers, positives = known_answers(rows), positives_by_query(rows)
-    excluded = _excluded_by_text(collection, answers.keys())
+    excluded = excluded_by_text(collection, answers)
     num_removed = max((len(answers[text] | excluded.get(text, frozenset())) for text in answers), default=0)
     k = skip + num_negatives + num_removed + MAX_DUPLICATES
     depth = search_depth(collection, k)
@@ -122,16 +123,6 @@ def mined_negatives(
             ]
             passages = [*row.passages, *positives[row.query]]
             yield _distinct(documents, passages)[skip : skip + num_negatives]
-
-
-def _excluded_by_text(collection: Collection, queries: Set[str]) -> dict[str, frozenset[str]]:
-    """Return the ids that the collection excludes from the rankings of these queries, which have no ids."""
-    excluded: defaultdict[str, frozenset[str]] = defaultdict(frozenset)
-    if collection.excluded or collection.drop_query_id:
-        for query_id, text in collection.queries.items():
-            if text in queries:
-                excluded[text] |= excluded_ids(collection, query_id)
-    return excluded
 
 
 def positives_by_query(rows: Sequence[PairRow]) -> dict[str, list[str]]:
@@ -185,12 +176,6 @@ def written_negatives(row: PairRow, replies: Sequence[str]) -> list[Negative]:
     return _distinct(negatives, row.passages)
 
 
-def read_passage(reply: str) -> str:
-    """Return the passage in a model's reply on one line, without a thought and the label of the prompt."""
-    passage = _normalized(after_thinking(reply)).removeprefix("Passage:").strip()
-    return passage if words(passage) else ""
-
-
 def add_negatives(row: PairRow, negatives: Sequence[Negative]) -> PairRow:
     """Return a row with negatives, whose target is 0, after its passages."""
     return replace(
@@ -212,16 +197,16 @@ def positive_passage(row: PairRow) -> str:
 def style_accuracy(positives: Sequence[str], negatives: Sequence[str], seed: int = 0) -> StyleAccuracy:
     """Return how well positives and negatives can be told apart without the query.
 
-    A logistic regression is cross-validated in 5 folds. The two strings of a pair are in the same fold, and
-    so are pairs with the same positive, which a bag of words would recognize. At most 5,000 pairs are used.
+    A logistic regression is cross-validated in 5 folds; the two strings of a pair are in the same fold. Each
+    string is used once, because a bag of words would recognize it. At most 5,000 pairs are used.
 
     Args:
-        positives: A positive of each row, at least 10 distinct strings.
+        positives: A positive of each row.
         negatives: A negative of each row, in the same order.
         seed: Random seed of the folds and of the sample.
 
     Raises:
-        UserError: scikit-learn is not installed, or there are too few positives.
+        UserError: scikit-learn is not installed, or there are fewer than 10 pairs of distinct strings.
     """
     try:
         from sklearn.feature_extraction.text import HashingVectorizer
@@ -233,14 +218,12 @@ def style_accuracy(positives: Sequence[str], negatives: Sequence[str], seed: int
         raise UserError(
             "the accuracy of style classifiers needs scikit-learn: pip install 'rlkit-llm[ranking]'"
         ) from None
-    pairs = list(zip(positives, negatives, strict=True))
-    if len(pairs) > MAX_STYLE_ROWS:
-        pairs = random.Random(seed).sample(pairs, MAX_STYLE_ROWS)
-    if len({positive for positive, _ in pairs}) < MIN_STYLE_ROWS:
-        raise UserError(f"the accuracy of style classifiers needs {MIN_STYLE_ROWS} distinct positives")
+    pairs = distinct_pairs(positives, negatives, seed)
+    if len(pairs) < MIN_STYLE_ROWS:
+        raise UserError(f"the accuracy of style classifiers needs {MIN_STYLE_ROWS} pairs of distinct strings")
     passages = [passage for pair in pairs for passage in pair]
     labels = np.tile([1, 0], len(pairs))
-    groups = np.repeat(np.unique([positive for positive, _ in pairs], return_inverse=True)[1], 2)
+    groups = np.repeat(np.arange(len(pairs)), 2)
     lengths = np.log1p([len(words(passage)) for passage in passages])
     # With the square, negatives that are neither short nor long are recognized, too.
     length_features = np.stack([lengths, lengths**2], axis=1)
@@ -256,3 +239,16 @@ def style_accuracy(positives: Sequence[str], negatives: Sequence[str], seed: int
         for classifier, features in classifiers
     ]
     return StyleAccuracy(*accuracies)
+
+
+def distinct_pairs(positives: Sequence[str], negatives: Sequence[str], seed: int) -> list[tuple[str, str]]:
+    """Return at most `MAX_STYLE_ROWS` random pairs of a positive and a negative, without repeated strings."""
+    pairs = list(zip(positives, negatives, strict=True))
+    random.Random(seed).shuffle(pairs)
+    distinct: list[tuple[str, str]] = []
+    strings: set[str] = set()
+    for positive, negative in pairs:
+        if strings.isdisjoint((positive, negative)) and len(distinct) < MAX_STYLE_ROWS:
+            distinct.append((positive, negative))
+            strings |= {positive, negative}
+    return distinct

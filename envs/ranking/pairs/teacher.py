@@ -19,7 +19,7 @@ from rlkit.retrieval.cross_encoders import pair_scores
 from rlkit.retrieval.documents import EngineError, passage_text
 from rlkit.retrieval.engines.hybrid import fuse
 from rlkit.retrieval.queries import documents_by_id
-from rlkit.retrieval.retrievers import open_retriever, retrieve
+from rlkit.retrieval.retrievers import excluded_by_text, open_retriever, retrieve
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder
@@ -60,16 +60,23 @@ def candidate_lists(
             raise UserError(f"{name}: the search failed: {error}") from error
         for row_id, ranking in ranked.items():
             rankings[row_id].append(ranking)
-    candidates = {row.id: candidate_ids(rankings[row.id], row.document, length) for row in rows}
+    excluded = excluded_by_text(collection, queries.values())
+    candidates = {}
+    for row in rows:
+        removed = excluded.get(row.query, frozenset())
+        of_row = [[name for name in ranking if name not in removed] for ranking in rankings[row.id]]
+        candidates[row.id] = candidate_ids(of_row, row.document, length)
     documents = documents_by_id(collection, (name for names in candidates.values() for name in names))
+    # Documents without text cannot be scored.
+    usable = {name for name, document in documents.items() if passage_text(document).strip()}
     lists = []
     for row in rows:
-        if row.document not in documents:
+        if row.document not in usable:
             raise UserError(
-                f"the row {row.id!r} needs a document of {collection.name}, not {row.document!r}: are the "
-                "pairs from this collection?"
+                f"the row {row.id!r} needs a document of {collection.name} with text, not {row.document!r}: "
+                "are the pairs from this collection?"
             )
-        names = tuple(candidates[row.id])
+        names = tuple(name for name in candidates[row.id] if name in usable)
         lists.append(
             replace(
                 row,
@@ -142,7 +149,7 @@ def with_targets(lists: Sequence[PairRow], targets: Sequence[np.ndarray]) -> lis
     ]
 
 
-def source_ranks(lists: Sequence[PairRow], scores: Sequence[np.ndarray]) -> list[int]:
+def teacher_ranks(lists: Sequence[PairRow], scores: Sequence[np.ndarray]) -> list[int]:
     """Return the teacher's rank of each list's source document, from 1. Ties count against it.
 
     Args:

@@ -1,7 +1,7 @@
 """Prompts for a model that writes a query for a document, and how its reply is read.
 
-    Write a search query that the document below answers, as someone who has not read it would. Write only the
-    query, on one line.
+    Write a search query that the document below answers, phrased the way someone who has not read the
+    document would phrase it. Write only the query, on one line.
 
     Document: Search for flights between two airports. …
     Query: what does it cost to fly to Lisbon in May
@@ -22,17 +22,19 @@ from rlkit.envs.ranking.prompts import prompt_line
 from rlkit.rewards.thinking import after_thinking
 
 INSTRUCTION = (
-    "Write a search query that the document below answers, as someone who has not read it would. Write only "
-    "the query, on one line."
+    "Write a search query that the document below answers, phrased the way someone who has not read the "
+    "document would phrase it. Write only the query, on one line."
 )
 MAX_DOCUMENT_WORDS = 60  # of a document in a prompt
 MAX_QUERY_WORDS = 25  # of a query; a longer one is an answer or a summary
-# A label needs its colon: "query planner settings" is a query.
-_LABEL = re.compile(
-    r"^(?:(?:(?:search )?query|question|claim|title|keywords?)\s*:\s*|(?:[-*•]|\d{1,2}[.)])\s+)",
+# A label needs its colon: "query planner settings" is a query. Models put labels in bold type, too.
+_LABELS = re.compile(
+    r"^(?:(?:(?:search )?query|question|claim|title|keywords?|passage(?: that does not answer it)?)"
+    r"\s*:[\s*_]*"
+    r"|(?:[-*•]|\d{1,2}[.)])\s+)+",
     re.IGNORECASE,
 )
-_QUOTES = "\"'`“”‘’«»"
+_MARKS = "\"'`“”‘’«»*_ \t"  # quotes and the marks of bold type
 
 
 def writing_prompt(
@@ -59,12 +61,23 @@ def writing_prompt(
 
 
 def read_query(reply: str) -> str:
-    """Return the query in a model's reply: its first line, without a label, a list number and quotes.
+    """Return the query in a model's reply: its first line, without labels, list numbers and quotes.
 
-    The query is empty if the reply, apart from a thought, has no words.
+    An introduction such as "Here is a query:" is skipped if another line follows. The query is empty if the
+    reply, apart from a thought, has no words.
     """
-    for line in after_thinking(reply).splitlines():
-        query = " ".join(_LABEL.sub("", line.strip().strip(_QUOTES)).strip(_QUOTES).split())
-        if any(character.isalnum() for character in query):
-            return query
-    return ""
+    lines = [_without_labels(line) for line in after_thinking(reply).splitlines()]
+    lines = [line for line in lines if any(character.isalnum() for character in line)]
+    if len(lines) > 1 and lines[0].endswith(":"):
+        del lines[0]
+    return lines[0] if lines else ""
+
+
+def read_passage(reply: str) -> str:
+    """Return the passage in a model's reply on one line, without a thought and labels; "" without words."""
+    passage = " ".join(_LABELS.sub("", after_thinking(reply).strip(_MARKS + "\n")).split())
+    return passage if any(character.isalnum() for character in passage) else ""
+
+
+def _without_labels(line: str) -> str:
+    return " ".join(_LABELS.sub("", line.strip(_MARKS)).strip(_MARKS).split())

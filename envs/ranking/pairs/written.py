@@ -2,7 +2,7 @@
 
 - few_shot: queries like the examples of the collection (Promptagator, arXiv 2209.11755)
 - question, claim, title, keywords, web_search, free: the six types of queries of Tamber et al. (arXiv
-  2502.19712); `free` never has examples
+  2502.19712)
 - graded: passages for a training query that answer it fully, partly, not at all, or are about something else,
   as a list with targets 3, 2, 1, 0 (SyCL, arXiv 2503.23239)
 
@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from rlkit.envs.ranking.pairs.replies import Prompt, prompt_seed
+from rlkit.envs.ranking.pairs.partial import Prompt, prompt_seed
 from rlkit.envs.ranking.pairs.rows import PairRow
 from rlkit.envs.ranking.pairs.selection import Example
 from rlkit.envs.ranking.pairs.writing import (
@@ -104,7 +104,7 @@ def query_prompts(
         instruction: Instruction; None for that of the source.
         document_words: Maximum number of words of a document in a prompt.
     """
-    shown = [] if source == FREE else [(example.text, example.query) for example in examples]
+    shown = [(example.text, example.query) for example in examples]
     for document in documents:
         messages = writing_prompt(
             passage_text(document),

@@ -33,12 +33,15 @@ def test_token_marginal_is_the_product_of_the_mixtures():
 
 
 def test_rows_have_the_demonstrations_as_retrievers_index_them(tmp_path):
-    rows = demonstration_rows([QUESTION], [[WEATHER, NEWS]], [[0.9, 0.2]])
+    same = Example("s", " will it rain in oslo? ", ("BoatTool",))
+    bank = [WEATHER, NEWS, same, Example("b", "Is there a boat?", ("BoatTool",))]
+    rows = demonstration_rows([QUESTION], [[WEATHER, NEWS]], [[0.9, 0.2]], bank)
     write_rows(tmp_path / "rows.jsonl", rows)
     (row,) = read_rows(tmp_path / "rows.jsonl")
     assert row.query == "Will it rain in Oslo?"
     assert row.passages == ("Will it rain in Paris?\nWeatherTool", f"{NEWS.question}\nNewsTool")
     assert (row.targets, row.passage_documents) == ((0.9, 0.2), ("w", "n"))
+    assert row.answers == ("w", "n", "s")  # no negatives of the question in a batch
 
 
 def test_random_candidates_are_not_repeated():

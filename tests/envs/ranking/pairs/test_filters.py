@@ -110,7 +110,7 @@ def test_excluded_documents_of_a_query_have_no_rank():
 def test_round_trip_refuses_what_it_cannot_rank():
     with pytest.raises(UserError, match="row 'fox/' has no document"):
         ranks({"d1": 1.0}, 1, [""])
-    with pytest.raises(UserError, match="no row has a document of small: their ids are such as 'x'"):
+    with pytest.raises(UserError, match="small lacks 1 of the documents that the rows are from, such as 'x'"):
         ranks({"d1": 1.0}, 1, ["x"])
     with pytest.raises(UserError, match="the search for 'fox' failed: server is down"):
         ranks({"d1": 1.0}, 1, error="server is down")

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from rlkit.envs.ranking.pairs.environment import PairsEnvironment
 from rlkit.envs.ranking.pairs.negatives import (
     add_negatives,
+    distinct_pairs,
     known_answers,
     mined_negatives,
     negative_prompt,
@@ -211,16 +212,19 @@ def test_style_accuracy_detects_length_and_words():
     assert accuracy.length == pytest.approx(0.5, abs=0.02) and accuracy.words > 0.9
 
 
-def test_style_accuracy_does_not_recognize_repeated_positives():
-    # Queries of one document share their positive, which must not be in train and test.
+def test_style_accuracy_does_not_recognize_repeated_strings():
+    # Queries of one document share their positive, and one document may be the negative of many queries.
     generator = random.Random(0)
-    positives = passages(generator, 20, [f"rare{i}" for i in range(2000)], 20) * 10
-    negatives = passages(generator, 200, [f"rare{i}" for i in range(2000)], 20)
-    assert style_accuracy(positives, negatives).words < 0.6
+    positives = passages(generator, 40, [f"rare{i}" for i in range(2000)], 20) * 5
+    negatives = passages(generator, 50, [f"rare{i}" for i in range(2000)], 20) * 4
+    generator.shuffle(negatives)
+    assert style_accuracy(positives, negatives).words < 0.65
+    pairs = distinct_pairs(positives, negatives, seed=0)
+    assert 10 < len(pairs) <= 40 and len({text for pair in pairs for text in pair}) == 2 * len(pairs)
 
 
 def test_style_accuracy_needs_rows_and_scikit_learn(monkeypatch):
-    with pytest.raises(UserError, match="needs 10 distinct positives"):
+    with pytest.raises(UserError, match="needs 10 pairs of distinct strings"):
         style_accuracy(["a"] * 20, ["b"] * 20)
     monkeypatch.setitem(sys.modules, "sklearn.linear_model", None)
     with pytest.raises(UserError, match=r"pip install 'rlkit-llm\[ranking\]'"):

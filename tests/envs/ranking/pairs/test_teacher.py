@@ -9,7 +9,7 @@ from rlkit.envs.ranking.pairs.teacher import (
     candidate_lists,
     normalize_scores,
     score_lists,
-    source_ranks,
+    teacher_ranks,
     with_targets,
 )
 from rlkit.errors import UserError
@@ -43,7 +43,7 @@ def test_equal_scores_have_no_targets():
 
 
 def test_rank_of_the_source_counts_ties_against_it():
-    assert source_ranks(LISTS, [*SCORES[:2], np.array([4.0, 4.0])]) == [1, 2, 2]
+    assert teacher_ranks(LISTS, [*SCORES[:2], np.array([4.0, 4.0])]) == [1, 2, 2]
 
 
 @given(

@@ -1,6 +1,6 @@
 import pytest
 
-from rlkit.envs.ranking.pairs.writing import read_query, writing_prompt
+from rlkit.envs.ranking.pairs.writing import read_passage, read_query, writing_prompt
 
 
 @pytest.mark.parametrize(
@@ -16,11 +16,28 @@ from rlkit.envs.ranking.pairs.writing import read_query, writing_prompt
         ("3.5 inch floppy disk", "3.5 inch floppy disk"),
         ("<think>a query, say</think>sorted files", "sorted files"),
         ("<think>no end", ""),
+        ("**Query:** cheap flights", "cheap flights"),
+        ("1. Query: cheap flights", "cheap flights"),
+        ('Here is a search query:\n"cheap flights"', "cheap flights"),
+        ("what is meant by this:", "what is meant by this:"),
         (' "…" ', ""),
     ],
 )
 def test_query_is_the_first_line_without_label_and_quotes(reply, query):
     assert read_query(reply) == query
+
+
+@pytest.mark.parametrize(
+    ("reply", "passage"),
+    [
+        ("Passage: Knead\nthe dough.", "Knead the dough."),
+        ("Passage that does not answer it: Knead it.", "Knead it."),
+        ("<think>dough</think> Knead: then rest.", "Knead: then rest."),
+        ("***", ""),
+    ],
+)
+def test_passage_is_the_reply_on_one_line_without_labels(reply, passage):
+    assert read_passage(reply) == passage
 
 
 def test_prompt_shows_the_examples_before_the_document():

@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from rlkit.envs.ranking.pairs import replies
-from rlkit.envs.ranking.pairs.replies import Prompt, generate_replies, open_replies, prompt_seed
+from rlkit.envs.ranking.pairs import partial
+from rlkit.envs.ranking.pairs.partial import Prompt, generate_replies, open_results, prompt_seed
 from rlkit.errors import UserError
 from rlkit.rollouts.text_generation import load_text_model
 from tests.rlkit.rollouts.chat_server import scripted_server
@@ -21,7 +21,7 @@ def server():
 @pytest.fixture
 def prompts(monkeypatch):
     """Five prompts, two of which make a batch."""
-    monkeypatch.setattr(replies, "BATCH_SIZE", 2)
+    monkeypatch.setattr(partial, "BATCH_SIZE", 2)
     return [Prompt(f"p{i}", [{"role": "user", "content": f"{i}"}], i) for i in range(5)]
 
 
@@ -32,7 +32,7 @@ def contents(server):
     return sorted(content for content in requests if content != "Hi")
 
 
-def test_failed_request_saves_the_batch_and_a_second_run_resumes(server, prompts, tmp_path):
+def test_failed_request_loses_no_other_reply_and_a_second_run_resumes(server, prompts, tmp_path):
     path = tmp_path / "out.partial"
     model = load_text_model("m", server.url)
 
@@ -42,13 +42,13 @@ def test_failed_request_saves_the_batch_and_a_second_run_resumes(server, prompts
         return {"choices": [{"index": 0, "message": {"role": "assistant", "content": "a reply"}}]}
 
     server.respond = fail
-    with pytest.raises(UserError, match=r"failed to generate 1 of 2 replies: .* has the 3 others"):
+    with pytest.raises(UserError, match=r"failed to generate 1 of 5 replies: .* has the 4 others"):
         generate_replies(model, prompts, path, SETTINGS)
-    assert contents(server) == ["0", "1", "2", "3"]
+    assert contents(server) == ["0", "1", "2", "3", "4"]
     server.respond = None
     result = generate_replies(model, prompts, path, SETTINGS)
-    assert contents(server) == ["3", "4"]
-    assert result == {"p0": "a reply", "p1": "a reply", "p2": "a reply", "p3": "m 3", "p4": "m 4"}
+    assert contents(server) == ["3"]
+    assert result == {"p0": "a reply", "p1": "a reply", "p2": "a reply", "p4": "a reply", "p3": "m 3"}
     assert generate_replies(model, prompts, path, SETTINGS) == result
     assert contents(server) == []
 
@@ -63,16 +63,24 @@ def test_incomplete_last_line_is_dropped(server, prompts, tmp_path):
     assert generate_replies(model, prompts, path, SETTINGS) == result
     assert contents(server) == ["4"] and path.read_bytes() == content
     path.write_bytes(content[:9])  # inside the settings
-    assert open_replies(path, SETTINGS) == {}
+    assert open_results(path, SETTINGS) == {}
     assert json.loads(path.read_text()) == {"settings": SETTINGS}
+
+
+def test_other_prompts_are_other_settings(server, prompts, tmp_path):
+    path = tmp_path / "out.partial"
+    model = load_text_model("m", server.url)
+    generate_replies(model, prompts, path, SETTINGS)
+    with pytest.raises(UserError, match=r"different settings \(prompts\)"):
+        generate_replies(model, prompts[1:], path, SETTINGS)
 
 
 def test_other_settings_are_refused(tmp_path):
     path = tmp_path / "out.partial"
-    assert open_replies(path, SETTINGS) == {}
-    assert open_replies(path, SETTINGS | {"examples": [("a", "b")]}) == {}
-    with pytest.raises(UserError, match="another seed and depth: delete it, or use another -o"):
-        open_replies(path, SETTINGS | {"seed": 1, "depth": 2})
+    assert open_results(path, SETTINGS) == {}
+    assert open_results(path, SETTINGS | {"examples": [("a", "b")]}) == {}
+    with pytest.raises(UserError, match=r"different settings \(seed, depth\): delete it, or use another -o"):
+        open_results(path, SETTINGS | {"seed": 1, "depth": 2})
 
 
 def test_prompt_seeds_are_fixed_numbers_below_2_to_the_31():
