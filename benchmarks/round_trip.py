@@ -211,6 +211,7 @@ def main() -> None:
         "temperature": TEMPERATURE,
         "seeds": options.seeds,
         "means": summarize(systems, MEASURES),
+        "means_over_documents": summarize(by_document, MEASURES),
         "sd_over_seeds": deviations(systems),
         "mean_numbers_of_rows": {name: mean_numbers(rows_of_seeds) for name, rows_of_seeds in sets.items()},
         **{f"tests_of_{measure}": compare_pairs(by_document, measure, PAIRS) for measure in MEASURES},
