@@ -11,12 +11,14 @@ of MiniLM's query embedding, is trained on the written queries in these ways:
 - "kl, filtered": only with queries whose page the teacher ranks first
 - "kl + infonce": with 0.1 times InfoNCE, whose negatives are the candidates of other queries
 
-A cross-encoder that is trained on six hundred queries may well be a worse ranker than MiniLM, which others
-have trained on a billion pairs. So there is a second teacher: "mixed" is the mean of the scaled scores of the
+A cross-encoder that is trained on six hundred queries may well be a worse ranker than MiniLM, which was
+trained on a billion pairs. So there is a second teacher: "mixed" is the mean of the scaled scores of the
 cross-encoder and of MiniLM. The rankings of both teachers are in the results, since a student learns little
 from a teacher that ranks worse than itself. The learning rate of each system is the best one on the fold's
 dev queries; the means of all learning rates are in the results, too. Each query is a test query of one fold,
-and the tests are over the queries of all folds.
+and the tests are over the queries of all folds. The teachers rerank the first ten fused candidates; the
+students rank all pages. Queries are also written for pages that test queries ask for; the judgments are not
+used.
 
     python scripts/build_man_collection.py -o runs/pairs/man
     python benchmarks/distillation.py

@@ -4,6 +4,7 @@ import argparse
 import itertools
 import json
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,7 +14,9 @@ from rlkit.evaluation import Evaluation, compare, compare_by, paired_permutation
 from rlkit.evaluation.result import paired_scores_by, scores_of
 from rlkit.evaluation.statistics import holm_correction
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+ROOT = Path(__file__).parent.parent
+CONFIGS = ROOT / "configs"
+FOLDS, SEEN_DEV = 5, 0.1  # of collections that are split by document
 
 
 def parser(description: str | None, folder: Path) -> argparse.ArgumentParser:
@@ -43,6 +46,16 @@ def run_seed(configs: str, seed: int, folder: Path, *extra: str) -> None:
     if not (policy / "evaluation" / "after.json").exists():
         config = CONFIGS / configs / "smollm2.yaml"
         launch("train", config, seed, policy, "--model_name_or_path", str(start / "model"), *extra)
+
+
+def write_fold(name: str, seed: int, folder: Path) -> Path:
+    """Split a collection by document, with a test fold per seed, unless the folder exists, and return it."""
+    out = folder / f"fold-{seed % FOLDS}"
+    if not out.exists():
+        script = str(ROOT / "scripts" / "split_collection.py")
+        options = ["--folds", str(FOLDS), "--fold", str(seed % FOLDS), "--seen_dev", str(SEEN_DEV)]
+        subprocess.run([sys.executable, script, name, *options, "-o", str(out)], check=True)
+    return out
 
 
 def launch(command: str, config: Path, seed: int, output: Path, *extra: str) -> None:

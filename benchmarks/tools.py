@@ -6,21 +6,21 @@ tools no training request asks. Held-out requests for tools of the training fold
 SmolLM2-135M learns from the tools' descriptions (SFT); from there, it learns from the best of its own samples
 in three rounds (RAFT), or by GRPO. MiniLM embeds its queries. The baselines are the request's own words, with
 BM25 and with MiniLM, and the model without training, whose first line is its query. "request + X" fuses the
-rankings of the request and of the model's query. The tests are paired over the means of the tools, because
-requests for one tool resemble each other. Runs and evaluations that are complete are not repeated.
+rankings of the request and of the model's query; where an answer has no query, it is the ranking of the
+request. The systems are not tuned and do not have the same budget: RAFT draws 1,440 samples, GRPO 896. The
+tests are paired over the means of the tools, because requests for one tool resemble each other. Runs and
+evaluations that are complete are not repeated.
 
     python benchmarks/tools.py --collection data/metatool
 """
 
 import argparse
 import json
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from retrieval import Scores, compare_pairs, mean_by_document, save, score, summarize
-from seeds import CONFIGS, launch, seconds
+from seeds import CONFIGS, launch, seconds, write_fold
 
 from rlkit.evaluation import Evaluation
 from rlkit.evaluation.model import evaluate_model
@@ -30,10 +30,8 @@ from rlkit.retrieval.engines.hybrid import fuse
 from rlkit.retrieval.evaluate import score_rankings
 
 RESULTS = Path(__file__).parent / "results" / "tools.json"
-SPLIT_COLLECTION = Path(__file__).parent.parent / "scripts" / "split_collection.py"
 MODEL, ENCODER = "bundled:smollm2-135m", "bundled:all-minilm-l6-v2"
 MEASURES = ["ndcg@5", "recall@5", "ap"]
-FOLDS, SEEN_DEV = 5, 0.1
 SPLITS = {"unseen": "test", "seen": "dev"}
 NUM_REQUESTS = {"unseen": 150, "seen": 100}
 MAX_TOKENS = 48  # of an answer; 96% of the descriptions are shorter
@@ -61,15 +59,6 @@ def environment_args(collection: Path) -> dict:
         "max_queries": 2,
         "depth": 1000,
     }
-
-
-def write_fold(name: str, seed: int, folder: Path) -> Path:
-    """Write the collection of a seed's fold, unless it exists, and return its folder."""
-    out = folder / f"fold-{seed % FOLDS}"
-    if not out.exists():
-        options = ["--folds", str(FOLDS), "--fold", str(seed % FOLDS), "--seen_dev", str(SEEN_DEV)]
-        subprocess.run([sys.executable, str(SPLIT_COLLECTION), name, *options, "-o", str(out)], check=True)
-    return out
 
 
 def train(command: str, collection: Path, seed: int, run: Path, steps: int, *extra: str) -> Path:

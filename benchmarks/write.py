@@ -5,10 +5,11 @@ no training request asks. SmolLM2-135M imitates the training requests for the ot
 trained with the rewards of write-v1 (GRPO): the round trip through a frozen MiniLM, without copies, and the
 learning value. It writes eight queries for each unseen tool, with and without the filter of the round trip.
 A residual of MiniLM's query vectors is trained on the rows and tested on requests of people for these tools.
-In the second round, the retriever of the rewards is the one that the first round trained.
+In the second round, the retriever and the encoder of the rewards are those that the first round trained; the
+control has as many more steps with the untrained ones. All rows are filtered with the untrained MiniLM.
 
 The controls: no training, the same model with five examples and no training (Promptagator), and up to eight
-requests of people for each tool, which are not in the test. Training takes the settings of round_trip.py.
+requests of people for each tool, which are not in the test. The settings of the residual are not tuned.
 Tests are paired over the tools, because requests for one tool resemble each other.
 
     python benchmarks/write.py --collection data/metatool
@@ -16,17 +17,16 @@ Tests are paired over the tools, because requests for one tool resemble each oth
 
 import argparse
 import json
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from residuals import ENCODER, ResidualTraining
 from retrieval import Scores, compare_pairs, save, score, summarize
-from seeds import CONFIGS, launch, seconds
+from seeds import CONFIGS, launch, seconds, write_fold
 
-from rlkit.envs.ranking.pairs.filters import source_ranks
+from rlkit.envs.ranking.pairs.filters import copied_share, source_ranks
 from rlkit.envs.ranking.pairs.partial import generate_replies
 from rlkit.envs.ranking.pairs.rows import PairRow, read_rows, write_rows
 from rlkit.envs.ranking.pairs.selection import choose_examples
@@ -36,15 +36,11 @@ from rlkit.retrieval.collections.base import Collection
 from rlkit.retrieval.collections.load import load_collection
 from rlkit.retrieval.documents import passage_text
 from rlkit.retrieval.retrievers import open_retriever
-from rlkit.rewards.writing import NGRAM_LENGTH
 from rlkit.rollouts.text_generation import load_text_model
-from rlkit.words import ngrams
 
 RESULTS = Path(__file__).parent / "results" / "write.json"
-SPLIT_COLLECTION = Path(__file__).parent.parent / "scripts" / "split_collection.py"
 MODEL = "bundled:smollm2-135m"
 MEASURES = ("ndcg@5", "recall@5")
-FOLDS, SEEN_DEV = 5, 0.1
 PER_DOCUMENT = 8  # queries that are written, and requests of people that are trained on
 EXAMPLES = 5  # of the writer without training
 MAX_TOKENS = 40
@@ -53,7 +49,7 @@ DOCUMENT_WORDS = 40  # in a prompt
 HELD_OUT_TASKS = 40
 STEPS, LEARNING_RATE = 300, 1e-3  # of the residual
 TOP = 10  # of the round trip
-WRITERS = ("few-shot", "sft", "grpo", "grpo, second round")
+RUNS = ("sft-run", "grpo-run", "grpo-longer-run", "grpo-second-round-run")
 PAIRS = [
     ("untrained", "sft, all"),
     ("untrained", "sft, top 10"),
@@ -64,18 +60,9 @@ PAIRS = [
     ("sft, all", "sft, top 10"),
     ("grpo, all", "grpo, top 10"),
     ("few-shot, top 10", "sft, top 10"),
-    ("grpo, top 10", "grpo, second round, top 10"),
+    ("grpo, longer, top 10", "grpo, second round, top 10"),
     ("grpo, top 10", "people"),
 ]
-
-
-def write_fold(name: str, seed: int, folder: Path) -> Path:
-    """Write the collection of a seed's fold, unless it exists, and return its folder."""
-    out = folder / f"fold-{seed % FOLDS}"
-    if not out.exists():
-        options = ["--folds", str(FOLDS), "--fold", str(seed % FOLDS), "--seen_dev", str(SEEN_DEV)]
-        subprocess.run([sys.executable, str(SPLIT_COLLECTION), name, *options, "-o", str(out)], check=True)
-    return out
 
 
 def people_rows(collection: Collection, documents: Mapping[str, str]) -> tuple[list[PairRow], set[str]]:
@@ -128,17 +115,12 @@ def write(writer: str, model: str | Path, collection: Collection, seed: int, out
 
 def describe(rows: Sequence[PairRow], ranks: Sequence[int | None]) -> dict[str, float]:
     """Return the number of rows, the shares that a round trip keeps, and the share of copied trigrams."""
-    copies = []
-    for row in rows:
-        query_ngrams = list(ngrams(row.query, NGRAM_LENGTH))
-        passage_ngrams = set(ngrams(row.passages[0], NGRAM_LENGTH))
-        copies += [ngram in passage_ngrams for ngram in query_ngrams]
     return {
         "rows": len(rows),
         "distinct": len({row.query for row in rows}),
         "top_1": round(sum(rank == 1 for rank in ranks) / len(rows), 3),
         "top_10": round(sum(rank is not None for rank in ranks) / len(rows), 3),
-        "copied_trigrams": round(sum(copies) / max(len(copies), 1), 3),
+        "copied_trigrams": round(fmean(map(copied_share, rows)), 3),
     }
 
 
@@ -190,13 +172,17 @@ class Seed:
         sft = train("sft", self.path, self.seed, self.folder / "sft-run", SFT_STEPS)
         grpo = train("train", self.path, self.seed, self.folder / "grpo-run", GRPO_STEPS,
                      environment_args={"encoder": ENCODER}, model_name_or_path=sft)  # fmt: skip
-        for writer, model in zip(WRITERS, (MODEL, sft, grpo), strict=False):
+        for writer, model in {"few-shot": MODEL, "sft": sft, "grpo": grpo}.items():
             self.add(writer, model)
         retriever = self.retriever(self.rows["grpo, top 10"], self.folder / "retriever")
-        arguments = {"encoder": str(retriever), "retriever": f"dense:{retriever}"}
-        second = train("train", self.path, self.seed, self.folder / "grpo-run-2", SECOND_STEPS,
-                       environment_args=arguments, model_name_or_path=grpo)  # fmt: skip
-        self.add(WRITERS[-1], second)
+        rounds = {
+            "grpo, longer": {"encoder": ENCODER},
+            "grpo, second round": {"encoder": str(retriever), "retriever": f"dense:{retriever}"},
+        }
+        for writer, arguments in rounds.items():
+            run = self.folder / f"{writer.replace(', ', '-').replace(' ', '-')}-run"
+            options = {"environment_args": arguments, "model_name_or_path": grpo}
+            self.add(writer, train("train", self.path, self.seed, run, SECOND_STEPS, **options))
         scores = {"untrained": self.score(self.training.scorer())}
         scores["bm25"] = self.of_test(score("bm25", str(self.path), MEASURES))
         for system, rows in self.rows.items():
@@ -204,7 +190,7 @@ class Seed:
         return scores
 
     def score(self, scorer: Any) -> Scores:
-        """Return the mean scores of each tool over the requests that are not trained on."""
+        """Return the scores of a scorer on the test requests, averaged per tool."""
         return self.of_test(self.training.score(scorer, str(self.path), MEASURES))
 
     def of_test(self, scores: Scores) -> Scores:
@@ -232,7 +218,7 @@ class Seed:
                 }
                 for name in ("before", "after")
             }
-            for run in ("grpo-run", "grpo-run-2")
+            for run in RUNS[1:]
         }
 
 
@@ -260,7 +246,6 @@ def main() -> None:
         system: [{tool: values for scores in of_system for tool, values in scores.items()}]
         for system, of_system in systems.items()
     }
-    runs = ("sft-run", "grpo-run", "grpo-run-2")
     result = {
         "collection": Path(options.collection).name,
         "tools": len(pooled["untrained"][0]),
@@ -270,7 +255,7 @@ def main() -> None:
         "rows": [{system: len(rows) for system, rows in seed.rows.items()} for seed in seeds],
         "rewards": [seed.rewards() for seed in seeds],
         "minutes": [
-            {run: round(seconds(seed.folder / run) / 60, 1) for run in runs if (seed.folder / run).exists()}
+            {run: round(seconds(seed.folder / run) / 60, 1) for run in RUNS if (seed.folder / run).exists()}
             for seed in seeds
         ],
     }

@@ -29,7 +29,7 @@ def round_trip(turns: Turns) -> float:
     return 1 / rank if rank else 0.0
 
 
-def usual(turns: Turns, limits: Mapping[str, float]) -> float:
+def natural_form(turns: Turns, limits: Mapping[str, float]) -> float:
     """Return 1 if the query has the form of people's queries, else 0.
 
     Its number of words must be in their range, and at least their share of its words must be among the words
@@ -37,13 +37,13 @@ def usual(turns: Turns, limits: Mapping[str, float]) -> float:
 
     Args:
         turns: Messages after the prompt; the model's last turn has the `measures`.
-        limits: The limits `min_words`, `max_words` and `min_usual_words`.
+        limits: The limits `min_words`, `max_words` and `min_frequent_words`.
     """
     measures = last_turn(turns).get("measures")
     if not measures:
         return 0.0
     has_length = limits["min_words"] <= measures["words"] <= limits["max_words"]
-    return float(has_length and measures["usual_words"] >= limits["min_usual_words"])
+    return float(has_length and measures["frequent_words"] >= limits["min_frequent_words"])
 
 
 def copied(turns: Turns, limits: Mapping[str, float]) -> float:
@@ -68,14 +68,14 @@ def copied(turns: Turns, limits: Mapping[str, float]) -> float:
     return min(max(excesses), 1.0)
 
 
-def written(turns: Turns, limits: Mapping[str, float]) -> float:
-    """Return `round_trip` times `usual`, times 1 minus `copied`, in [0, 1].
+def own_words(turns: Turns, limits: Mapping[str, float]) -> float:
+    """Return `round_trip` times `natural_form`, times 1 minus `copied`, in [0, 1].
 
     Args:
         turns: Messages after the prompt.
         limits: The limits of all measures.
     """
-    return round_trip(turns) * usual(turns, limits) * (1 - copied(turns, limits))
+    return round_trip(turns) * natural_form(turns, limits) * (1 - copied(turns, limits))
 
 
 def learning_value(turns: Turns) -> float | None:
@@ -90,7 +90,7 @@ def learning_value(turns: Turns) -> float | None:
 
 
 def shares_copied(
-    query: Sequence[str], document: Iterable[str], rare_words: Iterable[str], usual_words: Iterable[str]
+    query: Sequence[str], document: Iterable[str], rare_words: Iterable[str], frequent_words: Iterable[str]
 ) -> dict[str, float]:
     """Return the measures of `COPIED` for a query: shares of it that are the document's, in [0, 1].
 
@@ -100,15 +100,15 @@ def shares_copied(
         query: Words of the query, in order.
         document: Words of the document, in order.
         rare_words: Words of the document that few documents have.
-        usual_words: Words that many queries have.
+        frequent_words: Words that many queries have.
     """
-    document, usual_set = list(document), set(usual_words)
+    document, frequent_set = list(document), set(frequent_words)
     return {
         "copied_ngrams": _share(
             list(ngrams(" ".join(query), NGRAM_LENGTH)), set(ngrams(" ".join(document), NGRAM_LENGTH))
         ),
-        "copied_words": _share(query, set(document) - usual_set),
-        "copied_rare_words": _share(query, set(rare_words) - usual_set),
+        "copied_words": _share(query, set(document) - frequent_set),
+        "copied_rare_words": _share(query, set(rare_words) - frequent_set),
     }
 
 

@@ -25,13 +25,12 @@ from rlkit.commands.run import run_command
 from rlkit.envs.ranking.pairs.filters import (
     copied_share,
     is_teacher_first,
-    normalized_query,
     reaches_percentile,
     source_ranks,
     without_ambiguous_queries,
     without_duplicates,
 )
-from rlkit.envs.ranking.pairs.rows import PairRow, read_rows, write_rows
+from rlkit.envs.ranking.pairs.rows import PairRow, query_key, read_rows, write_rows
 from rlkit.errors import UserError, check_integer
 from rlkit.retrieval.collections.base import Collection
 from rlkit.retrieval.queries import open_collection
@@ -57,7 +56,7 @@ def main() -> int:
             raise UserError(f"{name} removed the last {len(rows):,} rows: relax it or check the rows")
         rows = selected
     write_rows(options.out, rows)
-    num_queries = len({normalized_query(row) for row in rows})
+    num_queries = len({query_key(row.query) for row in rows})
     print(
         f"{len(rows):,} rows, {num_queries:,} distinct queries; on average, the document has "
         f"{fmean(map(copied_share, rows)):.1%} of a query's word trigrams: {options.out}"

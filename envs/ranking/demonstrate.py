@@ -22,6 +22,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from rlkit.environment import Environment
+from rlkit.envs.ranking.pairs.rows import query_key
 from rlkit.envs.ranking.prompts import prompt_line
 from rlkit.errors import UserError, check_integer
 from rlkit.retrieval.collections.base import Collection
@@ -113,7 +114,7 @@ class DemonstrateEnvironment(Environment):
             UserError: There is no such query, or an answer is not one line.
         """
         held_out = {
-            question_key(self.collection.queries[name])
+            query_key(self.collection.queries[name])
             for split, judged in self.collection.qrels.items()
             if split != "train"
             for name in judged
@@ -121,7 +122,7 @@ class DemonstrateEnvironment(Environment):
         by_question: dict[str, Example] = {}
         num_held_out = 0
         for example in self._read_split("train", 0):
-            key = question_key(example.question)
+            key = query_key(example.question)
             num_held_out += key in held_out
             if key not in held_out:
                 # The queries are in the order of a hash of their ids, so the choice is that of the hash.
@@ -249,11 +250,6 @@ class DemonstrateEnvironment(Environment):
         return questions
 
 
-def question_key(question: str) -> str:
-    """Return a question in lowercase without additional white space; equal keys are the same question."""
-    return " ".join(question.casefold().split())
-
-
 def same_question(example: Example, question: Example) -> bool:
     """Return whether a demonstration has the id or the text of a question."""
-    return example.id == question.id or question_key(example.question) == question_key(question.question)
+    return example.id == question.id or query_key(example.question) == query_key(question.question)

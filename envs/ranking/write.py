@@ -1,7 +1,7 @@
 """`write-v1`: write a query for a document, to train a retriever on.
 
-    Write a search query that the document below answers, as someone who has not read it would. Write only the
-    query, on one line.
+    Write a search query that the document below answers, phrased the way someone who has not read the
+    document would phrase it. Write only the query, on one line.
 
     Document: Search for flights between two airports. …
     Query:
@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from rlkit.environment import Environment, Reply, Turn
-from rlkit.envs.ranking.habits import Habits
 from rlkit.envs.ranking.pairs.writing import INSTRUCTION, MAX_DOCUMENT_WORDS, read_query, writing_prompt
+from rlkit.envs.ranking.query_statistics import QueryStatistics
 from rlkit.errors import UserError, check_integer
 from rlkit.retrieval.documents import EngineError, Query, Ranking, SearchEngine, passage_text, search_ids
 from rlkit.retrieval.encoders import encode, is_dot_product, load_encoder
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MAX_HABIT_PAIRS = 2000  # pairs from which the habits of people's queries are computed
+MAX_STATISTICS_PAIRS = 2000  # pairs from which the statistics of people's queries are computed
 NUM_VALUE_PAIRS = 64  # people's queries for which the learning value of a query is computed
 
 
@@ -71,13 +71,13 @@ class WriteEnvironment(Environment):
     """
 
     id = "write-v1"
-    metric = "written"
+    metric = "own_words"
     max_turns = 2  # not 1: `respond` must see the model's turn to run its query, and then ends the rollout
     rewards: Mapping[str, Any] = {
-        "written": writing.written,
+        "own_words": writing.own_words,
         "round_trip": writing.round_trip,
         "copied": writing.copied,
-        "usual": writing.usual,
+        "natural_form": writing.natural_form,
         "learning_value": writing.learning_value,
     }
 
@@ -107,7 +107,7 @@ class WriteEnvironment(Environment):
             )
         self.retriever, self.depth, self.encoder = retriever, depth, encoder
         self.examples, self.instruction, self.document_words = examples, instruction, document_words
-        self.reward_weights: Mapping[str, float] = {"written": 1.0, "round_trip": 0.0, "copied": 0.0}
+        self.reward_weights: Mapping[str, float] = {"own_words": 1.0, "round_trip": 0.0, "copied": 0.0}
         if encoder is not None:
             self.reward_weights = {**self.reward_weights, "learning_value": 0.0}
 
@@ -130,18 +130,18 @@ class WriteEnvironment(Environment):
         return self._judged_pairs("train", 0)
 
     @cached_property
-    def habits(self) -> Habits:
-        """Habits of the training queries."""
+    def query_statistics(self) -> QueryStatistics:
+        """QueryStatistics of the training queries."""
         pairs = [
             (pair.query, self.documents_by_id[pair.document_id])
-            for pair in self.training_pairs[:MAX_HABIT_PAIRS]
+            for pair in self.training_pairs[:MAX_STATISTICS_PAIRS]
         ]
         if not pairs:
             raise UserError(f"{self.collection.name} has no relevant document of its training queries")
-        return Habits.of(pairs, self.documents_by_id.values())
+        return QueryStatistics.of(pairs, self.documents_by_id.values())
 
     @cached_property
-    def value(self) -> LearningValue:
+    def learning_value(self) -> LearningValue:
         """Learning value of queries for the encoder."""
         assert self.encoder is not None
         return LearningValue(self.encoder, self.documents_by_id, self.training_pairs[:NUM_VALUE_PAIRS])
@@ -181,16 +181,18 @@ class WriteEnvironment(Environment):
             "query_id": pair.query_id,
             "query": pair.query,
             "document_id": pair.document_id,
-            "limits": dict(self.habits.limits),
+            "limits": dict(self.query_statistics.limits),
         }
 
     def prompt(self, document_id: str) -> list[dict[str, str]]:
         """Return the prompt for a document. Its examples are about other documents."""
+        # A query of this document, which may also be one of others, is the answer of a demonstration.
+        own_queries = {pair.query_id for pair in self.training_pairs if pair.document_id == document_id}
         examples: dict[str, str] = {}  # one query per document
         for pair in self.training_pairs:
             if len(examples) == self.examples:
                 break
-            if pair.document_id != document_id:
+            if pair.document_id != document_id and pair.query_id not in own_queries:
                 examples.setdefault(pair.document_id, pair.query)
         return writing_prompt(
             self.documents_by_id[document_id],
@@ -207,7 +209,7 @@ class WriteEnvironment(Environment):
         names = [turn.task["document_id"] for turn in turns]
         values: dict[int, float] = {}
         if self.encoder is not None and indices:
-            mean_values = self.value([queries[i] for i in indices], [names[i] for i in indices])
+            mean_values = self.learning_value([queries[i] for i in indices], [names[i] for i in indices])
             values = dict(zip(indices, mean_values, strict=True))
         replies = []
         for i, (query, name) in enumerate(zip(queries, names, strict=True)):
@@ -220,7 +222,7 @@ class WriteEnvironment(Environment):
                 record = {
                     "query": query,
                     "rank": ids.index(name) + 1 if name in ids else 0,
-                    "measures": self.habits.measure(query, self.documents_by_id[name]),
+                    "measures": self.query_statistics.measure(query, self.documents_by_id[name]),
                 }
                 if i in values:
                     record["value"] = values[i]

@@ -199,7 +199,9 @@ def _check_answer(subject: Subject, task: Task) -> str | None:
         # A task that no single completion solves needs a script or an example instead.
         has_scripts = type(subject.environment).script is not Environment.script
         has_example = subject.environment.example(task) is not None
-        return None if has_scripts or has_example else "the task has neither a reference answer nor a script"
+        if has_scripts or has_example:
+            return None
+        return "the task has neither a reference answer, nor a script, nor an example"
     return _maximum_problem(subject, single_turn_row(task, answer))
 
 
@@ -243,7 +245,7 @@ def _check_script(subject: Subject) -> str | None:
 
 
 def _check_examples(subject: Subject) -> str | None:
-    """On average, examples earn more than those of other tasks, since they need not earn the maximum."""
+    """On average, a task's example earns more than another task's; it need not earn the maximum."""
     if type(subject.environment).example is Environment.example:
         return None
     examples = [(task, subject.environment.example(task)) for task in subject.tasks]

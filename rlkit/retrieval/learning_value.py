@@ -12,7 +12,7 @@ A step of gradient descent on the pair (q, d) thus lowers the loss of a pair (v,
 
     <g(q, d) q^T, g(v, e) v^T> = (g(q, d) . g(v, e)) (q . v)
 
-This is the value of (q, d) for (v, e). It is the influence function of one step (TracIn, arXiv 2002.08484).
+This is the value of (q, d) for (v, e), TracIn's influence (arXiv 2002.08484) for one step.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ def demonstrations(environment: Environment, tasks: datasets.Dataset, kind: str)
     Args:
         environment: Environment that the tasks are from.
         tasks: Tasks to demonstrate.
-        kind: Kind of demonstration: "answer" for the bare answer, "solution" for a worked solution, or
+        kind: Kind of demonstration: "answer" for the bare answer, "solution" for a worked solution,
             "mixed" for the answer to about half of the tasks and a worked solution to the others, or
             "example" for an example that need not be the best answer.
 

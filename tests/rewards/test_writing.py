@@ -8,23 +8,23 @@ from rlkit.rewards.writing import (
     COPIED,
     copied,
     learning_value,
+    natural_form,
+    own_words,
     round_trip,
     shares_copied,
-    usual,
-    written,
 )
 
 LIMITS = {
     "min_words": 4.0,
     "max_words": 12.0,
-    "min_usual_words": 0.25,
+    "min_frequent_words": 0.25,
     "copied_ngrams": 0.2,
     "copied_words": 0.4,
     "copied_rare_words": 0.0,
 }
 MEASURES = {
     "words": 6.0,
-    "usual_words": 0.5,
+    "frequent_words": 0.5,
     "copied_ngrams": 0.0,
     "copied_words": 0.4,
     "copied_rare_words": 0.0,
@@ -37,14 +37,14 @@ def turns(rank=2, **changed):
 
 
 def test_query_of_usual_form_earns_the_reciprocal_rank():
-    assert round_trip(turns()) == usual(turns(), LIMITS) * 0.5 == written(turns(), LIMITS) == 0.5
-    assert written(turns(rank=1), LIMITS) == 1
-    assert round_trip(turns(rank=0)) == written(turns(rank=0), LIMITS) == 0
+    assert round_trip(turns()) == natural_form(turns(), LIMITS) * 0.5 == own_words(turns(), LIMITS) == 0.5
+    assert own_words(turns(rank=1), LIMITS) == 1
+    assert round_trip(turns(rank=0)) == own_words(turns(rank=0), LIMITS) == 0
 
 
-@pytest.mark.parametrize("changed", [{"words": 3.0}, {"words": 13.0}, {"usual_words": 0.2}])
+@pytest.mark.parametrize("changed", [{"words": 3.0}, {"words": 13.0}, {"frequent_words": 0.2}])
 def test_query_of_unusual_form_earns_nothing(changed):
-    assert usual(turns(**changed), LIMITS) == written(turns(**changed), LIMITS) == 0
+    assert natural_form(turns(**changed), LIMITS) == own_words(turns(**changed), LIMITS) == 0
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_query_of_unusual_form_earns_nothing(changed):
 )
 def test_copying_beyond_the_limit_costs_in_proportion(changed, expected):
     assert copied(turns(**changed), LIMITS) == pytest.approx(expected)
-    assert written(turns(**changed), LIMITS) == pytest.approx(0.5 * (1 - expected))
+    assert own_words(turns(**changed), LIMITS) == pytest.approx(0.5 * (1 - expected))
 
 
 def test_high_limit_leaves_room_for_the_excess():
@@ -81,8 +81,14 @@ def test_copied_is_a_share_that_increases_with_each_measure(shares, limits):
 
 def test_turn_without_a_query_earns_nothing():
     empty = [{"role": "assistant", "content": ""}]
-    assert round_trip(empty) == usual(empty, LIMITS) == written(empty, LIMITS) == learning_value(empty) == 0
-    assert written([], LIMITS) == 0
+    assert (
+        round_trip(empty)
+        == natural_form(empty, LIMITS)
+        == own_words(empty, LIMITS)
+        == learning_value(empty)
+        == 0
+    )
+    assert own_words([], LIMITS) == 0
 
 
 def test_learning_value_does_not_apply_without_an_encoder():

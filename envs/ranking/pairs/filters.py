@@ -15,7 +15,7 @@ from collections.abc import Sequence, Set
 
 import numpy as np
 
-from rlkit.envs.ranking.pairs.rows import PairRow
+from rlkit.envs.ranking.pairs.rows import PairRow, query_key
 from rlkit.errors import UserError, check_integer
 from rlkit.retrieval.collections.base import Collection
 from rlkit.retrieval.documents import EngineError, Query, Ranking, SearchEngine, search_ids
@@ -100,21 +100,16 @@ def _ranks(ranking: Ranking, collection: Collection, excluded: Set[str], is_full
 
 def without_duplicates(rows: Sequence[PairRow]) -> list[PairRow]:
     """Return the first row of each query and document. Case and white space of queries are ignored."""
-    unique = {(normalized_query(row), _source(row)): row for row in reversed(rows)}
-    return [row for row in rows if unique[normalized_query(row), _source(row)] is row]
+    unique = {(query_key(row.query), _source(row)): row for row in reversed(rows)}
+    return [row for row in rows if unique[query_key(row.query), _source(row)] is row]
 
 
 def without_ambiguous_queries(rows: Sequence[PairRow]) -> list[PairRow]:
     """Return the rows whose query does not also occur for another document."""
     sources: defaultdict[str, set[str]] = defaultdict(set)
     for row in rows:
-        sources[normalized_query(row)].add(_source(row))
-    return [row for row in rows if len(sources[normalized_query(row)]) == 1]
-
-
-def normalized_query(row: PairRow) -> str:
-    """Return the query of a row in lowercase, with single spaces between words."""
-    return " ".join(row.query.casefold().split())
+        sources[query_key(row.query)].add(_source(row))
+    return [row for row in rows if len(sources[query_key(row.query)]) == 1]
 
 
 def _source(row: PairRow) -> str:

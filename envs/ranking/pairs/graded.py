@@ -26,7 +26,7 @@ GRADED = "graded"
 
 
 def graded(collection: str, seed: int) -> Iterator[PairRow]:
-    """Return a row for each training query: four passages in random order, with targets 3, 2, 1 and 0.
+    """Return an iterator over one row per training query, with four passages and targets 3, 2, 1 and 0.
 
     Args:
         collection: Name of a generated collection.

@@ -53,6 +53,11 @@ class PairRow:
 _OPTIONAL = {field.name: field.default for field in fields(PairRow) if field.default is not MISSING}
 
 
+def query_key(query: str) -> str:
+    """Return a query in lowercase, with single spaces between words; equal keys are the same query."""
+    return " ".join(query.casefold().split())
+
+
 def write_rows(path: Path, rows: Iterable[PairRow]) -> None:
     """Write rows as JSONL, atomically. Optional fields with their default value are left out."""
     lines = []

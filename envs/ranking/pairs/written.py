@@ -6,8 +6,9 @@
 - graded: passages for a training query that answer it fully, partly, not at all, or are about something else,
   as a list with targets 3, 2, 1, 0 (SyCL, arXiv 2503.23239)
 
-A source has two functions: one for the prompts, and one that reads the replies. Row i of a document depends
-on the seed, the source, the document and i alone.
+A source has two functions: one for the prompts, and one that reads the replies. With the same
+model, examples and options, the prompt and the seed of row i of a document depend only on the seed of the
+run, the source, the document and i.
 """
 
 from __future__ import annotations
@@ -17,27 +18,27 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from rlkit.envs.ranking.pairs.filters import copied_share
 from rlkit.envs.ranking.pairs.partial import Prompt, prompt_seed
-from rlkit.envs.ranking.pairs.rows import PairRow
+from rlkit.envs.ranking.pairs.rows import PairRow, query_key
 from rlkit.envs.ranking.pairs.selection import Example
 from rlkit.envs.ranking.pairs.writing import (
     INSTRUCTION,
     MAX_DOCUMENT_WORDS,
     MAX_QUERY_WORDS,
+    read_passage,
     read_query,
     writing_prompt,
 )
 from rlkit.envs.ranking.prompts import prompt_line
-from rlkit.envs.ranking.rewriting import leakage
 from rlkit.retrieval.documents import Document, passage_text
 from rlkit.retrieval.queries import JudgedQuery
-from rlkit.rewards.thinking import after_thinking
-from rlkit.words import first_words, words
+from rlkit.words import first_words
 
 FEW_SHOT, FREE, GRADED = "few_shot", "free", "graded"
 _RULES = (
-    "Cover the main idea of the document. The {kind} must make sense on its own, have fewer than 20 words, "
-    "and repeat no long phrase of the document. Write only the {kind}, on one line."
+    "Cover the main idea of the document. The {kind} must make sense on its own, be shorter than 20 words, "
+    "and not repeat long phrases from the document. Write only the {kind}, on one line."
 )
 INSTRUCTIONS = {
     FEW_SHOT: INSTRUCTION,
@@ -45,27 +46,27 @@ INSTRUCTIONS = {
     "claim": f"Write a claim that the document below supports. {_RULES.format(kind='claim')}",
     "title": f"Write a new title for the document below. {_RULES.format(kind='title')}",
     "keywords": (
-        "List up to 5 general keywords that the document below should be found by. Write only the keywords, "
-        "on one line, separated by commas."
+        "List up to 5 general keywords that someone might search for to find the document below. Write only "
+        "the keywords, on one line, separated by commas."
     ),
     "web_search": (
         "Write what someone would type into a web search engine to find the document below. "
         + _RULES.format(kind="query")
     ),
     FREE: (
-        "Write a search query for the document below in any form: a question, a topic, a phrase, or a "
-        f"sentence of a conversation. {_RULES.format(kind='query')}"
+        "Write a search query for the document below in any form: a question, a topic, a phrase, or "
+        f"something one might say in a conversation. {_RULES.format(kind='query')}"
     ),
 }
 SIX_TYPES = tuple(source for source in INSTRUCTIONS if source != FEW_SHOT)
 GRADES = {
     3: "that answers the query below fully and precisely",
-    2: "that is closely related to the query below and answers part of it, but leaves the rest open",
+    2: "that is closely related to the query below and answers part of it, but leaves part of it unanswered",
     1: "that is about the topic of the query below, but does not answer it",
-    0: "about another topic, which is of no use to someone who searches for the query below",
+    0: "on a different topic, of no use to someone searching for the query below",
 }
 _GRADED_PROMPT = (
-    "Write a short passage, as in a document that a search engine could find, {kind}. Write only the "
+    "Write a short passage, in the style of a web page or an encyclopedia article, {kind}. Write only the "
     "passage, in two or three sentences.\n\nQuery: {query}\nPassage:"
 )
 
@@ -128,14 +129,13 @@ def query_rows(
     """Return a pair for each query in the replies to `query_prompts`.
 
     Dropped are replies without a query, queries of more than `MAX_QUERY_WORDS` words, those of the examples,
-    which small models repeat, and repetitions for one document. Case and punctuation do not distinguish two
-    queries.
+    which small models repeat, and repetitions for one document (`query_key`).
 
     Args:
         source, documents, examples, per_document: As in `query_prompts`.
         replies: Replies by prompt id.
     """
-    written = WrittenRows()
+    result = WrittenRows()
     example_keys = {query_key(example.query) for example in examples}
     for document in documents:
         keys: set[str] = set()
@@ -144,23 +144,18 @@ def query_rows(
             query = read_query(replies[name])
             key = query_key(query)
             if not query:
-                written.dropped["empty"] += 1
+                result.dropped["empty"] += 1
             elif first_words(query, MAX_QUERY_WORDS) != query:
-                written.dropped["too long"] += 1
+                result.dropped["too long"] += 1
             elif key in example_keys:
-                written.dropped["copy of an example"] += 1
+                result.dropped["copy of an example"] += 1
             elif key in keys:
-                written.dropped["duplicate"] += 1
+                result.dropped["duplicate"] += 1
             else:
                 keys.add(key)
                 passage = (passage_text(document),)
-                written.rows.append(PairRow(name, query, passage, (1.0,), source, document.id))
-    return written
-
-
-def query_key(query: str) -> str:
-    """Return the words of a query, lowercased and without punctuation."""
-    return " ".join(words(query))
+                result.rows.append(PairRow(name, query, passage, (1.0,), source, document.id))
+    return result
 
 
 def graded_prompts(queries: Iterable[JudgedQuery], seed: int) -> Iterator[Prompt]:
@@ -182,20 +177,17 @@ def graded_rows(queries: Iterable[JudgedQuery], replies: Mapping[str, str], seed
         replies: Replies to `graded_prompts`, by prompt id.
         seed: Random seed of the order.
     """
-    written = WrittenRows()
+    result = WrittenRows()
     for query in queries:
-        passages = {
-            grade: " ".join(after_thinking(replies[f"{GRADED}/{query.id}/{grade}"]).split())
-            for grade in GRADES
-        }
+        passages = {grade: read_passage(replies[f"{GRADED}/{query.id}/{grade}"]) for grade in GRADES}
         if not all(passages.values()):
-            written.dropped["empty"] += 1
+            result.dropped["empty"] += 1
         elif len(set(passages.values())) < len(passages):
-            written.dropped["duplicate"] += 1
+            result.dropped["duplicate"] += 1
         else:
             grades = list(GRADES)
             random.Random(f"{seed} {GRADED} {query.id}").shuffle(grades)
-            written.rows.append(
+            result.rows.append(
                 PairRow(
                     f"{GRADED}/{query.id}",
                     query.text,
@@ -205,7 +197,7 @@ def graded_rows(queries: Iterable[JudgedQuery], replies: Mapping[str, str], seed
                     answers=tuple(query.relevant),
                 )
             )
-    return written
+    return result
 
 
 def describe(source: str, written: WrittenRows) -> str:
@@ -223,5 +215,5 @@ def describe(source: str, written: WrittenRows) -> str:
     )
     if source == GRADED:  # its queries are the collection's
         return line
-    copied = sum(leakage(row.query, "", row.passages[0]) for row in rows) / len(rows)
+    copied = sum(map(copied_share, rows)) / len(rows)
     return f"{line}, trigrams of a query from its document {copied:.1%}"

@@ -70,7 +70,7 @@ def split_by_document(
 def _sample_of_seen(
     queries: Iterable[str], relevant: Mapping[str, Iterable[str]], share: float, seed: int
 ) -> list[str]:
-    """Return a share of the queries, such that the others have all of their relevant documents."""
+    """Return a share of the queries. Each of their relevant documents is also one of a remaining query."""
     order = _hash_order(queries, seed)
     num_queries = Counter(name for query in order for name in relevant[query])  # of each document
     sample: list[str] = []

@@ -197,9 +197,10 @@ class Buildings:
         """Return four documents about buildings outside the collection, with their grades for a query.
 
         Grade 3 satisfies all conditions of the query, 2 the kind and all other conditions but one, 1 only
-        one condition other than the kind, and 0 none. With three conditions, the grade is thus the number
-        that is satisfied. A grade of 2 would be 1 in the judgments of a query with three conditions, and 0
-        with two. Values that the query does not ask about are random.
+        one condition other than the kind, and 0 none. With three conditions, the grade is the number of
+        satisfied ones. These grades are not those of the judgments, where a document that violates one of
+        three conditions has grade 1, and one of two conditions, grade 0. Values that the query does not ask
+        about are random.
 
         Args:
             number: Number of the training query.

@@ -81,9 +81,9 @@ def gaussian_wasserstein(scores: Tensor, labels: Tensor, mask: Tensor | None = N
         |mu_P - mu_Q|^2 + tr S_P + tr S_Q - 2 tr (S_P S_Q)^(1/2),   P = softmax(scores), Q = softmax(labels)
 
     This is `WS2Loss` of SyCL's code (arXiv 2503.23239). The trace of the root is computed from the (b, b)
-    product of the deviations instead of the (m, m) covariances. The distance is the same for any order of the
-    rows of `scores`: a query that ranks the passages of another one first is not penalized if that one ranks
-    those of the first.
+    product of the deviations instead of the (m, m) covariances. The distance does not
+    change when the rows of `scores` are permuted, so two queries that rank each other's passages first are
+    not penalized.
 
     Args:
         scores: Scores (b, m) of all documents of the batch, divided by the temperature.

@@ -95,7 +95,7 @@ class RankingTrainer(transformers.Trainer):
         rows = arguments.get("train_dataset") or ()
         self.ranks_batch = any(len(row["passages"]) < 2 for row in rows)
         batch_size = self.args.train_batch_size
-        # The Wasserstein loss of a single query does not exist. With several processes, accelerate fills up
+        # The Wasserstein loss of a single query is undefined. With several processes, accelerate fills up
         # the last batches.
         if objective.name == "wasserstein" and self.args.world_size == 1 and len(rows) > batch_size:
             self.args.dataloader_drop_last |= len(rows) % batch_size == 1

@@ -7,7 +7,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rlkit.check import check_environment
-from rlkit.envs.ranking.demonstrate import DemonstrateEnvironment, question_key
+from rlkit.envs.ranking.demonstrate import DemonstrateEnvironment
+from rlkit.envs.ranking.pairs.rows import query_key
 from rlkit.errors import UserError
 from rlkit.registry import load_environment
 from rlkit.retrieval.collections.base import Collection
@@ -142,12 +143,12 @@ QUESTIONS = st.lists(st.sampled_from([a + b for a in ("rain", "Rain", "news ") f
 def test_no_demonstration_is_the_question_or_a_held_out_one(train, test, retriever, seed):
     splits = ["train"] * (len(train) + 1) + ["test"] * len(test)
     environment = environment_of([*train, "a hotel", *test], splits, retriever)
-    held_out = {question_key(query) for query in test}
+    held_out = {query_key(query) for query in test}
     for split in ("train", "test"):
         for task in environment.tasks(split, seed=seed):
-            keys = {question_key(environment.collection.queries[name]) for name in task["demonstrations"]}
+            keys = {query_key(environment.collection.queries[name]) for name in task["demonstrations"]}
             assert len(keys) == len(task["demonstrations"])
-            assert not keys & (held_out | {question_key(task["query"])})
+            assert not keys & (held_out | {query_key(task["query"])})
 
 
 def test_answer_of_several_lines_is_rejected():

@@ -1,6 +1,6 @@
 """write-v1: its tasks, its prompts, and what copies of a document earn beside people's queries."""
 
-import random
+import runpy
 
 import numpy as np
 import pytest
@@ -8,11 +8,10 @@ import pytest
 from rlkit.check import check_environment
 from rlkit.check.play import play
 from rlkit.environment import Turn
-from rlkit.envs.ranking.habits import Habits
+from rlkit.envs.ranking.query_statistics import QueryStatistics
 from rlkit.errors import UserError
 from rlkit.registry import load_environment
 from rlkit.rewards import writing
-from rlkit.words import words
 from tests.envs.ranking.folders import write_beir
 from tests.quick import DATA
 
@@ -105,7 +104,7 @@ def test_document_that_is_not_retrieved_has_rank_0(collection):
     environment = load_environment("write-v1", collection=collection, retriever="bm25", depth=1)
     tasks = [task for task in environment.tasks("train") if task["document_id"] == "menus"]
     (rewards,) = rewards_of(environment, tasks, ["compute the taxes of employees please"])
-    assert rewards["round_trip"] == rewards["written"] == 0
+    assert rewards["round_trip"] == rewards["own_words"] == 0
 
 
 def test_learning_value_of_people_is_above_that_of_copies_and_of_wrong_documents(collection):
@@ -139,55 +138,29 @@ def test_collection_without_training_queries_is_refused(tmp_path):
         load_environment("write-v1", collection=folder)
 
 
-def hacks(document, habits, rng):
-    """Return queries that a program makes from a document, by what it does."""
-    tokens = document.split()
-    specific = sorted({word for word in words(document) if word not in habits.usual_words and len(word) > 2})
-    start = rng.randrange(max(1, len(tokens) - 8))
-    rarest = sorted(set(words(document)), key=lambda word: (habits.document_counts[word], word))
-    sample = rng.sample(specific, min(5, len(specific)))
-    return {
-        "first 8 words": " ".join(tokens[:8]),
-        "8 words in a row": " ".join(tokens[start : start + 8]),
-        "5 rarest words": " ".join(rarest[:5]),
-        "3 random words": " ".join(sample[:3]),
-        "5 random words": " ".join(sample),
-        "5 random words in a frame": f"which {' and the '.join(sample)}",
-    }
-
-
 @pytest.mark.skipif(not (DATA / "metatool").exists(), reason="needs ../shared/data/metatool")
 @pytest.mark.parametrize("retriever", ["bm25", f"dense:{ENCODER}"])
-def test_copies_earn_less_than_queries_of_people(retriever):
-    environment = load_environment("write-v1", collection=str(DATA / "metatool"), retriever=retriever)
-    tasks, rng = list(environment.tasks("train", 200)), random.Random(0)
-    queries: dict[str, list[str]] = {}
-    for task in tasks:
-        document = environment.documents_by_id[task["document_id"]]
-        for hack, query in hacks(document, environment.habits, rng).items():
-            queries.setdefault(hack, []).append(query)
-    queries["query for another document"] = [task["query"] for task in tasks[1:] + tasks[:1]]
-    queries["query of a person"] = [task["query"] for task in tasks]
-    written, round_trips = {}, {}
-    for hack, texts in queries.items():
-        rewards = rewards_of(environment, tasks, texts)
-        written[hack] = np.mean([reward["written"] for reward in rewards])
-        round_trips[hack] = np.mean([reward["round_trip"] for reward in rewards])
-    person = written.pop("query of a person")
-    assert max(written.values()) < person / 3, written
-    # The round trip alone pays copies more than people.
-    assert min(round_trips["first 8 words"], round_trips["5 rarest words"]) > 0.9
-    assert round_trips["query of a person"] < 0.75
+def test_copies_earn_less_than_queries_of_people(retriever, monkeypatch):
+    monkeypatch.syspath_prepend("benchmarks")
+    copies = runpy.run_path("benchmarks/query_copies.py")
+    means = copies["mean_rewards"](str(DATA / "metatool"), retriever, None, 100)
+    person = means.pop(copies["PERSON"])
+    assert len(means) == 7
+    for kind, rewards in means.items():
+        assert rewards["own_words"] < person["own_words"] / 3, kind
+    # The round trip alone rewards copies more than people's queries.
+    assert person["round_trip"] < 0.75
+    assert min(means[kind]["round_trip"] for kind in ("first 8 words", "5 rarest words")) > 0.9
 
 
-def test_habits_are_limits_that_most_queries_are_within():
+def test_statistics_have_limits_that_most_queries_are_within():
     documents = [f"a document about subject{i} and more" for i in range(100)]
     pairs = [(f"where is the thing number {'x ' * (i % 5)}", documents[i]) for i in range(100)]
-    habits = Habits.of(pairs, documents)
-    assert {"where", "is", "the", "thing", "number", "x"} == habits.usual_words
-    assert habits.limits["min_words"] == 5 and habits.limits["max_words"] == 9
-    assert habits.limits["min_usual_words"] == 1
-    assert habits.limits["copied_words"] == habits.limits["copied_ngrams"] == 0
-    measures = habits.measure("where is subject3", documents[3])
+    query_statistics = QueryStatistics.of(pairs, documents)
+    assert {"where", "is", "the", "thing", "number", "x"} == query_statistics.frequent_words
+    assert query_statistics.limits["min_words"] == 5 and query_statistics.limits["max_words"] == 9
+    assert query_statistics.limits["min_frequent_words"] == 1
+    assert query_statistics.limits["copied_words"] == query_statistics.limits["copied_ngrams"] == 0
+    measures = query_statistics.measure("where is subject3", documents[3])
     assert measures["copied_rare_words"] == measures["copied_words"] == pytest.approx(1 / 3)
     assert writing.COPIED == ("copied_ngrams", "copied_words", "copied_rare_words")
