@@ -54,8 +54,8 @@ _OPTIONAL = {field.name: field.default for field in fields(PairRow) if field.def
 
 
 def query_key(query: str) -> str:
-    """Return a query in lowercase, with single spaces between words; equal keys are the same query."""
-    return " ".join(query.casefold().split())
+    """Return a query in lowercase, with single spaces and without marks at its end; equal keys are one query."""
+    return " ".join(query.casefold().rstrip(" \t\n.?!").split())
 
 
 def write_rows(path: Path, rows: Iterable[PairRow]) -> None:
