@@ -42,7 +42,7 @@ TOP = 10
 STEPS, BATCH_SIZE, LEARNING_RATE, TEMPERATURE = 300, 64, 1e-3, 0.05
 NONE, ALL, TOP_1, TOP_10 = "no training", "all candidates", "round trip, top 1", "round trip, top 10"
 BOTH, REAL = "top 10 and learning value > 0", "real pairs"
-PAIRS = [(NONE, ALL), (NONE, TOP_10), (TOP_1, TOP_10), (TOP_10, BOTH), (TOP_10, REAL)]
+PAIRS = [(NONE, ALL), (NONE, TOP_10), (ALL, TOP_10), (TOP_1, TOP_10), (TOP_10, BOTH), (TOP_10, REAL)]
 
 
 def real_pairs(collection: Collection) -> list[tuple[str, str]]:

@@ -99,7 +99,7 @@ def _ranks(ranking: Ranking, collection: Collection, excluded: Set[str], is_full
 
 
 def without_duplicates(rows: Sequence[PairRow]) -> list[PairRow]:
-    """Return the first row of each query and document. Case and white space of queries are ignored."""
+    """Return the first row of each query (`query_key`) and document."""
     unique = {(query_key(row.query), _source(row)): row for row in reversed(rows)}
     return [row for row in rows if unique[query_key(row.query), _source(row)] is row]
 

@@ -54,7 +54,7 @@ _OPTIONAL = {field.name: field.default for field in fields(PairRow) if field.def
 
 
 def query_key(query: str) -> str:
-    """Return a query in lowercase, with single spaces and without marks at its end; equal keys are one query."""
+    """Return a query in lowercase, with single spaces and without a mark at its end."""
     return " ".join(query.casefold().rstrip(" \t\n.?!").split())
 
 

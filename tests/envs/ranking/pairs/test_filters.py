@@ -127,7 +127,7 @@ def test_round_trip_refuses_what_it_cannot_rank():
 
 def test_duplicates_have_the_same_query_and_document():
     rows = [pair("A  fox", "d1"), pair("a Fox", "d1"), pair("a fox", "d2"), pair("a fox?", "d1")]
-    assert without_duplicates(rows) == [rows[0], rows[2], rows[3]]
+    assert without_duplicates(rows) == [rows[0], rows[2]]
     # Without the name of a document, the passage says which one it is.
     unnamed = [pair("fox", "", "p"), pair("fox", "", "q"), pair("fox", "", "p")]
     assert without_duplicates(unnamed) == unnamed[:2]
