@@ -36,6 +36,17 @@ def test_worked_solutions_score_as_correct():
         assert environment.score(task, text)["correct"] == 1.0
 
 
+def test_examples_become_completions_of_the_first_turn():
+    environment = load_environment("write-v1", collection="generated:300:0", retriever="bm25")
+    tasks = environment.tasks("train", 3)
+    rows = demonstrations(environment, tasks, "example")
+    assert [row["completion"][0]["content"] for row in rows] == list(tasks["query"])
+    assert rows[0]["prompt"] == tasks[0]["prompt"]
+    letters = load_environment(f"{TOY}:Letters")
+    with pytest.raises(UserError, match="has no example for task"):
+        demonstrations(letters, letters.tasks("train", 1), "example")
+
+
 @pytest.fixture(scope="module")
 def demonstrate_questions():
     """Return a function from a range of tasks and a kind of demonstration to the texts."""
