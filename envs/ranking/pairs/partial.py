@@ -143,9 +143,10 @@ def open_results(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
             with path.open("r+b") as file:
                 file.truncate(len(complete))
         lines = [json.loads(line) for line in complete.decode("utf-8").split("\n") if line]
-        if lines:
+        if len(lines) > 1:
             _check_settings(path, lines[0]["settings"], settings)
             return {line["id"]: line["result"] for line in lines[1:]}
+        path.unlink()  # it has no results, whatever its settings are
     path.parent.mkdir(parents=True, exist_ok=True)
     _append(path, [{"settings": dict(settings)}])
     return {}

@@ -77,8 +77,11 @@ def test_other_prompts_are_other_settings(server, prompts, tmp_path):
 
 def test_other_settings_are_refused(tmp_path):
     path = tmp_path / "out.partial"
+    assert open_results(path, SETTINGS | {"seed": 5}) == {}  # a run that stops before its first result
     assert open_results(path, SETTINGS) == {}
-    assert open_results(path, SETTINGS | {"examples": [("a", "b")]}) == {}
+    with path.open("a") as file:
+        file.write('{"id": "p0", "result": "a reply"}\n')
+    assert open_results(path, SETTINGS | {"examples": [("a", "b")]}) == {"p0": "a reply"}
     with pytest.raises(UserError, match=r"different settings \(seed, depth\): delete it, or use another -o"):
         open_results(path, SETTINGS | {"seed": 1, "depth": 2})
 
