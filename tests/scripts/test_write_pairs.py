@@ -92,7 +92,11 @@ def test_six_types_and_graded_passages_share_a_file(write_pairs, tmp_path):
 def test_stopped_run_resumes_with_the_same_settings_only(write_pairs, server, tmp_path, capsys):
     out = tmp_path / "pairs.jsonl"
     respond = server.respond
-    server.respond = lambda request: completion("x") if request["messages"][0]["content"] == "Hi" else {}
+
+    def fail_for_cats(request):
+        return {} if "all about cats" in request["messages"][0]["content"] else completion("x")
+
+    server.respond = fail_for_cats
     arguments = ["--source", "title", "--out", out]
     assert write_pairs(*arguments) == 2 and "run the same command to resume" in capsys.readouterr().err
     assert not out.exists()
