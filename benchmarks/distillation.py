@@ -26,8 +26,6 @@ used.
 
 import argparse
 import json
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -36,7 +34,7 @@ import numpy as np
 import torch
 from residuals import ResidualTraining
 from retrieval import Scores, compare_pairs, mean_of, save, score, summarize
-from seeds import CONFIGS, launch, seconds
+from seeds import CONFIGS, launch, script, seconds
 
 from rlkit.envs.ranking.pairs.rows import PairRow, read_rows
 from rlkit.envs.ranking.pairs.teacher import (
@@ -95,10 +93,8 @@ def write_queries(options: argparse.Namespace) -> list[PairRow]:
     """Return the written queries as pairs. They are the same in all folds."""
     path = options.folder / f"six-{options.documents}.jsonl"
     if not path.exists():
-        script = Path(__file__).parent.parent / "scripts" / "write_pairs.py"
-        command = [sys.executable, str(script), options.collection, "--source", "six", "--model", WRITER]
-        command += ["--documents", str(options.documents), "--max_tokens", "32", "-o", str(path)]
-        subprocess.run(command, check=True)
+        arguments = ["--source", "six", "--model", WRITER, "--documents", str(options.documents)]
+        script("write_pairs", options.collection, *arguments, "--max_tokens", "32", "-o", str(path))
     return read_rows(path)
 
 
@@ -114,7 +110,7 @@ def train_teacher(options: argparse.Namespace, fold: int) -> Path:
     return run
 
 
-def ask_teachers(lists: Sequence[PairRow], model: Path, training: ResidualTraining) -> Teachers:
+def teacher_scores(lists: Sequence[PairRow], model: Path, training: ResidualTraining) -> Teachers:
     """Return the scores of both teachers for the passages of each list."""
     raw = score_lists(lists, load_cross_encoder(str(model), max_seq_length=MAX_SEQ_LENGTH))
     student = training.scorer()
@@ -172,7 +168,7 @@ def run_fold(
     collection = load_collection(options.collection).folds(NUM_FOLDS, fold)
     test, dev = collection.judged("test"), collection.judged("dev")
     run = train_teacher(options, fold)
-    teachers = ask_teachers(lists, run / "model", training)
+    teachers = teacher_scores(lists, run / "model", training)
     is_first = [rank == 1 for rank in teacher_ranks(lists, teachers.raw)]
     pairs = [pair_of(row) for row in lists]
     cross, mixed = with_targets(lists, teachers.cross), with_targets(lists, teachers.mixed)
@@ -186,7 +182,7 @@ def run_fold(
         "kl + infonce, mixed": (mixed, BOTH),
     }
     reranked = test_lists(options, test)
-    of_test = ask_teachers(reranked, run / "model", training)
+    of_test = teacher_scores(reranked, run / "model", training)
     untrained = all_scores(options.collection, training, training.scorer())
     systems = {
         "untrained": {query: untrained[query] for query in test},

@@ -21,8 +21,6 @@ reranks the first 100 documents of BM25. SmolLM2 writes from the query alone.
 import itertools
 import json
 import random
-import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -39,7 +37,6 @@ from rlkit.retrieval.collections.load import load_collection
 from rlkit.retrieval.documents import passage_text
 
 RESULTS = Path(__file__).parent / "results" / "negatives.json"
-SCRIPTS = Path(__file__).parent.parent / "scripts"
 MEASURES = ["ndcg@10", "precision@10", "recall@100"]
 NONE, RANDOM, BM25, CROSS_ENCODER, WRITTEN = "none", "random", "bm25", "cross_encoder", "written"
 HARD = (BM25, CROSS_ENCODER, WRITTEN)
@@ -66,11 +63,6 @@ NUM_RERANKED = 200  # test queries on which the cross-encoder itself is measured
 Rows = Mapping[str, Sequence[PairRow]]  # by source, in the same order
 
 
-def script(name: str, *arguments: str) -> None:
-    """Run a script of `scripts/`."""
-    subprocess.run([sys.executable, str(SCRIPTS / f"{name}.py"), *arguments], check=True)
-
-
 def train_cross_encoder(collection: str, folder: Path) -> Path:
     """Train the cross-encoder on the training queries, unless its model exists, and return the model."""
     run = folder / "cross_encoder"
@@ -85,7 +77,7 @@ def rows_by_source(collection: str, num_rows: int, model: Path, backend: str, fo
     """Return the same rows with the negative of each source; completed files are not written again."""
     judged, sample = folder / "judged.jsonl", folder / f"sample-{num_rows}.jsonl"
     if not judged.exists():
-        script("make_pairs", collection, "--source", "judged", "-o", str(judged))
+        seeds.script("make_pairs", collection, "--source", "judged", "-o", str(judged))
     if not sample.exists():
         rows = read_rows(judged)
         write_rows(sample, random.Random(0).sample(rows, min(num_rows, len(rows))))
@@ -101,7 +93,7 @@ def rows_by_source(collection: str, num_rows: int, model: Path, backend: str, fo
     for source, arguments in options.items():
         out = folder / f"{source}-{num_rows}.jsonl"
         if not out.exists():
-            script("mine_negatives", collection, str(sample), *arguments, "-o", str(out))
+            seeds.script("mine_negatives", collection, str(sample), *arguments, "-o", str(out))
         lists[source] = {row.id: row for row in read_rows(out)}
     pairs = [row for row in read_rows(sample) if all(row.id in of_source for of_source in lists.values())]
     return {

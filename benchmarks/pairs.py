@@ -15,8 +15,6 @@ one-line descriptions of half of the pages; the descriptions of the other half a
 """
 
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import retrieval
@@ -60,7 +58,7 @@ def train(system: str, pairs: str, start: Path, seed: int, folder: Path) -> Path
         if pairs == HALF:
             write_rows(data, half_of_the_documents(read_rows(data.with_name("all.jsonl")), seed))
         elif not data.exists():
-            script(["make_pairs", COLLECTION, *FILES[pairs], "--seed", str(seed), "-o", str(data)])
+            seeds.script("make_pairs", COLLECTION, *FILES[pairs], "--seed", str(seed), "-o", str(data))
         options = ["--environment_args.pairs", str(data), "--model_name_or_path", str(start)]
         config = seeds.CONFIGS / "ranking" / "pairs.yaml"
         seeds.launch("rank", config, seed, run, *options, "--evaluation_tasks", "0")
@@ -74,18 +72,11 @@ def half_of_the_documents(rows: list[PairRow], seed: int) -> list[PairRow]:
     return [row for row in rows if row.document in sample]
 
 
-def script(arguments: list[str]) -> None:
-    """Run a script of `scripts/`."""
-    name, *options = arguments
-    path = Path(__file__).parent.parent / "scripts" / f"{name}.py"
-    subprocess.run([sys.executable, str(path), *options], check=True)
-
-
 def run_seed(seed: int, folder: Path) -> dict[str, retrieval.Scores]:
     """Train all systems with one seed and return their scores."""
     encoder = folder / f"seed-{seed}" / "encoder"
     if not encoder.exists():
-        script(["new_encoder", "--seed", str(seed), "-o", str(encoder)])
+        seeds.script("new_encoder", "--seed", str(seed), "-o", str(encoder))
     models = {"untrained": encoder}
     for pairs in (*FILES, HALF):
         models[pairs] = train(pairs, pairs, encoder, seed, folder)

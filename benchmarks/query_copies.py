@@ -57,7 +57,7 @@ def mean_rewards(
     of_people = [task["query"] for task in tasks]
     queries = {PERSON: of_people, OTHER_DOCUMENT: of_people[1:] + of_people[:1]}
     for task in tasks:
-        document = environment.documents_by_id[task["document_id"]]
+        document = environment.document_texts[task["document_id"]]
         for kind, query in copies(document, environment.query_statistics, rng).items():
             queries.setdefault(kind, []).append(query)
     names = [name for name in environment.rewards if encoder is not None or name != "learning_value"]

@@ -68,12 +68,14 @@ def mean_by_document(scores: Scores, collection: str, split: str = "test") -> Sc
         if query in scores:
             queries_by_document.setdefault(min(grades), []).append(query)
     return {
-        document: {
-            measure: sum(scores[query][measure] for query in queries) / len(queries)
-            for measure in scores[queries[0]]
-        }
+        document: mean_values([scores[query] for query in queries])
         for document, queries in queries_by_document.items()
     }
+
+
+def mean_values(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the mean of each measure over rows, at least one."""
+    return {measure: sum(row[measure] for row in rows) / len(rows) for measure in rows[0]}
 
 
 def compare_pairs(

@@ -52,10 +52,14 @@ def write_fold(name: str, seed: int, folder: Path) -> Path:
     """Split a collection by document, with a test fold per seed, unless the folder exists, and return it."""
     out = folder / f"fold-{seed % FOLDS}"
     if not out.exists():
-        script = str(ROOT / "scripts" / "split_collection.py")
         options = ["--folds", str(FOLDS), "--fold", str(seed % FOLDS), "--seen_dev", str(SEEN_DEV)]
-        subprocess.run([sys.executable, script, name, *options, "-o", str(out)], check=True)
+        script("split_collection", name, *options, "-o", str(out))
     return out
+
+
+def script(name: str, *arguments: str) -> None:
+    """Run a script of `scripts/`."""
+    subprocess.run([sys.executable, str(ROOT / "scripts" / f"{name}.py"), *arguments], check=True)
 
 
 def launch(command: str, config: Path, seed: int, output: Path, *extra: str) -> None:

@@ -14,13 +14,12 @@ evaluations that are complete are not repeated.
     python benchmarks/tools.py --collection data/metatool
 """
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from retrieval import Scores, compare_pairs, mean_by_document, save, score, summarize
-from seeds import CONFIGS, launch, seconds, write_fold
+from retrieval import Scores, compare_pairs, mean_by_document, mean_values, save, score, summarize
+from seeds import CONFIGS, launch, parser, seconds, write_fold
 
 from rlkit.evaluation import Evaluation
 from rlkit.evaluation.model import evaluate_model
@@ -147,28 +146,13 @@ def mean_by_tool(scores: Sequence[Scores], collections: Sequence[Path], split: s
     for seed_scores, collection in zip(scores, collections, strict=True):
         for tool, values in mean_by_document(seed_scores, str(collection), split).items():
             by_tool.setdefault(tool, []).append(values)
-    return {
-        tool: {measure: sum(row[measure] for row in rows) / len(rows) for measure in MEASURES}
-        for tool, rows in by_tool.items()
-    }
+    return {tool: mean_values(rows) for tool, rows in by_tool.items()}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--collection", default="data/metatool", help="default: data/metatool")
-    parser.add_argument(
-        "--seeds",
-        type=int,
-        nargs="+",
-        default=[0, 1, 2],
-        help="seeds; the remainder of division by 5 is the test fold (default: 0 1 2)",
-    )
-    parser.add_argument(
-        "--folder", type=Path, default=Path("runs/tools_benchmark"), help="folder of the runs"
-    )
-    options = parser.parse_args()
+    options_parser = parser(__doc__, Path("runs/tools_benchmark"))
+    options_parser.add_argument("--collection", default="data/metatool", help="default: data/metatool")
+    options = options_parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     collections = [write_fold(options.collection, seed, options.folder) for seed in options.seeds]
     scores: dict[str, dict[str, list[Scores]]] = {kind: {} for kind in SPLITS}

@@ -15,7 +15,6 @@ Tests are paired over the tools, because requests for one tool resemble each oth
     python benchmarks/write.py --collection data/metatool
 """
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,8 +22,8 @@ from statistics import fmean
 from typing import Any
 
 from residuals import ENCODER, ResidualTraining
-from retrieval import Scores, compare_pairs, save, score, summarize
-from seeds import CONFIGS, launch, seconds, write_fold
+from retrieval import Scores, compare_pairs, mean_values, save, score, summarize
+from seeds import CONFIGS, launch, parser, seconds, write_fold
 
 from rlkit.envs.ranking.pairs.filters import copied_share, source_ranks
 from rlkit.envs.ranking.pairs.partial import generate_replies
@@ -199,12 +198,7 @@ class Seed:
         for query, grades in self.collection.judged("test").items():
             if query not in self.trained_queries:
                 by_tool.setdefault(min(grades), []).append(scores[query])
-        return {
-            f"{self.seed}/{tool}": {
-                measure: sum(values[measure] for values in of_tool) / len(of_tool) for measure in MEASURES
-            }
-            for tool, of_tool in by_tool.items()
-        }
+        return {f"{self.seed}/{tool}": mean_values(of_tool) for tool, of_tool in by_tool.items()}
 
     def rewards(self) -> dict[str, dict[str, dict[str, float]]]:
         """Return the mean rewards of the held-out evaluations before and after each GRPO run."""
@@ -223,21 +217,9 @@ class Seed:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--collection", default="data/metatool", help="default: data/metatool")
-    parser.add_argument(
-        "--seeds",
-        type=int,
-        nargs="+",
-        default=[0, 1, 2],
-        help="seeds; the remainder of division by 5 is the test fold (default: 0 1 2)",
-    )
-    parser.add_argument(
-        "--folder", type=Path, default=Path("runs/write_benchmark"), help="folder of the runs"
-    )
-    options = parser.parse_args()
+    options_parser = parser(__doc__, Path("runs/write_benchmark"))
+    options_parser.add_argument("--collection", default="data/metatool", help="default: data/metatool")
+    options = options_parser.parse_args()
     seeds = [Seed(seed, options.collection, options.folder) for seed in options.seeds]
     by_seed = [seed.run() for seed in seeds]
     systems = {system: [scores[system] for scores in by_seed] for system in by_seed[0]}

@@ -50,9 +50,12 @@ def copied(turns: Turns, limits: Mapping[str, float]) -> float:
     """Return how much more the query copies from the document than people's queries do, in [0, 1].
 
     The shares of the query's trigrams, words and rare words that are the document's have a limit each. The
-    excess over a limit is divided by min(limit, 1 - limit), or by `MIN_EXCESS` if that is more and less than
-    1 - limit. The largest quotient counts, at most 1. So a query that copies everything is a full copy, and
-    so is one that copies twice the limit, if people copy at all.
+    largest of these three counts, at most 1::
+
+        (share - limit) / min(max(min(limit, 1 - limit), MIN_EXCESS), 1 - limit)
+
+    A query is thus a full copy if it copies everything or, with a limit of at least `MIN_EXCESS`, twice the
+    limit.
 
     Args:
         turns: Messages after the prompt; the model's last turn has the `measures`.

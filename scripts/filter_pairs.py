@@ -30,7 +30,7 @@ from rlkit.envs.ranking.pairs.filters import (
     without_ambiguous_queries,
     without_duplicates,
 )
-from rlkit.envs.ranking.pairs.rows import PairRow, query_key, read_rows, write_rows
+from rlkit.envs.ranking.pairs.rows import PairRow, check_output, query_key, read_rows, write_rows
 from rlkit.errors import UserError, check_integer
 from rlkit.retrieval.collections.base import Collection
 from rlkit.retrieval.queries import open_collection
@@ -107,8 +107,7 @@ def check_options(options: Namespace) -> None:
         )
     if options.top is not None and options.round_trip is None:
         raise UserError("--top has no effect without --round_trip: set both")
-    if options.out.suffix != ".jsonl":
-        raise UserError(f"--out must end in .jsonl, not {options.out.name}")
+    check_output(options.out)
 
 
 def filters(options: Namespace, collection: Collection) -> dict[str, Filter]:

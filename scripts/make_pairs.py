@@ -25,7 +25,7 @@ from rlkit.commands.run import run_command
 from rlkit.envs.ranking.pairs.attention import bprop, effective_support, word_contrasts
 from rlkit.envs.ranking.pairs.graded import GRADED, graded
 from rlkit.envs.ranking.pairs.pages import read_pages
-from rlkit.envs.ranking.pairs.rows import PairRow, write_rows
+from rlkit.envs.ranking.pairs.rows import PairRow, check_output, write_rows
 from rlkit.envs.ranking.pairs.selection import test_documents
 from rlkit.envs.ranking.pairs.structure import GENERATORS
 from rlkit.envs.ranking.pairs.words import MIN_COUNT, prop
@@ -43,8 +43,7 @@ def main() -> int:
     """Write the rows of all sources to a file and print their numbers."""
     options = build_parser().parse_args(sys.argv[1:])
     check_integer("--per_document", options.per_document, 1)
-    if options.out.suffix != ".jsonl":
-        raise UserError(f"--out must end in .jsonl, not {options.out.name}")
+    check_output(options.out)
     sources = dict.fromkeys(options.source)
     if len({source in WORD_SETS for source in sources}) > 1:
         raise UserError(f"rows of {' and '.join(WORD_SETS)} need a file of their own: run the script twice")

@@ -34,16 +34,15 @@ from rlkit.envs.ranking.pairs.negatives import (
     style_accuracy,
     written_negatives,
 )
-from rlkit.envs.ranking.pairs.partial import Prompt, generate_replies, partial_path, prompt_seed
-from rlkit.envs.ranking.pairs.rows import PairRow, read_rows, write_rows
+from rlkit.envs.ranking.pairs.partial import Prompt, generate_replies, partial_path, prompt_seed, settings_of
+from rlkit.envs.ranking.pairs.rows import PairRow, check_output, read_rows, write_rows
 from rlkit.errors import UserError, check_integer
 from rlkit.retrieval.documents import EngineError
 from rlkit.retrieval.queries import open_collection
 from rlkit.retrieval.retrievers import open_retriever
-from rlkit.rollouts.text_generation import BACKENDS, load_text_model
+from rlkit.rollouts.text_generation import BACKENDS, BATCH_TIMEOUT_SECONDS, load_text_model
 
 WRITTEN = "written"
-BATCH_TIMEOUT_SECONDS = 600.0  # on a server
 
 
 def main() -> int:
@@ -102,8 +101,7 @@ def check_options(options: Namespace) -> None:
     check_integer("--num_negatives", options.num_negatives, 1)
     check_integer("--skip", options.skip, 0)
     check_integer("--max_tokens", options.max_tokens, 1)
-    if options.out.suffix != ".jsonl":
-        raise UserError(f"--out must end in .jsonl, not {options.out.name}")
+    check_output(options.out)
     if (options.by == WRITTEN) != (options.model is not None):
         raise UserError(f"--by {WRITTEN} requires --model, and retrievers do not accept it")
     if options.by == WRITTEN and options.skip:
@@ -130,9 +128,6 @@ def write_negatives(rows: Sequence[PairRow], options: Namespace) -> list[list[Ne
 
     The replies are saved to OUT.partial after each batch, so that a stopped run resumes.
     """
-    partial = partial_path(options.out)
-    settings = {name: value for name, value in vars(options).items() if name not in ("out", "backend")}
-    settings["pairs"] = str(options.pairs)
     model = load_text_model(
         options.model,
         options.backend,
@@ -150,7 +145,7 @@ def write_negatives(rows: Sequence[PairRow], options: Namespace) -> list[list[Ne
         for row, names in zip(rows, ids, strict=True)
         for name in names
     )
-    replies = generate_replies(model, prompts, partial, settings)
+    replies = generate_replies(model, prompts, partial_path(options.out), settings_of(options))
     texts = [[replies[name] for name in names] for names in ids]
     return [written_negatives(row, of_row) for row, of_row in zip(rows, texts, strict=True)]
 

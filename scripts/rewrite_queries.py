@@ -41,12 +41,11 @@ from rlkit.retrieval.evaluate import score_rankings, write_trec_run
 from rlkit.retrieval.queries import JudgedQuery, documents_by_id, judged_queries, open_collection
 from rlkit.retrieval.retrievers import excluded_ids, open_retriever, retrieve
 from rlkit.rewards.thinking import after_thinking
-from rlkit.rollouts.text_generation import BACKENDS, TextModel, load_text_model
+from rlkit.rollouts.text_generation import BACKENDS, BATCH_TIMEOUT_SECONDS, TextModel, load_text_model
 
 METHODS = ("ensemble", "fusion", "context")
 MAX_DOCUMENT_WORDS = 150  # of a document in a prompt
 BATCH_SIZE = 64  # prompts between two updates of the progress bar
-BATCH_TIMEOUT_SECONDS = 600.0  # on a server
 
 
 def generate(model: TextModel, prompts: Sequence[str], seed: int) -> list[str]:

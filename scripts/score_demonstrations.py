@@ -25,8 +25,8 @@ from rlkit.arguments.command_line import CommandParser, output_file
 from rlkit.commands.run import run_command
 from rlkit.envs.ranking.demonstrate import DemonstrateEnvironment, Example
 from rlkit.envs.ranking.pairs.demonstrations import add_random, answer_probabilities, demonstration_rows
-from rlkit.envs.ranking.pairs.partial import partial_path, resume
-from rlkit.envs.ranking.pairs.rows import PairRow, write_rows
+from rlkit.envs.ranking.pairs.partial import partial_path, resume, settings_of
+from rlkit.envs.ranking.pairs.rows import PairRow, check_output, write_rows
 from rlkit.errors import UserError, check_integer
 
 BATCH_SIZE = 8  # questions between two writes of results
@@ -40,8 +40,7 @@ def main() -> int:
     check_integer("--random_candidates", options.random_candidates, 0)
     if options.candidates + options.random_candidates < 2:
         raise UserError("a row needs two demonstrations to compare: increase --candidates")
-    if options.out.suffix != ".jsonl":
-        raise UserError(f"--out must end in .jsonl, not {options.out.name}")
+    check_output(options.out)
     environment = DemonstrateEnvironment(
         collection=options.collection, retriever=options.retriever, folds=options.folds, fold=options.fold
     )
@@ -102,7 +101,7 @@ def score(
         targets = answer_probabilities(model, tokenizer, batch, [examples_by_id[name] for name in ids])
         return dict(zip(ids, targets, strict=True))
 
-    settings = {name: value for name, value in vars(options).items() if name != "out"}
+    settings = settings_of(options)
     settings["candidates"] = [[example.id for example in examples] for examples in candidates]
     settings["model_files"] = model_fingerprint(options.model)
     results = resume(

@@ -27,8 +27,8 @@ import numpy as np
 
 from rlkit.arguments.command_line import CommandParser, output_file
 from rlkit.commands.run import run_command
-from rlkit.envs.ranking.pairs.partial import partial_path, resume
-from rlkit.envs.ranking.pairs.rows import PairRow, read_rows, write_rows
+from rlkit.envs.ranking.pairs.partial import partial_path, resume, settings_of
+from rlkit.envs.ranking.pairs.rows import PairRow, check_output, read_rows, write_rows
 from rlkit.envs.ranking.pairs.teacher import (
     candidate_lists,
     normalize_scores,
@@ -53,8 +53,7 @@ def main() -> int:
     options = build_parser().parse_args(sys.argv[1:])
     check_integer("--depth", options.depth, 1)
     check_integer("--list_length", options.list_length, 2)
-    if options.out.suffix != ".jsonl":
-        raise UserError(f"--out must end in .jsonl, not {options.out.name}")
+    check_output(options.out)
     collection, rows = open_collection(options.collection, None, 0), read_rows(options.pairs)
     if rows[0].passages_are_queries:
         raise UserError(f"{options.pairs} has word sets for documents, not documents for queries")
@@ -82,7 +81,7 @@ def score(options: Namespace, lists: Sequence[PairRow], teacher: CrossEncoder) -
         batch = score_lists([by_id[name] for name in ids], teacher)
         return {name: of_list.tolist() for name, of_list in zip(ids, batch, strict=True)}
 
-    settings = {name: value for name, value in vars(options).items() if name != "out"}
+    settings = settings_of(options)
     passages = json.dumps([[row.id, row.query, row.passages] for row in lists])
     settings["lists"] = hashlib.sha256(passages.encode()).hexdigest()
     settings["teacher_files"] = model_fingerprint(options.teacher)

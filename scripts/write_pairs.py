@@ -23,9 +23,9 @@ from dataclasses import dataclass
 
 from rlkit.arguments.command_line import CommandParser, output_file
 from rlkit.commands.run import run_command
-from rlkit.envs.ranking.pairs.partial import Prompt, generate_replies, partial_path
-from rlkit.envs.ranking.pairs.rows import PairRow, write_rows
-from rlkit.envs.ranking.pairs.selection import Example, choose_examples, sample_ids, test_documents
+from rlkit.envs.ranking.pairs.partial import Prompt, generate_replies, partial_path, settings_of
+from rlkit.envs.ranking.pairs.rows import PairRow, check_output, write_rows
+from rlkit.envs.ranking.pairs.selection import QueryExample, choose_examples, sample_ids, test_documents
 from rlkit.envs.ranking.pairs.writing import MAX_DOCUMENT_WORDS
 from rlkit.envs.ranking.pairs.written import (
     FEW_SHOT,
@@ -43,11 +43,10 @@ from rlkit.errors import UserError, check_integer
 from rlkit.retrieval.collections.base import Collection
 from rlkit.retrieval.documents import Document, passage_text
 from rlkit.retrieval.queries import JudgedQuery, documents_by_id, judged_queries, open_collection
-from rlkit.rollouts.text_generation import BACKENDS, load_text_model
+from rlkit.rollouts.text_generation import BACKENDS, BATCH_TIMEOUT_SECONDS, load_text_model
 
 SIX = "six"
 QUERY_TOKENS, PASSAGE_TOKENS = 64, 160  # default maximums of a reply
-BATCH_TIMEOUT_SECONDS = 600.0  # on a server
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ class Material:
     """
 
     documents: Sequence[Document]
-    examples: Sequence[Example]
+    examples: Sequence[QueryExample]
     queries: Sequence[JudgedQuery]
 
 
@@ -76,8 +75,6 @@ def main() -> int:
     collection = open_collection(options.collection, None, 0)
     material = select(collection, sources, options)
     partial = partial_path(options.out)
-    # The backend is not among the settings: a server that is restarted may have another URL.
-    settings = {name: value for name, value in vars(options).items() if name not in ("out", "backend")}
     model = load_text_model(
         options.model,
         options.backend,
@@ -86,7 +83,7 @@ def main() -> int:
         timeout=BATCH_TIMEOUT_SECONDS,
     )
     prompts = (prompt for source in sources for prompt in prompts_of(source, material, options))
-    replies = generate_replies(model, prompts, partial, settings)
+    replies = generate_replies(model, prompts, partial, settings_of(options))
     rows: list[PairRow] = []
     for source in sources:
         written = rows_of(source, material, replies, options)
@@ -133,8 +130,7 @@ def build_parser() -> CommandParser:
 
 def check_options(options: Namespace) -> None:
     """Raise UserError if a number is out of range, or an option has no effect on any source."""
-    if options.out.suffix != ".jsonl":
-        raise UserError(f"--out must end in .jsonl, not {options.out.name}")
+    check_output(options.out)
     for name, low in (("examples", 0), ("per_document", 1), ("documents", 1)):
         if getattr(options, name) is not None:
             check_integer(f"--{name}", getattr(options, name), low)
@@ -156,7 +152,7 @@ def select(collection: Collection, sources: Sequence[str], options: Namespace) -
     """Return the documents, examples and queries that the sources need."""
     if sources == [GRADED]:
         documents: list[Document] = []
-        examples: list[Example] = []
+        examples: list[QueryExample] = []
     else:
         num_examples = max(num_examples_of(source, options.examples) for source in sources)
         examples = choose_examples(collection, num_examples, options.seed)

@@ -117,8 +117,8 @@ class WriteEnvironment(Environment):
         return open_retriever(self.retriever, self.collection)
 
     @cached_property
-    def documents_by_id(self) -> dict[str, str]:
-        """Text of every document by judged id: of the first passage, if passages are ranked."""
+    def document_texts(self) -> dict[str, str]:
+        """Text of each document by judged id; that of its first passage if passages are ranked."""
         texts: dict[str, str] = {}
         for document in self.collection.documents():
             texts.setdefault(self.collection.judged_id(document.id), passage_text(document))
@@ -130,21 +130,29 @@ class WriteEnvironment(Environment):
         return self._judged_pairs("train", 0)
 
     @cached_property
+    def _training_queries(self) -> dict[str, set[str]]:
+        """Ids of the training queries of each document."""
+        queries: dict[str, set[str]] = {}
+        for pair in self.training_pairs:
+            queries.setdefault(pair.document_id, set()).add(pair.query_id)
+        return queries
+
+    @cached_property
     def query_statistics(self) -> QueryStatistics:
-        """QueryStatistics of the training queries."""
+        """Statistics of the training queries, with which written ones are compared."""
         pairs = [
-            (pair.query, self.documents_by_id[pair.document_id])
+            (pair.query, self.document_texts[pair.document_id])
             for pair in self.training_pairs[:MAX_STATISTICS_PAIRS]
         ]
         if not pairs:
             raise UserError(f"{self.collection.name} has no relevant document of its training queries")
-        return QueryStatistics.of(pairs, self.documents_by_id.values())
+        return QueryStatistics.of(pairs, self.document_texts.values())
 
     @cached_property
     def learning_value(self) -> LearningValue:
         """Learning value of queries for the encoder."""
         assert self.encoder is not None
-        return LearningValue(self.encoder, self.documents_by_id, self.training_pairs[:NUM_VALUE_PAIRS])
+        return LearningValue(self.encoder, self.document_texts, self.training_pairs[:NUM_VALUE_PAIRS])
 
     def tasks(self, split: str, n: int | None = None, seed: int = 0) -> datasets.Dataset:
         """Return the first `n` pairs of a query of a split and a document that answers it.
@@ -156,10 +164,14 @@ class WriteEnvironment(Environment):
         and `limits` (of the measures of a query).
 
         Raises:
-            UserError: The split is unknown.
+            UserError: The split is unknown, or the retriever or the encoder cannot be opened.
         """
         import datasets
 
+        # Building an index and embedding all documents may take longer than a reply of `respond` may.
+        self.engine  # noqa: B018  # cached
+        if self.encoder is not None:
+            self.learning_value  # noqa: B018  # cached
         rows = [self._row(pair) for pair in self._judged_pairs(split, seed)[:n]]
         return datasets.Dataset.from_list(rows)
 
@@ -168,7 +180,7 @@ class WriteEnvironment(Environment):
             JudgedPair(query.id, query.text, name)
             for query in judged_queries(self.collection, split, None, seed)
             for name in query.relevant
-            if name in self.documents_by_id
+            if name in self.document_texts
         ]
         # The pairs of a query must not be in a row: a batch would have them all.
         return sorted(pairs, key=lambda pair: _hash(str(seed), pair.query_id, pair.document_id))
@@ -186,17 +198,18 @@ class WriteEnvironment(Environment):
 
     def prompt(self, document_id: str) -> list[dict[str, str]]:
         """Return the prompt for a document. Its examples are about other documents."""
-        # A query of this document, which may also be one of others, is the answer of a demonstration.
-        own_queries = {pair.query_id for pair in self.training_pairs if pair.document_id == document_id}
+        # A query may have several documents. One that also asks for this document would give away the example
+        # that `rlkit sft` trains on.
+        excluded_queries = self._training_queries.get(document_id, set())
         examples: dict[str, str] = {}  # one query per document
         for pair in self.training_pairs:
             if len(examples) == self.examples:
                 break
-            if pair.document_id != document_id and pair.query_id not in own_queries:
+            if pair.query_id not in excluded_queries:
                 examples.setdefault(pair.document_id, pair.query)
         return writing_prompt(
-            self.documents_by_id[document_id],
-            [(self.documents_by_id[name], query) for name, query in examples.items()],
+            self.document_texts[document_id],
+            [(self.document_texts[name], query) for name, query in examples.items()],
             instruction=self.instruction,
             max_words=self.document_words,
         )
@@ -222,7 +235,7 @@ class WriteEnvironment(Environment):
                 record = {
                     "query": query,
                     "rank": ids.index(name) + 1 if name in ids else 0,
-                    "measures": self.query_statistics.measure(query, self.documents_by_id[name]),
+                    "measures": self.query_statistics.measure(query, self.document_texts[name]),
                 }
                 if i in values:
                     record["value"] = values[i]

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 BACKENDS = ("transformers", "vllm")
 CONCURRENCY = 64  # concurrent requests to a server
 PROBE_TIMEOUT_SECONDS = 30.0
+BATCH_TIMEOUT_SECONDS = 600.0  # of a batch of prompts of a script on a server
 RESERVED_FIELDS = ("messages", "model", "n", "stream")  # of a request, which `extra_body` must not contain
 
 

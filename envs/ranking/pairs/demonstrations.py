@@ -12,6 +12,7 @@ the same, so the order is that of p(y | x, z). Without the mean, all targets of 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -21,9 +22,8 @@ from rlkit.envs.ranking.demonstrate import (
     DemonstrateEnvironment,
     Example,
     demonstration_prompt,
-    same_question,
 )
-from rlkit.envs.ranking.pairs.rows import PairRow
+from rlkit.envs.ranking.pairs.rows import PairRow, query_key
 from rlkit.errors import UserError
 
 if TYPE_CHECKING:
@@ -150,7 +150,19 @@ def demonstration_rows(
         bank: All demonstrations. Those with an answer of a question, or with the question itself, are its
             `answers`, so that the batch has none of them as a negative.
     """
-    bank = list(bank)
+    positions: dict[str, int] = {}
+    ids_by_answer: defaultdict[str, set[str]] = defaultdict(set)
+    ids_by_question: defaultdict[str, set[str]] = defaultdict(set)
+    for position, example in enumerate(bank):
+        positions[example.id] = position
+        ids_by_question[query_key(example.question)].add(example.id)
+        for answer in example.answers:
+            ids_by_answer[answer].add(example.id)
+    answers = []
+    for question in questions:
+        of_question = ids_by_question[query_key(question.question)]
+        ids = of_question.union(*(ids_by_answer[answer] for answer in question.answers))
+        answers.append(tuple(sorted(ids, key=positions.__getitem__)))
     return [
         PairRow(
             f"{SOURCE}/{question.id}",
@@ -159,13 +171,9 @@ def demonstration_rows(
             tuple(of_question),
             SOURCE,
             passage_documents=tuple(example.id for example in examples),
-            answers=tuple(
-                example.id
-                for example in bank
-                if same_question(example, question) or set(example.answers) & set(question.answers)
-            ),
+            answers=ids,
         )
-        for question, examples, of_question in zip(questions, candidates, targets, strict=True)
+        for question, examples, of_question, ids in zip(questions, candidates, targets, answers, strict=True)
     ]
 
 

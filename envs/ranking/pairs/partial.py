@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,15 @@ def prompt_seed(seed: int, prompt_id: str) -> int:
 def partial_path(out: Path) -> Path:
     """Return the path of the file that holds results until all of them are in `out`."""
     return out.with_name(f"{out.name}.partial")
+
+
+def settings_of(options: Namespace) -> dict[str, Any]:
+    """Return the options of a script that determine its results, as JSON values.
+
+    The backend is not among them: a server that is restarted may have another URL.
+    """
+    settings = {name: value for name, value in vars(options).items() if name not in ("out", "backend")}
+    return {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}
 
 
 def generate_replies(

@@ -53,6 +53,12 @@ class PairRow:
 _OPTIONAL = {field.name: field.default for field in fields(PairRow) if field.default is not MISSING}
 
 
+def check_output(path: Path) -> None:
+    """Raise UserError unless the path of the option --out has the suffix of a file of rows."""
+    if path.suffix != ".jsonl":
+        raise UserError(f"--out must end in .jsonl, not {path.name}")
+
+
 def query_key(query: str) -> str:
     """Return a query in lowercase, with single spaces and without a mark at its end."""
     return " ".join(query.casefold().rstrip(" \t\n.?!").split())

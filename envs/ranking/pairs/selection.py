@@ -12,7 +12,7 @@ from rlkit.retrieval.documents import passage_text
 from rlkit.retrieval.queries import documents_by_id, judged_queries
 
 
-class Example(NamedTuple):
+class QueryExample(NamedTuple):
     """A document and a training query that it answers, as a prompt shows them.
 
     Attributes:
@@ -43,7 +43,7 @@ def sample_ids(ids: Iterable[str], n: int | None, seed: int) -> set[str]:
     return set(sorted(ids, key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest())[:n])
 
 
-def choose_examples(collection: Collection, num_examples: int, seed: int) -> list[Example]:
+def choose_examples(collection: Collection, num_examples: int, seed: int) -> list[QueryExample]:
     """Return random training queries, each with its best judged document. No document repeats.
 
     Args:
@@ -62,11 +62,11 @@ def choose_examples(collection: Collection, num_examples: int, seed: int) -> lis
         )
     queries = judged_queries(collection, "train", None, seed)
     documents = documents_by_id(collection, (query.relevant[0] for query in queries))
-    examples: dict[str, Example] = {}
+    examples: dict[str, QueryExample] = {}
     for query in queries:
         name = query.relevant[0]
         if name in documents and len(examples) < num_examples:
-            examples.setdefault(name, Example(name, passage_text(documents[name]), query.text))
+            examples.setdefault(name, QueryExample(name, passage_text(documents[name]), query.text))
     if len(examples) < num_examples:
         raise UserError(
             f"{collection.name} has {len(examples)} documents with a training query: set --examples to "

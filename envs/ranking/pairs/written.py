@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from rlkit.envs.ranking.pairs.filters import copied_share
 from rlkit.envs.ranking.pairs.partial import Prompt, prompt_seed
 from rlkit.envs.ranking.pairs.rows import PairRow, query_key
-from rlkit.envs.ranking.pairs.selection import Example
+from rlkit.envs.ranking.pairs.selection import QueryExample
 from rlkit.envs.ranking.pairs.writing import (
     INSTRUCTION,
     MAX_DOCUMENT_WORDS,
@@ -87,7 +87,7 @@ class WrittenRows:
 def query_prompts(
     source: str,
     documents: Iterable[Document],
-    examples: Sequence[Example],
+    examples: Sequence[QueryExample],
     *,
     per_document: int,
     seed: int,
@@ -121,7 +121,7 @@ def query_prompts(
 def query_rows(
     source: str,
     documents: Iterable[Document],
-    examples: Sequence[Example],
+    examples: Sequence[QueryExample],
     replies: Mapping[str, str],
     *,
     per_document: int,

@@ -57,7 +57,7 @@ def rank(run: RankConfig) -> None:
         in_batch = args.objective in IN_BATCH_OBJECTIVES and not args.cross_encoder
         rows = training_rows(environment, candidates, in_batch)
         if args.objective == "wasserstein" and len(rows) < 2:
-            raise UserError("objective wasserstein needs at least 2 training queries; increase num_tasks")
+            raise UserError("objective wasserstein needs at least 2 training queries, but only 1 is left")
         if trainer_args.per_device_train_batch_size < 2 and any(len(row["passages"]) < 2 for row in rows):
             raise UserError(
                 "pairs need a per_device_train_batch_size of at least 2: the passages of the other queries "

@@ -156,11 +156,11 @@ def test_copies_earn_less_than_queries_of_people(retriever, monkeypatch):
 def test_statistics_have_limits_that_most_queries_are_within():
     documents = [f"a document about subject{i} and more" for i in range(100)]
     pairs = [(f"where is the thing number {'x ' * (i % 5)}", documents[i]) for i in range(100)]
-    query_statistics = QueryStatistics.of(pairs, documents)
-    assert {"where", "is", "the", "thing", "number", "x"} == query_statistics.frequent_words
-    assert query_statistics.limits["min_words"] == 5 and query_statistics.limits["max_words"] == 9
-    assert query_statistics.limits["min_frequent_words"] == 1
-    assert query_statistics.limits["copied_words"] == query_statistics.limits["copied_ngrams"] == 0
-    measures = query_statistics.measure("where is subject3", documents[3])
+    statistics = QueryStatistics.of(pairs, documents)
+    assert {"where", "is", "the", "thing", "number", "x"} == statistics.frequent_words
+    assert statistics.limits["min_words"] == 5 and statistics.limits["max_words"] == 9
+    assert statistics.limits["min_frequent_words"] == 1
+    assert statistics.limits["copied_words"] == statistics.limits["copied_ngrams"] == 0
+    measures = statistics.measure("where is subject3", documents[3])
     assert measures["copied_rare_words"] == measures["copied_words"] == pytest.approx(1 / 3)
     assert writing.COPIED == ("copied_ngrams", "copied_words", "copied_rare_words")

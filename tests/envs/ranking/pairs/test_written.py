@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlkit.envs.ranking.pairs.selection import Example
+from rlkit.envs.ranking.pairs.selection import QueryExample
 from rlkit.envs.ranking.pairs.written import (
     FEW_SHOT,
     GRADED,
@@ -17,7 +17,7 @@ from rlkit.retrieval.documents import Document
 from rlkit.retrieval.queries import JudgedQuery
 
 DOCUMENTS = [Document("a", "Cats", "sleep all day"), Document("b", "", "dogs bark")]
-EXAMPLES = [Example("e", "birds sing", "Why do birds sing?")]
+EXAMPLES = [QueryExample("e", "birds sing", "Why do birds sing?")]
 QUERIES = [JudgedQuery("q1", "why do cats sleep", {"a": 1}), JudgedQuery("q2", "dogs", {"b": 2, "a": 0})]
 
 
