@@ -23,9 +23,11 @@ from statistics import fmean
 from rlkit.arguments.command_line import CommandParser, output_file
 from rlkit.commands.run import run_command
 from rlkit.envs.ranking.pairs.filters import (
+    check_collection,
     copied_share,
     is_teacher_first,
     reaches_percentile,
+    source_passage,
     source_ranks,
     without_ambiguous_queries,
     without_duplicates,
@@ -48,6 +50,7 @@ def main() -> int:
     rows = read_rows(options.pairs)
     if rows[0].passages_are_queries:
         raise UserError(f"{options.pairs} has sets of words as passages (PROP), which no filter applies to")
+    check_collection(rows, collection)
     for name, select in filters(options, collection).items():
         selected = select(rows)
         share = len(selected) / len(rows)
@@ -57,10 +60,11 @@ def main() -> int:
         rows = selected
     write_rows(options.out, rows)
     num_queries = len({query_key(row.query) for row in rows})
-    print(
-        f"{len(rows):,} rows, {num_queries:,} distinct queries; on average, the document has "
-        f"{fmean(map(copied_share, rows)):.1%} of a query's word trigrams: {options.out}"
+    shares = [copied_share(row) for row in rows if source_passage(row) is not None]
+    copied = (
+        f"; on average, the document has {fmean(shares):.1%} of a query's word trigrams" if shares else ""
     )
+    print(f"{len(rows):,} rows, {num_queries:,} distinct queries{copied}: {options.out}")
     return 0
 
 

@@ -23,6 +23,7 @@ from rich.progress import track
 
 from rlkit.arguments.command_line import CommandParser, output_file
 from rlkit.commands.run import run_command
+from rlkit.envs.ranking.pairs.filters import check_collection
 from rlkit.envs.ranking.pairs.negatives import (
     MAX_STYLE_ACCURACY,
     Negative,
@@ -37,6 +38,7 @@ from rlkit.envs.ranking.pairs.negatives import (
 from rlkit.envs.ranking.pairs.partial import Prompt, generate_replies, partial_path, prompt_seed, settings_of
 from rlkit.envs.ranking.pairs.rows import PairRow, check_output, read_rows, write_rows
 from rlkit.errors import UserError, check_integer
+from rlkit.retrieval.collections.base import Collection
 from rlkit.retrieval.documents import EngineError
 from rlkit.retrieval.queries import open_collection
 from rlkit.retrieval.retrievers import open_retriever
@@ -51,7 +53,12 @@ def main() -> int:
     check_options(options)
     rows = read_rows(options.pairs)
     check_rows(rows)
-    negatives = write_negatives(rows, options) if options.by == WRITTEN else mine_negatives(rows, options)
+    collection = open_collection(options.collection, None, 0)
+    check_collection(rows, collection)
+    if options.by == WRITTEN:
+        negatives = write_negatives(rows, options)
+    else:
+        negatives = mine_negatives(rows, collection, options)
     lists = [
         add_negatives(row, of_row) for row, of_row in zip(rows, negatives, strict=True) if of_row
     ]  # a row without a negative would be compared with less than the others
@@ -90,6 +97,8 @@ def build_parser() -> CommandParser:
         help=f"{WRITTEN}: sampling temperature (default: %(default)s)")  # fmt: skip
     add("--max_tokens", type=int, default=100, metavar="N",
         help=f"{WRITTEN}: maximum number of tokens of a passage (default: %(default)s)")  # fmt: skip
+    add("--allow_failures", action="store_true",
+        help=f"{WRITTEN}: whether to go without the passages whose prompts fail")  # fmt: skip
     add("--seed", type=int, default=0, help="random seed of sampling and of the classifiers' folds (default: "
         "%(default)s)")  # fmt: skip
     add("-o", "--out", type=output_file, required=True, metavar="FILE", help="JSONL file for the rows")
@@ -102,17 +111,22 @@ def check_options(options: Namespace) -> None:
     check_integer("--skip", options.skip, 0)
     check_integer("--max_tokens", options.max_tokens, 1)
     check_output(options.out)
-    if (options.by == WRITTEN) != (options.model is not None):
-        raise UserError(f"--by {WRITTEN} requires --model, and retrievers do not accept it")
+    if options.by == WRITTEN and options.model is None:
+        raise UserError(f"--by {WRITTEN} needs --model, the model that writes")
+    if options.by != WRITTEN and options.model is not None:
+        raise UserError(f"--model is for --by {WRITTEN}: remove it, or use --by {WRITTEN}")
     if options.by == WRITTEN and options.skip:
         raise UserError(f"--skip must be 0 with --by {WRITTEN}, which has no ranking")
     if options.by != WRITTEN and options.show_positive:
         raise UserError(f"--show_positive must be used with --by {WRITTEN}")
+    if options.by == WRITTEN and options.temperature == 0 and options.num_negatives > 1:
+        raise UserError("--num_negatives must be 1 with --temperature 0, at which all replies are the same")
 
 
-def mine_negatives(rows: Sequence[PairRow], options: Namespace) -> list[list[Negative]]:
+def mine_negatives(
+    rows: Sequence[PairRow], collection: Collection, options: Namespace
+) -> list[list[Negative]]:
     """Return the negatives of each row from a retriever."""
-    collection = open_collection(options.collection, None, 0)
     engine = open_retriever(options.by, collection)
     negatives = mined_negatives(
         rows, collection, engine, num_negatives=options.num_negatives, skip=options.skip
@@ -145,8 +159,14 @@ def write_negatives(rows: Sequence[PairRow], options: Namespace) -> list[list[Ne
         for row, names in zip(rows, ids, strict=True)
         for name in names
     )
-    replies = generate_replies(model, prompts, partial_path(options.out), settings_of(options))
-    texts = [[replies[name] for name in names] for names in ids]
+    replies = generate_replies(
+        model,
+        prompts,
+        partial_path(options.out),
+        settings_of(options),
+        allow_failures=options.allow_failures,
+    )
+    texts = [[replies[name].text for name in names if name in replies] for names in ids]
     return [written_negatives(row, of_row) for row, of_row in zip(rows, texts, strict=True)]
 
 

@@ -43,7 +43,12 @@ from rlkit.errors import UserError, check_integer
 from rlkit.retrieval.collections.base import Collection
 from rlkit.retrieval.documents import Document, passage_text
 from rlkit.retrieval.queries import JudgedQuery, documents_by_id, judged_queries, open_collection
-from rlkit.rollouts.text_generation import BACKENDS, BATCH_TIMEOUT_SECONDS, load_text_model
+from rlkit.rollouts.text_generation import (
+    BACKENDS,
+    BATCH_TIMEOUT_SECONDS,
+    Generation,
+    load_text_model,
+)
 
 SIX = "six"
 QUERY_TOKENS, PASSAGE_TOKENS = 64, 160  # default maximums of a reply
@@ -83,7 +88,9 @@ def main() -> int:
         timeout=BATCH_TIMEOUT_SECONDS,
     )
     prompts = (prompt for source in sources for prompt in prompts_of(source, material, options))
-    replies = generate_replies(model, prompts, partial, settings_of(options))
+    replies = generate_replies(
+        model, prompts, partial, settings_of(options), allow_failures=options.allow_failures
+    )
     rows: list[PairRow] = []
     for source in sources:
         written = rows_of(source, material, replies, options)
@@ -123,6 +130,7 @@ def build_parser() -> CommandParser:
         "default: all)")  # fmt: skip
     add("--without_test_documents", action="store_true", help="write nothing for the documents that are "
         "judged in the test split")  # fmt: skip
+    add("--allow_failures", action="store_true", help="whether to go without the rows whose prompts fail")
     add("--seed", type=int, default=0, help="random seed (default: %(default)s)")
     add("-o", "--out", type=output_file, required=True, metavar="FILE", help="JSONL file for the rows")
     return parser
@@ -140,6 +148,8 @@ def check_options(options: Namespace) -> None:
     check_integer("--document_words", options.document_words, 1)
     if not options.temperature >= 0:
         raise UserError(f"--temperature must be at least 0, not {options.temperature}")
+    if options.temperature == 0 and any(num_queries_of(source, options) > 1 for source in options.source):
+        raise UserError("--per_document must be 1 with --temperature 0, at which all replies are the same")
     if options.instruction is not None and FEW_SHOT not in options.source:
         raise UserError(f"--instruction is for the source {FEW_SHOT}: the others have their own")
     if options.source == [GRADED]:
@@ -206,7 +216,9 @@ def prompts_of(source: str, material: Material, options: Namespace) -> Iterator[
     )
 
 
-def rows_of(source: str, material: Material, replies: dict[str, str], options: Namespace) -> WrittenRows:
+def rows_of(
+    source: str, material: Material, replies: dict[str, Generation], options: Namespace
+) -> WrittenRows:
     """Return the rows of a source."""
     if source == GRADED:
         return graded_rows(material.queries, replies, options.seed)

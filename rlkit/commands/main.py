@@ -26,6 +26,7 @@ COMMANDS = {
     "envs": "list the environments that come with rlkit",
     "check": "validate an environment without a model",
 }
+TRAINING = ("train", "sft", "rank")
 FOOTER = """\
 `rlkit COMMAND --help` describes a command. train, sft and rank start several
 processes with --accelerate NAME, a file in configs/accelerate.
@@ -40,7 +41,7 @@ def main() -> int:
         print(usage())
         return 0
     name, *arguments = argv
-    return run_command(lambda: load_command(name)(arguments))
+    return run_command(lambda: load_command(name)(arguments), trains=name in TRAINING)
 
 
 def usage() -> str:

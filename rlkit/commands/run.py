@@ -28,12 +28,16 @@ UNUSABLE_PATHS = (
 )
 
 
-def run_command(command: Callable[[], int]) -> int:
+def run_command(command: Callable[[], int], *, trains: bool = False) -> int:
     """Run a command and return its exit code: 0 success, 1 failure, 2 usage error, 75 preempted.
 
     A usage error prints one line to stderr. An exception in a user's environment or reward prints only the
     traceback frames of that code and also exits with 2. Any other exception is a bug and keeps its traceback.
     Ctrl-C exits with 130.
+
+    Args:
+        command: Function that runs the command.
+        trains: Whether the command writes checkpoints and has the option --resume.
     """
     try:
         configure_logging()
@@ -52,7 +56,7 @@ def run_command(command: Callable[[], int]) -> int:
             _print_error(f"{reason}; resume with --resume")
         return PREEMPTED
     except KeyboardInterrupt:
-        _print_error("stopped; resume from the last checkpoint with --resume")
+        _print_error("stopped; resume from the last checkpoint with --resume" if trains else "stopped")
         return 130
     except Exception as error:
         frames = author_frames(error)

@@ -31,10 +31,17 @@ RESERVED_FIELDS = ("messages", "model", "n", "stream")  # of a request, which `e
 
 @dataclass(frozen=True)
 class Generation:
-    """Generated text, or the reason why generation failed."""
+    """Generated text, or the reason why generation failed.
+
+    Attributes:
+        text: Text without white space around it.
+        error: Reason of a failure.
+        truncated: Whether the maximum number of tokens ended the text.
+    """
 
     text: str = ""
     error: str | None = None
+    truncated: bool = False
 
 
 class TextModel(Protocol):
@@ -205,7 +212,8 @@ class EngineTextModel:
                 text = decode_turn(self.tokenizer, sample.ids, self.eos_token_ids)
                 # Without its tag, a thought that does not end could not be told from a reply.
                 prefix = "<think>" if opens_thought(self.tokenizer, prompts[i]) else ""
-                generations[i] = Generation(prefix + text.strip())
+                is_truncated = sample.finish_reason == "length"
+                generations[i] = Generation(prefix + text.strip(), truncated=is_truncated)
                 num_pending -= 1
         return [generations[i] for i in range(len(prompts))]
 
@@ -426,7 +434,8 @@ def read_completion(completion: object) -> Generation:
     content = getattr(message, "content", None)
     reasoning = getattr(message, "reasoning_content", None) or getattr(message, "reasoning", None)
     if isinstance(content, str) and (content.strip() or not reasoning):
-        return Generation(encodable(content).strip())
+        is_truncated = getattr(choices[0], "finish_reason", None) == "length"
+        return Generation(encodable(content).strip(), truncated=is_truncated)
     if reasoning:
         return Generation(
             error="the model wrote only thoughts (reasoning_content) and no reply: increase the maximum "

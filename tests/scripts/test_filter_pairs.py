@@ -36,6 +36,7 @@ def filter_rows(monkeypatch, collection, tmp_path):
     def run(rows, *options):
         write_rows(tmp_path / "in.jsonl", rows)
         out = tmp_path / "out.jsonl"
+        out.unlink(missing_ok=True)
         arguments = [collection, str(tmp_path / "in.jsonl"), *options, "-o", str(out)]
         monkeypatch.setattr(sys, "argv", ["filter_pairs.py", *arguments])
         assert script.main() == 0
@@ -74,7 +75,10 @@ def test_filters_by_words_and_copies(filter_rows):
 
 def test_filters_by_teacher(filter_rows):
     targets = [(0.9, 0.5), (0.4, 0.6), (0.1, 0.0)]
-    rows = [PairRow(f"{i}", f"query {i}", ("p", "q"), pair_targets) for i, pair_targets in enumerate(targets)]
+    rows = [
+        PairRow(f"{i}", f"query {i}", ("p", "q"), pair_targets, "", "d1", ("d1", "d2"))
+        for i, pair_targets in enumerate(targets)
+    ]
     assert [query for query, _ in filter_rows(rows, "--teacher_first")] == ["query 0", "query 2"]
     assert [query for query, _ in filter_rows(rows, "--min_percentile", "50")] == ["query 0", "query 1"]
     assert [query for query, _ in filter_rows(rows, "--min_percentile", "50", "--teacher_first")] == [
@@ -105,3 +109,26 @@ def test_sets_of_words_and_rows_without_a_document_are_refused(filter_rows):
         filter_rows([pair("red", "d1", passages_are_queries=True)], "--max_words", "3")
     with pytest.raises(UserError, match="row 'r' has no document"):
         filter_rows([PairRow("r", "red", ("red fox",), (1.0,))], "--round_trip", "bm25")
+
+
+def test_rows_of_another_collection_are_refused(filter_rows):
+    row = PairRow("r", "red", ("red fox",), (1.0,), "", "d9")
+    with pytest.raises(UserError, match="lacks 1 of the documents that the rows are from, such as 'd9'"):
+        filter_rows([row], "--max_copied", "0.5")
+
+
+def test_lists_without_a_document_have_no_copied_share(filter_rows, capsys):
+    row = PairRow("r", "red fox", ("a", "b"), (0.0, 1.0))
+    assert filter_rows([row], "--max_words", "2") == [("red fox", "")]
+    assert capsys.readouterr().out.splitlines()[-1].startswith("1 rows, 1 distinct queries: ")
+
+
+def test_output_is_never_overwritten(collection, monkeypatch, tmp_path):
+    path = tmp_path / "in.jsonl"
+    write_rows(path, ROWS)
+    result = subprocess.run(
+        [sys.executable, SCRIPT, collection, path, "--max_words", "1", "-o", path],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 2 and f"{path} exists: delete it, or use another -o" in result.stderr
+    assert read_rows(path) == ROWS

@@ -43,8 +43,12 @@ def test_rows_with_their_negatives_are_written(files):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--by", "written"], "--by written requires --model"),
-        (["--by", "bm25", "--model", "m"], "retrievers do not accept it"),
+        (["--by", "written"], "--by written needs --model"),
+        (["--by", "bm25", "--model", "m"], "--model is for --by written: remove it"),
+        (
+            ["--by", "written", "--model", "m", "--num_negatives", "2", "--temperature", "0"],
+            "--num_negatives must be 1 with --temperature 0",
+        ),
         (["--by", "written", "--model", "m", "--skip", "1"], "--skip must be 0 with --by written"),
         (["--by", "bm25", "--show_positive"], "--show_positive must be used with --by written"),
         (["--by", "bm25", "--num_negatives", "0"], "--num_negatives must be an integer of at least 1, not 0"),
@@ -67,6 +71,15 @@ def test_rows_whose_passages_are_queries_are_refused(files, monkeypatch):
         sys, "argv", ["mine_negatives.py", collection, str(pairs), "--by", "bm25", "-o", str(out)]
     )
     with pytest.raises(UserError, match="have queries as passages"):
+        MAIN()
+
+
+@pytest.mark.parametrize("options", [["--by", "bm25"], ["--by", "written", "--model", "m"]])
+def test_rows_of_another_collection_are_refused(files, monkeypatch, options):
+    collection, pairs, out = files
+    write_rows(pairs, [PairRow("p", "word1", ("word1",), (1.0,), "", "elsewhere")])
+    monkeypatch.setattr(sys, "argv", ["mine_negatives.py", collection, str(pairs), *options, "-o", str(out)])
+    with pytest.raises(UserError, match="lacks 1 of the documents that the rows are from, such as 'else"):
         MAIN()
 
 

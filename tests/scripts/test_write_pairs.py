@@ -107,6 +107,27 @@ def test_stopped_run_resumes_with_the_same_settings_only(write_pairs, server, tm
         in capsys.readouterr().err
     )
     assert write_pairs(*arguments) == 0 and len(read_rows(out)) == 4
+    assert write_pairs(*arguments) == 2 and f"{out} exists: delete it" in capsys.readouterr().err
+
+
+def test_rows_whose_prompts_fail_are_left_out_on_request(write_pairs, server, tmp_path, capsys):
+    out = tmp_path / "pairs.jsonl"
+
+    def fail_for_cats(request):
+        return {} if "all about cats" in request["messages"][0]["content"] else completion("x")
+
+    server.respond = fail_for_cats
+    assert write_pairs("--source", "title", "--out", out) == 2
+    assert "with --allow_failures to leave out what fails again" in capsys.readouterr().err
+    assert write_pairs("--source", "title", "--out", out, "--allow_failures") == 0
+    assert [row.document for row in read_rows(out)] == ["ants", "bees", "dogs"]
+    assert "dropped 25.0% (failed 25.0%)" in capsys.readouterr().out
+
+
+def test_run_without_any_reply_fails(write_pairs, server, tmp_path, capsys):
+    server.respond = lambda request: {} if "about" in request["messages"][0]["content"] else completion("x")
+    assert write_pairs("--source", "title", "-o", tmp_path / "pairs.jsonl", "--allow_failures") == 2
+    assert "failed to generate 4 of 4 replies" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -116,6 +137,7 @@ def test_stopped_run_resumes_with_the_same_settings_only(write_pairs, server, tm
         (["--source", "title", "--documents", "0"], "--documents must be an integer of at least 1, not 0"),
         (["--source", "title", "--instruction", "Write."], "--instruction is for the source few_shot"),
         (["--source", "titel"], "unknown --source 'titel'"),
+        (["--source", "few_shot", "--temperature", "0"], "--per_document must be 1 with --temperature 0"),
         (["--source", "title", "--temperature", "-1"], "--temperature must be at least 0, not -1.0"),
     ],
 )

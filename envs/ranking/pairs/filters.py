@@ -27,6 +27,17 @@ NGRAM_LENGTH = 3  # words
 ROUNDING = 1e-6
 
 
+def check_collection(rows: Sequence[PairRow], collection: Collection) -> None:
+    """Raise UserError if a collection lacks the document of a row that names one."""
+    missing = {row.document for row in rows if row.document}
+    missing -= {collection.judged_id(document.id) for document in collection.documents()}
+    if missing:
+        raise UserError(
+            f"{collection.name} lacks {len(missing):,} of the documents that the rows are from, such as "
+            f"{min(missing)!r}: use the collection of the rows"
+        )
+
+
 def source_ranks(
     rows: Sequence[PairRow], collection: Collection, engine: SearchEngine, depth: int
 ) -> list[int | None]:
@@ -52,13 +63,7 @@ def source_ranks(
     for row in rows:
         if not row.document:
             raise UserError(f"row {row.id!r} has no document, whose rank the round trip needs")
-    missing = {row.document for row in rows}
-    missing -= {collection.judged_id(document.id) for document in collection.documents()}
-    if missing:
-        raise UserError(
-            f"{collection.name} lacks {len(missing):,} of the documents that the rows are from, such as "
-            f"{min(missing)!r}: use the collection of the rows"
-        )
+    check_collection(rows, collection)
     queries = list(dict.fromkeys(row.query for row in rows))
     excluded_by_query = excluded_by_text(collection, queries)
     num_searched = search_depth(collection, depth + 1)
@@ -118,20 +123,28 @@ def _source(row: PairRow) -> str:
 
 
 def source_passage(row: PairRow) -> int | None:
-    """Return the index of the first passage from a row's document.
+    """Return the index of the first passage from a row's document, or None if it has none.
 
-    It is the first passage if the row names no documents, and None if no passage is from the row's document.
+    A row that names no documents has one if it has a single passage.
     """
-    if not row.document or not row.passage_documents:
+    if not row.document:
+        return 0 if len(row.passages) == 1 else None
+    if not row.passage_documents:
         return 0
     return row.passage_documents.index(row.document) if row.document in row.passage_documents else None
 
 
 def is_teacher_first(row: PairRow) -> bool:
-    """Return whether the passage from a row's document has a higher target than all others."""
+    """Return whether the passage from a row's document has a higher target than all others.
+
+    Raises:
+        UserError: The row has no passage from its document.
+    """
     index = source_passage(row)
     if index is None:
-        return False
+        raise UserError(
+            f"row {row.id!r} has no passage from its document, which the teacher could rank first"
+        )
     return all(row.targets[index] > target for i, target in enumerate(row.targets) if i != index)
 
 
@@ -151,12 +164,14 @@ def reaches_percentile(targets: Sequence[Sequence[float]], percent: float) -> li
 def copied_share(row: PairRow) -> float:
     """Return the share of a query's word trigrams that are in the passage from the row's document.
 
-    A query without trigrams, of one or two words, is copied if the passage has its words in sequence. The
-    share is 0 if the row has no passage from its document.
+    A query without trigrams, of one or two words, is copied if the passage has its words in sequence.
+
+    Raises:
+        UserError: The row has no passage from its document.
     """
     index = source_passage(row)
     if index is None:
-        return 0.0
+        raise UserError(f"row {row.id!r} has no passage from its document, which the query could copy from")
     passage = row.passages[index]
     trigrams = list(ngrams(row.query, NGRAM_LENGTH))
     if trigrams:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -101,10 +101,11 @@ def mined_negatives(
         skip: Number of documents to skip at the top of what remains, since they may be answers, too.
 
     Raises:
-        UserError: The passages of the rows are queries, or the search fails.
+        UserError: The passages of the rows are queries, a row's answer is unknown, or the search fails.
     """
     check_rows(rows)
     answers, positives = known_answers(rows), positives_by_query(rows)
+    _check_answers(rows, answers, collection)
     excluded = excluded_by_text(collection, answers)
     num_removed = max((len(answers[text] | excluded.get(text, frozenset())) for text in answers), default=0)
     k = skip + num_negatives + num_removed + MAX_DUPLICATES
@@ -123,6 +124,20 @@ def mined_negatives(
             ]
             passages = [*row.passages, *positives[row.query]]
             yield _distinct(documents, passages)[skip : skip + num_negatives]
+
+
+def _check_answers(rows: Sequence[PairRow], answers: Mapping[str, Set[str]], collection: Collection) -> None:
+    """Raise UserError if a row's answer can be recognized neither by its id nor by its text."""
+    unnamed = [row for row in rows if not answers[row.query]]
+    if not unnamed:
+        return
+    texts = {_normalized(passage_text(document)) for document in collection.documents()}
+    for row in unnamed:
+        if _normalized(positive_passage(row)) not in texts:
+            raise UserError(
+                f"row {row.id!r} names no document, and no document of {collection.name} has the text of its "
+                "passage, so its answer could become a negative: set document in the rows"
+            )
 
 
 def positives_by_query(rows: Sequence[PairRow]) -> dict[str, list[str]]:

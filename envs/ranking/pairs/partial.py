@@ -3,7 +3,7 @@
 The file has the settings in its first line, and a result in each of the others:
 
     {"settings": {"model": "bundled:smollm2-135m", "seed": 0, …}}
-    {"id": "few_shot/sendfile.2/0", "result": "copy data between two file descriptors"}
+    {"id": "few_shot/sendfile.2/0", "result": {"text": "copy data between two files", "truncated": false}}
 
 A result is a JSON value: the reply of a language model, or the scores of a list.
 """
@@ -12,19 +12,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.progress import track
 
 from rlkit.errors import UserError
 from rlkit.files import errors_with_path
+from rlkit.rollouts.text_generation import Generation, TextModel
 
-if TYPE_CHECKING:
-    from rlkit.rollouts.text_generation import TextModel
+logger = logging.getLogger(__name__)
 
 BATCH_SIZE = 64  # prompts between two writes of replies
 
@@ -60,13 +61,19 @@ def settings_of(options: Namespace) -> dict[str, Any]:
 
     The backend is not among them: a server that is restarted may have another URL.
     """
-    settings = {name: value for name, value in vars(options).items() if name not in ("out", "backend")}
+    unused = ("out", "backend", "allow_failures")
+    settings = {name: value for name, value in vars(options).items() if name not in unused}
     return {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}
 
 
 def generate_replies(
-    model: TextModel, prompts: Iterable[Prompt], path: Path, settings: Mapping[str, Any]
-) -> dict[str, str]:
+    model: TextModel,
+    prompts: Iterable[Prompt],
+    path: Path,
+    settings: Mapping[str, Any],
+    *,
+    allow_failures: bool = False,
+) -> dict[str, Generation]:
     """Return the reply to each prompt by its id. Those that the file has are not generated.
 
     Args:
@@ -75,10 +82,11 @@ def generate_replies(
         path: File to which replies are appended after each batch.
         settings: JSON values that determine the replies. A hash of the prompts, and one of the model's files
             if it is on this machine, are added.
+        allow_failures: Whether to leave out the prompts that fail.
 
     Raises:
-        UserError: The file is from a run with other settings, or requests fail. All other replies are saved
-            first.
+        UserError: The file is from a run with other settings, all prompts fail, or one fails without
+            `allow_failures`. All other replies are saved first.
     """
     by_id = {prompt.id: prompt for prompt in prompts}
     messages = json.dumps([[prompt.id, prompt.messages] for prompt in by_id.values()])
@@ -87,23 +95,26 @@ def generate_replies(
         settings["model_files"] = fingerprint()
     errors: list[str] = []
 
-    def generate(ids: Sequence[str]) -> dict[str, str]:
+    def generate(ids: Sequence[str]) -> dict[str, dict[str, Any]]:
         batch = [by_id[name] for name in ids]
         generations = model.generate([prompt.messages for prompt in batch], [p.seed for p in batch])
         errors.extend(generation.error for generation in generations if generation.error is not None)
         return {
-            name: generation.text
+            name: {"text": generation.text, "truncated": generation.truncated}
             for name, generation in zip(ids, generations, strict=True)
             if generation.error is None
         }
 
     replies = resume(path, settings, list(by_id), generate, batch_size=BATCH_SIZE, description="generating")
     if errors:
-        raise UserError(
-            f"{model.name} failed to generate {len(errors):,} of {len(by_id):,} replies: {errors[0]}. {path} "
-            f"has the {len(replies):,} others: run the same command to resume"
-        )
-    return replies
+        message = f"{model.name} failed to generate {len(errors):,} of {len(by_id):,} replies: {errors[0]}"
+        if not (allow_failures and replies):
+            raise UserError(
+                f"{message}. {path} has the {len(replies):,} others: run the same command to resume, with "
+                "--allow_failures to leave out what fails again"
+            )
+        logger.warning("%s; they are left out", message)
+    return {name: Generation(**reply) for name, reply in replies.items()}
 
 
 def resume(

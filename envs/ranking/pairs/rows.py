@@ -54,9 +54,11 @@ _OPTIONAL = {field.name: field.default for field in fields(PairRow) if field.def
 
 
 def check_output(path: Path) -> None:
-    """Raise UserError unless the path of the option --out has the suffix of a file of rows."""
+    """Raise UserError unless the path of the option --out is that of a new file of rows."""
     if path.suffix != ".jsonl":
         raise UserError(f"--out must end in .jsonl, not {path.name}")
+    if path.exists():
+        raise UserError(f"{path} exists: delete it, or use another -o")
 
 
 def query_key(query: str) -> str:

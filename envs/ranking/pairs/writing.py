@@ -34,6 +34,12 @@ _LABELS = re.compile(
     r"|(?:[-*•]|\d{1,2}[.)])\s+)+",
     re.IGNORECASE,
 )
+# Only what a user would not type: "I can't open a file" is a query.
+_REFUSAL = re.compile(
+    r"(?:i['’]m|i am) sorry,? but\b|as an ai\b|document\s*:"
+    r"|i (?:cannot|can['’]t|am unable to|am not able to) (?:assist|fulfill|comply|provide (?:a|that|the)\b)",
+    re.IGNORECASE,
+)
 _MARKS = "\"'`“”‘’«»*_ \t"  # quotes and the marks of bold type
 
 
@@ -64,19 +70,23 @@ def read_query(reply: str) -> str:
     """Return the query in a model's reply: its first line, without labels, list numbers and quotes.
 
     An introduction such as "Here is a query:" is skipped if another line follows. The query is empty if the
-    reply, apart from a thought, has no words.
+    reply, apart from a thought, has no words, refuses, or continues with another document.
     """
     lines = [_without_labels(line) for line in after_thinking(reply).splitlines()]
     lines = [line for line in lines if any(character.isalnum() for character in line)]
     if len(lines) > 1 and lines[0].endswith(":"):
         del lines[0]
-    return lines[0] if lines else ""
+    return lines[0] if lines and not _REFUSAL.match(lines[0]) else ""
 
 
 def read_passage(reply: str) -> str:
-    """Return the passage in a model's reply on one line, without a thought and labels; "" without words."""
+    """Return the passage in a model's reply on one line, without a thought and labels.
+
+    It is empty if it has no words, or refuses.
+    """
     passage = " ".join(_LABELS.sub("", after_thinking(reply).strip(_MARKS + "\n")).split())
-    return passage if any(character.isalnum() for character in passage) else ""
+    has_words = any(character.isalnum() for character in passage)
+    return passage if has_words and not _REFUSAL.match(passage) else ""
 
 
 def _without_labels(line: str) -> str:

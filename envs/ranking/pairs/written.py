@@ -33,6 +33,7 @@ from rlkit.envs.ranking.pairs.writing import (
 from rlkit.envs.ranking.prompts import prompt_line
 from rlkit.retrieval.documents import Document, passage_text
 from rlkit.retrieval.queries import JudgedQuery
+from rlkit.rollouts.text_generation import Generation
 from rlkit.words import first_words
 
 FEW_SHOT, FREE, GRADED = "few_shot", "free", "graded"
@@ -122,18 +123,19 @@ def query_rows(
     source: str,
     documents: Iterable[Document],
     examples: Sequence[QueryExample],
-    replies: Mapping[str, str],
+    replies: Mapping[str, Generation],
     *,
     per_document: int,
 ) -> WrittenRows:
     """Return a pair for each query in the replies to `query_prompts`.
 
-    Dropped are replies without a query, queries of more than `MAX_QUERY_WORDS` words, those of the examples,
-    which small models repeat, and repetitions for one document (`query_key`).
+    Dropped are replies without a query, queries that the limit of tokens ends, those of more than
+    `MAX_QUERY_WORDS` words, those of the examples, which small models repeat, and repetitions for one
+    document (`query_key`).
 
     Args:
         source, documents, examples, per_document: As in `query_prompts`.
-        replies: Replies by prompt id.
+        replies: Replies by prompt id; those of failed prompts are missing.
     """
     result = WrittenRows()
     example_keys = {query_key(example.query) for example in examples}
@@ -141,10 +143,16 @@ def query_rows(
         keys: set[str] = set()
         for number in range(per_document):
             name = f"{source}/{document.id}/{number}"
-            query = read_query(replies[name])
+            if name not in replies:
+                result.dropped["failed"] += 1
+                continue
+            reply = replies[name]
+            query = read_query(reply.text)
             key = query_key(query)
             if not query:
-                result.dropped["empty"] += 1
+                result.dropped["empty or a refusal"] += 1
+            elif reply.truncated and read_query(reply.text.rpartition("\n")[0]) != query:
+                result.dropped["truncated"] += 1
             elif first_words(query, MAX_QUERY_WORDS) != query:
                 result.dropped["too long"] += 1
             elif key in example_keys:
@@ -167,21 +175,25 @@ def graded_prompts(queries: Iterable[JudgedQuery], seed: int) -> Iterator[Prompt
             yield Prompt(name, [{"role": "user", "content": content}], prompt_seed(seed, name))
 
 
-def graded_rows(queries: Iterable[JudgedQuery], replies: Mapping[str, str], seed: int) -> WrittenRows:
+def graded_rows(queries: Iterable[JudgedQuery], replies: Mapping[str, Generation], seed: int) -> WrittenRows:
     """Return a list of four passages with targets 3, 2, 1, 0 for each query, in random order.
 
-    A list with an empty or repeated passage is dropped.
+    A list with an empty or repeated passage, or with a failed prompt, is dropped.
 
     Args:
         queries: Queries.
-        replies: Replies to `graded_prompts`, by prompt id.
+        replies: Replies to `graded_prompts`, by prompt id; those of failed prompts are missing.
         seed: Random seed of the order.
     """
     result = WrittenRows()
     for query in queries:
-        passages = {grade: read_passage(replies[f"{GRADED}/{query.id}/{grade}"]) for grade in GRADES}
+        names = {grade: f"{GRADED}/{query.id}/{grade}" for grade in GRADES}
+        if any(name not in replies for name in names.values()):
+            result.dropped["failed"] += 1
+            continue
+        passages = {grade: read_passage(replies[name].text) for grade, name in names.items()}
         if not all(passages.values()):
-            result.dropped["empty"] += 1
+            result.dropped["empty or a refusal"] += 1
         elif len(set(passages.values())) < len(passages):
             result.dropped["duplicate"] += 1
         else:

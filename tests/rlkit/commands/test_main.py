@@ -388,12 +388,13 @@ def test_run_command_returns_1_for_a_reward_error(capsys):
     assert "--resume" in capsys.readouterr().err
 
 
-def test_run_command_returns_130_for_keyboard_interrupt(capsys):
+@pytest.mark.parametrize("trains", [True, False])
+def test_run_command_returns_130_for_keyboard_interrupt(capsys, trains):
     def interrupted():
         raise KeyboardInterrupt
 
-    assert cli.run_command(interrupted) == 130
-    assert "--resume" in capsys.readouterr().err
+    assert cli.run_command(interrupted, trains=trains) == 130
+    assert ("--resume" in capsys.readouterr().err) is trains
 
 
 def test_envs_lists_each_environment(monkeypatch, capsys):

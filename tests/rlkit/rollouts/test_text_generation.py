@@ -52,6 +52,21 @@ def test_generation_depends_only_on_prompt_and_seed(model):
     assert all(1 <= len(text) <= 12 for text in first)
 
 
+def test_truncated_generations_are_marked(tiny_folder, server):
+    generations = load_text_model(tiny_folder, max_tokens=4, temperature=1.0).generate(
+        PROMPTS * 20, range(60)
+    )
+    # One character is one token here, and the EOS token ends a text.
+    assert all(len(g.text) < 4 or g.truncated for g in generations)
+    assert 0 < sum(g.truncated for g in generations) < 60
+    body = completion("a reply")
+    server.respond = lambda request: body
+    server_model = load_text_model("m", server.url)
+    assert not server_model.generate(PROMPTS[:1], [1])[0].truncated
+    body["choices"][0]["finish_reason"] = "length"
+    assert server_model.generate(PROMPTS[:1], [1])[0].truncated
+
+
 def test_generate_accepts_no_prompts(model):
     assert model.generate([], []) == []
 

@@ -146,18 +146,32 @@ def list_row(targets, document="", passage_documents=()):
 @pytest.mark.parametrize(
     ("row", "index", "is_first"),
     [
-        (list_row((0.9, 0.1)), 0, True),
-        (list_row((0.1, 0.9)), 0, False),
-        (list_row((0.9, 0.9)), 0, False),
+        (list_row((0.9, 0.1), "a"), 0, True),
+        (list_row((0.1, 0.9), "a"), 0, False),
+        (list_row((0.9, 0.9), "a"), 0, False),
         (list_row((0.1, 0.9), "b", ("a", "b")), 1, True),
         (list_row((0.9, 0.1), "b", ("a", "b")), 1, False),
-        (list_row((0.9, 0.1), "c", ("a", "b")), None, False),
-        (list_row((0.9, 0.1), "", ("a", "b")), 0, True),
         (list_row((0.0,), "a"), 0, True),
+        (list_row((0.0,)), 0, True),
     ],
 )
 def test_teacher_must_rank_the_source_strictly_first(row, index, is_first):
     assert source_passage(row) == index and is_teacher_first(row) is is_first
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        list_row((0.9, 0.1), "c", ("a", "b")),
+        list_row((0.9, 0.1), "", ("a", "b")),
+        list_row((3.0, 0.0, 2.0, 1.0)),  # passages that are graded for a query, in random order
+    ],
+)
+def test_row_without_a_passage_from_its_document_is_an_error(row):
+    assert source_passage(row) is None
+    for function in (is_teacher_first, copied_share):
+        with pytest.raises(UserError, match="row 'r' has no passage from its document"):
+            function(row)
 
 
 def test_percentile_is_of_the_targets_of_all_passages():
@@ -197,4 +211,3 @@ def test_copies_are_looked_for_in_the_passage_of_the_source():
     row = PairRow("r", "the red fox", passages, (0.0, 1.0), document="b", passage_documents=("a", "b"))
     assert copied_share(row) == 1.0
     assert copied_share(replace(row, document="a")) == 0.0
-    assert copied_share(replace(row, document="c")) == 0.0

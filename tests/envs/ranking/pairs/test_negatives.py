@@ -86,6 +86,14 @@ def test_document_with_text_of_a_passage_is_never_a_negative(bm25):
     assert negatives == ["third", "fourth"]
 
 
+def test_answer_without_a_document_is_recognized_by_its_text_or_refused(bm25):
+    assert negatives_of(bm25, row(document="")) == [["second"]]
+    with pytest.raises(UserError, match=r"row 'r' names no document, .*set document in the rows"):
+        negatives_of(bm25, row(document="", passages=("red wine is a",)))
+    # Another row of the query names the document.
+    assert negatives_of(bm25, row(), row("s", document="", passages=("red wine is a",)))[1] == ["second"]
+
+
 def test_skip_counts_after_answers_are_removed(bm25):
     assert negatives_of(bm25, row(), skip=1) == [["third"]]
     assert negatives_of(bm25, row(answers=("best", "second")), skip=1) == [["fourth"]]

@@ -21,6 +21,14 @@ from rlkit.envs.ranking.pairs.writing import read_passage, read_query, writing_p
         ('Here is a search query:\n"cheap flights"', "cheap flights"),
         ("what is meant by this:", "what is meant by this:"),
         (' "…" ', ""),
+        ("I'm sorry, but I can't assist with that.", ""),
+        ("Query: I am sorry but this is harmful", ""),
+        ("As an AI language model, I have no documents", ""),
+        ("I cannot fulfill this request", ""),
+        ("Document: how to list files", ""),
+        ("I can't open a file", "I can't open a file"),
+        ("I'm sorry poem for a friend", "I'm sorry poem for a friend"),
+        ("document viewer for Linux", "document viewer for Linux"),
     ],
 )
 def test_query_is_the_first_line_without_label_and_quotes(reply, query):
@@ -34,6 +42,7 @@ def test_query_is_the_first_line_without_label_and_quotes(reply, query):
         ("Passage that does not answer it: Knead it.", "Knead it."),
         ("<think>dough</think> Knead: then rest.", "Knead: then rest."),
         ("***", ""),
+        ("I’m sorry, but I can’t write that.", ""),
     ],
 )
 def test_passage_is_the_reply_on_one_line_without_labels(reply, passage):

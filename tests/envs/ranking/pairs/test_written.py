@@ -1,3 +1,4 @@
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,6 +16,7 @@ from rlkit.envs.ranking.pairs.written import (
 )
 from rlkit.retrieval.documents import Document
 from rlkit.retrieval.queries import JudgedQuery
+from rlkit.rollouts.text_generation import Generation
 
 DOCUMENTS = [Document("a", "Cats", "sleep all day"), Document("b", "", "dogs bark")]
 EXAMPLES = [QueryExample("e", "birds sing", "Why do birds sing?")]
@@ -61,30 +63,36 @@ def test_unusable_replies_are_dropped_and_counted():
         "word " * 26,
         "word " * 25,
     ]
-    replies = {f"few_shot/a/{i}": text for i, text in enumerate(texts)}
-    written = query_rows(FEW_SHOT, DOCUMENTS[:1], EXAMPLES, replies, per_document=len(texts))
+    replies = {f"few_shot/a/{i}": Generation(text) for i, text in enumerate(texts)}
+    written = query_rows(FEW_SHOT, DOCUMENTS[:1], EXAMPLES, replies, per_document=len(texts) + 1)
     assert [(row.id, row.query) for row in written.rows] == [
         ("few_shot/a/0", "where cats sleep"),
         ("few_shot/a/5", " ".join(["word"] * 25)),
     ]
     assert written.rows[0].passages == ("Cats: sleep all day",) and written.rows[0].targets == (1.0,)
     assert (written.rows[0].source, written.rows[0].document) == (FEW_SHOT, "a")
-    assert written.dropped == {"duplicate": 1, "empty": 1, "copy of an example": 1, "too long": 1}
+    assert written.dropped == {
+        "duplicate": 1,
+        "empty or a refusal": 1,
+        "copy of an example": 1,
+        "too long": 1,
+        "failed": 1,
+    }
     line = describe(FEW_SHOT, written)
     assert line.startswith(
-        "few_shot: 2 rows, 2 distinct queries (duplicates 0.0%), dropped 66.7% (duplicate "
+        "few_shot: 2 rows, 2 distinct queries (duplicates 0.0%), dropped 71.4% (duplicate "
     )
     assert "trigrams of a query from its document 0.0%" in line
 
 
 def test_queries_that_two_documents_share_count_as_duplicates():
-    replies = {"title/a/0": "Animals", "title/b/0": "animals"}
+    replies = {"title/a/0": Generation("Animals"), "title/b/0": Generation("animals")}
     line = describe("title", query_rows("title", DOCUMENTS, [], replies, per_document=1))
     assert "2 rows, 1 distinct queries (duplicates 50.0%), dropped 0.0%" in line
 
 
 def test_copied_trigrams_are_reported():
-    replies = {"title/a/0": "sleep all day long"}
+    replies = {"title/a/0": Generation("sleep all day long")}
     line = describe("title", query_rows("title", DOCUMENTS[:1], [], replies, per_document=1))
     assert "from its document 50.0%" in line
 
@@ -95,7 +103,7 @@ def test_graded_lists_have_one_passage_per_grade():
         f"graded/{name}/{g}" for name in ("q1", "q2") for g in (3, 2, 1, 0)
     ]
     assert prompts[0].messages[0]["content"].endswith("\n\nQuery: why do cats sleep\nPassage:")
-    replies = {prompt.id: f"passage\n{prompt.id}" for prompt in prompts}
+    replies = {prompt.id: Generation(f"passage\n{prompt.id}") for prompt in prompts}
     written = graded_rows(QUERIES, replies, 0)
     (first, second) = written.rows
     assert first.query == "why do cats sleep" and first.answers == ("a",) and second.answers == ("b",)
@@ -109,7 +117,36 @@ def test_graded_lists_have_one_passage_per_grade():
 
 
 def test_graded_list_with_an_empty_or_repeated_passage_is_dropped():
-    replies = {prompt.id: prompt.id for prompt in graded_prompts(QUERIES, 0)}
-    written = graded_rows(QUERIES, replies | {"graded/q1/2": " ", "graded/q2/0": "graded/q2/1"}, 0)
-    assert not written.rows and written.dropped == {"empty": 1, "duplicate": 1}
-    assert describe(GRADED, written) == "graded: no rows, dropped 100.0% (empty 50.0%, duplicate 50.0%)"
+    replies = {prompt.id: Generation(prompt.id) for prompt in graded_prompts(QUERIES, 0)}
+    unusable = {"graded/q1/2": Generation(" "), "graded/q2/0": Generation("graded/q2/1")}
+    written = graded_rows(QUERIES, replies | unusable, 0)
+    assert not written.rows and written.dropped == {"empty or a refusal": 1, "duplicate": 1}
+    line = "graded: no rows, dropped 100.0% (empty or a refusal 50.0%, duplicate 50.0%)"
+    assert describe(GRADED, written) == line
+
+
+def test_graded_list_with_a_failed_prompt_is_dropped():
+    replies = {prompt.id: Generation(prompt.id) for prompt in graded_prompts(QUERIES, 0)}
+    del replies["graded/q1/2"]
+    written = graded_rows(QUERIES, replies, 0)
+    assert [row.query for row in written.rows] == ["dogs"] and written.dropped == {"failed": 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "query"),
+    [
+        ("where do cats", None),
+        ("where do cats sleep\nand wh", "where do cats sleep"),
+        ("Here is a query:\nwhere do", None),
+        ("<think>a\nb</think>where do", None),
+        ("", None),
+    ],
+)
+def test_query_that_the_limit_of_tokens_ends_is_dropped(text, query):
+    def rows_of(reply):
+        return query_rows("title", DOCUMENTS[:1], [], {"title/a/0": reply}, per_document=1)
+
+    written = rows_of(Generation(text, truncated=True))
+    assert [row.query for row in written.rows] == ([query] if query else [])
+    assert written.dropped["truncated"] == int(query is None and text != "")
+    assert len(rows_of(Generation(text)).rows) == int(text != "")
