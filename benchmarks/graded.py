@@ -21,11 +21,16 @@ temperature are those of one grid (`LEARNING_RATES`, `TEMPERATURES`) with the be
 of the collection, with a seed that is not tested. The test queries are those of this collection, of one with
 other names and, with --real, of any collection with judgments, for which the tests are over documents.
 
+With --real, SmolLM2-135M also writes the four passages for some of the training queries of that collection.
+They are trained on with the settings that are tuned on the generated collection, and so are the judged
+documents of the same queries ("judged").
+
     python benchmarks/graded.py --real data/metatool
 """
 
 import argparse
 import random
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -33,9 +38,11 @@ from pathlib import Path
 import retrieval
 import torch
 from residuals import ResidualTraining
+from retrieval import Scores
+from seeds import script
 
 from rlkit.envs.ranking.pairs.graded import graded
-from rlkit.envs.ranking.pairs.rows import PairRow
+from rlkit.envs.ranking.pairs.rows import PairRow, read_rows
 from rlkit.retrieval.collections.base import Collection
 from rlkit.retrieval.collections.load import load_collection
 from rlkit.retrieval.documents import passage_text
@@ -50,6 +57,7 @@ LEARNING_RATES = (3e-4, 1e-3, 3e-3, 1e-2)
 TEMPERATURES = (0.05, 0.1, 0.2, 0.5)
 ROWS_SEED = 0
 TUNING_SEED = 0
+NUM_WRITTEN = 100  # training queries for which passages are written
 BM25_DEPTH = 300  # more than the relevant documents of any query
 # The objective of each system and its rows.
 SYSTEMS = {
@@ -70,6 +78,18 @@ PAIRS = [
     ("graded_distillation", "graded_wasserstein"),
     ("graded_wasserstein", "both_wasserstein"),
     ("both_infonce", "both_wasserstein"),
+]
+# Systems on the queries of another collection: objective, rows, and the system with the settings.
+WRITTEN_SYSTEMS = {
+    "written_infonce": ("infonce", "written_binary", "graded_infonce"),
+    "written_wasserstein": ("wasserstein", "written", "graded_wasserstein"),
+    "judged_infonce": ("infonce", "judged", "real_infonce"),
+}
+WRITTEN_PAIRS = [
+    *[("untrained", system) for system in WRITTEN_SYSTEMS],
+    ("written_infonce", "written_wasserstein"),
+    ("judged_infonce", "written_infonce"),
+    ("judged_infonce", "written_wasserstein"),
 ]
 RESULTS = Path(__file__).parent / "results" / "graded.json"
 
@@ -127,6 +147,23 @@ def binary(row: PairRow) -> PairRow:
     return replace(row, targets=tuple(float(target >= 2) for target in row.targets))
 
 
+def written_rows(collection: str, folder: Path) -> dict[str, list[PairRow]]:
+    """Return passages that SmolLM2 writes for training queries, and the judged documents of these queries."""
+    path = folder / f"written-{Path(collection).name}-{NUM_WRITTEN}.jsonl"
+    if not path.exists():
+        options = ["--source", "graded", "--model", "bundled:smollm2-135m", "--max_tokens", "100"]
+        script("write_pairs", collection, *options, "--documents", str(NUM_WRITTEN), "-o", str(path))
+    written = read_rows(path)
+    loaded = load_collection(collection)
+    documents = documents_by_id(loaded, (name for row in written for name in row.answers))
+    judged = []
+    for row in written:
+        passages = tuple(passage_text(documents[name]) for name in row.answers)
+        judged.append(PairRow(row.id, row.query, passages, (1.0,) * len(passages), "judged",
+                              passage_documents=row.answers, answers=row.answers))  # fmt: skip
+    return {"written": written, "written_binary": [binary(row) for row in written], "judged": judged}
+
+
 class Runs:
     """Trained residuals of the systems, which are saved so that a run is not repeated.
 
@@ -168,6 +205,36 @@ class Runs:
         torch.save(scorer.residuals.state_dict(), path)
         return scorer
 
+    def written(
+        self, collection: str, tuned: Mapping[str, Mapping[str, float]], seeds: Sequence[int]
+    ) -> dict[str, list[Scores]]:
+        """Return the scores of the systems that are trained on written passages, by seed.
+
+        Args:
+            collection: Collection with the queries.
+            tuned: Settings by system.
+            seeds: Seeds.
+        """
+        rows = written_rows(collection, self.folder)
+        systems = {}
+        for system, (objective, kind, of_system) in WRITTEN_SYSTEMS.items():
+            systems[system] = [
+                self.training.score(
+                    self.training.train(
+                        rows[kind],
+                        seed=seed,
+                        steps=self.max_steps,
+                        objective=objective,
+                        batch_size=BATCH_SIZE,
+                        **tuned[of_system],
+                    ),
+                    collection,
+                    [MEASURE],
+                )
+                for seed in seeds
+            ]
+        return systems
+
     def tune(self, system: str) -> tuple[dict[str, float], dict[str, float]]:
         """Return the settings of a system with the best nDCG@10 on the dev queries, and that of all."""
         means = {}
@@ -207,6 +274,9 @@ def main() -> None:
         for system, (settings, _) in tuned.items():
             scorers = [runs.scorer(system, seed, **settings) for seed in options.seeds]
             systems[system] = [runs.training.score(scorer, name, [MEASURE]) for scorer in scorers]
+        if name == options.real:
+            settings_of = {system: settings for system, (settings, _) in tuned.items()}
+            systems |= runs.written(name, settings_of, options.seeds)
         # Queries for one document resemble each other, if most queries have a single one.
         by_document = systems
         if name == options.real:
@@ -219,6 +289,9 @@ def main() -> None:
             "systems": retrieval.summarize(systems, [MEASURE]),
             f"tests_of_{MEASURE}": retrieval.compare_pairs(by_document, MEASURE, PAIRS),
         }
+        if name == options.real:
+            tests = retrieval.compare_pairs(by_document, MEASURE, WRITTEN_PAIRS)
+            result["collections"][Path(name).name]["tests_of_written_passages"] = tests
     retrieval.save(result, RESULTS)
 
 
