@@ -3,12 +3,12 @@
 MetaTool's tools are divided into five folds, and each seed writes queries for another fold, for whose tools
 no training request asks. SmolLM2-135M imitates the training requests for the other tools (SFT), and is then
 trained with the rewards of write-v1 (GRPO): the round trip through a frozen MiniLM, without copies, and the
-learning value. It writes eight queries for each unseen tool, with and without the filter of the round trip.
+learning value. It writes four queries for each unseen tool, with and without the filter of the round trip.
 A residual of MiniLM's query vectors is trained on the rows and tested on requests of people for these tools.
 In the second round, the retriever and the encoder of the rewards are those that the first round trained; the
 control has as many more steps with the untrained ones. All rows are filtered with the untrained MiniLM.
 
-The controls: no training, the same model with five examples and no training (Promptagator), and up to eight
+The controls: no training, the same model with five examples and no training (Promptagator), and up to four
 requests of people for each tool, which are not in the test. The settings of the residual are not tuned.
 Tests are paired over the tools, because requests for one tool resemble each other.
 
@@ -40,12 +40,13 @@ from rlkit.rollouts.text_generation import load_text_model
 RESULTS = Path(__file__).parent / "results" / "write.json"
 MODEL = "bundled:smollm2-135m"
 MEASURES = ("ndcg@5", "recall@5")
-PER_DOCUMENT = 8  # queries that are written, and requests of people that are trained on
+PER_DOCUMENT = 4  # queries that are written, and requests of people that are trained on
 EXAMPLES = 5  # of the writer without training
 MAX_TOKENS = 40
-SFT_STEPS, GRPO_STEPS, SECOND_STEPS = 20, 20, 12
+BATCH_SIZES = {"sft": (8, 1), "train": (16, 2)}  # completions, and batches per step
+SFT_STEPS, GRPO_STEPS, SECOND_STEPS = 24, 24, 12
 DOCUMENT_WORDS = 40  # in a prompt
-HELD_OUT_TASKS = 40
+HELD_OUT_TASKS = 24
 STEPS, LEARNING_RATE = 300, 1e-3  # of the residual
 TOP = 10  # of the round trip
 RUNS = ("sft-run", "grpo-run", "grpo-longer-run", "grpo-second-round-run")
@@ -85,10 +86,13 @@ def train(command: str, collection: Path, seed: int, run: Path, steps: int, **ch
         config = CONFIGS / "ranking" / ("write_sft.yaml" if command == "sft" else "write.yaml")
         arguments = {"collection": str(collection), "document_words": DOCUMENT_WORDS}
         arguments |= changes.pop("environment_args", {})
+        batch_size, num_batches = BATCH_SIZES[command]
         options = {
             "environment_args": json.dumps(arguments),
             "evaluation_tasks": 0 if command == "sft" else HELD_OUT_TASKS,
             "max_steps": steps,
+            "per_device_train_batch_size": batch_size,
+            "gradient_accumulation_steps": num_batches,
             "save_strategy": "no",
             **changes,
         }
