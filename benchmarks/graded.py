@@ -22,8 +22,8 @@ of the collection, with a seed that is not tested. The test queries are those of
 other names and, with --real, of any collection with judgments, for which the tests are over documents.
 
 With --real, SmolLM2-135M also writes the four passages for some of the training queries of that collection.
-They are trained on with the settings that are tuned on the generated collection, and so are the judged
-documents of the same queries ("judged").
+They are trained on with the settings that are tuned on the generated collection. "judged" has the documents
+of real_infonce for the same queries, and its settings.
 
     python benchmarks/graded.py --real data/metatool
 """
@@ -148,19 +148,14 @@ def binary(row: PairRow) -> PairRow:
 
 
 def written_rows(collection: str, folder: Path) -> dict[str, list[PairRow]]:
-    """Return passages that SmolLM2 writes for training queries, and the judged documents of these queries."""
+    """Return passages that SmolLM2 writes for training queries, and the rows of "real_binary" for them."""
     path = folder / f"written-{Path(collection).name}-{NUM_WRITTEN}.jsonl"
     if not path.exists():
         options = ["--source", "graded", "--model", "bundled:smollm2-135m", "--max_tokens", "100"]
         script("write_pairs", collection, *options, "--documents", str(NUM_WRITTEN), "-o", str(path))
     written = read_rows(path)
-    loaded = load_collection(collection)
-    documents = documents_by_id(loaded, (name for row in written for name in row.answers))
-    judged = []
-    for row in written:
-        passages = tuple(passage_text(documents[name]) for name in row.answers)
-        judged.append(PairRow(row.id, row.query, passages, (1.0,) * len(passages), "judged",
-                              passage_documents=row.answers, answers=row.answers))  # fmt: skip
+    real = real_rows(load_collection(collection))
+    judged = [binary(real[row.id.removeprefix("graded/")]) for row in written]
     return {"written": written, "written_binary": [binary(row) for row in written], "judged": judged}
 
 
@@ -208,7 +203,7 @@ class Runs:
     def written(
         self, collection: str, tuned: Mapping[str, Mapping[str, float]], seeds: Sequence[int]
     ) -> dict[str, list[Scores]]:
-        """Return the scores of the systems that are trained on written passages, by seed.
+        """Return the scores of the systems of `WRITTEN_SYSTEMS`, by seed. They are trained each time.
 
         Args:
             collection: Collection with the queries.
@@ -216,23 +211,12 @@ class Runs:
             seeds: Seeds.
         """
         rows = written_rows(collection, self.folder)
-        systems = {}
+        systems: dict[str, list[Scores]] = {system: [] for system in WRITTEN_SYSTEMS}
         for system, (objective, kind, of_system) in WRITTEN_SYSTEMS.items():
-            systems[system] = [
-                self.training.score(
-                    self.training.train(
-                        rows[kind],
-                        seed=seed,
-                        steps=self.max_steps,
-                        objective=objective,
-                        batch_size=BATCH_SIZE,
-                        **tuned[of_system],
-                    ),
-                    collection,
-                    [MEASURE],
-                )
-                for seed in seeds
-            ]
+            options = {"steps": self.max_steps, "batch_size": BATCH_SIZE, **tuned[of_system]}
+            for seed in seeds:
+                scorer = self.training.train(rows[kind], seed=seed, objective=objective, **options)
+                systems[system].append(self.training.score(scorer, collection, [MEASURE]))
         return systems
 
     def tune(self, system: str) -> tuple[dict[str, float], dict[str, float]]:

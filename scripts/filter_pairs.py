@@ -27,7 +27,6 @@ from rlkit.envs.ranking.pairs.filters import (
     copied_share,
     is_teacher_first,
     reaches_percentile,
-    source_passage,
     source_ranks,
     without_ambiguous_queries,
     without_duplicates,
@@ -60,12 +59,17 @@ def main() -> int:
         rows = selected
     write_rows(options.out, rows)
     num_queries = len({query_key(row.query) for row in rows})
-    shares = [copied_share(row) for row in rows if source_passage(row) is not None]
-    copied = (
-        f"; on average, the document has {fmean(shares):.1%} of a query's word trigrams" if shares else ""
-    )
-    print(f"{len(rows):,} rows, {num_queries:,} distinct queries{copied}: {options.out}")
+    print(f"{len(rows):,} rows, {num_queries:,} distinct queries{describe_copies(rows)}: {options.out}")
     return 0
+
+
+def describe_copies(rows: Sequence[PairRow]) -> str:
+    """Return the mean share of copied trigrams, or "" if a row does not have the passage of its document."""
+    try:
+        share = fmean(map(copied_share, rows))
+    except UserError:
+        return ""
+    return f"; on average, the document has {share:.1%} of a query's word trigrams"
 
 
 def build_parser() -> CommandParser:

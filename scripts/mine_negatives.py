@@ -35,7 +35,14 @@ from rlkit.envs.ranking.pairs.negatives import (
     style_accuracy,
     written_negatives,
 )
-from rlkit.envs.ranking.pairs.partial import Prompt, generate_replies, partial_path, prompt_seed, settings_of
+from rlkit.envs.ranking.pairs.partial import (
+    Prompt,
+    finish,
+    generate_replies,
+    partial_path,
+    prompt_seed,
+    settings_of,
+)
 from rlkit.envs.ranking.pairs.rows import PairRow, check_output, read_rows, write_rows
 from rlkit.errors import UserError, check_integer
 from rlkit.retrieval.collections.base import Collection
@@ -55,8 +62,9 @@ def main() -> int:
     check_rows(rows)
     collection = open_collection(options.collection, None, 0)
     check_collection(rows, collection)
+    num_failed = 0
     if options.by == WRITTEN:
-        negatives = write_negatives(rows, options)
+        negatives, num_failed = write_negatives(rows, options)
     else:
         negatives = mine_negatives(rows, collection, options)
     lists = [
@@ -66,7 +74,7 @@ def main() -> int:
         raise UserError(f"{options.by} gives no negative for any of the {len(rows):,} rows")
     write_rows(options.out, lists)
     if options.by == WRITTEN:
-        partial_path(options.out).unlink()
+        finish(partial_path(options.out), num_failed)
     num_negatives = sum(map(len, negatives))
     print(
         f"{len(rows):,} rows, {len(lists) / len(rows):.1%} with a negative; {len(rows) - len(lists):,} rows "
@@ -98,7 +106,7 @@ def build_parser() -> CommandParser:
     add("--max_tokens", type=int, default=100, metavar="N",
         help=f"{WRITTEN}: maximum number of tokens of a passage (default: %(default)s)")  # fmt: skip
     add("--allow_failures", action="store_true",
-        help=f"{WRITTEN}: whether to go without the passages whose prompts fail")  # fmt: skip
+        help=f"{WRITTEN}: skip prompts that fail instead of exiting with an error")  # fmt: skip
     add("--seed", type=int, default=0, help="random seed of sampling and of the classifiers' folds (default: "
         "%(default)s)")  # fmt: skip
     add("-o", "--out", type=output_file, required=True, metavar="FILE", help="JSONL file for the rows")
@@ -119,6 +127,10 @@ def check_options(options: Namespace) -> None:
         raise UserError(f"--skip must be 0 with --by {WRITTEN}, which has no ranking")
     if options.by != WRITTEN and options.show_positive:
         raise UserError(f"--show_positive must be used with --by {WRITTEN}")
+    if options.by != WRITTEN and options.allow_failures:
+        raise UserError(f"--allow_failures must be used with --by {WRITTEN}")
+    if not options.temperature >= 0:
+        raise UserError(f"--temperature must be at least 0, not {options.temperature}")
     if options.by == WRITTEN and options.temperature == 0 and options.num_negatives > 1:
         raise UserError("--num_negatives must be 1 with --temperature 0, at which all replies are the same")
 
@@ -137,8 +149,8 @@ def mine_negatives(
         raise UserError(f"the retriever {options.by} fails: {error}") from None
 
 
-def write_negatives(rows: Sequence[PairRow], options: Namespace) -> list[list[Negative]]:
-    """Return the negatives of each row that a language model writes.
+def write_negatives(rows: Sequence[PairRow], options: Namespace) -> tuple[list[list[Negative]], int]:
+    """Return the negatives of each row that a language model writes, and the number of failed prompts.
 
     The replies are saved to OUT.partial after each batch, so that a stopped run resumes.
     """
@@ -167,7 +179,8 @@ def write_negatives(rows: Sequence[PairRow], options: Namespace) -> list[list[Ne
         allow_failures=options.allow_failures,
     )
     texts = [[replies[name].text for name in names if name in replies] for names in ids]
-    return [written_negatives(row, of_row) for row, of_row in zip(rows, texts, strict=True)]
+    negatives = [written_negatives(row, of_row) for row, of_row in zip(rows, texts, strict=True)]
+    return negatives, sum(map(len, ids)) - len(replies)
 
 
 def print_style(rows: Sequence[PairRow], negatives: Sequence[Sequence[Negative]], seed: int) -> None:

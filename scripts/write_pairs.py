@@ -23,7 +23,13 @@ from dataclasses import dataclass
 
 from rlkit.arguments.command_line import CommandParser, output_file
 from rlkit.commands.run import run_command
-from rlkit.envs.ranking.pairs.partial import Prompt, generate_replies, partial_path, settings_of
+from rlkit.envs.ranking.pairs.partial import (
+    Prompt,
+    finish,
+    generate_replies,
+    partial_path,
+    settings_of,
+)
 from rlkit.envs.ranking.pairs.rows import PairRow, check_output, write_rows
 from rlkit.envs.ranking.pairs.selection import QueryExample, choose_examples, sample_ids, test_documents
 from rlkit.envs.ranking.pairs.writing import MAX_DOCUMENT_WORDS
@@ -87,7 +93,7 @@ def main() -> int:
         temperature=options.temperature,
         timeout=BATCH_TIMEOUT_SECONDS,
     )
-    prompts = (prompt for source in sources for prompt in prompts_of(source, material, options))
+    prompts = [prompt for source in sources for prompt in prompts_of(source, material, options)]
     replies = generate_replies(
         model, prompts, partial, settings_of(options), allow_failures=options.allow_failures
     )
@@ -99,7 +105,7 @@ def main() -> int:
     if not rows:
         raise UserError(f"{options.model} wrote no usable reply; {partial} has them all")
     write_rows(options.out, rows)
-    partial.unlink()
+    finish(partial, len(prompts) - len(replies))
     print(f"{len(rows):,} rows: {options.out}")
     return 0
 
@@ -130,7 +136,11 @@ def build_parser() -> CommandParser:
         "default: all)")  # fmt: skip
     add("--without_test_documents", action="store_true", help="write nothing for the documents that are "
         "judged in the test split")  # fmt: skip
-    add("--allow_failures", action="store_true", help="whether to go without the rows whose prompts fail")
+    add(
+        "--allow_failures",
+        action="store_true",
+        help="skip prompts that fail instead of exiting with an error",
+    )
     add("--seed", type=int, default=0, help="random seed (default: %(default)s)")
     add("-o", "--out", type=output_file, required=True, metavar="FILE", help="JSONL file for the rows")
     return parser

@@ -26,7 +26,7 @@ COMMANDS = {
     "envs": "list the environments that come with rlkit",
     "check": "validate an environment without a model",
 }
-TRAINING = ("train", "sft", "rank")
+RESUMABLE = ("train", "sft", "rank")  # with --resume
 FOOTER = """\
 `rlkit COMMAND --help` describes a command. train, sft and rank start several
 processes with --accelerate NAME, a file in configs/accelerate.
@@ -41,7 +41,7 @@ def main() -> int:
         print(usage())
         return 0
     name, *arguments = argv
-    return run_command(lambda: load_command(name)(arguments), trains=name in TRAINING)
+    return run_command(lambda: load_command(name)(arguments), can_resume=name in RESUMABLE)
 
 
 def usage() -> str:

@@ -28,7 +28,7 @@ UNUSABLE_PATHS = (
 )
 
 
-def run_command(command: Callable[[], int], *, trains: bool = False) -> int:
+def run_command(command: Callable[[], int], *, can_resume: bool = False) -> int:
     """Run a command and return its exit code: 0 success, 1 failure, 2 usage error, 75 preempted.
 
     A usage error prints one line to stderr. An exception in a user's environment or reward prints only the
@@ -37,7 +37,7 @@ def run_command(command: Callable[[], int], *, trains: bool = False) -> int:
 
     Args:
         command: Function that runs the command.
-        trains: Whether the command writes checkpoints and has the option --resume.
+        can_resume: Whether the command writes checkpoints and has the option --resume.
     """
     try:
         configure_logging()
@@ -56,7 +56,7 @@ def run_command(command: Callable[[], int], *, trains: bool = False) -> int:
             _print_error(f"{reason}; resume with --resume")
         return PREEMPTED
     except KeyboardInterrupt:
-        _print_error("stopped; resume from the last checkpoint with --resume" if trains else "stopped")
+        _print_error("stopped; resume from the last checkpoint with --resume" if can_resume else "stopped")
         return 130
     except Exception as error:
         frames = author_frames(error)

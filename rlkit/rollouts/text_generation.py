@@ -36,7 +36,7 @@ class Generation:
     Attributes:
         text: Text without white space around it.
         error: Reason of a failure.
-        truncated: Whether the maximum number of tokens ended the text.
+        truncated: Whether generation stopped at the maximum number of tokens.
     """
 
     text: str = ""

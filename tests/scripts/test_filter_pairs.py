@@ -1,6 +1,7 @@
 import importlib.util
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -113,11 +114,12 @@ def test_sets_of_words_and_rows_without_a_document_are_refused(filter_rows):
 
 def test_rows_of_another_collection_are_refused(filter_rows):
     row = PairRow("r", "red", ("red fox",), (1.0,), "", "d9")
-    with pytest.raises(UserError, match="lacks 1 of the documents that the rows are from, such as 'd9'"):
-        filter_rows([row], "--max_copied", "0.5")
+    for fields in ({"document": "d9"}, {"document": "", "answers": ("d1", "d9")}):
+        with pytest.raises(UserError, match="lacks 1 of the documents that the rows name, such as 'd9'"):
+            filter_rows([replace(row, **fields)], "--max_copied", "0.5")
 
 
-def test_lists_without_a_document_have_no_copied_share(filter_rows, capsys):
+def test_lists_that_name_no_document_have_no_copied_share(filter_rows, capsys):
     row = PairRow("r", "red fox", ("a", "b"), (0.0, 1.0))
     assert filter_rows([row], "--max_words", "2") == [("red fox", "")]
     assert capsys.readouterr().out.splitlines()[-1].startswith("1 rows, 1 distinct queries: ")
@@ -130,5 +132,6 @@ def test_output_is_never_overwritten(collection, monkeypatch, tmp_path):
         [sys.executable, SCRIPT, collection, path, "--max_words", "1", "-o", path],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert result.returncode == 2 and f"{path} exists: delete it, or use another -o" in result.stderr
+    assert result.returncode == 2
+    assert f"{path} already exists: delete it, or use another -o" in result.stderr
     assert read_rows(path) == ROWS

@@ -51,6 +51,8 @@ def test_rows_with_their_negatives_are_written(files):
         ),
         (["--by", "written", "--model", "m", "--skip", "1"], "--skip must be 0 with --by written"),
         (["--by", "bm25", "--show_positive"], "--show_positive must be used with --by written"),
+        (["--by", "bm25", "--allow_failures"], "--allow_failures must be used with --by written"),
+        (["--by", "written", "--model", "m", "--temperature", "-1"], "--temperature must be at least 0"),
         (["--by", "bm25", "--num_negatives", "0"], "--num_negatives must be an integer of at least 1, not 0"),
         (["--by", "bm52"], "there is no retriever 'bm52'"),
         (["--by", "bm25", "--skip", "99"], "bm25 gives no negative for any of the 41 rows"),
@@ -79,7 +81,7 @@ def test_rows_of_another_collection_are_refused(files, monkeypatch, options):
     collection, pairs, out = files
     write_rows(pairs, [PairRow("p", "word1", ("word1",), (1.0,), "", "elsewhere")])
     monkeypatch.setattr(sys, "argv", ["mine_negatives.py", collection, str(pairs), *options, "-o", str(out)])
-    with pytest.raises(UserError, match="lacks 1 of the documents that the rows are from, such as 'else"):
+    with pytest.raises(UserError, match="lacks 1 of the documents that the rows name, such as 'elsewhere'"):
         MAIN()
 
 
@@ -106,3 +108,26 @@ def test_stopped_run_of_written_negatives_resumes(files, monkeypatch):
     assert not partial.exists()
     texts = [text for row in read_rows(out) for text in row.passages[1:]]
     assert len(texts) == 82 and sum(text.startswith("early") for text in texts) == 2
+
+
+def test_failed_prompts_are_skipped_on_request_and_can_be_tried_again(files, monkeypatch):
+    collection, pairs, out = files
+    partial = out.with_name("triples.jsonl.partial")
+    arguments = [collection, str(pairs), "--by", "written", "--model", "m", "--allow_failures"]
+    with scripted_server() as server:
+        arguments += ["--backend", server.url, "-o", str(out)]
+        monkeypatch.setattr(sys, "argv", ["mine_negatives.py", *arguments])
+
+        def respond(request):
+            content = request["messages"][0]["content"]
+            return {} if content.endswith("nothing\nPassage:") else completion(f"passage {request['seed']}")
+
+        server.respond = lambda request: respond(request) if "seed" in request else completion("Hi")
+        assert MAIN() == 0
+        assert len(read_rows(out)) == 40 and partial.exists()
+        out.unlink()
+        server.respond = lambda request: completion("another passage")
+        num_requests = len(server.requests)
+        assert MAIN() == 0
+        assert len(server.requests) - num_requests == 2  # the test token, and the failed prompt
+    assert len(read_rows(out)) == 41 and not partial.exists()

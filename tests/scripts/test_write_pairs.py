@@ -22,7 +22,8 @@ def server():
 
     def respond(request):
         lines = request["messages"][0]["content"].splitlines()
-        return completion(f"{lines[-2] if len(lines) > 1 else ''} {request.get('seed')}")
+        text = lines[-2].removeprefix("Document: ") if len(lines) > 1 else ""
+        return completion(f"{text} {request.get('seed')}")
 
     with scripted_server() as running:
         running.respond = respond
@@ -69,7 +70,7 @@ def test_script_writes_the_rows_of_a_source(collection, server, tmp_path):
     assert result.returncode == 0, result.stderr
     rows = read_rows(out)
     assert [row.id for row in rows] == [f"few_shot/{name}/{i}" for name in ("bees", "cats") for i in range(2)]
-    assert rows[0].query.startswith("Document: BEES: all about bees") and rows[0].document == "bees"
+    assert rows[0].query.startswith("BEES: all about bees") and rows[0].document == "bees"
     assert "few_shot: 4 rows, 4 distinct queries" in result.stdout and f"4 rows: {out}" in result.stdout
     assert not out.with_name("pairs.jsonl.partial").exists()
     content = server.requests[-1]["messages"][0]["content"]
@@ -107,7 +108,7 @@ def test_stopped_run_resumes_with_the_same_settings_only(write_pairs, server, tm
         in capsys.readouterr().err
     )
     assert write_pairs(*arguments) == 0 and len(read_rows(out)) == 4
-    assert write_pairs(*arguments) == 2 and f"{out} exists: delete it" in capsys.readouterr().err
+    assert write_pairs(*arguments) == 2 and f"{out} already exists: delete it" in capsys.readouterr().err
 
 
 def test_rows_whose_prompts_fail_are_left_out_on_request(write_pairs, server, tmp_path, capsys):
@@ -118,16 +119,18 @@ def test_rows_whose_prompts_fail_are_left_out_on_request(write_pairs, server, tm
 
     server.respond = fail_for_cats
     assert write_pairs("--source", "title", "--out", out) == 2
-    assert "with --allow_failures to leave out what fails again" in capsys.readouterr().err
+    assert "failed to generate 1 of 4 replies" in capsys.readouterr().err
     assert write_pairs("--source", "title", "--out", out, "--allow_failures") == 0
     assert [row.document for row in read_rows(out)] == ["ants", "bees", "dogs"]
     assert "dropped 25.0% (failed 25.0%)" in capsys.readouterr().out
+    assert out.with_name("pairs.jsonl.partial").exists()
 
 
 def test_run_without_any_reply_fails(write_pairs, server, tmp_path, capsys):
     server.respond = lambda request: {} if "about" in request["messages"][0]["content"] else completion("x")
-    assert write_pairs("--source", "title", "-o", tmp_path / "pairs.jsonl", "--allow_failures") == 2
-    assert "failed to generate 4 of 4 replies" in capsys.readouterr().err
+    out = tmp_path / "pairs.jsonl"
+    assert write_pairs("--source", "title", "-o", out, "--allow_failures") == 2
+    assert "failed to generate 4 of 4 replies" in capsys.readouterr().err and not out.exists()
 
 
 @pytest.mark.parametrize(

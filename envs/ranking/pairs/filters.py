@@ -15,7 +15,7 @@ from collections.abc import Sequence, Set
 
 import numpy as np
 
-from rlkit.envs.ranking.pairs.rows import PairRow, query_key
+from rlkit.envs.ranking.pairs.rows import PairRow, answer_ids, query_key
 from rlkit.errors import UserError, check_integer
 from rlkit.retrieval.collections.base import Collection
 from rlkit.retrieval.documents import EngineError, Query, Ranking, SearchEngine, search_ids
@@ -28,12 +28,12 @@ ROUNDING = 1e-6
 
 
 def check_collection(rows: Sequence[PairRow], collection: Collection) -> None:
-    """Raise UserError if a collection lacks the document of a row that names one."""
-    missing = {row.document for row in rows if row.document}
+    """Raise UserError if a collection lacks a document that answers a row's query."""
+    missing: set[str] = set().union(*map(answer_ids, rows))
     missing -= {collection.judged_id(document.id) for document in collection.documents()}
     if missing:
         raise UserError(
-            f"{collection.name} lacks {len(missing):,} of the documents that the rows are from, such as "
+            f"{collection.name} lacks {len(missing):,} of the documents that the rows name, such as "
             f"{min(missing)!r}: use the collection of the rows"
         )
 
@@ -125,11 +125,12 @@ def _source(row: PairRow) -> str:
 def source_passage(row: PairRow) -> int | None:
     """Return the index of the first passage from a row's document, or None if it has none.
 
-    A row that names no documents has one if it has a single passage.
+    Raises:
+        UserError: The row names no document and has several passages.
     """
-    if not row.document:
-        return 0 if len(row.passages) == 1 else None
-    if not row.passage_documents:
+    if not row.document and len(row.passages) > 1:
+        raise UserError(f"row {row.id!r} does not say which passage its query is from: set its document")
+    if not row.document or not row.passage_documents:
         return 0
     return row.passage_documents.index(row.document) if row.document in row.passage_documents else None
 
@@ -138,13 +139,11 @@ def is_teacher_first(row: PairRow) -> bool:
     """Return whether the passage from a row's document has a higher target than all others.
 
     Raises:
-        UserError: The row has no passage from its document.
+        UserError: The row names no document and has several passages.
     """
     index = source_passage(row)
     if index is None:
-        raise UserError(
-            f"row {row.id!r} has no passage from its document, which the teacher could rank first"
-        )
+        return False
     return all(row.targets[index] > target for i, target in enumerate(row.targets) if i != index)
 
 
@@ -171,7 +170,7 @@ def copied_share(row: PairRow) -> float:
     """
     index = source_passage(row)
     if index is None:
-        raise UserError(f"row {row.id!r} has no passage from its document, which the query could copy from")
+        raise UserError(f"row {row.id!r} has no passage from its document {row.document!r}")
     passage = row.passages[index]
     trigrams = list(ngrams(row.query, NGRAM_LENGTH))
     if trigrams:

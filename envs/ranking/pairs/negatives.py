@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from rlkit.envs.ranking.pairs.rows import PairRow
-from rlkit.envs.ranking.pairs.writing import read_passage
+from rlkit.envs.ranking.pairs.rows import PairRow, answer_ids
+from rlkit.envs.ranking.pairs.writing import is_refusal, read_passage
 from rlkit.envs.ranking.prompts import prompt_line
 from rlkit.errors import UserError
 from rlkit.retrieval.collections.base import Collection
@@ -73,9 +73,7 @@ def known_answers(rows: Sequence[PairRow]) -> dict[str, frozenset[str]]:
     """Return the ids of the documents that answer each query according to any of its rows, by query."""
     answers: defaultdict[str, set[str]] = defaultdict(set)
     for row in rows:
-        pairs = zip(row.passage_documents, row.targets, strict=False)  # there may be no documents
-        relevant = [document for document, target in pairs if target > 0]
-        answers[row.query] |= {row.document, *row.answers, *relevant} - {""}
+        answers[row.query] |= answer_ids(row)
     return {query: frozenset(ids) for query, ids in answers.items()}
 
 
@@ -89,9 +87,9 @@ def mined_negatives(
 ) -> Iterator[list[Negative]]:
     """Yield the negatives of each row: the documents that rank highest for its query and do not answer it.
 
-    The document of a row and its answers are not negatives, and neither is a document with the same text as a
-    passage of the row. The same holds for the answers and positives of other rows with the same query, and
-    for documents that the collection excludes from the rankings of the query.
+    The document of a row and its answers are not negatives, and neither is a document with the same text as
+    one of these or as a passage of the row. The same holds for the answers and positives of other rows with
+    the same query, and for documents that the collection excludes from the rankings of the query.
 
     Args:
         rows: Rows to find negatives for. Nothing else is searched.
@@ -105,7 +103,7 @@ def mined_negatives(
     """
     check_rows(rows)
     answers, positives = known_answers(rows), positives_by_query(rows)
-    _check_answers(rows, answers, collection)
+    _check_answers(rows, collection)
     excluded = excluded_by_text(collection, answers)
     num_removed = max((len(answers[text] | excluded.get(text, frozenset())) for text in answers), default=0)
     k = skip + num_negatives + num_removed + MAX_DUPLICATES
@@ -120,15 +118,16 @@ def mined_negatives(
             documents = [
                 (document.id, passage_text(document))
                 for document in top_documents(collection, row.query, result, k)
-                if document.id not in removed
             ]
-            passages = [*row.passages, *positives[row.query]]
+            # A passage may be a part of its document, which another document repeats.
+            answer_texts = [text for name, text in documents if name in removed]
+            passages = [*row.passages, *positives[row.query], *answer_texts]
             yield _distinct(documents, passages)[skip : skip + num_negatives]
 
 
-def _check_answers(rows: Sequence[PairRow], answers: Mapping[str, Set[str]], collection: Collection) -> None:
+def _check_answers(rows: Sequence[PairRow], collection: Collection) -> None:
     """Raise UserError if a row's answer can be recognized neither by its id nor by its text."""
-    unnamed = [row for row in rows if not answers[row.query]]
+    unnamed = [row for row in rows if not answer_ids(row)]
     if not unnamed:
         return
     texts = {_normalized(passage_text(document)) for document in collection.documents()}
@@ -182,25 +181,30 @@ def negative_prompt(query: str, positive: str | None = None) -> list[dict[str, s
 
 
 def written_negatives(row: PairRow, replies: Sequence[str]) -> list[Negative]:
-    """Return the negatives in a model's replies for a row; replies without words give none.
+    """Return the negatives in a model's replies for a row; refusals and replies without words give none.
 
     Their documents get ids of their own: the passages are in no collection, and no two are the same document.
     """
-    passages = [read_passage(reply) for reply in replies]
+    passages = ["" if is_refusal(reply) else read_passage(reply) for reply in replies]
     negatives = [(f"written/{row.id}/{i}", passage) for i, passage in enumerate(passages)]
     return _distinct(negatives, row.passages)
 
 
 def add_negatives(row: PairRow, negatives: Sequence[Negative]) -> PairRow:
-    """Return a row with negatives, whose target is 0, after its passages."""
+    """Return a row with negatives, whose target is 0, after its passages.
+
+    Passages without a document get ids of their own, by which no other row has them.
+    """
+    documents = row.passage_documents
+    if not documents and row.document:
+        documents = (row.document,) * len(row.passages)
+    elif not documents:
+        documents = tuple(f"{row.id}/{i}" for i in range(len(row.passages)))
     return replace(
         row,
         passages=(*row.passages, *(passage for _, passage in negatives)),
         targets=(*row.targets, *(0.0 for _ in negatives)),
-        passage_documents=(
-            *(row.passage_documents or (row.document,) * len(row.passages)),
-            *(document for document, _ in negatives),
-        ),
+        passage_documents=(*documents, *(document for document, _ in negatives)),
     )
 
 

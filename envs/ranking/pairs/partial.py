@@ -17,13 +17,16 @@ from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.progress import track
 
 from rlkit.errors import UserError
 from rlkit.files import errors_with_path
-from rlkit.rollouts.text_generation import Generation, TextModel
+from rlkit.rollouts.text_generation import Generation
+
+if TYPE_CHECKING:
+    from rlkit.rollouts.text_generation import TextModel
 
 logger = logging.getLogger(__name__)
 
@@ -107,14 +110,20 @@ def generate_replies(
 
     replies = resume(path, settings, list(by_id), generate, batch_size=BATCH_SIZE, description="generating")
     if errors:
-        message = f"{model.name} failed to generate {len(errors):,} of {len(by_id):,} replies: {errors[0]}"
+        message = (
+            f"{model.name} failed to generate {len(errors):,} of {len(by_id):,} replies: {errors[0]}. {path} "
+            f"has the {len(replies):,} others"
+        )
         if not (allow_failures and replies):
-            raise UserError(
-                f"{message}. {path} has the {len(replies):,} others: run the same command to resume, with "
-                "--allow_failures to leave out what fails again"
-            )
-        logger.warning("%s; they are left out", message)
+            raise UserError(f"{message}: run the same command to resume")
+        logger.warning("%s: to try again, delete the output and run the same command", message)
     return {name: Generation(**reply) for name, reply in replies.items()}
+
+
+def finish(path: Path, num_failed: int) -> None:
+    """Delete the file of a run whose output is written, unless prompts failed, which can be tried again."""
+    if not num_failed:
+        path.unlink()
 
 
 def resume(

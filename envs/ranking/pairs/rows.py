@@ -58,12 +58,18 @@ def check_output(path: Path) -> None:
     if path.suffix != ".jsonl":
         raise UserError(f"--out must end in .jsonl, not {path.name}")
     if path.exists():
-        raise UserError(f"{path} exists: delete it, or use another -o")
+        raise UserError(f"{path} already exists: delete it, or use another -o")
 
 
 def query_key(query: str) -> str:
     """Return a query in lowercase, with single spaces and without a mark at its end."""
     return " ".join(query.casefold().rstrip(" \t\n.?!").split())
+
+
+def answer_ids(row: PairRow) -> set[str]:
+    """Return the ids of a row's source document, its answers and its passages with a target above 0."""
+    passages = zip(row.passage_documents, row.targets, strict=False)  # there may be no documents
+    return {row.document, *row.answers, *(name for name, target in passages if target > 0)} - {""}
 
 
 def write_rows(path: Path, rows: Iterable[PairRow]) -> None:

@@ -34,10 +34,12 @@ _LABELS = re.compile(
     r"|(?:[-*•]|\d{1,2}[.)])\s+)+",
     re.IGNORECASE,
 )
-# Only what a user would not type: "I can't open a file" is a query.
+# People say that they are sorry, or that they can't do something, in queries, too.
+_CANNOT = r"(?:i (?:cannot|can['’]?t|am (?:unable|not able) to|won['’]?t)|i['’]m (?:unable|not able) to)"
 _REFUSAL = re.compile(
-    r"(?:i['’]m|i am) sorry,? but\b|as an ai\b|document\s*:"
-    r"|i (?:cannot|can['’]t|am unable to|am not able to) (?:assist|fulfill|comply|provide (?:a|that|the)\b)",
+    rf"(?:(?:i['’]m|i am|my)?\s*(?:sorry|apologies)|i apologi[sz]e)\s*[,.]?\s*(?:but\s+)?{_CANNOT}\b"
+    rf"|{_CANNOT} (?:assist|fulfill|comply|help with (?:that|this))\b"
+    r"|as an? (?:ai (?:language model|assistant|model)|(?:large )?language model)\b",
     re.IGNORECASE,
 )
 _MARKS = "\"'`“”‘’«»*_ \t"  # quotes and the marks of bold type
@@ -70,23 +72,24 @@ def read_query(reply: str) -> str:
     """Return the query in a model's reply: its first line, without labels, list numbers and quotes.
 
     An introduction such as "Here is a query:" is skipped if another line follows. The query is empty if the
-    reply, apart from a thought, has no words, refuses, or continues with another document.
+    reply, apart from a thought, has no words.
     """
     lines = [_without_labels(line) for line in after_thinking(reply).splitlines()]
     lines = [line for line in lines if any(character.isalnum() for character in line)]
     if len(lines) > 1 and lines[0].endswith(":"):
         del lines[0]
-    return lines[0] if lines and not _REFUSAL.match(lines[0]) else ""
+    return lines[0] if lines else ""
+
+
+def is_refusal(reply: str) -> bool:
+    """Return whether a reply, apart from a thought, starts with a refusal to write."""
+    return _REFUSAL.match(after_thinking(reply).strip(_MARKS + "\n")) is not None
 
 
 def read_passage(reply: str) -> str:
-    """Return the passage in a model's reply on one line, without a thought and labels.
-
-    It is empty if it has no words, or refuses.
-    """
+    """Return the passage in a model's reply on one line, without a thought and labels; "" without words."""
     passage = " ".join(_LABELS.sub("", after_thinking(reply).strip(_MARKS + "\n")).split())
-    has_words = any(character.isalnum() for character in passage)
-    return passage if has_words and not _REFUSAL.match(passage) else ""
+    return passage if any(character.isalnum() for character in passage) else ""
 
 
 def _without_labels(line: str) -> str:

@@ -17,6 +17,7 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from rlkit.envs.ranking.pairs.filters import copied_share
 from rlkit.envs.ranking.pairs.partial import Prompt, prompt_seed
@@ -26,6 +27,7 @@ from rlkit.envs.ranking.pairs.writing import (
     INSTRUCTION,
     MAX_DOCUMENT_WORDS,
     MAX_QUERY_WORDS,
+    is_refusal,
     read_passage,
     read_query,
     writing_prompt,
@@ -33,8 +35,10 @@ from rlkit.envs.ranking.pairs.writing import (
 from rlkit.envs.ranking.prompts import prompt_line
 from rlkit.retrieval.documents import Document, passage_text
 from rlkit.retrieval.queries import JudgedQuery
-from rlkit.rollouts.text_generation import Generation
 from rlkit.words import first_words
+
+if TYPE_CHECKING:
+    from rlkit.rollouts.text_generation import Generation
 
 FEW_SHOT, FREE, GRADED = "few_shot", "free", "graded"
 _RULES = (
@@ -129,9 +133,9 @@ def query_rows(
 ) -> WrittenRows:
     """Return a pair for each query in the replies to `query_prompts`.
 
-    Dropped are replies without a query, queries that the limit of tokens ends, those of more than
-    `MAX_QUERY_WORDS` words, those of the examples, which small models repeat, and repetitions for one
-    document (`query_key`).
+    Dropped are replies without a query, truncated queries, refusals, replies that continue the prompt with
+    another document, queries of more than `MAX_QUERY_WORDS` words, those of the examples, which small models
+    repeat, and repetitions for one document (`query_key`).
 
     Args:
         source, documents, examples, per_document: As in `query_prompts`.
@@ -149,10 +153,14 @@ def query_rows(
             reply = replies[name]
             query = read_query(reply.text)
             key = query_key(query)
-            if not query:
-                result.dropped["empty or a refusal"] += 1
-            elif reply.truncated and read_query(reply.text.rpartition("\n")[0]) != query:
+            if reply.truncated and (not query or read_query(reply.text.rpartition("\n")[0]) != query):
                 result.dropped["truncated"] += 1
+            elif not query:
+                result.dropped["empty"] += 1
+            elif is_refusal(reply.text):
+                result.dropped["refusal"] += 1
+            elif query.casefold().startswith("document:"):
+                result.dropped["another document"] += 1
             elif first_words(query, MAX_QUERY_WORDS) != query:
                 result.dropped["too long"] += 1
             elif key in example_keys:
@@ -178,7 +186,8 @@ def graded_prompts(queries: Iterable[JudgedQuery], seed: int) -> Iterator[Prompt
 def graded_rows(queries: Iterable[JudgedQuery], replies: Mapping[str, Generation], seed: int) -> WrittenRows:
     """Return a list of four passages with targets 3, 2, 1, 0 for each query, in random order.
 
-    A list with an empty or repeated passage, or with a failed prompt, is dropped.
+    A list with an empty or repeated passage, a refusal or a failed prompt is dropped. A truncated passage is
+    not: the passages of retrievers end anywhere, too.
 
     Args:
         queries: Queries.
@@ -193,7 +202,9 @@ def graded_rows(queries: Iterable[JudgedQuery], replies: Mapping[str, Generation
             continue
         passages = {grade: read_passage(replies[name].text) for grade, name in names.items()}
         if not all(passages.values()):
-            result.dropped["empty or a refusal"] += 1
+            result.dropped["empty"] += 1
+        elif any(is_refusal(replies[name].text) for name in names.values()):
+            result.dropped["refusal"] += 1
         elif len(set(passages.values())) < len(passages):
             result.dropped["duplicate"] += 1
         else:

@@ -388,13 +388,13 @@ def test_run_command_returns_1_for_a_reward_error(capsys):
     assert "--resume" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("trains", [True, False])
-def test_run_command_returns_130_for_keyboard_interrupt(capsys, trains):
+@pytest.mark.parametrize("can_resume", [True, False])
+def test_run_command_returns_130_for_keyboard_interrupt(capsys, can_resume):
     def interrupted():
         raise KeyboardInterrupt
 
-    assert cli.run_command(interrupted, trains=trains) == 130
-    assert ("--resume" in capsys.readouterr().err) is trains
+    assert cli.run_command(interrupted, can_resume=can_resume) == 130
+    assert ("--resume" in capsys.readouterr().err) is can_resume
 
 
 def test_envs_lists_each_environment(monkeypatch, capsys):

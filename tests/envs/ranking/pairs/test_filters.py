@@ -110,7 +110,7 @@ def test_excluded_documents_of_a_query_have_no_rank():
 def test_round_trip_refuses_what_it_cannot_rank():
     with pytest.raises(UserError, match="row 'fox/' has no document"):
         ranks({"d1": 1.0}, 1, [""])
-    with pytest.raises(UserError, match="small lacks 1 of the documents that the rows are from, such as 'x'"):
+    with pytest.raises(UserError, match="small lacks 1 of the documents that the rows name, such as 'x'"):
         ranks({"d1": 1.0}, 1, ["x"])
     with pytest.raises(UserError, match="the search for 'fox' failed: server is down"):
         ranks({"d1": 1.0}, 1, error="server is down")
@@ -151,6 +151,7 @@ def list_row(targets, document="", passage_documents=()):
         (list_row((0.9, 0.9), "a"), 0, False),
         (list_row((0.1, 0.9), "b", ("a", "b")), 1, True),
         (list_row((0.9, 0.1), "b", ("a", "b")), 1, False),
+        (list_row((0.9, 0.1), "c", ("a", "b")), None, False),
         (list_row((0.0,), "a"), 0, True),
         (list_row((0.0,)), 0, True),
     ],
@@ -162,15 +163,13 @@ def test_teacher_must_rank_the_source_strictly_first(row, index, is_first):
 @pytest.mark.parametrize(
     "row",
     [
-        list_row((0.9, 0.1), "c", ("a", "b")),
         list_row((0.9, 0.1), "", ("a", "b")),
         list_row((3.0, 0.0, 2.0, 1.0)),  # passages that are graded for a query, in random order
     ],
 )
-def test_row_without_a_passage_from_its_document_is_an_error(row):
-    assert source_passage(row) is None
-    for function in (is_teacher_first, copied_share):
-        with pytest.raises(UserError, match="row 'r' has no passage from its document"):
+def test_list_that_names_no_document_is_an_error(row):
+    for function in (source_passage, is_teacher_first, copied_share):
+        with pytest.raises(UserError, match="row 'r' does not say which passage its query is from"):
             function(row)
 
 
@@ -211,3 +210,5 @@ def test_copies_are_looked_for_in_the_passage_of_the_source():
     row = PairRow("r", "the red fox", passages, (0.0, 1.0), document="b", passage_documents=("a", "b"))
     assert copied_share(row) == 1.0
     assert copied_share(replace(row, document="a")) == 0.0
+    with pytest.raises(UserError, match="row 'r' has no passage from its document 'c'"):
+        copied_share(replace(row, document="c"))

@@ -90,8 +90,20 @@ def test_answer_without_a_document_is_recognized_by_its_text_or_refused(bm25):
     assert negatives_of(bm25, row(document="")) == [["second"]]
     with pytest.raises(UserError, match=r"row 'r' names no document, .*set document in the rows"):
         negatives_of(bm25, row(document="", passages=("red wine is a",)))
-    # Another row of the query names the document.
-    assert negatives_of(bm25, row(), row("s", document="", passages=("red wine is a",)))[1] == ["second"]
+    with pytest.raises(UserError, match="row 's' names no document"):  # it may differ from that of the first
+        negatives_of(bm25, row(), row("s", document="", passages=("red wine is a",)))
+    answered = row(document="", passages=("red wine is a",), answers=("best", "second"))
+    assert negatives_of(bm25, answered) == [["third"]]
+
+
+def test_passages_without_a_document_get_ids_that_no_other_row_has():
+    rows = [add_negatives(row(name, document=""), [("n", "water")]) for name in "ab"]
+    assert [r.passage_documents for r in rows] == [("a/0", "n"), ("b/0", "n")]
+
+
+def test_refusals_are_no_negatives():
+    texts = ["I'm sorry, but I can't write that.", "water"]
+    assert written_negatives(row(), texts) == [("written/r/1", "water")]
 
 
 def test_skip_counts_after_answers_are_removed(bm25):

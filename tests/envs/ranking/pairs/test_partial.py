@@ -39,7 +39,9 @@ def test_failed_request_loses_no_other_reply_and_a_second_run_resumes(server, pr
     def fail(request):
         if request["messages"][0]["content"] == "3":
             return {"choices": []}
-        return {"choices": [{"index": 0, "message": {"role": "assistant", "content": "a reply"}}]}
+        reason = "length" if request["messages"][0]["content"] == "4" else "stop"
+        message = {"role": "assistant", "content": "a reply"}
+        return {"choices": [{"index": 0, "message": message, "finish_reason": reason}]}
 
     server.respond = fail
     with pytest.raises(UserError, match=r"failed to generate 1 of 5 replies: .* has the 4 others"):
@@ -50,6 +52,7 @@ def test_failed_request_loses_no_other_reply_and_a_second_run_resumes(server, pr
     assert contents(server) == ["3"]
     texts = {name: reply.text for name, reply in result.items()}
     assert texts == {"p0": "a reply", "p1": "a reply", "p2": "a reply", "p4": "a reply", "p3": "m 3"}
+    assert [name for name, reply in result.items() if reply.truncated] == ["p4"]
     assert generate_replies(model, prompts, path, SETTINGS) == result
     assert contents(server) == []
 

@@ -1,6 +1,6 @@
 import pytest
 
-from rlkit.envs.ranking.pairs.writing import read_passage, read_query, writing_prompt
+from rlkit.envs.ranking.pairs.writing import is_refusal, read_passage, read_query, writing_prompt
 
 
 @pytest.mark.parametrize(
@@ -21,14 +21,6 @@ from rlkit.envs.ranking.pairs.writing import read_passage, read_query, writing_p
         ('Here is a search query:\n"cheap flights"', "cheap flights"),
         ("what is meant by this:", "what is meant by this:"),
         (' "…" ', ""),
-        ("I'm sorry, but I can't assist with that.", ""),
-        ("Query: I am sorry but this is harmful", ""),
-        ("As an AI language model, I have no documents", ""),
-        ("I cannot fulfill this request", ""),
-        ("Document: how to list files", ""),
-        ("I can't open a file", "I can't open a file"),
-        ("I'm sorry poem for a friend", "I'm sorry poem for a friend"),
-        ("document viewer for Linux", "document viewer for Linux"),
     ],
 )
 def test_query_is_the_first_line_without_label_and_quotes(reply, query):
@@ -42,11 +34,47 @@ def test_query_is_the_first_line_without_label_and_quotes(reply, query):
         ("Passage that does not answer it: Knead it.", "Knead it."),
         ("<think>dough</think> Knead: then rest.", "Knead: then rest."),
         ("***", ""),
-        ("I’m sorry, but I can’t write that.", ""),
     ],
 )
 def test_passage_is_the_reply_on_one_line_without_labels(reply, passage):
     assert read_passage(reply) == passage
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "I'm sorry, but I can't assist with that.",
+        "I’m sorry, I can’t help with that",
+        "Sorry, but I cannot write this.",
+        "My apologies, I am unable to do so",
+        "I apologize, but I'm not able to write a query.",
+        "I cannot fulfill this request",
+        "I'm unable to assist with that",
+        "I can't help with that",
+        "As an AI language model, I have no documents",
+        "As a large language model, I",
+        "<think>This is harmful.</think>\n\n**I'm sorry, but I won't do that.**",
+    ],
+)
+def test_refusals_are_recognized(reply):
+    assert is_refusal(reply)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "I can't open a file",
+        "I can't provide a proof of address, what else works?",
+        "I'm sorry, but I missed my flight. How do I rebook?",
+        "I am sorry poem for a friend",
+        "As an AI engineer, which papers should I read?",
+        "Sorry, how do I list files?",
+        "I cannot help thinking about lunch; find a restaurant",
+        "",
+    ],
+)
+def test_queries_that_resemble_refusals_are_none(query):
+    assert not is_refusal(query)
 
 
 def test_prompt_shows_the_examples_before_the_document():

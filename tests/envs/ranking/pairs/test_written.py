@@ -62,6 +62,8 @@ def test_unusable_replies_are_dropped_and_counted():
         "why do birds sing",
         "word " * 26,
         "word " * 25,
+        "I'm sorry, but I can't help with that.",
+        "Document: how to list files",
     ]
     replies = {f"few_shot/a/{i}": Generation(text) for i, text in enumerate(texts)}
     written = query_rows(FEW_SHOT, DOCUMENTS[:1], EXAMPLES, replies, per_document=len(texts) + 1)
@@ -73,14 +75,16 @@ def test_unusable_replies_are_dropped_and_counted():
     assert (written.rows[0].source, written.rows[0].document) == (FEW_SHOT, "a")
     assert written.dropped == {
         "duplicate": 1,
-        "empty or a refusal": 1,
+        "empty": 1,
         "copy of an example": 1,
         "too long": 1,
+        "refusal": 1,
+        "another document": 1,
         "failed": 1,
     }
     line = describe(FEW_SHOT, written)
     assert line.startswith(
-        "few_shot: 2 rows, 2 distinct queries (duplicates 0.0%), dropped 71.4% (duplicate "
+        "few_shot: 2 rows, 2 distinct queries (duplicates 0.0%), dropped 77.8% (duplicate "
     )
     assert "trigrams of a query from its document 0.0%" in line
 
@@ -120,16 +124,17 @@ def test_graded_list_with_an_empty_or_repeated_passage_is_dropped():
     replies = {prompt.id: Generation(prompt.id) for prompt in graded_prompts(QUERIES, 0)}
     unusable = {"graded/q1/2": Generation(" "), "graded/q2/0": Generation("graded/q2/1")}
     written = graded_rows(QUERIES, replies | unusable, 0)
-    assert not written.rows and written.dropped == {"empty or a refusal": 1, "duplicate": 1}
-    line = "graded: no rows, dropped 100.0% (empty or a refusal 50.0%, duplicate 50.0%)"
-    assert describe(GRADED, written) == line
+    assert not written.rows and written.dropped == {"empty": 1, "duplicate": 1}
+    assert describe(GRADED, written) == "graded: no rows, dropped 100.0% (empty 50.0%, duplicate 50.0%)"
 
 
-def test_graded_list_with_a_failed_prompt_is_dropped():
+def test_graded_list_with_a_failed_prompt_or_a_refusal_is_dropped():
     replies = {prompt.id: Generation(prompt.id) for prompt in graded_prompts(QUERIES, 0)}
     del replies["graded/q1/2"]
     written = graded_rows(QUERIES, replies, 0)
     assert [row.query for row in written.rows] == ["dogs"] and written.dropped == {"failed": 1}
+    replies["graded/q1/2"] = Generation("As an AI language model, I have no opinion.")
+    assert graded_rows(QUERIES, replies, 0).dropped == {"refusal": 1}
 
 
 @pytest.mark.parametrize(
@@ -139,14 +144,13 @@ def test_graded_list_with_a_failed_prompt_is_dropped():
         ("where do cats sleep\nand wh", "where do cats sleep"),
         ("Here is a query:\nwhere do", None),
         ("<think>a\nb</think>where do", None),
-        ("", None),
+        ("<think>The user wants", None),
     ],
 )
-def test_query_that_the_limit_of_tokens_ends_is_dropped(text, query):
+def test_truncated_query_is_dropped_unless_its_line_is_complete(text, query):
     def rows_of(reply):
         return query_rows("title", DOCUMENTS[:1], [], {"title/a/0": reply}, per_document=1)
 
     written = rows_of(Generation(text, truncated=True))
     assert [row.query for row in written.rows] == ([query] if query else [])
-    assert written.dropped["truncated"] == int(query is None and text != "")
-    assert len(rows_of(Generation(text)).rows) == int(text != "")
+    assert written.dropped == ({} if query else {"truncated": 1})
