@@ -4,9 +4,11 @@ A frozen SmolLM2-135M names the tool for a request (MetaTool) after k demonstrat
 those of BM25, of all-MiniLM-L6-v2, and of three residuals of the latter. The first is distilled from the
 probability of the correct answer after each demonstration (`scripts/score_demonstrations.py`), with 0.1 times
 InfoNCE. The controls are trained on labels instead, which say whether the two tools are the same, for those
-of the questions that have such a demonstration: one with the same loss, and one with InfoNCE. The score is
-whether the model's greedy answer is the tool. Three seeds of each training, and of the random demonstrations;
-paired permutation tests over the tools, with Holm's correction.
+of the questions that have such a demonstration: one with the same loss, and one with InfoNCE. The learning
+rate of each training is the one whose retriever finds the demonstrations with the highest probability of the
+correct answer, for a fifth of the training questions. The score is whether the model's greedy answer is the
+tool. Three seeds of each training, and of the random demonstrations; paired permutation tests over the tools,
+with Holm's correction.
 
 Three ways to use the demonstrations of the encoder are compared by the log-probability of the correct answer:
 the first one alone, the per-token marginal of k prompts with one each, and one prompt with all k.
@@ -23,6 +25,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 import torch
 from residuals import ENCODER, ResidualTraining
@@ -56,7 +60,9 @@ RESULTS = Path(__file__).parent / "results" / "demonstrations.json"
 MODEL = "bundled:smollm2-135m"
 NUM_RETRIEVED, NUM_RANDOM = 8, 4  # scored demonstrations of a training question
 TEMPERATURE = 0.05  # of the cosines, in training and in the weights of the marginal
-TRAINING = {"steps": 100, "learning_rate": 1e-3, "batch_size": 32, "temperature": TEMPERATURE}
+TRAINING: dict[str, Any] = {"steps": 100, "batch_size": 32, "temperature": TEMPERATURE}
+LEARNING_RATES = (3e-5, 1e-4, 3e-4, 1e-3)
+HELD_OUT = 0.2  # share of the training questions on which the learning rate is chosen
 BATCH_SIZE = 16  # prompts
 MAX_TOKENS = 16  # of an answer
 TRAINED = {
@@ -185,6 +191,37 @@ class Benchmark:
                 labeled.append(replace(row, targets=targets, source="labels"))
         return labeled
 
+    def choose_learning_rate(
+        self, rows: Sequence[PairRow], training_rows: Sequence[PairRow], objective: str
+    ) -> dict[float, float]:
+        """Return the mean target of the demonstrations that each learning rate finds for held-out questions.
+
+        Args:
+            rows: Rows with the model's probabilities.
+            training_rows: Rows to train on, for the same questions or some of them.
+            objective: Key `objective` of `rlkit rank`.
+        """
+        held_out = random.Random(0).sample(rows, round(HELD_OUT * len(rows)))
+        names = {row.id for row in held_out}
+        remaining = [row for row in training_rows if row.id not in names]
+        return {
+            rate: self.mean_target(
+                self.residuals.train(remaining, seed=0, learning_rate=rate, objective=objective, **TRAINING),
+                held_out,
+            )
+            for rate in LEARNING_RATES
+        }
+
+    def mean_target(self, scorer: AdapterScorer, rows: Sequence[PairRow]) -> float:
+        """Return the mean target of the `k` candidates of each row with the highest scores."""
+        means = []
+        with torch.no_grad():
+            for row in rows:
+                scores = (scorer.embed([row.query], "query") @ scorer.embed(row.passages, "document").T)[0]
+                best = scores.argsort(descending=True, stable=True)[: self.k].tolist()
+                means.append(fmean(row.targets[i] for i in best))
+        return fmean(means)
+
     def combinations(self) -> dict[str, list[Scores]]:
         """Return the log-probability of the correct answer for three ways to use the encoder's ranking."""
         rankings, scores = self.rank(self.residuals.scorer(), self.questions, self.k)
@@ -247,11 +284,15 @@ def main() -> None:
         "bm25": [benchmark.score(environment.find(questions, k))],
         "dense": [benchmark.score(dense)],
     }
+    held_out_targets = {}
     for system, objective in TRAINED.items():
         systems[system] = []
+        training_rows = rows if system == "probabilities" else labeled
+        by_rate = benchmark.choose_learning_rate(rows, training_rows, objective)
+        held_out_targets[system] = {f"{rate:g}": round(target, 4) for rate, target in by_rate.items()}
+        settings = {**TRAINING, "learning_rate": max(by_rate, key=by_rate.__getitem__)}
         for seed in options.seeds:
-            training_rows = rows if system == "probabilities" else labeled
-            scorer = benchmark.residuals.train(training_rows, seed=seed, objective=objective, **TRAINING)
+            scorer = benchmark.residuals.train(training_rows, seed=seed, objective=objective, **settings)
             systems[system].append(benchmark.score(benchmark.rank(scorer, questions, k)[0]))
     combinations = benchmark.combinations()
     by_tool = {
@@ -268,6 +309,7 @@ def main() -> None:
         "test_questions": len(questions),
         "tools_with_test_questions": len(by_tool["dense"][0]),
         "k": k,
+        "held_out_targets_by_learning_rate": held_out_targets,
         "means": summarize(systems, ["hit", "shown"]),
         "tests_of_hit_by_tool": compare_pairs(by_tool, "hit", PAIRS),
         "log_prob_of_dense": summarize(combinations, ["log_prob"]),
