@@ -4,7 +4,7 @@
         --retriever dense:bundled:all-minilm-l6-v2 --questions 200 -o demonstrations.jsonl
     rlkit rank configs/ranking/pairs.yaml --environment_args '{"pairs": "demonstrations.jsonl"}' \\
         --model_name_or_path bundled:all-minilm-l6-v2 --adapter_rank 64 --objective distillation \\
-        --temperature 0.05 --learning_rate 1e-3 --max_steps 100 --per_device_train_batch_size 32 \\
+        --temperature 0.05 --learning_rate 3e-4 --max_steps 100 --per_device_train_batch_size 32 \\
         --evaluation_tasks 0 -o runs/demonstrations
     rlkit eval MODEL --environment demonstrate-v1 --environment_args.collection data/metatool \\
         --environment_args.retriever dense:runs/demonstrations/model
