@@ -121,7 +121,7 @@ def generate_replies(
 
 
 def finish(path: Path, num_failed: int) -> None:
-    """Delete the file of a run whose output is written, unless prompts failed, which can be tried again."""
+    """Delete the file of a run whose output is written, unless prompts failed and can be retried."""
     if not num_failed:
         path.unlink()
 

@@ -56,7 +56,7 @@ def test_truncated_generations_are_marked(tiny_folder, server):
     generations = load_text_model(tiny_folder, max_tokens=4, temperature=1.0).generate(
         PROMPTS * 20, range(60)
     )
-    # One character is one token here, and the EOS token ends a text.
+    # One character is one token here, and the EOS token ends the reply.
     assert all(len(g.text) < 4 or g.truncated for g in generations)
     assert 0 < sum(g.truncated for g in generations) < 60
     body = completion("a reply")
