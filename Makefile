@@ -79,7 +79,7 @@ ranking: install  ## train an encoder to rank, by policy gradient and by InfoNCE
 
 pairs: install  ## pre-train an encoder on pairs without labels from man pages; needs mandoc and the man pages
 	test -d runs/pairs/man || $(BIN)/python scripts/build_man_collection.py -o runs/pairs/man
-	$(BIN)/python scripts/make_pairs.py runs/pairs/man --source ict bfs wlp -o runs/pairs/all.jsonl
+	test -f runs/pairs/all.jsonl || $(BIN)/python scripts/make_pairs.py runs/pairs/man --source ict bfs wlp -o runs/pairs/all.jsonl
 	test -d runs/pairs/encoder || $(BIN)/python scripts/new_encoder.py -o runs/pairs/encoder
 	$(BIN)/rlkit rank configs/ranking/pairs.yaml $(call args,runs/pairs/run)
 	$(BIN)/rlkit eval --collection runs/pairs/man --retriever bm25 dense:runs/pairs/encoder dense:runs/pairs/run/model --measures rr@10 recall@10

@@ -67,9 +67,11 @@ def test_documents_of_the_test_split_are_left_out(collection, tmp_path):
     assert result.returncode == 0, result.stderr
     assert {row.document for row in read_rows(out)} == {"a"}
     (collection / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq2\ta\t1\n")
+    out = tmp_path / "judged.jsonl"
     result = make_pairs(collection, "--source", "ict", "judged", "--without_test_documents", "-o", out)
     assert "judged: no rows" in result.stdout and {row.document for row in read_rows(out)} == {"b"}
     (collection / "qrels" / "test.tsv").unlink()
+    out = tmp_path / "without_split.jsonl"
     result = make_pairs(collection, "--source", "ict", "--without_test_documents", "-o", out)
     assert result.returncode == 2 and "has no test split: remove --without_test_documents" in result.stderr
 
@@ -96,7 +98,7 @@ def test_word_sets_have_a_file_of_their_own(collection, tmp_path):
     assert result.returncode == 0, result.stderr
     rows = read_rows(out)
     assert len(rows) == 6 and all(row.passages_are_queries for row in rows)
-    result = make_pairs(collection, "--source", "prop", "ict", "-o", out)
+    result = make_pairs(collection, "--source", "prop", "ict", "-o", tmp_path / "both.jsonl")
     assert result.returncode == 2 and "need a file of their own" in result.stderr
 
 
