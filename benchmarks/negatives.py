@@ -56,7 +56,7 @@ PAIRS = [
         for first, second in itertools.combinations(HARD, 2)
     ],
 ]
-SETTINGS = [{"steps": steps, "learning_rate": rate} for steps in (50, 150) for rate in (3e-4, 1e-3)]
+SETTINGS = [{"steps": steps, "learning_rate": rate} for steps in (25, 50, 150) for rate in (1e-4, 3e-4, 1e-3)]
 HELD_OUT = 0.2  # share of the training queries on which the settings are chosen
 NUM_RERANKED = 200  # test queries on which the cross-encoder itself is measured
 
