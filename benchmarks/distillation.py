@@ -202,7 +202,7 @@ def run_fold(
 
         chosen[system] = max(LEARNING_RATES, key=dev_mean)
         by_rate[system] = {
-            f"{rate:g}": mean_of({query: scores[query] for query in test}, MEASURES[0])
+            f"{rate:g}": round(mean_of({query: scores[query] for query in test}, MEASURES[0]), 4)
             for rate, scores in candidates.items()
         }
         systems[system] = {query: candidates[chosen[system]][query] for query in test}
