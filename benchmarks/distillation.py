@@ -11,7 +11,7 @@ of MiniLM's query embedding, is trained on the written queries in these ways:
 - "kl, filtered": only with queries whose page the teacher ranks first
 - "kl + infonce": with 0.1 times InfoNCE, whose negatives are the candidates of other queries
 
-A cross-encoder that is trained on six hundred queries may well be a worse ranker than MiniLM, which was
+A cross-encoder that is trained on four hundred queries may well be a worse ranker than MiniLM, which was
 trained on a billion pairs. So there is a second teacher: "mixed" is the mean of the scaled scores of the
 cross-encoder and of MiniLM. The rankings of both teachers are in the results, since a student learns little
 from a teacher that ranks worse than itself. The learning rate of each system is the best one on the fold's
