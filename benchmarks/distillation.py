@@ -13,10 +13,10 @@ of MiniLM's query embedding, is trained on the written queries in these ways:
 
 A cross-encoder that is trained on four hundred queries may well be a worse ranker than MiniLM, which was
 trained on a billion pairs. So there is a second teacher: "mixed" is the mean of the scaled scores of the
-cross-encoder and of MiniLM. The rankings of both teachers are in the results, since a student learns little
-from a teacher that ranks worse than itself. The learning rate of each system is the best one on the fold's
-dev queries; the means of all learning rates are in the results, too. Each query is a test query of one fold,
-and the tests are over the queries of all folds. The teachers rerank the first ten fused candidates; the
+cross-encoder and of MiniLM. The rankings of both teachers are in the results, since a teacher that ranks
+worse than its student may have little to teach. The learning rate of each system is the best one on the
+fold's dev queries; the means of all learning rates are in the results, too. Each query is a test query of one
+fold, and the tests are over the queries of all folds. The teachers rerank the first ten fused candidates; the
 students rank all pages. Queries are also written for pages that test queries ask for; the judgments are not
 used.
 
